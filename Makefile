@@ -1,0 +1,33 @@
+# Bare `make` prints this help. Every target sets up what it needs in .venv; none needs root.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench
+
+help: ## print this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with the project and its development tools
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("hetero_sd needs Python 3.11 to 3.14 on the host, %s is %s; say PYTHON=... " % (sys.executable, sys.version.split()[0])) if not (3, 11) <= sys.version_info[:2] <= (3, 14) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup ## compile the example pair, translate with it, print predicted beside measured
+	$(BIN)/python examples/translation/demo.py
+
+test: setup ## run all tests (the emulated board is built where root and Debian's packages can be had)
+	$(BIN)/python -m pytest
+
+check: setup ## ruff, mypy and all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: setup ## print the benchmarks
+	$(BIN)/python benchmarks/decode.py

@@ -1,0 +1,265 @@
+"""Canonical ONNX decoder -> one Relax function in the decoder dialect.
+
+    main(input_ids[1, n], past_key_values.0.key[1, kv_heads, p, head_dim], ..., weights...) -> (logits, present.0.key, ...)
+
+n (new tokens) and p (past length) are symbolic, the batch is 1, positions are p, p + 1, ... Weights are parameters
+named as in the ONNX file and are never loaded here: `RelaxDecoder.weights` holds the lazy tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from passes import dialect as D
+from passes.import_onnx import Decoder, DecoderFacts
+from targets.errors import UserError
+
+
+@dataclass(frozen=True)
+class RelaxDecoder:
+    """A decoder as a Relax module with its facts and its weights by parameter name (lazy `onnx_ir` tensors)."""
+
+    mod: Any
+    facts: DecoderFacts
+    weights: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What an ONNX value became: an expression [1, n, width], seen as `groups` equal parts of a row."""
+
+    expr: Any
+    groups: int = 1
+
+
+@dataclass
+class _Emitter:
+    bb: Any
+    n: Any
+    past: Any
+    values: dict[str, _Value] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
+
+    def expr(self, value: Any) -> Any:
+        """The [1, n, width] expression of an ONNX value computed so far."""
+        return self.values[value.name].expr
+
+    def weight(self, value: Any) -> tuple[Any, bool]:
+        """(parameter, transposed) of a weight expression: an initialiser behind Cast, Transpose or Reshape."""
+        transposed = False
+        while value.producer() is not None:
+            node = value.producer()
+            transposed ^= node.op_type == "Transpose"
+            value = node.inputs[0]
+        name = value.name
+        if name not in self.params:
+            tensor = value.const_value
+            self.weights[name] = tensor
+            self.params[name] = relax.Var(
+                name, D.tensor([int(d) for d in tensor.shape], str(tensor.dtype.numpy()))
+            )
+        return self.params[name], transposed
+
+    def emit(self, call: Any) -> Any:
+        """Bind a call in the function and return its variable."""
+        return self.bb.emit(call)
+
+
+def _attr(node: Any, name: str, default: Any = None) -> Any:
+    return node.attributes[name].value if name in node.attributes else default
+
+
+def _embedding(e: _Emitter, node: Any) -> _Value:
+    w, transposed = e.weight(node.inputs[0])
+    vocab, width = (int(d) for d in D.shape_of(w))
+    assert not transposed
+    return _Value(
+        e.emit(D.embedding(w, e.expr(node.inputs[1]), layout="NK", vocab=vocab, width=width))
+    )
+
+
+def _zero_point(e: _Emitter, node: Any, i: int) -> tuple[Any, int]:
+    """The zero-point parameter of a quantised node, or a one-element stand-in where the format implies it."""
+    if len(node.inputs) > i and node.inputs[i] is not None:
+        return e.weight(node.inputs[i])[0], 1
+    return relax.const(np.zeros((1, 1, 1), np.uint8)), 0
+
+
+def _embedding_nbits(e: _Emitter, node: Any) -> _Value:
+    q, scale = e.weight(node.inputs[0])[0], e.weight(node.inputs[2])[0]
+    zero, zeros = _zero_point(e, node, 3)
+    bits, block = _attr(node, "bits", 4), _attr(node, "block_size")
+    vocab = int(D.shape_of(q)[0])
+    width = int(np.prod([int(d) for d in D.shape_of(q)[1:]])) * 8 // bits
+    return _Value(
+        e.emit(
+            D.embedding_nbits(
+                *(q, scale, zero, e.expr(node.inputs[1])),
+                layout="NK",
+                **dict(bits=bits, block=block, zeros=zeros, vocab=vocab, width=width),
+            )
+        )
+    )
+
+
+def _matmul(e: _Emitter, node: Any) -> _Value:
+    w, transposed = e.weight(node.inputs[1])
+    rows, columns = (int(d) for d in D.shape_of(w))
+    layout, columns = ("NK", rows) if transposed else ("KN", columns)
+    return _Value(e.emit(D.linear(e.expr(node.inputs[0]), w, layout=layout, columns=columns)))
+
+
+def _matmul_nbits(e: _Emitter, node: Any) -> _Value:
+    q, scale = e.weight(node.inputs[1])[0], e.weight(node.inputs[2])[0]
+    zero, zeros = _zero_point(e, node, 3)
+    sizes = dict(
+        bits=_attr(node, "bits", 4),
+        block=_attr(node, "block_size"),
+        zeros=zeros,
+        columns=_attr(node, "N"),
+        k=_attr(node, "K"),
+    )
+    y = e.emit(D.linear_nbits(e.expr(node.inputs[0]), q, scale, zero, layout="NK", **sizes))
+    if len(node.inputs) > 5 and node.inputs[5] is not None:
+        y = e.emit(relax.op.add(y, e.weight(node.inputs[5])[0]))
+    return _Value(y)
+
+
+def _add(e: _Emitter, node: Any) -> _Value:
+    a, b = node.inputs
+    if a.name not in e.values:
+        a, b = b, a
+    other = e.expr(b) if b.name in e.values else e.weight(b)[0]
+    return _Value(e.emit(relax.op.add(e.expr(a), other)))
+
+
+def _multiply(e: _Emitter, node: Any) -> _Value:
+    return _Value(e.emit(relax.op.multiply(*(e.expr(i) for i in node.inputs))))
+
+
+def _sigmoid(e: _Emitter, node: Any) -> _Value:
+    return _Value(e.emit(relax.op.sigmoid(e.expr(node.inputs[0]))))
+
+
+def _rms_norm(e: _Emitter, node: Any) -> _Value:
+    x = e.values[node.inputs[0].name]
+    w, _ = e.weight(node.inputs[1])
+    call = D.rms_norm(x.expr, w, groups=x.groups, eps=_attr(node, "epsilon", 1e-5))
+    return _Value(e.emit(call), x.groups)
+
+
+def _reshape(e: _Emitter, node: Any) -> _Value:
+    """[1, n, heads * dim] <-> [1, n, heads, dim] changes only how a row is seen."""
+    x = e.values[node.inputs[0].name]
+    shape = [int(d) for d in node.inputs[1].const_value.numpy()]
+    return _Value(x.expr, shape[2] if len(shape) == 4 else 1)
+
+
+def _rope(e: _Emitter, node: Any) -> _Value:
+    x = e.expr(node.inputs[0])
+    cos, sin = e.weight(node.inputs[1])[0], e.weight(node.inputs[2])[0]
+    attrs = dict(
+        heads=_attr(node, "num_heads"),
+        rotary_dim=2 * int(D.shape_of(cos)[1]),
+        interleaved=_attr(node, "interleaved", 0),
+    )
+    return _Value(e.emit(D.rope(x, cos, sin, relax.prim_value(e.past), **attrs)))
+
+
+def _attention(e: _Emitter, node: Any) -> tuple[_Value, ...]:
+    q, k, v, mask, past_k, past_v = node.inputs[:6]
+    attrs = dict(
+        heads=_attr(node, "q_num_heads"),
+        kv_heads=_attr(node, "kv_num_heads"),
+        scale=_attr(node, "scale"),
+        window=_attr(mask.producer(), "window", 0),
+        softcap=_attr(node, "softcap", 0.0),
+    )
+    both = e.emit(D.attention(*(e.expr(i) for i in (q, k, v, past_k, past_v)), **attrs))
+    return tuple(_Value(e.emit(relax.TupleGetItem(both, i))) for i in range(3))
+
+
+def _split(e: _Emitter, node: Any) -> tuple[_Value, ...]:
+    sizes = [int(s) for s in node.inputs[1].const_value.numpy()]
+    x, out, start = e.expr(node.inputs[0]), [], 0
+    for size in sizes:
+        out.append(_Value(e.emit(D.take_columns(x, start=start, width=size))))
+        start += size
+    return tuple(out)
+
+
+# operator -> (which inputs are computed values, how it is emitted); None: every input that is not a weight
+_EMIT: dict[tuple[str, str], tuple[tuple[int, ...], Callable[[_Emitter, Any], Any]]] = {
+    ("", "Gather"): ((1,), _embedding),
+    ("com.microsoft", "GatherBlockQuantized"): ((1,), _embedding_nbits),
+    ("", "MatMul"): ((0,), _matmul),
+    ("com.microsoft", "MatMulNBits"): ((0,), _matmul_nbits),
+    ("", "Add"): ((0, 1), _add),
+    ("", "Mul"): ((0, 1), _multiply),
+    ("", "Sigmoid"): ((0,), _sigmoid),
+    ("", "RMSNormalization"): ((0,), _rms_norm),
+    ("", "Reshape"): ((0,), _reshape),
+    ("", "RotaryEmbedding"): ((0,), _rope),
+    ("", "Attention"): ((0, 1, 2, 4, 5), _attention),
+    ("", "Split"): ((0,), _split),
+}
+
+
+def _is_weight(value: Any) -> bool:
+    """Whether a value is an initialiser behind nothing but Cast, Transpose and Reshape."""
+    while value.producer() is not None:
+        if value.producer().op_type not in ("Cast", "Transpose", "Reshape"):
+            return False
+        value = value.producer().inputs[0]
+    return value.const_value is not None
+
+
+def _computed_nodes(graph: Any) -> list[Any]:
+    """Nodes the outputs need as data, in order; masks and positions drop out: they are attributes and `pos` here."""
+    needed: set[str] = {o.name for o in graph.outputs}
+    nodes = []
+    for node in reversed(graph):
+        if not any(o.name in needed for o in node.outputs):
+            continue
+        known = _EMIT.get((node.domain, node.op_type))
+        if known is None:
+            raise UserError(
+                f"operator {node.domain or 'ai.onnx'}.{node.op_type} (node {node.name!r}) is not in the decoder "
+                "vocabulary; see `hetero-sd compile --help` for what is supported"
+            )
+        needed.update(i.name for k in known[0] if not _is_weight(i := node.inputs[k]))
+        nodes.append(node)
+    return nodes[::-1]
+
+
+def onnx_to_relax(decoder: Decoder) -> RelaxDecoder:
+    """Translate a canonical decoder.
+
+    Raises:
+        UserError: an operator is outside the vocabulary; the message names it and its node.
+    """
+    facts, graph = decoder.facts, decoder.model.graph
+    n, past = tirx.Var("n", "int64"), tirx.Var("p", "int64")
+    ids = relax.Var("input_ids", D.tensor([1, n], "int64"))
+    caches = [
+        relax.Var(f"past_key_values.{i}.{kind}", D.tensor([1, facts.kv_heads, past, facts.head_dim]))
+        for i in range(facts.layers)
+        for kind in ("key", "value")
+    ]
+    bb = relax.BlockBuilder()
+    e = _Emitter(bb, n, past, {v.name_hint: _Value(v) for v in (ids, *caches)})
+    with bb.function("main"), bb.dataflow():
+        for node in _computed_nodes(graph):
+            made = _EMIT[node.domain, node.op_type][1](e, node)
+            made = made if isinstance(made, tuple) else (made,)
+            e.values.update((o.name, v) for o, v in zip(node.outputs, made, strict=False))
+        result = bb.emit_output(relax.Tuple([e.values[o.name].expr for o in graph.outputs]))
+        bb.emit_func_output(result, [ids, *caches, *e.params.values()])
+    return RelaxDecoder(bb.get(), facts, e.weights)

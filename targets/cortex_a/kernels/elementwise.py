@@ -1,0 +1,78 @@
+"""Elementwise kernels: residual and bias addition, the gate of a gated FFN."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tvm.script import tirx as T
+
+from targets.cortex_a.kernels.tile import CpuTile
+from targets.cortex_a.kernels.vector_math import lanes_exp
+
+
+@functools.cache
+def add(tile: CpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (a, b, y): y = a + b, all of [1, n, width]."""
+    lanes = tile.lanes
+
+    @T.prim_func(s_tir=True)
+    def add(
+        a: T.Buffer((1, n, width), "float32"),
+        b: T.Buffer((1, n, width), "float32"),
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for m, i in T.grid(n, width // lanes):
+            with T.sblock("vector"):
+                vm, vi = T.axis.remap("SS", [m, i])
+                for v in T.vectorized(lanes):
+                    y[0, vm, vi * lanes + v] = a[0, vm, vi * lanes + v] + b[0, vm, vi * lanes + v]
+
+    return add
+
+
+@functools.cache
+def add_bias(tile: CpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (a[1, n, width], b[width], y): y = a + b in every row."""
+    lanes = tile.lanes
+
+    @T.prim_func(s_tir=True)
+    def add_bias(
+        a: T.Buffer((1, n, width), "float32"),
+        b: T.Buffer((width,), "float32"),
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for m, i in T.grid(n, width // lanes):
+            with T.sblock("vector"):
+                vm, vi = T.axis.remap("SS", [m, i])
+                for v in T.vectorized(lanes):
+                    y[0, vm, vi * lanes + v] = a[0, vm, vi * lanes + v] + b[vi * lanes + v]
+
+    return add_bias
+
+
+@functools.cache
+def silu_mul(tile: CpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (gate, up, y): y = gate * sigmoid(gate) * up, all of [1, n, width]."""
+    lanes = tile.lanes
+
+    @T.prim_func(s_tir=True)
+    def silu_mul(
+        gate: T.Buffer((1, n, width), "float32"),
+        up: T.Buffer((1, n, width), "float32"),
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for m, i in T.grid(n, width // lanes):
+            with T.sblock("vector"):
+                vm, vi = T.axis.remap("SS", [m, i])
+                for v in T.vectorized(lanes):
+                    y[0, vm, vi * lanes + v] = (
+                        gate[0, vm, vi * lanes + v]
+                        / (T.float32(1) + lanes_exp(T.float32(0) - gate[0, vm, vi * lanes + v]))
+                        * up[0, vm, vi * lanes + v]
+                    )
+
+    return silu_mul

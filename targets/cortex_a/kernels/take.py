@@ -1,0 +1,40 @@
+"""Copies of a part: one row of a prompt chunk (the head needs its last token only), one part of a packed product."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tvm.script import tirx as T
+
+
+@functools.cache
+def take_row(n: int, width: int) -> Any:
+    """The PrimFunc (x[1, n, width], row, y[1, 1, width]): y = x[row]."""
+
+    @T.prim_func(s_tir=True)
+    def take_row(
+        x: T.Buffer((1, n, width), "float32"), row: T.int64, y: T.Buffer((1, 1, width), "float32")
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for i in T.serial(width):
+            with T.sblock("value"):
+                vi = T.axis.spatial(width, i)
+                y[0, 0, vi] = x[0, row, vi]
+
+    return take_row
+
+
+@functools.cache
+def take_columns(n: int, width: int, start: int, part: int) -> Any:
+    """The PrimFunc (x[1, n, width], y[1, n, part]): y = x[:, :, start : start + part]."""
+
+    @T.prim_func(s_tir=True)
+    def take_columns(x: T.Buffer((1, n, width), "float32"), y: T.Buffer((1, n, part), "float32")):
+        T.func_attr({"tirx.noalias": True})
+        for m, i in T.grid(n, part):
+            with T.sblock("value"):
+                vm, vi = T.axis.remap("SS", [m, i])
+                y[0, vm, vi] = x[0, vm, start + vi]
+
+    return take_columns

@@ -1,0 +1,45 @@
+"""The register tile of a core: what the kernels and the packed weight layout are derived from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from targets.device import Core
+
+
+@dataclass(frozen=True)
+class CpuTile:
+    """Vector and register-tile sizes of one instruction set.
+
+    Attributes:
+        lanes: float32 values in one vector register.
+        panel: columns of a packed weight panel; the layout on disk depends on it, so one board has one panel.
+        accumulators: vector registers a tile may accumulate in without spilling.
+    """
+
+    lanes: int
+    panel: int
+    accumulators: int
+
+    @property
+    def panel_vectors(self) -> int:
+        """Vectors across one panel."""
+        return self.panel // self.lanes
+
+    def rows(self, n: int) -> int:
+        """Rows of one register tile when n rows are computed: the row tile whose stairs the verify curve shows."""
+        most = max(1, self.accumulators // self.panel_vectors)
+        tiles = -(-n // most)
+        return -(-n // tiles)
+
+    def panels(self, n: int, panel_count: int) -> int:
+        """Panels one tile works on side by side: one row alone needs several, to hide the latency of the FMA."""
+        most = max(1, min(4, self.accumulators // (self.panel_vectors * self.rows(n))))
+        return next(p for p in range(most, 0, -1) if panel_count % p == 0)
+
+
+def cpu_tile(core: Core) -> CpuTile:
+    """The tile of a core: 32 registers (NEON, AVX-512) leave 24 accumulators, 16 registers (AVX2) leave 12."""
+    lanes = core.vector_bits // 32
+    accumulators = core.vector_registers * 3 // 4
+    return CpuTile(lanes=lanes, panel=max(16, 4 * lanes if lanes == 16 else 16), accumulators=accumulators)

@@ -1,0 +1,35 @@
+"""Vector arithmetic written as TIR expressions, so that LLVM vectorises it (a call of libm would not be)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+
+def lanes_exp(x: Any) -> Any:
+    """exp(x) for float32 scalars or vector lanes; 2 ulp on [-87, 88], clamped outside.
+
+    Range reduction x = t ln 2 + r with a two-part ln 2, then a polynomial of degree 7 in r (the coefficients are
+    those of the Cephes library's expf).
+    """
+    x = tirx.max(tirx.min(x, T.float32(88.0)), T.float32(-87.0))
+    t = tirx.floor(x * T.float32(1.44269504) + T.float32(0.5))
+    r = x - t * T.float32(0.693359375) - t * T.float32(-2.12194440e-4)
+    p = T.float32(1.9875691500e-4)
+    for c in (
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        5.0000001201e-1,
+    ):
+        p = p * r + T.float32(c)
+    p = p * r * r + r + T.float32(1)
+    return p * tirx.reinterpret("float32", (tirx.Cast("int32", t) + 127) << 23)
+
+
+def lanes_tanh(x: Any) -> Any:
+    """tanh(x) = 1 - 2 / (exp(2x) + 1) for float32 lanes."""
+    return T.float32(1) - T.float32(2) / (lanes_exp(T.float32(2) * x) + T.float32(1))

@@ -1,0 +1,10 @@
+"""The one exception for a user's mistake; it lives in the leftmost package so that every layer can raise it."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user gave is wrong; the message is one line: what is wrong, where, what to do.
+
+    The command line prints the message after ``error:`` and exits with code 2, without a traceback.
+    """

@@ -1,0 +1,50 @@
+"""A core as TVM's target; also for the x86-64 cores of the host, so that one function serves every CPU.
+
+The features are spelled out instead of trusted to LLVM's table of cores, so the same board gives the same code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from targets.device import Core
+from targets.errors import UserError
+from targets.host.features import masked_features
+
+_TRIPLES = {"aarch64": "aarch64-linux-gnu", "x86-64": "x86_64-linux-gnu"}
+
+
+def tvm_target(core: Core) -> Any:
+    """The ``tvm.target.Target`` for code that runs on this core.
+
+    Raises:
+        UserError: the LLVM inside this tvm does not know the core.
+    """
+    from tvm.target import Target
+
+    triple = _TRIPLES[core.isa]
+    if core.llvm_cpu == "native":
+        return Target(_native(core, triple))
+    from tvm.target import codegen
+
+    if not codegen.llvm_is_valid_cpu(core.llvm_cpu, triple):
+        raise UserError(f"core {core.name}: the LLVM of this tvm does not know llvm_cpu {core.llvm_cpu!r} for {triple}")
+    return Target({"kind": "llvm", "mtriple": triple, "mcpu": core.llvm_cpu, "mattr": list(core.llvm_features)})
+
+
+def _native(core: Core, triple: str) -> dict[str, Any]:
+    """LLVM's own name for this machine, less what the machine does not report (a virtual machine hides some)."""
+    from tvm.target import Target, codegen
+
+    cpu = str(codegen.llvm_get_system_cpu())
+    if not codegen.llvm_is_valid_cpu(cpu, triple):
+        raise UserError(
+            f"core {core.name} is described as this machine's ({core.isa}), and this machine is another kind"
+        )
+    implied = {
+        str(name) for name in codegen.llvm_get_cpu_features(Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu}))
+    }
+    features = [*core.llvm_features, *masked_features(core.isa, core.llvm_features, implied)]
+    if core.vector_bits == 512:
+        features.append("-prefer-256-bit")  # else LLVM halves the 512-bit vectors that the kernels are written in
+    return {"kind": "llvm", "mtriple": triple, "mcpu": cpu, "mattr": features}

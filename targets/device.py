@@ -1,0 +1,294 @@
+"""What the hardware is: frozen values with a unit in every field name, and for every number where it comes from.
+
+Imports neither tvm nor numpy; the device reads a board with ``Board.from_json`` on any Python >= 3.10.
+Bandwidths are sustained reads in GB/s of 1e9 bytes; sizes are in bytes; times in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from targets.errors import UserError
+from targets.facts import (
+    Provenance,
+    expect_table,
+    label,
+    one_of,
+    read_table,
+    refuse_unknown,
+    within,
+    write_table,
+)
+
+FORMAT = 1  # of the JSON form
+_TIB = 1 << 40
+_MOST_CLUSTERS = 64
+
+
+@dataclass(frozen=True)
+class Core:
+    """One kind of CPU core.
+
+    Attributes:
+        name: for example ``cortex-a55``.
+        isa: ``aarch64`` or ``x86-64``.
+        llvm_cpu: LLVM's name of the core; ``native`` = the core that LLVM finds where it compiles.
+        llvm_features: LLVM feature flags, ``+name`` or ``-name``; on ``native`` all that the machine has.
+        vector_bits: width of one vector register.
+        vector_registers: architectural vector registers.
+        fp32_flops_per_cycle: float32 operations a cycle of one core; a fused multiply-add counts two.
+        int8_ops_per_cycle: int8 operations a cycle of one core, with int32 accumulation; a multiply-add counts two.
+        l1d_bytes: level-1 data cache of one core.
+        has_dotprod: int8 dot product (SDOT, VNNI).
+        has_fp16: float16 arithmetic.
+        has_i8mm: int8 matrix multiply (SMMLA).
+    """
+
+    name: str = field(metadata=label())
+    isa: str = field(metadata=label("aarch64", "x86-64"))
+    llvm_cpu: str = field(metadata=label())
+    llvm_features: tuple[str, ...] = field(metadata=label())
+    vector_bits: int = field(metadata=within(128, 2048))
+    vector_registers: int = field(metadata=within(16, 32))
+    fp32_flops_per_cycle: float = field(metadata=within(1, 1024))
+    int8_ops_per_cycle: float = field(metadata=within(1, 8192))
+    l1d_bytes: int = field(metadata=within(4096, 1 << 20))
+    has_dotprod: bool = field(metadata=one_of())
+    has_fp16: bool = field(metadata=one_of())
+    has_i8mm: bool = field(metadata=one_of())
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Cores of one kind that share a clock.
+
+    Attributes:
+        name: unique on the board, for example ``a55``.
+        core: what each core is.
+        count: number of cores.
+        frequency_ghz: clock under sustained load.
+        cpu_ids: Linux CPU numbers, one for each core.
+        l2_bytes: level-2 cache next to each core, or 0; where the cluster shares one, each core's part.
+        l3_bytes: last-level cache that the cluster can use (it may share it with other clusters), or 0.
+        bandwidth_one_thread_gb_per_s: DRAM reads of one thread.
+        bandwidth_all_threads_gb_per_s: DRAM reads with a thread on each core of the cluster.
+        launch_overhead_s: fixed cost of one parallel kernel: waking the threads, and the barrier at its end.
+    """
+
+    name: str = field(metadata=label())
+    core: Core
+    count: int = field(metadata=within(1, 1024))
+    frequency_ghz: float = field(metadata=within(0.05, 10))
+    cpu_ids: tuple[int, ...] = field(metadata=within(0, 4095))
+    l2_bytes: int = field(metadata=within(0, 1 << 30))
+    l3_bytes: int = field(metadata=within(0, 1 << 32))
+    bandwidth_one_thread_gb_per_s: float = field(metadata=within(0.05, 10_000))
+    bandwidth_all_threads_gb_per_s: float = field(metadata=within(0.05, 10_000))
+    launch_overhead_s: float = field(metadata=within(0, 1))
+
+    @property
+    def fp32_gflops(self) -> float:
+        """Peak float32 rate of the whole cluster: cores x GHz x FLOP per cycle."""
+        return self.count * self.frequency_ghz * self.core.fp32_flops_per_cycle
+
+    @property
+    def int8_gops(self) -> float:
+        """Peak int8 rate of the whole cluster: cores x GHz x operations per cycle."""
+        return self.count * self.frequency_ghz * self.core.int8_ops_per_cycle
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU driven through OpenCL.
+
+    Attributes:
+        model: for example ``Mali-G610``.
+        shader_cores: number of shader cores.
+        frequency_ghz: clock under sustained load.
+        fp32_gflops: peak float32 rate of the whole GPU.
+        fp16_gflops: peak float16 rate; 0 without ``has_fp16``.
+        bandwidth_gb_per_s: DRAM reads of a streaming kernel.
+        launch_overhead_s: from enqueue to the start of a kernel, when the queue is empty.
+        unified_memory: buffers can be mapped by the CPU without a copy.
+        opencl_version: as the driver reports it, for example ``3.0``.
+        max_work_group_size: CL_DEVICE_MAX_WORK_GROUP_SIZE.
+        has_fp16: cl_khr_fp16.
+    """
+
+    model: str = field(metadata=label())
+    shader_cores: int = field(metadata=within(1, 1024))
+    frequency_ghz: float = field(metadata=within(0.05, 10))
+    fp32_gflops: float = field(metadata=within(0.1, 1e6))
+    fp16_gflops: float = field(metadata=within(0, 1e6))
+    bandwidth_gb_per_s: float = field(metadata=within(0.05, 10_000))
+    launch_overhead_s: float = field(metadata=within(0, 1))
+    unified_memory: bool = field(metadata=one_of())
+    opencl_version: str = field(metadata=one_of("1.0", "1.1", "1.2", "2.0", "2.1", "2.2", "3.0"))
+    max_work_group_size: int = field(metadata=within(1, 65536))
+    has_fp16: bool = field(metadata=one_of())
+
+
+@dataclass(frozen=True)
+class Dram:
+    """The memory that all processors share.
+
+    Attributes:
+        capacity_bytes: fitted memory.
+        peak_bandwidth_gb_per_s: transfer rate times bus width.
+        reserved_bytes: what the system and other programs keep.
+    """
+
+    capacity_bytes: int = field(metadata=within(1 << 20, 64 * _TIB))
+    peak_bandwidth_gb_per_s: float = field(metadata=within(0.1, 10_000))
+    reserved_bytes: int = field(metadata=within(0, 64 * _TIB))
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board: clusters of CPU cores, at most one GPU, one DRAM.
+
+    Attributes:
+        name: short name, for example ``rk3588``.
+        description: one line.
+        clusters: fastest first.
+        gpu: None where no usable OpenCL GPU is present.
+        dram: the shared memory.
+        provenance: dotted path of each number, for example ``clusters.a76.frequency_ghz``,
+            ``clusters.a76.core.vector_bits`` or ``dram.reserved_bytes``, to its origin.
+    """
+
+    name: str = field(metadata=label())
+    description: str = field(metadata=label())
+    clusters: tuple[Cluster, ...]
+    gpu: Gpu | None
+    dram: Dram
+    provenance: Mapping[str, Provenance] = field(repr=False, hash=False)
+
+    @property
+    def isa(self) -> str:
+        """The instruction set of all clusters."""
+        return self.clusters[0].core.isa
+
+    def cluster(self, name: str) -> Cluster:
+        """The cluster of that name.
+
+        Raises:
+            UserError: no such cluster.
+        """
+        for cluster in self.clusters:
+            if cluster.name == name:
+                return cluster
+        raise UserError(f"board {self.name} has no cluster {name!r}; it has {', '.join(c.name for c in self.clusters)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, self-contained (the cores are written out), with every number's kind and source."""
+        clusters = []
+        for cluster in self.clusters:
+            path = f"clusters.{cluster.name}"
+            core = write_table(cluster.core, f"{path}.core", self.provenance)
+            clusters.append({**write_table(cluster, path, self.provenance), "core": core})
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "description": self.description,
+            "clusters": clusters,
+            "gpu": None if self.gpu is None else write_table(self.gpu, "gpu", self.provenance),
+            "dram": write_table(self.dram, "dram", self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, data: object, where: str = "board") -> Board:
+        """The board that ``to_json`` wrote; checked like a board file, because a bundle is untrusted input.
+
+        Raises:
+            UserError: the data is not a board, or contradicts itself; ``where`` names its origin.
+        """
+        table = dict(expect_table(data, "", where))
+        if table.pop("format", None) != FORMAT:
+            raise UserError(f"{where}: this is not a board of format {FORMAT}; write it again with this version")
+        return read_board(table, where, {})
+
+
+def read_board(table: Mapping[str, Any], where: str, cores: Mapping[str, Any]) -> Board:
+    """Make a board from nested tables, checking keys, types, ranges and contradictions.
+
+    Args:
+        table: name, description, clusters (a list of tables), gpu (optional), dram.
+        where: the file or origin named in messages.
+        cores: fact tables of known cores, for clusters that name their core instead of spelling it out.
+
+    Raises:
+        UserError: one line that says what is wrong and where.
+    """
+    refuse_unknown(table, ("name", "description", "clusters", "gpu", "dram"), "", where)
+    provenance: dict[str, Provenance] = {}
+    entries = table.get("clusters")
+    if not isinstance(entries, list) or not 1 <= len(entries) <= _MOST_CLUSTERS:
+        raise UserError(f"{where}: clusters must be a list of 1 to {_MOST_CLUSTERS} tables ([[clusters]])")
+    clusters = tuple(_read_cluster(entry, i, where, cores, provenance) for i, entry in enumerate(entries))
+    if "dram" not in table:
+        raise UserError(f"{where}: dram is missing")
+    gpu = table.get("gpu")
+    given = {
+        "clusters": clusters,
+        "gpu": None if gpu is None else read_table(Gpu, gpu, "gpu", where, provenance),
+        "dram": read_table(Dram, table["dram"], "dram", where, provenance),
+        "provenance": provenance,
+    }
+    board = read_table(Board, dict(table), "", where, provenance, given)
+    problem = contradiction(board)
+    if problem is not None:
+        raise UserError(f"{where}: {problem}")
+    return board
+
+
+def contradiction(board: Board) -> str | None:
+    """The first pair of facts that cannot both be true, as a sentence, or None."""
+    names = [cluster.name for cluster in board.clusters]
+    if len(set(names)) < len(names):
+        return f"two clusters have the same name; names are {', '.join(names)}"
+    cpu_ids = [cpu for cluster in board.clusters for cpu in cluster.cpu_ids]
+    if len(set(cpu_ids)) < len(cpu_ids):
+        return "a CPU number stands in cpu_ids twice; each core has a number of its own"
+    if len({cluster.core.isa for cluster in board.clusters}) > 1:
+        return "the clusters have different isa; one board has one instruction set"
+    peak = board.dram.peak_bandwidth_gb_per_s
+    for cluster in board.clusters:
+        path = f"clusters.{cluster.name}"
+        if len(cluster.cpu_ids) != cluster.count:
+            return f"{path}.count is {cluster.count}, but cpu_ids lists {len(cluster.cpu_ids)}"
+        one, every = cluster.bandwidth_one_thread_gb_per_s, cluster.bandwidth_all_threads_gb_per_s
+        if every > peak:
+            return f"{path}.bandwidth_all_threads_gb_per_s {every:g} is above dram.peak_bandwidth_gb_per_s {peak:g}"
+        if one > every:
+            return f"{path}.bandwidth_one_thread_gb_per_s {one:g} is above bandwidth_all_threads_gb_per_s {every:g}"
+    if board.dram.reserved_bytes >= board.dram.capacity_bytes:
+        return "dram.reserved_bytes is not below dram.capacity_bytes, so nothing is left for a model"
+    if board.gpu is None:
+        return None
+    if board.gpu.bandwidth_gb_per_s > peak:
+        return f"gpu.bandwidth_gb_per_s {board.gpu.bandwidth_gb_per_s:g} is above dram.peak_bandwidth_gb_per_s {peak:g}"
+    if board.gpu.has_fp16 != (board.gpu.fp16_gflops > 0):
+        return f"gpu.has_fp16 and gpu.fp16_gflops {board.gpu.fp16_gflops:g} contradict each other"
+    return None
+
+
+def _read_cluster(
+    entry: object, index: int, where: str, cores: Mapping[str, Any], provenance: dict[str, Provenance]
+) -> Cluster:
+    table = expect_table(entry, f"clusters[{index}]", where)
+    name = table.get("name")
+    path = f"clusters.{name}" if isinstance(name, str) and name.isidentifier() else f"clusters[{index}]"
+    if path.endswith("]") and name is not None:
+        raise UserError(f"{where}: {path}.name must be letters, digits and underscores, it is used in paths")
+    core = table.get("core")
+    if isinstance(core, str):
+        if core not in cores:
+            raise UserError(f"{where}: {path}.core {core!r} is not known; known cores: {', '.join(sorted(cores))}")
+        core = cores[core]
+    if core is None:
+        raise UserError(f"{where}: {path}.core is missing; name a core or describe one in a table")
+    given = {"core": read_table(Core, core, f"{path}.core", where, provenance)}
+    return read_table(Cluster, table, path, where, provenance, given)

@@ -1,0 +1,224 @@
+"""The board ``host``: this machine, x86-64 or AArch64 Linux, described from /proc and /sys and by measuring.
+
+So the whole path, from ONNX to predicted and measured tokens, runs without a board at hand.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from targets.cortex_a import core_tables
+from targets.device import Board, read_board
+from targets.errors import UserError
+from targets.host.features import present_features
+
+_PARTS = {  # "CPU part" of /proc/cpuinfo, implementer 0x41 (Arm)
+    "0xd03": "cortex-a53",
+    "0xd05": "cortex-a55",
+    "0xd08": "cortex-a72",
+    "0xd09": "cortex-a73",
+    "0xd0b": "cortex-a76",
+    "0xd41": "cortex-a78",
+    "0xd44": "cortex-x1",
+}
+_ROOT = Path("/")
+_GIB = 1 << 30
+
+
+def host_board(measure: bool = True, root: Path = _ROOT) -> Board:
+    """Describe this machine.
+
+    Args:
+        measure: measure the DRAM bandwidth, about one second; otherwise those numbers are of kind ``assumed``.
+        root: where /proc and /sys lie (another folder in tests).
+
+    Raises:
+        UserError: neither x86-64 nor AArch64, or /proc cannot be read.
+    """
+    cpus = _read_cpuinfo(root)
+    isa = _isa(cpus)
+    groups = _group_by_core(cpus, isa)
+    memory = _memory_bytes(root)
+    caches = {cpu: _caches(root, cpu) for group in groups.values() for cpu in group[:1]}
+    cpu_count = sum(len(group) for group in groups.values())
+    last_cache = max((c["l3"] or c["l2"] for c in caches.values()), default=0)
+    rates = _read_rates(cpu_count, last_cache, memory["MemAvailable"]) if measure else _assumed_rates()
+    clusters = []
+    for index, (core_name, group) in enumerate(groups.items()):
+        first, cache = cpus[group[0]], caches[group[0]]
+        clusters.append(
+            {
+                "name": f"cpu{index}" if len(groups) > 1 else "cpu",
+                "core": core_tables().get(core_name) or _core_table(first, isa, cache["l1d"]),
+                "count": _fact(len(group), "measured", "CPUs of this kind that this process may use"),
+                "frequency_ghz": _frequency(root, group[0], first),
+                "cpu_ids": _fact(group, "measured", "sched_getaffinity"),
+                "l2_bytes": _fact(cache["l2"], "measured", "/sys/devices/system/cpu: its part for one CPU"),
+                "l3_bytes": _fact(cache["l3"], "measured", "/sys/devices/system/cpu"),
+                "bandwidth_one_thread_gb_per_s": rates["one"],
+                "bandwidth_all_threads_gb_per_s": rates["all"],
+                "launch_overhead_s": _fact(5e-6, "assumed", "4 to 5 us measured on an x86-64 server with two threads"),
+            }
+        )
+    reserved = min(_GIB, memory["MemTotal"] // 4)
+    table = {
+        "name": "host",
+        "description": f"this machine: {cpu_count} CPUs, {isa}",
+        "clusters": clusters,
+        "dram": {
+            "capacity_bytes": _fact(memory["MemTotal"], "measured", "/proc/meminfo, or the limit of the container"),
+            "peak_bandwidth_gb_per_s": rates["peak"],
+            "reserved_bytes": _fact(reserved, "assumed", "1 GiB, or a quarter of a small memory, for everything else"),
+        },
+    }
+    return read_board(table, "this machine", {})
+
+
+def _read_rates(cpu_count: int, last_cache_bytes: int, available_bytes: int) -> dict[str, dict[str, object]]:
+    """Facts of the bandwidth that one CPU and all of them read, and of the peak that this suggests."""
+    from targets.host.bandwidth import measure_read_bandwidth
+
+    one, every = measure_read_bandwidth(cpu_count, last_cache_bytes, available_bytes)
+    how = "largest element of a large int32 array, best of five runs (targets/host/bandwidth.py)"
+    peak = "a quarter above what all CPUs read together: this program cannot see which modules are fitted"
+    return {
+        "one": _fact(round(one, 2), "measured", how),
+        "all": _fact(round(every, 2), "measured", how),
+        "peak": _fact(round(1.25 * every, 2), "assumed", peak),
+    }
+
+
+def _assumed_rates() -> dict[str, dict[str, object]]:
+    return {
+        "one": _fact(8.0, "assumed", "not measured: about what one thread of a small computer reads"),
+        "all": _fact(16.0, "assumed", "not measured: twice one thread"),
+        "peak": _fact(20.0, "assumed", "not measured: a quarter above all threads"),
+    }
+
+
+def _fact(value: object, kind: str, source: str) -> dict[str, object]:
+    return {"value": value, "kind": kind, "source": source}
+
+
+def _read_cpuinfo(root: Path) -> dict[int, dict[str, str]]:
+    """CPU number -> its fields in /proc/cpuinfo, for the CPUs that this process may use."""
+    try:
+        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"board host needs /proc/cpuinfo, which cannot be read: {error.strerror}") from None
+    cpus: dict[int, dict[str, str]] = {}
+    for block in text.split("\n\n"):
+        pairs = (line.partition(":") for line in block.splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, _, value in pairs}
+        if fields.get("processor", "").isdigit():
+            cpus[int(fields["processor"])] = fields
+    usable = os.sched_getaffinity(0) if root == _ROOT else set(cpus)
+    return {cpu: fields for cpu, fields in sorted(cpus.items()) if cpu in usable}
+
+
+def _isa(cpus: dict[int, dict[str, str]]) -> str:
+    fields = next(iter(cpus.values()), {})
+    if "CPU implementer" in fields:
+        return "aarch64"
+    if "lm" in fields.get("flags", "").split():
+        return "x86-64"
+    raise UserError(f"board host needs x86-64 or AArch64 Linux, this is {platform.machine()}")
+
+
+def _group_by_core(cpus: dict[int, dict[str, str]], isa: str) -> dict[str, list[int]]:
+    """Core name -> CPU numbers, biggest cores first; x86-64 is one group, named for the instruction set."""
+    groups: dict[str, list[int]] = {}
+    for cpu, fields in cpus.items():
+        part = fields.get("CPU part", "unknown")
+        arm = fields.get("CPU implementer") == "0x41"
+        name = isa if isa == "x86-64" else _PARTS.get(part, f"part-{part}") if arm else f"part-{part}"
+        groups.setdefault(name, []).append(cpu)
+    return dict(sorted(groups.items(), key=lambda item: _peak_flops(item[0]), reverse=True))
+
+
+def _peak_flops(core_name: str) -> float:
+    table = core_tables().get(core_name)
+    return float(table["fp32_flops_per_cycle"]["value"]) if table else 0.0
+
+
+def _core_table(fields: dict[str, str], isa: str, l1d_bytes: int) -> dict[str, Any]:
+    """Facts of a core that is in no table, from its CPU flags."""
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    intel = fields.get("vendor_id") == "GenuineIntel"
+    width, registers, pipes = 128, 32, 2
+    if isa == "x86-64":
+        wide = {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags
+        width, registers = (512, 32) if wide else (256, 16) if {"avx2", "fma"} <= flags else (128, 16)
+        pipes = 2 if width < 512 or intel else 1  # AMD: two 256-bit pipes make one 512-bit operation a cycle
+    flops = width // 32 * 2 * pipes
+    dotprod = bool(flags & {"asimddp", "avx512_vnni", "avx_vnni"})
+    seen = "/proc/cpuinfo"
+    rate = f"{pipes} fused multiply-adds of {width} bits a cycle"
+    gain = 4 if dotprod else 2
+    l1d_kind = "measured" if l1d_bytes else "assumed"
+    return {
+        "name": f"host-{isa}",
+        "isa": isa,
+        "llvm_cpu": "native",
+        "llvm_features": list(present_features(isa, flags)),
+        "vector_bits": _fact(width, "measured", seen),
+        "vector_registers": _fact(registers, "measured", seen),
+        "fp32_flops_per_cycle": _fact(flops, "assumed", rate),
+        "int8_ops_per_cycle": _fact(flops * gain, "assumed", f"{gain} times float32"),
+        "l1d_bytes": _fact(l1d_bytes or 32768, l1d_kind, "/sys/devices/system/cpu, else 32 KiB"),
+        "has_dotprod": _fact(dotprod, "measured", seen),
+        "has_fp16": _fact(bool(flags & {"asimdhp", "avx512_fp16"}), "measured", seen),
+        "has_i8mm": _fact("i8mm" in flags, "measured", seen),
+    }
+
+
+def _frequency(root: Path, cpu: int, fields: dict[str, str]) -> dict[str, object]:
+    text = _text(root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq")
+    if text.isdigit():
+        return _fact(round(int(text) / 1e6, 3), "measured", "cpufreq/cpuinfo_max_freq: the highest clock")
+    try:
+        return _fact(round(float(fields["cpu MHz"]) / 1e3, 3), "measured", "/proc/cpuinfo: the clock now")
+    except (KeyError, ValueError):
+        return _fact(2.0, "assumed", "the system does not say")
+
+
+def _caches(root: Path, cpu: int) -> dict[str, int]:
+    """Bytes of the data caches of one CPU: l1d, its part of l2, and the whole l3; 0 where the system is silent."""
+    sizes = {"l1d": 0, "l2": 0, "l3": 0}
+    for index in range(8):
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}/cache/index{index}"
+        level, kind, size = (_text(folder / name) for name in ("level", "type", "size"))
+        if kind == "Instruction" or not size.endswith("K") or not size[:-1].isdigit():
+            continue
+        sharers = max(1, bin(int(_text(folder / "shared_cpu_map").replace(",", "") or "1", 16)).count("1"))
+        if level == "1":
+            sizes["l1d"] = int(size[:-1]) * 1024
+        elif level == "2":
+            sizes["l2"] = int(size[:-1]) * 1024 // sharers
+        elif level == "3":
+            sizes["l3"] = int(size[:-1]) * 1024
+    return sizes
+
+
+def _memory_bytes(root: Path) -> dict[str, int]:
+    """MemTotal and MemAvailable in bytes, not above the limit of the container."""
+    sizes = {}
+    for line in _text(root / "proc/meminfo").splitlines():
+        key, _, rest = line.partition(":")
+        if rest.strip().endswith("kB"):
+            sizes[key] = int(rest.split()[0]) * 1024
+    if "MemTotal" not in sizes:
+        raise UserError("board host needs /proc/meminfo, which cannot be read")
+    limits = [_text(root / "sys/fs/cgroup" / name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
+    most = min([sizes["MemTotal"], *(int(limit) for limit in limits if limit.isdigit())])
+    return {"MemTotal": most, "MemAvailable": min(most, sizes.get("MemAvailable", most))}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,81 @@
+"""What a shared library asks of the system that loads it: its machine, and the newest glibc among its symbol versions.
+
+Reads 64-bit little-endian ELF, all that Cortex-A and x86-64 Linux use. Layout: the gABI and the LSB, "Symbol Versioning".
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+from targets.errors import UserError
+
+_MACHINES = {183: "aarch64", 62: "x86-64"}  # e_machine
+_VERSION_NEEDS = 0x6FFFFFFE  # sh_type SHT_GNU_verneed
+_SECTION = struct.Struct("<IIQQQQIIQQ")  # name, type, flags, address, offset, size, link, info, alignment, entry size
+_NEED = struct.Struct("<HHIII")  # vn_version, vn_cnt, vn_file, vn_aux, vn_next
+_NEED_AUX = struct.Struct("<IHHII")  # vna_hash, vna_flags, vna_other, vna_name, vna_next
+
+
+def machine(library: Path) -> str:
+    """``aarch64`` or ``x86-64``.
+
+    Raises:
+        UserError: not a 64-bit little-endian ELF file of one of the two.
+    """
+    return _machine(library.read_bytes(), library)
+
+
+def needed_versions(library: Path) -> dict[str, list[str]]:
+    """Symbol versions that the library needs, by the file that must provide them: ``{"libm.so.6": ["GLIBC_2.27"]}``.
+
+    Raises:
+        UserError: not such a library, or a damaged one.
+    """
+    data = library.read_bytes()
+    _machine(data, library)
+    try:
+        return _needed_versions(data)
+    except (struct.error, IndexError, ValueError) as error:
+        raise UserError(f"{library}: damaged ELF file ({error})") from None
+
+
+def newest_glibc(library: Path) -> tuple[int, ...]:
+    """The glibc release that the library needs, such as (2, 17); (0,) when it needs none."""
+    versions = [version for needed in needed_versions(library).values() for version in needed]
+    numbers = [match[1] for version in versions if (match := re.fullmatch(r"GLIBC_([0-9.]+)", version))]
+    return max((tuple(int(part) for part in number.split(".")) for number in numbers), default=(0,))
+
+
+def _machine(data: bytes, library: Path) -> str:
+    if len(data) < 64 or data[:6] != b"\x7fELF\x02\x01":
+        raise UserError(f"{library}: not a 64-bit little-endian ELF file")
+    code = struct.unpack_from("<H", data, 18)[0]
+    if code not in _MACHINES:
+        raise UserError(f"{library}: built for ELF machine {code}, neither aarch64 nor x86-64")
+    return _MACHINES[code]
+
+
+def _needed_versions(data: bytes) -> dict[str, list[str]]:
+    (table,) = struct.unpack_from("<Q", data, 40)  # e_shoff
+    size, count = struct.unpack_from("<HH", data, 58)  # e_shentsize, e_shnum
+    sections = [_SECTION.unpack_from(data, table + i * size) for i in range(count)]
+    found: dict[str, list[str]] = {}
+    for _, kind, _, _, offset, _, link, entries, _, _ in sections:
+        if kind != _VERSION_NEEDS:
+            continue
+        strings = sections[link][4]
+        for _ in range(entries):
+            _, versions, file_name, aux, step = _NEED.unpack_from(data, offset)
+            names, at = found.setdefault(_string(data, strings + file_name), []), offset + aux
+            for _ in range(versions):
+                *_, name, aux_step = _NEED_AUX.unpack_from(data, at)
+                names.append(_string(data, strings + name))
+                at += aux_step
+            offset += step
+    return found
+
+
+def _string(data: bytes, start: int) -> str:
+    return data[start : data.index(b"\0", start)].decode("ascii")

@@ -1,0 +1,128 @@
+"""The options of the on-device command, checked as far as they can be without the bundle."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from targets.errors import UserError
+
+_EXAMPLE = """\
+example:
+  python run.py --prompt "Translate to German: good morning" --max-new-tokens 64 --stats
+
+A file of --prompts holds one text a line, or JSON lines such as {"prompt": "..."} or {"token_ids": [1, 2]}.
+Without --prompt and --prompts every line typed (or piped in) is a prompt of its own.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as one line instead of a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the options)")
+
+
+def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options; ``arguments`` None means those of the process.
+
+    Raises:
+        UserError: an option is unknown, malformed, out of range, or contradicts another one.
+    """
+    parser = _Parser(
+        prog="run.py",
+        description="Generate text with the models of this bundle.",
+        epilog=_EXAMPLE,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=110),
+    )
+    source = parser.add_argument_group("prompts").add_mutually_exclusive_group()
+    source.add_argument("--prompt", metavar="TEXT", help="answer this text")
+    source.add_argument("--prompts", metavar="FILE", type=Path, help="answer every prompt of a file")
+    how = parser.add_argument_group("generation")
+    how.add_argument("--max-new-tokens", metavar="N", type=_whole(1), default=256, help="default 256")
+    how.add_argument(
+        "--temperature", metavar="T", type=_real(0.0), default=0.0, help="default 0: always the best token"
+    )
+    how.add_argument("--top-k", metavar="K", type=_whole(0), default=0, help="sample among the K best tokens (0: all)")
+    how.add_argument("--top-p", metavar="P", type=_share, default=1.0, help="sample among the best tokens of mass P")
+    how.add_argument(
+        "--seed", metavar="N", type=_whole(0), help="makes sampling repeatable; every prompt starts from it"
+    )
+    how.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
+    how.add_argument("--no-chat-template", action="store_true", help="give the prompt to the model as it is")
+    run = parser.add_argument_group("execution")
+    run.add_argument(
+        "--mode",
+        choices=("auto", "target-only", "speculative"),
+        default="auto",
+        help="auto (default) does what the plan says",
+    )
+    run.add_argument("--gamma", metavar="N", type=_whole(1), help="draft N tokens a round (default: the plan's)")
+    run.add_argument("--threads", metavar="N", type=_whole(1, 1024), help="CPU threads (default: the plan's)")
+    run.add_argument("--huge-pages", action="store_true", help="copy the weights into huge pages: more memory, faster")
+    run.add_argument("--check", action="store_true", help="verify the SHA-256 of all files first, weights included")
+    out = parser.add_argument_group("output")
+    out.add_argument("--json", action="store_true", help="print one JSON object a prompt")
+    out.add_argument("--stats", action="store_true", help="print measured and predicted times to standard error")
+    out.add_argument(
+        "--save-logits", metavar="FILE", type=Path, help="write the target's logits for `hetero-sd verify`"
+    )
+    options = parser.parse_args(arguments)
+    _check(options)
+    return options
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what is wrong in combination."""
+    if "" in options.stop:
+        raise UserError("--stop is empty: give the text to stop at")
+    if options.temperature == 0.0 and (options.top_k or options.top_p < 1.0):
+        raise UserError("--top-k and --top-p choose among samples: give --temperature too, for example 0.7")
+    if options.gamma is not None and options.mode == "target-only":
+        raise UserError("--gamma contradicts --mode target-only: leave one out")
+    if options.save_logits is not None and not options.save_logits.absolute().parent.is_dir():
+        raise UserError(f"--save-logits: there is no folder {options.save_logits.absolute().parent}")
+
+
+def _whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """Return a reader of whole numbers in a range."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number {f'from {least} to {most}' if most < 2**63 - 1 else f'>= {least}'}"
+            )
+        return value
+
+    return read
+
+
+def _real(least: float) -> Callable[[str], float]:
+    """Return a reader of finite numbers >= ``least``."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= least):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number >= {least:g}")
+        return value
+
+    return read
+
+
+def _share(text: str) -> float:
+    """Read a number in (0, 1]."""
+    value = _real(0.0)(text)
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return value

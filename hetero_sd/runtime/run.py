@@ -1,0 +1,153 @@
+"""The command on the device: ``python DIR/run.py``."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hetero_sd.runtime import text as text_files
+from hetero_sd.runtime.generate import Request
+from hetero_sd.runtime.interface import Models
+from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.options import parse_options
+from hetero_sd.runtime.policy import choose_policy
+from hetero_sd.runtime.prompts import Prompt, prompt_of_text, read_lines, read_prompts
+from hetero_sd.runtime.sampling import Sampling
+from hetero_sd.runtime.saved_logits import save_logits
+from hetero_sd.runtime.session import Answer, Session
+from hetero_sd.runtime.stats import stats_json, stats_table
+from hetero_sd.runtime.text import Text
+from hetero_sd.runtime.threads import choose_threads, prepare_environment
+from targets.errors import UserError
+
+Loader = Callable[[Bundle, bool], Models]
+
+
+def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loader | None = None) -> int:
+    """Run the command on the bundle in ``folder`` and return its exit code.
+
+    0 done, 2 a mistake of the user (one line on standard error), 130 interrupted, 141 the reader of the output left.
+
+    Args:
+        folder: the bundle.
+        arguments: options; None means those of the process.
+        load: loads the models; None is :func:`hetero_sd.runtime.model.load_models`.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 must not end the run
+    try:
+        _run(Path(folder), parse_options(arguments), load)
+        sys.stdout.flush()
+        return 0
+    except UserError as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
+        return 141
+
+
+def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
+    """Check everything, load the models, answer every prompt."""
+    bundle = Bundle(folder)
+    if options.check:
+        bundle.verify_all()
+    given = _given_prompts(options)
+    text = _load_text(bundle)
+    if text is None and not options.json:
+        raise UserError("the bundle has no tokenizer, so there is no text to show: give --json")
+    prepare_environment(choose_threads(options.threads, bundle.plan))  # before TVM is imported
+    session = _session(bundle, (load or _load_models)(bundle, options.huge_pages), text, options)
+
+    answers: list[Answer] = []
+    for prompt, ids in _encoded(session, given):
+        answers.append(_answer(session, prompt, ids, bundle.plan, options))
+        if options.stats and given is None:
+            print(stats_table(stats_json([answers[-1].trace], bundle.plan)), file=sys.stderr)
+    if options.stats and given is not None:
+        print(stats_table(stats_json([answer.trace for answer in answers], bundle.plan)), file=sys.stderr)
+    if options.save_logits is not None:
+        sequences = [(answer.prompt_ids, answer.trace.token_ids) for answer in answers]
+        save_logits(options.save_logits, session.models.target, sequences)
+
+
+def _load_models(bundle: Bundle, huge_pages: bool) -> Models:
+    """Load the models, and with them TVM."""
+    from hetero_sd.runtime.model import load_models
+
+    return load_models(bundle, huge_pages)
+
+
+def _given_prompts(options: Namespace) -> list[Prompt] | None:
+    """Return the prompts of the command line or of a file; None where they are typed."""
+    if options.prompt is not None:
+        return [prompt_of_text(options.prompt, "--prompt")]
+    return None if options.prompts is None else read_prompts(options.prompts)
+
+
+def _encoded(session: Session, given: list[Prompt] | None) -> Iterable[tuple[Prompt, list[int]]]:
+    """Return prompts with their ids; given ones are all checked before the first is answered."""
+    if given is None:
+        return ((prompt, session.encode(prompt)) for prompt in read_lines())
+    return [(prompt, session.encode(prompt)) for prompt in given]
+
+
+def _load_text(bundle: Bundle) -> Text | None:
+    """Return the tokenizer in the bundle's folder ``tokenizer``, or None where it carries none."""
+    paths = {name: f"{text_files.FOLDER}/{name}" for name in text_files.FILES}
+    if paths["tokenizer.json"] not in bundle:
+        return None
+    return Text(lambda name: bundle.path(paths[name]) if paths[name] in bundle else None)
+
+
+def _eos_ids(bundle: Bundle, text: Text | None) -> frozenset[int]:
+    """Return the end-of-text ids of the manifest (tokenizer.eos_ids), else those of the tokenizer's files."""
+    stated = bundle.tokenizer.get("eos_ids")
+    if stated is None:
+        return text.eos_ids if text else frozenset()
+    if not isinstance(stated, list) or not all(type(i) is int for i in stated):
+        raise UserError("manifest.json: tokenizer.eos_ids is not a list of integers: build the bundle again")
+    return frozenset(stated)
+
+
+def _session(bundle: Bundle, models: Models, text: Text | None, options: Namespace) -> Session:
+    """Return the session the options ask for."""
+    if models.draft is None and (options.mode == "speculative" or options.gamma is not None):
+        raise UserError("this bundle has no draft model: leave out --mode speculative and --gamma")
+    seed = secrets.randbits(63) if options.seed is None else options.seed
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, seed)
+    policy = None if models.draft is None else choose_policy(options.mode, options.gamma, bundle.plan)
+    request = Request(options.max_new_tokens, _eos_ids(bundle, text), sampling)
+    return Session(models, text, request, options.stop, policy, chat=not options.no_chat_template)
+
+
+def _answer(session: Session, prompt: Prompt, ids: list[int], plan: dict[str, Any], options: Namespace) -> Answer:
+    """Answer one prompt: streamed to the terminal, or as one JSON line."""
+
+    def show(piece: str) -> None:
+        if not options.json:
+            print(piece, end="", flush=True)
+
+    answer = session.answer(prompt, ids, show)
+    if not options.json:
+        print(flush=True)
+        return answer
+    sampling = session.request.sampling
+    stats = {
+        "mode": "target-only" if session.policy is None else "speculative",
+        "seed": None if sampling.greedy else sampling.seed,
+        **stats_json([answer.trace], plan),
+    }
+    line = {"prompt": prompt.given, "token_ids": answer.trace.token_ids, "text": answer.text, "stats": stats}
+    print(json.dumps(line), flush=True)
+    return answer

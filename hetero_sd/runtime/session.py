@@ -1,0 +1,92 @@
+"""Answers prompts with the loaded models: ids in, streamed text out, and the record of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from hetero_sd.runtime.generate import Request, generate
+from hetero_sd.runtime.interface import Models
+from hetero_sd.runtime.policy import GammaPolicy
+from hetero_sd.runtime.prompts import Prompt
+from hetero_sd.runtime.speculate import speculate
+from hetero_sd.runtime.stream import Detokeniser, StopScanner
+from hetero_sd.runtime.text import Text
+from hetero_sd.runtime.trace import Trace
+from targets.errors import UserError
+
+
+@dataclass
+class Answer:
+    """A prompt's ids, the text that followed (nothing from a stop string on) and the trace with the generated ids."""
+
+    prompt: Prompt
+    prompt_ids: list[int]
+    text: str = ""
+    trace: Trace = field(default_factory=Trace)
+
+
+@dataclass
+class Session:
+    """The models, and how they are used for every prompt; ``policy`` None means the target alone.
+
+    ``text`` None is a bundle without a tokenizer: prompts are token ids and the text stays empty.
+    """
+
+    models: Models
+    text: Text | None
+    request: Request
+    stops: Sequence[str] = ()
+    policy: GammaPolicy | None = None
+    chat: bool = True
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return the ids of a prompt.
+
+        Raises:
+            UserError: it has no ids, an id that the target does not know, or more than the target's context.
+        """
+        if isinstance(prompt.given, list):
+            ids = prompt.given
+        elif self.text is None:
+            raise UserError(f"{prompt.where} is a text, but the bundle has no tokenizer: give token_ids")
+        else:
+            ids = self.text.encode_prompt(prompt.given, self.chat)
+        target = self.models.target
+        if not ids:
+            raise UserError(f"{prompt.where} is empty: give at least one token")
+        if strange := [i for i in ids if not 0 <= i < target.vocab]:
+            raise UserError(f"{prompt.where} has token id {strange[0]}, the target knows 0 to {target.vocab - 1}")
+        if len(ids) > target.context:
+            raise UserError(
+                f"{prompt.where} has {len(ids)} tokens, the target's context is {target.context}: shorten it"
+            )
+        return ids
+
+    def answer(self, prompt: Prompt, ids: list[int], show: Callable[[str], None]) -> Answer:
+        """Generate after ``ids``, passing the text to ``show`` piece by piece."""
+        answer = Answer(prompt, ids)
+        detokeniser = Detokeniser(self.text.decode if self.text else lambda _: "")
+        scanner = StopScanner(self.stops)
+
+        def release(piece: str) -> None:
+            if piece:
+                answer.text += piece
+                show(piece)
+
+        for token in self._stream(ids, answer.trace):
+            release(scanner.feed(detokeniser.feed(token)))
+            if scanner.hit:
+                break
+        else:
+            release(scanner.feed(detokeniser.flush()))
+            release(scanner.flush())
+        if scanner.hit:
+            answer.trace.finish_reason = "stop"
+        return answer
+
+    def _stream(self, ids: list[int], trace: Trace) -> Iterator[int]:
+        """Return the stream of generated ids."""
+        if self.policy is None or self.models.draft is None:
+            return generate(self.models.target, ids, self.request, trace)
+        return speculate(self.models.target, self.models.draft, ids, self.request, self.policy, trace)

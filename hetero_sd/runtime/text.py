@@ -1,0 +1,144 @@
+"""Text to token ids: the tokenizer of a bundle, its chat template and its end-of-text ids."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from targets.errors import UserError
+
+FOLDER = "tokenizer"
+FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+
+
+class Text:
+    """A tokenizer with what its folder says about special tokens and chats."""
+
+    def __init__(self, find: Callable[[str], Path | None]) -> None:
+        """Load the files of :data:`FILES`.
+
+        Args:
+            find: gives the path of one of those files, or None where there is none; only tokenizer.json must exist.
+
+        Raises:
+            UserError: a file is missing or malformed.
+        """
+        path = find("tokenizer.json")
+        if path is None:
+            raise UserError("there is no tokenizer.json: give token_ids, or build the bundle from a folder that has it")
+        try:
+            self._tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except Exception as error:  # the library raises plain Exception for a malformed file
+            raise UserError(f"{path} is not a tokenizer: {_one_line(error)}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._config = _read_object(find("tokenizer_config.json"))
+        self.eos_ids = frozenset(self._eos_ids(_read_object(find("generation_config.json"))))
+        self._template = self._chat_template(find("chat_template.jinja"))
+
+    @property
+    def vocab(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Return the ids of ``text``; ``special`` adds what the tokenizer puts around a text, such as BOS."""
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def encode_prompt(self, text: str, chat: bool = True) -> list[int]:
+        """Return the ids of a user's ``text``, put in the chat template if there is one and ``chat`` is true.
+
+        Raises:
+            UserError: jinja2 is missing, or the template fails.
+        """
+        if self._template is None or not chat:
+            return self.encode(text)
+        return self.encode(self._render(self._template, text), special=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids`` without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _special_token(self, key: str) -> str | None:
+        """Return e.g. the bos_token of tokenizer_config.json, given as a string or as an object with `content`."""
+        value = self._config.get(key)
+        if isinstance(value, dict):
+            value = value.get("content")
+        return value if isinstance(value, str) else None
+
+    def _eos_ids(self, generation_config: dict[str, Any]) -> list[int]:
+        """Return the end-of-text ids that the two configuration files state."""
+        stated = generation_config.get("eos_token_id")
+        ids = [i for i in (stated if isinstance(stated, list) else [stated]) if type(i) is int]
+        token = self._special_token("eos_token")
+        named = self._tokenizer.token_to_id(token) if token is not None else None
+        return ids if named is None else [*ids, named]
+
+    def _chat_template(self, path: Path | None) -> str | None:
+        """Return the chat template: its own file, or the entry of tokenizer_config.json."""
+        if path is not None:
+            return _read(path)
+        template = self._config.get("chat_template")
+        if isinstance(template, list):  # several by name
+            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+            template = named.get("default")
+        return template if isinstance(template, str) else None
+
+    def _render(self, template: str, text: str) -> str:
+        """Render the template for one message of the user, in a sandbox: it is a program from outside."""
+        try:
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError:
+            raise UserError("the chat template needs jinja2: install it, or give --no-chat-template") from None
+
+        def fail(message: str) -> None:
+            raise ValueError(message)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+        environment.globals["raise_exception"] = fail
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        try:
+            return environment.from_string(template).render(
+                messages=[{"role": "user", "content": text}],
+                add_generation_prompt=True,
+                bos_token=self._special_token("bos_token") or "",
+                eos_token=self._special_token("eos_token") or "",
+            )
+        except Exception as error:  # whatever a template can do wrong
+            raise UserError(f"the chat template fails ({_one_line(error)}): give --no-chat-template") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+
+
+def _read_object(path: Path | None) -> dict[str, Any]:
+    """Return the JSON object of a configuration file; empty where there is no file."""
+    if path is None:
+        return {}
+    try:
+        value = json.loads(_read(path))
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -44,11 +44,11 @@ class CacheInPlace:
         pos = relax.Var("pos", tvm.ir.PrimType("int64"))
         replaced, caches, others = {}, [], []
         for p in func.params:
-            if not p.name_hint.startswith("past_key_values."):
+            if not p.name.startswith("past_key_values."):
                 others.append(p)
                 continue
             _, heads, _, dim = D.shape_of(p)
-            name = p.name_hint.replace("past_key_values", "cache")
+            name = p.name.replace("past_key_values", "cache")
             shape = (
                 key_shape(self.tile, int(heads), int(dim), self.context)
                 if name.endswith(".key")

@@ -179,7 +179,7 @@ def _attention(e: _Emitter, node: Any) -> tuple[_Value, ...]:
         heads=_attr(node, "q_num_heads"),
         kv_heads=_attr(node, "kv_num_heads"),
         scale=_attr(node, "scale"),
-        window=_attr(mask.producer(), "window", 0),
+        window=_attr(mask.producer(), "window", 0) if mask is not None else 0,
         softcap=_attr(node, "softcap", 0.0),
     )
     both = e.emit(D.attention(*(e.expr(i) for i in (q, k, v, past_k, past_v)), **attrs))
@@ -254,12 +254,13 @@ def onnx_to_relax(decoder: Decoder) -> RelaxDecoder:
         for kind in ("key", "value")
     ]
     bb = relax.BlockBuilder()
-    e = _Emitter(bb, n, past, {v.name_hint: _Value(v) for v in (ids, *caches)})
-    with bb.function("main"), bb.dataflow():
-        for node in _computed_nodes(graph):
-            made = _EMIT[node.domain, node.op_type][1](e, node)
-            made = made if isinstance(made, tuple) else (made,)
-            e.values.update((o.name, v) for o, v in zip(node.outputs, made, strict=False))
-        result = bb.emit_output(relax.Tuple([e.values[o.name].expr for o in graph.outputs]))
+    e = _Emitter(bb, n, past, {v.name: _Value(v) for v in (ids, *caches)})
+    with bb.function("main"):
+        with bb.dataflow():
+            for node in _computed_nodes(graph):
+                made = _EMIT[node.domain, node.op_type][1](e, node)
+                made = made if isinstance(made, tuple) else (made,)
+                e.values.update((o.name, v) for o, v in zip(node.outputs, made, strict=False))
+            result = bb.emit_output(relax.Tuple([e.values[o.name].expr for o in graph.outputs]))
         bb.emit_func_output(result, [ids, *caches, *e.params.values()])
     return RelaxDecoder(bb.get(), facts, e.weights)

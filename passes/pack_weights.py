@@ -97,11 +97,11 @@ class PackWeights:
         for p in func.params:
             if p in uses:
                 packed = self._packed(p, *uses[p])
-                replaced[p] = relax.Var(p.name_hint, D.tensor(packed.shape, packed.dtype))
+                replaced[p] = relax.Var(p.name, D.tensor(packed.shape, packed.dtype))
                 self.packed.append(packed)
             elif _is_weight(p):
                 shape = tuple(int(d) for d in D.shape_of(p))
-                self.packed.append(PackedWeight(p.name_hint, shape, str(p.ty.dtype), np.asarray))
+                self.packed.append(PackedWeight(p.name, shape, str(p.ty.dtype), np.asarray))
             params.append(replaced.get(p, p))
 
         def packed_layout(bb: Any, call: Any) -> Any:
@@ -114,12 +114,12 @@ class PackWeights:
     def _agree(uses: dict[Any, tuple[str, Any]], var: Any, kind: str, attrs: Any) -> None:
         seen = uses.setdefault(var, (kind, attrs))
         same = seen[0] == kind and str(seen[1]["layout"]) == str(attrs["layout"])
-        assert same, f"{var.name_hint} is read in two layouts"
+        assert same, f"{var.name} is read in two layouts"
 
     def _packed(self, var: Any, kind: str, attrs: Any) -> PackedWeight:
         panel = self.panel
         shape = [int(d) for d in D.shape_of(var)]
-        dtype, name = str(var.ty.dtype), var.name_hint
+        dtype, name = str(var.ty.dtype), var.name
         if kind == "w":
             transposed = str(attrs["layout"]) == "NK"
             k, n = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
@@ -148,4 +148,4 @@ class PackWeights:
 
 
 def _is_weight(p: Any) -> bool:
-    return not (p.name_hint in ("input_ids", "pos", "row") or p.name_hint.startswith("cache."))
+    return not (p.name in ("input_ids", "pos", "row") or p.name.startswith("cache."))

@@ -54,13 +54,14 @@ def rebuild(
             return rewrite(bb, call) if rewrite else call
         return e
 
-    with bb.function("main"), bb.dataflow():
-        for b in bindings(func):
-            value = renew(b.value)
-            kept = isinstance(value, (relax.Var, relax.Tuple))
-            env[b.var] = value if kept else bb.emit(value, b.var.name_hint)
-        body = renew(func.body.body)
-        out = bb.emit_output(outputs(bb, body) if outputs else body)
+    with bb.function("main"):
+        with bb.dataflow():
+            for b in bindings(func):
+                value = renew(b.value)
+                kept = isinstance(value, (relax.Var, relax.Tuple))
+                env[b.var] = value if kept else bb.emit(value, b.var.name)
+            body = renew(func.body.body)
+            out = bb.emit_output(outputs(bb, body) if outputs else body)
         bb.emit_func_output(out, list(params if params is not None else func.params))
     mod = relax.transform.DeadCodeElimination()(bb.get())
     return mod["main"]

@@ -1,0 +1,80 @@
+"""Writing a bundle: a folder that runs on the device with Python, numpy, TVM's runtime and tokenizers.
+
+    manifest.json         every file's size and SHA-256, the models, the plan
+    run.py                the command
+    lib/, weights/        one library per processor and model, its weights as safetensors
+    tokenizer/            the tokenizer's files
+    python/               the part of our packages the device needs, import paths unchanged
+    site/                 with --vendor-wheels: TVM's runtime, numpy, tokenizers for AArch64
+    requirements.txt      what to pip install on the device otherwise
+
+A bundle is built beside its place and renamed at the end, so a failed build leaves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from hetero_sd.runtime.launcher import LAUNCHER
+from targets.errors import UserError
+
+_ROOT = Path(__file__).resolve().parent.parent
+_DEVICE_PACKAGES = ("hetero_sd/__init__.py", "hetero_sd/runtime", "costmodel", "targets")
+_HOST_ONLY = ("targets/cortex_a/kernels", "targets/cortex_a/toolchain.py", "targets/cortex_a/tvm_target.py")
+_SUFFIXES = (".py", ".toml", ".typed")
+
+
+@contextlib.contextmanager
+def new_bundle(out: Path) -> Iterator[Path]:
+    """A folder to fill; it replaces nothing and becomes `out` when the block ends without an exception.
+
+    Raises:
+        UserError: `out` exists, or its parent cannot be written.
+    """
+    if out.exists():
+        raise UserError(f"--out {out}: already exists; give a new folder or remove it")
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    try:
+        work.chmod(0o755)
+        yield work
+        os.replace(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def copy_device_python(folder: Path) -> None:
+    """Copy the part of our packages that runs on the device."""
+    for name in _DEVICE_PACKAGES:
+        source = _ROOT / name
+        for path in [source] if source.is_file() else sorted(source.rglob("*")):
+            relative = path.relative_to(_ROOT).as_posix()
+            if path.suffix in _SUFFIXES and not relative.startswith(_HOST_ONLY):
+                (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / relative)
+
+
+def write_launcher(folder: Path) -> None:
+    """Write run.py."""
+    path = folder / "run.py"
+    path.write_text(LAUNCHER, "utf-8")
+    path.chmod(0o755)
+
+
+def write_requirements(folder: Path, tvm_version: str, chat: bool) -> None:
+    """Write requirements.txt for devices that install packages; jinja2 only where there is a chat template."""
+    lines = [f"apache-tvm=={tvm_version}", "numpy>=1.26", "tokenizers>=0.20", *(["jinja2>=3.1"] if chat else [])]
+    (folder / "requirements.txt").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())

@@ -1,0 +1,85 @@
+"""What is decided before anything is compiled: processor, threads, entry points, speculation.
+
+A plan is plain JSON and the same for the same inputs. Here the draft length is the user's and every operator runs
+on the fastest CPU cluster; each decision says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from targets.cortex_a.kernels.tile import CpuTile
+from targets.device import Board, Cluster
+
+PREFILL_CHUNK = 32
+DEFAULT_GAMMA = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions for one target and at most one drafter on one board.
+
+    Attributes:
+        board: its name.
+        mode: "target-only" or "sequential" speculation.
+        gamma: drafted tokens a round, 0 without a drafter.
+        cluster: CPU cluster that both models run on.
+        threads: one for each core of the cluster.
+        context: tokens that fit the KV caches.
+        target_widths: entry points of the target, in new tokens; gamma + 1 is among them.
+        draft_widths: entry points of the drafter; after full acceptance it is fed two tokens.
+        prefill_width: tokens of a prompt chunk.
+        reasons: one sentence for each decision.
+    """
+
+    board: str
+    mode: str
+    gamma: int
+    cluster: str
+    threads: int
+    context: int
+    target_widths: tuple[int, ...]
+    draft_widths: tuple[int, ...]
+    prefill_width: int
+    reasons: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, as the bundle carries it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def make_plan(board: Board, tile: CpuTile, has_draft: bool, gamma: int, context: int) -> Plan:
+    """Decide for a board; `context` is rounded up to whole cache tiles.
+
+    Widths are 1, gamma + 1 and the powers of two up to 8, the cheap ones: a row tile is filled at 4 on NEON.
+    """
+    cluster = fastest_cluster(board)
+    gamma = gamma if has_draft else 0
+    widths = tuple(sorted({1, 2, 4, 8, gamma + 1}))
+    tokens = max(context, PREFILL_CHUNK)
+    tokens = -(-tokens // tile.lanes) * tile.lanes
+    reasons = [
+        f"CPU cluster {cluster.name} ({cluster.count} x {cluster.core.name}): the one with the most DRAM bandwidth, "
+        "which decoding is bound by; GPU kernels are not built in this version",
+        f"gamma {gamma}: as given with --gamma or its default; the cost model does not decide it in this version"
+        if has_draft
+        else "target only: no draft model was given",
+    ]
+    return Plan(
+        board=board.name,
+        mode="sequential" if has_draft else "target-only",
+        gamma=gamma,
+        cluster=cluster.name,
+        threads=cluster.count,
+        context=tokens,
+        target_widths=widths,
+        draft_widths=(1, 2),
+        prefill_width=PREFILL_CHUNK,
+        reasons=tuple(reasons),
+    )
+
+
+def fastest_cluster(board: Board) -> Cluster:
+    """The CPU cluster with the most sustained bandwidth; the first of equals."""
+    return max(board.clusters, key=lambda c: c.bandwidth_all_threads_gb_per_s)

@@ -1,0 +1,129 @@
+"""The compiled decoder: a TVM library, memory-mapped weights, and KV caches written in place.
+
+A library has an entry point for each compiled width (passes/make_entries.py); any number of tokens is fed by a
+sequence of them. TVM is imported here only, after the number of threads has been set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hetero_sd.runtime.interface import ContextFull, Models
+from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.weights import Weights
+from targets.errors import UserError
+
+
+class CompiledModel:
+    """One model of a bundle on one processor; implements the Model protocol."""
+
+    def __init__(self, name: str, bundle: Bundle, huge_pages: bool = False) -> None:
+        """Load the library and map the weights of ``bundle.models[name]``.
+
+        Raises:
+            UserError: the library or the weights do not fit the description in the manifest.
+        """
+        import tvm
+        from tvm.runtime.vm import VirtualMachine
+
+        facts = bundle.models[name]
+        self.name = name
+        self.vocab: int = facts["vocab"]
+        self.context: int = facts["context"]
+        self._widths: list[int] = sorted(facts["widths"])
+        self._chunk: int = facts["prefill_width"]
+        library = bundle.path(facts["library"])
+        try:
+            self._vm = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"cannot load {library}: {reason}; was the bundle compiled for this machine?") from None
+        self._steps = {n: self._vm[f"step_{n}"] for n in self._widths}
+        self._prefill = self._vm[f"prefill_{self._chunk}"]
+        self._tensor = tvm.runtime.tensor
+
+        weights = Weights(bundle.path(facts["weights"], hashed=False), huge_pages)
+        self._keep_mapped = weights
+        caches = facts["caches"]
+        self._caches = [
+            tvm.runtime.empty(tuple(shape), caches["dtype"])
+            for _ in range(caches["count"])
+            for shape in (caches["key_shape"], caches["value_shape"])
+        ]
+        self._fixed = [*self._caches, *(tvm.runtime.from_dlpack(_named(weights, p)) for p in facts["params"])]
+
+    def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
+        """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.interface.Model`."""
+        self._check(len(ids), pos)
+        rows = [self._step(part, at)[0].numpy()[0, : len(part)] for part, at in self._parts(ids, pos)]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+    def argmax(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.int64]:
+        """Best id of each row, int64 [n]."""
+        self._check(len(ids), pos)
+        rows = [self._step(part, at)[1].numpy()[0, : len(part)] for part, at in self._parts(ids, pos)]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+    def extend(self, ids: Sequence[int], pos: int) -> int:
+        """Feed a prompt and return the best id after its last token; the head runs once per chunk."""
+        self._check(len(ids), pos)
+        best, done = 0, 0
+        while done < len(ids):
+            part = list(ids[done : done + self._chunk])
+            at = pos + done
+            if len(part) <= self._widths[-1] or at + self._chunk > self.context:
+                part = part[: self._widths[-1]]
+                best = int(self._step(part, at)[1].numpy()[0, len(part) - 1])
+            else:
+                out = self._prefill(self._ids(part, self._chunk), at, len(part) - 1, *self._fixed)
+                best = int(out[1].numpy()[0, 0])
+            done += len(part)
+        return best
+
+    def _check(self, n: int, pos: int) -> None:
+        if n < 1 or pos < 0 or pos + n > self.context:
+            raise ContextFull(f"{self.name}: rows {pos} to {pos + n} do not fit a context of {self.context}")
+
+    def _parts(self, ids: Sequence[int], pos: int) -> list[tuple[Sequence[int], int]]:
+        """The ids cut into steps of at most the largest width, each with its position."""
+        most = self._widths[-1]
+        return [(ids[i : i + most], pos + i) for i in range(0, len(ids), most)]
+
+    def _step(self, ids: Sequence[int], pos: int) -> Any:
+        """Run the narrowest width that holds ``ids``; where its padding would leave the context, a narrower one."""
+        n = next(w for w in self._widths if w >= len(ids))
+        if pos + n > self.context:
+            return self._single_steps(ids, pos)
+        return self._steps[n](self._ids(ids, n), pos, *self._fixed)
+
+    def _single_steps(self, ids: Sequence[int], pos: int) -> Any:
+        outs = [self._steps[1](self._ids([token], 1), pos + i, *self._fixed) for i, token in enumerate(ids)]
+        return [self._tensor(np.concatenate([o[k].numpy() for o in outs], axis=1)) for k in (0, 1)]
+
+    def _ids(self, ids: Sequence[int], width: int) -> Any:
+        """Token ids [1, width] as a tensor, padded with zeros: rows beyond the ids are computed and not used."""
+        if any(not 0 <= i < self.vocab for i in ids):
+            raise ValueError(f"token ids must be 0 to {self.vocab - 1}: {list(ids)}")
+        row = np.zeros((1, width), np.int64)
+        row[0, : len(ids)] = ids
+        return self._tensor(row)
+
+
+def _named(weights: Weights, name: str) -> Any:
+    if name not in weights:
+        raise UserError(f"the weights have no tensor {name!r}, which the manifest lists: build the bundle again")
+    return weights[name]
+
+
+def load_models(bundle: Bundle, huge_pages: bool = False) -> Models:
+    """Load the target and, where the bundle has one, the drafter.
+
+    Raises:
+        UserError: a file of the bundle is missing, altered or for another machine.
+    """
+    draft = CompiledModel("draft", bundle, huge_pages) if bundle.models.get("draft") else None
+    return Models(CompiledModel("target", bundle, huge_pages), draft)

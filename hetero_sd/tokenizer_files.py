@@ -1,0 +1,108 @@
+"""The tokenizer beside a model: which files go into a bundle, and which ids end a text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from hetero_sd.runtime.text import FILES
+from targets.errors import UserError
+
+_LARGEST_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer's files and facts.
+
+    Attributes:
+        folder: where tokenizer.json lies.
+        vocab: number of ids, added tokens included.
+        eos_ids: ids that end a text, sorted.
+        eos_source: where they come from, for the report.
+    """
+
+    folder: Path
+    vocab: int
+    eos_ids: tuple[int, ...]
+    eos_source: str
+
+    def copy_to(self, folder: Path) -> None:
+        """Copy what the device needs."""
+        folder.mkdir(parents=True)
+        for name in FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+
+
+def find_tokenizer(path: Path, models: Sequence[Path], eos: Sequence[int]) -> TokenizerFiles:
+    """Read the tokenizer at `path` (tokenizer.json or its folder) and find its end-of-text ids.
+
+    They come from `eos` if given, else from generation_config.json, genai_config.json or tokenizer_config.json
+    beside the tokenizer or beside one of the ONNX files.
+
+    Raises:
+        UserError: no tokenizer there, it cannot be read, or nothing states an end-of-text id.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: there is no tokenizer; --tokenizer takes a tokenizer.json or the folder that has it")
+    if file.stat().st_size > _LARGEST_BYTES:
+        raise UserError(f"{file}: larger than {_LARGEST_BYTES} bytes, so this is not a tokenizer")
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text("utf-8"))
+    except Exception as error:  # the library raises plain Exception for a malformed file
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: not a tokenizer of the tokenizers library ({reason})") from None
+    vocab = tokenizer.get_vocab_size(with_added_tokens=True)
+    ids, source = (sorted(set(eos)), "--eos") if eos else _stated_eos(tokenizer, [file.parent, *_folders(models)])
+    if not ids:
+        raise UserError(
+            f"{file.parent}: no generation_config.json, genai_config.json or tokenizer_config.json states the "
+            "end-of-text id; give it with --eos ID"
+        )
+    strange = [i for i in ids if not 0 <= i < vocab]
+    if strange:
+        raise UserError(f"{source}: end-of-text id {strange[0]} is not one of the tokenizer's ids 0 to {vocab - 1}")
+    return TokenizerFiles(file.parent, vocab, tuple(ids), source)
+
+
+def _folders(models: Sequence[Path]) -> list[Path]:
+    return list(dict.fromkeys(m.parent for m in models))
+
+
+def _stated_eos(tokenizer: Any, folders: Sequence[Path]) -> tuple[list[int], str]:
+    for folder in dict.fromkeys(folders):
+        for name, key in (("generation_config.json", None), ("genai_config.json", "model")):
+            table = _read_object(folder / name)
+            stated = (table.get(key) or {} if key else table).get("eos_token_id")
+            ids = [i for i in (stated if isinstance(stated, list) else [stated]) if type(i) is int]
+            if ids:
+                return sorted(set(ids)), str(folder / name)
+        token = _read_object(folder / "tokenizer_config.json").get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        found = tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if found is not None:
+            return [found], str(folder / "tokenizer_config.json")
+    return [], ""
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > _LARGEST_BYTES:
+            raise ValueError
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError, OSError):
+        raise UserError(f"{path}: not a readable JSON file") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value

@@ -1,6 +1,7 @@
 """What a shared library asks of the system that loads it: its machine, and the newest glibc among its symbol versions.
 
-Reads 64-bit little-endian ELF, all that Cortex-A and x86-64 Linux use. Layout: the gABI and the LSB, "Symbol Versioning".
+Reads 64-bit little-endian ELF, all that Cortex-A and x86-64 Linux use. Layout: the gABI, and the LSB's chapter on
+symbol versioning.
 """
 
 from __future__ import annotations

@@ -47,11 +47,11 @@ JOBS = {
     "llama-drafter-dynamo-fp32": ("drafter", "dynamo", "fp32"),
     "qwen2-dynamo-fp32": ("qwen2", "dynamo", "fp32"),
     "qwen2-genai-fp32": ("qwen2", "genai", "fp32"),
-    "qwen2-genai-fp16": ("qwen2", "genai", "fp16"),
+    "qwen2-genai-cuda-fp16": ("qwen2", "genai-cuda", "fp16"),
     "qwen2-genai-int4": ("qwen2", "genai", "int4"),
     "qwen3-dynamo-fp32": ("qwen3", "dynamo", "fp32"),
     "qwen3-genai-fp32": ("qwen3", "genai", "fp32"),
-    "qwen3-genai-cuda-fp16": ("qwen3", "genai-cuda", "fp16"),
+    "qwen3-genai-fp16": ("qwen3", "genai", "fp16"),
     "qwen3-genai-int4": ("qwen3", "genai", "int4"),
 }
 CHAT_TEMPLATE = (

@@ -1,9 +1,9 @@
 """The linker that turns TVM's object files into a shared library for a core: ``ex.export_library(path, fcompile=...)``.
 
-For this machine's own instruction set it is the system's C compiler; for the other one Debian's cross compiler if it
-is installed. Otherwise it is Zig's C compiler from the PyPI package ``ziglang``, which needs no root: clang and lld with
-the symbol lists of every glibc, told to link against 2.28. The library is the same byte for byte wherever it is linked
-with the same linker: no build id, no debug sections (they hold nothing of ours), no path in it.
+For this machine's own instruction set it is the system's C compiler; for the other one Debian's cross compiler if
+there is one. Otherwise it is Zig's C compiler from the PyPI package ``ziglang``, which needs no root: clang and lld
+with the symbol lists of every glibc, told to link against 2.28. The library is the same byte for byte wherever it is
+linked with the same linker: no build id, no debug sections (they hold nothing of ours), no path in it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,128 @@
+"""One model for one CPU: ONNX file -> library and packed weights in the bundle's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hetero_sd.runtime.weights import Tensor, write_weights
+from passes.cache_in_place import key_shape, value_shape
+from passes.import_onnx import Decoder
+from passes.pack_weights import PackedWeight
+from passes.pipeline import IrDump, LoweredDecoder, lower_decoder_for_cpu
+from targets.cortex_a.kernels.tile import CpuTile
+from targets.device import Core
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """What the manifest says of a model, and its sizes.
+
+    Attributes:
+        manifest: the entry under `models`.
+        library_bytes: size of the library.
+        weights_bytes: size of the packed weights.
+        source_bytes: size of the weights in the ONNX file.
+    """
+
+    manifest: dict[str, Any]
+    library_bytes: int
+    weights_bytes: int
+    source_bytes: int
+
+
+def build_for_cpu(
+    name: str,
+    decoder: Decoder,
+    core: Core,
+    tile: CpuTile,
+    context: int,
+    steps: Sequence[int],
+    prefill: int,
+    bundle: Path,
+    progress: Progress,
+    dump: Path | None = None,
+) -> BuiltModel:
+    """Compile a decoder for a core into `bundle`/lib and `bundle`/weights.
+
+    Args:
+        name: "target" or "draft".
+        decoder: the canonical decoder.
+        core: CPU core to compile for.
+        tile: its register tile.
+        context: rows of the KV caches.
+        steps: widths of the entry points.
+        prefill: tokens of a prompt chunk.
+        bundle: folder to write to.
+        progress: called with (what, done, total) while weights are packed.
+        dump: folder for the IR after each phase.
+    """
+    lowered = lower_decoder_for_cpu(decoder, tile, context, steps, prefill, IrDump(dump))
+    library = bundle / "lib" / f"{name}_cpu.so"
+    _build_library(lowered, core, library)
+    weights = bundle / "weights" / f"{name}.safetensors"
+    weights.parent.mkdir(exist_ok=True)
+    write_weights(weights, _tensors(lowered, progress))
+    facts = decoder.facts
+    manifest = {
+        "library": library.relative_to(bundle).as_posix(),
+        "weights": weights.relative_to(bundle).as_posix(),
+        "processor": "cpu",
+        "layers": facts.layers,
+        "vocab": facts.vocab,
+        "context": context,
+        "widest_sum": max(facts.hidden, facts.ffn),
+        "widths": sorted(steps),
+        "prefill_width": prefill,
+        "weight_dtype": facts.weight_dtype,
+        "params": [p.name for p in lowered.packed],
+        "caches": {
+            "count": facts.layers,
+            "dtype": "float32",
+            "key_shape": list(key_shape(tile, facts.kv_heads, facts.head_dim, context)),
+            "value_shape": list(value_shape(facts.kv_heads, facts.head_dim, context)),
+        },
+    }
+    source = sum(int(lowered.weights[p.name].nbytes) for p in lowered.packed)
+    return BuiltModel(manifest, library.stat().st_size, weights.stat().st_size, source)
+
+
+def _build_library(lowered: LoweredDecoder, core: Core, path: Path) -> None:
+    from tvm import relax
+
+    from targets.cortex_a.toolchain import link_function
+    from targets.cortex_a.tvm_target import tvm_target
+
+    executable = relax.build(lowered.mod, tvm_target(core))
+    path.parent.mkdir(exist_ok=True)
+    executable.export_library(str(path), fcompile=link_function(core))
+
+
+def _tensors(lowered: LoweredDecoder, progress: Progress) -> Iterator[Tensor]:
+    """The packed weights one by one, so that at most one of them is in memory."""
+    total = sum(_nbytes(p) for p in lowered.packed)
+    done = 0
+
+    def make(weight: PackedWeight) -> Callable[[], npt.NDArray[Any]]:
+        def packed() -> npt.NDArray[Any]:
+            nonlocal done
+            array = weight.pack(lowered.weights[weight.name].numpy())
+            done += array.nbytes
+            progress("pack weights", done, total)
+            return array
+
+        return packed
+
+    for weight in lowered.packed:
+        yield weight.name, weight.dtype, weight.shape, make(weight)
+
+
+def _nbytes(weight: PackedWeight) -> int:
+    return int(np.prod(weight.shape)) * np.dtype(weight.dtype).itemsize

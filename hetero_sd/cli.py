@@ -1,0 +1,122 @@
+"""The `hetero-sd` command: argparse only, each subcommand one call."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from targets.boards import board_names
+from targets.errors import UserError
+
+_COMPILE_EXAMPLE = """\
+example:
+  hetero-sd compile target/model.onnx --draft draft/model.onnx --tokenizer . --board imx95 --out bundle
+  python bundle/run.py --prompt "The dog sleeps."
+
+Models: decoder-only LLMs as torch.onnx.export(dynamo=True) or onnxruntime-genai's builder write them, with KV cache.
+"""
+_VERIFY_EXAMPLE = """\
+example:
+  hetero-sd verify bundle --against target/model.onnx --prompts prompts.txt
+
+For a bundle that cannot run here: `run.py --prompts FILE --save-logits F` on the device, then `--from F` here.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Report a mistake as one line; --help has the usage."""
+        raise UserError(f"{message} (`{self.prog} --help` lists the options)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="hetero-sd",
+        description="Compile ONNX LLMs for Cortex-A and Mali, with speculative decoding.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    c = _command(commands, "compile", "write a deployable bundle for a board", _COMPILE_EXAMPLE)
+    c.add_argument("target", metavar="TARGET.onnx", type=Path, help="the model whose text is wanted")
+    c.add_argument("--draft", metavar="DRAFT.onnx", type=Path, help="a smaller model of the same tokenizer")
+    c.add_argument("--tokenizer", metavar="FILE|DIR", type=Path, required=True, help="tokenizer.json or its folder")
+    c.add_argument(
+        "--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a board file"
+    )
+    c.add_argument("--out", metavar="DIR", type=Path, required=True, help="the new bundle's folder")
+    c.add_argument("--context", metavar="N", type=int, default=1024, help="tokens the KV caches hold (default 1024)")
+    c.add_argument("--gamma", metavar="N", type=int, default=4, help="drafted tokens a round (default 4)")
+    c.add_argument("--eos", metavar="ID", type=int, action="append", default=[], help="end-of-text id (repeatable)")
+    c.add_argument(
+        "--vendor-wheels", action="store_true", help="put the device's Python packages into DIR/site (AArch64)"
+    )
+    c.add_argument("--board-python", metavar="3.x", default="3.11", help="the device's Python (default 3.11)")
+    c.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each phase, for reading")
+    c.add_argument("--json", action="store_true", help="print what was decided as JSON")
+
+    v = _command(commands, "verify", "compare a bundle's logits with onnxruntime's", _VERIFY_EXAMPLE)
+    v.add_argument("bundle", metavar="DIR", type=Path, help="the bundle")
+    v.add_argument("--against", metavar="TARGET.onnx", type=Path, required=True, help="the model it was made from")
+    v.add_argument("--prompts", metavar="FILE", type=Path, help="texts, one a line (default: random tokens)")
+    v.add_argument("--from", dest="saved", metavar="F", type=Path, help="logits saved by run.py --save-logits")
+    v.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction[_Parser], name: str, what: str, example: str) -> _Parser:
+    return commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=example,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted."""
+    try:
+        options = _parser().parse_args(arguments)
+        return {"compile": _compile, "verify": _verify}[options.command](options)
+    except UserError as error:
+        print(f"hetero-sd: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from hetero_sd.compile import CompileRequest, compile_bundle
+    from hetero_sd.progress import Progress
+    from hetero_sd.report import compile_json, compile_text
+
+    request = CompileRequest(
+        target=options.target,
+        draft=options.draft,
+        tokenizer=options.tokenizer,
+        board=options.board,
+        out=options.out,
+        context=options.context,
+        gamma=options.gamma,
+        eos=tuple(options.eos),
+        vendor_python=options.board_python if options.vendor_wheels else None,
+        dump_ir=options.dump_ir,
+    )
+    result = compile_bundle(request, Progress(quiet=options.json))
+    print(compile_json(result) if options.json else compile_text(result, options.out))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from hetero_sd.report import verify_json, verify_text
+    from hetero_sd.verify import verify_bundle
+
+    result = verify_bundle(options.bundle, options.against, options.prompts, options.saved)
+    print(verify_json(result) if options.json else verify_text(result))
+    return 0 if result.passed else 1

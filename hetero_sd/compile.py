@@ -1,0 +1,163 @@
+"""The story of `hetero-sd compile`: an ONNX pair, a tokenizer and a board become a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hetero_sd.bundle import copy_device_python, folder_bytes, new_bundle, write_launcher, write_requirements
+from hetero_sd.plan import DEFAULT_GAMMA, Plan, make_plan
+from hetero_sd.progress import Progress
+from hetero_sd.runtime.manifest import write_manifest
+from hetero_sd.tokenizer_files import TokenizerFiles, find_tokenizer
+from targets.boards import load_board
+from targets.device import Board
+from targets.errors import UserError
+
+DEFAULT_CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """What the user asks for.
+
+    Attributes:
+        target: ONNX file of the target.
+        tokenizer: tokenizer.json or its folder.
+        board: a board's name, or the path of a .toml file.
+        out: the bundle's folder; must not exist.
+        draft: ONNX file of the drafter, or None.
+        context: tokens that fit the KV caches.
+        gamma: drafted tokens a round.
+        eos: end-of-text ids; empty takes the stated ones.
+        vendor_python: Python of the device to vendor wheels for, for example "3.12"; None vendors none.
+        dump_ir: folder for the IR after each phase, or None.
+    """
+
+    target: Path
+    tokenizer: Path
+    board: str
+    out: Path
+    draft: Path | None = None
+    context: int = DEFAULT_CONTEXT
+    gamma: int = DEFAULT_GAMMA
+    eos: tuple[int, ...] = ()
+    vendor_python: str | None = None
+    dump_ir: Path | None = None
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What was decided and written."""
+
+    plan: Plan
+    bundle_bytes: int
+    tokenizer: TokenizerFiles
+    models: dict[str, Any] = field(default_factory=dict)
+
+
+def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult:
+    """Compile and write the bundle; nothing is left behind when it fails.
+
+    Raises:
+        UserError: a file is missing or unusable, the models and the tokenizer do not fit each other, or the board
+            cannot be compiled for.
+    """
+    # 1. everything that can be refused without work
+    sources = {"target": request.target, **({"draft": request.draft} if request.draft else {})}
+    for role, path in sources.items():
+        if not path.is_file():
+            raise UserError(f"{role} model {path}: there is no such file")
+    if request.context < 2:
+        raise UserError(f"--context {request.context}: must be at least 2 tokens")
+    board = load_board(request.board, measure=False)
+    tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
+
+    with new_bundle(request.out) as folder:
+        # 2. what runs where
+        from targets.cortex_a.kernels.tile import cpu_tile
+
+        cluster_core = _core(board)
+        tile = cpu_tile(cluster_core)
+        plan = make_plan(board, tile, request.draft is not None, request.gamma, request.context)
+
+        # 3. each model: import, lower, build, pack
+        models = {}
+        for role, path in sources.items():
+            models[role] = _build(role, path, plan, board, tokenizer, folder, request, progress)
+
+        # 4. what the device needs besides
+        with progress.step("write the bundle"):
+            tokenizer.copy_to(folder / "tokenizer")
+            copy_device_python(folder / "python")
+            write_launcher(folder)
+            import tvm
+
+            write_requirements(folder, tvm.__version__, _has_chat_template(folder / "tokenizer"))
+        if request.vendor_python is not None:
+            from hetero_sd.vendor import vendor_wheels
+
+            with progress.step(f"vendor wheels for Python {request.vendor_python}"):
+                vendor_wheels(folder / "site", request.vendor_python)
+        with progress.step("hash the files"):
+            contents = {
+                "models": {role: built.manifest for role, built in models.items()},
+                "plan": plan.to_json(),
+                "board": board.to_json(),
+                "tokenizer": {"eos_ids": list(tokenizer.eos_ids), "vocab": tokenizer.vocab},
+            }
+            write_manifest(folder, contents)
+        size = folder_bytes(folder)
+    return CompileResult(plan, size, tokenizer, models)
+
+
+def _core(board: Board) -> Any:
+    from hetero_sd.plan import fastest_cluster
+
+    return fastest_cluster(board).core
+
+
+def _build(
+    role: str,
+    path: Path,
+    plan: Plan,
+    board: Board,
+    tokenizer: TokenizerFiles,
+    folder: Path,
+    request: CompileRequest,
+    progress: Progress,
+) -> Any:
+    """Compile one model of the pair."""
+    from hetero_sd.build import build_for_cpu
+    from passes.import_onnx import canonicalise
+    from targets.cortex_a.kernels.tile import cpu_tile
+
+    core = board.cluster(plan.cluster).core
+    with progress.step(f"{role}: import {path.name}"):
+        decoder = canonicalise(path, plan.context)
+    if tokenizer.vocab > decoder.facts.vocab:
+        raise UserError(
+            f"{role} model {path} knows {decoder.facts.vocab} token ids, the tokenizer in {tokenizer.folder} has "
+            f"{tokenizer.vocab}: they do not belong together"
+        )
+    steps = plan.target_widths if role == "target" else plan.draft_widths
+    with progress.step(f"{role}: compile for {core.name}, widths {', '.join(map(str, steps))}") as advance:
+        return build_for_cpu(
+            role,
+            decoder,
+            core,
+            cpu_tile(core),
+            plan.context,
+            steps,
+            plan.prefill_width,
+            folder,
+            advance,
+            request.dump_ir and request.dump_ir / role,
+        )
+
+
+def _has_chat_template(tokenizer: Path) -> bool:
+    config = tokenizer / "tokenizer_config.json"
+    stated = config.is_file() and '"chat_template"' in config.read_text("utf-8")
+    return stated or (tokenizer / "chat_template.jinja").is_file()

@@ -1,0 +1,37 @@
+"""Progress of long work on the terminal: one line a step with its time, a bar where the size is known."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn
+from rich.progress import Progress as Bars
+
+Advance = Callable[[str, int, int], None]
+
+
+class Progress:
+    """Prints to standard error; `quiet` prints nothing."""
+
+    def __init__(self, quiet: bool = False):
+        """Keep the console."""
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+
+    @contextlib.contextmanager
+    def step(self, what: str) -> Iterator[Advance]:
+        """A step of the work; the value can be called with (what, bytes done, bytes in all) to show a bar."""
+        start = time.perf_counter()
+        columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn())
+        with Bars(*columns, console=self._console, transient=True) as bars:
+            task: list[int] = []
+
+            def advance(detail: str, done: int, total: int) -> None:
+                if not task:
+                    task.append(bars.add_task(detail, total=total))  # type: ignore[arg-type]
+                bars.update(task[0], completed=done)  # type: ignore[arg-type]
+
+            yield advance
+        self._console.print(f"  {what}", f"{time.perf_counter() - start:6.1f} s")

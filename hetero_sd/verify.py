@@ -1,0 +1,154 @@
+"""`hetero-sd verify`: a bundle's logits against onnxruntime's, teacher-forced.
+
+The reference is the source ONNX file with graph optimisation off, weights upcast or dequantised to float32. Pass =
+every logit within the bound of the format, the same argmax wherever the reference's two best logits are further apart
+than twice the bound, and at most 1 % of rows closer than that (near-ties, where no implementation is right).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hetero_sd.reference import ReferenceModel
+from hetero_sd.runtime.generate import Request, generate
+from hetero_sd.runtime.interface import Model
+from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.prompts import read_prompts
+from hetero_sd.runtime.run import load_text
+from hetero_sd.runtime.saved_logits import SavedLogits, read_logits
+from hetero_sd.runtime.threads import choose_threads, prepare_environment
+from hetero_sd.runtime.trace import Trace
+from targets.errors import UserError
+
+MOST_NEAR_TIES = 0.01
+_ROUNDOFF = 2.0**-24
+_CONTINUE = 32
+_RANDOM_SEQUENCES = 4
+_RANDOM_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """The comparison over all rows.
+
+    Attributes:
+        rows: logit rows compared.
+        scale: largest |reference logit|.
+        bound: allowed |difference|.
+        largest_error: largest |difference| seen.
+        wrong: rows whose argmax differs although the reference's margin exceeds 2 x bound.
+        near_ties: rows whose reference margin is at most 2 x bound.
+        differing_ties: those of them whose argmax differs.
+    """
+
+    rows: int
+    scale: float
+    bound: float
+    largest_error: float
+    wrong: int
+    near_ties: int
+    differing_ties: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether all three conditions hold; a NaN anywhere does not pass."""
+        close = self.largest_error <= self.bound
+        return close and self.wrong == 0 and self.near_ties <= MOST_NEAR_TIES * self.rows
+
+
+def logit_bound(scale: float, widest: int, layers: int) -> float:
+    """The allowed |difference| of two float32 computations of the same logits.
+
+    Stored weights are exact in both (float16 is upcast, blocks are dequantised to the same float32), so only the
+    order of float32 sums differs. A sum of K products errs by about u sqrt(K) of its size (u = 2^-24, errors of
+    random sign); 2 layers + 1 such sums (attention and FFN of each layer, the head) add up in the residual stream,
+    in both computations (sqrt 2); the largest of many Gaussian errors lies within 6 standard deviations. So
+    6 sqrt(2) u sqrt(K) sqrt(2 layers + 1) scale: 1e-4 at scale 5, K = 768, 12 layers. Our derivation.
+
+    Args:
+        scale: largest |logit|.
+        widest: longest sum, the larger of hidden and FFN size.
+        layers: decoder layers.
+    """
+    return 6 * math.sqrt(2) * _ROUNDOFF * math.sqrt(widest * (2 * layers + 1)) * max(scale, 1.0)
+
+
+def compare(pairs: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]], bound: float) -> VerifyResult:
+    """Compare (reference, ours) logits, each [n, vocab], by the rule above."""
+    rows = wrong = ties = differing = 0
+    scale = error = 0.0
+    for reference, ours in pairs:
+        if reference.shape != ours.shape:
+            raise UserError(
+                f"logits have shape {list(ours.shape)}, the reference's {list(reference.shape)}: the bundle was made "
+                "from another model"
+            )
+        gap = np.abs(reference - ours)
+        error = max(error, float(gap.max())) if np.isfinite(gap).all() else math.inf
+        scale = max(scale, float(np.abs(reference).max()))
+        top2 = np.partition(reference, -2, axis=-1)[:, -2:]
+        near = top2[:, 1] - top2[:, 0] <= 2 * bound
+        other = reference.argmax(-1) != ours.argmax(-1)
+        rows, ties = rows + len(reference), ties + int(near.sum())
+        wrong, differing = wrong + int((other & ~near).sum()), differing + int((other & near).sum())
+    return VerifyResult(rows, scale, bound, error, wrong, ties, differing)
+
+
+def verify_bundle(folder: Path, against: Path, prompts: Path | None, saved: Path | None) -> VerifyResult:
+    """Compare the target of a bundle with its source.
+
+    Args:
+        folder: the bundle.
+        against: ONNX file the target was made from.
+        prompts: texts to compare on, each continued greedily by the bundle; None takes random tokens.
+        saved: logits that `run.py --save-logits` wrote on the device, in place of running the bundle here.
+
+    Raises:
+        UserError: a file is missing or unusable, or bundle and ONNX file do not belong together.
+    """
+    bundle = Bundle(folder)
+    bundle.verify_all()
+    facts = bundle.models["target"]
+    reference = ReferenceModel(against)
+    sequences = read_logits(saved) if saved is not None else list(_run_here(bundle, prompts))
+    pairs = [(reference.forward(s.token_ids), np.asarray(s.logits)) for s in sequences]
+    scale = max(float(np.abs(r).max()) for r, _ in pairs)
+    return compare(pairs, logit_bound(scale, facts["widest_sum"], facts["layers"]))
+
+
+def _run_here(bundle: Bundle, prompts: Path | None) -> Iterator[SavedLogits]:
+    prepare_environment(choose_threads(None, bundle.plan))
+    from hetero_sd.runtime.model import load_models
+
+    target = load_models(bundle).target
+    for prompt in _sequences(bundle, target, prompts):
+        ids = prompt[: target.context]
+        if prompts is not None and len(ids) < target.context:
+            request = Request(min(_CONTINUE, target.context - len(ids)))
+            ids = [*ids, *generate(target, ids, request, Trace())]
+        logits = np.concatenate([target.forward(ids[p : p + 8], p) for p in range(0, len(ids), 8)])
+        yield SavedLogits(ids, len(prompt), logits)
+
+
+def _sequences(bundle: Bundle, target: Model, prompts: Path | None) -> Iterator[list[int]]:
+    """Token ids of the prompts, or of random sequences that are the same every time."""
+    if prompts is None:
+        rng = np.random.default_rng(0)
+        known = min(target.vocab, bundle.tokenizer.get("vocab", target.vocab))
+        for _ in range(_RANDOM_SEQUENCES):
+            yield rng.integers(0, known, min(_RANDOM_TOKENS, target.context)).tolist()
+        return
+    text = load_text(bundle)
+    for prompt in read_prompts(prompts):
+        if isinstance(prompt.given, list):
+            yield prompt.given
+        elif text is None:
+            raise UserError(f"{prompt.where} is a text, but the bundle has no tokenizer: give token_ids")
+        else:
+            yield text.encode_prompt(prompt.given)

@@ -1,0 +1,255 @@
+"""Every CPU kernel against numpy at even and odd sizes, on the tiles of AVX2 and NEON; rows never depend on n."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tvm
+
+from passes.pack_weights import pack_quantised, to_panels
+from targets.boards import load_board
+from targets.cortex_a.kernels.argmax import argmax
+from targets.cortex_a.kernels.attention import attention_cached
+from targets.cortex_a.kernels.elementwise import add, add_bias, silu_mul
+from targets.cortex_a.kernels.embedding import embedding, embedding_nbits
+from targets.cortex_a.kernels.linear import linear
+from targets.cortex_a.kernels.linear_nbits import linear_nbits
+from targets.cortex_a.kernels.norm import add_rms_norm, rms_norm
+from targets.cortex_a.kernels.rope import rope
+from targets.cortex_a.kernels.take import take_columns, take_row
+from targets.cortex_a.kernels.tile import CpuTile, cpu_tile
+from targets.cortex_a.tvm_target import tvm_target
+
+Array = npt.NDArray[Any]
+AVX2 = CpuTile(lanes=8, panel=16, accumulators=12)
+NEON = CpuTile(lanes=4, panel=16, accumulators=24)
+TILES = pytest.mark.parametrize("tile", [AVX2, NEON], ids=["avx2", "neon"])
+F32 = np.float32
+
+
+@functools.cache
+def _host_target() -> Any:
+    return tvm_target(load_board("host", measure=False).clusters[0].core)
+
+
+_COMPILED: dict[int, tuple[Any, Callable[..., None]]] = {}  # the kernels are cached, so their identity is a key
+
+
+def compiled(func: Any) -> Callable[..., None]:
+    # Vectors wider than the machine's are legal LLVM, so both tiles run on any host.
+    if id(func) not in _COMPILED:
+        built = tvm.compile(func.with_attr("global_symbol", "main"), target=_host_target())
+        _COMPILED[id(func)] = func, built.mod["main"]
+    return _COMPILED[id(func)][1]
+
+
+def run(func: Any, *args: Any, out: tuple[tuple[int, ...], str]) -> Array:
+    """Call a kernel whose last parameter is its output."""
+    y = tvm.runtime.tensor(np.full(out[0], 77, out[1]))
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a for a in args]
+    compiled(func)(*tensors, y)
+    result: Array = y.numpy()
+    return result
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(F32)
+
+
+@TILES
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("k", "columns"), [(64, 48), (34, 50), (512, 96)])
+def test_linear(tile: CpuTile, dtype: str, k: int, columns: int) -> None:
+    w = normal(k, columns, seed=1).astype(dtype)
+    rows = normal(1, 13, k)
+    expected = rows.astype(np.float64) @ w.astype(np.float64)
+    packed = to_panels(w, tile.panel)
+    whole = {}
+    for n in (1, 2, 3, 4, 5, 7, 8, 13):
+        y = run(linear(tile, n, k, columns, dtype), rows[:, :n], packed, out=((1, n, columns), "float32"))
+        np.testing.assert_allclose(y, expected[:, :n], atol=2e-6 * k, rtol=0)
+        whole[n] = y
+    for n, y in whole.items():
+        assert np.array_equal(y, whole[13][:, :n]), f"rows of {n} differ from rows of 13"
+    wrong = packed.copy()
+    wrong[0, 1, 2] += 1  # the twin: one weight off must show
+    y = run(linear(tile, 1, k, columns, dtype), rows[:, :1], wrong, out=((1, 1, columns), "float32"))
+    assert np.abs(y - expected[:, :1]).max() > 2e-6 * k
+
+
+def quantised(bits: int, k: int, columns: int, block: int, zeros: bool) -> tuple[dict[str, Array], Array]:
+    """Random MatMulNBits tensors in ONNX's layout and the float32 weights [columns, k] they stand for."""
+    rng = np.random.default_rng(3)
+    blocks, per = -(-k // block), 8 // bits
+    values = rng.integers(0, 1 << bits, (columns, blocks * block)).astype(np.uint8)
+    scale = rng.uniform(0.01, 0.1, (columns, blocks)).astype(F32)
+    zero = rng.integers(0, 1 << bits, (columns, blocks)).astype(np.uint8)
+
+    def bytes_of(v: Array) -> Array:
+        if bits == 8:
+            return v
+        v = np.pad(v, ((0, 0), (0, v.shape[1] % 2)))
+        packed: Array = v[:, ::2] | (v[:, 1::2] << 4)
+        return packed
+
+    z = zero if zeros else np.full_like(zero, 1 << (bits - 1))
+    w = (values.astype(F32) - np.repeat(z, block, 1).astype(F32)) * np.repeat(scale, block, 1)
+    onnx = {"q": bytes_of(values).reshape(columns, blocks, block // per), "scale": scale, "zero": bytes_of(zero)}
+    return onnx, w[:, :k]
+
+
+@TILES
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(("k", "block"), [(64, 32), (96, 128), (80, 32)])
+def test_linear_and_embedding_nbits(tile: CpuTile, bits: int, zeros: bool, k: int, block: int) -> None:
+    columns, rows = 40, normal(1, 5, k)
+    onnx, w = quantised(bits, k, columns, block, zeros)
+    q = pack_quantised(onnx["q"], bits, k, tile.panel)
+    scale = to_panels(onnx["scale"].T, tile.panel)
+    values = onnx["zero"] if bits == 8 else np.stack([onnx["zero"] & 15, onnx["zero"] >> 4], -1).reshape(columns, -1)
+    zero = to_panels(values[:, : scale.shape[1]].T, tile.panel) if zeros else np.zeros((1, 1, 1), np.uint8)
+    outputs = []
+    for n in (1, 3, 5):
+        func = linear_nbits(tile, n, k, columns, bits, block, "float32", zeros)
+        y = run(func, rows[:, :n], q, scale, zero, out=((1, n, columns), "float32"))
+        np.testing.assert_allclose(y, rows[:, :n] @ w.T, atol=1e-4, rtol=0)
+        outputs.append(y)
+    assert all(np.array_equal(y, outputs[-1][:, : y.shape[1]]) for y in outputs)
+    ids = np.array([[0, 7, 8, 15, 39]])
+    func = embedding_nbits(tile, 5, columns, k, bits, block, "float32", zeros)
+    assert np.array_equal(run(func, q, scale, zero, ids, out=((1, 5, k), "float32"))[0], w[ids[0]])
+    y = run(func, q, scale * F32(1.01), zero, ids, out=((1, 5, k), "float32"))
+    assert not np.array_equal(y[0], w[ids[0]])
+
+
+@TILES
+def test_embedding(tile: CpuTile) -> None:
+    w = normal(50, 32).astype(np.float16)
+    ids = np.array([[49, 0, 16]])
+    y = run(embedding(tile, 3, 50, 32, "float16"), to_panels(w.T, tile.panel), ids, out=((1, 3, 32), "float32"))
+    assert np.array_equal(y[0], w[ids[0]].astype(F32))
+
+
+def attention_reference(q: Array, k: Array, v: Array, scale: float, window: int, softcap: float) -> Array:
+    """Causal attention, q [t, heads, d], k and v [t, kv heads, d], in float64."""
+    t, heads, dim = q.shape
+    share = heads // k.shape[1]
+    s = np.einsum("thd,jhd->htj", q.astype(np.float64), np.repeat(k, share, 1).astype(np.float64)) * scale
+    s = softcap * np.tanh(s / softcap) if softcap else s
+    back = np.arange(t)[:, None] - np.arange(t)[None]
+    s = np.where((back < 0) | (back >= (window or t)), -np.inf, s)
+    p = np.exp(s - s.max(-1, keepdims=True))
+    y: Array = np.einsum("htj,jhd->thd", p / p.sum(-1, keepdims=True), np.repeat(v, share, 1).astype(np.float64))
+    return y.reshape(t, heads * dim)
+
+
+@TILES
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (5, 0.0), (0, 3.0), (9, 2.0)])
+def test_attention_cached(tile: CpuTile, window: int, softcap: float) -> None:
+    heads, kv_heads, dim, context, total = 4, 2, 32, 32, 20
+    q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
+    expected = attention_reference(
+        *(q.reshape(total, heads, dim), k.reshape(total, kv_heads, dim), v.reshape(total, kv_heads, dim)),
+        *(0.2, window, softcap),
+    )
+
+    def in_steps(parts: list[int], scale: float = 0.2) -> Array:
+        # stale memory is NaN: nothing beyond the written rows may leak
+        keys = tvm.runtime.tensor(np.full((1, kv_heads, context // tile.lanes, dim, tile.lanes), np.nan, F32))
+        values = tvm.runtime.tensor(np.full((1, kv_heads, context, dim), np.nan, F32))
+        rows, pos = [], 0
+        for n in parts:
+            func = attention_cached(tile, n, heads, kv_heads, dim, context, scale, window, softcap)
+            part = (x[None, pos : pos + n] for x in (q, k, v))
+            rows.append(run(func, *part, keys, values, pos, out=((1, n, heads * dim), "float32"))[0])
+            pos += n
+        return np.concatenate(rows)
+
+    whole = in_steps([20])
+    np.testing.assert_allclose(whole, expected, atol=2e-6, rtol=0)
+    for parts in ([1] * 20, [8, 5, 7], [3] * 6 + [2]):
+        assert np.array_equal(in_steps(parts), whole), parts
+    assert np.abs(in_steps([20], scale=0.21) - expected).max() > 1e-4
+
+
+@TILES
+def test_norms(tile: CpuTile) -> None:
+    x, r, w = normal(1, 3, 128), normal(1, 3, 128, seed=1), normal(128, seed=2)
+
+    def norm(x: Array, w: Array) -> Array:
+        y: Array = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5) * w
+        return y
+
+    shape = ((1, 3, 128), "float32")
+    y = run(rms_norm(tile, 3, 128, 1, 1e-5), x, w, out=shape)
+    np.testing.assert_allclose(y, norm(x, w), atol=2e-6)
+    assert np.array_equal(run(rms_norm(tile, 1, 128, 1, 1e-5), x[:, :1], w, out=((1, 1, 128), "float32")), y[:, :1])
+    parts = x.reshape(1, 3, 4, 32)
+    y = run(rms_norm(tile, 3, 128, 4, 1e-5), x, w[:32], out=shape)
+    np.testing.assert_allclose(y, norm(parts, w[:32]).reshape(1, 3, 128), atol=2e-6)
+    total = tvm.runtime.tensor(np.zeros(shape[0], F32))
+    y = run(add_rms_norm(tile, 3, 128, 1e-5), x, r, w, total, out=shape)
+    assert np.array_equal(total.numpy(), x + r)
+    np.testing.assert_allclose(y, norm(x + r, w), atol=2e-6)
+    assert np.abs(run(rms_norm(tile, 3, 128, 1, 1e-2), x, w, out=shape) - norm(x, w)).max() > 1e-4
+
+
+@TILES
+def test_elementwise(tile: CpuTile) -> None:
+    a, b, bias = 5 * normal(1, 3, 64), normal(1, 3, 64, seed=1), normal(64, seed=2)
+    shape = (a.shape, "float32")
+    assert np.array_equal(run(add(tile, 3, 64), a, b, out=shape), a + b)
+    assert np.array_equal(run(add_bias(tile, 3, 64), a, bias, out=shape), a + bias)
+    expected = a / (1 + np.exp(-a.astype(np.float64))) * b
+    np.testing.assert_allclose(run(silu_mul(tile, 3, 64), a, b, out=shape), expected, atol=2e-6)
+    extreme = np.full_like(a, -200.0)
+    assert np.isfinite(run(silu_mul(tile, 3, 64), extreme, b, out=shape)).all()
+
+
+@TILES
+@pytest.mark.parametrize("rotary_dim", [32, 24, 8])
+def test_rope(tile: CpuTile, rotary_dim: int) -> None:
+    half, x = rotary_dim // 2, normal(1, 3, 4 * 32)
+    cos, sin = normal(64, half, seed=1), normal(64, half, seed=2)
+    parts = x.reshape(3, 4, 32)
+    a, b, rest = parts[..., :half], parts[..., half:rotary_dim], parts[..., rotary_dim:]
+    c, s = cos[5:8][:, None], sin[5:8][:, None]
+    expected = np.concatenate([a * c - b * s, b * c + a * s, rest], -1).reshape(x.shape)
+    y = run(rope(tile, 3, 4, 32, rotary_dim, 64), x, cos, sin, 5, out=(x.shape, "float32"))
+    np.testing.assert_allclose(y, expected, atol=2e-6)
+    y = run(rope(tile, 3, 4, 32, rotary_dim, 64), x, cos, sin, 6, out=(x.shape, "float32"))
+    assert np.abs(y - expected).max() > 0.1
+
+
+@TILES
+@pytest.mark.parametrize("vocab", [64, 50, 3])
+def test_argmax_takes_the_lowest_of_equals(tile: CpuTile, vocab: int) -> None:
+    logits = normal(1, 4, vocab)
+    logits[0, 1, [vocab - 1, vocab // 2]] = 9
+    logits[0, 2] = -7
+    logits[0, 3, vocab - 1] = 8
+    ids = run(argmax(tile, 4, vocab), logits, out=((1, 4), "int64"))
+    assert ids[0].tolist() == logits[0].argmax(-1).tolist()
+
+
+def test_take() -> None:
+    x = normal(1, 4, 24)
+    assert np.array_equal(run(take_row(4, 24), x, 2, out=((1, 1, 24), "float32"))[0, 0], x[0, 2])
+    assert np.array_equal(run(take_columns(4, 24, 8, 16), x, out=((1, 4, 16), "float32")), x[:, :, 8:])
+
+
+def test_tiles_never_spill() -> None:
+    for board in ("imx95", "rk3588", "rk3566", "rpi5", "host"):
+        for cluster in load_board(board, measure=False).clusters:
+            tile = cpu_tile(cluster.core)
+            assert tile.panel % tile.lanes == 0
+            for n in range(1, 33):
+                used = tile.rows(n) * tile.panel_vectors * tile.panels(n, 64)
+                assert used <= tile.accumulators < cluster.core.vector_registers
+                assert -(-n // tile.rows(n)) * tile.rows(n) < n + tile.rows(n)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -129,7 +130,8 @@ def unpack_wheel(wheel: Path, folder: Path, room_bytes: int) -> int:
     """Unpack what the device needs of one wheel into ``folder`` and return the bytes written.
 
     Raises:
-        UserError: not a wheel, a path that leaves the folder or is written twice, a link, or more than ``room_bytes``.
+        UserError: not a wheel or a damaged one, a path that leaves the folder or is written twice, a link, or more
+            than ``room_bytes``.
     """
     written = 0
     try:
@@ -142,19 +144,19 @@ def unpack_wheel(wheel: Path, folder: Path, room_bytes: int) -> int:
                 if written > room_bytes:
                     raise UserError(f"{wheel.name}: unpacks to more than {_LARGEST_UNPACKED_BYTES >> 20} MiB")
                 _write(archive, entry, folder / path, wheel)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise UserError(f"{wheel.name}: not a valid wheel: {error}") from None
     return written
 
 
 def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, wheel: Path) -> None:
     """Write one file; zipfile itself stops at the size that the entry declares and checks its CRC."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(entry) as source, path.open("xb") as target:
             shutil.copyfileobj(source, target)
-    except FileExistsError:
-        raise UserError(f"{wheel.name}: {entry.filename} stands in two wheels") from None
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{wheel.name}: {entry.filename} is there already, from this wheel or another") from None
     path.chmod(0o644)
 
 

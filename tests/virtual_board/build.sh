@@ -41,12 +41,27 @@ board="$(cd "$board" && pwd)"
 exec 9>"$board/.lock"
 flock 9  # two test sessions may ask for the board at once
 
+# With --opencl: let the kernel run AArch64 programs through the emulator, until the next reboot.
+register_emulator() {
+  [ "$kind" = opencl ] || return 0
+  local binfmt=/proc/sys/fs/binfmt_misc
+  [ -e "$binfmt/register" ] || mount -t binfmt_misc none "$binfmt" ||
+    fail "--opencl needs binfmt_misc, and it cannot be mounted (not root?)"
+  [ ! -e "$binfmt/qemu-aarch64" ] || return 0
+  # Magic and mask of an AArch64 ELF file; F = open the emulator now, so that it need not be found in the chroot.
+  local magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
+  local mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
+  printf '%s' ":qemu-aarch64:M::$magic:$mask:$board/root/qemu-aarch64-static:F" >"$binfmt/register" ||
+    fail "--opencl could not register the emulator with binfmt_misc"
+}
+
 # The stamp is written last; it names the parts, so a root without OpenCL is rebuilt when --opencl is asked for.
 stamp="$board/root/.hetero_sd_board"
 wanted="${packages[*]}"
 if [ -f "$stamp" ]; then
   have="$(cat "$stamp")"
   if [ "$have" = "$wanted" ] || [ "$kind" = cpu ]; then
+    register_emulator
     echo "virtual board: ready in $board"
     exit 0
   fi
@@ -105,19 +120,10 @@ chmod 1777 "$board/root.new/tmp"
 ln -sf dash "$board/root.new/usr/bin/sh"
 cp "$board/emulator.new/usr/bin/qemu-aarch64-static" "$board/root.new/qemu-aarch64-static"
 rm -rf "$board/root.new/usr/share"/{doc,man,locale,info} "$board/emulator.new"
-
-if [ "$kind" = opencl ]; then
-  mountpoint -q /proc/sys/fs/binfmt_misc || mount -t binfmt_misc none /proc/sys/fs/binfmt_misc ||
-    fail "--opencl needs binfmt_misc, and it cannot be mounted (root?)"
-  if [ ! -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ]; then
-    # Magic and mask of an AArch64 ELF file; F = open the emulator now, so the path need not exist in the chroot.
-    printf '%s' ':qemu-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:'"$board/root.new/qemu-aarch64-static"':F' \
-      >/proc/sys/fs/binfmt_misc/register || fail "--opencl could not register the emulator with binfmt_misc"
-  fi
-fi
-
 echo "$wanted" >"$board/root.new/.hetero_sd_board"
 rm -rf "$board/root"
 mv "$board/root.new" "$board/root"
 rm -rf "$board/apt"
+register_emulator
+
 echo "virtual board: ready in $board ($(du -sm "$board/root" | cut -f1) MB)"

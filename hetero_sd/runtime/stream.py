@@ -61,11 +61,11 @@ class StopScanner:
         if self.hit:
             return ""
         text = self._held + piece
-        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
-        if starts:
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
             self.hit = True
             self._held = ""
-            return text[: min(starts)]
+            return text[: min(found)[1]]  # the first one to be complete, however the text was cut into pieces
         cut = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[cut:]
         return text[:cut]

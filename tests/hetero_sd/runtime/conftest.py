@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from hetero_sd.runtime.interface import ContextFull
 
@@ -73,3 +74,35 @@ def pair() -> Callable[..., tuple[TableModel, TableModel]]:
 @pytest.fixture(scope="session")
 def table_model() -> type[TableModel]:
     return TableModel
+
+
+def byte_level_tokenizer() -> Tokenizer:
+    """GPT-2 style: a token is one byte, or one of a few merged words; <|end|> is special."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: i for i, symbol in enumerate(alphabet)}
+    merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("Ġw", "o")]
+    for left, right in merges:
+        vocab[left + right] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>", "<|user|>"])
+    return tokenizer
+
+
+def byte_fallback_tokenizer() -> Tokenizer:
+    """Llama-2 style: words with a leading mark for the space, other characters as <0x..> bytes."""
+    words = ["<unk>", "<s>", "▁", "a", "b", "▁a", "▁b", "é"]
+    vocab = {word: i for i, word in enumerate([*words, *(f"<0x{i:02X}>" for i in range(256))])}
+    tokenizer = Tokenizer(models.BPE(vocab, [("▁", "a"), ("▁", "b")], unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<s>"])
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizers_by_kind() -> dict[str, Tokenizer]:
+    return {"byte level": byte_level_tokenizer(), "byte fallback": byte_fallback_tokenizer()}

@@ -1,0 +1,147 @@
+"""Finds where the export attends, whatever the operator: around a Softmax, MultiHeadAttention, opset-23 Attention.
+
+A site is only a claim: which values are query, keys and values, and where scores turn into masked scores.
+`fuse_attention` proves each claim by running the pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from passes.import_onnx.state import Declined, Importing, attribute
+
+_BEFORE_SOFTMAX = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Reshape", "Max", "Min", "Clip", "Expand"}
+_AFTER_SOFTMAX = {"Where", "IsNaN", "Cast", "Identity", "Reshape", "Expand", "Dropout", "Mul"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention as the exporter wrote it.
+
+    Attributes:
+        node: the node it is recognised by.
+        query, key, value: its operands, keys and values with the cache and repeated for the query heads or not.
+        scores: the product of query and key, or None if the operator hides it.
+        masked: what the softmax gets (where `scores` is known), or the mask operand, or None: no mask at all.
+        causal: the operator itself hides the future.
+        weights: the softmax result and the operand of the product with the values, or None.
+        output: the product with the values.
+        scale: the operator's own factor on the scores.
+        past: cache operands of the operator itself (key, value), or None: the export concatenates.
+        present: the operator's own cache outputs, or None.
+    """
+
+    node: Any
+    query: Any
+    key: Any
+    value: Any
+    scores: Any
+    masked: Any
+    causal: bool
+    weights: tuple[Any, Any] | None
+    output: Any
+    scale: float
+    past: tuple[Any, Any] | None = None
+    present: tuple[Any, Any] | None = None
+
+
+def attention_sites(imp: Importing) -> Iterator[tuple[Any, Site | str]]:
+    """Every place that attends: (node, site), or (node, the sentence why none can be made of it)."""
+    for node in list(imp.graph):
+        make = _SITES.get((node.domain, node.op_type))
+        if make is None:
+            continue
+        try:
+            yield node, make(node)
+        except Declined as reason:
+            yield node, str(reason)
+
+
+def _softmax(node: Any) -> Site:
+    scores = _back_to_product(node.inputs[0])
+    product = _forward_to_product(node.outputs[0])
+    matmul = scores.producer()
+    if product.inputs[0].producer() is None:
+        raise Declined("the softmax result is not the left operand of a product")
+    return Site(
+        node, matmul.inputs[0], matmul.inputs[1], product.inputs[1], scores, node.inputs[0], False,
+        (node.outputs[0], product.inputs[0]), product.outputs[0], 1.0,
+    )  # fmt: skip
+
+
+def _back_to_product(value: Any) -> Any:
+    todo, seen = [value], set()
+    while todo:
+        current = todo.pop(0)
+        node = current.producer()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.op_type == "MatMul":
+            return current
+        if node.op_type == "Tanh":
+            raise Declined("soft-capped scores (Tanh before the softmax) are not supported")
+        if node.op_type in _BEFORE_SOFTMAX:
+            todo.extend(v for v in node.inputs if v is not None)
+    raise Declined("no product of query and key is found before the softmax")
+
+
+def _forward_to_product(value: Any) -> Any:
+    todo, seen = [value], set()
+    while todo:
+        for node, _ in todo.pop(0).uses():
+            if node.op_type == "MatMul":
+                return node
+            if node.op_type in _AFTER_SOFTMAX and node not in seen:
+                seen.add(node)
+                todo.extend(node.outputs)
+    raise Declined("no product with the values is found after the softmax")
+
+
+def _operand(node: Any, index: int) -> Any:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _multi_head(node: Any) -> Site:
+    if any(_operand(node, i) is not None for i in (3, 4)) or len(node.inputs) > 8:
+        raise Declined("MultiHeadAttention with a bias, a key padding mask or a cache of its own layout")
+    if any(_operand(node, i) is None for i in (1, 2)):
+        raise Declined("MultiHeadAttention with packed inputs")
+    past = (_operand(node, 6), _operand(node, 7))
+    scale = attribute(node, "scale", 0.0)
+    if not scale:
+        raise Declined("MultiHeadAttention without an explicit scale")
+    return Site(
+        node, *node.inputs[:3], None, _operand(node, 5), bool(attribute(node, "unidirectional", 0)), None,
+        node.outputs[0], scale, past if past[0] is not None else None,
+        tuple(node.outputs[1:3]) if len(node.outputs) > 2 else None,
+    )  # fmt: skip
+
+
+def _attention(node: Any) -> Site:
+    if attribute(node, "softcap", 0.0) or attribute(node, "qk_matmul_output_mode", 0):
+        raise Declined("soft-capped scores (softcap) are not supported")
+    if len(node.outputs) > 3 and node.outputs[3].uses():
+        raise Declined("the scores of Attention are used as an output")
+    if _operand(node, 6) is not None:
+        raise Declined("Attention with nonpad_kv_seqlen is not supported")
+    query = node.inputs[0]
+    scale = attribute(node, "scale")
+    if scale is None:
+        raise Declined("Attention without an explicit scale")
+    past = (_operand(node, 4), _operand(node, 5))
+    return Site(
+        node, query, node.inputs[1], node.inputs[2], None, _operand(node, 3), bool(attribute(node, "is_causal", 0)),
+        None, node.outputs[0], scale, past if past[0] is not None else None,
+        tuple(node.outputs[1:3]) if len(node.outputs) > 2 else None,
+    )  # fmt: skip
+
+
+_SITES = {
+    ("", "Softmax"): _softmax,
+    ("com.microsoft", "MultiHeadAttention"): _multi_head,
+    ("", "Attention"): _attention,
+}
+

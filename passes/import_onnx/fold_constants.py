@@ -1,0 +1,68 @@
+"""Computes what depends on small constants only, and removes nodes that do nothing. Weights are never touched.
+
+    Sqrt(0.125) -> 0.353..        Cast(x: f32, to=f32) -> x        Identity(x) -> x        unused nodes -> nothing
+
+After the upcast many casts do nothing; without them the norms and masks of float16 exports look like float32 ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir.passes.common as common
+
+from passes.import_onnx.shapes import Known, known_shapes, points, run_node
+from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant
+
+_MOST_ELEMENTS = 1024
+
+
+def fold_constants(imp: Importing) -> PassLog:
+    """Fold, then drop what became unused."""
+    folded = 0
+    for node in list(imp.graph):
+        folded += _fold(imp, node)
+    removed = _remove_idle(imp, known_shapes(imp, points(imp)[0]) if imp.facts.get("head_dim") else {})
+    common.RemoveUnusedNodesPass()(imp.model)
+    return PassLog("fold_constants", folded + removed)
+
+
+def _fold(imp: Importing, node: Any) -> bool:
+    inputs = [None if v is None else constant(v, _MOST_ELEMENTS) for v in node.inputs]
+    if node.domain or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
+        return False
+    if any(x is None and v is not None for x, v in zip(inputs, node.inputs, strict=True)):
+        return False
+    if node.op_type.startswith("Random") or not node.inputs:
+        return False
+    try:
+        (result,) = run_node(node, inputs, imp.graph.opset_imports[""])
+    except Exception:  # the reference evaluator lacks this operator: the node stays
+        return False
+    if np.asarray(result).size > _MOST_ELEMENTS:
+        return False
+    value = add_initializer(imp.graph, f"{node.outputs[0].name}.folded", np.asarray(result))
+    node.outputs[0].replace_all_uses_with(value)
+    return True
+
+
+def _remove_idle(imp: Importing, known: dict[Any, Known]) -> int:
+    removed = 0
+    for node in list(imp.graph):
+        if node.domain or node.op_type not in ("Identity", "Cast", "Dropout"):
+            continue
+        source, target = node.inputs[0], node.outputs[0]
+        if target.is_graph_output() and (source.is_graph_input() or source.producer() is None):
+            continue
+        if node.op_type == "Cast":
+            dtype = known[source].dtype if source in known else source.dtype
+            if dtype is None or int(dtype) != attribute(node, "to"):
+                continue
+        if target.is_graph_output():
+            name, target.name = target.name, f"{target.name}.idle"
+            source.name = name
+            source.shape, source.type = target.shape, target.type
+        target.replace_all_uses_with(source, replace_graph_outputs=True)
+        removed += 1
+    return removed

@@ -1,0 +1,163 @@
+"""Proves that an exporter's mask is causal AND padding AND window, by running it and comparing row by row.
+
+Nothing is assumed about how the mask is written: the piece from scores to what the softmax gets is run on scores
+of zero and on random scores, at several lengths and paddings. What agrees becomes one CausalMask node; what does
+not is refused with the first query and key that differ. Rows of padding tokens are not compared: nobody reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from passes.import_onnx.attention_sites import Site
+from passes.import_onnx.probe import Piece
+from passes.import_onnx.shapes import Point
+from passes.import_onnx.state import Declined, Importing
+
+_HIDDEN_BELOW = -1e4  # an added mask this low leaves nothing of a softmax term
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The proven mask.
+
+    Attributes:
+        window: a query sees itself and the window - 1 positions before it; 0: all of them.
+        padding: whether attention_mask hides keys.
+        scale: factor the export applies to the scores between product and softmax.
+        declined: the sizes at which the export itself cannot run, as a sentence each.
+    """
+
+    window: int
+    padding: bool
+    scale: float
+    declined: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and a padding: `pads[b]` zeros at the left (or right) of row b of attention_mask."""
+
+    at: Point
+    pads: tuple[int, ...]
+    left: bool = True
+
+    def attention_mask(self) -> np.ndarray:
+        """int64 [batch, past + new]."""
+        total = self.at.past + self.at.new
+        columns = np.arange(total) if self.left else np.arange(total)[::-1]
+        return (columns[None, :] >= np.array(self.pads)[:, None]).astype(np.int64)
+
+
+def visible(at: Point, mask: np.ndarray, window: int, padding: bool) -> np.ndarray:
+    """bool [batch, new, total]: the formula that is to be proven."""
+    query = at.past + np.arange(at.new)[:, None]
+    key = np.arange(at.past + at.new)[None, :]
+    seen = (key <= query) & ((key > query - window) if window else True)
+    return seen[None] & (mask[:, None, :].astype(bool) if padding else np.ones_like(mask, bool)[:, None, :])
+
+
+def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
+    """The mask of a site.
+
+    Raises:
+        Declined: it depends on a weight, biases what it shows, or differs from the formula.
+    """
+    if site.scores is None and site.masked is None:
+        if not site.causal:
+            raise Declined("there is no mask and the attention is not causal")
+        raise Declined("a causal flag without a mask counts positions from the end of the past; not supported")
+    cut = [] if site.scores is None else [site.scores]
+    piece = Piece(imp, cut, site.masked)
+    rng = np.random.default_rng(0)
+    scale, declined, runs = 1.0, [], []
+    for case in _cases(imp, "attention_mask" in piece.uses):
+        try:
+            seen, factor = _run(piece, site, case, heads, rng)
+        except Declined as reason:
+            if case.at.past == 0 or case.at.new == 1:
+                raise
+            declined.append(str(reason))
+            continue
+        scale = factor if factor is not None else scale
+        runs.append((case, seen))
+    window = _window(imp, runs)
+    padding = "attention_mask" in piece.uses
+    for case, seen in runs:
+        _compare(case, seen, window, padding)
+    return Mask(window, padding, scale, tuple(declined[:1]))
+
+
+def _cases(imp: Importing, padded: bool) -> Iterator[Case]:
+    batch = imp.facts["batch"] or 2
+    none = (0,) * batch
+    longest = max(imp.context - 1, 1)
+    for new, past in ((1, longest), (min(40, imp.context), 0), (3, 5), (1, 9)):
+        yield Case(Point(batch, new, past), none)
+    if padded:
+        some = tuple(range(1, batch + 1))
+        yield Case(Point(batch, 6, 0), some)
+        yield Case(Point(batch, 3, 5), some)
+        yield Case(Point(batch, 1, 9), some)
+        yield Case(Point(batch, 6, 0), some, left=False)
+
+
+def _run(
+    piece: Piece, site: Site, case: Case, heads: int, rng: np.random.Generator
+) -> tuple[np.ndarray, float | None]:
+    """(visible [batch, new, total], factor on the scores)."""
+    at, mask = case.at, case.attention_mask()
+    total = at.past + at.new
+    inputs = {"attention_mask": mask} if "attention_mask" in piece.uses else {}
+    if site.scores is None:
+        shown = piece.run(at, **inputs)
+        if shown.dtype != bool:
+            shown = _shown(shown, np.zeros_like(shown), 1.0)
+        full = np.broadcast_to(shown.reshape((1,) * (4 - shown.ndim) + shown.shape), (at.batch, heads, at.new, total))
+        return _one_for_all_heads(full), None
+    rank3 = site.scores.shape is not None and len(site.scores.shape) == 3
+    shape = (at.batch * heads, at.new, total) if rank3 else (at.batch, heads, at.new, total)
+    base = piece.run(at, {site.scores: np.zeros(shape, np.float32)}, **inputs)
+    scores = rng.standard_normal(shape).astype(np.float32)
+    masked = piece.run(at, {site.scores: scores}, **inputs)
+    seen = base > _HIDDEN_BELOW
+    factor = float((masked[seen] * scores[seen]).sum() / (scores[seen] ** 2).sum())
+    return _one_for_all_heads(_shown(masked, scores, factor).reshape(at.batch, heads, at.new, total)), factor
+
+
+def _shown(masked: np.ndarray, scores: np.ndarray, factor: float) -> np.ndarray:
+    """Which entries pass unchanged but for the factor; all others must be hidden."""
+    same = np.abs(masked - factor * scores) <= 1e-5 * max(1.0, abs(factor))
+    if not (same | (masked < _HIDDEN_BELOW)).all():
+        raise Declined("the scores get a bias other than a mask (ALiBi or the like)")
+    return same
+
+
+def _one_for_all_heads(seen: np.ndarray) -> np.ndarray:
+    if (seen != seen[:, :1]).any():
+        raise Declined("the heads have different masks")
+    return seen[:, 0]
+
+
+def _window(imp: Importing, runs: list[tuple[Case, np.ndarray]]) -> int:
+    """The number of keys the last position of the longest unpadded case sees, or 0 if it sees all."""
+    case, seen = runs[0]
+    count = int(seen[0, -1].sum())
+    return 0 if count == case.at.past + case.at.new else count
+
+
+def _compare(case: Case, seen: np.ndarray, window: int, padding: bool) -> None:
+    mask = case.attention_mask()
+    expected = visible(case.at, mask, window, padding)
+    real = mask[:, case.at.past :].astype(bool)
+    wrong = np.argwhere((seen != expected) & real[:, :, None])
+    if wrong.size:
+        b, q, k = (int(i) for i in wrong[0])
+        raise Declined(
+            f"the mask is not causal, padding and window {window}: with {case.at.new} new and {case.at.past} past "
+            f"tokens and {case.pads[b]} padded on the {'left' if case.left else 'right'}, query {q} "
+            f"{'sees' if seen[b, q, k] else 'does not see'} key {k}"
+        )

@@ -1,0 +1,178 @@
+"""Shapes of every value at concrete sizes, so that no pass has to understand an exporter's shape arithmetic.
+
+Symbolic inference gives up on Range, Expand by computed shapes and the like. Here the free dimensions get numbers
+(batch 2, 3 new tokens, 5 past ones, say); integers are then computed, everything else is inferred node by node by
+ONNX's own rules. Two such points with different numbers tell a constant dimension from a free one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from passes.import_onnx.state import Importing, attribute, constant
+
+_MOST_ELEMENTS = 4096  # values computed, not only inferred: shapes and short ranges
+
+
+@dataclass(frozen=True)
+class Point:
+    """Numbers for the free dimensions: batch, new tokens, past tokens."""
+
+    batch: int
+    new: int
+    past: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a value at a point."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    data: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def points(imp: Importing) -> tuple[Point, Point]:
+    """Two points at which every free dimension differs and no two dimensions coincide."""
+    batch = imp.facts["batch"]
+    return Point(batch or 2, 7, 11), Point(batch or 3, 13, 23)
+
+
+def input_shape(imp: Importing, name: str, at: Point) -> tuple[int, ...]:
+    """Shape of a (normalised) graph input at a point."""
+    if name.startswith("past_key_values."):
+        kv_heads, head_dim = imp.facts["kv_heads"], imp.facts["head_dim"]
+        return (at.batch, kv_heads, at.past, head_dim)
+    return (at.batch, at.past + at.new if name == "attention_mask" else at.new)
+
+
+def known_shapes(imp: Importing, at: Point) -> dict[Any, Known]:
+    """Shape and type of every value that ONNX's rules reach, at concrete sizes."""
+    known: dict[Any, Known] = {}
+    for value in imp.graph.inputs:
+        known[value] = Known(int(value.dtype), input_shape(imp, value.name, at))
+    for value in imp.graph.initializers.values():
+        shape = tuple(int(d) for d in value.const_value.shape)
+        known[value] = Known(int(value.const_value.dtype), shape, constant(value))
+    for node in imp.graph:
+        _infer(imp, node, known)
+    return known
+
+
+def _infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
+    if node.op_type in _RULES:
+        data_inputs, rule = _RULES[node.op_type]
+        if all(v is None or v in known for v in node.inputs[:data_inputs]):
+            typed_like = node.inputs[2 if node.op_type == "GatherBlockQuantized" else 0]
+            for output, shape in zip(node.outputs, rule(node, known), strict=False):
+                known[output] = Known(known[typed_like].dtype, tuple(shape))
+        return
+    if any(v is not None and v not in known for v in node.inputs):
+        return
+    if _compute(imp, node, known):
+        return
+    opsets = dict(imp.graph.opset_imports)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+    except Exception:  # onnx raises its own SchemaError: an operator it does not know
+        return
+    inputs = [(v.name, known[v]) for v in node.inputs if v is not None]
+    types = {name: onnx.helper.make_tensor_type_proto(k.dtype, k.shape) for name, k in inputs}
+    data = {name: onnx.numpy_helper.from_array(k.data, name) for name, k in inputs if k.data is not None}
+    imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]
+    try:
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, ir.to_proto(node), types, data, opset_imports=imports, ir_version=10
+        )
+    except Exception:  # InferenceError and friends: this value and all after it stay unknown
+        return
+    for output in node.outputs:
+        kind = found.get(output.name)
+        dims = kind.tensor_type.shape.dim if kind is not None and kind.tensor_type.HasField("shape") else None
+        if dims is not None and all(d.HasField("dim_value") for d in dims):
+            known[output] = Known(kind.tensor_type.elem_type, tuple(d.dim_value for d in dims))
+
+
+def _compute(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
+    """Compute a node of small known integers; whether that was possible."""
+    if node.op_type == "Shape" and node.domain == "":
+        shape = known[node.inputs[0]].shape
+        numbers = np.array(shape[attribute(node, "start", 0) : attribute(node, "end", len(shape))], np.int64)
+        known[node.outputs[0]] = Known(int(ir.DataType.INT64), numbers.shape, numbers)
+        return True
+    inputs = [None if v is None else known[v] for v in node.inputs]
+    if node.domain or not inputs or any(k is not None and (k.data is None) for k in inputs):
+        return False
+    try:
+        results = run_node(node, [None if k is None else k.data for k in inputs], imp.graph.opset_imports[""])
+    except Exception:  # the reference evaluator lacks an operator or a form of it
+        return False
+    for output, numbers in zip(node.outputs, results, strict=False):
+        numbers = np.asarray(numbers)
+        keep = numbers if numbers.size <= _MOST_ELEMENTS else None
+        known[output] = Known(onnx.helper.np_dtype_to_tensor_dtype(numbers.dtype), numbers.shape, keep)
+    return True
+
+
+def run_node(node: Any, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
+    """One ONNX node on numbers, by the reference evaluator."""
+    proto = ir.to_proto(node)
+    feeds = {v.name: x for v, x in zip(node.inputs, inputs, strict=True) if v is not None}
+    return ReferenceEvaluator(proto, opsets={"": opset}).run(None, feeds)
+
+
+def _same(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    return [known[node.inputs[0]].shape]
+
+
+def _skip_norm(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    shape = known[node.inputs[0]].shape
+    return [shape, shape[:-1], shape[:-1], shape]
+
+
+def _matmul_nbits(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    return [(*known[node.inputs[0]].shape[:-1], attribute(node, "N"))]
+
+
+def _gather_quantized(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    data, indices, scales = (known[v] for v in node.inputs[:3])
+    per_byte = 8 // attribute(node, "bits", 4) if data.dtype == int(ir.DataType.UINT8) else 1
+    width = int(np.prod(data.shape[1:])) * per_byte
+    return [(*indices.shape, min(width, scales.shape[-1] * attribute(node, "block_size", 128)))]
+
+
+def _attention(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    """GroupQueryAttention and MultiHeadAttention: the output is as wide as q, less packed k and v."""
+    q = known[node.inputs[0]].shape
+    if node.op_type == "MultiHeadAttention":
+        v = known[node.inputs[2]].shape
+        return [(*q[:-1], v[-1] if len(v) == 3 else v[1] * v[3])]
+    heads, kv_heads = attribute(node, "num_heads"), attribute(node, "kv_num_heads")
+    width = q[-1] if node.inputs[1] is not None else q[-1] * heads // (heads + 2 * kv_heads)
+    past = known[node.inputs[3]].shape
+    present = (past[0], past[1], past[2] + q[1], past[3])
+    return [(*q[:-1], width), present, present]
+
+
+# operators ONNX has no rules for: how many inputs decide the shape, and the rule
+_RULES = {
+    "SimplifiedLayerNormalization": (1, _same),
+    "RMSNormalization": (1, _same),
+    "RotaryEmbedding": (1, _same),
+    "SkipSimplifiedLayerNormalization": (1, _skip_norm),
+    "MatMulNBits": (1, _matmul_nbits),
+    "GatherBlockQuantized": (3, _gather_quantized),
+    "GroupQueryAttention": (4, _attention),
+    "MultiHeadAttention": (3, _attention),
+}

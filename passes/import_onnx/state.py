@@ -1,0 +1,103 @@
+"""What the import passes hand on to each other, and how a pass says what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class Declined(Exception):  # noqa: N818 (not an error: a pass leaves the graph alone and says why)
+    """A pass found the shape of what it looks for but could not prove it; the message is the sentence why."""
+
+
+@dataclass(frozen=True)
+class PassLog:
+    """What one pass did: how often it matched, and the sentences about what it saw or declined."""
+
+    name: str
+    matched: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.matched}" + "".join(f"; {note}" for note in self.notes)
+
+
+@dataclass
+class Importing:
+    """A model on its way to the canonical form.
+
+    Attributes:
+        model: the `onnx_ir.Model`, changed in place by each pass.
+        context: positions the rope tables must cover.
+        log: one entry per pass so far.
+        facts: what a pass proved and a later one or `DecoderFacts` needs, by name.
+    """
+
+    model: Any
+    context: int
+    log: list[PassLog] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> Any:
+        """The main graph."""
+        return self.model.graph
+
+    def input(self, name: str) -> Any:
+        """The graph input of that (normalised) name, or None."""
+        return next((v for v in self.graph.inputs if v.name == name), None)
+
+
+Pass = Callable[[Importing], PassLog]
+
+
+def describe(node: Any) -> str:
+    """Operator and node as messages name them."""
+    return f"{node.domain or 'ai.onnx'}.{node.op_type} (node {node.name!r})"
+
+
+def attribute(node: Any, name: str, default: Any = None) -> Any:
+    """Value of an attribute, or the default."""
+    return node.attributes[name].value if name in node.attributes else default
+
+
+def constant(value: Any, most: int = 4096) -> np.ndarray | None:
+    """The numbers of an initialiser of at most `most` elements; None for anything else."""
+    if value is None or value.producer() is not None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy() if value.const_value.size <= most else None
+
+
+def scalar(value: Any) -> float | None:
+    """The number of a one-element initialiser; None for anything else."""
+    numbers = constant(value, 1)
+    return float(numbers.reshape(-1)[0]) if numbers is not None and numbers.size == 1 else None
+
+
+def add_initializer(graph: Any, name: str, numbers: np.ndarray) -> Any:
+    """Register a constant under a name not yet taken, and return its value."""
+    import onnx_ir as ir
+
+    taken, unique, k = graph.initializers, name, 0
+    while unique in taken:
+        k += 1
+        unique = f"{name}_{k}"
+    value = ir.Value(name=unique, const_value=ir.tensor(numbers, name=unique))
+    value.shape, value.type = ir.Shape(numbers.shape), ir.TensorType(value.const_value.dtype)
+    graph.register_initializer(value)
+    return value
+
+
+def emit(before: Any, op_type: str, inputs: list[Any], attributes: dict[str, Any] | None = None, **more: Any) -> Any:
+    """Insert a node before another one and return it; `name` and `domain` and `num_outputs` as keywords."""
+    import onnx_ir as ir
+
+    names = more.pop("outputs", None)
+    node = ir.node(op_type, inputs, attributes or {}, **more)
+    for output, name in zip(node.outputs, names or (), strict=False):
+        output.name = name
+    before.graph.insert_before(before, node)
+    return node

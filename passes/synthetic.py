@@ -1,0 +1,153 @@
+"""Llama-shaped ONNX files of any size with random weights, in the form onnxruntime-genai's builder writes.
+
+For benchmarks and for memory tests: what real checkpoints of that shape would cost, without downloading one. Weights
+go to external data tensor by tensor, so a file larger than memory can be written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+_ALIGN = 4096
+_MS = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """Sizes of a Llama-shaped decoder; `head_dim` is hidden / heads."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocab: int
+    context: int = 2048
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden // self.heads
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights; embedding and head count separately."""
+        qkv = self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim
+        layer = qkv + self.hidden * self.hidden + 3 * self.hidden * self.ffn + 2 * self.hidden
+        return self.layers * layer + 2 * self.vocab * self.hidden + self.hidden
+
+
+LLAMA_100M = LlamaShape(layers=12, hidden=768, heads=12, kv_heads=4, ffn=2048, vocab=16000)
+LLAMA_1B = LlamaShape(layers=16, hidden=2048, heads=32, kv_heads=8, ffn=8192, vocab=64128)
+
+
+class _Writer:
+    def __init__(self, path: Path, dtype: str, seed: int):
+        self.path, self.dtype = path, np.dtype(dtype)
+        self.data = (path.parent / (path.name + ".data")).open("wb")
+        self.rng = np.random.default_rng(seed)
+        self.tensors: list[Any] = []
+        self.nodes: list[Any] = []
+
+    def weight(self, name: str, *shape: int, centre: float = 0.0) -> str:
+        """A random tensor in the external file; rows repeat a block of random numbers, which is fast to make."""
+        scale = shape[0] ** -0.5 if len(shape) > 1 else 0.1
+        count = int(np.prod(shape))
+        block = (centre + scale * self.rng.standard_normal(min(count, 1 << 20))).astype(self.dtype)
+        offset = -(-self.data.tell() // _ALIGN) * _ALIGN
+        self.data.seek(offset)
+        for start in range(0, count, block.size):
+            self.data.write(block[: count - start].tobytes())
+        tensor = TensorProto(name=name, dims=shape, data_location=TensorProto.EXTERNAL)
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(self.dtype)
+        facts = {"location": self.path.name + ".data", "offset": offset, "length": count * self.dtype.itemsize}
+        for key, value in facts.items():
+            tensor.external_data.add(key=key, value=str(value))
+        self.tensors.append(tensor)
+        return name
+
+    def small(self, name: str, array: np.ndarray) -> str:
+        self.tensors.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def op(self, kind: str, inputs: list[str], outputs: list[str], domain: str = "", **attrs: Any) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], domain=domain, **attrs))
+        return outputs[0]
+
+    def linear(self, x: str, name: str, k: int, n: int) -> str:
+        return self.op("MatMul", [x, self.weight(f"{name}.weight", k, n)], [f"{name}/out"])
+
+
+def write_llama(path: Path, shape: LlamaShape, dtype: str = "float32", seed: int = 0) -> None:
+    """Write `path` and `path`.data; logits have a scale of a few units.
+
+    Args:
+        path: the .onnx file.
+        shape: sizes.
+        dtype: "float32" or "float16", of weights and activations.
+        seed: of the weights.
+    """
+    w = _Writer(path, dtype, seed)
+    norm = dict(epsilon=1e-5)
+    angle = np.outer(np.arange(shape.context), 10000.0 ** -(np.arange(0, shape.head_dim, 2) / shape.head_dim))
+    w.small("cos_cache", np.cos(angle).astype(w.dtype))
+    w.small("sin_cache", np.sin(angle).astype(w.dtype))
+    w.small("one", np.array([1], np.int64))
+    w.small("axis", np.array(1, np.int64))
+    w.op("ReduceSum", ["attention_mask", "one"], ["mask/sum"], keepdims=0)
+    w.op("Sub", ["mask/sum", "one"], ["mask/last"])
+    w.op("Cast", ["mask/last"], ["seqlens_k"], to=TensorProto.INT32)
+    w.op("Shape", ["attention_mask"], ["mask/shape"])
+    w.op("Gather", ["mask/shape", "axis"], ["mask/total"], axis=0)
+    w.op("Cast", ["mask/total"], ["total"], to=TensorProto.INT32)
+    x = w.op("Gather", [w.weight("embed.weight", shape.vocab, shape.hidden), "input_ids"], ["embed/out"])
+    first = w.weight("layers.0.input_norm", shape.hidden, centre=1.0)
+    y = w.op("SimplifiedLayerNormalization", [x, first], ["norm.0/out"], axis=-1, stash_type=1, **norm)
+    skip = x
+    attention = dict(num_heads=shape.heads, kv_num_heads=shape.kv_heads, scale=shape.head_dim**-0.5, do_rotary=1)
+    for i in range(shape.layers):
+        p, past = f"layers.{i}.", f"past_key_values.{i}."
+        qkv = w.linear(y, p + "qkv", shape.hidden, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
+        inputs = [qkv, "", "", past + "key", past + "value", "seqlens_k", "total", "cos_cache", "sin_cache"]
+        outputs = [p + "attention", f"present.{i}.key", f"present.{i}.value"]
+        w.op("GroupQueryAttention", inputs, outputs, _MS, **attention)
+        o = w.linear(p + "attention", p + "o", shape.hidden, shape.hidden)
+        y, skip = _add_norm(w, skip, o, p + "post_norm", shape.hidden)
+        gate, up = (w.linear(y, p + name, shape.hidden, shape.ffn) for name in ("gate", "up"))
+        silu = w.op("Mul", [gate, w.op("Sigmoid", [gate], [p + "sigmoid"])], [p + "silu"])
+        down = w.linear(w.op("Mul", [silu, up], [p + "gated"]), p + "down", shape.ffn, shape.hidden)
+        y, skip = _add_norm(w, skip, down, p + "next_norm", shape.hidden)
+    w.op("MatMul", [y, w.weight("head.weight", shape.hidden, shape.vocab)], ["logits"])
+    w.data.close()
+    onnx.save(_model(w, shape), path)
+
+
+def _add_norm(w: _Writer, x: str, y: str, name: str, width: int) -> tuple[str, str]:
+    inputs = [x, y, w.weight(name, width, centre=1.0)]
+    outputs = [name + "/out", "", "", name + "/sum"]
+    w.op("SkipSimplifiedLayerNormalization", inputs, outputs, _MS, epsilon=1e-5)
+    return name + "/out", name + "/sum"
+
+
+def _model(w: _Writer, shape: LlamaShape) -> Any:
+    value, real = helper.make_tensor_value_info, helper.np_dtype_to_tensor_dtype(w.dtype)
+    inputs = [
+        value("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"]),
+        value("attention_mask", TensorProto.INT64, ["batch_size", "total_sequence_length"]),
+    ]
+    outputs = [value("logits", real, ["batch_size", "sequence_length", shape.vocab])]
+    for i in range(shape.layers):
+        for kind in ("key", "value"):
+            past = ["batch_size", shape.kv_heads, "past_sequence_length", shape.head_dim]
+            present = ["batch_size", shape.kv_heads, "total_sequence_length", shape.head_dim]
+            inputs.append(value(f"past_key_values.{i}.{kind}", real, past))
+            outputs.append(value(f"present.{i}.{kind}", real, present))
+    graph = helper.make_graph(w.nodes, "llama", inputs, outputs, w.tensors)
+    opsets = [helper.make_opsetid("", 22), helper.make_opsetid(_MS, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)

@@ -1,0 +1,175 @@
+"""Before / Expected of the Relax passes. Operators of ours do not parse as TVMScript, so both sides are built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from passes import dialect as D
+from passes.cache_in_place import CacheInPlace
+from passes.fuse_add_norm import FuseAddNorm
+from passes.fuse_gated_ffn import FuseGatedFfn
+from passes.make_entries import MakeEntries
+from passes.pack_weights import PackWeights
+from passes.rebuild import bindings
+from targets.cortex_a.kernels.tile import CpuTile
+
+TILE = CpuTile(lanes=8, panel=16, accumulators=12)
+R = relax.op
+
+
+def var(name: str, *shape: Any, dtype: str = "float32") -> Any:
+    return relax.Var(name, D.tensor(shape, dtype))
+
+
+def module(params: Sequence[Any], body: Callable[[Any], Any]) -> Any:
+    """A module whose `main` has these parameters; body(emit) returns the output expression."""
+    bb = relax.BlockBuilder()
+    with bb.function("main"):
+        with bb.dataflow():
+            out = bb.emit_output(body(bb.emit))
+        bb.emit_func_output(out, list(params))
+    return bb.get()
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Structural equality, less how the output variable is bound."""
+    tidy = relax.transform.CanonicalizeBindings()
+    tvm.ir.assert_structural_equal(tidy(actual), tidy(expected), map_free_vars=True)
+
+
+def operators(mod: Any, name: str = "main") -> list[str]:
+    return [n for b in bindings(mod[name]) if (n := D.op_name(b.value))]
+
+
+def gated(order: str, params: Sequence[Any]) -> Any:
+    g, u = params
+
+    def body(emit: Callable[[Any], Any]) -> Any:
+        s = emit(R.sigmoid(g))
+        silu = emit(R.multiply(g, s) if order[0] == "g" else R.multiply(s, g))
+        return emit(R.multiply(silu, u) if order[1] == "s" else R.multiply(u, silu))
+
+    return module(params, body)
+
+
+def test_fuse_gated_ffn_in_every_order() -> None:
+    for order in ("gs", "gu", "sg", "su"):
+        params = [var("g", 1, 3, 32), var("u", 1, 3, 32)]
+        expected = module(params, lambda emit, p=params: emit(D.silu_mul(*p)))  # type: ignore[misc]
+        assert_same(FuseGatedFfn()(gated(order, params)), expected)
+
+
+def test_fuse_gated_ffn_leaves_other_products_alone() -> None:
+    params = [var("g", 1, 3, 32), var("u", 1, 3, 32)]
+
+    def body(emit: Callable[[Any], Any]) -> Any:
+        return emit(R.multiply(emit(R.multiply(params[1], emit(R.sigmoid(params[0])))), params[1]))
+
+    before = module(params, body)
+    assert_same(FuseGatedFfn()(before), before)
+
+
+def test_fuse_add_norm() -> None:
+    params = [var("x", 1, 3, 32), var("r", 1, 3, 32), var("w", 32)]
+    x, r, w = params
+
+    def before(emit: Callable[[Any], Any]) -> Any:
+        total = emit(R.add(x, r))
+        return relax.Tuple([total, emit(D.rms_norm(total, w, groups=1, eps=1e-5))])
+
+    def expected(emit: Callable[[Any], Any]) -> Any:
+        both = emit(D.add_rms_norm(x, r, w, eps=1e-5))
+        return relax.Tuple([emit(relax.TupleGetItem(both, i)) for i in range(2)])
+
+    assert_same(FuseAddNorm()(module(params, before)), module(params, expected))
+
+
+def test_fuse_add_norm_leaves_biases_and_head_norms_alone() -> None:
+    params = [var("x", 1, 3, 32), var("b", 32), var("r", 1, 3, 32), var("w", 32), var("h", 8)]
+    x, b, r, w, h = params
+
+    def body(emit: Callable[[Any], Any]) -> Any:
+        biased = emit(D.rms_norm(emit(R.add(x, b)), w, groups=1, eps=1e-5))
+        per_head = emit(D.rms_norm(emit(R.add(x, r)), h, groups=4, eps=1e-5))
+        return relax.Tuple([biased, per_head])
+
+    before = module(params, body)
+    assert_same(FuseAddNorm()(before), before)
+
+
+def attention_module() -> Any:
+    n, p = tirx.Var("n", "int64"), tirx.Var("p", "int64")
+    ids = var("input_ids", 1, n, dtype="int64")
+    past = [var(f"past_key_values.0.{kind}", 1, 2, p, 16) for kind in ("key", "value")]
+    weights = [var("table", 50, 64), var("cos", 40, 8), var("sin", 40, 8), var("k", 64, 32), var("head", 64, 50)]
+    table, cos, sin, k, head = weights
+
+    def body(emit: Callable[[Any], Any]) -> Any:
+        x = emit(D.embedding(table, ids, layout="NK", vocab=50, width=64))
+        rotary = {"heads": 4, "rotary_dim": 16, "interleaved": 0}
+        q = emit(D.rope(x, cos, sin, relax.prim_value(p), **rotary))
+        kv = emit(D.linear(x, k, layout="KN", columns=32))
+        attrs = {"heads": 4, "kv_heads": 2, "scale": 0.25, "window": 0, "softcap": 0.0}
+        both = emit(D.attention(q, kv, kv, *past, **attrs))
+        parts = [emit(relax.TupleGetItem(both, i)) for i in range(3)]
+        return relax.Tuple([emit(D.linear(parts[0], head, layout="KN", columns=50)), *parts[1:]])
+
+    return module([ids, *past, *weights], body)
+
+
+def dims(ty: Any) -> list[Any]:
+    """Numbers, and names of symbols."""
+    return [d.name if isinstance(d, tirx.Var) else int(d) for d in D.shape_of(ty)]
+
+
+def names_and_shapes(func: Any) -> dict[str, list[Any]]:
+    return {p.name: dims(p) if isinstance(p.ty, relax.TensorType) else [] for p in func.params}
+
+
+def test_cache_in_place_turns_caches_into_buffers() -> None:
+    mod = CacheInPlace(TILE, 40)(attention_module())
+    params = names_and_shapes(mod["main"])
+    assert list(params)[:4] == ["input_ids", "pos", "cache.0.key", "cache.0.value"]
+    assert params["cache.0.key"] == [1, 2, 5, 16, 8]
+    assert params["cache.0.value"] == [1, 2, 40, 16]
+    assert operators(mod) == ["hsd.embedding", "hsd.rope", "hsd.linear", "hsd.attention_cached", "hsd.linear"]
+    calls = {D.op_name(b.value): b.value for b in bindings(mod["main"])}
+    pos = mod["main"].params[1]
+    assert calls["hsd.rope"].args[3].same_as(pos)
+    assert calls["hsd.attention_cached"].args[5].same_as(pos)
+    assert dims(mod["main"].ret_ty) == [1, "n", 50]
+
+
+def test_make_entries_binds_widths_and_cuts_the_head_to_one_row() -> None:
+    mod = MakeEntries([1, 5], 8)(CacheInPlace(TILE, 40)(attention_module()))
+    names = sorted(gv.name_hint for gv in mod.get_global_vars())
+    assert names == ["prefill_8", "step_1", "step_5"]
+    logits, ids = mod["step_5"].ret_ty.fields
+    assert dims(logits) == [1, 5, 50]
+    assert dims(ids) == [1, 5]
+    assert operators(mod, "prefill_8")[-3:] == ["hsd.take_row", "hsd.linear", "hsd.argmax"]
+    assert [p.name for p in mod["prefill_8"].params][:3] == ["input_ids", "pos", "row"]
+    logits, ids = mod["prefill_8"].ret_ty.fields
+    assert dims(logits) == [1, 1, 50]
+
+
+def test_pack_weights_retypes_and_says_how_to_pack() -> None:
+    pack = PackWeights(TILE)
+    mod = pack(CacheInPlace(TILE, 40)(attention_module()))
+    shapes = {p.name: p.shape for p in pack.packed}
+    assert shapes == {"table": (4, 64, 16), "cos": (40, 8), "sin": (40, 8), "k": (2, 64, 16), "head": (4, 64, 16)}
+    assert all(str(b.value.attrs["layout"]) == "panels" for b in bindings(mod["main"]) if "layout" in _attrs(b.value))
+    table = np.arange(50 * 64, dtype=np.float32).reshape(50, 64)
+    packed = next(p for p in pack.packed if p.name == "table").pack(table)
+    assert packed.shape == (4, 64, 16)
+    assert packed[2, 7, 3] == table[2 * 16 + 3, 7]
+    assert not packed[3, :, 2:].any()  # columns past 50 are zero
+
+
+def _attrs(value: Any) -> Any:
+    return value.attrs if isinstance(value, relax.Call) and value.attrs is not None else {}

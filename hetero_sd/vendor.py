@@ -122,7 +122,10 @@ def vendor_wheels(site: Path, python: str = "3.12", arch: str = "aarch64") -> li
         room = _LARGEST_UNPACKED_BYTES
         for wheel in sorted(wheels.glob("*.whl")):
             room -= unpack_wheel(wheel, unpacked, room)
-        os.replace(unpacked, site)
+        try:
+            os.replace(unpacked, site)
+        except OSError as error:
+            raise UserError(f"{site} cannot be made: {error.strerror}") from None
     return packages
 
 

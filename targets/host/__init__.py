@@ -180,7 +180,8 @@ def _frequency(root: Path, cpu: int, fields: dict[str, str]) -> dict[str, object
     if text.isdigit():
         return _fact(round(int(text) / 1e6, 3), "measured", "cpufreq/cpuinfo_max_freq: the highest clock")
     try:
-        return _fact(round(float(fields["cpu MHz"]) / 1e3, 3), "measured", "/proc/cpuinfo: the clock now")
+        # One decimal, so that the board is the same the next time it is described.
+        return _fact(round(float(fields["cpu MHz"]) / 1e3, 1), "measured", "/proc/cpuinfo: the clock when it was read")
     except (KeyError, ValueError):
         return _fact(2.0, "assumed", "the system does not say")
 

@@ -114,7 +114,7 @@ def _multi_head(node: Any) -> Site:
     if not scale:
         raise Declined("MultiHeadAttention without an explicit scale")
     return Site(
-        node, *node.inputs[:3], None, _operand(node, 5), bool(attribute(node, "unidirectional", 0)), None,
+        node, node.inputs[0], node.inputs[1], node.inputs[2], None, _operand(node, 5), bool(attribute(node, "unidirectional", 0)), None,
         node.outputs[0], scale, past if past[0] is not None else None,
         tuple(node.outputs[1:3]) if len(node.outputs) > 2 else None,
     )  # fmt: skip
@@ -144,4 +144,3 @@ _SITES = {
     ("com.microsoft", "MultiHeadAttention"): _multi_head,
     ("", "Attention"): _attention,
 }
-

@@ -1,8 +1,8 @@
 """Root-mean-square norms in all their spellings -> RMSNormalization (opset 23).
 
-    w * (x / sqrt(mean(x * x) + eps))     decomposed: Pow or Mul; Reciprocal, Div or Pow(-0.5); either order of Mul
-    SimplifiedLayerNormalization          onnxruntime's name for it
-    SkipSimplifiedLayerNormalization      the residual Add is written out again: Add, then the norm
+w * (x / sqrt(mean(x * x) + eps))     decomposed: Pow or Mul; Reciprocal, Div or Pow(-0.5); either order of Mul
+SimplifiedLayerNormalization          onnxruntime's name for it
+SkipSimplifiedLayerNormalization      the residual Add is written out again: Add, then the norm
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir.passes.common as common
 
 from passes.import_onnx.state import Declined, Importing, PassLog, attribute, constant, describe, emit, scalar
 
@@ -30,6 +31,7 @@ def fuse_rms_norm(imp: Importing) -> PassLog:
             matched += 1
         except Declined as reason:
             notes.append(f"{describe(node)}: {reason}")
+    common.RemoveUnusedNodesPass()(imp.model)
     return PassLog("fuse_rms_norm", matched, tuple(notes))
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from google.protobuf.message import DecodeError
 
 from passes.import_onnx.state import describe
 from targets.errors import UserError
@@ -31,7 +30,7 @@ def load(path: Path) -> Any:
         raise UserError(f"{path}: there is no such file")
     try:
         proto = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
+    except Exception as error:  # protobuf raises its own DecodeError, onnx others
         raise UserError(f"{path}: not an ONNX file, or cut short ({_one_line(error)})") from error
     if not proto.HasField("graph") or not proto.graph.node:
         raise UserError(f"{path}: not an ONNX file: it has no graph")

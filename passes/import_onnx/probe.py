@@ -46,7 +46,9 @@ class Piece:
             return self._session.run(None, feed)[0]
         except Exception as error:  # onnxruntime has a dozen exception classes without a common base
             reason = str(error).replace("\n", " ")[:200]
-            raise Declined(f"onnxruntime cannot run the export with {at.new} new and {at.past} past tokens: {reason}")
+            raise Declined(
+                f"onnxruntime cannot run the export with {at.new} new and {at.past} past tokens: {reason}"
+            ) from error
 
 
 def default_input(imp: Importing, name: str, at: Point) -> np.ndarray:

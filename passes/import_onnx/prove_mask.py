@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Case:
 
 
 def visible(at: Point, mask: np.ndarray, window: int, padding: bool) -> np.ndarray:
-    """bool [batch, new, total]: the formula that is to be proven."""
+    """Bool [batch, new, total]: the formula that is to be proven."""
     query = at.past + np.arange(at.new)[:, None]
     key = np.arange(at.past + at.new)[None, :]
     seen = (key <= query) & ((key > query - window) if window else True)
@@ -105,13 +106,11 @@ def _cases(imp: Importing, padded: bool) -> Iterator[Case]:
         yield Case(Point(batch, 6, 0), some, left=False)
 
 
-def _run(
-    piece: Piece, site: Site, case: Case, heads: int, rng: np.random.Generator
-) -> tuple[np.ndarray, float | None]:
+def _run(piece: Piece, site: Site, case: Case, heads: int, rng: np.random.Generator) -> tuple[np.ndarray, float | None]:
     """(visible [batch, new, total], factor on the scores)."""
     at, mask = case.at, case.attention_mask()
     total = at.past + at.new
-    inputs = {"attention_mask": mask} if "attention_mask" in piece.uses else {}
+    inputs: dict[str, Any] = {"attention_mask": mask} if "attention_mask" in piece.uses else {}
     if site.scores is None:
         shown = piece.run(at, **inputs)
         if shown.dtype != bool:

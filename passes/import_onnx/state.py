@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 
-class Declined(Exception):  # noqa: N818 (not an error: a pass leaves the graph alone and says why)
+class Declined(Exception):
     """A pass found the shape of what it looks for but could not prove it; the message is the sentence why."""
 
 
@@ -22,6 +22,7 @@ class PassLog:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        """One line."""
         return f"{self.name}: {self.matched}" + "".join(f"; {note}" for note in self.notes)
 
 

@@ -1,0 +1,148 @@
+"""The reference of `hetero-sd verify`: the ONNX file as the user gave it, in float32, run by onnxruntime unoptimised.
+
+Nothing of the canonical form is used: the graph keeps the exporter's operators, weights of half precision are cast up,
+block-quantised ones are used as they are with accuracy_level 0, and onnxruntime's optimiser is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from passes.import_onnx.exact_quantised import exact_quantised
+from passes.import_onnx.find_head_dim import find_head_dim
+from passes.import_onnx.load import load
+from passes.import_onnx.normalise_io_names import normalise_io_names
+from passes.import_onnx.state import Importing
+from passes.import_onnx.upcast_to_float32 import upcast_to_float32
+from targets.errors import UserError
+
+_CHUNK = 256  # tokens run at a time, so that intermediate results stay bounded
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens so far: past_key_values.{i}.key / .value, [batch, kv_heads, n, head_dim]."""
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return next((int(a.shape[2]) for a in self.arrays.values()), 0)
+
+
+class ReferenceModel:
+    """A decoder export in float32 on the CPU.
+
+    Attributes:
+        path: the ONNX file.
+        layers: number of layers.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        """Load the file; `threads`: of onnxruntime, 0: its own choice.
+
+        Raises:
+            UserError: not a readable decoder export, or onnxruntime cannot run it on a CPU.
+        """
+        self.path = path
+        imp = Importing(load(path), context=1)
+        try:
+            for run in (normalise_io_names, upcast_to_float32, find_head_dim, exact_quantised):
+                run(imp)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        self.layers = int(imp.facts["layers"])
+        self._kv_shape = (imp.facts["kv_heads"], imp.facts["head_dim"])
+        self._dtypes = {v.name: v.dtype.numpy() for v in imp.graph.inputs}
+        self._names = [v.name for v in imp.graph.outputs]
+        self._one_at_a_time = False
+        self._session = make_session(imp.model, path, threads)
+
+    def forward(self, token_ids: Sequence[int], past: Cache | None = None) -> np.ndarray:
+        """Logits float32 [n, vocab] of n tokens, each seeing those before it and `past`, which they are added to.
+
+        Raises:
+            UserError: no tokens, or onnxruntime cannot run the file.
+        """
+        cache = Cache() if past is None else past
+        ids = np.asarray(token_ids, np.int64).reshape(-1)
+        if not ids.size:
+            raise UserError("there are no tokens to run the reference on")
+        logits, done = [], 0
+        while done < len(ids):
+            width = 1 if self._one_at_a_time and cache.length else _CHUNK
+            chunk = ids[done : done + width]
+            try:
+                outputs = self.run(chunk[None], cache.arrays)
+            except UserError:
+                if self._one_at_a_time or not cache.length or len(chunk) == 1:
+                    raise
+                self._one_at_a_time = True  # some exports take several tokens only at the start of a text
+                continue
+            logits.append(outputs["logits"][0])
+            past_names = {n: n.replace("present", "past_key_values") for n in outputs if n != "logits"}
+            cache.arrays.update({past_names[n]: outputs[n] for n in past_names})
+            done += len(chunk)
+        return np.concatenate(logits)
+
+    def run(
+        self,
+        input_ids: np.ndarray,
+        past: dict[str, np.ndarray] | None = None,
+        attention_mask: np.ndarray | None = None,
+        position_ids: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """One run of the graph: all outputs by their normalised names.
+
+        Args:
+            input_ids: int64 [batch, n].
+            past: past_key_values.{i}.key / .value, float32 [batch, kv_heads, p, head_dim]; empty: none before.
+            attention_mask: int64 [batch, p + n]; None: all tokens are real.
+            position_ids: int64 [batch, n]; None: p, p + 1, ...
+
+        Raises:
+            UserError: onnxruntime fails.
+        """
+        (batch, new), past = input_ids.shape, past or {}
+        length = next((a.shape[2] for a in past.values()), 0)
+        if attention_mask is None:
+            attention_mask = np.ones((batch, length + new), np.int64)
+        if position_ids is None:
+            position_ids = np.broadcast_to(np.arange(length, length + new, dtype=np.int64), (batch, new))
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **past}
+        heads, dim = self._kv_shape
+        feed = {
+            name: np.ascontiguousarray(given.get(name, np.zeros((batch, heads, 0, dim))), dtype)
+            for name, dtype in self._dtypes.items()
+        }
+        try:
+            return dict(zip(self._names, self._session.run(None, feed), strict=True))
+        except Exception as error:  # onnxruntime has a dozen exception classes without a common base
+            raise UserError(f"{self.path}: onnxruntime cannot run it: {' '.join(str(error).split())[:300]}") from error
+
+
+def make_session(model: Any, path: Path, threads: int = 0) -> Any:
+    """An unoptimised CPU session of an `onnx_ir` model whose external weights lie beside `path`.
+
+    Raises:
+        UserError: onnxruntime refuses the model, for instance an operator it has on GPUs only.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(path.parent))
+    try:
+        content = ir.to_proto(model).SerializeToString()
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UserError(f"{path}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}") from error

@@ -1,0 +1,83 @@
+"""Any decoder export -> the canonical ONNX decoder: opset-23 Attention with cache, RMSNormalization, RotaryEmbedding.
+
+`PIPELINE` is the table of contents; each pass proves what it rewrites and says why it declines. The order matters:
+names first, because later passes ask for inputs by name; float32 before the folding, which removes the casts that
+then do nothing; shapes before the walks through attention, which must not stray into the rest of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from passes.import_onnx.canonical_products import canonical_products
+from passes.import_onnx.check_vocabulary import check_vocabulary
+from passes.import_onnx.exact_quantised import exact_quantised
+from passes.import_onnx.facts import DecoderFacts, RopeFacts, decoder_facts
+from passes.import_onnx.find_head_dim import find_head_dim
+from passes.import_onnx.fold_constants import fold_constants
+from passes.import_onnx.fuse_attention import fuse_attention
+from passes.import_onnx.fuse_rms_norm import fuse_rms_norm
+from passes.import_onnx.load import load
+from passes.import_onnx.lower_group_query import lower_group_query
+from passes.import_onnx.norm_by_head import norm_by_head
+from passes.import_onnx.normalise_io_names import normalise_io_names
+from passes.import_onnx.resolve_shapes import resolve_shapes
+from passes.import_onnx.state import Importing, Pass, PassLog
+from passes.import_onnx.upcast_to_float32 import upcast_to_float32
+from targets.errors import UserError
+
+__all__ = ["PIPELINE", "Decoder", "DecoderFacts", "PassLog", "RopeFacts", "canonicalise"]
+
+PIPELINE: list[Pass] = [
+    normalise_io_names,
+    upcast_to_float32,
+    find_head_dim,
+    fold_constants,
+    resolve_shapes,
+    fuse_rms_norm,
+    norm_by_head,
+    canonical_products,
+    fuse_attention,
+    lower_group_query,
+    exact_quantised,
+    check_vocabulary,
+]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder in canonical form.
+
+    Attributes:
+        model: `onnx_ir.Model`, opset 23; weights are read when asked for.
+        facts: what it is.
+        log: what each pass did and declined.
+    """
+
+    model: Any
+    facts: DecoderFacts
+    log: list[PassLog]
+
+
+def canonicalise(path: Path, context: int) -> Decoder:
+    """Read an export and bring it to the canonical form.
+
+    Args:
+        path: the ONNX file; weights may lie beside it in external files.
+        context: positions the rope tables shall cover, at least 1.
+
+    Raises:
+        UserError: not a readable ONNX file, or not a decoder of a kind we know; one line naming file and reason.
+    """
+    if context < 1:
+        raise UserError(f"a context of {context} tokens is too short; it must be at least 1")
+    imp = Importing(load(path), context)
+    try:
+        for run in PIPELINE:
+            imp.log.append(run(imp))
+        facts = decoder_facts(imp)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Decoder(imp.model, facts, imp.log)

@@ -1,0 +1,87 @@
+"""Products and gates in the few forms that the vocabulary has.
+
+Gemm(x, W, b)            ->  Add(MatMul(x, W), b)         W transposed stays a Transpose of the initialiser
+Reshape(x) to x's shape  ->  x
+x * Sigmoid(x)           is  SiLU already; a Swish node (opset 24) or com.microsoft.QuickGelu(alpha 1) becomes it
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from passes.import_onnx.shapes import Known, known_shapes, points
+from passes.import_onnx.state import Declined, Importing, PassLog, add_initializer, attribute, describe, emit
+
+
+def canonical_products(imp: Importing) -> PassLog:
+    """Rewrite Gemm, idle Reshape, Swish and constant-size reshapes."""
+    known = [known_shapes(imp, p) for p in points(imp)]
+    matched, notes = 0, []
+    for node in list(imp.graph):
+        rewrite = _REWRITES.get((node.domain, node.op_type))
+        try:
+            matched += bool(rewrite is not None and rewrite(imp, node, known))
+        except Declined as reason:
+            notes.append(f"{describe(node)}: {reason}")
+    return PassLog("canonical_products", matched, tuple(notes))
+
+
+def _replace(old: Any, new: Any) -> None:
+    new.shape, new.type = old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _gemm(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
+    if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0 or attribute(node, "transA", 0):
+        raise Declined("alpha, beta or transA is not neutral")
+    x, weight, *bias = node.inputs
+    if attribute(node, "transB", 0):
+        name = f"{weight.name}.transposed"
+        weight = emit(node, "Transpose", [weight], {"perm": [1, 0]}, outputs=[name]).outputs[0]
+    product = emit(node, "MatMul", [x, weight], name=node.name, outputs=[f"{node.outputs[0].name}.product"]).outputs[0]
+    if bias and bias[0] is not None:
+        product = emit(node, "Add", [product, bias[0]], outputs=[f"{node.outputs[0].name}.biased"]).outputs[0]
+    _replace(node.outputs[0], product)
+    return True
+
+
+def _reshape(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
+    x, y = node.inputs[0], node.outputs[0]
+    if not all(x in k and y in k for k in known):
+        return False
+    if all(k[x].shape == k[y].shape for k in known):
+        if y.is_graph_output():
+            return False
+        y.replace_all_uses_with(x)
+        return True
+    shapes = [k[y].shape for k in known]
+    by_head = (
+        len(shapes[0]) == 4 and shapes[0][2:] == shapes[1][2:] and all(k[x].shape[:2] == k[y].shape[:2] for k in known)
+    )
+    if not by_head or len(known[0][x].shape) != 3:
+        return False
+    target = np.array([0, 0, *shapes[0][2:]], np.int64)
+    if node.inputs[1].const_value is not None and np.array_equal(node.inputs[1].const_value.numpy(), target):
+        return False
+    node.replace_input_with(1, add_initializer(imp.graph, f"{y.name}.shape", target))
+    node.attributes.pop("allowzero", None)
+    return True
+
+
+def _swish(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
+    if attribute(node, "alpha", 1.0 if node.op_type == "Swish" else 1.702) != 1.0:
+        raise Declined(f"alpha is {attribute(node, 'alpha')}, not 1")
+    x, y = node.inputs[0], node.outputs[0]
+    gate = emit(node, "Sigmoid", [x], outputs=[f"{y.name}.sigmoid"]).outputs[0]
+    _replace(y, emit(node, "Mul", [x, gate], outputs=[f"{y.name}.silu"]).outputs[0])
+    return True
+
+
+_REWRITES = {
+    ("", "Gemm"): _gemm,
+    ("", "Reshape"): _reshape,
+    ("", "Swish"): _swish,
+    ("com.microsoft", "QuickGelu"): _swish,
+}

@@ -1,0 +1,143 @@
+"""The last pass: nothing but the canonical vocabulary is left, or the user hears which node, and why it stayed.
+
+The opset becomes 23 here: every operator that is left means the same in all opsets since it exists.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir.passes.common as common
+
+from passes.import_onnx.functions import DOMAIN
+from passes.import_onnx.state import Importing, PassLog, attribute, constant, describe
+from targets.errors import UserError
+
+_WEIGHT_OPERATORS = ("Cast", "Transpose", "Reshape")
+
+
+def check_vocabulary(imp: Importing) -> PassLog:
+    """Drop what is unused and check what is left.
+
+    Raises:
+        UserError: a node outside the vocabulary; the message names operator, node and reason.
+    """
+    imp.graph.sort()
+    common.RemoveUnusedNodesPass()(imp.model)
+    for node in imp.graph:
+        reason = _refusal(node)
+        if reason:
+            raise UserError(f"{describe(node)}: {_why(imp, node) or reason}")
+    opsets = imp.graph.opset_imports
+    opsets[""] = 23
+    used = {node.domain for node in imp.graph}
+    for domain in [d for d in opsets if d and d not in used]:
+        del opsets[domain]
+    for function in imp.model.functions.values():
+        function.opset_imports[""] = 23
+    imp.model.ir_version = 10
+    return PassLog("check_vocabulary", len(imp.graph))
+
+
+def is_weight(value: Any) -> bool:
+    """Whether a value is an initialiser behind nothing but Cast, Transpose and Reshape."""
+    while value is not None and value.producer() is not None:
+        if value.producer().op_type not in _WEIGHT_OPERATORS:
+            return False
+        value = value.producer().inputs[0]
+    return value is not None and value.const_value is not None
+
+
+def initializer_of(value: Any) -> Any:
+    """The initialiser behind a weight expression."""
+    while value.producer() is not None:
+        value = value.producer().inputs[0]
+    return value
+
+
+def _why(imp: Importing, node: Any) -> str:
+    """What the passes said about this node, or about anything if it is a left-over of attention or a norm."""
+    notes = [note for entry in imp.log for note in entry.notes]
+    own = [n.split(": ", 1)[1] for n in notes if n.startswith(describe(node) + ": ")]
+    others = [n for n in notes if "(node " in n]
+    return own[0] if own else (f"it is left of a pattern that was not recognised: {others[0]}" if others else "")
+
+
+def _refusal(node: Any) -> str:
+    """Why a node is outside the vocabulary; empty if it is inside."""
+    check = _CHECKS.get((node.domain, node.op_type))
+    if check is None:
+        return "the operator is not part of a decoder this compiler knows (Llama, Qwen2, Qwen3 and their kind)"
+    return check(node)
+
+
+def _weight_operator(node: Any) -> str:
+    return "" if is_weight(node.outputs[0]) else "it is applied to a computed value, not to a weight"
+
+
+def _gather(node: Any) -> str:
+    if attribute(node, "axis", 0) or not is_weight(node.inputs[0]) or node.inputs[1].name != "input_ids":
+        return "only the embedding, a Gather of a weight by input_ids, is supported"
+    return ""
+
+
+def _matmul(node: Any) -> str:
+    if is_weight(node.inputs[1]) and not is_weight(node.inputs[0]):
+        return ""
+    return "only products of a computed value with a weight are supported"
+
+
+def _nbits(node: Any) -> str:
+    if len(node.inputs) > 4 and node.inputs[4] is not None:
+        return "g_idx (act-order quantisation) is not supported"
+    return "" if attribute(node, "bits", 4) in (4, 8) else f"{attribute(node, 'bits')} bits are not supported"
+
+
+def _norm(node: Any) -> str:
+    return "" if is_weight(node.inputs[1]) else "the scale is no weight"
+
+
+def _split(node: Any) -> str:
+    if attribute(node, "axis", 0) not in (-1, 2) or len(node.inputs) < 2 or constant(node.inputs[1]) is None:
+        return "only a Split of the last axis into given sizes is supported"
+    return ""
+
+
+def _reshape(node: Any) -> str:
+    if is_weight(node.outputs[0]):
+        return ""
+    shape = constant(node.inputs[1])
+    if shape is None or len(shape) not in (3, 4) or shape[:2].tolist() != [0, 0]:
+        return "only [batch, new, heads * dim] seen by head and back is supported"
+    users = {n.op_type for n, _ in node.outputs[0].uses()}
+    if len(shape) == 4 and users != {"RMSNormalization"}:
+        return f"a view by head is only supported before a norm, not before {', '.join(sorted(users))}"
+    return ""
+
+
+def _accept(node: Any) -> str:
+    return ""
+
+
+def _attention(node: Any) -> str:
+    return "" if len(node.inputs) >= 6 and len(node.outputs) == 3 else "it has no cache"
+
+
+_CHECKS = {
+    ("", "Cast"): _weight_operator,
+    ("", "Transpose"): _weight_operator,
+    ("", "Reshape"): _reshape,
+    ("", "Gather"): _gather,
+    ("com.microsoft", "GatherBlockQuantized"): _accept,
+    ("com.microsoft", "MatMulNBits"): _nbits,
+    ("", "MatMul"): _matmul,
+    ("", "Add"): _accept,
+    ("", "Mul"): _accept,
+    ("", "Sigmoid"): _accept,
+    ("", "RMSNormalization"): _norm,
+    ("", "Split"): _split,
+    ("", "RotaryEmbedding"): _accept,
+    ("", "Attention"): _attention,
+    (DOMAIN, "CausalMask"): _accept,
+    (DOMAIN, "Positions"): _accept,
+}

@@ -1,0 +1,89 @@
+"""The two model-local functions of the canonical form: the mask and the positions, with bodies onnxruntime can run.
+
+    hetero_sd::CausalMask(attention_mask | "", input_ids, past_key){window} -> float32 [batch, 1, new, past + new]
+    hetero_sd::Positions(attention_mask | "", input_ids, past_key)          -> int64 [batch, new]
+
+Later passes read them by name and never look inside. Hidden entries are the lowest finite number, not -inf, so that
+the row of a padding token, where everything is hidden, stays finite instead of spreading NaN through the caches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+DOMAIN = "hetero_sd"
+OPSET = 23
+HIDDEN = float(np.finfo(np.float32).min)
+
+
+class _Body:
+    """Builds a function body a node at a time."""
+
+    def __init__(self, inputs: list[str]) -> None:
+        self.inputs = [ir.Value(name=n) for n in inputs]
+        self.nodes: list[Any] = []
+
+    def __call__(self, op_type: str, *inputs: Any, **attributes: Any) -> Any:
+        node = ir.node(op_type, list(inputs), attributes)
+        node.outputs[0].name = f"{op_type}_{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, numbers: Any) -> Any:
+        return self("Constant", value=ir.tensor(np.asarray(numbers, np.int64)))
+
+    def dimension(self, value: Any, axis: int) -> Any:
+        """One-element vector."""
+        return self("Shape", value, start=axis, end=axis + 1)
+
+    def arange(self, first: Any, end: Any) -> Any:
+        zero = self.constant([0])
+        return self("Range", self("Squeeze", first, zero), self("Squeeze", end, zero), self.constant(1))
+
+    def function(self, name: str, output: Any, attributes: list[Any]) -> Any:
+        output.name = "result"
+        graph = ir.Graph(self.inputs, [output], nodes=self.nodes, opset_imports={"": OPSET}, name=name)
+        return ir.Function(DOMAIN, name, graph=graph, attributes=attributes)
+
+
+def causal_mask_function(padding: bool) -> Any:
+    """CausalMask: causal, and within the window if it is not 0, and not padding if `padding`."""
+    body = _Body(["attention_mask", "input_ids", "past_key"])
+    attention_mask, input_ids, past_key = body.inputs
+    past, new = body.dimension(past_key, 2), body.dimension(input_ids, 1)
+    total = body("Add", past, new)
+    query = body("Unsqueeze", body.arange(past, total), body.constant([1]))
+    key = body.arange(body.constant([0]), total)
+    seen = body("LessOrEqual", key, query)
+    window = body("Constant")
+    window.producer().attributes["value_int"] = ir.RefAttr("value_int", "window", ir.AttributeType.INT)
+    unlimited = body("Equal", window, body.constant(0))
+    near = body("Less", body("Sub", query, key), window)
+    seen = body("And", seen, body("Or", near, unlimited))
+    shape = body("Concat", body.dimension(input_ids, 0), body.constant([1]), new, total, axis=0)
+    seen = body("Expand", seen, shape)
+    if padding:
+        kept = body("Cast", attention_mask, to=int(ir.DataType.BOOL))
+        seen = body("And", seen, body("Unsqueeze", kept, body.constant([1, 2])))
+    zero = body("Constant", value=ir.tensor(np.float32(0)))
+    hidden = body("Constant", value=ir.tensor(np.float32(HIDDEN)))
+    return body.function("CausalMask", body("Where", seen, zero, hidden), [ir.AttrInt64("window", 0)])
+
+
+def positions_function(padding: bool) -> Any:
+    """Positions: past, past + 1, ..., or, if `padding`, the number of real tokens before each (never negative)."""
+    body = _Body(["attention_mask", "input_ids", "past_key"])
+    attention_mask, input_ids, past_key = body.inputs
+    past, new = body.dimension(past_key, 2), body.dimension(input_ids, 1)
+    total = body("Add", past, new)
+    if padding:
+        one = body.constant(1)
+        before = body("Sub", body("CumSum", attention_mask, one), one)
+        positions = body("Slice", body("Max", before, body.constant(0)), past, total, body.constant([1]))
+    else:
+        shape = body("Concat", body.dimension(input_ids, 0), new, axis=0)
+        positions = body("Expand", body.arange(past, total), shape)
+    return body.function("Positions", positions, [])

@@ -1,0 +1,123 @@
+"""onnxruntime's GroupQueryAttention -> the canonical attention: rope, CausalMask, Attention.
+
+The operator is its own specification, so nothing has to be found, only read: packed projections are split, its rope
+tables are cut to the context. It takes lengths instead of a mask: tokens of row b are the first sum(attention_mask[b])
+ones, that is, padding on the right. That the lengths are this sum is proven by running them. Left padding has no
+meaning to such an export.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from passes.import_onnx.probe import Piece
+from passes.import_onnx.prove_mask import Case, Mask
+from passes.import_onnx.prove_rope import Rope
+from passes.import_onnx.shapes import Known, Point, known_shapes, points
+from passes.import_onnx.state import Declined, Importing, PassLog, add_initializer, attribute, describe, emit
+from passes.import_onnx.write_attention import Proven, replace_present, write_attention
+from targets.errors import UserError
+
+# inputs: query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, ...
+_KNOWN_INPUTS = 9
+# attributes that change the result and are not translated: their neutral values
+_NEUTRAL = {
+    "local_window_size": (-1,),
+    "softcap": (0.0,),
+    "smooth_softmax": (0, -1),
+    "qk_output": (0,),
+    "k_quant_type": ("NONE",),
+    "v_quant_type": ("NONE",),
+}
+
+
+def lower_group_query(imp: Importing) -> PassLog:
+    """Rewrite every GroupQueryAttention; others stay, with the reason in the log.
+
+    Raises:
+        UserError: the export's rope tables are shorter than the context.
+    """
+    nodes = [n for n in imp.graph if n.op_type == "GroupQueryAttention"]
+    if not nodes:
+        return PassLog("lower_group_query", 0)
+    known = known_shapes(imp, points(imp)[0])
+    ropes: dict[Any, Rope] = {}
+    matched, notes = 0, []
+    for node in nodes:
+        try:
+            _lower(imp, node, known, ropes)
+            matched += 1
+        except Declined as reason:
+            notes.append(f"{describe(node)}: {reason}")
+    if matched:
+        imp.facts["padding"] = "right"
+        notes.append("the export takes lengths, so only padding on the right is understood")
+    return PassLog("lower_group_query", matched, tuple(notes))
+
+
+def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, Rope]) -> None:
+    extra = [i for i, v in enumerate(node.inputs) if i >= _KNOWN_INPUTS and v is not None]
+    if extra:
+        raise Declined(f"its inputs {extra} (bias, sink, positions or q/k norm) are not supported")
+    for name, neutral in _NEUTRAL.items():
+        if attribute(node, name, neutral[0]) not in neutral:
+            raise Declined(f"{name}={attribute(node, name)} is not supported")
+    heads, kv_heads, head_dim = attribute(node, "num_heads"), attribute(node, "kv_num_heads"), imp.facts["head_dim"]
+    if kv_heads != imp.facts["kv_heads"] or node.inputs[0] not in known:
+        raise Declined(f"it has {kv_heads} key/value heads, the cache {imp.facts['kv_heads']}")
+    _prove_lengths(imp, node)
+    query, key, value = node.inputs[:3]
+    if key is None:
+        query, key, value = _split(imp, node, (heads * head_dim, kv_heads * head_dim, kv_heads * head_dim))
+    past_key, past_value = node.inputs[3:5]
+    if past_key is None or not past_key.is_graph_input() or not past_value.is_graph_input():
+        raise Declined("its cache is no graph input")
+    rope = _rope(imp, node, known, ropes) if attribute(node, "do_rotary", 0) else None
+    scale = attribute(node, "scale", 0.0) or 1.0 / float(np.sqrt(head_dim))
+    mask = Mask(0, imp.input("attention_mask") is not None, 1.0)
+    proven = Proven(query, key, value, past_key.name, past_value.name, heads, float(np.float32(scale)), mask, rope)
+    output, *present = write_attention(imp, node, proven)
+    output.shape = node.outputs[0].shape
+    node.outputs[0].replace_all_uses_with(output)
+    for past, old, new in zip((past_key, past_value), node.outputs[1:3], present, strict=True):
+        replace_present(imp, past.name.replace("past_key_values", "present"), old, new)
+
+
+def _split(imp: Importing, node: Any, sizes: tuple[int, int, int]) -> list[Any]:
+    packed = node.inputs[0]
+    split = add_initializer(imp.graph, f"{packed.name}.split", np.array(sizes, np.int64))
+    names = [f"{packed.name}.{part}" for part in ("query", "key", "value")]
+    made = emit(node, "Split", [packed, split], {"axis": -1}, num_outputs=3, name=f"{packed.name}.split", outputs=names)
+    for output in made.outputs:
+        output.type = packed.type
+    return list(made.outputs)
+
+
+def _rope(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, Rope]) -> Rope:
+    interleaved = bool(attribute(node, "rotary_interleaved", 0))
+    key = (node.inputs[7], node.inputs[8], interleaved)
+    if key not in ropes:
+        at = points(imp)[0]
+        cos, sin = (Piece(imp, [], v).run(at) for v in node.inputs[7:9])
+        if len(cos) < imp.context:
+            raise UserError(
+                f"the rope tables of the export ({node.inputs[7].name}) have {len(cos)} positions, the context is "
+                f"{imp.context}; compile with --context {len(cos)} or less"
+            )
+        cos, sin = (np.ascontiguousarray(x[: imp.context], np.float32) for x in (cos, sin))
+        ropes[key] = Rope(2 * cos.shape[1], interleaved, cos, sin, "past")
+    return ropes[key]
+
+
+def _prove_lengths(imp: Importing, node: Any) -> None:
+    """seqlens_k is the number of real tokens less one, total_sequence_length the length of the mask."""
+    batch = imp.facts["batch"] or 2
+    pieces = [Piece(imp, [], v) for v in node.inputs[5:7]]
+    for at, pads in ((Point(batch, 6, 0), tuple(range(batch))), (Point(batch, 3, 5), (0,) * batch)):
+        case = Case(at, pads, left=False)
+        mask = case.attention_mask()
+        lengths, total = (p.run(at, attention_mask=mask) for p in pieces)
+        if not np.array_equal(lengths.reshape(-1), mask.sum(1) - 1) or total.reshape(-1).tolist() != [mask.shape[1]]:
+            raise Declined("seqlens_k is not the number of real tokens less one")

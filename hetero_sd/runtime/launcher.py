@@ -17,8 +17,13 @@ for name in ("site", "python"):
     if (here / name).is_dir():
         sys.path.insert(0, str(here / name))
 
-from hetero_sd.runtime.run import main
+try:
+    from hetero_sd.runtime.run import main
 
-if __name__ == "__main__":
     sys.exit(main(here))
+except KeyboardInterrupt:
+    sys.exit(130)
+except ModuleNotFoundError as error:
+    print(f"run.py: error: no module {error.name}: pip install -r {here / 'requirements.txt'}", file=sys.stderr)
+    sys.exit(2)
 '''

@@ -34,6 +34,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = _Parser(
         prog="run.py",
+        usage="python run.py [options]",
         description="Generate text with the models of this bundle.",
         epilog=_EXAMPLE,
         allow_abbrev=False,
@@ -43,12 +44,22 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--prompt", metavar="TEXT", help="answer this text")
     source.add_argument("--prompts", metavar="FILE", type=Path, help="answer every prompt of a file")
     how = parser.add_argument_group("generation")
-    how.add_argument("--max-new-tokens", metavar="N", type=_whole(1), default=256, help="default 256")
     how.add_argument(
-        "--temperature", metavar="T", type=_real(0.0), default=0.0, help="default 0: always the best token"
+        "--max-new-tokens", metavar="N", type=_whole(1), default=256, help="end after N tokens (default 256)"
     )
-    how.add_argument("--top-k", metavar="K", type=_whole(0), default=0, help="sample among the K best tokens (0: all)")
-    how.add_argument("--top-p", metavar="P", type=_share, default=1.0, help="sample among the best tokens of mass P")
+    how.add_argument(
+        "--temperature",
+        metavar="T",
+        type=_real(0.0),
+        default=0.0,
+        help="spread of the samples (default 0: always the best token)",
+    )
+    how.add_argument(
+        "--top-k", metavar="K", type=_whole(0), default=0, help="sample among the K best tokens (default 0: all)"
+    )
+    how.add_argument(
+        "--top-p", metavar="P", type=_share, default=1.0, help="sample among the best tokens of mass P (default 1)"
+    )
     how.add_argument(
         "--seed", metavar="N", type=_whole(0), help="makes sampling repeatable; every prompt starts from it"
     )

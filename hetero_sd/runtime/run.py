@@ -63,7 +63,7 @@ def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
     if options.check:
         bundle.verify_all()
     given = _given_prompts(options)
-    text = _load_text(bundle)
+    text = load_text(bundle)
     if text is None and not options.json:
         raise UserError("the bundle has no tokenizer, so there is no text to show: give --json")
     prepare_environment(choose_threads(options.threads, bundle.plan))  # before TVM is imported
@@ -102,7 +102,7 @@ def _encoded(session: Session, given: list[Prompt] | None) -> Iterable[tuple[Pro
     return [(prompt, session.encode(prompt)) for prompt in given]
 
 
-def _load_text(bundle: Bundle) -> Text | None:
+def load_text(bundle: Bundle) -> Text | None:
     """Return the tokenizer in the bundle's folder ``tokenizer``, or None where it carries none."""
     paths = {name: f"{text_files.FOLDER}/{name}" for name in text_files.FILES}
     if paths["tokenizer.json"] not in bundle:

@@ -1,0 +1,196 @@
+"""Options, prompts and threads: what users give, right and wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from hetero_sd.runtime.options import parse_options
+from hetero_sd.runtime.policy import choose_policy
+from hetero_sd.runtime.prompts import Prompt, prompt_of_text, read_lines, read_prompts
+from hetero_sd.runtime.threads import choose_threads, physical_cores, prepare_environment
+from targets.errors import UserError
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden/hetero_sd/runtime"
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_options(["--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == (GOLDEN / "help.txt").read_text("utf-8")
+
+
+def test_defaults_are_greedy_and_the_plans():
+    options = parse_options([])
+    assert (options.temperature, options.mode, options.gamma, options.threads) == (0.0, "auto", None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ("--max-new-tokens 0", "--max-new-tokens: '0' is not a whole number >= 1"),
+        ("--max-new-tokens 1e3", "not a whole number"),
+        ("--temperature -1", "--temperature: '-1' is not a number >= 0"),
+        ("--temperature nan", "not a number >= 0"),
+        ("--temperature inf", "not a number >= 0"),
+        ("--temperature warm", "not a number >= 0"),
+        ("--temperature 1 --top-p 0", "--top-p: '0' is not a number above 0 and at most 1"),
+        ("--temperature 1 --top-p 1.5", "at most 1"),
+        ("--temperature 1 --top-k -1", "--top-k: '-1' is not a whole number >= 0"),
+        ("--top-k 5", "give --temperature"),
+        ("--top-p 0.5", "give --temperature"),
+        ("--seed -1", "whole number >= 0"),
+        ("--gamma 0", "whole number >= 1"),
+        ("--gamma 3 --mode target-only", "contradicts"),
+        ("--mode fast", "invalid choice"),
+        ("--threads 0", "from 1 to 1024"),
+        ("--threads 5000", "from 1 to 1024"),
+        ("--prompt a --prompts b", "not allowed with"),
+        ("--stop=", "--stop is empty"),
+        ("--prom a", "unrecognized arguments"),
+        ("--prompt", "expected one argument"),
+        ("extra", "unrecognized arguments: extra"),
+        ("--save-logits /nowhere/at/all/f", "no folder /nowhere/at/all"),
+    ],
+)
+def test_wrong_options_are_one_line(arguments, match):
+    with pytest.raises(UserError, match=match) as caught:
+        parse_options(arguments.split())
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_lines(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffone\r\n\n  two {}\u2028still two \nthree".encode())
+    assert [p.given for p in read_prompts(path)] == ["one", "  two {}\u2028still two ", "three"]
+    assert read_prompts(path)[1].where == f"{path} line 3"
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
+def test_json_lines(tmp_path, name):
+    path = tmp_path / name
+    path.write_text('\n{"prompt": "a\\nb", "id": 7}\n\n{"token_ids": [1, 2]}\n')
+    assert read_prompts(path) == [Prompt("a\nb", f"{path} line 2"), Prompt([1, 2], f"{path} line 4")]
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ('{"prompt": "a"', r"line 2 is not valid JSON \(Expecting"),
+        ("[" * 100_000, "line 2 is not valid JSON"),
+        ("text", "line 2 is not valid JSON"),
+        ("[1]", "line 2 needs an object with either"),
+        ('{"text": "a"}', "line 2 needs an object with either"),
+        ('{"prompt": "a", "token_ids": [1]}', "line 2 needs an object with either"),
+        ('{"prompt": 3}', "line 2: `prompt` is not a string"),
+        ('{"prompt": "\\ud800"}', "line 2 is not valid Unicode"),
+        ('{"token_ids": []}', "line 2: `token_ids` is not a list of integers"),
+        ('{"token_ids": [1, true]}', "line 2: `token_ids` is not"),
+        ('{"token_ids": [1.0]}', "line 2: `token_ids` is not"),
+        ('{"token_ids": "12"}', "line 2: `token_ids` is not"),
+    ],
+)
+def test_malformed_lines_are_named_by_number(tmp_path, line, match):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n' + line + "\n")
+    with pytest.raises(UserError, match=match) as caught:
+        read_prompts(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("contents", "match"), [(b"", "is empty"), (b"\n \r\n", "is empty"), (b"\xff", "not UTF-8")])
+def test_files_without_prompts(tmp_path, contents, match):
+    (tmp_path / "p").write_bytes(contents)
+    with pytest.raises(UserError, match=match):
+        read_prompts(tmp_path / "p")
+
+
+@pytest.mark.parametrize(("name", "match"), [("missing", "No such file"), (".", "Is a directory")])
+def test_files_that_cannot_be_read(tmp_path, name, match):
+    with pytest.raises(UserError, match=match):
+        read_prompts(tmp_path / name)
+
+
+def test_arguments_that_are_not_text():
+    with pytest.raises(UserError, match="--prompt is not valid Unicode"):
+        prompt_of_text(os.fsdecode(b"caf\xe9") if os.fsdecode(b"\xe9") == "\udce9" else "\udce9", "--prompt")
+
+
+def test_piped_lines_without_asking(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\n two\nthree"))
+    assert [p.given for p in read_lines()] == ["one", " two", "three"]
+    assert capsys.readouterr().out == ""
+
+
+def test_typed_lines_are_asked_for(monkeypatch, capsys):
+    lines = iter(["one", ""])
+
+    def ask(prompt):
+        assert prompt == "> "
+        for line in lines:
+            return line
+        raise EOFError
+
+    stdin = io.StringIO()
+    stdin.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", stdin)
+    monkeypatch.setattr("builtins.input", ask)
+    assert [p.given for p in read_lines()] == ["one"]
+    assert capsys.readouterr().out == "\n"
+
+
+def test_piped_bytes_that_are_not_text(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8"))
+    with pytest.raises(UserError, match="standard input is not UTF-8"):
+        list(read_lines())
+
+
+def test_threads_by_precedence(monkeypatch):
+    monkeypatch.setenv("TVM_NUM_THREADS", "3")
+    assert choose_threads(2, {"threads": 4}) == 2
+    assert choose_threads(None, {"threads": 4}) == 3
+    for useless in ("", "0", "many", "-1"):
+        monkeypatch.setenv("TVM_NUM_THREADS", useless)
+        assert choose_threads(None, {"threads": 4}) == 4
+    monkeypatch.delenv("TVM_NUM_THREADS")
+    for plan in ({}, {"threads": 0}, {"threads": "4"}, {"threads": True}):
+        assert choose_threads(None, plan) == physical_cores() >= 1
+
+
+def test_siblings_count_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3, 9})
+    for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/topology/thread_siblings_list").write_text(siblings + "\n")
+    assert physical_cores(tmp_path) == 3  # two pairs, and one that says nothing
+
+
+def test_environment_of_tvm(monkeypatch):
+    monkeypatch.delenv("TVM_USE_RUNTIME_LIB", raising=False)
+    monkeypatch.setenv("TVM_NUM_THREADS", "7")
+    prepare_environment(5)
+    assert (os.environ["TVM_USE_RUNTIME_LIB"], os.environ["TVM_NUM_THREADS"]) == ("1", "5")
+
+
+@pytest.mark.parametrize(
+    ("mode", "gamma", "plan", "expected"),
+    [
+        ("auto", None, {"gamma": 3, "mode": "sequential"}, 3),
+        ("auto", None, {"gamma": 0, "mode": "sequential"}, None),
+        ("auto", None, {"gamma": 3, "mode": "target-only"}, None),
+        ("auto", None, {}, None),
+        ("auto", 2, {"mode": "target-only"}, 2),
+        ("target-only", None, {"gamma": 3, "mode": "sequential"}, None),
+        ("speculative", None, {"gamma": 3, "mode": "target-only"}, 3),
+        ("speculative", None, {"gamma": "3"}, 4),
+        ("speculative", 7, {"gamma": 3}, 7),
+    ],
+)
+def test_policy(mode, gamma, plan, expected):
+    policy = choose_policy(mode, gamma, plan)
+    assert (policy and policy.gamma()) == expected

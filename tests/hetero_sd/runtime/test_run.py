@@ -1,0 +1,360 @@
+"""The command from end to end, with toy models in the place of compiled ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hetero_sd.runtime.interface import Models
+from hetero_sd.runtime.launcher import LAUNCHER
+from hetero_sd.runtime.manifest import write_manifest
+from hetero_sd.runtime.run import main
+from hetero_sd.runtime.saved_logits import read_logits, save_logits
+from hetero_sd.runtime.weights import write_weights
+from targets.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+GOLDEN = ROOT / "tests/golden/hetero_sd/runtime"
+PLAN = {"gamma": 3, "mode": "sequential", "threads": 2, "prediction": {"draft_step_s": 0.01}}
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizers_by_kind):
+    folder = tmp_path / "bundle"
+    for name in ("lib", "tokenizer", "weights"):
+        (folder / name).mkdir(parents=True)
+    (folder / "lib/target.so").write_text("code")
+    (folder / "weights/target.safetensors").write_text("numbers")
+    tokenizers_by_kind["byte level"].save(str(folder / "tokenizer/tokenizer.json"))
+    (folder / "tokenizer/tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    write_bundle(folder)
+    return folder
+
+
+def write_bundle(folder, plan=PLAN, tokenizer=None):
+    write_manifest(folder, {"models": {"target": {"library": "lib/target.so"}}, "plan": plan, "tokenizer": tokenizer})
+
+
+@pytest.fixture
+def load(pair, table_model, tokenizers_by_kind):
+    """Loads a target that continues "h" with "ello wörld" and the end of the text, and an imperfect drafter."""
+    tokenizer = tokenizers_by_kind["byte level"]
+    script = [*tokenizer.encode("hello wörld", add_special_tokens=False).ids, tokenizer.token_to_id("<|end|>")]
+    vocab = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    class Scripted(table_model):
+        def _state(self, length):
+            return length % len(script)
+
+    table = np.zeros((len(script), vocab))
+    for length, token in enumerate(script):
+        table[length, token] = 5.0
+    noisy = table.copy()
+    noisy[3] = np.roll(noisy[3], 1)
+    calls = []
+
+    def load_models(bundle, huge_pages, draft=True):
+        calls.append((bundle, huge_pages, os.environ["TVM_NUM_THREADS"], os.environ["TVM_USE_RUNTIME_LIB"]))
+        return Models(Scripted(table, 40, "target"), Scripted(noisy, 40, "draft") if draft else None)
+
+    load_models.calls = calls
+    load_models.script = script
+    return load_models
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("TVM_NUM_THREADS", "")
+    monkeypatch.setenv("TVM_USE_RUNTIME_LIB", "")
+
+
+def error(capsys, *arguments, folder, load):
+    """Run, expect exit code 2 and one line, and return it."""
+    assert main(folder, list(arguments), load) == 2
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert out.err.startswith("run.py: error: ")
+    assert out.err.count("\n") == 1
+    return out.err
+
+
+def without_times(value, key=""):
+    """Replace what the clock decides by "TIME"."""
+    if isinstance(value, dict):
+        timed = value.get("unit") in ("ms", "tokens/s")
+        return {k: "TIME" if timed and isinstance(v, float) else without_times(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_times(v, key) for v in value]
+    timed = (
+        key.startswith("verify_step") or key.endswith("_s") or key in ("draft_step", "sampling", "dispatch", "1", "4")
+    )
+    return "TIME" if timed and isinstance(value, float) else value
+
+
+def test_text_is_streamed(folder, load, capsys):
+    assert main(folder, ["--prompt", "hello"], load) == 0
+    assert capsys.readouterr() == (" wörld\n", "")
+
+
+def test_threads_and_environment_are_set_before_loading(folder, load):
+    main(folder, ["--prompt", "hello", "--huge-pages"], load)
+    main(folder, ["--prompt", "hello", "--threads", "1"], load)
+    assert [call[1:] for call in load.calls] == [(True, "2", "1"), (False, "1", "1")]
+
+
+def test_json_lines(folder, load, capsys, tmp_path):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "hello"}\n{"token_ids": [3, 4, 5, 6]}\n')
+    assert main(folder, ["--prompts", str(prompts), "--json"], load) == 0
+    lines = [without_times(json.loads(line)) for line in capsys.readouterr().out.splitlines()]
+    got = json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
+    assert got == (GOLDEN / "two_prompts.json").read_text("utf-8")
+
+
+@pytest.mark.parametrize("mode", [["--mode", "target-only"], ["--gamma", "1"], ["--gamma", "5"], []])
+def test_every_mode_gives_the_same_tokens(folder, load, capsys, mode):
+    assert main(folder, ["--prompt", "hello", "--json", *mode], load) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["token_ids"] == load.script[1:]
+    assert value["stats"]["mode"] == ("target-only" if "target-only" in mode else "speculative")
+    assert (value["stats"]["drafted"] > 0) == (value["stats"]["mode"] == "speculative")
+
+
+def test_without_a_drafter_the_target_runs_alone(folder, load, capsys):
+    assert main(folder, ["--prompt", "hello", "--json"], lambda b, h: load(b, h, draft=False)) == 0
+    assert json.loads(capsys.readouterr().out)["stats"]["mode"] == "target-only"
+
+
+@pytest.mark.parametrize(("stop", "text"), [("ö", " w"), ("rl", " wö"), ("zzz", " wörld"), (" wörld", "")])
+def test_stop_strings(folder, load, capsys, stop, text):
+    assert main(folder, ["--prompt", "hello", "--json", "--stop", "zz", "--stop", stop], load) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["text"] == text
+    assert value["stats"]["finish_reason"] == ("eos" if stop == "zzz" else "stop")
+
+
+def test_sampling_is_repeatable_with_a_seed(folder, load, capsys):
+    def sample(*more):
+        assert main(folder, ["--prompt", "hello", "--json", "--temperature", "30", *more], load) == 0
+        value = json.loads(capsys.readouterr().out)
+        return value["token_ids"], value["stats"]["seed"]
+
+    ids, seed = sample()
+    assert sample("--seed", str(seed)) == (ids, seed)
+    assert sample()[0] != ids
+
+
+def test_stats_go_to_standard_error_with_the_prediction(folder, load, capsys):
+    assert main(folder, ["--prompt", "hello", "--stats"], load) == 0
+    out = capsys.readouterr()
+    assert out.out == " wörld\n"
+    assert "draft step (ms)" in out.err
+    assert [line.split()[4] for line in out.err.splitlines() if line.startswith("draft step")] == ["10"]
+
+
+def test_lines_of_standard_input_are_prompts(folder, load, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nhello\n"))
+    assert main(folder, ["--max-new-tokens", "1", "--stats"], load) == 0
+    out = capsys.readouterr()
+    assert out.out == " w\n w\n"
+    assert out.err.count("1 new tokens") == 2
+
+
+def test_end_of_text_ids_of_the_manifest_come_first(folder, load, capsys):
+    write_bundle(folder, tokenizer={"eos_ids": [load.script[1]]})
+    assert main(folder, ["--prompt", "hello"], load) == 0
+    assert capsys.readouterr().out == " w\n"
+
+
+def test_a_bundle_without_tokenizer_answers_token_ids(folder, load, capsys, tmp_path):
+    shutil.rmtree(folder / "tokenizer")
+    write_bundle(folder, tokenizer={"eos_ids": [load.script[-1]]})
+    (tmp_path / "p").write_text('{"token_ids": [5]}')
+    assert main(folder, ["--prompts", str(tmp_path / "p"), "--json"], load) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert (value["prompt"], value["token_ids"], value["text"]) == ([5], load.script[1:], "")
+    assert "give --json" in error(capsys, "--prompt", "a", folder=folder, load=load)
+    assert "give token_ids" in error(capsys, "--prompt", "a", "--json", folder=folder, load=load)
+
+
+def test_prompts_are_checked_before_the_first_is_answered(folder, load, capsys, tmp_path):
+    path = tmp_path / "p.txt"
+
+    def message(text):
+        path.write_text(text)
+        return error(capsys, "--prompts", str(path), folder=folder, load=load)
+
+    assert f"{path} line 2 has 41 tokens, the target's context is 40" in message("a\n" + "b" * 41 + "\n")
+    assert f"{path} line 1 has token id 999" in message('{"token_ids": [999]}')
+    assert f"{path} line 1 has token id -1" in message('{"token_ids": [-1]}')
+    assert f"{path} is empty" in message("")
+    assert f"{path} line 3 is not valid JSON" in message('{"prompt": "a"}\n\n{"prompt"')
+    assert "--prompt is empty" in error(capsys, "--prompt", "", folder=folder, load=load)
+
+
+def test_wrong_options_and_bundles(folder, load, capsys, tmp_path):
+    assert "'0' is not" in error(capsys, "--gamma", "0", folder=folder, load=load)
+    no_draft = lambda b, h: load(b, h, draft=False)  # noqa: E731
+    assert "has no draft model" in error(capsys, "--prompt", "a", "--gamma", "2", folder=folder, load=no_draft)
+    assert "is it a bundle" in error(capsys, folder=tmp_path, load=load).replace(f"is {tmp_path} a", "is it a")
+    (folder / "weights/target.safetensors").write_text("NUMBERS")
+    assert main(folder, ["--prompt", "hello"], load) == 0
+    capsys.readouterr()
+    assert "target.safetensors does not match" in error(capsys, "--prompt", "a", "--check", folder=folder, load=load)
+    (folder / "tokenizer/tokenizer.json").write_text("x")
+    write_bundle(folder, tokenizer={"eos_ids": "end"})
+    assert "tokenizer.json is not a tokenizer" in error(capsys, "--prompt", "a", folder=folder, load=load)
+
+
+def test_malformed_eos_ids(folder, load, capsys):
+    write_bundle(folder, tokenizer={"eos_ids": ["end"]})
+    assert "eos_ids is not a list of integers" in error(capsys, "--prompt", "a", folder=folder, load=load)
+
+
+def test_interrupt(folder, load, capsys):
+    def interrupted(bundle, huge_pages):
+        raise KeyboardInterrupt
+
+    assert main(folder, ["--prompt", "a"], interrupted) == 130
+    assert capsys.readouterr().err == "\n"
+
+
+def test_saved_logits_are_those_of_the_whole_text(folder, load, capsys, tmp_path):
+    saved, prompts = tmp_path / "logits", tmp_path / "p"
+    prompts.write_text("hello\nhello hello hello\n")
+    assert main(folder, ["--prompts", str(prompts), "--json", "--save-logits", str(saved)], load) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for line, got in zip(lines, read_logits(saved), strict=True):
+        assert got.token_ids[got.prompt_tokens :] == line["token_ids"]
+        target = load(None, False).target
+        np.testing.assert_array_equal(got.logits, target.forward(got.token_ids, 0))
+        # each row's best id is the next token of greedy text
+        assert got.logits.argmax(-1)[got.prompt_tokens - 1 : -1].tolist() == line["token_ids"]
+
+
+def test_saved_logits_are_cut_at_the_context_and_made_in_chunks(table_model, tmp_path):
+    target = table_model(np.eye(5), context=70)
+    save_logits(tmp_path / "f", target, [([1, 2], list(range(5)) * 20)])
+    (got,) = read_logits(tmp_path / "f")
+    assert (len(got.token_ids), got.prompt_tokens, got.logits.shape) == (70, 2, (70, 5))
+    assert target.fed == [(0, 32), (32, 32), (64, 6)]
+
+
+def test_saved_logits_that_are_something_else(tmp_path):
+    write_weights(tmp_path / "f", [("a", "uint8", (1,), lambda: np.zeros(1, np.uint8))])
+    for metadata in ({}, {"format": "hetero_sd logits 1"}, {"format": "hetero_sd logits 1", "prompt_tokens": "[1]"}):
+        write_weights(tmp_path / "f", [("a", "uint8", (1,), lambda: np.zeros(1, np.uint8))], metadata)
+        with pytest.raises(UserError, match="was not written by --save-logits"):
+            read_logits(tmp_path / "f")
+
+
+def test_saved_logits_on_a_full_disk(table_model):
+    with pytest.raises(UserError, match="cannot write"):
+        save_logits(Path("/dev/full/f"), table_model(np.eye(5)), [([1], [2])])
+
+
+@pytest.fixture
+def device(folder):
+    """The bundle as on a device: our packages under python/, models that import nothing, everything read-only."""
+    for package in ("hetero_sd/runtime", "targets"):
+        for source in (ROOT / package).rglob("*.py"):
+            to = folder / "python" / source.relative_to(ROOT)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, to)
+    (folder / "python/hetero_sd/__init__.py").touch()
+    (folder / "python/hetero_sd/runtime/model.py").write_text(TOY)
+    (folder / "run.py").write_text(LAUNCHER)
+    write_bundle(folder)
+    for path in folder.rglob("*"):
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    yield folder
+    for path in folder.rglob("*"):
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
+
+
+TOY = """
+import time
+import numpy as np
+from hetero_sd.runtime.interface import Models
+
+class Toy:
+    vocab, context, name = 270, 4000, "toy"
+
+    def argmax(self, ids, pos):
+        time.sleep(0.001)
+        return np.full(len(ids), 64)
+
+    def extend(self, ids, pos):
+        return 64
+
+def load_models(bundle, huge_pages):
+    bundle.path("lib/target.so")
+    return Models(Toy())
+"""
+
+
+def command(folder, *arguments, **more):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "TVM"))}
+    return subprocess.Popen(
+        [sys.executable, str(folder / "run.py"), *arguments],
+        cwd="/",
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
+
+
+def test_the_launcher_runs_a_bundle_that_cannot_be_written(device):
+    before = sorted(device.rglob("*"))
+    process = command(device, "--prompt", "hello", "--max-new-tokens", "3")
+    assert process.communicate() == (b"aaa\n", b"")
+    assert process.returncode == 0
+    assert sorted(device.rglob("*")) == before
+
+
+def test_a_reader_that_leaves_early_is_no_error(device):
+    process = command(device, "--prompt", "hello", "--max-new-tokens", "3500")
+    assert process.stdout.read(3) == b"aaa"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
+def test_interrupt_while_generating(device):
+    process = command(device, "--prompt", "hello", "--max-new-tokens", "3500")
+    assert process.stdout.read(3) == b"aaa"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == b"\n"
+    assert process.returncode == 130
+
+
+def test_the_launcher_names_a_missing_package(device):
+    code = device / "python/hetero_sd/runtime/run.py"
+    code.chmod(0o644)
+    code.write_text("import missing_package")
+    process = command(device)
+    message = f"run.py: error: no module missing_package: pip install -r {device}/requirements.txt\n"
+    assert process.communicate() == (b"", message.encode())
+    assert process.returncode == 2
+
+
+def test_the_launcher_reports_a_mistake_in_one_line(device):
+    process = command(device, "--prompts", "/nowhere")
+    assert process.communicate() == (b"", b"run.py: error: cannot read /nowhere: No such file or directory\n")
+    assert process.returncode == 2
+
+
+def test_a_terminal_that_is_not_utf8(device):
+    process = command(device, "--prompt", os.fsdecode(b"caf\xe9"))
+    assert process.communicate()[1] == b"run.py: error: --prompt is not valid Unicode text: give UTF-8\n"

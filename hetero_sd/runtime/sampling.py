@@ -40,31 +40,28 @@ def probabilities(logits: npt.NDArray[np.floating], sampling: Sampling) -> Distr
     Raises:
         UserError: the logits hold NaN or no finite value, which a correctly compiled model never gives.
     """
-    scaled = logits.astype(np.float64)
-    best = scaled.max()
+    best = float(logits.max())
     if not np.isfinite(best):
         raise UserError("the model computed logits that are not finite: check the bundle with `hetero-sd verify`")
+    ids = _best_ids(logits, sampling.top_k) if 0 < sampling.top_k < len(logits) else np.arange(len(logits))
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
-        scaled = (scaled - best) / sampling.temperature
-    if 0 < sampling.top_k < len(scaled):
-        scaled[_beyond_best(scaled, sampling.top_k)] = -np.inf
-    p: Distribution = np.exp(scaled)
+        p = np.exp((logits[ids].astype(np.float64) - best) / sampling.temperature)
     p /= p.sum()
     if sampling.top_p < 1.0:
-        kept = _nucleus(p, sampling.top_p)
-        filtered = np.zeros_like(p)
-        filtered[kept] = p[kept]
-        p = filtered / filtered.sum()
-    return p
-
-
-def _beyond_best(values: Distribution, count: int) -> npt.NDArray[np.bool_]:
-    """Mask of everything but the ``count`` highest values; among equal values the lower index is kept."""
-    threshold = np.partition(values, len(values) - count)[len(values) - count]
-    out: npt.NDArray[np.bool_] = values < threshold
-    ties = np.flatnonzero(values == threshold)
-    out[ties[count - np.count_nonzero(values > threshold) :]] = True
+        nucleus = _nucleus(p, sampling.top_p)
+        ids, p = ids[nucleus], p[nucleus]
+        p /= p.sum()
+    out = np.zeros(len(logits))
+    out[ids] = p
     return out
+
+
+def _best_ids(logits: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.intp]:
+    """Rising ids of the ``count`` highest logits; among equal ones the lower id is kept."""
+    threshold = np.partition(logits, len(logits) - count)[len(logits) - count]
+    above = np.flatnonzero(logits > threshold)
+    ties = np.flatnonzero(logits == threshold)
+    return np.sort(np.concatenate([above, ties[: count - len(above)]]))
 
 
 def _nucleus(p: Distribution, top_p: float) -> npt.NDArray[np.intp]:
@@ -73,7 +70,7 @@ def _nucleus(p: Distribution, top_p: float) -> npt.NDArray[np.intp]:
     Only the highest values are sorted, more of them until they hold the mass: the prefix sums are added in the
     same order whatever the number, so the answer does not depend on it.
     """
-    count = 256
+    count = 2048
     while True:
         count = min(count, len(p))
         threshold = np.partition(p, len(p) - count)[len(p) - count]

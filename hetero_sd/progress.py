@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 Advance = Callable[[str, int, int], None]
@@ -22,16 +22,23 @@ class Progress:
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[Advance]:
-        """A step of the work; the value can be called with (what, bytes done, bytes in all) to show a bar."""
+        """A step of the work; the value can be called with (detail, bytes done, bytes in all) to show a bar."""
         start = time.perf_counter()
-        columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn())
-        with Bars(*columns, console=self._console, transient=True) as bars:
-            task: list[int] = []
+        bars = Bars(
+            *(TextColumn("  {task.description}"), BarColumn(), DownloadColumn()), console=self._console, transient=True
+        )
+        task: list[TaskID] = []
 
-            def advance(detail: str, done: int, total: int) -> None:
-                if not task:
-                    task.append(bars.add_task(detail, total=total))  # type: ignore[arg-type]
-                bars.update(task[0], completed=done)  # type: ignore[arg-type]
+        def advance(detail: str, done: int, total: int) -> None:
+            if not task:
+                task.append(bars.add_task(detail, total=total))
+                bars.start()
+            bars.update(task[0], completed=done)
 
-            yield advance
+        try:
+            with self._console.status(f"  {what} ...") if self._console.is_terminal else contextlib.nullcontext():
+                yield advance
+        finally:
+            if task:
+                bars.stop()
         self._console.print(f"  {what}", f"{time.perf_counter() - start:6.1f} s")

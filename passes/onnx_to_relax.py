@@ -78,11 +78,10 @@ def _attr(node: Any, name: str, default: Any = None) -> Any:
 
 def _embedding(e: _Emitter, node: Any) -> _Value:
     w, transposed = e.weight(node.inputs[0])
-    vocab, width = (int(d) for d in D.shape_of(w))
-    assert not transposed
-    return _Value(
-        e.emit(D.embedding(w, e.expr(node.inputs[1]), layout="NK", vocab=vocab, width=width))
-    )
+    rows, columns = (int(d) for d in D.shape_of(w))
+    vocab, width = (columns, rows) if transposed else (rows, columns)
+    layout = "KN" if transposed else "NK"
+    return _Value(e.emit(D.embedding(w, e.expr(node.inputs[1]), layout=layout, vocab=vocab, width=width)))
 
 
 def _zero_point(e: _Emitter, node: Any, i: int) -> tuple[Any, int]:

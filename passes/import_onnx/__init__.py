@@ -24,7 +24,8 @@ from passes.import_onnx.lower_group_query import lower_group_query
 from passes.import_onnx.norm_by_head import norm_by_head
 from passes.import_onnx.normalise_io_names import normalise_io_names
 from passes.import_onnx.resolve_shapes import resolve_shapes
-from passes.import_onnx.state import Importing, Pass, PassLog
+from passes.import_onnx.split_packed import split_packed
+from passes.import_onnx.state import Importing, Pass, PassLog, run_pass
 from passes.import_onnx.upcast_to_float32 import upcast_to_float32
 from targets.errors import UserError
 
@@ -38,6 +39,7 @@ PIPELINE: list[Pass] = [
     resolve_shapes,
     fuse_rms_norm,
     norm_by_head,
+    split_packed,
     canonical_products,
     fuse_attention,
     lower_group_query,
@@ -76,7 +78,7 @@ def canonicalise(path: Path, context: int) -> Decoder:
     imp = Importing(load(path), context)
     try:
         for run in PIPELINE:
-            imp.log.append(run(imp))
+            run_pass(run, imp)
         facts = decoder_facts(imp)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

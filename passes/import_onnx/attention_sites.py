@@ -54,21 +54,28 @@ def attention_sites(imp: Importing) -> Iterator[tuple[Any, Site | str]]:
         if make is None:
             continue
         try:
-            yield node, make(node)
+            yield node, make(imp, node)
         except Declined as reason:
             yield node, str(reason)
 
 
-def _softmax(node: Any) -> Site:
+def _softmax(imp: Importing, node: Any) -> Site:
     scores = _back_to_product(node.inputs[0])
     product = _forward_to_product(node.outputs[0])
-    matmul = scores.producer()
     if product.inputs[0].producer() is None:
         raise Declined("the softmax result is not the left operand of a product")
     return Site(
-        node, matmul.inputs[0], matmul.inputs[1], product.inputs[1], scores, node.inputs[0], False,
-        (node.outputs[0], product.inputs[0]), product.outputs[0], 1.0,
-    )  # fmt: skip
+        node=node,
+        query=scores.producer().inputs[0],
+        key=scores.producer().inputs[1],
+        value=product.inputs[1],
+        scores=scores,
+        masked=node.inputs[0],
+        causal=False,
+        weights=(node.outputs[0], product.inputs[0]),
+        output=product.outputs[0],
+        scale=1.0,
+    )
 
 
 def _back_to_product(value: Any) -> Any:
@@ -104,39 +111,42 @@ def _operand(node: Any, index: int) -> Any:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def _multi_head(node: Any) -> Site:
+def _multi_head(imp: Importing, node: Any) -> Site:
     if any(_operand(node, i) is not None for i in (3, 4)) or len(node.inputs) > 8:
         raise Declined("MultiHeadAttention with a bias, a key padding mask or a cache of its own layout")
     if any(_operand(node, i) is None for i in (1, 2)):
         raise Declined("MultiHeadAttention with packed inputs")
-    past = (_operand(node, 6), _operand(node, 7))
-    scale = attribute(node, "scale", 0.0)
-    if not scale:
-        raise Declined("MultiHeadAttention without an explicit scale")
-    return Site(
-        node, node.inputs[0], node.inputs[1], node.inputs[2], None, _operand(node, 5), bool(attribute(node, "unidirectional", 0)), None,
-        node.outputs[0], scale, past if past[0] is not None else None,
-        tuple(node.outputs[1:3]) if len(node.outputs) > 2 else None,
-    )  # fmt: skip
+    causal = bool(attribute(node, "unidirectional", 0))
+    return _operator(imp, node, mask=5, causal=causal, past=6)
 
 
-def _attention(node: Any) -> Site:
+def _attention(imp: Importing, node: Any) -> Site:
     if attribute(node, "softcap", 0.0) or attribute(node, "qk_matmul_output_mode", 0):
         raise Declined("soft-capped scores (softcap) are not supported")
     if len(node.outputs) > 3 and node.outputs[3].uses():
         raise Declined("the scores of Attention are used as an output")
     if _operand(node, 6) is not None:
         raise Declined("Attention with nonpad_kv_seqlen is not supported")
-    query = node.inputs[0]
-    scale = attribute(node, "scale")
-    if scale is None:
-        raise Declined("Attention without an explicit scale")
-    past = (_operand(node, 4), _operand(node, 5))
+    return _operator(imp, node, mask=3, causal=bool(attribute(node, "is_causal", 0)), past=4)
+
+
+def _operator(imp: Importing, node: Any, mask: int, causal: bool, past: int) -> Site:
+    """The site of an operator whose inputs `mask` and `past`, `past` + 1 are the mask and the cache."""
+    caches = (_operand(node, past), _operand(node, past + 1))
     return Site(
-        node, query, node.inputs[1], node.inputs[2], None, _operand(node, 3), bool(attribute(node, "is_causal", 0)),
-        None, node.outputs[0], scale, past if past[0] is not None else None,
-        tuple(node.outputs[1:3]) if len(node.outputs) > 2 else None,
-    )  # fmt: skip
+        node=node,
+        query=node.inputs[0],
+        key=node.inputs[1],
+        value=node.inputs[2],
+        scores=None,
+        masked=_operand(node, mask),
+        causal=causal,
+        weights=None,
+        output=node.outputs[0],
+        scale=attribute(node, "scale", 0.0) or 1.0 / imp.facts["head_dim"] ** 0.5,
+        past=caches if caches[0] is not None else None,
+        present=tuple(node.outputs[1:3]) if len(node.outputs) > 2 else None,
+    )
 
 
 _SITES = {

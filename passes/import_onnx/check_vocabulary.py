@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx_ir.passes.common as common
-
 from passes.import_onnx.functions import DOMAIN
 from passes.import_onnx.state import Importing, PassLog, attribute, constant, describe
 from targets.errors import UserError
@@ -17,17 +15,16 @@ _WEIGHT_OPERATORS = ("Cast", "Transpose", "Reshape")
 
 
 def check_vocabulary(imp: Importing) -> PassLog:
-    """Drop what is unused and check what is left.
+    """Check what is left and set the opsets.
 
     Raises:
         UserError: a node outside the vocabulary; the message names operator, node and reason.
     """
     imp.graph.sort()
-    common.RemoveUnusedNodesPass()(imp.model)
     for node in imp.graph:
         reason = _refusal(node)
         if reason:
-            raise UserError(f"{describe(node)}: {_why(imp, node) or reason}")
+            raise UserError(_why(imp, node) or f"{describe(node)}: {reason}")
     opsets = imp.graph.opset_imports
     opsets[""] = 23
     used = {node.domain for node in imp.graph}
@@ -56,11 +53,10 @@ def initializer_of(value: Any) -> Any:
 
 
 def _why(imp: Importing, node: Any) -> str:
-    """What the passes said about this node, or about anything if it is a left-over of attention or a norm."""
-    notes = [note for entry in imp.log for note in entry.notes]
-    own = [n.split(": ", 1)[1] for n in notes if n.startswith(describe(node) + ": ")]
-    others = [n for n in notes if "(node " in n]
-    return own[0] if own else (f"it is left of a pattern that was not recognised: {others[0]}" if others else "")
+    """What a pass said about this node, or else the first pattern that was not recognised and left it behind."""
+    notes = [note for entry in imp.log for note in entry.notes if "(node " in note]
+    own = [note for note in notes if note.startswith(describe(node) + ": ")]
+    return (own or notes or [""])[0]
 
 
 def _refusal(node: Any) -> str:
@@ -115,6 +111,26 @@ def _reshape(node: Any) -> str:
     return ""
 
 
+def _add(node: Any) -> str:
+    weights = [v for v in node.inputs if is_weight(v)]
+    if not weights or (len(weights) == 1 and len(initializer_of(weights[0]).const_value.shape) == 1):
+        return ""
+    return "only a bias vector or another computed value can be added"
+
+
+def _mul(node: Any) -> str:
+    if any(is_weight(v) for v in node.inputs):
+        return "a computed value is scaled by a constant (Gemma, Granite and their kind), which is not supported"
+    return ""
+
+
+def _sigmoid(node: Any) -> str:
+    users = [user for user, _ in node.outputs[0].uses()]
+    if all(user.op_type == "Mul" and node.inputs[0] in user.inputs for user in users):
+        return ""
+    return "it is not the gate of SiLU, x * Sigmoid(x)"
+
+
 def _accept(node: Any) -> str:
     return ""
 
@@ -131,9 +147,9 @@ _CHECKS = {
     ("com.microsoft", "GatherBlockQuantized"): _accept,
     ("com.microsoft", "MatMulNBits"): _nbits,
     ("", "MatMul"): _matmul,
-    ("", "Add"): _accept,
-    ("", "Mul"): _accept,
-    ("", "Sigmoid"): _accept,
+    ("", "Add"): _add,
+    ("", "Mul"): _mul,
+    ("", "Sigmoid"): _sigmoid,
     ("", "RMSNormalization"): _norm,
     ("", "Split"): _split,
     ("", "RotaryEmbedding"): _accept,

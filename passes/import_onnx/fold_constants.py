@@ -1,6 +1,6 @@
 """Computes what depends on small constants only, and removes nodes that do nothing. Weights are never touched.
 
-    Sqrt(0.125) -> 0.353..        Cast(x: f32, to=f32) -> x        Identity(x) -> x        unused nodes -> nothing
+    Sqrt(0.125) -> 0.353..        Cast(x: f32, to=f32) -> x        Identity(x), Concat(x) -> x
 
 After the upcast many casts do nothing; without them the norms and masks of float16 exports look like float32 ones.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx_ir.passes.common as common
 
 from passes.import_onnx.shapes import Known, known_shapes, points, run_node
 from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant
@@ -19,12 +18,11 @@ _MOST_ELEMENTS = 1024
 
 
 def fold_constants(imp: Importing) -> PassLog:
-    """Fold, then drop what became unused."""
+    """Fold, then take out what does nothing."""
     folded = 0
     for node in list(imp.graph):
         folded += _fold(imp, node)
     removed = _remove_idle(imp, known_shapes(imp, points(imp)[0]) if imp.facts.get("head_dim") else {})
-    common.RemoveUnusedNodesPass()(imp.model)
     return PassLog("fold_constants", folded + removed)
 
 
@@ -50,7 +48,8 @@ def _fold(imp: Importing, node: Any) -> bool:
 def _remove_idle(imp: Importing, known: dict[Any, Known]) -> int:
     removed = 0
     for node in list(imp.graph):
-        if node.domain or node.op_type not in ("Identity", "Cast", "Dropout"):
+        alone = node.op_type == "Concat" and len(node.inputs) == 1
+        if node.domain or (node.op_type not in ("Identity", "Cast", "Dropout") and not alone):
             continue
         source, target = node.inputs[0], node.outputs[0]
         if target.is_graph_output() and (source.is_graph_input() or source.producer() is None):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx_ir.passes.common as common
 
 from passes.import_onnx.state import Declined, Importing, PassLog, attribute, constant, describe, emit, scalar
 
@@ -31,7 +30,6 @@ def fuse_rms_norm(imp: Importing) -> PassLog:
             matched += 1
         except Declined as reason:
             notes.append(f"{describe(node)}: {reason}")
-    common.RemoveUnusedNodesPass()(imp.model)
     return PassLog("fuse_rms_norm", matched, tuple(notes))
 
 

@@ -17,6 +17,10 @@ from passes.import_onnx.shapes import Point
 from passes.import_onnx.state import Declined, Importing
 
 _CHUNK = 256  # positions run at a time
+_LENGTH_DEPENDENT = (
+    "the rotation of a position depends on the other positions beside it (LongRoPE, dynamic scaling); "
+    "choose a --context within the length before the scaling sets in"
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,12 @@ def check_rope(rotation: Rotation, rope: Rope) -> float:
             y = rotation.run(x, 3, position_ids=positions)
         else:
             y = rotation.run(x, start)
-        factors.append(_factor(y, rope.rotate(x, positions), "the rotation differs with other positions beside it"))
+        factors.append(_factor(y, rope.rotate(x, positions), _LENGTH_DEPENDENT))
+    for bit in range(context.bit_length()):  # one token alone: a table that depends on the longest position shows
+        position = min(1 << bit, context - 1)
+        x = rotation.random(1, seed=bit)
+        expected = rope.rotate(x, np.full(x.shape[:2], position))
+        _factor(rotation.at_positions(x, position), expected, _LENGTH_DEPENDENT)
     if _positions(rotation, rope) != rope.positions:
         raise Declined("query and key take their positions from different inputs")
     return factors[0]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 
 class Declined(Exception):
@@ -55,6 +57,14 @@ class Importing:
 Pass = Callable[[Importing], PassLog]
 
 
+def run_pass(run: Pass, imp: Importing) -> PassLog:
+    """Run a pass, log it, and drop the nodes it left without users."""
+    entry = run(imp)
+    imp.log.append(entry)
+    common.RemoveUnusedNodesPass()(imp.model)
+    return entry
+
+
 def describe(node: Any) -> str:
     """Operator and node as messages name them."""
     return f"{node.domain or 'ai.onnx'}.{node.op_type} (node {node.name!r})"
@@ -80,8 +90,6 @@ def scalar(value: Any) -> float | None:
 
 def add_initializer(graph: Any, name: str, numbers: np.ndarray) -> Any:
     """Register a constant under a name not yet taken, and return its value."""
-    import onnx_ir as ir
-
     taken, unique, k = graph.initializers, name, 0
     while unique in taken:
         k += 1
@@ -94,8 +102,6 @@ def add_initializer(graph: Any, name: str, numbers: np.ndarray) -> Any:
 
 def emit(before: Any, op_type: str, inputs: list[Any], attributes: dict[str, Any] | None = None, **more: Any) -> Any:
     """Insert a node before another one and return it; `name` and `domain` and `num_outputs` as keywords."""
-    import onnx_ir as ir
-
     names = more.pop("outputs", None)
     node = ir.node(op_type, inputs, attributes or {}, **more)
     for output, name in zip(node.outputs, names or (), strict=False):

@@ -45,7 +45,7 @@ def bandwidth_reader(board: Any, count: int = 64 << 20) -> Callable[[], float]:
     import tvm
 
     from targets.cortex_a.kernels.stream_read import stream_read
-    from targets.cortex_a.kernels.tile import cpu_tile
+    from targets.cortex_a.tile import cpu_tile
     from targets.cortex_a.tvm_target import tvm_target
 
     core = board.clusters[0].core
@@ -114,7 +114,7 @@ def our_steps(model: Path, folder: Path, board: str) -> tuple[dict[int, Callable
     from hetero_sd.runtime.model import CompiledModel
     from passes.import_onnx import canonicalise
     from targets.boards import load_board
-    from targets.cortex_a.kernels.tile import cpu_tile
+    from targets.cortex_a.tile import cpu_tile
 
     core = load_board(board, measure=False).clusters[0].core
     built = build_for_cpu(

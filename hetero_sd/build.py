@@ -15,7 +15,7 @@ from passes.cache_in_place import key_shape, value_shape
 from passes.import_onnx import Decoder
 from passes.pack_weights import PackedWeight
 from passes.pipeline import IrDump, LoweredDecoder, lower_decoder_for_cpu
-from targets.cortex_a.kernels.tile import CpuTile
+from targets.cortex_a.tile import CpuTile
 from targets.device import Core
 
 Progress = Callable[[str, int, int], None]

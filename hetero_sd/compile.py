@@ -76,7 +76,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
 
     with new_bundle(request.out) as folder:
         # 2. what runs where
-        from targets.cortex_a.kernels.tile import cpu_tile
+        from targets.cortex_a.tile import cpu_tile
 
         cluster_core = _core(board)
         tile = cpu_tile(cluster_core)
@@ -131,7 +131,7 @@ def _build(
     """Compile one model of the pair."""
     from hetero_sd.build import build_for_cpu
     from passes.import_onnx import canonicalise
-    from targets.cortex_a.kernels.tile import cpu_tile
+    from targets.cortex_a.tile import cpu_tile
 
     core = board.cluster(plan.cluster).core
     with progress.step(f"{role}: import {path.name}"):

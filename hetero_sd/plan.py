@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from targets.cortex_a.kernels.tile import CpuTile
+from targets.cortex_a.tile import CpuTile
 from targets.device import Board, Cluster
 
 PREFILL_CHUNK = 32

@@ -18,7 +18,7 @@ from tvm import relax
 
 from passes import dialect as D
 from passes.rebuild import rebuild
-from targets.cortex_a.kernels.tile import CpuTile
+from targets.cortex_a.tile import CpuTile
 
 
 def key_shape(tile: CpuTile, kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from targets.cortex_a.kernels.linear_nbits import linear_nbits
 from targets.cortex_a.kernels.norm import add_rms_norm, rms_norm
 from targets.cortex_a.kernels.rope import rope
 from targets.cortex_a.kernels.take import take_columns, take_row
-from targets.cortex_a.kernels.tile import CpuTile
+from targets.cortex_a.tile import CpuTile
 from targets.errors import UserError
 
 Legalise = Callable[[Any, Any], Any]

@@ -17,7 +17,7 @@ from tvm import relax
 
 from passes import dialect as D
 from passes.rebuild import bindings, rebuild
-from targets.cortex_a.kernels.tile import CpuTile
+from targets.cortex_a.tile import CpuTile
 
 Array = npt.NDArray[Any]
 

@@ -25,7 +25,7 @@ from passes.lower_cpu import LowerCpu
 from passes.make_entries import MakeEntries
 from passes.onnx_to_relax import onnx_to_relax
 from passes.pack_weights import PackedWeight, PackWeights
-from targets.cortex_a.kernels.tile import CpuTile
+from targets.cortex_a.tile import CpuTile
 
 
 @dataclass(frozen=True)

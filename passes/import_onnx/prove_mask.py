@@ -67,10 +67,10 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
     Raises:
         Declined: it depends on a weight, biases what it shows, or differs from the formula.
     """
-    if site.scores is None and site.masked is None:
-        if not site.causal:
-            raise Declined("there is no mask and the attention is not causal")
-        raise Declined("a causal flag without a mask counts positions from the end of the past; not supported")
+    if site.causal:
+        raise Declined("the causal flag of the operator is not supported; export with a mask")
+    if site.masked is None:
+        raise Declined("there is no mask and the attention is not causal")
     cut = [] if site.scores is None else [site.scores]
     piece = Piece(imp, cut, site.masked)
     rng = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from passes.fuse_gated_ffn import FuseGatedFfn
 from passes.make_entries import MakeEntries
 from passes.pack_weights import PackWeights
 from passes.rebuild import bindings
-from targets.cortex_a.kernels.tile import CpuTile
+from targets.cortex_a.tile import CpuTile
 
 TILE = CpuTile(lanes=8, panel=16, accumulators=12)
 R = relax.op

@@ -17,7 +17,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.cortex_a.kernels.tile import CpuTile
+from targets.cortex_a.tile import CpuTile
 
 
 @functools.cache

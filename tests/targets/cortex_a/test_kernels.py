@@ -22,7 +22,7 @@ from targets.cortex_a.kernels.linear_nbits import linear_nbits
 from targets.cortex_a.kernels.norm import add_rms_norm, rms_norm
 from targets.cortex_a.kernels.rope import rope
 from targets.cortex_a.kernels.take import take_columns, take_row
-from targets.cortex_a.kernels.tile import CpuTile, cpu_tile
+from targets.cortex_a.tile import CpuTile, cpu_tile
 from targets.cortex_a.tvm_target import tvm_target
 
 Array = npt.NDArray[Any]

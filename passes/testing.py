@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 from onnx import TensorProto, helper, numpy_helper
+
+from passes.import_onnx import Decoder, DecoderFacts, RopeFacts
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -123,6 +126,24 @@ class TinyDecoder:
             logits = self._linear(x, "head", self.hidden, self.vocab)
         self._nodes[-1].output[0] = "logits"
         del logits
+
+    def decoder(self, proto: Any = None) -> Decoder:
+        """The decoder as the importer would hand it on; `proto` stands in for the own graph where a test changed it."""
+        facts = DecoderFacts(
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            hidden=self.hidden,
+            ffn=self.ffn,
+            vocab=self.vocab,
+            context=self.context,
+            rope=RopeFacts(self.head_dim, interleaved=False, positions="input"),
+            tied=self.tied,
+            weight_dtype=f"int{self.bits}" if self.bits else self.dtype,
+            family="llama",
+        )
+        return Decoder(onnx_ir.from_proto(proto or self.proto()), facts, [])
 
     def proto(self) -> Any:
         """The onnx.ModelProto."""

@@ -68,13 +68,13 @@ def canonicalise(path: Path, context: int) -> Decoder:
 
     Args:
         path: the ONNX file; weights may lie beside it in external files.
-        context: positions the rope tables shall cover, at least 1.
+        context: positions the rope tables shall cover, at least 2.
 
     Raises:
         UserError: not a readable ONNX file, or not a decoder of a kind we know; one line naming file and reason.
     """
-    if context < 1:
-        raise UserError(f"a context of {context} tokens is too short; it must be at least 1")
+    if context < 2:
+        raise UserError(f"a context of {context} tokens is too short; it must be at least 2")
     imp = Importing(load(path), context)
     try:
         for run in PIPELINE:

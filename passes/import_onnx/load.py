@@ -1,7 +1,7 @@
 """Reads an ONNX file nobody vouches for: sizes and paths are checked before anything is read through them.
 
-Weights stay where they are: in external files as memory maps. Constants written as nodes become initialisers,
-model-local functions are inlined, so that later passes see one flat graph.
+Weights stay where they are, inside the file or beside it, as memory maps. Constants written as nodes become
+initialisers and model-local functions are inlined, so that later passes see one flat graph.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from passes.import_onnx.read_proto import read_proto
 from passes.import_onnx.state import describe
 from targets.errors import UserError
 
@@ -29,8 +30,8 @@ def load(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
     try:
-        proto = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf raises its own DecodeError, onnx others
+        proto = read_proto(path)
+    except ValueError as error:
         raise UserError(f"{path}: not an ONNX file, or cut short ({_one_line(error)})") from error
     if not proto.HasField("graph") or not proto.graph.node:
         raise UserError(f"{path}: not an ONNX file: it has no graph")

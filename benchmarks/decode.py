@@ -185,7 +185,8 @@ def summary(n: int, rounds: list[dict[str, float]], weight_bytes: int) -> dict[s
 def text(table: list[dict[str, float]], options: argparse.Namespace) -> str:
     """The table for people."""
     lines = [f"{options.threads} threads, {options.repeats} rounds in turn, medians; bandwidth read beside each sample"]
-    lines.append(f"{'n':>2} {'ours':>9} {'ORT spin':>9} {'no spin':>9} {'ratio':>6} {'no spin':>8} {'GB/s':>6} share  ORT's")
+    names = ("ours", "ORT spin", "no spin", "ratio", "no spin", "GB/s", "share", "ORT's")
+    lines.append(" n " + " ".join(f"{name:>{w}}" for name, w in zip(names, (9, 9, 9, 6, 8, 6, 5, 6), strict=True)))
     for r in table:
         lines.append(
             f"{r['n']:>2} {r['ours_ms']:>6.2f} ms {r['ort_spinning_ms']:>6.2f} ms {r['ort_not_spinning_ms']:>6.2f} ms "

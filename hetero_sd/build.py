@@ -30,12 +30,14 @@ class BuiltModel:
         library_bytes: size of the library.
         weights_bytes: size of the packed weights.
         source_bytes: size of the weights in the ONNX file.
+        cache_bytes: size of the KV caches.
     """
 
     manifest: dict[str, Any]
     library_bytes: int
     weights_bytes: int
     source_bytes: int
+    cache_bytes: int
 
 
 def build_for_cpu(
@@ -91,7 +93,8 @@ def build_for_cpu(
         },
     }
     source = sum(int(lowered.weights[p.name].nbytes) for p in lowered.packed)
-    return BuiltModel(manifest, library.stat().st_size, weights.stat().st_size, source)
+    caches = 2 * facts.layers * context * facts.kv_heads * facts.head_dim * 4
+    return BuiltModel(manifest, library.stat().st_size, weights.stat().st_size, source, caches)
 
 
 def _build_library(lowered: LoweredDecoder, core: Core, path: Path) -> None:
@@ -113,7 +116,10 @@ def _tensors(lowered: LoweredDecoder, progress: Progress) -> Iterator[Tensor]:
     def make(weight: PackedWeight) -> Callable[[], npt.NDArray[Any]]:
         def packed() -> npt.NDArray[Any]:
             nonlocal done
-            array = weight.pack(lowered.weights[weight.name].numpy())
+            source = lowered.weights[weight.name]
+            array = weight.pack(source.numpy())
+            if hasattr(source, "release"):
+                source.release()  # unmaps the file, whose pages would count as ours
             done += array.nbytes
             progress("pack weights", done, total)
             return array

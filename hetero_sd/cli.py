@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument(
         "--vendor-wheels", action="store_true", help="put the device's Python packages into DIR/site (AArch64)"
     )
-    c.add_argument("--board-python", metavar="3.x", default="3.11", help="the device's Python (default 3.11)")
+    c.add_argument("--board-python", metavar="3.x", default="3.12", help="the device's Python (default 3.12)")
     c.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each phase, for reading")
     c.add_argument("--json", action="store_true", help="print what was decided as JSON")
 
@@ -95,7 +95,10 @@ def _compile(options: argparse.Namespace) -> int:
     from hetero_sd.compile import CompileRequest, compile_bundle
     from hetero_sd.progress import Progress
     from hetero_sd.report import compile_json, compile_text
+    from hetero_sd.vendor import PYTHONS
 
+    if options.board_python not in PYTHONS:
+        raise UserError(f"--board-python {options.board_python}: there are wheels for {', '.join(PYTHONS)}")
     request = CompileRequest(
         target=options.target,
         draft=options.draft,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+from hetero_sd.build import BuiltModel, build_for_cpu
 from hetero_sd.bundle import copy_device_python, folder_bytes, new_bundle, write_launcher, write_requirements
-from hetero_sd.plan import DEFAULT_GAMMA, Plan, make_plan
+from hetero_sd.plan import DEFAULT_GAMMA, Plan, fastest_cluster, make_plan
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.tokenizer_files import TokenizerFiles, find_tokenizer
 from targets.boards import load_board
-from targets.device import Board
+from targets.cortex_a.tile import cpu_tile
+from targets.device import Board, Core
 from targets.errors import UserError
 
 DEFAULT_CONTEXT = 1024
+MOST_CONTEXT = 128 * 1024
+MOST_GAMMA = 16
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class CompileResult:
     plan: Plan
     bundle_bytes: int
     tokenizer: TokenizerFiles
-    models: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, BuiltModel]
 
 
 def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult:
@@ -69,37 +73,35 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     for role, path in sources.items():
         if not path.is_file():
             raise UserError(f"{role} model {path}: there is no such file")
-    if request.context < 2:
-        raise UserError(f"--context {request.context}: must be at least 2 tokens")
+    if not 2 <= request.context <= MOST_CONTEXT:
+        raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
+    if not 0 <= request.gamma <= MOST_GAMMA:
+        raise UserError(f"--gamma {request.gamma}: must be 0 to {MOST_GAMMA} drafted tokens")
     board = load_board(request.board, measure=False)
     tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
 
+    # 2. what runs where
+    core = fastest_cluster(board).core
+    plan = make_plan(board, cpu_tile(core), request.draft is not None, request.gamma, request.context)
+
     with new_bundle(request.out) as folder:
-        # 2. what runs where
-        from targets.cortex_a.tile import cpu_tile
-
-        cluster_core = _core(board)
-        tile = cpu_tile(cluster_core)
-        plan = make_plan(board, tile, request.draft is not None, request.gamma, request.context)
-
         # 3. each model: import, lower, build, pack
         models = {}
         for role, path in sources.items():
-            models[role] = _build(role, path, plan, board, tokenizer, folder, request, progress)
+            models[role] = _build(role, path, plan, core, tokenizer, folder, request, progress)
+        _check_memory(board, models)
 
         # 4. what the device needs besides
         with progress.step("write the bundle"):
             tokenizer.copy_to(folder / "tokenizer")
             copy_device_python(folder / "python")
             write_launcher(folder)
-            import tvm
-
-            write_requirements(folder, tvm.__version__, _has_chat_template(folder / "tokenizer"))
+            write_requirements(folder, version("apache-tvm"), _has_chat_template(folder / "tokenizer"))
         if request.vendor_python is not None:
             from hetero_sd.vendor import vendor_wheels
 
             with progress.step(f"vendor wheels for Python {request.vendor_python}"):
-                vendor_wheels(folder / "site", request.vendor_python)
+                vendor_wheels(folder / "site", request.vendor_python, board.isa.replace("-", "_"))
         with progress.step("hash the files"):
             contents = {
                 "models": {role: built.manifest for role, built in models.items()},
@@ -112,28 +114,19 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     return CompileResult(plan, size, tokenizer, models)
 
 
-def _core(board: Board) -> Any:
-    from hetero_sd.plan import fastest_cluster
-
-    return fastest_cluster(board).core
-
-
 def _build(
     role: str,
     path: Path,
     plan: Plan,
-    board: Board,
+    core: Core,
     tokenizer: TokenizerFiles,
     folder: Path,
     request: CompileRequest,
     progress: Progress,
-) -> Any:
+) -> BuiltModel:
     """Compile one model of the pair."""
-    from hetero_sd.build import build_for_cpu
     from passes.import_onnx import canonicalise
-    from targets.cortex_a.tile import cpu_tile
 
-    core = board.cluster(plan.cluster).core
     with progress.step(f"{role}: import {path.name}"):
         decoder = canonicalise(path, plan.context)
     if tokenizer.vocab > decoder.facts.vocab:
@@ -154,6 +147,21 @@ def _build(
             folder,
             advance,
             request.dump_ir and request.dump_ir / role,
+        )
+
+
+def _check_memory(board: Board, models: dict[str, BuiltModel]) -> None:
+    """Refuse what the board cannot hold.
+
+    Raises:
+        UserError: weights and caches exceed what the board leaves free; the message has both numbers.
+    """
+    needed = sum(m.weights_bytes + m.cache_bytes for m in models.values())
+    free = board.dram.capacity_bytes - board.dram.reserved_bytes
+    if needed > free:
+        raise UserError(
+            f"weights and KV caches need {needed >> 20} MiB, board {board.name} leaves {free >> 20} MiB free: "
+            "take a smaller model or --context"
         )
 
 

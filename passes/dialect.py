@@ -44,14 +44,10 @@ def op_name(expr: Any) -> str:
 
 
 def _operator(name: str, infer: Callable[..., Any], reference: Callable[..., Any] | None) -> Callable[..., Any]:
-    tvm.ir.register_op_attr(
-        name, "FInferType", lambda call, ctx: infer(call.attrs, *[a.ty for a in call.args])
-    )
+    tvm.ir.register_op_attr(name, "FInferType", lambda call, ctx: infer(call.attrs, *[a.ty for a in call.args]))
     tvm.ir.register_op_attr(name, "FPurity", True)
     if reference is not None:
-        tvm.ir.register_op_attr(
-            name, "FLegalize", lambda bb, call: reference(bb, call.attrs, *call.args)
-        )
+        tvm.ir.register_op_attr(name, "FLegalize", lambda bb, call: reference(bb, call.attrs, *call.args))
     return lambda *args, **attrs: relax.Call(name, list(args), attrs)
 
 
@@ -63,9 +59,7 @@ def _require_source_layout(attrs: Any) -> str:
 
 def _split_heads(bb: Any, x: Any, heads: int) -> Any:
     b, n, width = shape_of(x)
-    return bb.emit(
-        R.permute_dims(bb.emit(R.reshape(x, (b, n, heads, width // heads))), [0, 2, 1, 3])
-    )
+    return bb.emit(R.permute_dims(bb.emit(R.reshape(x, (b, n, heads, width // heads))), [0, 2, 1, 3]))
 
 
 def _join_heads(bb: Any, x: Any) -> Any:
@@ -225,13 +219,9 @@ linear_nbits = _operator("hsd.linear_nbits", _columns, _linear_nbits_reference)
 embedding = _operator("hsd.embedding", _embedded, _embedding_reference)
 embedding_nbits = _operator("hsd.embedding_nbits", _embedded, _embedding_nbits_reference)
 rms_norm = _operator("hsd.rms_norm", _same, _rms_norm_reference)
-add_rms_norm = _operator(
-    "hsd.add_rms_norm", lambda a, x, r, w: tvm.ir.TupleType([x, x]), _add_rms_norm_reference
-)
+add_rms_norm = _operator("hsd.add_rms_norm", lambda a, x, r, w: tvm.ir.TupleType([x, x]), _add_rms_norm_reference)
 rope = _operator("hsd.rope", _same, _rope_reference)
-silu_mul = _operator(
-    "hsd.silu_mul", _same, lambda bb, a, g, u: bb.emit(R.multiply(bb.emit(R.nn.silu(g)), u))
-)
+silu_mul = _operator("hsd.silu_mul", _same, lambda bb, a, g, u: bb.emit(R.multiply(bb.emit(R.nn.silu(g)), u)))
 attention = _operator("hsd.attention", _attention_type, _attention_reference)
 attention_cached = _operator(
     "hsd.attention_cached",
@@ -246,10 +236,6 @@ argmax = _operator(
 take_columns = _operator(
     "hsd.take_columns",
     lambda a, x: tensor([*shape_of(x)[:-1], int(a["width"])]),
-    lambda bb, a, x: bb.emit(
-        R.strided_slice(x, [2], [int(a["start"])], [int(a["start"]) + int(a["width"])])
-    ),
+    lambda bb, a, x: bb.emit(R.strided_slice(x, [2], [int(a["start"])], [int(a["start"]) + int(a["width"])])),
 )
-take_row = _operator(
-    "hsd.take_row", lambda a, x, row: tensor([1, 1, shape_of(x)[-1]]), _take_row_reference
-)
+take_row = _operator("hsd.take_row", lambda a, x, row: tensor([1, 1, shape_of(x)[-1]]), _take_row_reference)

@@ -1,6 +1,7 @@
 """Canonical ONNX decoder -> one Relax function in the decoder dialect.
 
-    main(input_ids[1, n], past_key_values.0.key[1, kv_heads, p, head_dim], ..., weights...) -> (logits, present.0.key, ...)
+    main(input_ids[1, n], past_key_values.0.key[1, kv_heads, p, head_dim], ..., weights...)
+      -> (logits[1, n, vocab], present.0.key[1, kv_heads, p + n, head_dim], ...)
 
 n (new tokens) and p (past length) are symbolic, the batch is 1, positions are p, p + 1, ... Weights are parameters
 named as in the ONNX file and are never loaded here: `RelaxDecoder.weights` holds the lazy tensors.
@@ -13,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import tvm
 from tvm import relax, tirx
 
 from passes import dialect as D
@@ -62,9 +62,7 @@ class _Emitter:
         if name not in self.params:
             tensor = value.const_value
             self.weights[name] = tensor
-            self.params[name] = relax.Var(
-                name, D.tensor([int(d) for d in tensor.shape], str(tensor.dtype.numpy()))
-            )
+            self.params[name] = relax.Var(name, D.tensor([int(d) for d in tensor.shape], str(tensor.dtype.numpy())))
         return self.params[name], transposed
 
     def emit(self, call: Any) -> Any:

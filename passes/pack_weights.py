@@ -124,9 +124,7 @@ class PackWeights:
             transposed = str(attrs["layout"]) == "NK"
             k, n = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
             packed = (-(-n // panel), k, panel)
-            return PackedWeight(
-                name, packed, dtype, lambda w: to_panels(w.T if transposed else w, panel)
-            )
+            return PackedWeight(name, packed, dtype, lambda w: to_panels(w.T if transposed else w, panel))
         bits, block = int(attrs["bits"]), int(attrs["block"])
         n = int(attrs["columns"] if "columns" in attrs else attrs["vocab"])
         k = int(attrs["k"] if "k" in attrs else attrs["width"])

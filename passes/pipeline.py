@@ -70,14 +70,17 @@ def lower_decoder_for_cpu(
     imported = onnx_to_relax(decoder)
     mod = dump("0-import", imported.mod)
 
-    for fuse in (FuseGatedFfn(), FuseAddNorm()):
-        mod = fuse(mod)
-    mod = dump("1-fuse", mod)
+    mod = dump("1-fuse", _run(mod, FuseGatedFfn(), FuseAddNorm()))
 
     pack = PackWeights(tile)
-    mod = pack(CacheInPlace(tile, context)(mod))
-    mod = dump("2-layout", mod)
+    mod = dump("2-layout", _run(mod, CacheInPlace(tile, context), pack))
 
-    mod = dump("3-entries", MakeEntries(steps, prefill)(mod))
-    mod = dump("4-lower", LowerCpu(tile)(mod))
+    mod = dump("3-entries", _run(mod, MakeEntries(steps, prefill)))
+    mod = dump("4-lower", _run(mod, LowerCpu(tile)))
     return LoweredDecoder(mod, pack.packed, imported.weights)
+
+
+def _run(mod: Any, *module_passes: Any) -> Any:
+    for module_pass in module_passes:
+        mod = module_pass(mod)
+    return mod

@@ -94,7 +94,6 @@ def write_llama(path: Path, shape: LlamaShape, dtype: str = "float32", seed: int
         seed: of the weights.
     """
     w = _Writer(path, dtype, seed)
-    norm = dict(epsilon=1e-5)
     angle = np.outer(np.arange(shape.context), 10000.0 ** -(np.arange(0, shape.head_dim, 2) / shape.head_dim))
     w.small("cos_cache", np.cos(angle).astype(w.dtype))
     w.small("sin_cache", np.sin(angle).astype(w.dtype))
@@ -108,7 +107,7 @@ def write_llama(path: Path, shape: LlamaShape, dtype: str = "float32", seed: int
     w.op("Cast", ["mask/total"], ["total"], to=TensorProto.INT32)
     x = w.op("Gather", [w.weight("embed.weight", shape.vocab, shape.hidden), "input_ids"], ["embed/out"])
     first = w.weight("layers.0.input_norm", shape.hidden, centre=1.0)
-    y = w.op("SimplifiedLayerNormalization", [x, first], ["norm.0/out"], axis=-1, stash_type=1, **norm)
+    y = w.op("SimplifiedLayerNormalization", [x, first], ["norm.0/out"], axis=-1, stash_type=1, epsilon=1e-5)
     skip = x
     attention = dict(num_heads=shape.heads, kv_num_heads=shape.kv_heads, scale=shape.head_dim**-0.5, do_rotary=1)
     for i in range(shape.layers):

@@ -29,9 +29,7 @@ def offences(root: Path) -> list[str]:
         right = set(ORDER[rank + 1 :])
         for path in sorted((root / package).rglob("*.py")):
             found += [
-                f"{path.relative_to(root)} imports {name}"
-                for name in imported(path)
-                if name.split(".")[0] in right
+                f"{path.relative_to(root)} imports {name}" for name in imported(path) if name.split(".")[0] in right
             ]
     return found
 

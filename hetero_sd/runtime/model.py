@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from hetero_sd.runtime.interface import ContextFull, Models
 from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.model_facts import read_model_facts
 from hetero_sd.runtime.weights import Weights
 from targets.errors import UserError
 
@@ -30,31 +31,29 @@ class CompiledModel:
         import tvm
         from tvm.runtime.vm import VirtualMachine
 
-        facts = bundle.models[name]
-        self.name = name
-        self.vocab: int = facts["vocab"]
-        self.context: int = facts["context"]
-        self._widths: list[int] = sorted(facts["widths"])
-        self._chunk: int = facts["prefill_width"]
-        library = bundle.path(facts["library"])
+        facts = read_model_facts(name, bundle.models[name])
+        self.name, self.vocab, self.context = name, facts.vocab, facts.context
+        self._widths, self._chunk = facts.widths, facts.prefill_width
+        library = bundle.path(facts.library)
         try:
             self._vm = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+            self._steps = {n: self._vm[f"step_{n}"] for n in self._widths}
+            self._prefill = self._vm[f"prefill_{self._chunk}"]
         except Exception as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"cannot load {library}: {reason}; was the bundle compiled for this machine?") from None
-        self._steps = {n: self._vm[f"step_{n}"] for n in self._widths}
-        self._prefill = self._vm[f"prefill_{self._chunk}"]
         self._tensor = tvm.runtime.tensor
 
-        weights = Weights(bundle.path(facts["weights"], hashed=False), huge_pages)
+        weights = Weights(bundle.path(facts.weights, hashed=False), huge_pages)
         self._keep_mapped = weights
-        caches = facts["caches"]
-        self._caches = [
-            tvm.runtime.empty(tuple(shape), caches["dtype"])
-            for _ in range(caches["count"])
-            for shape in (caches["key_shape"], caches["value_shape"])
-        ]
-        self._fixed = [*self._caches, *(tvm.runtime.from_dlpack(_named(weights, p)) for p in facts["params"])]
+        params = [tvm.runtime.from_dlpack(_named(weights, p)) for p in facts.params]
+        caches = [tvm.runtime.empty(shape, "float32") for shape in facts.cache_shapes]
+        self._fixed = [*caches, *params]
+        try:
+            self._steps[1](self._ids([0], 1), 0, *self._fixed)  # TVM compares every shape and type
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"{library} and {facts.weights} do not fit each other: {reason}") from None
 
     def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
         """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.interface.Model`."""

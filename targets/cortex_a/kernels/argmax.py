@@ -12,7 +12,7 @@ from targets.cortex_a.tile import CpuTile
 
 @functools.cache
 def argmax(tile: CpuTile, n: int, vocab: int) -> Any:
-    """The PrimFunc (logits[1, n, vocab], ids[1, n] int64): the maximum over lanes first, then the first id that has it."""
+    """The PrimFunc (logits[1, n, vocab], ids[1, n] int64): first the maximum over lanes, then the id that has it."""
     lanes = tile.lanes
     full = vocab // lanes
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.cortex_a.tile import CpuTile
 from targets.cortex_a.kernels.vector_math import lanes_exp, lanes_tanh
+from targets.cortex_a.tile import CpuTile
 
 
 @functools.cache
@@ -72,9 +72,7 @@ def attention_cached(
                     for g in T.unroll(share):
                         for i in T.vectorized(lanes):
                             peak[g, i] = T.float32(-3e38)
-                    for s in T.serial(
-                        (pos + t + lanes) // lanes - T.max(pos + t + 1 - reach, T.int64(0)) // lanes
-                    ):
+                    for s in T.serial((pos + t + lanes) // lanes - T.max(pos + t + 1 - reach, T.int64(0)) // lanes):
                         for g in T.unroll(share):
                             for i in T.vectorized(lanes):
                                 dot[g, i] = T.float32(0)
@@ -102,8 +100,7 @@ def attention_cached(
                             for i in T.vectorized(lanes):
                                 score[g, s * lanes + i] = T.Select(
                                     T.And(
-                                        (T.max(pos + t + 1 - reach, T.int64(0)) // lanes + s) * lanes + i
-                                        <= pos + t,
+                                        (T.max(pos + t + 1 - reach, T.int64(0)) // lanes + s) * lanes + i <= pos + t,
                                         (T.max(pos + t + 1 - reach, T.int64(0)) // lanes + s) * lanes + i
                                         >= pos + t + 1 - reach,
                                     ),
@@ -121,9 +118,7 @@ def attention_cached(
                         for d in T.unroll(vectors):
                             for i in T.vectorized(lanes):
                                 out[g, d * lanes + i] = T.float32(0)
-                    for s in T.serial(
-                        (pos + t + lanes) // lanes - T.max(pos + t + 1 - reach, T.int64(0)) // lanes
-                    ):
+                    for s in T.serial((pos + t + lanes) // lanes - T.max(pos + t + 1 - reach, T.int64(0)) // lanes):
                         for g in T.unroll(share):
                             for i in T.vectorized(lanes):
                                 score[g, s * lanes + i] = T.Select(
@@ -157,8 +152,6 @@ def attention_cached(
                     for g in T.unroll(share):
                         for d in T.unroll(vectors):
                             for i in T.vectorized(lanes):
-                                y[0, t, (vh * share + g) * head_dim + d * lanes + i] = (
-                                    out[g, d * lanes + i] / top[g]
-                                )
+                                y[0, t, (vh * share + g) * head_dim + d * lanes + i] = out[g, d * lanes + i] / top[g]
 
     return attention_cached

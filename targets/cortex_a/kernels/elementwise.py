@@ -7,8 +7,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.cortex_a.tile import CpuTile
 from targets.cortex_a.kernels.vector_math import lanes_exp
+from targets.cortex_a.tile import CpuTile
 
 
 @functools.cache

@@ -37,9 +37,7 @@ def rms_norm(tile: CpuTile, n: int, width: int, groups: int, eps: float) -> Any:
                     acc[v] = T.float32(0)
                 for i in T.serial(part // lanes):
                     for v in T.vectorized(lanes):
-                        acc[v] = T.fma(
-                            x[0, vm, vg * part + i * lanes + v], x[0, vm, vg * part + i * lanes + v], acc[v]
-                        )
+                        acc[v] = T.fma(x[0, vm, vg * part + i * lanes + v], x[0, vm, vg * part + i * lanes + v], acc[v])
                 total[0] = T.float32(0)
                 for v in T.unroll(lanes):
                     total[0] = total[0] + acc[v]

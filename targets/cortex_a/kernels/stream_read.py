@@ -14,7 +14,7 @@ _PARTS = 64
 
 @functools.cache
 def stream_read(tile: CpuTile, count: int) -> Any:
-    """The PrimFunc (x[count] float32, y[64, lanes]): sums in 64 parallel parts; count is a multiple of 64 * 8 * lanes."""
+    """The PrimFunc (x[count] float32, y[64, lanes]): 64 parallel sums; count is a multiple of 512 lanes."""
     lanes, wide = tile.lanes, 8
     steps = count // (_PARTS * wide * lanes)
 

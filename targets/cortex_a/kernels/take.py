@@ -13,9 +13,7 @@ def take_row(n: int, width: int) -> Any:
     """The PrimFunc (x[1, n, width], row, y[1, 1, width]): y = x[row]."""
 
     @T.prim_func(s_tir=True)
-    def take_row(
-        x: T.Buffer((1, n, width), "float32"), row: T.int64, y: T.Buffer((1, 1, width), "float32")
-    ):
+    def take_row(x: T.Buffer((1, n, width), "float32"), row: T.int64, y: T.Buffer((1, 1, width), "float32")):
         T.func_attr({"tirx.noalias": True})
         for i in T.serial(width):
             with T.sblock("value"):

@@ -1,0 +1,157 @@
+"""Compile on every committed export, byte for byte the same twice, and one line for every mistake."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hetero_sd.cli import main
+from hetero_sd.verify import verify_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPORTS = ROOT / "tests" / "data" / "exports"
+LLAMA, DRAFT = EXPORTS / "llama-dynamo-fp32", EXPORTS / "llama-drafter-dynamo-fp32"
+
+
+def compile_args(out: Path, **changed: str | Path | None) -> list[str]:
+    options: dict[str, str | Path | None] = {
+        "--tokenizer": LLAMA,
+        "--board": "host",
+        "--context": "64",
+        "--out": out,
+        **{"--" + k.replace("_", "-"): v for k, v in changed.items() if k != "target"},
+    }
+    flags = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
+    return ["compile", str(changed.get("target") or LLAMA / "model.onnx"), *flags]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("export", sorted(p.name for p in EXPORTS.iterdir() if (p / "model.onnx").is_file()))
+def test_every_export_compiles_and_verifies(export: str, tmp_path: Path) -> None:
+    source = EXPORTS / export / "model.onnx"
+    out = tmp_path / "bundle"
+    assert main(compile_args(out, target=source, tokenizer=EXPORTS / export)) == 0
+    result = verify_bundle(out, source, None, None)
+    assert result.passed, result
+    assert result.rows > 100
+    packed = (out / "weights" / "target.safetensors").stat().st_size
+    stored = sum(p.stat().st_size for p in source.parent.glob("model.onnx*"))
+    assert packed <= 1.1 * stored
+
+
+@pytest.mark.slow
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    def digest(folder: Path) -> dict[str, str]:
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+    outs = [tmp_path / "a" / "one", tmp_path / "another"]
+    for out in outs:
+        assert main(compile_args(out, board="imx95", draft=DRAFT / "model.onnx")) == 0
+    first, second = map(digest, outs)
+    assert first == second
+    assert "lib/draft_cpu.so" in first
+
+
+def broken_onnx(tmp_path: Path) -> Path:
+    data = (LLAMA / "model.onnx").read_bytes()
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(data[: len(data) // 2])
+    return path
+
+
+def not_onnx(tmp_path: Path) -> Path:
+    path = tmp_path / "text.onnx"
+    path.write_text("this is no model")
+    return path
+
+
+def bad_board(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.toml"
+    path.write_text("name = 3\n")
+    return path
+
+
+def bare_tokenizer(tmp_path: Path) -> Path:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "tokenizer.json").write_bytes((LLAMA / "tokenizer.json").read_bytes())
+    return tmp_path / "bare"
+
+
+def broken_tokenizer(tmp_path: Path) -> Path:
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"version": "1.0"}')
+    return path
+
+
+def copied_model(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "model.onnx"
+    path.write_bytes((LLAMA / "model.onnx").read_bytes())
+    return path
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], dict[str, str | Path | None]], str]] = {
+    "missing target": (lambda t: {"target": t / "none.onnx"}, "there is no such file"),
+    "truncated target": (lambda t: {"target": broken_onnx(t)}, "broken.onnx"),
+    "not an onnx file": (lambda t: {"target": not_onnx(t)}, "text.onnx"),
+    "missing draft": (lambda t: {"draft": t / "none.onnx"}, "draft model"),
+    "missing tokenizer": (lambda t: {"tokenizer": t / "none"}, "there is no tokenizer"),
+    "broken tokenizer": (lambda t: {"tokenizer": broken_tokenizer(t)}, "not a tokenizer"),
+    "no end of text": (lambda t: {"target": copied_model(t), "tokenizer": bare_tokenizer(t)}, "--eos"),
+    "end of text out of range": (lambda t: {"eos": "99999"}, "99999"),
+    "unknown board": (lambda t: {"board": "pi9000"}, "known boards"),
+    "missing board file": (lambda t: {"board": t / "none.toml"}, "cannot be read"),
+    "bad board file": (lambda t: {"board": bad_board(t)}, "bad.toml"),
+    "context too short": (lambda t: {"context": "1"}, "--context"),
+    "context no number": (lambda t: {"context": "many"}, "--context"),
+    "gamma out of range": (lambda t: {"draft": DRAFT / "model.onnx", "gamma": "99"}, "--gamma"),
+    "unknown device python": (lambda t: {"board_python": "2.7"}, "2.7"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line(mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make, expected = MISTAKES[mistake]
+    out = tmp_path / "bundle"
+    assert main(compile_args(out, **make(tmp_path))) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hetero-sd: error:")]
+    assert len(lines) == 1
+    assert expected in lines[0]
+    assert not out.exists()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".bundle")]
+
+
+def test_an_existing_folder_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "precious").write_text("data")
+    assert main(compile_args(out)) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert (out / "precious").read_text() == "data"
+
+
+@pytest.mark.slow
+def test_a_damaged_bundle_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = tmp_path / "good"
+    assert main(compile_args(good)) == 0
+    manifest = json.loads((good / "manifest.json").read_text())
+    capsys.readouterr()
+    for name in ("lib/target_cpu.so", "weights/target.safetensors", "manifest.json", "tokenizer/tokenizer.json"):
+        path = good / name
+        whole = path.read_bytes()
+        for damage in (whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1]), None):
+            if damage is None:
+                path.unlink()
+            else:
+                path.write_bytes(damage)
+            assert main(["verify", str(good), "--against", str(LLAMA / "model.onnx")]) == 2, name
+            error = capsys.readouterr().err.splitlines()
+            assert len(error) == 1, error
+            assert path.name in error[0] or "manifest" in error[0]
+            path.write_bytes(whole)
+    assert manifest == json.loads((good / "manifest.json").read_text())

@@ -104,7 +104,7 @@ def _build_library(lowered: LoweredDecoder, core: Core, path: Path) -> None:
     from targets.cortex_a.tvm_target import tvm_target
 
     executable = relax.build(lowered.mod, tvm_target(core))
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     executable.export_library(str(path), fcompile=link_function(core))
 
 

@@ -101,7 +101,7 @@ class PackWeights:
                 self.packed.append(packed)
             elif _is_weight(p):
                 shape = tuple(int(d) for d in D.shape_of(p))
-                self.packed.append(PackedWeight(p.name, shape, str(p.ty.dtype), np.asarray))
+                self.packed.append(PackedWeight(p.name, shape, str(p.ty.dtype), np.array))
             params.append(replaced.get(p, p))
 
         def packed_layout(bb: Any, call: Any) -> Any:

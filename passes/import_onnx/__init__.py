@@ -82,4 +82,8 @@ def canonicalise(path: Path, context: int) -> Decoder:
         facts = decoder_facts(imp)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # a graph that is well formed but makes no sense can fail anywhere
+        step = PIPELINE[len(imp.log)].__name__ if len(imp.log) < len(PIPELINE) else "decoder_facts"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"{path}: {step} can make no sense of the graph ({reason}); does onnx.checker pass?") from error
     return Decoder(imp.model, facts, imp.log)

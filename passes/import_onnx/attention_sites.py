@@ -114,8 +114,6 @@ def _operand(node: Any, index: int) -> Any:
 def _multi_head(imp: Importing, node: Any) -> Site:
     if any(_operand(node, i) is not None for i in (3, 4)) or len(node.inputs) > 8:
         raise Declined("MultiHeadAttention with a bias, a key padding mask or a cache of its own layout")
-    if any(_operand(node, i) is None for i in (1, 2)):
-        raise Declined("MultiHeadAttention with packed inputs")
     causal = bool(attribute(node, "unidirectional", 0))
     return _operator(imp, node, mask=5, causal=causal, past=6)
 
@@ -132,6 +130,8 @@ def _attention(imp: Importing, node: Any) -> Site:
 
 def _operator(imp: Importing, node: Any, mask: int, causal: bool, past: int) -> Site:
     """The site of an operator whose inputs `mask` and `past`, `past` + 1 are the mask and the cache."""
+    if any(_operand(node, i) is None for i in range(3)):
+        raise Declined("query, key and value are not three inputs")
     caches = (_operand(node, past), _operand(node, past + 1))
     return Site(
         node=node,

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from passes.import_onnx.check_nodes import check_nodes
 from passes.import_onnx.read_proto import read_proto
 from passes.import_onnx.state import describe
 from targets.errors import UserError
@@ -40,13 +41,14 @@ def load(path: Path) -> Any:
         raise UserError(f"{path}: opset {opset} is too old; export again with opset 18 or newer")
     for tensor in proto.graph.initializer:
         _check_tensor(path, tensor)
+    check_nodes(path, proto)
     try:
         model = ir.from_proto(proto)
         for tensor in model.graph.initializers.values():
             if isinstance(tensor.const_value, ir.ExternalTensor):
                 tensor.const_value.base_dir = path.parent
         _flatten(model)
-        _check_values(path, model)
+        _check_control_flow(path, model)
         model.graph.sort()
     except UserError:
         raise
@@ -106,14 +108,8 @@ def _flatten(model: Any) -> None:
         node.name = node.name or f"{node.op_type} of {node.outputs[0].name}"
 
 
-def _check_values(path: Path, model: Any) -> None:
-    """Every input of a node is made by somebody."""
-    inputs = set(model.graph.inputs)
+def _check_control_flow(path: Path, model: Any) -> None:
     for node in model.graph:
         for name, attr in node.attributes.items():
             if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
                 raise UserError(f"{path}: {describe(node)} has a subgraph ({name}); export without control flow")
-        for value in node.inputs:
-            if value is None or value.producer() is not None or value in inputs or value.const_value is not None:
-                continue
-            raise UserError(f"{path}: {describe(node)} reads {value.name!r}, which nothing in the file makes")

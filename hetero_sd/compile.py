@@ -35,6 +35,7 @@ class CompileRequest:
         context: tokens that fit the KV caches.
         gamma: drafted tokens a round.
         eos: end-of-text ids; empty takes the stated ones.
+        target_widths: entry points of the target, in new tokens, besides those the plan needs.
         vendor_python: Python of the device to vendor wheels for, for example "3.12"; None vendors none.
         dump_ir: folder for the IR after each phase, or None.
     """
@@ -47,6 +48,7 @@ class CompileRequest:
     context: int = DEFAULT_CONTEXT
     gamma: int = DEFAULT_GAMMA
     eos: tuple[int, ...] = ()
+    target_widths: tuple[int, ...] = ()
     vendor_python: str | None = None
     dump_ir: Path | None = None
 
@@ -82,7 +84,8 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
 
     # 2. what runs where
     core = fastest_cluster(board).core
-    plan = make_plan(board, cpu_tile(core), request.draft is not None, request.gamma, request.context)
+    has_draft = request.draft is not None
+    plan = make_plan(board, cpu_tile(core), has_draft, request.gamma, request.context, request.target_widths)
 
     with new_bundle(request.out) as folder:
         # 3. each model: import, lower, build, pack

@@ -49,14 +49,17 @@ class Plan:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-def make_plan(board: Board, tile: CpuTile, has_draft: bool, gamma: int, context: int) -> Plan:
+def make_plan(
+    board: Board, tile: CpuTile, has_draft: bool, gamma: int, context: int, more_widths: tuple[int, ...] = ()
+) -> Plan:
     """Decide for a board; `context` is rounded up to whole cache tiles.
 
-    Widths are 1, gamma + 1 and the powers of two up to 8, the cheap ones: a row tile is filled at 4 on NEON.
+    Widths of the target are 1, gamma + 1, the powers of two up to 8, which serve short prompts and shorter rounds
+    near the end, and `more_widths`.
     """
     cluster = fastest_cluster(board)
     gamma = gamma if has_draft else 0
-    widths = tuple(sorted({1, 2, 4, 8, gamma + 1}))
+    widths = tuple(sorted({1, 2, 4, 8, gamma + 1, *more_widths}))
     tokens = max(context, PREFILL_CHUNK)
     tokens = -(-tokens // tile.lanes) * tile.lanes
     reasons = [

@@ -108,7 +108,7 @@ def main() -> int:
 def as_text(table: list[dict[str, Any]], options: argparse.Namespace, sentences: int) -> str:
     """The table for people."""
     lines = [
-        f"{sentences} sentences, {options.threads} thread(s), {options.repeats} rounds in turn; the same text everywhere",
+        f"{sentences} sentences, {options.threads} thread(s), {options.repeats} rounds in turn, the same text in all",
         "gamma  tokens/s  speed-up  least to most   acceptance",
     ]
     for row in table:
@@ -132,7 +132,8 @@ def chart(table: list[dict[str, Any]], options: argparse.Namespace) -> str:
         return height - bottom - value / most * (height - bottom - top)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        'font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<text x="{left}" y="20" font-size="14">Speed-up over the target alone, example pair, x86-64 host, '
         f"{options.threads} thread</text>",

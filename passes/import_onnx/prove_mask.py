@@ -85,7 +85,7 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
             continue
         scale = factor if factor is not None else scale
         runs.append((case, seen))
-    window = _window(imp, runs)
+    window = _window(runs[0][1])
     padding = "attention_mask" in piece.uses
     for case, seen in runs:
         _compare(case, seen, window, padding)
@@ -93,17 +93,14 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
 
 
 def _cases(imp: Importing, padded: bool) -> Iterator[Case]:
-    batch = imp.facts["batch"] or 2
-    none = (0,) * batch
-    longest = max(imp.context - 1, 1)
-    for new, past in ((1, longest), (min(40, imp.context), 0), (3, 5), (1, 9)):
-        yield Case(Point(batch, new, past), none)
-    if padded:
-        some = tuple(range(1, batch + 1))
-        yield Case(Point(batch, 6, 0), some)
-        yield Case(Point(batch, 3, 5), some)
-        yield Case(Point(batch, 1, 9), some)
-        yield Case(Point(batch, 6, 0), some, left=False)
+    """The longest past first: it tells the window. Only what fits the context is asked of the mask."""
+    batch, longest = imp.facts["batch"] or 2, imp.context
+    sizes = [(1, longest - 1), (min(40, longest), 0), (3, 5), (1, 9)]
+    unpadded = [Case(Point(batch, new, past), (0,) * batch) for new, past in sizes]
+    some = tuple(range(1, batch + 1))
+    sides = [(6, 0, True), (3, 5, True), (1, 9, True), (6, 0, False)]
+    pads = [Case(Point(batch, new, past), some, left) for new, past, left in sides] if padded else []
+    yield from (case for case in unpadded + pads if case.at.new + case.at.past <= longest)
 
 
 def _run(piece: Piece, site: Site, case: Case, heads: int, rng: np.random.Generator) -> tuple[np.ndarray, float | None]:
@@ -141,11 +138,11 @@ def _one_for_all_heads(seen: np.ndarray) -> np.ndarray:
     return seen[:, 0]
 
 
-def _window(imp: Importing, runs: list[tuple[Case, np.ndarray]]) -> int:
-    """The number of keys the last position of the longest unpadded case sees, or 0 if it sees all."""
-    case, seen = runs[0]
-    count = int(seen[0, -1].sum())
-    return 0 if count == case.at.past + case.at.new else count
+def _window(seen: np.ndarray) -> int:
+    """How many keys the last position of the longest unpadded case sees, if those are the last ones; 0: all."""
+    row = seen[0, -1]
+    count = int(row.sum())
+    return count if 0 < count < len(row) and row[-count:].all() else 0
 
 
 def _compare(case: Case, seen: np.ndarray, window: int, padding: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,19 @@ import onnxruntime
 
 from passes.import_onnx.state import Importing
 
+_DOT = "_dot_"
+
 
 def importing(text: str, context: int = 16, opset: int = 18, **facts: Any) -> Importing:
-    """An `Importing` of a graph in ONNX text (`agraph (...) => (...) {...}`), with facts as normalise_io_names sets."""
+    """An `Importing` of a graph in ONNX text (`agraph (...) => (...) {...}`), with facts as normalise_io_names sets.
+
+    Names of caches may have dots, which ONNX text itself does not allow.
+    """
     header = f'<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>'
+    text = re.sub(r"\b(?:past|present|key|value)[\w.]*", lambda m: m.group().replace(".", _DOT), text)
     model = ir.from_proto(onnx.parser.parse_model(header + text))
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.name = value.name.replace(_DOT, ".")
     imp = Importing(model, context)
     imp.facts.update({"batch": None, "kv_heads": 2, "head_dim": 4, "layers": 1, **facts})
     for node in model.graph:

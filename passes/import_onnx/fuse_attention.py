@@ -16,7 +16,8 @@ from passes.import_onnx.attention_sites import Site, attention_sites
 from passes.import_onnx.paths import activations, source_of, targets_of
 from passes.import_onnx.probe import Piece
 from passes.import_onnx.prove_mask import prove_mask
-from passes.import_onnx.prove_rope import Rope, Rotation, check_rope, check_unrotated, prove_rope
+from passes.import_onnx.prove_rope import Rope, Rotation, check_unrotated
+from passes.import_onnx.prove_rotation import layout, layouts, prove_rotation
 from passes.import_onnx.shapes import Known, Point, known_shapes, points
 from passes.import_onnx.state import Declined, Importing, PassLog, describe
 from passes.import_onnx.write_attention import Proven, as_rows, replace_present, write_attention
@@ -65,8 +66,8 @@ def _fuse(imp: Importing, site: Site, known: Shapes, active: set[Any], at: Point
     key_factor = _prove_operand(imp, keys, known, heads, at, transposed=site.scores is not None)
     value_factor = _prove_operand(imp, values, known, heads, at, transposed=False)
     sources = [source_of(v, active, known) for v in (site.query, keys.appended, values.appended)]
-    rope, query_factor = _prove_rotation(imp, sources, [site.query, keys.appended], known, at, heads, ropes)
-    moved = Rotation(imp, sources[2], values.appended, kv_heads, _layouts(imp, sources[2], values.appended, known, at))
+    rope, query_factor = prove_rotation(imp, sources, [site.query, keys.appended], known, at, heads, ropes)
+    moved = Rotation(imp, sources[2], values.appended, kv_heads, layouts(imp, sources[2], values.appended, known, at))
     if check_unrotated(moved) != 1.0 or value_factor != 1.0:
         raise Declined("the values are scaled")
     mask = prove_mask(imp, site, heads)
@@ -148,55 +149,6 @@ def _ratio(actual: np.ndarray, expected: np.ndarray) -> float | None:
     return 1.0 if abs(factor - 1.0) < 1e-7 else factor
 
 
-def _layouts(imp: Importing, source: Any, target: Any, known: Shapes, at: Point) -> tuple[str, str]:
-    """How the source and the target of a rotation lie."""
-    return _layout(imp, source, known, at, ("bsd", "bshd")), _layout(imp, target, known, at, ("bsd", "bhsd", "nsd"))
-
-
-def _layout(imp: Importing, value: Any, known: Shapes, at: Point, allowed: tuple[str, ...]) -> str:
-    shape, head_dim = known[value].shape, imp.facts["head_dim"]
-    heads = known[value].size // (at.batch * at.new * head_dim)
-    shapes = {
-        "bsd": (at.batch, at.new, heads * head_dim),
-        "bshd": (at.batch, at.new, heads, head_dim),
-        "bhsd": (at.batch, heads, at.new, head_dim),
-        "nsd": (at.batch * heads, at.new, head_dim),
-    }
-    for name in allowed:
-        if shape == shapes[name]:
-            return name
-    raise Declined(f"{value.name} has the shape {shape}, none of {', '.join(str(shapes[a]) for a in allowed)}")
-
-
-def _prove_rotation(
-    imp: Importing,
-    sources: list[Any],
-    targets: list[Any],
-    known: Shapes,
-    at: Point,
-    heads: int,
-    ropes: list[Rope | None],
-) -> tuple[Rope | None, float]:
-    """(the rope of query and key, the factor on the query)."""
-    query = Rotation(imp, sources[0], targets[0], heads, _layouts(imp, sources[0], targets[0], known, at))
-    layouts = _layouts(imp, sources[1], targets[1], known, at)
-    key = Rotation(imp, sources[1], targets[1], imp.facts["kv_heads"], layouts)
-    for rope in ropes:
-        try:
-            if rope is not None and check_rope(key, rope) == 1.0:
-                return rope, check_rope(query, rope)
-        except Declined:
-            continue
-    rope = prove_rope(key)
-    if rope is None:
-        if check_unrotated(key) != 1.0:
-            raise Declined("the keys are scaled before they enter the cache")
-        return None, check_unrotated(query)
-    factor = check_rope(query, rope)
-    ropes.append(rope)
-    return rope, factor
-
-
 def _prove_weights(imp: Importing, site: Site, at: Point, heads: int) -> None:
     """The softmax result reaches the product with the values unchanged (a guard against NaN may be in between)."""
     if site.weights is None or site.weights[0] is site.weights[1]:
@@ -216,8 +168,8 @@ def _rows_after(imp: Importing, output: Any, known: Shapes, at: Point, heads: in
     rows = (at.batch, at.new, heads * head_dim)
     expected = np.random.default_rng(4).standard_normal((at.batch, heads, at.new, head_dim)).astype(np.float32)
     as_made = {"bsd": lambda x: x.transpose(0, 2, 1, 3).reshape(rows), "bhsd": lambda x: x}
-    layout = _layout(imp, output, known, at, ("bsd", "bhsd", "nsd"))
-    made = as_made.get(layout, lambda x: x.reshape(-1, at.new, head_dim))(expected)
+    lies = layout(imp, output, known, at, ("bsd", "bhsd", "nsd"))
+    made = as_made.get(lies, lambda x: x.reshape(-1, at.new, head_dim))(expected)
     for target in reversed(targets_of(output)):
         if target not in known or known[target].shape != rows:
             continue

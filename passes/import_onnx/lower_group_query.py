@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from passes.import_onnx.paths import activations, source_of
 from passes.import_onnx.probe import Piece
-from passes.import_onnx.prove_mask import Case, Mask
+from passes.import_onnx.prove_mask import Case, Mask, visible
 from passes.import_onnx.prove_rope import Rope
+from passes.import_onnx.prove_rotation import prove_rotation
 from passes.import_onnx.shapes import Known, Point, known_shapes, points
 from passes.import_onnx.state import Declined, Importing, PassLog, add_initializer, attribute, describe, emit
-from passes.import_onnx.write_attention import Proven, replace_present, write_attention
+from passes.import_onnx.write_attention import Proven, as_rows, replace_present, write_attention
 from targets.errors import UserError
 
 # inputs: query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, ...
 _KNOWN_INPUTS = 9
 # attributes that change the result and are not translated: their neutral values
 _NEUTRAL = {
-    "local_window_size": (-1,),
     "softcap": (0.0,),
     "smooth_softmax": (0, -1),
     "qk_output": (0,),
@@ -74,9 +75,19 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
     past_key, past_value = node.inputs[3:5]
     if past_key is None or not past_key.is_graph_input() or not past_value.is_graph_input():
         raise Declined("its cache is no graph input")
-    rope = _rope(imp, node, known, ropes) if attribute(node, "do_rotary", 0) else None
     scale = attribute(node, "scale", 0.0) or 1.0 / float(np.sqrt(head_dim))
-    mask = Mask(0, imp.input("attention_mask") is not None, 1.0)
+    rope = None
+    if attribute(node, "do_rotary", 0):
+        rope = _rope(imp, node, known, ropes)
+    elif node.inputs[1] is not None:  # the export rotates before the node, or not at all
+        sources = [source_of(v, activations(imp), known) for v in (query, key)]
+        earlier = imp.facts.setdefault("ropes", [])
+        rope, factor = prove_rotation(imp, sources, [query, key], known, points(imp)[0], heads, earlier)
+        query, key = (as_rows(node, v, len(known[v].shape)) for v in sources)
+        scale *= factor
+    window = attribute(node, "local_window_size", -1)
+    window = _prove_window(imp, node, window) if window > 0 else 0
+    mask = Mask(window, imp.input("attention_mask") is not None, 1.0)
     proven = Proven(query, key, value, past_key.name, past_value.name, heads, float(np.float32(scale)), mask, rope)
     output, *present = write_attention(imp, node, proven)
     output.shape = node.outputs[0].shape
@@ -109,6 +120,33 @@ def _rope(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, R
         cos, sin = (np.ascontiguousarray(x[: imp.context], np.float32) for x in (cos, sin))
         ropes[key] = Rope(2 * cos.shape[1], interleaved, cos, sin, "past")
     return ropes[key]
+
+
+def _prove_window(imp: Importing, node: Any, stated: int) -> int:
+    """How many keys a query sees: `stated`, or one more, by running the node on zero queries and marked values."""
+    cuts = [v for v in node.inputs[:5] if v is not None]
+    piece = Piece(imp, cuts, node.outputs[0])
+    kv_heads, head_dim, batch = imp.facts["kv_heads"], imp.facts["head_dim"], imp.facts["batch"] or 1
+    fitting = {stated, stated + 1}
+    for new, past in ((1, min(imp.context - 1, 3 * stated)), (min(imp.context, stated + 3), 0)):
+        at = Point(batch, new, past)
+        seen = np.zeros((new, past + new), bool)
+        for start in range(0, past + new, head_dim):
+            marked = np.zeros((batch, past + new, kv_heads, head_dim), np.float32)
+            for key in range(start, min(start + head_dim, past + new)):
+                marked[:, key, :, key - start] = 1.0
+            zeros, heads = np.zeros_like(marked), attribute(node, "num_heads")
+            rows = [np.zeros((batch, new, heads * head_dim), np.float32)]
+            rows += [x[:, past:].reshape(batch, new, -1) for x in (zeros, marked)]
+            rows = rows if node.inputs[1] is not None else [np.concatenate(rows, axis=-1)]
+            caches = [np.ascontiguousarray(x[:, :past].transpose(0, 2, 1, 3)) for x in (zeros, marked)]
+            out = piece.run(at, dict(zip(cuts, [*rows, *caches], strict=True)))
+            seen[:, start : start + head_dim] = out[0, :, : min(head_dim, past + new - start)] > 0
+        full = np.ones((1, past + new), np.int64)
+        fitting = {w for w in fitting if np.array_equal(seen, visible(at, full, w, False)[0])}
+    if not fitting:
+        raise Declined(f"local_window_size={stated} hides other keys than a window of that size")
+    return min(fitting) if min(fitting) < imp.context else 0
 
 
 def _prove_lengths(imp: Importing, node: Any) -> None:

@@ -151,7 +151,8 @@ def test_weights_are_never_folded() -> None:
 def test_shapes_of_activations_come_from_the_inputs() -> None:
     imp = importing(
         f"g ({IDS}, {CACHE}) => (int64[n] y2, int64[n] z) <{TABLE}> {{"
-        " x = Gather(e, input_ids) y = Shape(x) y2 = Neg(y) j = Concat <axis = 2> (past_key_values.0.key, past_key_values.0.key)"
+        " x = Gather(e, input_ids) y = Shape(x) y2 = Neg(y) "
+        "j = Concat <axis = 2> (past_key_values.0.key, past_key_values.0.key)"
         " z = Shape <start = 1, end = 2> (past_key_values.0.key) }"
     )
     run_pass(resolve_shapes, imp)
@@ -168,7 +169,8 @@ SLICES = (
 )
 SLICED = (
     f"g ({IDS}) => (float[b,s,4] a, float[b,s,2] b, float[b,s,2] c) <{TABLE}, int64[1] z = {{0}}, "
-    "int64[1] four = {4}, int64[1] six = {6}, int64[1] end = {9223372036854775807}, int64[1] last = {-1}> { x = Gather(e, input_ids) "
+    "int64[1] four = {4}, int64[1] six = {6}, int64[1] end = {9223372036854775807}, int64[1] last = {-1}> "
+    "{ x = Gather(e, input_ids) "
 )
 
 

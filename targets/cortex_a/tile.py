@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from targets.device import Core
 
+# Below this many weights a parallel region (about 2 us to enter and leave) costs more than it saves.
+SERIAL_WEIGHTS = 16 * 1024
+
 
 @dataclass(frozen=True)
 class CpuTile:

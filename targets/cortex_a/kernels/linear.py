@@ -11,10 +11,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.cortex_a.tile import CpuTile
-
-# Below this many weights a parallel region (about 2 us to enter and leave) costs more than it saves.
-SERIAL_WEIGHTS = 16 * 1024
+from targets.cortex_a.tile import SERIAL_WEIGHTS, CpuTile
 
 
 @functools.cache

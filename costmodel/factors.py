@@ -1,0 +1,76 @@
+"""What no data sheet says: the shares of the board's numbers that real kernels reach; calibration refits them.
+
+The defaults are assumed, from measurements on x86-64 and from published decoders; each says why. They multiply or
+divide numbers of the board file, so a prediction can be traced to that file and to this page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from targets.errors import UserError
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Efficiencies and overheads; 1 means: as the board file or the cycle count says.
+
+    Attributes:
+        bandwidth: share of a cluster's read bandwidth that linears reach (0.92 to 0.99 measured on x86-64).
+        compute: time of linears' arithmetic over the cycle count.
+        attention: the same for attention.
+        serial: the same for kernels on one thread.
+        overlap: share of the shorter of arithmetic and memory time that the longer one hides.
+        launch: parallel regions, over the cluster's launch_overhead_s.
+        dispatch_cycles: processor cycles to call one kernel (0.16 us measured at about 3.7 GHz).
+        step_cycles: processor cycles around one step of a model (27 us of argument checks and the call, measured).
+        round_cycles: processor cycles of the decoding loop around a round (Python; about 40 us assumed).
+        sampling_cycles: processor cycles to turn one logit into a probability when sampling (numpy, float64; assumed).
+        cache_bytes_per_cycle: read by one core from a cache that holds the data.
+        gpu_bandwidth: share of the GPU's read bandwidth that a decoder reaches (0.29 to 0.40 by existing OpenCL
+            decoders on a G610; kernels that tile rows are assumed to reach more).
+        gpu_compute: share of the GPU's float32 rate.
+        gpu_row_tile: rows that a GPU kernel computes for one read of the weights.
+        gpu_dispatch: one more kernel in a queue that is not empty, over launch_overhead_s (5 us against 46 to 54 us
+            measured on PoCL).
+        dram_together: share of the DRAM peak that several processors read together.
+    """
+
+    bandwidth: float = 0.9
+    compute: float = 1.0
+    attention: float = 1.0
+    serial: float = 1.0
+    overlap: float = 0.9
+    launch: float = 1.0
+    dispatch_cycles: float = 600.0
+    step_cycles: float = 100_000.0
+    round_cycles: float = 150_000.0
+    sampling_cycles: float = 20.0
+    cache_bytes_per_cycle: float = 8.0
+    gpu_bandwidth: float = 0.6
+    gpu_compute: float = 0.35
+    gpu_row_tile: int = 4
+    gpu_dispatch: float = 0.1
+    dram_together: float = 0.8
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: object, where: str) -> Factors:
+        """The factors that `to_json` wrote.
+
+        Raises:
+            UserError: an unknown name, or a value that is no positive number.
+        """
+        if not isinstance(data, dict):
+            raise UserError(f"{where}: factors must be a table")
+        known = {f.name for f in fields(cls)}
+        for name, value in data.items():
+            if name not in known:
+                raise UserError(f"{where}: unknown factor {name!r}; known: {', '.join(sorted(known))}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+                raise UserError(f"{where}: factor {name} is {value!r}; it must be a positive number")
+        return cls(**data)

@@ -1,0 +1,145 @@
+"""Processor cycles of the CPU kernels in targets/cortex_a/kernels, read off their loops.
+
+What a core can issue follows from its facts: FMA instructions a cycle from the float32 rate; two vector loads a cycle
+on out-of-order cores, half a 128-bit load on the in-order A53 and A55 (64-bit load path). With that, float32 at one row
+on an A55 comes to 200 cycles per 1024 bytes of weights where llvm-mca finds 210, float16 to 200 per 512 against 161
+(facts of the A55 schedules, LLVM 14 to 22). An FMA has a latency of four cycles and each output is one chain.
+On a Zen 3 core with the data in its caches these counts came to 0.8 to 1.1 of the measured time of float16, int8 and
+int4 products at n = 1 to 16 (1.4 at n = 6 and 12, where the AVX2 tile spills), and to 0.8 to 0.95 of attention's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from costmodel.work import Op, visible_keys
+from targets.cortex_a.tile import SERIAL_WEIGHTS, CpuTile, cpu_tile
+from targets.device import Core
+
+_IN_ORDER = ("cortex-a53", "cortex-a55")
+_FMA_LATENCY = 4.0
+_UNPACK_INT4 = 6.0  # operations a vector of weights: mask or shift, widen twice, to float, subtract zero, scale
+_UNPACK_INT8 = 4.0  # widen, to float, subtract zero, scale
+_EXP = 18.0  # operations of lanes_exp
+_DIVIDE = 8.0  # cycles of a vector division
+
+
+@dataclass(frozen=True)
+class Issue:
+    """What one core issues a cycle, in vector instructions.
+
+    Attributes:
+        fma: fused multiply-adds, and other vector arithmetic.
+        load: vector loads.
+        in_order: instructions of different kinds do not hide each other.
+    """
+
+    fma: float
+    load: float
+    in_order: bool
+
+    def cycles(self, fma: float, other: float, load: float, chain: float) -> float:
+        """Cycles of a loop body: arithmetic and loads one after the other or side by side, never below `chain`."""
+        arithmetic = (fma + other) / self.fma
+        loads = load / self.load
+        return max(arithmetic + loads if self.in_order else max(arithmetic, loads), chain)
+
+    @property
+    def scalar_penalty(self) -> float:
+        """How much longer scalar and short loops take than on an out-of-order core; assumed."""
+        return 2.0 if self.in_order else 1.0
+
+
+def issue_of(core: Core) -> Issue:
+    """The issue rates of a core."""
+    in_order = core.name in _IN_ORDER
+    fma = core.fp32_flops_per_cycle / (2 * (core.vector_bits // 32))
+    return Issue(fma, 0.5 if in_order else 2.0, in_order)
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """Cycles of a kernel on the busiest thread, and how it walks its data.
+
+    Attributes:
+        cycles: processor cycles of the thread with the most parts.
+        threads: threads that have work.
+        walks: times the parts below are read; the first time from memory, later from the cache that holds a part.
+        part_bytes: bytes read again and again together: a group of weight panels, or the KV rows of a head.
+    """
+
+    cycles: float
+    threads: int
+    walks: int = 1
+    part_bytes: float = 0.0
+
+
+def kernel_cycles(op: Op, core: Core, threads: int) -> Cycles:
+    """Cycles of an operator's kernel with that many threads."""
+    tile, issue = cpu_tile(core), issue_of(core)
+    if op.kind == "linear":
+        return _linear(op, tile, issue, threads)
+    if op.kind == "attention":
+        return _attention(op, tile, issue, threads)
+    return Cycles(_serial(op, tile, issue), 1)
+
+
+def _linear(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
+    """One pass over the weights for each row tile; the last tile overlaps, so its time is that of a full one."""
+    quantised = op.format.quantised
+    panels = -(-op.columns // tile.panel)
+    rows = tile.rows(op.rows)
+    side = 1 if quantised else tile.panels(op.rows, panels)
+    walks = -(-op.rows // rows)
+    groups = panels // side
+    serial = not quantised and op.columns * op.k < SERIAL_WEIGHTS
+    used = 1 if serial else min(threads, groups)
+    body = _linear_body(op, tile, issue, rows, side)
+    per_thread = -(-groups // used)
+    group_bytes = side * op.format.nbytes(op.k, tile.panel)
+    return Cycles(per_thread * walks * op.k * body, used, walks, group_bytes)
+
+
+def _linear_body(op: Op, tile: CpuTile, issue: Issue, rows: int, side: int) -> float:
+    """Cycles of one step of k for `side` panels and `rows` rows."""
+    vectors = side * tile.panel_vectors
+    fma = rows * vectors
+    if op.format.quantised:
+        unpack = vectors * (_UNPACK_INT4 if op.format.dtype == "int4" else _UNPACK_INT8)
+        return issue.cycles(fma, unpack, vectors * op.format.bits / 32 + rows, _FMA_LATENCY)
+    convert = vectors if op.format.bits == 16 else 0
+    return issue.cycles(fma, convert, vectors * op.format.bits / 32 + rows, _FMA_LATENCY)
+
+
+def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
+    """Scores with keys in lanes, exp, then the weighted sum of values, for each row and KV head."""
+    share = op.heads // op.kv_heads
+    vectors = max(1, op.head_dim // tile.lanes)
+    n = op.rows // op.batch
+    keys = [visible_keys(op.past + t, op.window) for t in range(n)]
+    key_tiles = sum(-(-count // tile.lanes) + 1 for count in keys)
+    score = op.head_dim * issue.cycles(share, 0, 1 + share, _FMA_LATENCY)
+    soften = share * (_EXP + 8) / issue.fma
+    out = share * vectors
+    spilled = out if out > tile.accumulators else 0  # accumulators that do not fit are loaded and stored each time
+    value = issue.cycles(out, 0, vectors + share + 2 * spilled, 1.0 if spilled else _FMA_LATENCY)
+    cycles = op.batch * (key_tiles * (score + soften) + sum(keys) * value + n * share * vectors * _DIVIDE)
+    used = min(threads, op.kv_heads)
+    heads = -(-op.kv_heads // used)
+    part = 2 * op.head_dim * 4 * max(keys)
+    return Cycles(heads * cycles, used, n, part)
+
+
+def _serial(op: Op, tile: CpuTile, issue: Issue) -> float:
+    """Kernels that run on one thread: cycles for each row."""
+    vectors = op.columns / tile.lanes
+    each = {
+        "norm": vectors * (_FMA_LATENCY + 2.0) + 60,
+        "add": vectors * 1.5,
+        "rope": vectors * 3.0,
+        "silu_mul": vectors * ((_EXP + 4) / issue.fma + _DIVIDE),
+        "take": vectors * 1.5,
+        "embedding": op.columns * (8.0 if op.format.quantised else 2.0),
+        "argmax": vectors * _FMA_LATENCY + op.columns,
+    }[op.kind]
+    return op.rows * each * issue.scalar_penalty

@@ -1,0 +1,56 @@
+"""What a placement keeps in memory: mapped weights, copies for the GPU, KV caches, activations.
+
+Counted on the safe side: weights that only the GPU reads count twice, mapped from the file and copied for OpenCL,
+although the system may drop the mapped pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from costmodel.shape import F32, DecoderShape
+from targets.device import Board
+
+PROCESS_BYTES = 150_000_000  # Python, numpy, TVM's runtime and two libraries; assumed
+PREFILL_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by use."""
+
+    mapped_bytes: int = 0
+    gpu_bytes: int = 0
+    kv_bytes: int = 0
+    activation_bytes: int = 0
+    process_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.mapped_bytes + self.gpu_bytes + self.kv_bytes + self.activation_bytes + self.process_bytes
+
+    def __add__(self, other: Memory) -> Memory:
+        """Uses are added one by one."""
+        return Memory(
+            self.mapped_bytes + other.mapped_bytes,
+            self.gpu_bytes + other.gpu_bytes,
+            self.kv_bytes + other.kv_bytes,
+            self.activation_bytes + other.activation_bytes,
+            self.process_bytes + other.process_bytes,
+        )
+
+
+def model_memory(shape: DecoderShape, context: int, gpu_bytes: int = 0, rows: int = PREFILL_ROWS) -> Memory:
+    """What one model needs with `context` rows of KV cache; `rows` tokens are computed at once.
+
+    Activations: the residual stream, q, k, v and the gated product of one layer, and the logits.
+    """
+    q = shape.heads * shape.head_dim
+    width = 4 * shape.hidden + 2 * q + 2 * shape.kv_heads * shape.head_dim + 3 * shape.ffn + shape.vocab
+    return Memory(shape.weight_bytes, gpu_bytes, shape.kv_bytes(context), F32 * rows * width, 0)
+
+
+def available_bytes(board: Board) -> int:
+    """What the board leaves for models."""
+    return board.dram.capacity_bytes - board.dram.reserved_bytes

@@ -1,0 +1,236 @@
+"""An operator on a processor: the roofline of Williams et al. 2009, with the kernels that are really used.
+
+Time = the longer of arithmetic and memory, plus the part of the shorter one that is not hidden. Arithmetic comes from
+the kernels' cycles (kernels.py), so it climbs in stairs of the register tile with the rows n; memory from the bytes
+that miss the caches. Parallel regions, kernel calls and GPU launches are added one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from costmodel.estimate import Estimate, total
+from costmodel.factors import Factors
+from costmodel.kernels import kernel_cycles
+from costmodel.shape import DecoderShape
+from costmodel.work import Op, step_units
+from targets.device import Board, Cluster, Gpu
+
+
+@dataclass(frozen=True)
+class CpuSlice:
+    """Some cores of one cluster, or of several: TVM gives each thread the same share, so the slowest one decides.
+
+    Attributes:
+        parts: (cluster, threads), the main thread's cluster first.
+    """
+
+    parts: tuple[tuple[Cluster, int], ...]
+
+    @property
+    def name(self) -> str:
+        """For people: ``a76 x4``, ``a76 x4 + a55 x4``."""
+        return " + ".join(f"{cluster.name} x{threads}" for cluster, threads in self.parts)
+
+    @property
+    def family(self) -> str:
+        """What it runs on, without thread counts."""
+        return " + ".join(cluster.name for cluster, _ in self.parts)
+
+    @property
+    def threads(self) -> int:
+        """All threads."""
+        return sum(threads for _, threads in self.parts)
+
+    @cached_property
+    def cores(self) -> dict[str, int]:
+        """Cluster -> cores in use."""
+        return {cluster.name: threads for cluster, threads in self.parts}
+
+
+@dataclass(frozen=True)
+class GpuSlice:
+    """The GPU; a CPU thread of the cluster `host` enqueues its kernels."""
+
+    gpu: Gpu
+    host: Cluster
+
+    name = "gpu"
+    family = "gpu"
+    threads = 1
+
+    @property
+    def cores(self) -> dict[str, int]:
+        """No CPU core is busy with arithmetic."""
+        return {}
+
+
+Processor = CpuSlice | GpuSlice
+
+
+def processors(board: Board) -> list[Processor]:
+    """Every cluster with one thread up to all cores, and the GPU; clusters in the board's order."""
+    slices: list[Processor] = [
+        CpuSlice(((cluster, threads),)) for cluster in board.clusters for threads in range(1, cluster.count + 1)
+    ]
+    if board.gpu is not None:
+        slices.append(GpuSlice(board.gpu, board.clusters[0]))
+    return slices
+
+
+def all_cores(board: Board) -> CpuSlice | None:
+    """All cores of all clusters together, or None where there is one cluster only."""
+    return CpuSlice(tuple((c, c.count) for c in board.clusters)) if len(board.clusters) > 1 else None
+
+
+def bandwidth_gb_per_s(cluster: Cluster, threads: int) -> float:
+    """DRAM reads of some threads of a cluster: they add up until all cores together reach their limit."""
+    return min(threads * cluster.bandwidth_one_thread_gb_per_s, cluster.bandwidth_all_threads_gb_per_s)
+
+
+def resident_share(working_set_bytes: float, cache_bytes: float) -> float:
+    """Share of a step's bytes that the caches still hold from the step before.
+
+    Everything where it fits; nothing from twice the capacity on, because a cyclic walk evicts what it needs next;
+    a straight line between (assumed: replacement policies differ).
+    """
+    if working_set_bytes <= 0:
+        return 1.0
+    return max(0.0, min(1.0, 2.0 - working_set_bytes / cache_bytes)) if cache_bytes > 0 else 0.0
+
+
+def cache_bytes(processor: Processor) -> float:
+    """Private level-2 caches of the cores in use, plus the last level."""
+    if isinstance(processor, GpuSlice):
+        return 0.0
+    private = sum(cluster.l2_bytes * threads for cluster, threads in processor.parts)
+    return private + max(cluster.l3_bytes for cluster, _ in processor.parts)
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Prices operators and steps on one board.
+
+    Attributes:
+        board: the hardware's numbers.
+        factors: what kernels reach of them.
+    """
+
+    board: Board
+    factors: Factors = field(default_factory=Factors)
+
+    def op(self, op: Op, processor: Processor, resident: float = 0.0) -> Estimate:
+        """One kernel call; `resident` is the share of its weights and KV rows that are in the caches."""
+        if isinstance(processor, GpuSlice):
+            return self._on_gpu(op, processor)
+        return self._on_cpu(op, processor, resident)
+
+    def units(self, units: list[tuple[Op, ...]], processor: Processor) -> list[Estimate]:
+        """Each counted unit of a step (work.step_units) on one processor, without the step's own overhead."""
+        resident = resident_share(dram_bytes(units), cache_bytes(processor))
+        priced: dict[int, Estimate] = {}
+        for unit in units:
+            if id(unit) not in priced:
+                priced[id(unit)] = total([self.op(op, processor, resident) for op in unit])
+        return [priced[id(unit)] for unit in units]
+
+    def step(self, shape: DecoderShape, processor: Processor, n: int, past: int, batch: int = 1) -> Estimate:
+        """A whole step of n new tokens after `past`, on one processor."""
+        return total([self.step_overhead(processor), *self.units(step_units(shape, n, past, batch), processor)])
+
+    def step_overhead(self, processor: Processor) -> Estimate:
+        """Around a step: the call of the entry point; on the GPU also starting an empty queue and awaiting its end."""
+        if isinstance(processor, GpuSlice):
+            call = self.factors.step_cycles / (processor.host.frequency_ghz * 1e9)
+            return Estimate(launch_s=2 * processor.gpu.launch_overhead_s, dispatch_s=call)
+        cluster = processor.parts[0][0]
+        return Estimate(dispatch_s=self.factors.step_cycles / (cluster.frequency_ghz * 1e9))
+
+    def border(self, source: Processor, target: Processor, values: float) -> Estimate:
+        """Handing `values` float32 activations from one processor to the next, beyond the step overhead of each.
+
+        To and from a GPU with unified memory the buffer is mapped without a copy (its start and the wait for its end
+        are the GPU's step overhead); without, the values are copied. Between clusters they go through DRAM.
+        """
+        if source.family == target.family:
+            return Estimate()
+        gpu = next((p.gpu for p in (source, target) if isinstance(p, GpuSlice)), None)
+        if gpu is not None:
+            return Estimate(transfer_s=0.0 if gpu.unified_memory else 4 * values / (gpu.bandwidth_gb_per_s * 1e9))
+        cluster = target.parts[0][0] if isinstance(target, CpuSlice) else self.board.clusters[0]
+        return Estimate(transfer_s=4 * values / (cluster.bandwidth_one_thread_gb_per_s * 1e9))
+
+    def round_overhead_s(self) -> float:
+        """The decoding loop around a round, on the first cluster."""
+        return self.factors.round_cycles / (self.board.clusters[0].frequency_ghz * 1e9)
+
+    def _on_cpu(self, op: Op, processor: CpuSlice, resident: float) -> Estimate:
+        f = self.factors
+        share = {"linear": f.compute, "attention": f.attention}.get(op.kind, f.serial)
+        compute = memory = launch = 0.0
+        for cluster, threads in processor.parts[:1] if op.parallel == 0 else processor.parts:
+            hz = cluster.frequency_ghz * 1e9
+            found = kernel_cycles(op, cluster.core, processor.threads)
+            compute = max(compute, share * found.cycles / hz)
+            again = self._again_s(cluster, found.threads, found.walks, found.part_bytes, op)
+            mixed = len(processor.parts) > 1 and found.threads > 1
+            portion = threads / processor.threads if mixed else 1.0
+            on_cluster = min(threads, found.threads)
+            memory = max(memory, self._memory_s(op, cluster, on_cluster, portion, mixed, resident) + again)
+            if found.threads > 1:
+                launch = max(launch, cluster.launch_overhead_s * f.launch)
+        main = processor.parts[0][0]
+        dispatch = f.dispatch_cycles / (main.frequency_ghz * 1e9)
+        exposed = (1 - f.overlap) * min(compute, memory)
+        if compute >= memory:
+            return Estimate(compute, exposed, launch, dispatch)
+        return Estimate(exposed, memory, launch, dispatch)
+
+    def _memory_s(self, op: Op, cluster: Cluster, used: int, portion: float, mixed: bool, resident: float) -> float:
+        """First walk over weights and KV rows from DRAM or, the resident share, from cache; activations from cache.
+
+        `used` threads of the cluster move `portion` of the bytes; several clusters also share what DRAM gives.
+        """
+        f = self.factors
+        stream = op.stream_bytes
+        rate = f.bandwidth * 1e9 * bandwidth_gb_per_s(cluster, used)
+        cached = max(rate, f.cache_bytes_per_cycle * cluster.frequency_ghz * 1e9 * used)
+        near = (resident * stream + op.activation_bytes) * portion / cached
+        far = (1 - resident) * stream
+        limit = f.dram_together * self.board.dram.peak_bandwidth_gb_per_s * 1e9
+        return near + max(far * portion / rate, far / limit if mixed else 0.0)
+
+    def _again_s(self, cluster: Cluster, used: int, walks: int, part_bytes: float, op: Op) -> float:
+        """Later walks of a kernel over parts that its nearest cache may be too small for."""
+        if walks <= 1 or part_bytes <= cluster.core.l1d_bytes:
+            return 0.0
+        stream = op.stream_bytes
+        repeated = (walks - 1) * stream
+        hz = cluster.frequency_ghz * 1e9
+        dram = self.factors.bandwidth * 1e9 * bandwidth_gb_per_s(cluster, used)
+        cached = self.factors.cache_bytes_per_cycle * hz * used
+        if part_bytes <= cluster.l2_bytes:
+            return repeated / (2 * cached)
+        if part_bytes * used <= cluster.l3_bytes:
+            return repeated / max(cached, dram)
+        return repeated / dram
+
+    def _on_gpu(self, op: Op, processor: GpuSlice) -> Estimate:
+        """Rows are computed in whole row tiles; each tile reads the weights once. Predicted: see Factors."""
+        f, gpu = self.factors, processor.gpu
+        tiles = -(-op.rows // f.gpu_row_tile)
+        walks = tiles if op.kind == "linear" else 1
+        read = op.bytes_of("weights") * walks + op.bytes_of("kv") + op.activation_bytes
+        memory = read / (f.gpu_bandwidth * gpu.bandwidth_gb_per_s * 1e9)
+        whole = op.flops * (tiles * f.gpu_row_tile / op.rows if op.kind == "linear" and op.rows > 1 else 1)
+        compute = whole / (f.gpu_compute * gpu.fp32_gflops * 1e9)
+        dispatch = f.gpu_dispatch * gpu.launch_overhead_s
+        bound = Estimate(compute_s=compute) if compute > memory else Estimate(memory_s=memory)
+        return bound + Estimate(dispatch_s=dispatch)
+
+
+def dram_bytes(units: list[tuple[Op, ...]]) -> float:
+    """Bytes of weights and KV rows that a step touches."""
+    sizes = {id(unit): sum(op.stream_bytes for op in unit) for unit in units}
+    return sum(sizes[id(unit)] for unit in units)

@@ -1,0 +1,166 @@
+"""A question about a pair on a board, the ways to run it, and the answer, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from costmodel.factors import Factors
+from costmodel.memory import Memory
+from costmodel.placement import Placement
+from costmodel.shape import DecoderShape
+from costmodel.speculative import MOST_GAMMA, Acceptance, Round, check_acceptance
+from targets.device import Board
+from targets.errors import UserError
+
+TARGET_ONLY, SEQUENTIAL, OVERLAPPED, NGRAM = "target-only", "sequential", "overlapped", "n-gram"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to decide.
+
+    Attributes:
+        board: the hardware.
+        targets: the target in every weight format at hand.
+        drafts: the drafter likewise; empty without one.
+        alpha: acceptance of drafted tokens, constant or by position.
+        context: tokens in the KV caches when a step is priced, and rows that the caches have.
+        factors: what kernels reach of the board's numbers.
+        ngram_alpha: acceptance of n-gram drafting; None leaves that mode out.
+        sampled: tokens are sampled; greedy choice is part of the models' steps.
+        most_gamma: the longest draft.
+        overlapped: consider the mode (its runtime comes later).
+    """
+
+    board: Board
+    targets: tuple[DecoderShape, ...]
+    drafts: tuple[DecoderShape, ...] = ()
+    alpha: Acceptance = 0.8
+    context: int = 512
+    factors: Factors = field(default_factory=Factors)
+    ngram_alpha: Acceptance | None = None
+    sampled: bool = False
+    most_gamma: int = MOST_GAMMA
+    overlapped: bool = True
+
+    def check(self) -> None:
+        """Refuse questions without an answer.
+
+        Raises:
+            UserError: acceptance outside [0, 1], different vocabularies, a context or draft length out of range.
+        """
+        check_acceptance(self.alpha)
+        if self.ngram_alpha is not None:
+            check_acceptance(self.ngram_alpha)
+        if self.context < 1:
+            raise UserError(f"a context of {self.context} tokens cannot be priced; it must be at least 1")
+        if not 0 <= self.most_gamma <= MOST_GAMMA:
+            raise UserError(f"gamma up to {self.most_gamma}: it must lie between 0 and {MOST_GAMMA}")
+        for draft in self.drafts:
+            if draft.vocab != self.targets[0].vocab:
+                raise UserError(
+                    f"the vocabularies differ: target {self.targets[0].name} has {self.targets[0].vocab} token ids, "
+                    f"drafter {draft.name} has {draft.vocab}; a drafter needs the target's tokenizer"
+                )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the pair, priced.
+
+    Attributes:
+        mode: target-only, sequential, overlapped or n-gram.
+        target, target_placement: the target's format and where it runs.
+        draft, draft_placement: the drafter's, or None.
+        round: expected tokens and seconds of a round; for target-only one token.
+        memory: what it keeps in memory.
+        against_same: speed over the target alone under this variant's placement of it.
+        against_best: speed over the fastest target alone on a single processor.
+        reason: why it was chosen, or why not.
+    """
+
+    mode: str
+    target: DecoderShape
+    target_placement: Placement
+    draft: DecoderShape | None
+    draft_placement: Placement | None
+    round: Round
+    memory: Memory
+    against_same: float = 1.0
+    against_best: float = 1.0
+    reason: str = ""
+
+    @property
+    def gamma(self) -> int:
+        """Drafted tokens a round."""
+        return self.round.gamma
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Predicted speed."""
+        return self.round.tokens_per_s
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer.
+
+    Attributes:
+        best: the chosen variant.
+        leading: the best of each kind of variant that fits, fastest first, `best` at the head, each with its reason.
+        not_fitting: kinds that would need more memory than there is, with the number in their reason.
+        baseline: the fastest target alone on a single processor.
+    """
+
+    best: Variant
+    leading: tuple[Variant, ...]
+    not_fitting: tuple[Variant, ...]
+    baseline: Variant
+
+
+def rank(variant: Variant) -> tuple[float, int, int]:
+    """Fastest first; of equals the shorter draft, then fewer borders."""
+    segments = len(variant.target_placement.segments)
+    segments += len(variant.draft_placement.segments) if variant.draft_placement is not None else 0
+    return (-variant.tokens_per_s, variant.gamma, segments)
+
+
+def fastest(variants: Sequence[Variant]) -> Variant:
+    """The first by `rank`."""
+    return min(variants, key=rank)
+
+
+def why_not(variant: Variant, best: Variant) -> str:
+    """The number that decided against a variant: the term that costs it most, beside the chosen one's."""
+    gap = 1 / variant.tokens_per_s - 1 / best.tokens_per_s
+    if gap <= 1e-12:
+        return "as fast as the chosen one"
+    ours, theirs = terms(variant), terms(best)
+    name = max(ours, key=lambda term: ours[term] - theirs[term])
+    r = variant.round
+    sentence = {
+        "verify": f"verifying {r.gamma + 1} tokens takes {_ms(r.verify_s)} ms for {r.tokens:.2f}",
+        "draft": f"drafting {r.gamma} tokens takes {_ms(r.draft_s)} ms for {r.tokens:.2f}",
+        "other": "the loop around a round",
+    }[name]
+    if variant.mode == TARGET_ONLY:
+        sentence = "a step of the target gives one token"
+    longer = 100 * gap * best.tokens_per_s
+    return f"{sentence}: {_ms(ours[name])} ms a token against {_ms(theirs[name])}; {longer:.0f} % longer in all"
+
+
+def terms(variant: Variant) -> dict[str, float]:
+    """Seconds a token by term."""
+    r = variant.round
+    return {"verify": r.verify_s / r.tokens, "draft": r.draft_s / r.tokens, "other": r.other_s / r.tokens}
+
+
+def _ms(seconds: float) -> str:
+    value = 1e3 * seconds
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def gb(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e9:.2f} GB"

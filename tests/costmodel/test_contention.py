@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodel.contention import Load, side_by_side, slowdowns, together_bytes_per_s
+from costmodel.factors import Factors
+
+times = st.floats(0.01, 10)
+loads = st.builds(lambda t, m, rate: Load(t, m * t, rate * t), times, st.floats(0, 1), st.floats(0, 3e10))
+
+
+def test_by_hand() -> None:
+    # both wait for memory only, 10 GB/s each, 15 GB/s together: both take 4/3 as long
+    a = b = Load(3.0, 3.0, 30e9)
+    assert slowdowns(a, b, 15e9) == pytest.approx((4 / 3, 4 / 3))
+    assert side_by_side(a, b, 15e9) == pytest.approx((4.0, 4.0))
+
+
+def test_the_longer_one_goes_on_alone() -> None:
+    short, long = Load(3.0, 3.0, 30e9), Load(6.0, 6.0, 60e9)
+    # 4 s together, in which the long one does 3 s of its work; 3 s are left at full speed
+    assert side_by_side(short, long, 15e9) == pytest.approx((4.0, 7.0))
+    assert side_by_side(long, short, 15e9) == pytest.approx((7.0, 4.0))
+
+
+def test_arithmetic_is_not_slowed() -> None:
+    busy, reader = Load(3.0, 0.0, 3e9), Load(3.0, 3.0, 60e9)
+    assert side_by_side(busy, reader, 10.5e9)[0] == pytest.approx(3.0)
+
+
+@given(loads, loads, st.floats(1e9, 1e11))
+def test_never_faster_than_alone_never_slower_than_one_after_the_other_when_memory_allows(
+    a: Load, b: Load, limit: float
+) -> None:
+    end_a, end_b = side_by_side(a, b, limit)
+    assert end_a >= a.total_s * (1 - 1e-9)
+    assert end_b >= b.total_s * (1 - 1e-9)
+    if a.demand_bytes_per_s + b.demand_bytes_per_s <= limit:
+        assert (end_a, end_b) == pytest.approx((a.total_s, b.total_s))
+
+
+def test_limits_of_a_board(rk3588: Any) -> None:
+    factors = Factors(dram_together=0.8)
+    assert together_bytes_per_s(rk3588, factors) == pytest.approx(0.8 * 33.8e9)
+    slow = replace(rk3588, dram=replace(rk3588.dram, peak_bandwidth_gb_per_s=26.0))
+    assert together_bytes_per_s(slow, factors) == pytest.approx(24.9e9)  # what the GPU reads alone
+    assert together_bytes_per_s(rk3588, factors, rk3588.clusters[0]) == pytest.approx(0.9 * 20e9)

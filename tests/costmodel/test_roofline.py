@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from costmodel.factors import Factors
+from costmodel.kernels import issue_of, kernel_cycles
+from costmodel.roofline import (
+    CpuSlice,
+    GpuSlice,
+    Roofline,
+    all_cores,
+    bandwidth_gb_per_s,
+    processors,
+    resident_share,
+)
+from costmodel.shape import Format, Product
+from costmodel.work import Op, _linear
+from targets.cortex_a import core
+from targets.cortex_a.tile import cpu_tile
+from targets.errors import UserError
+
+IDEAL = Factors(bandwidth=1.0, overlap=1.0, dispatch_cycles=1e-9, step_cycles=1e-9, round_cycles=1e-9)
+
+
+def gate(rows: int, weights: Format | None = None) -> Op:
+    return _linear(Product("gate", 2048, 8192, weights or Format()), rows)[0]
+
+
+def test_decode_is_bytes_over_bandwidth(rk3588: Any) -> None:
+    four = CpuSlice(((rk3588.clusters[0], 4),))
+    found = Roofline(rk3588, IDEAL).op(gate(1), four)
+    activations = 4 * (2048 + 8192)
+    assert found.memory_s == pytest.approx(2048 * 8192 * 4 / 20e9 + activations / (8 * 2.3e9 * 4), rel=1e-3)
+    assert found.launch_s == 6e-6
+    assert found.compute_s == 0.0
+
+
+def test_a_gemm_is_bound_by_the_core(rk3588: Any) -> None:
+    one = CpuSlice(((rk3588.clusters[0], 1),))
+    found = Roofline(rk3588, IDEAL).op(gate(6), one)
+    # 6 rows fill a tile: 24 FMAs on 2 pipes a step of k and panel of 16 columns
+    assert found.compute_s == pytest.approx(2048 * (8192 / 16) * 6 * 4 / 2 / 2.3e9)
+    flops = 2 * 6 * 2048 * 8192
+    assert flops / found.compute_s == pytest.approx(2.3e9 * 16)  # the peak of the core file
+    assert found.launch_s == 0.0  # one thread enters no parallel region
+
+
+def test_time_climbs_in_stairs_of_the_row_tile(imx95: Any) -> None:
+    roofline, six = Roofline(imx95), CpuSlice(((imx95.clusters[0], 6),))
+    times = {n: roofline.op(gate(n), six).total_s for n in range(1, 17)}
+    tile = cpu_tile(imx95.clusters[0].core)
+    for n in range(1, 16):
+        same_shape = tile.rows(n) * -(-n // tile.rows(n)) == tile.rows(n + 1) * -(-(n + 1) // tile.rows(n + 1))
+        if same_shape:  # 7 rows are two tiles of 4: as long as 8
+            assert times[n + 1] == pytest.approx(times[n], rel=0.01), n
+    assert times[7] > 1.2 * times[6]
+
+
+@pytest.mark.parametrize(("weights", "mca_cycles", "bytes_"), [(Format(), 210, 1024), (Format("float16"), 161, 512)])
+def test_a55_cycles_beside_llvm_mca(weights: Format, mca_cycles: float, bytes_: int) -> None:
+    a55 = core("cortex-a55")
+    found = kernel_cycles(gate(1, weights), a55, 1).cycles / weights.nbytes(2048, 8192) * bytes_
+    assert found == pytest.approx(mca_cycles, rel=0.3)
+
+
+def test_issue_rates_come_from_the_core_file() -> None:
+    assert issue_of(core("cortex-a55")).fma == 1.0
+    assert issue_of(core("cortex-a76")).fma == 2.0
+    assert issue_of(core("cortex-x1")).fma == 4.0
+
+
+def test_half_the_bytes_half_the_time_when_memory_decides(rk3588: Any) -> None:
+    four = CpuSlice(((rk3588.clusters[0], 4),))
+    roofline = Roofline(rk3588, IDEAL)
+    full, half = roofline.op(gate(1), four), roofline.op(gate(1, Format("float16")), four)
+    assert half.memory_s == pytest.approx(full.memory_s / 2, rel=0.01)
+
+
+def test_int4_is_bound_by_unpacking_on_one_core(rk3588: Any) -> None:
+    one = CpuSlice(((rk3588.clusters[0], 1),))
+    found = Roofline(rk3588).op(gate(1, Format("int4", 32, "float16")), one)
+    assert found.compute_s > found.memory_s
+
+
+@pytest.mark.parametrize("name", ["Llama-3.2-1B", "SmolLM2-135M"])
+def test_time_grows_with_context_and_rows(published: Any, rk3588: Any, name: str) -> None:
+    roofline, shape = Roofline(rk3588), published[name]()
+    for processor in processors(rk3588):
+        by_context = [roofline.step(shape, processor, 1, past).total_s for past in (0, 64, 512, 2048)]
+        assert all(a < b for a, b in pairwise(by_context)), processor.name
+        by_rows = [roofline.step(shape, processor, n, 128).total_s for n in range(1, 17)]
+        assert all(a <= 1.005 * b for a, b in pairwise(by_rows)), processor.name
+
+
+def test_growth_with_context_is_the_kv_traffic(published: Any, rk3588: Any) -> None:
+    shape = published["Llama-3.2-3B"]()
+    gpu = GpuSlice(rk3588.gpu, rk3588.clusters[0])
+    roofline = Roofline(rk3588, replace(IDEAL, gpu_bandwidth=1.0, gpu_compute=1.0))
+    near, far = (roofline.step(shape, gpu, 1, past).total_s for past in (100, 1100))
+    assert far - near == pytest.approx(1000 * 28 * 2 * 8 * 128 * 4 / 24.9e9, rel=1e-6)
+
+
+def test_attention_uses_no_more_threads_than_kv_heads(published: Any, imx95: Any) -> None:
+    op = next(
+        op
+        for op in __import__("costmodel.work", fromlist=["step_ops"]).step_ops(published["SmolLM2-135M"](), 1, 512)
+        if op.kind == "attention"
+    )
+    three, six = (kernel_cycles(op, imx95.clusters[0].core, t) for t in (3, 6))
+    assert three == six  # 3 KV heads
+
+
+def test_small_models_stay_in_the_cache(make_decoder: Any, rk3588: Any) -> None:
+    small = make_decoder("small", 128, 2, 4, 2, 32, 256, 1024)
+    assert small.weight_bytes < 3 * 2**20
+    four = CpuSlice(((rk3588.clusters[0], 4),))
+    uncached = replace(rk3588, clusters=tuple(replace(c, l2_bytes=0, l3_bytes=0) for c in rk3588.clusters))
+    away = CpuSlice(((uncached.clusters[0], 4),))
+    assert Roofline(rk3588).step(small, four, 1, 16).total_s < Roofline(uncached).step(small, away, 1, 16).total_s
+
+
+def test_resident_share() -> None:
+    assert [resident_share(size, 100.0) for size in (50, 100, 150, 200, 400)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert resident_share(1.0, 0.0) == 0.0
+
+
+def test_mixing_big_and_little_is_slower_where_arithmetic_decides(published: Any, rk3588: Any) -> None:
+    mixed = all_cores(rk3588)
+    assert mixed is not None
+    shape, roofline = published["Llama-3.2-1B"](Format("int4", 32, "float16")), Roofline(rk3588)
+    big = roofline.step(shape, CpuSlice(((rk3588.clusters[0], 4),)), 1, 64).total_s
+    assert roofline.step(shape, mixed, 1, 64).total_s > 1.2 * big
+
+
+def test_bandwidth_of_some_threads(rk3588: Any) -> None:
+    a76 = rk3588.clusters[0]
+    assert [bandwidth_gb_per_s(a76, t) for t in (1, 2, 4)] == [12.4, 20.0, 20.0]
+
+
+def test_a_board_of_one_kind_has_no_mix(imx95: Any) -> None:
+    assert all_cores(imx95) is None
+    assert [p.name for p in processors(imx95)] == [*(f"a55 x{t}" for t in range(1, 7)), "gpu"]
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 16), st.integers(0, 1000), st.sampled_from(["bandwidth", "gpu_bandwidth"]))
+def test_time_never_falls_when_bandwidth_does(published: Any, rk3588: Any, n: int, past: int, name: str) -> None:
+    shape = published["SmolLM2-135M"]()
+    slower = Roofline(rk3588, Factors(**{name: 0.2}))
+    for processor in processors(rk3588)[-2:]:
+        assert (
+            slower.step(shape, processor, n, past).total_s >= Roofline(rk3588).step(shape, processor, n, past).total_s
+        )
+
+
+def test_factors_round_trip_and_refuse() -> None:
+    assert Factors.from_json(Factors(bandwidth=0.7).to_json(), "here") == Factors(bandwidth=0.7)
+    with pytest.raises(UserError, match="unknown factor 'bandwith'"):
+        Factors.from_json({"bandwith": 0.7}, "here")
+    with pytest.raises(UserError, match="must be a positive number"):
+        Factors.from_json({"bandwidth": -1}, "here")

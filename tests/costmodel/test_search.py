@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise, product
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from costmodel.factors import Factors
+from costmodel.placement import Placement, Segment, disjoint
+from costmodel.roofline import processors
+from costmodel.search import Search
+from costmodel.shape import DecoderShape, Format
+from costmodel.variants import NGRAM, OVERLAPPED, SEQUENTIAL, TARGET_ONLY, Question, Variant
+from targets.device import Board
+from targets.errors import UserError
+
+INT4 = Format("int4", 32, "float16")
+
+
+def every_placement(board: Board, units: int) -> Iterator[Placement]:
+    """At most two borders; each segment on any slice; neighbours on different kinds of processor."""
+    slices = processors(board)
+    for cuts in [(), *((i,) for i in range(1, units)), *((i, j) for i in range(1, units) for j in range(i + 1, units))]:
+        edges = [0, *cuts, units]
+        for chosen in product(slices, repeat=len(edges) - 1):
+            if all(a.family != b.family for a, b in pairwise(chosen)):
+                yield Placement(tuple(Segment(p, edges[i], edges[i + 1]) for i, p in enumerate(chosen)))
+
+
+def brute_force(search: Search) -> Iterator[Variant]:
+    """Everything that may run, priced one by one."""
+    q = search.question
+    for target in q.targets:
+        placements = list(every_placement(q.board, target.units))
+        for placement in placements:
+            yield search.price(TARGET_ONLY, target, placement)
+        if q.ngram_alpha is not None:
+            for gamma, placement in product(range(1, q.most_gamma + 1), placements):
+                yield search.price(NGRAM, target, placement, gamma=gamma)
+        for draft in q.drafts:
+            drafters = list(every_placement(q.board, draft.units))
+            for gamma, placement, drafter in product(range(1, q.most_gamma + 1), placements, drafters):
+                yield search.price(SEQUENTIAL, target, placement, draft, drafter, gamma)
+                if placement.whole and drafter.whole:
+                    if disjoint(placement.segments[0].processor, drafter.segments[0].processor):
+                        yield search.price(OVERLAPPED, target, placement, draft, drafter, gamma)
+
+
+def small_board(board: Board, gpu_launch_s: float, capacity: int) -> Board:
+    """Two clusters of at most two cores and the GPU, with a launch cost that makes borders pay or not."""
+    assert board.gpu is not None
+    clusters = tuple(replace(c, count=2 - i, cpu_ids=c.cpu_ids[: 2 - i]) for i, c in enumerate(board.clusters))
+    dram = replace(board.dram, capacity_bytes=capacity, reserved_bytes=0)
+    return replace(board, clusters=clusters, gpu=replace(board.gpu, launch_overhead_s=gpu_launch_s), dram=dram)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    alpha=st.floats(0.1, 1.0),
+    launch=st.sampled_from([0.0, 1e-6, 1e-4]),
+    wide=st.booleans(),
+    spare=st.floats(0.0, 2.5),
+    ngram=st.booleans(),
+)
+def test_equals_brute_force(
+    make_decoder: Any, rk3588: Board, alpha: float, launch: float, wide: bool, spare: float, ngram: bool
+) -> None:
+    target = make_decoder("target", 1024 if wide else 256, 2, 4, 2, 64, 2048, 20_000, INT4 if wide else None)
+    draft = make_decoder("draft", 256, 1, 4, 2, 64, 512, 20_000, INT4)
+    need = 150_000_000 + int((1.1 + spare) * (target.weight_bytes + draft.weight_bytes)) + 20_000_000
+    board = small_board(rk3588, launch, need)
+    question = Question(board, (target,), (draft,), alpha, 64, most_gamma=2, ngram_alpha=0.3 if ngram else None)
+    search = Search(question)
+    fitting = [v for v in brute_force(search) if v.memory.total_bytes <= search.free_bytes]
+    assert search.decide().best.tokens_per_s == pytest.approx(max(v.tokens_per_s for v in fitting), rel=1e-9)
+
+
+def test_brute_force_sees_borders_win(make_decoder: Any, rk3588: Board) -> None:
+    """The comparison above would be empty if borders never paid."""
+    target = make_decoder("target", 1024, 4, 4, 2, 64, 4096, 20_000, INT4)
+    need = 150_000_000 + target.weight_bytes + 6_000_000 + 3 * target.unit_bytes[1]
+    search = Search(Question(small_board(rk3588, 1e-6, need), (target,), (), 0.8, 64))
+    assert not search.decide().best.target_placement.whole
+
+
+def pair(published: Any, weights: Format | None = None) -> tuple[DecoderShape, DecoderShape]:
+    return published["Llama-3.2-3B"](weights), published["Llama-3.2-1B"](weights)
+
+
+def test_deterministic_and_fast_for_a_large_pair(published: Any, rk3588: Board) -> None:
+    target, draft = pair(published, Format("int4", 32, "float16"))
+    start = time.process_time()
+    first = Search(Question(rk3588, (target,), (draft,))).decide()
+    elapsed = time.process_time() - start
+    assert elapsed < 2.0
+    again = Search(Question(rk3588, (target,), (draft,))).decide()
+    assert first == again
+
+
+def test_leading_variants_are_ranked_and_every_one_has_a_reason(published: Any, imx95: Board) -> None:
+    target, draft = pair(published)
+    decision = Search(Question(imx95, (target,), (draft,))).decide()
+    speeds = [v.tokens_per_s for v in decision.leading]
+    assert speeds == sorted(speeds, reverse=True)
+    assert all(v.reason for v in (*decision.leading, *decision.not_fitting))
+    assert decision.best.reason.startswith("chosen")
+    assert {v.mode for v in decision.leading} == {TARGET_ONLY, SEQUENTIAL, OVERLAPPED}
+    assert decision.baseline.mode == TARGET_ONLY
+    assert decision.baseline.against_best in (0.0, 1.0)
+
+
+def test_speculation_does_not_pay_when_nothing_is_accepted(published: Any, imx95: Board) -> None:
+    target, draft = pair(published)
+    best = Search(Question(imx95, (target,), (draft,), alpha=0.0)).decide().best
+    assert best.mode == TARGET_ONLY
+    assert best.against_best == pytest.approx(1.0)
+
+
+def test_the_gain_rises_with_acceptance(published: Any, imx95: Board) -> None:
+    target, draft = pair(published)
+    speeds = [
+        Search(Question(imx95, (target,), (draft,), alpha=a)).decide().best.tokens_per_s for a in (0.0, 0.6, 0.8, 0.95)
+    ]
+    assert speeds == sorted(speeds)
+    assert speeds[-1] > 1.2 * speeds[0]
+
+
+def test_memory_refuses_with_the_number(published: Any, rk3588: Board) -> None:
+    target, draft = pair(published, Format())
+    with pytest.raises(
+        UserError, match=r"Llama-3.2-3B fits no memory of board rk3588: it needs at least 13.* GB, 7.52 GB"
+    ):
+        Search(Question(rk3588, (target,), (draft,))).decide()
+
+
+def test_a_drafter_that_does_not_fit_is_named(published: Any, rk3588: Board) -> None:
+    target, draft = pair(published)
+    decision = Search(Question(rk3588, (target,), (draft,))).decide()
+    assert decision.best.mode == TARGET_ONLY
+    assert all("7.52 GB are free" in v.reason for v in decision.not_fitting)
+    assert any(v.mode == SEQUENTIAL for v in decision.not_fitting)
+
+
+def test_quantisation_at_hand_is_chosen_by_speed(published: Any, imx95: Board) -> None:
+    half, four = published["Llama-3.2-1B"](), published["Llama-3.2-1B"](Format("int4", 32, "float16"))
+    decision = Search(Question(imx95, (half, four))).decide()
+    assert decision.best.target is four  # the GPU reads a quarter of the bytes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha": 1.2}, "acceptance 1.2 is not a probability"),
+        ({"alpha": [0.5, -0.1]}, "acceptance -0.1"),
+        ({"alpha": []}, "no positions"),
+        ({"context": 0}, "a context of 0 tokens"),
+        ({"most_gamma": 17}, "gamma up to 17"),
+    ],
+)
+def test_impossible_questions_are_refused(published: Any, imx95: Board, change: dict[str, Any], message: str) -> None:
+    target, draft = pair(published)
+    with pytest.raises(UserError, match=message):
+        Search(Question(imx95, (target,), (draft,), **change))
+
+
+def test_vocabularies_that_differ_are_refused(published: Any, imx95: Board) -> None:
+    with pytest.raises(UserError, match=r"128256 token ids.* 49152"):
+        Search(Question(imx95, (published["Llama-3.2-1B"](),), (published["SmolLM2-135M"](),)))
+
+
+def test_overlap_needs_cores_of_its_own(rk3588: Board) -> None:
+    slices = {p.name: p for p in processors(rk3588)}
+    assert disjoint(slices["a76 x2"], slices["a76 x2"])
+    assert not disjoint(slices["a76 x3"], slices["a76 x2"])
+    assert disjoint(slices["a76 x4"], slices["a55 x4"])
+    assert disjoint(slices["a76 x4"], slices["gpu"])
+    assert not disjoint(slices["gpu"], slices["gpu"])
+
+
+def test_a_tied_matrix_is_copied_where_embedding_or_head_is_on_the_gpu(published: Any, rk3588: Board) -> None:
+    shape = published["Llama-3.2-1B"]()
+    cpu, gpu = processors(rk3588)[0], processors(rk3588)[-1]
+    whole = Placement((Segment(gpu, 0, 18),))
+    assert whole.gpu_bytes(shape) == shape.weight_bytes
+    head = Placement((Segment(cpu, 0, 17), Segment(gpu, 17, 18)))
+    assert head.gpu_bytes(shape) == shape.unit_bytes[-1]
+    embedding = Placement((Segment(gpu, 0, 1), Segment(cpu, 1, 18)))
+    assert embedding.gpu_bytes(shape) == 128256 * 2048 * 2
+
+
+def test_factors_change_the_answer(published: Any, imx95: Board) -> None:
+    target = published["Llama-3.2-1B"](Format("int4", 32, "float16"))
+    slow_gpu = Search(Question(imx95, (target,), factors=Factors(gpu_compute=0.01))).decide()
+    assert slow_gpu.best.target_placement.families == ("a55",)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodel.contention import Load
+from costmodel.speculative import (
+    RoundCosts,
+    all_accepted,
+    break_even_alpha,
+    break_even_c,
+    break_even_slope,
+    expected_tokens,
+    overlapped_round,
+    sequential_round,
+    speedup,
+)
+
+alphas = st.floats(0.0, 1.0, allow_subnormal=False)
+gammas = st.integers(0, 16)
+
+
+@given(alphas, gammas)
+def test_expected_tokens_is_the_closed_form(alpha: float, gamma: int) -> None:
+    closed = gamma + 1 if alpha > 1 - 1e-9 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
+    assert expected_tokens(alpha, gamma) == pytest.approx(closed, rel=1e-6)
+
+
+def test_expected_tokens_per_position_by_hand() -> None:
+    # 1 + 0.9 + 0.9 x 0.5 + 0.9 x 0.5 x 0.5: the last position repeats
+    assert expected_tokens([0.9, 0.5], 3) == pytest.approx(1 + 0.9 + 0.45 + 0.225)
+
+
+@given(st.lists(alphas, min_size=1, max_size=6), gammas)
+def test_monte_carlo_of_constant_lists(alpha: list[float], gamma: int) -> None:
+    assert expected_tokens([alpha[0]] * 3, gamma) == pytest.approx(expected_tokens(alpha[0], gamma))
+
+
+def test_monte_carlo() -> None:
+    rng = random.Random(0)
+    alpha, gamma, rounds = [0.9, 0.7, 0.6], 5, 200_000
+    tokens = 0
+    for _ in range(rounds):
+        tokens += 1
+        for position in range(gamma):
+            if rng.random() >= alpha[min(position, 2)]:
+                break
+            tokens += 1
+    assert tokens / rounds == pytest.approx(expected_tokens(alpha, gamma), rel=0.01)
+    assert tokens / rounds != pytest.approx(expected_tokens([0.9, 0.7, 0.7], gamma), rel=0.01)  # the check can fail
+
+
+@given(alphas, alphas, gammas)
+def test_speedup_rises_with_alpha(a: float, b: float, gamma: int) -> None:
+    low, high = sorted((a, b))
+    assert speedup(low, gamma, 0.3) <= speedup(high, gamma, 0.3) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("alpha", "c", "gamma"), [(0.70, 0.169, 3), (0.80, 0.252, 3), (0.90, 0.359, 4), (0.95, 0.432, 6)]
+)
+def test_points_of_the_classic_formula(alpha: float, c: float, gamma: int) -> None:
+    # points on the curve S = 1.68 at the best gamma (derived for the reference paper's reported maximum)
+    best = max(range(17), key=lambda g: speedup(alpha, g, c))
+    assert best == gamma
+    assert speedup(alpha, best, c) == pytest.approx(1.68, abs=0.005)
+
+
+def test_pays_exactly_if_alpha_exceeds_c() -> None:
+    assert speedup(0.31, 1, 0.3) > 1 > speedup(0.29, 1, 0.3)
+    assert break_even_alpha(lambda a: speedup(a, 1, 0.3)) == pytest.approx(0.3)
+    assert break_even_alpha(lambda a: speedup(a, 4, 1.2)) is None
+    assert break_even_alpha(lambda a: 1.5) == 0.0
+
+
+@given(st.floats(0.1, 0.99), st.integers(1, 16), st.floats(0.0, 0.5))
+def test_break_evens_are_where_the_gain_is_one(alpha: float, gamma: int, c: float) -> None:
+    assert speedup(alpha, gamma, break_even_c(alpha, gamma)) == pytest.approx(1.0)
+    assert speedup(alpha, gamma, c, break_even_slope(alpha, gamma, c)) == pytest.approx(1.0)
+
+
+def test_sequential_round_by_hand() -> None:
+    costs = RoundCosts(2.0, 3.0, lambda n: 10.0 + n, 0.5, lambda rows: 0.1 * rows, lambda tokens: 0.01 * tokens)
+    found = sequential_round(0.5, 2, costs)
+    # drafts 2 x 2 s, and one second more after full acceptance (0.25); 13 s to verify 3; 0.5 + 0.3 + 0.02 besides
+    assert found.draft_s == pytest.approx(4.25)
+    assert found.time_s == pytest.approx(4.25 + 13.0 + 0.82)
+    assert found.tokens == pytest.approx(1.75)
+    assert found.tokens_per_s == pytest.approx(1.75 / 18.07)
+
+
+def test_gamma_0_is_the_target_alone() -> None:
+    costs = RoundCosts(2.0, 3.0, lambda n: 10.0 * n, 0.5)
+    found = sequential_round(0.9, 0, costs)
+    assert (found.tokens, found.time_s, found.draft_s) == (1.0, 10.5, 0.0)
+
+
+def simulate_overlap(alpha: float, gamma: int, draft: Load, verify: Load, limit: float, rounds: int) -> float:
+    """Seconds a round of two processors, event by event: each works, waits, is slowed while both read DRAM."""
+    rng = random.Random(1)
+    slow = max(1.0, (draft.demand_bytes_per_s + verify.demand_bytes_per_s) / limit)
+
+    def pace(load: Load, both: bool) -> float:
+        return 1.0 / (1.0 + (slow - 1.0) * load.memory_s / load.total_s) if both else 1.0
+
+    clock = 0.0
+    for _ in range(rounds):  # at the start of a round gamma drafts are ready
+        left_verify, left_draft = verify.total_s, draft.total_s * (gamma + 1)
+        while left_verify > 1e-12:
+            both = left_draft > 1e-12
+            step = left_verify / pace(verify, both)
+            if both:
+                step = min(step, left_draft / pace(draft, True))
+            left_verify -= step * pace(verify, both)
+            left_draft -= step * pace(draft, True) if both else 0.0
+            clock += step
+        hit = all(rng.random() < alpha for _ in range(gamma + 1))
+        if hit:
+            clock += max(0.0, left_draft)
+        else:
+            unfinished = left_draft > 1e-12
+            clock += (rng.random() * draft.total_s if unfinished else 0.0) + gamma * draft.total_s
+    return clock / rounds
+
+
+@pytest.mark.parametrize("limit", [1e12, 15e9, 9e9])
+@pytest.mark.parametrize(("alpha", "gamma", "draft_s"), [(0.9, 3, 0.05), (0.6, 2, 0.2), (0.8, 4, 0.12), (1.0, 4, 0.01)])
+def test_overlapped_rounds_agree_with_an_event_simulation(
+    alpha: float, gamma: int, draft_s: float, limit: float
+) -> None:
+    draft = Load(draft_s, 0.7 * draft_s, 8e9 * draft_s)
+    verify = Load(0.4, 0.3, 0.4 * 10e9)
+    predicted = overlapped_round(alpha, gamma, draft, verify, 0.0, limit).time_s
+    assert predicted == pytest.approx(simulate_overlap(alpha, gamma, draft, verify, limit, 40_000), rel=0.01)
+
+
+def test_the_simulation_would_notice_a_wrong_hit_probability() -> None:
+    draft, verify = Load(0.05, 0.0, 0.0), Load(0.4, 0.0, 0.0)
+    simulated = simulate_overlap(0.9, 3, draft, verify, 1e12, 40_000)
+    assert overlapped_round(0.8, 3, draft, verify, 0.0, 1e12).time_s != pytest.approx(simulated, rel=0.01)
+
+
+def test_overlap_hides_the_drafter_when_everything_is_accepted() -> None:
+    draft, verify = Load(0.05, 0.0, 0.0), Load(0.4, 0.0, 0.0)
+    assert overlapped_round(1.0, 4, draft, verify, 0.0, 1e12).time_s == pytest.approx(0.4)  # 5 x 0.05 < 0.4
+    assert overlapped_round(0.0, 4, draft, verify, 0.0, 1e12).time_s == pytest.approx(0.4 + 4 * 0.05)
+
+
+def test_all_accepted_falls_with_length() -> None:
+    values = [all_accepted([0.9, 0.8], count) for count in range(6)]
+    assert values[:3] == pytest.approx([1.0, 0.9, 0.72])
+    assert all(a >= b for a, b in pairwise(values))

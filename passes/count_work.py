@@ -1,0 +1,143 @@
+"""Canonical ONNX decoder -> DecoderShape: the joint between the graph and the arithmetic of its cost.
+
+Sizes come from the products themselves, so a graph with packed projections, biases or layers in different formats is
+counted as it is. Nothing is changed and no weight is read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from costmodel.shape import DecoderShape, Format, Layer, Product
+from passes.import_onnx import Decoder
+from passes.import_onnx.check_vocabulary import initializer_of
+from passes.import_onnx.state import attribute
+
+_PRODUCTS = ("MatMul", "MatMulNBits")
+
+
+def count_work(decoder: Decoder, name: str) -> DecoderShape:
+    """The shape of a decoder, its weights as the kernels store them.
+
+    Args:
+        decoder: in canonical form.
+        name: for messages, usually the file's.
+    """
+    facts, nodes = decoder.facts, list(decoder.model.graph)
+    attentions = [node for node in nodes if node.op_type == "Attention"]
+    order = {id(node): i for i, node in enumerate(nodes)}
+    products = [node for node in nodes if node.op_type in _PRODUCTS]
+    inputs = [_products_before(node, order) for node in attentions]
+    head, taken = products[-1], {id(p) for group in inputs for p in group}
+    norms = sum(node.op_type == "RMSNormalization" and not _by_head(node) for node in nodes)
+    layers = []
+    for i, node in enumerate(attentions):
+        end = order[id(attentions[i + 1])] if i + 1 < len(attentions) else len(nodes)
+        rest = [p for p in products if order[id(node)] < order[id(p)] < end and id(p) not in taken and p is not head]
+        layers.append(_layer(node, inputs[i], rest, (norms - 1) // len(attentions)))
+    embedding = next(node for node in nodes if node.op_type in ("Gather", "GatherBlockQuantized"))
+    return DecoderShape(
+        name=name,
+        heads=facts.heads,
+        kv_heads=facts.kv_heads,
+        head_dim=facts.head_dim,
+        hidden=facts.hidden,
+        ffn=facts.ffn,
+        vocab=facts.vocab,
+        layers=tuple(layers),
+        embedding=_embedding_format(embedding),
+        head=_product("head", head),
+        tied=facts.tied,
+    )
+
+
+def _layer(attention: Any, before: list[Any], after: list[Any], norms: int) -> Layer:
+    """Products around one attention: those it reads, then o, gate and up, down."""
+    out, *ffn, down = after
+    in_names = ("qkv",) if len(before) == 1 else ("q", "k", "v")
+    ffn_names = ("gate_up",) if len(ffn) == 1 else ("gate", "up")
+    mask = attention.inputs[3].producer() if attention.inputs[3] is not None else None
+    return Layer(
+        attention_in=tuple(_product(n, p) for n, p in zip(in_names, before, strict=True)),
+        out=_product("o", out),
+        ffn_in=tuple(_product(n, p) for n, p in zip(ffn_names, ffn, strict=True)),
+        down=_product("down", down),
+        window=0 if mask is None else int(attribute(mask, "window", 0)),
+        qk_norm=_has_head_norm(attention.inputs[0]),
+        norms=norms,
+        softcap=float(attribute(attention, "softcap", 0.0)) > 0,
+    )
+
+
+def _products_before(attention: Any, order: dict[int, int]) -> list[Any]:
+    """The products that q, k and v come from, in order; one where they are packed."""
+    found: dict[int, Any] = {}
+    for value in attention.inputs[:3]:
+        node = value.producer()
+        while node.op_type not in _PRODUCTS:
+            node = next(v.producer() for v in node.inputs if v is not None and v.producer() is not None)
+        found[id(node)] = node
+    return sorted(found.values(), key=lambda node: order[id(node)])
+
+
+def _has_head_norm(value: Any) -> bool:
+    """Whether a query is normalised by head on its way from the product."""
+    node = value.producer()
+    while node.op_type not in _PRODUCTS:
+        if node.op_type == "RMSNormalization":
+            return True
+        node = next(v.producer() for v in node.inputs if v is not None and v.producer() is not None)
+    return False
+
+
+def _by_head(norm: Any) -> bool:
+    producer = norm.inputs[0].producer()
+    return producer is not None and producer.op_type == "Reshape"
+
+
+def _product(name: str, node: Any) -> Product:
+    if node.op_type == "MatMulNBits":
+        k, columns = int(attribute(node, "K")), int(attribute(node, "N"))
+        biased = len(node.inputs) > 5 and node.inputs[5] is not None
+        return Product(name, k, columns, _blocks(node, node.inputs[2], _given(node, 3)), biased or _bias(node))
+    weight = initializer_of(node.inputs[1])
+    k, columns = _size(node.inputs[1])
+    return Product(name, k, columns, Format(_dtype(weight)), _bias(node))
+
+
+def _given(node: Any, i: int) -> bool:
+    return len(node.inputs) > i and node.inputs[i] is not None
+
+
+def _blocks(node: Any, scale: Any, zeros: bool) -> Format:
+    bits = int(attribute(node, "bits", 4))
+    return Format(f"int{bits}", int(attribute(node, "block_size")), _dtype(initializer_of(scale)), zeros)
+
+
+def _embedding_format(node: Any) -> Format:
+    if node.op_type == "GatherBlockQuantized":
+        return _blocks(node, node.inputs[2], _given(node, 3))
+    return Format(_dtype(initializer_of(node.inputs[0])))
+
+
+def _bias(node: Any) -> bool:
+    """Whether the product's only use adds a vector of weights."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or uses[0][0].op_type != "Add":
+        return False
+    return any(v.producer() is None and v.const_value is not None for v in uses[0][0].inputs)
+
+
+def _dtype(value: Any) -> str:
+    name = str(value.const_value.dtype.name).lower()
+    return {"float": "float32"}.get(name, name)
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """(rows, columns) of a weight expression."""
+    transposed = False
+    while value.producer() is not None:
+        transposed ^= value.producer().op_type == "Transpose"
+        value = value.producer().inputs[0]
+    rows, columns = (int(d) for d in value.const_value.shape)
+    return (columns, rows) if transposed else (rows, columns)

@@ -41,7 +41,7 @@ class DecoderFacts:
         family: hint for people and tokenizers: "llama", "qwen2" (biased q, k, v) or "qwen3" (q/k norm).
         window: the largest sliding window of any layer in tokens, 0: none.
         batch: fixed batch size, or None if it is free.
-        padding: what attention_mask may hide: "left and right", "right" or "none" (the graph has no mask).
+        padding: what attention_mask may hide: "left and right", "right" or "none" (the mask reads none).
         many_tokens_after_past: whether the export itself can take several tokens after a past; the canonical one can.
     """
 
@@ -97,7 +97,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
         family=_family(nodes),
         window=max((attribute(n, "window", 0) for n in nodes if n.op_type == "CausalMask"), default=0),
         batch=imp.facts["batch"],
-        padding=_padding(imp),
+        padding=_padding(imp, nodes),
         many_tokens_after_past=not imp.facts.get("single_token_decode", False),
     )
 
@@ -189,7 +189,7 @@ def _family(nodes: list[Any]) -> str:
     return "qwen2" if biased else "llama"
 
 
-def _padding(imp: Importing) -> str:
-    if "padding" in imp.facts:
-        return str(imp.facts["padding"])
-    return "none" if imp.input("attention_mask") is None else "left and right"
+def _padding(imp: Importing, nodes: list[Any]) -> str:
+    if any(n.inputs[0] is None for n in nodes if n.op_type == "CausalMask"):
+        return "none"
+    return str(imp.facts.get("padding", "left and right"))

@@ -49,7 +49,7 @@ def fuse_attention(imp: Importing) -> PassLog:
             matched += 1
         except Declined as reason:
             notes.append(f"{describe(node)}: {reason}")
-    notes += sorted(imp.facts.get("declined", ()))
+    notes += sorted(imp.facts.get("mask_notes", ()))
     return PassLog("fuse_attention", matched, tuple(notes))
 
 
@@ -73,9 +73,8 @@ def _fuse(imp: Importing, site: Site, known: Shapes, active: set[Any], at: Point
     mask = prove_mask(imp, site, heads)
     _prove_weights(imp, site, at, heads)
     rows = _rows_after(imp, site.output, known, at, heads)
-    if mask.declined:
-        imp.facts.setdefault("declined", set()).update(mask.declined)
-        imp.facts["single_token_decode"] = True
+    imp.facts.setdefault("mask_notes", set()).update(mask.notes)
+    imp.facts["single_token_decode"] = not mask.many_tokens_after_past
     scale = site.scale * query_factor * key_factor * mask.scale
     before = rows.producer()
     query, key, value = (as_rows(before, v, len(known[v].shape)) for v in sources)

@@ -29,13 +29,15 @@ class Mask:
         window: a query sees itself and the window - 1 positions before it; 0: all of them.
         padding: whether attention_mask hides keys.
         scale: factor the export applies to the scores between product and softmax.
-        declined: the sizes at which the export itself cannot run, as a sentence each.
+        notes: what a reader of the log should know, as sentences.
+        many_tokens_after_past: whether the export itself can run several new tokens after a past.
     """
 
     window: int
     padding: bool
     scale: float
-    declined: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    many_tokens_after_past: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,10 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
     padding = "attention_mask" in piece.uses
     for case, seen in runs:
         _compare(case, seen, window, padding)
-    return Mask(window, padding, scale, tuple(declined[:1]))
+    notes = declined[:1]
+    if "position_ids" in piece.uses:
+        notes.append("the mask reads position_ids: it is proven for positions that go on from the past")
+    return Mask(window, padding, scale, tuple(notes), not declined)
 
 
 def _cases(imp: Importing, padded: bool) -> Iterator[Case]:

@@ -1,0 +1,128 @@
+"""The OpenCL runtime: a library that gives the stock TVM wheel the device ``opencl``.
+
+``src`` is its C++17 source. It is compiled against the headers inside the installed TVM wheel, opens libOpenCL when it
+is first used, and needs nothing newer than glibc 2.28 and GCC 8's libstdc++. TVM loads it through the entry point
+``tvm.backends`` (:func:`autoload`) where a built library lies ready; :func:`ensure` builds one where a compiler is
+there. On a TVM with an OpenCL runtime of its own, ours stands aside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from targets.errors import UserError
+
+SOURCES = Path(__file__).resolve().parent / "src"
+LIBRARY = "libhetero_sd_opencl.so"
+_LOADED = "hetero_sd.opencl.devices"  # a function that only our runtime registers
+
+
+class OpenCLError(RuntimeError):
+    """An OpenCL call failed, or the device cannot serve a request; the message names call, status and kernel."""
+
+
+def machine() -> str:
+    """Return the architecture of this process as a folder name: ``x86-64`` or ``aarch64`` (else what Python says)."""
+    return {"x86_64": "x86-64", "amd64": "x86-64", "arm64": "aarch64"}.get(
+        platform.machine().lower(), platform.machine()
+    )
+
+
+def build_key(target: str) -> str:
+    """Return what a library is good for: ``target``, and a hash of its sources and of TVM's version and its ffi's."""
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    for package in ("apache-tvm", "apache-tvm-ffi"):
+        digest.update(f"{package} {_version(package)}\n".encode())
+    return f"{target}-{digest.hexdigest()[:16]}"
+
+
+def cache_folder() -> Path:
+    """Return where built libraries are kept: $XDG_CACHE_HOME, else ~/.cache, then hetero_sd/opencl_runtime."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(stated) if stated.startswith("/") else Path(os.path.expanduser("~")) / ".cache"
+    return base / "hetero_sd" / "opencl_runtime"
+
+
+def find() -> Path | None:
+    """Return a library that lies ready for this machine and TVM, or None.
+
+    $HSD_OPENCL_RUNTIME names one; else one shipped beside this file (``lib/MACHINE``); else one built earlier.
+    """
+    stated = os.environ.get("HSD_OPENCL_RUNTIME", "")
+    if stated:
+        return Path(stated)
+    here = machine()
+    for folder in (SOURCES.parent / "lib" / here, cache_folder() / build_key(here)):
+        if (folder / LIBRARY).is_file():
+            return folder / LIBRARY
+    return None
+
+
+def build(out_dir: Path, compiler: str | None = None, target: str | None = None) -> Path:
+    """Compile the runtime into ``out_dir`` and return the library; see :func:`.building.build`."""
+    from targets.mali.opencl_runtime.building import build as build_library
+
+    return build_library(out_dir, compiler, target or machine())
+
+
+def ensure() -> Path:
+    """Return a library for this machine; build it into the cache folder, once (about half a minute), if there is none.
+
+    Raises:
+        UserError: there is none and it cannot be built here; one line says why.
+    """
+    return find() or build(cache_folder() / build_key(machine()))
+
+
+def load(library: Path | None = None) -> str:
+    """Load the runtime into this process, after TVM; a second call does nothing.
+
+    Args:
+        library: the one to load; None takes :func:`ensure`'s.
+
+    Returns:
+        ``"ours"``, or ``"tvm"`` where TVM has an OpenCL runtime of its own, which is then used as it is.
+
+    Raises:
+        UserError: there is no library, or the system cannot load it.
+    """
+    import tvm_ffi
+
+    if tvm_ffi.get_global_func(_LOADED, allow_missing=True) is not None:
+        return "ours"
+    if tvm_ffi.get_global_func("device_api.opencl", allow_missing=True) is not None:
+        return "tvm"
+    import tvm  # noqa: F401  (its libraries hold the symbols that ours is linked against)
+
+    if library is None:
+        library = ensure()
+    tvm_ffi.error.register_error("OpenCLError", OpenCLError)
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        raise UserError(f"cannot load the OpenCL runtime {library}: {error}") from None
+    return "ours"
+
+
+def autoload() -> None:
+    """Load a library that lies ready; called by ``import tvm``, so it never compiles and never raises."""
+    try:
+        library = find()
+        if library is not None:
+            load(library)
+    except Exception:
+        return  # `load` says why when the runtime is wanted
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Installs an OpenCL that runs on the CPU, for the tests that need an OpenCL device (tests/targets/mali). As root:
+#
+#   tests/opencl/setup.sh
+#
+#   ocl-icd-libopencl1    the loader, libOpenCL.so.1, that the runtime opens
+#   pocl-opencl-icd       PoCL: a driver whose device is this machine's CPU; it stands in for the GPU
+#   oclgrind              a simulator that finds reads out of bounds, uninitialised values and races in kernels
+#   opencl-c-headers      Khronos' header, which one test compares our declarations with
+#   g++, g++-aarch64-linux-gnu   build the runtime for this machine and for a board
+#
+# Without root, `pip install pyopencl pocl-binary-distribution` brings a loader and PoCL for x86-64: point
+# HSD_OPENCL_LIB at the libOpenCL inside the pyopencl package. Oclgrind has no such wheel.
+set -euo pipefail
+
+apt-get update -qq
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+  ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers g++ g++-aarch64-linux-gnu

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import gc
+import os
+import struct
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+INSTALL = "run tests/opencl/setup.sh"
+
+
+def absent(what: str) -> None:
+    """Skip with the reason; with CI set, where everything must be there, fail."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what}: {INSTALL}")
+    pytest.skip(f"{what}: {INSTALL}")
+
+
+@pytest.fixture(scope="session")
+def runtime_library() -> Path:
+    """The runtime, built for this machine."""
+    from targets.errors import UserError
+    from targets.mali import opencl_runtime
+
+    try:
+        return opencl_runtime.ensure()
+    except UserError as error:
+        absent(str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def opencl(runtime_library: Path) -> Any:
+    """The module `targets.mali.opencl`, with the runtime loaded and a device there; no binaries on disk."""
+    import tvm  # noqa: F401
+
+    from targets.mali import opencl, opencl_runtime
+
+    assert opencl_runtime.load(runtime_library) == "ours"
+    try:
+        opencl.devices()
+    except opencl_runtime.OpenCLError as error:
+        absent(str(error))
+    opencl.set_cache_folder(None)
+    return opencl
+
+
+@pytest.fixture
+def settled(opencl: Any) -> Iterator[None]:
+    """The test before left no buffer behind (what it held is freed by now), and no failure is left injected."""
+    import tvm_ffi
+
+    gc.collect()
+    tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()  # give back the pools of machines that are gone
+    assert opencl.memory()["buffers"] == 0
+    yield
+    opencl.inject_failure("*", 0, "CL_SUCCESS")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """relu(x @ w) and row sums of it, for any number of rows, compiled for Mali by the stock wheel."""
+    import tvm
+    import tvm.s_tir.dlight as dl
+    from tvm import relax
+    from tvm.script import ir as I
+    from tvm.script import relax as R
+
+    @I.ir_module
+    class Module:
+        @R.function
+        def main(x: R.Tensor(("n", 64), "float32"), w: R.Tensor((64, 32), "float32")):
+            with R.dataflow():
+                y = R.nn.relu(R.matmul(x, w))
+                z = R.sum(y, axis=1)
+                R.output(y, z)
+            return (y, z)
+
+    target = tvm.target.Target({"kind": "opencl", "device": "mali", "host": {"kind": "llvm"}})
+    with target:
+        module = relax.get_pipeline("zero")(Module)
+        schedules = [dl.gpu.Matmul(), dl.gpu.GEMV(), dl.gpu.Reduction(), dl.gpu.Fallback()]
+        module = dl.ApplyDefaultSchedule(*schedules)(module)
+    path = tmp_path_factory.mktemp("opencl") / "kernels.so"
+    relax.build(module, target).export_library(str(path))
+    return path
+
+
+RUN = """
+    import time
+    begin = time.perf_counter()
+    import sys, numpy as np, tvm
+    from tvm.runtime.vm import VirtualMachine
+    from targets.mali import opencl, opencl_runtime
+    assert opencl_runtime.load() == "ours"
+    device = tvm.opencl()
+    vm = VirtualMachine(tvm.runtime.load_module(sys.argv[1]), [device, tvm.cpu()])
+    rng = np.random.default_rng(1)
+    x, w = rng.standard_normal((7, 64)).astype("float32"), rng.standard_normal((64, 32)).astype("float32")
+    start = time.perf_counter()
+    y, z = vm["main"](tvm.runtime.tensor(x, device), tvm.runtime.tensor(w, device))
+    y, z = y.numpy(), z.numpy()
+    first_s = time.perf_counter() - start
+    wanted = np.maximum(x @ w, 0)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(z, wanted.sum(1), rtol=1e-5, atol=1e-5)
+"""
+
+
+@pytest.fixture(scope="session")
+def fresh_process(runtime_library: Path, library: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the kernels in a process of their own and compare with numpy; then `code`."""
+
+    def run(
+        code: str = "", env: dict[str, str] | None = None, before: str = RUN, under: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        settings = {**os.environ, "HSD_OPENCL_RUNTIME": str(runtime_library), "PYTHONPATH": str(ROOT)}
+        settings |= {"HSD_OPENCL_CACHE": "", **(env or {})}
+        script = textwrap.dedent(before) + textwrap.dedent(code)
+        command = [*under, sys.executable, "-c", script, str(library)]
+        return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def serialized() -> Callable[..., bytes]:
+    """TVM's form of a module of OpenCL kernels: per name (type code, bits) of each argument, launch tags, source."""
+
+    def text(string: str) -> bytes:
+        return struct.pack("<Q", len(string.encode())) + string.encode()
+
+    def make(kernels: dict[str, tuple[list[tuple[int, int]], list[str], str]], fmt: str = "cl") -> bytes:
+        out = text(fmt) + struct.pack("<Q", len(kernels))
+        for name, (types, tags, _) in kernels.items():
+            out += text(name) + text(name) + struct.pack("<Q", len(types))
+            out += b"".join(struct.pack("<BBH", code, bits, 1) for code, bits in types)
+            out += struct.pack("<Q", len(tags)) + b"".join(text(tag) for tag in tags)
+            out += struct.pack("<Q", len(types)) + b"\0\0\0\0" * len(types)
+        return out + text("".join(f"// Function: {name}\n{source}\n" for name, (_, _, source) in kernels.items()))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def load_kernels(opencl: Any, serialized: Callable[..., bytes]) -> Callable[..., Any]:
+    """Load a module of hand-written kernels; see `serialized`."""
+    import tvm_ffi
+
+    loader = tvm_ffi.get_global_func("ffi.Module.load_from_bytes.opencl")
+
+    def load(
+        kernels: dict[str, Any], fmt: str = "cl", cut: int | None = None, swap: tuple[bytes, bytes, int] | None = None
+    ) -> Any:
+        whole = serialized(kernels, fmt)
+        return loader((whole.replace(*swap) if swap else whole)[:cut])
+
+    return load

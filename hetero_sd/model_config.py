@@ -1,0 +1,152 @@
+"""A Hugging Face config.json -> DecoderShape: what a model would cost, asked before exporting it.
+
+Sizes and switches as the `transformers` configurations of each family define them. Weights get the format that the
+user names, since a config.json does not say how an export will store them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from costmodel.shape import DecoderShape, Format, Layer, Product
+from targets.errors import UserError
+
+_LARGEST_BYTES = 1 << 20
+_FAMILIES: dict[str, dict[str, Any]] = {  # model_type -> what differs from a Llama
+    "llama": {},
+    "smollm": {},
+    "smollm3": {},
+    "mistral": {"window": "always"},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+    "gemma": {"tied": True, "head_dim": 256},
+    "gemma2": {"tied": True, "head_dim": 256, "norms": 4, "window": "every second", "softcap": True},
+    "gemma3_text": {"tied": True, "head_dim": 256, "norms": 4, "window": "5 of 6", "qk_norm": True},
+    "phi3": {"packed": True, "window": "always"},
+}
+_FORMATS = {
+    "float32": Format("float32"),
+    "float16": Format("float16"),
+    "int8": Format("int8", block=32, scale_dtype="float16"),
+    "int4": Format("int4", block=32, scale_dtype="float16"),
+}
+FORMAT_NAMES = tuple(_FORMATS)
+_MOST = {"layers": 1024, "width": 1 << 20, "vocab": 1 << 24}
+
+
+def shapes_from_config(path: Path, formats: Sequence[str]) -> tuple[DecoderShape, ...]:
+    """The decoder of a config.json in each weight format.
+
+    Args:
+        path: the file.
+        formats: of FORMAT_NAMES; int8 and int4 in blocks of 32 with float16 scales.
+
+    Raises:
+        UserError: unreadable, of an unknown family, or with missing or contradictory sizes.
+    """
+    config = _read(path)
+    if "text_config" in config and config.get("model_type") not in _FAMILIES:
+        config = config["text_config"]
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UserError(f"{path}: there is no model_type, so this is not a Hugging Face config.json")
+    family = config["model_type"]
+    if family not in _FAMILIES:
+        raise UserError(f"{path}: model_type {family!r} is not known; known: {', '.join(_FAMILIES)}")
+    if _whole(config, path, "num_local_experts", 0) or _whole(config, path, "num_experts", 0):
+        raise UserError(f"{path}: a mixture of experts is not supported")
+    name = _name(config, path)
+    return tuple(_shape(config, path, name, _FAMILIES[family], _FORMATS[f]) for f in formats)
+
+
+def _read(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_BYTES + 1)
+        if len(content) > _LARGEST_BYTES:
+            raise UserError(f"{path}: larger than {_LARGEST_BYTES} bytes, so this is not a config.json")
+        config = json.loads(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: not valid JSON") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object, so this is not a config.json")
+    return config
+
+
+def _name(config: dict[str, Any], path: Path) -> str:
+    stated = config.get("_name_or_path")
+    if isinstance(stated, str) and stated.strip():
+        return stated.rstrip("/").rsplit("/", 1)[-1][:80]
+    return path.absolute().parent.name if path.name == "config.json" else path.stem
+
+
+def _shape(config: dict[str, Any], path: Path, name: str, family: dict[str, Any], fmt: Format) -> DecoderShape:
+    hidden = _whole(config, path, "hidden_size")
+    heads = _whole(config, path, "num_attention_heads")
+    kv_heads = _whole(config, path, "num_key_value_heads", heads)
+    if hidden % heads and "head_dim" not in config and "head_dim" not in family:
+        raise UserError(f"{path}: hidden_size {hidden} is not a multiple of {heads} heads, and head_dim is missing")
+    head_dim = _whole(config, path, "head_dim", family.get("head_dim", hidden // heads))
+    ffn, vocab = _whole(config, path, "intermediate_size"), _whole(config, path, "vocab_size", most=_MOST["vocab"])
+    layers = _whole(config, path, "num_hidden_layers", most=_MOST["layers"])
+    for key, value in (("hidden_size", hidden), ("intermediate_size", ffn)):
+        if fmt.block and value % fmt.block:
+            raise UserError(f"{path}: {key} {value} is not a multiple of {fmt.block}, the block of {fmt.dtype} weights")
+    biased = bool(config.get("attention_bias", family.get("qkv_bias", False)))
+    ffn_bias = bool(config.get("mlp_bias", False))
+    q, kv = heads * head_dim, kv_heads * head_dim
+    packed = bool(family.get("packed"))
+    attention_in = (("qkv", q + 2 * kv),) if packed else (("q", q), ("k", kv), ("v", kv))
+    ffn_in = (("gate_up", 2 * ffn),) if packed else (("gate", ffn), ("up", ffn))
+
+    def layer(window: int) -> Layer:
+        return Layer(
+            attention_in=tuple(Product(n, hidden, width, fmt, biased) for n, width in attention_in),
+            out=Product("o", q, hidden, fmt, bool(config.get("attention_bias", False))),
+            ffn_in=tuple(Product(n, hidden, width, fmt, ffn_bias) for n, width in ffn_in),
+            down=Product("down", ffn, hidden, fmt, ffn_bias),
+            window=window,
+            qk_norm=bool(family.get("qk_norm")),
+            norms=int(family.get("norms", 2)),
+            softcap=bool(family.get("softcap")),
+        )
+
+    return DecoderShape(
+        *(f"{name} {fmt.dtype}", heads, kv_heads, head_dim, hidden, ffn, vocab),
+        layers=tuple(layer(window) for window in _windows(config, path, family, layers)),
+        embedding=fmt,
+        head=Product("head", hidden, vocab, fmt),
+        tied=bool(config.get("tie_word_embeddings", family.get("tied", False))),
+    )
+
+
+def _windows(config: dict[str, Any], path: Path, family: dict[str, Any], layers: int) -> list[int]:
+    """The sliding window of each layer, 0 for full attention: layer_types where stated, else the family's rule."""
+    size = config.get("sliding_window")
+    if size is None or config.get("use_sliding_window") is False:
+        return [0] * layers
+    window = _whole(config, path, "sliding_window")
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and len(kinds) == layers:
+        return [window if kind == "sliding_attention" else 0 for kind in kinds]
+    rule = family.get("window", "")
+    full = {"always": 0, "every second": 2, "5 of 6": int(config.get("sliding_window_pattern") or 6)}.get(rule)
+    if full is None:
+        return [0] * layers
+    return [0 if full and (i + 1) % full == 0 else window for i in range(layers)]
+
+
+def _whole(config: dict[str, Any], path: Path, key: str, default: int | None = None, most: int = _MOST["width"]) -> int:
+    """A whole number of the file; `default` None means that it must be there."""
+    value = config.get(key)
+    if value is None:
+        if default is None:
+            raise UserError(f"{path}: {key} is missing")
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not (0 if default == 0 else 1) <= value <= most:
+        raise UserError(f"{path}: {key} is {str(value)[:40]!r}; it must be a whole number from 1 to {most}")
+    return value

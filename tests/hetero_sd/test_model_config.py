@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hetero_sd.model_config import shapes_from_config
+from passes.count_work import count_work
+from passes.import_onnx import canonicalise
+from targets.errors import UserError
+
+EXPORTS = Path(__file__).parent.parent / "data" / "exports"
+
+# The published config.json files, reduced to what is read.
+LLAMA_1B = {
+    "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "num_hidden_layers": 16, "vocab_size": 128256, "tie_word_embeddings": True,
+    "head_dim": 64, "attention_bias": False, "mlp_bias": False,
+}  # fmt: skip
+PUBLISHED = {
+    "Llama-3.2-1B": (LLAMA_1B, 1_235_814_400),
+    "Llama-3.2-3B": (
+        LLAMA_1B | {"hidden_size": 3072, "num_attention_heads": 24, "num_hidden_layers": 28, "head_dim": 128},
+        3_212_749_824,
+    ),
+    "Qwen3-0.6B": (
+        {
+            "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16,
+            "num_key_value_heads": 8, "num_hidden_layers": 28, "vocab_size": 151936, "tie_word_embeddings": True,
+            "head_dim": 128, "attention_bias": False, "sliding_window": None, "use_sliding_window": False,
+        },
+        596_049_920,
+    ),
+    "SmolLM2-135M": (
+        {
+            "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+            "num_key_value_heads": 3, "num_hidden_layers": 30, "vocab_size": 49152, "tie_word_embeddings": True,
+        },
+        134_515_008,
+    ),
+    "Qwen2.5-0.5B": (
+        {
+            "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
+            "num_key_value_heads": 2, "num_hidden_layers": 24, "vocab_size": 151936, "tie_word_embeddings": True,
+            "sliding_window": 32768, "use_sliding_window": False,
+        },
+        494_032_768,
+    ),
+    "gemma-2b": (
+        {
+            "model_type": "gemma", "hidden_size": 2048, "intermediate_size": 16384, "num_attention_heads": 8,
+            "num_key_value_heads": 1, "num_hidden_layers": 18, "vocab_size": 256000, "head_dim": 256,
+        },
+        2_506_172_416,
+    ),
+    "gemma-2-2b": (
+        {
+            "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "num_hidden_layers": 26, "vocab_size": 256000, "head_dim": 256,
+            "sliding_window": 4096,
+        },
+        2_614_341_888,
+    ),
+    "Phi-3-mini-4k": (
+        {
+            "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 32,
+            "num_key_value_heads": 32, "num_hidden_layers": 32, "vocab_size": 32064, "sliding_window": 2047,
+        },
+        3_821_079_552,
+    ),
+    "Mistral-7B": (
+        {
+            "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "num_hidden_layers": 32, "vocab_size": 32000, "sliding_window": 4096,
+        },
+        7_241_732_096,
+    ),
+}  # fmt: skip
+
+
+def write(folder: Path, config: Any, name: str = "config.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones(tmp_path: Path, name: str) -> None:
+    config, parameters = PUBLISHED[name]
+    (shape,) = shapes_from_config(write(tmp_path, config), ["float16"])
+    assert shape.parameters == parameters
+
+
+@pytest.mark.parametrize("export", ["llama-dynamo-fp32", "qwen2-dynamo-fp32", "qwen3-dynamo-fp32"])
+def test_config_and_export_of_one_model_agree(export: str) -> None:
+    folder = EXPORTS / export
+    (from_config,) = shapes_from_config(folder / "config.json", ["float32"])
+    from_graph = count_work(canonicalise(folder / "model.onnx", 64), from_config.name)
+    assert from_config == from_graph
+
+
+def test_formats_and_windows(tmp_path: Path) -> None:
+    half, four = shapes_from_config(write(tmp_path, PUBLISHED["gemma-2-2b"][0]), ["float16", "int4"])
+    assert half.main_dtype == "float16"
+    assert four.main_dtype == "int4"
+    assert [layer.window for layer in half.layers[:3]] == [4096, 0, 4096]
+    (phi,) = shapes_from_config(write(tmp_path, PUBLISHED["Phi-3-mini-4k"][0]), ["float16"])
+    assert [p.name for p in phi.layers[0].products] == ["qkv", "o", "gate_up", "down"]
+    (qwen,) = shapes_from_config(write(tmp_path, PUBLISHED["Qwen2.5-0.5B"][0]), ["float16"])
+    assert qwen.layers[0].window == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "bert"}, "model_type 'bert' is not known; known: llama"),
+        ({"a": 1}, "there is no model_type"),
+        ([1], "not a JSON object"),
+        (LLAMA_1B | {"hidden_size": None}, "hidden_size is missing"),
+        (LLAMA_1B | {"hidden_size": "big"}, "hidden_size is 'big'"),
+        (LLAMA_1B | {"num_hidden_layers": 10**9}, "num_hidden_layers is '1000000000'"),
+        (LLAMA_1B | {"num_key_value_heads": 5}, "32 heads cannot share 5 KV heads"),
+        (LLAMA_1B | {"num_local_experts": 8}, "mixture of experts"),
+        ({k: v for k, v in LLAMA_1B.items() if k != "head_dim"} | {"num_attention_heads": 30}, "not a multiple of 30"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, config: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        shapes_from_config(write(tmp_path, config), ["float16"])
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        shapes_from_config(tmp_path / "missing.json", ["float16"])
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        shapes_from_config(tmp_path / "broken.json", ["float16"])
+    odd = LLAMA_1B | {"intermediate_size": 8200}
+    with pytest.raises(UserError, match="8200 is not a multiple of 32"):
+        shapes_from_config(write(tmp_path, odd), ["int4"])

@@ -142,7 +142,9 @@ def cache_counts() -> CacheCounts:
 
 
 def inject_failure(function: str, k: int, status: str, forever: bool = False) -> None:
-    """Make the k-th call from now of an OpenCL function ("*" = any) fail with a status, for tests; k = 0 stops it.
+    """Make the k-th call from now of an OpenCL function fail with a status, for tests; k = 0 stops it.
+
+    "*" means any function but clRelease*, whose failure would leak by design.
 
     $HSD_OPENCL_FAULT="function:k:status[:forever]" does it from the start.
     """

@@ -26,8 +26,9 @@ cl_int StatusOf(const std::string& name);
 [[noreturn]] void ThrowStatus(cl_int status, const char* call, const std::string& about);
 
 // Failures on demand. From then on the k-th call (1 = the next) of `function` fails with `status` without reaching
-// the driver; "*" means any function. With `forever` all such calls after it fail too, as when a GPU is lost. k = 0
-// switches it off. The environment variable HSD_OPENCL_FAULT="function:k:status[:forever]" does it from the start.
+// the driver; "*" means any but the clRelease functions, whose failure would leak by design. With `forever` all such
+// calls after it fail too, as when a GPU is lost. k = 0 switches it off. The environment variable
+// HSD_OPENCL_FAULT="function:k:status[:forever]" does it from the start.
 void InjectFailure(const std::string& function, int64_t k, cl_int status, bool forever);
 
 // Calls made so far, injected failures included.

@@ -1,0 +1,272 @@
+// A stand-in for an OpenCL driver, for unit tests of the runtime: two devices (a CPU, then a GPU), commands done at
+// once, every handle a heap object so that sanitizers see leaks and uses after release, and rules checked that real
+// drivers leave unchecked: a mapped buffer must not be used by a command, an argument must be set before the launch.
+// FAKE_UNIFIED=0: memory is not unified. FAKE_MOVES=1: each map is elsewhere. Kernel "fill" writes its float argument.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "abi.h"
+
+struct _cl_platform_id {};
+struct _cl_device_id {
+  const char* name;
+  cl_ulong type;
+};
+struct _cl_context {};
+struct _cl_command_queue {
+  bool timed;
+};
+struct _cl_mem {
+  std::vector<float> floats;
+  std::vector<std::vector<float>> moved;
+  size_t bytes;
+  int maps = 0;
+};
+struct _cl_program {
+  std::string text;
+  bool built = false;
+};
+struct _cl_kernel {
+  std::string name;
+  cl_mem memory = nullptr;
+  float value = 0;
+  int set = 0;
+};
+struct _cl_event {
+  cl_ulong at;
+};
+
+namespace {
+
+_cl_platform_id g_platform;
+_cl_device_id g_devices[2] = {{"a CPU", CL_DEVICE_TYPE_CPU}, {"a GPU", CL_DEVICE_TYPE_GPU}};
+std::atomic<long> g_handles{0}, g_clock{1000};
+std::mutex g_mutex;  // a driver's own lock: its functions may be called from several threads
+
+bool Is(const char* variable, const char* value) {
+  const char* text = std::getenv(variable);
+  return text != nullptr && std::strcmp(text, value) == 0;
+}
+
+template <typename T>
+T* Made(T* handle, cl_int* status) {
+  ++g_handles;
+  *status = CL_SUCCESS;
+  return handle;
+}
+
+template <typename T>
+cl_int Freed(T* handle) {
+  --g_handles;
+  delete handle;
+  return CL_SUCCESS;
+}
+
+cl_int Give(const void* value, size_t size, size_t room, void* to, size_t* size_to) {
+  if (size_to != nullptr) *size_to = size;
+  if (to == nullptr) return CL_SUCCESS;
+  if (room < size) return CL_INVALID_VALUE;
+  std::memcpy(to, value, size);
+  return CL_SUCCESS;
+}
+
+template <typename T>
+cl_int GiveValue(T value, size_t room, void* to, size_t* size_to) {
+  return Give(&value, sizeof(value), room, to, size_to);
+}
+
+cl_int GiveText(const std::string& text, size_t room, void* to, size_t* size_to) {
+  return Give(text.c_str(), text.size() + 1, room, to, size_to);
+}
+
+void Happen(cl_event* event) {
+  cl_int status;
+  if (event != nullptr) *event = Made(new _cl_event{static_cast<cl_ulong>(g_clock += 10)}, &status);
+}
+
+char* BytesOf(cl_mem memory) { return reinterpret_cast<char*>(memory->floats.data()); }
+constexpr cl_int kMapped = -59;  // CL_INVALID_OPERATION
+
+}  // namespace
+
+extern "C" {
+
+long FakeLiveHandles() { return g_handles; }
+
+cl_int clGetPlatformIDs(cl_uint room, cl_platform_id* to, cl_uint* count) {
+  if (count != nullptr) *count = 1;
+  if (room > 0) *to = &g_platform;
+  return CL_SUCCESS;
+}
+
+cl_int clGetPlatformInfo(cl_platform_id, cl_uint, size_t room, void* to, size_t* size) {
+  return GiveText("Fake", room, to, size);
+}
+
+cl_int clGetDeviceIDs(cl_platform_id, cl_bitfield, cl_uint room, cl_device_id* to, cl_uint* count) {
+  if (count != nullptr) *count = 2;
+  for (cl_uint i = 0; i < room && i < 2; ++i) to[i] = &g_devices[i];
+  return CL_SUCCESS;
+}
+
+cl_int clGetDeviceInfo(cl_device_id device, cl_uint what, size_t room, void* to, size_t* size) {
+  switch (what) {
+    case CL_DEVICE_TYPE:
+      return GiveValue(device->type, room, to, size);
+    case CL_DEVICE_HOST_UNIFIED_MEMORY:
+      return GiveValue<cl_bool>(!Is("FAKE_UNIFIED", "0"), room, to, size);
+    case CL_DEVICE_MAX_MEM_ALLOC_SIZE:
+      return GiveValue<cl_ulong>(1 << 20, room, to, size);
+    case CL_DEVICE_GLOBAL_MEM_SIZE:
+    case CL_DEVICE_GLOBAL_MEM_CACHE_SIZE:
+    case CL_DEVICE_LOCAL_MEM_SIZE:
+      return GiveValue<cl_ulong>(1 << 22, room, to, size);
+    case CL_DEVICE_MAX_WORK_GROUP_SIZE:
+      return GiveValue<size_t>(64, room, to, size);
+    case CL_DEVICE_MAX_COMPUTE_UNITS:
+    case CL_DEVICE_MAX_CLOCK_FREQUENCY:
+      return GiveValue<cl_uint>(1, room, to, size);
+    case CL_DEVICE_MAX_WORK_ITEM_SIZES: {
+      size_t sizes[3] = {64, 64, 64};
+      return Give(sizes, sizeof(sizes), room, to, size);
+    }
+    default:
+      return GiveText(device->name, room, to, size);
+  }
+}
+
+cl_context clCreateContext(const intptr_t*, cl_uint, const cl_device_id*,
+                           void (*)(const char*, const void*, size_t, void*), void*, cl_int* status) {
+  return Made(new _cl_context, status);
+}
+cl_command_queue clCreateCommandQueue(cl_context, cl_device_id, cl_bitfield flags, cl_int* status) {
+  return Made(new _cl_command_queue{flags == CL_QUEUE_PROFILING_ENABLE}, status);
+}
+cl_int clReleaseCommandQueue(cl_command_queue queue) { return Freed(queue); }
+
+cl_mem clCreateBuffer(cl_context, cl_bitfield, size_t bytes, void*, cl_int* status) {
+  auto* memory = new _cl_mem;
+  memory->floats.resize((bytes + 3) / 4);
+  memory->bytes = bytes;
+  return Made(memory, status);
+}
+cl_int clReleaseMemObject(cl_mem memory) { return memory->maps > 0 ? kMapped : Freed(memory); }
+
+cl_program clCreateProgramWithSource(cl_context, cl_uint count, const char** texts, const size_t* sizes, cl_int* status) {
+  auto* program = new _cl_program;
+  for (cl_uint i = 0; i < count; ++i) program->text.append(texts[i], sizes[i]);
+  return Made(program, status);
+}
+cl_program clCreateProgramWithBinary(cl_context, cl_uint, const cl_device_id*, const size_t* sizes,
+                                     const unsigned char** binaries, cl_int* binary_status, cl_int* status) {
+  std::string binary(reinterpret_cast<const char*>(binaries[0]), sizes[0]);
+  *binary_status = binary.compare(0, 4, "BIN:") == 0 ? CL_SUCCESS : -42;
+  auto* program = new _cl_program;
+  if (*binary_status == CL_SUCCESS) program->text = binary.substr(4);
+  return Made(program, status);
+}
+cl_int clBuildProgram(cl_program program, cl_uint, const cl_device_id*, const char*, void (*)(cl_program, void*), void*) {
+  program->built = program->text.find("#error") == std::string::npos;
+  return program->built ? CL_SUCCESS : -11;
+}
+cl_int clGetProgramInfo(cl_program program, cl_uint what, size_t room, void* to, size_t* size) {
+  std::string binary = "BIN:" + program->text;
+  if (what == CL_PROGRAM_BINARY_SIZES) return GiveValue<size_t>(binary.size(), room, to, size);
+  std::memcpy(*static_cast<unsigned char**>(to), binary.data(), binary.size());
+  return CL_SUCCESS;
+}
+cl_int clGetProgramBuildInfo(cl_program, cl_device_id, cl_uint, size_t room, void* to, size_t* size) {
+  return GiveText("line 1: #error\n", room, to, size);
+}
+cl_int clReleaseProgram(cl_program program) { return Freed(program); }
+
+cl_kernel clCreateKernel(cl_program program, const char* name, cl_int* status) {
+  if (!program->built || program->text.find(name) == std::string::npos) {
+    *status = -46;
+    return nullptr;
+  }
+  return Made(new _cl_kernel{name}, status);
+}
+cl_int clSetKernelArg(cl_kernel kernel, cl_uint index, size_t size, const void* value) {
+  std::memcpy(index == 0 ? static_cast<void*>(&kernel->memory) : &kernel->value, value, size);  // unlocked, as allowed
+  kernel->set |= 1 << index;
+  std::this_thread::yield();
+  return CL_SUCCESS;
+}
+cl_int clGetKernelWorkGroupInfo(cl_kernel, cl_device_id, cl_uint, size_t room, void* to, size_t* size) {
+  return GiveValue<size_t>(32, room, to, size);
+}
+cl_int clReleaseKernel(cl_kernel kernel) { return Freed(kernel); }
+
+cl_int clEnqueueNDRangeKernel(cl_command_queue, cl_kernel kernel, cl_uint, const size_t*, const size_t* global,
+                              const size_t* local, cl_uint, const cl_event*, cl_event* event) {
+  std::lock_guard<std::mutex> lock(g_mutex);
+  if (kernel->set != 3) return -52;
+  if (kernel->memory->maps > 0) return kMapped;
+  if (local[0] > 32) return CL_INVALID_WORK_GROUP_SIZE;
+  for (size_t i = 0; i < global[0]; ++i) kernel->memory->floats.at(i) = kernel->value;
+  kernel->set = 0;
+  Happen(event);
+  return CL_SUCCESS;
+}
+
+cl_int clEnqueueReadBuffer(cl_command_queue, cl_mem memory, cl_bool, size_t offset, size_t bytes, void* to, cl_uint,
+                           const cl_event*, cl_event* event) {
+  std::lock_guard<std::mutex> lock(g_mutex);
+  if (memory->maps > 0) return kMapped;
+  std::memcpy(to, BytesOf(memory) + offset, bytes);
+  Happen(event);
+  return CL_SUCCESS;
+}
+cl_int clEnqueueWriteBuffer(cl_command_queue, cl_mem memory, cl_bool, size_t offset, size_t bytes, const void* from,
+                            cl_uint, const cl_event*, cl_event* event) {
+  std::lock_guard<std::mutex> lock(g_mutex);
+  if (memory->maps > 0) return kMapped;
+  std::memcpy(BytesOf(memory) + offset, from, bytes);
+  Happen(event);
+  return CL_SUCCESS;
+}
+cl_int clEnqueueCopyBuffer(cl_command_queue, cl_mem from, cl_mem to, size_t from_offset, size_t to_offset, size_t bytes,
+                           cl_uint, const cl_event*, cl_event* event) {
+  std::lock_guard<std::mutex> lock(g_mutex);
+  std::memcpy(BytesOf(to) + to_offset, BytesOf(from) + from_offset, bytes);
+  Happen(event);
+  return CL_SUCCESS;
+}
+void* clEnqueueMapBuffer(cl_command_queue, cl_mem memory, cl_bool, cl_bitfield, size_t, size_t, cl_uint,
+                         const cl_event*, cl_event*, cl_int* status) {
+  std::lock_guard<std::mutex> lock(g_mutex);
+  *status = CL_SUCCESS;
+  ++memory->maps;
+  if (!Is("FAKE_MOVES", "1")) return BytesOf(memory);
+  memory->moved.emplace_back(memory->floats);
+  return memory->moved.back().data();
+}
+cl_int clEnqueueUnmapMemObject(cl_command_queue, cl_mem memory, void* at, cl_uint, const cl_event*, cl_event*) {
+  std::lock_guard<std::mutex> lock(g_mutex);
+  --memory->maps;
+  if (at != BytesOf(memory)) std::memcpy(BytesOf(memory), at, memory->bytes);
+  return CL_SUCCESS;
+}
+cl_int clEnqueueMarkerWithWaitList(cl_command_queue, cl_uint, const cl_event*, cl_event* event) {
+  Happen(event);
+  return CL_SUCCESS;
+}
+cl_int clEnqueueBarrierWithWaitList(cl_command_queue, cl_uint, const cl_event*, cl_event*) { return CL_SUCCESS; }
+cl_int clWaitForEvents(cl_uint, const cl_event*) { return CL_SUCCESS; }
+cl_int clGetEventInfo(cl_event, cl_uint, size_t room, void* to, size_t* size) {
+  return GiveValue<cl_int>(CL_COMPLETE, room, to, size);
+}
+cl_int clGetEventProfilingInfo(cl_event event, cl_uint what, size_t room, void* to, size_t* size) {
+  return GiveValue<cl_ulong>(event->at + what - CL_PROFILING_COMMAND_QUEUED, room, to, size);
+}
+cl_int clReleaseEvent(cl_event event) { return Freed(event); }
+cl_int clFlush(cl_command_queue) { return CL_SUCCESS; }
+cl_int clFinish(cl_command_queue) { return CL_SUCCESS; }
+}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from hetero_sd import predict
 from targets.boards import board_names
 from targets.errors import UserError
 
@@ -64,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     v.add_argument("--prompts", metavar="FILE", type=Path, help="texts, one a line (default: random tokens)")
     v.add_argument("--from", dest="saved", metavar="F", type=Path, help="logits saved by run.py --save-logits")
     v.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+    predict.add_options(_command(commands, "predict", "what a pair will cost on a board", predict.EXAMPLE))
     return parser
 
 
@@ -82,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted."""
     try:
         options = _parser().parse_args(arguments)
-        return {"compile": _compile, "verify": _verify}[options.command](options)
+        return {"compile": _compile, "verify": _verify, "predict": predict.run}[options.command](options)
     except UserError as error:
         print(f"hetero-sd: error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,111 @@
+"""How sure a prediction is: each number is moved by what its origin allows, and the effects are added as squares.
+
+A measured number may be 5 % off, one of a data sheet 10 % (silicon under load keeps less), an assumed one 30 %. The
+factors of kernels that run are 10 % sure, those of GPU kernels that are not built 40 %. In logarithms, so that an
+interval is a factor up and down; terms are taken as independent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from costmodel.roofline import CpuSlice, GpuSlice, Processor
+from costmodel.search import Search
+from costmodel.speculative import Acceptance
+from costmodel.variants import Variant
+from targets.device import Board
+
+KIND_ERROR = {"measured": 0.05, "datasheet": 0.10, "assumed": 0.30}
+_KERNELS = 0.10
+_UNBUILT = 0.40
+_OVERHEADS = 0.50
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What one number does to the result.
+
+    Attributes:
+        number: dotted path in the board file, or the factor.
+        error: relative error assumed of it.
+        effect: |ln| of the change of speed when it is that much off.
+    """
+
+    number: str
+    error: float
+    effect: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range of tokens/s and what makes it wide, largest first."""
+
+    low: float
+    high: float
+    influences: tuple[Influence, ...]
+
+
+def interval(search: Search, variant: Variant, alphas: tuple[Acceptance, Acceptance] | None = None) -> Interval:
+    """The range of a variant's speed; `alphas` are the acceptance's own bounds, where it was measured."""
+    found = []
+    for number, factor, error in _numbers(search.question.board, variant):
+        speeds = [_moved(search, variant, factor, scale) for scale in (1 - error, 1 / (1 - error))]
+        effect = max(abs(math.log(speed / variant.tokens_per_s)) for speed in speeds)
+        found.append(Influence(number, error, effect))
+    if alphas is not None and variant.gamma:
+        speeds = [_priced(search, variant, alpha).tokens_per_s for alpha in alphas]
+        found.append(Influence("acceptance", 0.0, max(abs(math.log(s / variant.tokens_per_s)) for s in speeds)))
+    spread = math.sqrt(sum(i.effect**2 for i in found))
+    ranked = tuple(sorted((i for i in found if i.effect > 0.005), key=lambda i: -i.effect))
+    return Interval(variant.tokens_per_s * math.exp(-spread), variant.tokens_per_s * math.exp(spread), ranked)
+
+
+def used_processors(variant: Variant) -> list[Processor]:
+    """The processors of both models, each once."""
+    placements = [variant.target_placement, variant.draft_placement]
+    found = {s.processor.name: s.processor for p in placements if p is not None for s in p.segments}
+    return list(found.values())
+
+
+def _numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
+    """(path, factor that moves with it, relative error) of each number a variant rests on."""
+    terms: dict[str, tuple[str, str, float]] = {}
+
+    def add(path: str, factor: str, more: float) -> None:
+        error = math.hypot(KIND_ERROR[board.provenance[path].kind], more)
+        if factor not in terms or error > terms[factor][2]:
+            terms[factor] = (path, factor, error)
+
+    for processor in used_processors(variant):
+        if isinstance(processor, CpuSlice):
+            for cluster, threads in processor.parts:
+                rate = "one_thread" if threads == 1 else "all_threads"
+                path = f"clusters.{cluster.name}"
+                add(f"{path}.bandwidth_{rate}_gb_per_s", "bandwidth", _KERNELS)
+                add(f"{path}.core.fp32_flops_per_cycle", "compute", _KERNELS)
+                add(f"{path}.launch_overhead_s", "launch", 0.0)
+        if isinstance(processor, GpuSlice):
+            add("gpu.bandwidth_gb_per_s", "gpu_bandwidth", _UNBUILT)
+            add("gpu.fp32_gflops", "gpu_compute", _UNBUILT)
+            add("gpu.launch_overhead_s", "gpu_dispatch", 0.0)
+    if variant.mode == "overlapped":
+        add("dram.peak_bandwidth_gb_per_s", "dram_together", _KERNELS)
+    numbers = list(terms.values())
+    numbers += [(f"factor {name}", name, _OVERHEADS) for name in ("dispatch_cycles", "step_cycles", "round_cycles")]
+    return numbers
+
+
+def _moved(search: Search, variant: Variant, factor: str, scale: float) -> float:
+    """Speed with one factor scaled."""
+    factors = replace(search.question.factors, **{factor: getattr(search.question.factors, factor) * scale})
+    moved = Search(replace(search.question, factors=factors))
+    return _priced(moved, variant).tokens_per_s
+
+
+def _priced(search: Search, variant: Variant, alpha: Acceptance | None = None) -> Variant:
+    return search.price(
+        *(variant.mode, variant.target, variant.target_placement, variant.draft, variant.draft_placement),
+        variant.gamma,
+        alpha,
+    )

@@ -1,0 +1,220 @@
+"""A prediction as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import asdict
+from typing import Any
+
+from costmodel.placement import Placement
+from costmodel.roofline import CpuSlice, GpuSlice
+from costmodel.shape import DecoderShape
+from costmodel.uncertainty import Interval, used_processors
+from costmodel.variants import OVERLAPPED, TARGET_ONLY, Variant, gb
+from hetero_sd.predict import Prediction, compilable
+
+_WIDTH = 118
+MOST_ROWS = 8
+CURVE = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
+
+
+def predict_text(p: Prediction) -> str:
+    """The verdict, the leading variants, what decided, and the numbers it rests on."""
+    lines = textwrap.wrap(verdict(p), _WIDTH)
+    lines += [
+        line
+        for note in notes(p)
+        for line in textwrap.wrap(note, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
+    ]
+    lines += ["", f"{'mode':12}{'gamma':>6}{'tokens/s':>10}{'interval':>15}{'x same':>8}{'x best':>8}{'memory':>10}"]
+    for variant, sure in list(zip(p.decision.leading, p.intervals, strict=True))[:MOST_ROWS]:
+        lines += _row(variant, f"{sure.low:.2f} to {sure.high:.2f}")
+    for variant in p.decision.not_fitting[:MOST_ROWS]:
+        lines += _row(variant, "does not fit")
+    lines += ["", "T(n), a step of n tokens in ms"]
+    lines += [f"  {'n':28}" + "".join(f"{n:>8}" for n in CURVE)]
+    for title, shape, placement in _models(p.decision.best):
+        costs = p.search.costs(shape)
+        times = "".join(f"{_ms(costs.step_s(placement, n)):>8}" for n in CURVE)
+        lines.append(f"  {_short(f'{title} on {_where(placement, shape)}', 28):28}{times}")
+        lines.append(f"    n = 1: {costs.step(placement, 1).explain()}")
+    lines += ["", f"numbers of board {p.question.board.name} behind the chosen variant"]
+    lines += [f"  {path} = {value}: {kind}, {_short(source, 80)}" for path, value, kind, source in facts_used(p)]
+    return "\n".join(lines)
+
+
+def verdict(p: Prediction) -> str:
+    """The answer in one sentence."""
+    best, sure = p.decision.best, p.intervals[0]
+    speed = f"{best.tokens_per_s:.2f} tokens/s ({sure.low:.2f} to {sure.high:.2f})"
+    board = p.question.board.name
+    if best.mode == TARGET_ONLY:
+        start = f"On {board} run {best.target.name} alone on {_where(best.target_placement, best.target)}: {speed}"
+        if not p.question.drafts:
+            return f"{start}."
+        other = p.speculative
+        if other is None:
+            return f"{start}; speculation does not fit the memory."
+        reached = f"{other.tokens_per_s:.2f} tokens/s at gamma {other.gamma}"
+        return f"{start}; speculation does not pay, its best reaches {reached}."
+    drafter = (
+        "the text itself"
+        if best.draft is None or best.draft_placement is None
+        else (f"{best.draft.name} on {_where(best.draft_placement, best.draft)}")
+    )
+    return (
+        f"On {board} speculate ({best.mode}) with gamma {best.gamma}: draft with {drafter}, "
+        f"verify with {best.target.name} on {_where(best.target_placement, best.target)}: {speed}, "
+        f"{best.against_best:.2f} x the best single processor alone."
+    )
+
+
+def notes(p: Prediction) -> list[str]:
+    """What a reader must know beside the verdict."""
+    best, found = p.decision.best, []
+    if any(isinstance(s, GpuSlice) for s in used_processors(best)):
+        found.append(
+            "the GPU's times are predicted from the board's numbers: GPU kernels are not built in this version"
+        )
+    if best.mode == OVERLAPPED:
+        found.append("the overlapped mode is predicted; this version runs drafter and target one after the other")
+    if not compilable(best):
+        runs = next((v for v in p.decision.leading if compilable(v)), None)
+        if runs is not None:
+            on = _where(runs.target_placement, runs.target)
+            found.append(
+                f"what this version compiles best: {runs.mode}, gamma {runs.gamma}, on {on}: "
+                f"{runs.tokens_per_s:.2f} tokens/s"
+            )
+    base = p.decision.baseline
+    on = _where(base.target_placement, base.target)
+    found.append(
+        f"baseline, the best single processor alone: {base.target.name} on {on}, {base.tokens_per_s:.2f} tokens/s"
+    )
+    speculative = p.speculative
+    if speculative is not None:
+        pays = f"pays from {p.pays_from:.2f} on" if p.pays_from is not None else "does not pay at any acceptance"
+        found.append(
+            f"acceptance {p.alpha_source}; {speculative.mode} speculation with gamma {speculative.gamma} {pays}"
+        )
+    wide = ", ".join(f"{i.number} (+-{100 * i.effect:.0f} %)" for i in p.intervals[0].influences[:3])
+    if wide:
+        found.append(f"the interval is made by: {wide}")
+    return found
+
+
+def facts_used(p: Prediction) -> list[tuple[str, str, str, str]]:
+    """(path, value, kind, source) of the board's numbers that the chosen variant rests on."""
+    board, paths = p.question.board, []
+    for processor in used_processors(p.decision.best):
+        if isinstance(processor, CpuSlice):
+            for cluster, _ in processor.parts:
+                names = ("count", "frequency_ghz", "bandwidth_one_thread_gb_per_s", "bandwidth_all_threads_gb_per_s")
+                paths += [f"clusters.{cluster.name}.{n}" for n in (*names, "launch_overhead_s", "l2_bytes", "l3_bytes")]
+                paths.append(f"clusters.{cluster.name}.core.fp32_flops_per_cycle")
+        else:
+            names = ("bandwidth_gb_per_s", "fp32_gflops", "launch_overhead_s", "unified_memory")
+            paths += [f"gpu.{n}" for n in names]
+    paths += [f"dram.{n}" for n in ("capacity_bytes", "reserved_bytes", "peak_bandwidth_gb_per_s")]
+    rows = []
+    for path in dict.fromkeys(paths):
+        origin = board.provenance[path]
+        rows.append((path, _value(board, path), origin.kind, origin.source))
+    return rows
+
+
+def predict_json(p: Prediction) -> str:
+    """The same as one JSON object."""
+    q = p.question
+    data = {
+        "verdict": verdict(p),
+        "notes": notes(p),
+        "board": q.board.name,
+        "context": q.context,
+        "alpha": q.alpha if isinstance(q.alpha, float) else list(q.alpha),
+        "alpha_source": p.alpha_source,
+        "pays_from_alpha": p.pays_from,
+        "leading": [variant_json(v, i) for v, i in zip(p.decision.leading, p.intervals, strict=True)],
+        "not_fitting": [variant_json(v, None) for v in p.decision.not_fitting],
+        "baseline": variant_json(p.decision.baseline, None),
+        "factors": q.factors.to_json(),
+        "facts": [
+            {"path": path, "value": value, "kind": kind, "source": source}
+            for path, value, kind, source in facts_used(p)
+        ],
+    }
+    return json.dumps(data, indent=1)
+
+
+def variant_json(variant: Variant, sure: Interval | None) -> dict[str, Any]:
+    """A variant as plain JSON."""
+    r = variant.round
+    return {
+        "mode": variant.mode,
+        "gamma": variant.gamma,
+        "target": {"name": variant.target.name, "placement": _segments(variant.target_placement)},
+        "draft": None
+        if variant.draft is None or variant.draft_placement is None
+        else {"name": variant.draft.name, "placement": _segments(variant.draft_placement)},
+        "tokens_per_s": variant.tokens_per_s,
+        "interval": None if sure is None else [sure.low, sure.high],
+        "influences": [] if sure is None else [asdict(i) for i in sure.influences],
+        "round_s": {"draft": r.draft_s, "verify": r.verify_s, "other": r.other_s, "total": r.time_s},
+        "tokens_per_round": r.tokens,
+        "against_same": variant.against_same,
+        "against_best": variant.against_best,
+        "memory_bytes": {**asdict(variant.memory), "total": variant.memory.total_bytes},
+        "compilable": compilable(variant),
+        "reason": variant.reason,
+    }
+
+
+def _segments(placement: Placement) -> list[dict[str, Any]]:
+    return [
+        {"processor": s.processor.name, "threads": s.processor.threads, "first_unit": s.start, "end_unit": s.end}
+        for s in placement.segments
+    ]
+
+
+def _row(variant: Variant, sure: str) -> list[str]:
+    """A table row, where the models run, and the reason."""
+    numbers = f"{variant.tokens_per_s:>10.2f}{sure:>15}{variant.against_same:>8.2f}{variant.against_best:>8.2f}"
+    head = f"{variant.mode:12}{variant.gamma or '-':>6}{numbers}{gb(variant.memory.total_bytes):>10}"
+    where = "; ".join(f"{title} {shape.name} on {_where(place, shape)}" for title, shape, place in _models(variant))
+    more = [
+        line
+        for text in (where, variant.reason)
+        for line in textwrap.wrap(text, _WIDTH, initial_indent="    ", subsequent_indent="      ")
+    ]
+    return [head, *more]
+
+
+def _models(variant: Variant) -> list[tuple[str, DecoderShape, Placement]]:
+    models = [("target", variant.target, variant.target_placement)]
+    if variant.draft is not None and variant.draft_placement is not None:
+        models.append(("draft", variant.draft, variant.draft_placement))
+    return models
+
+
+def _where(placement: Placement, shape: DecoderShape) -> str:
+    return placement.text(shape).replace("gpu", "gpu (predicted)")
+
+
+def _ms(seconds: float) -> str:
+    value = 1e3 * seconds
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _value(board: Any, path: str) -> str:
+    parts = path.split(".")
+    item = board
+    if parts[0] == "clusters":
+        item, parts = board.cluster(parts[1]), parts[2:]
+    for part in parts:
+        item = getattr(item, part)
+    return f"{item:g}" if isinstance(item, float) else str(item)

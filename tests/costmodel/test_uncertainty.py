@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from costmodel.search import Search
+from costmodel.uncertainty import KIND_ERROR, interval
+from costmodel.variants import Question
+from targets.facts import Provenance
+
+
+def test_measured_numbers_make_it_narrower(published: Any, imx95: Any) -> None:
+    measured = replace(imx95, provenance={path: Provenance("measured", "here") for path in imx95.provenance})
+    ranges = []
+    for board in (imx95, measured):
+        search = Search(Question(board, (published["Llama-3.2-1B"](),)))
+        found = interval(search, search.decide().best)
+        ranges.append(found.high / found.low)
+    assert ranges[1] < 0.7 * ranges[0]
+
+
+def test_decoding_rests_on_bandwidth(published: Any, imx95: Any) -> None:
+    search = Search(Question(imx95, (published["Llama-3.2-1B"](),)))
+    found = interval(search, search.decide().best)
+    first = found.influences[0]
+    assert first.number == "clusters.a55.bandwidth_all_threads_gb_per_s"
+    assert first.error == pytest.approx((KIND_ERROR["assumed"] ** 2 + 0.1**2) ** 0.5)
+    assert found.low < search.decide().best.tokens_per_s < found.high
+
+
+def test_acceptance_counts_only_where_something_is_drafted(published: Any, imx95: Any) -> None:
+    alone = Search(Question(imx95, (published["Llama-3.2-1B"](),)))
+    best = alone.decide().best
+    assert interval(alone, best, (0.1, 0.9)) == interval(alone, best)
+    pair = Search(Question(imx95, (published["Llama-3.2-3B"](),), (published["Llama-3.2-1B"](),)))
+    drafted = pair.decide().best
+    assert drafted.gamma
+    assert "acceptance" in {i.number for i in interval(pair, drafted, (0.6, 0.9)).influences}

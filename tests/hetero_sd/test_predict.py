@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hetero_sd.cli import main
+
+ROOT = Path(__file__).parent.parent
+EXPORTS = ROOT / "data" / "exports"
+GOLDEN = ROOT / "golden" / "hetero_sd"
+
+LLAMA_1B = {
+    "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "num_hidden_layers": 16, "vocab_size": 128256, "tie_word_embeddings": True,
+    "head_dim": 64,
+}  # fmt: skip
+LLAMA_3B = LLAMA_1B | {"hidden_size": 3072, "num_attention_heads": 24, "num_hidden_layers": 28, "head_dim": 128}
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[str]:
+    for name, config in (("Llama-3.2-3B", LLAMA_3B), ("Llama-3.2-1B", LLAMA_1B)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    return [str(tmp_path / "Llama-3.2-3B" / "config.json"), "--draft", str(tmp_path / "Llama-3.2-1B" / "config.json")]
+
+
+def predicted(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    assert main(["predict", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    assert main(["predict", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("hetero-sd: error: ")
+    return err
+
+
+@pytest.mark.parametrize("board", ["imx95", "rk3588"])
+def test_text_as_people_read_it(pair: list[str], capsys: pytest.CaptureFixture[str], board: str) -> None:
+    text = predicted(capsys, [*pair, "--board", board, "--alpha", "0.8"])
+    assert text == (GOLDEN / f"predict_{board}.txt").read_text("utf-8")
+
+
+def test_json_is_complete_and_the_same_every_time(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*pair, "--board", "imx95", "--json", "--weights", "float16,int4"]
+    first, second = predicted(capsys, arguments), predicted(capsys, arguments)
+    assert first == second
+    data = json.loads(first)
+    best = data["leading"][0]
+    assert best["reason"].startswith("chosen")
+    assert best["interval"][0] < best["tokens_per_s"] < best["interval"][1]
+    round_s = best["round_s"]
+    assert best["tokens_per_s"] == pytest.approx(best["tokens_per_round"] / round_s["total"])
+    assert all(v["reason"] for v in data["leading"] + data["not_fitting"])
+    assert {f["kind"] for f in data["facts"]} <= {"measured", "datasheet", "assumed"}
+    assert {v["target"]["name"] for v in data["leading"]} == {"Llama-3.2-3B float16", "Llama-3.2-3B int4"}
+
+
+def test_an_onnx_file_is_counted_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    target, draft = EXPORTS / "llama-dynamo-fp32", EXPORTS / "llama-drafter-dynamo-fp32"
+    arguments = [str(target / "model.onnx"), "--draft", str(draft / "model.onnx"), "--board", "rpi5", "--json"]
+    from_onnx = json.loads(predicted(capsys, [*arguments, "--context", "64"]))
+    configs = [str(target / "config.json"), "--draft", str(draft / "config.json"), "--board", "rpi5", "--json"]
+    from_config = json.loads(predicted(capsys, [*configs, "--context", "64", "--weights", "float32"]))
+    speeds = [[v["tokens_per_s"] for v in data["leading"]] for data in (from_onnx, from_config)]
+    assert speeds[0] == speeds[1]
+
+
+def test_trace_is_what_perfetto_reads(pair: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "round.json"
+    data = json.loads(predicted(capsys, [*pair, "--board", "imx95", "--json", "--trace", str(path)]))
+    trace = json.loads(path.read_text())
+    spans = [e for e in trace["traceEvents"] if e["ph"] == "X"]
+    assert all({"name", "pid", "tid", "ts", "dur"} <= set(e) for e in spans)
+    best = data["leading"][0]
+    assert best["mode"] == "sequential"
+    assert sum(e["name"].startswith("draft") for e in spans) == best["gamma"]
+    end = max(e["ts"] + e["dur"] for e in spans) / 1e6
+    assert end == pytest.approx(best["round_s"]["total"], rel=0.05)  # less the two-token step after full acceptance
+    assert all(b["ts"] >= a["ts"] + a["dur"] - 0.01 for a, b in pairwise(spans))
+
+
+def test_an_acceptance_file_widens_the_interval(
+    pair: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def answer(low: float, high: float) -> Any:
+        path = tmp_path / "alpha.json"
+        bounds = {"alpha_by_position": [0.8, 0.75], "interval_by_position": [[low, high], [low - 0.05, high - 0.05]]}
+        path.write_text(json.dumps(bounds))
+        return json.loads(predicted(capsys, [*pair, "--board", "imx95", "--json", "--alpha-file", str(path)]))
+
+    narrow, wide = answer(0.79, 0.81), answer(0.5, 0.95)
+    widths = [d["leading"][0]["interval"][1] / d["leading"][0]["interval"][0] for d in (narrow, wide)]
+    assert widths[0] < widths[1]
+    assert narrow["alpha"] == [0.8, 0.75]
+
+
+def test_a_cpu_only_board_and_no_drafter(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    text = predicted(capsys, [pair[0], "--board", "rpi5", "--weights", "int4"])
+    assert text.startswith("On rpi5 run Llama-3.2-3B int4 alone on a76 x4")
+    assert "predicted from the board" not in text
+
+
+def test_nothing_accepted_is_not_worth_drafting(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    text = predicted(capsys, [*pair, "--board", "imx95", "--alpha", "0"])
+    assert "speculation does not pay" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--board", "imx95", "--alpha", "1.5"], "acceptance 1.5 is not a probability"),
+        (["--board", "imx95", "--alpha", "nan"], "acceptance nan"),
+        (["--board", "imx96"], "board 'imx96' is not known"),
+        (["--board", "imx95", "--context", "0"], "--context 0"),
+        (["--board", "imx95", "--weights", "int3"], "--weights 'int3'"),
+        (["--board", "imx95", "--alpha", "0.5", "--alpha-file", "x"], "contradict"),
+        (["--board", "rk3566", "--weights", "float32"], "needs at least 13."),
+        (["--board", "imx95", "--report", "/nowhere/report.html"], "there is no folder /nowhere"),
+        (["--board", "imx95", "--alpha-file", "/nowhere/alpha.json"], "cannot be read"),
+        (["--board", "imx95", "--factors", "/nowhere/f.json"], "cannot be read"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    pair: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in refused(capsys, [*pair, *arguments])
+
+
+def test_vocabularies_that_differ(pair: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(LLAMA_1B | {"vocab_size": 32000}))
+    assert "128256 token ids" in refused(capsys, [pair[0], "--draft", str(other), "--board", "imx95"])
+
+
+def test_contradictory_board_numbers(pair: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import targets.boards
+
+    text = (Path(targets.boards.__file__).parent / "rpi5.toml").read_text()
+    board = tmp_path / "odd.toml"
+    board.write_text(text.replace("{ value = 17.0,", "{ value = 7.0,"))
+    assert "10.5 is above dram.peak_bandwidth_gb_per_s 7" in refused(capsys, [*pair, "--board", str(board)])
+    lines = [line for line in text.splitlines() if not line.startswith("launch_overhead_s")]
+    board.write_text("\n".join(lines))
+    assert "launch_overhead_s is missing" in refused(capsys, [*pair, "--board", str(board)])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{",
+        '{"alpha_by_position": [1.2], "interval_by_position": [[0, 1]]}',
+        "{}",
+        '{"alpha_by_position": [0.5], "interval_by_position": [0.1]}',
+    ],
+)
+def test_damaged_acceptance_files(
+    pair: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "alpha.json"
+    path.write_text(content)
+    refused(capsys, [*pair, "--board", "imx95", "--alpha-file", str(path)])

@@ -206,9 +206,9 @@ def test_memory_does_not_grow_with_the_weights(edited: Any, tmp_path: Path) -> N
 
     path = edited("llama-dynamo-fp32", enlarge)
     code = (
-        "import resource, sys; from pathlib import Path; from passes.import_onnx import canonicalise\n"
+        "from pathlib import Path; from passes.import_onnx import canonicalise\n"
         f"assert canonicalise(Path({str(path)!r}), 1024).facts.vocab == {vocab}\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 300 * 1024  # kilobytes
+    assert int(done.stdout) < 300 * 1024  # kilobytes; VmHWM, because ru_maxrss of a child starts with its parent's

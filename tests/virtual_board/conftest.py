@@ -105,14 +105,25 @@ def virtual_board() -> VirtualBoard:
         pytest.skip(f"no virtual board: {error}")
 
 
+@pytest.fixture(scope="session")
+def opencl_board() -> VirtualBoard:
+    """The board with an OpenCL driver on its CPU; building it needs root, for binfmt. Skips like `virtual_board`."""
+    try:
+        return _build("--opencl")
+    except _CannotBuildError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no virtual board with OpenCL: {error}")
+
+
 class _CannotBuildError(Exception):
     """Why there is no board, in one line."""
 
 
-def _build() -> VirtualBoard:
+def _build(*options: str) -> VirtualBoard:
     cache = Path(os.environ.get("HSD_VIRTUAL_BOARD") or Path.home() / ".cache" / "hetero_sd" / "virtual_board")
     environment = {**os.environ, "HSD_VIRTUAL_BOARD": str(cache)}
-    done = subprocess.run(["bash", str(_BUILD)], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", str(_BUILD), *options], env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise _CannotBuildError((done.stderr.strip() or "build.sh failed").splitlines()[-1])
     root = cache.resolve() / "root"

@@ -78,12 +78,14 @@ class Layer:
     Attributes:
         attention_in: products that make q, k and v: three, or one packed.
         out: the product after attention.
-        ffn_in: products that make gate and up: two, or one packed.
+        ffn_in: products that make gate and up: two, or one packed; one plain product where there is no gate.
         down: the product after the gate.
         window: tokens that attention sees, 0 for all.
         qk_norm: q and k are normalised by head.
         norms: normalisations of a whole row; 2, or 4 where the outputs are normalised too (gemma2, gemma3).
         softcap: scores pass through tanh.
+        rope: q and k are rotated.
+        norm_bias: normalisations have a bias (layer norms).
     """
 
     attention_in: tuple[Product, ...]
@@ -94,6 +96,17 @@ class Layer:
     qk_norm: bool = False
     norms: int = 2
     softcap: bool = False
+    rope: bool = True
+    norm_bias: bool = False
+
+    @property
+    def packed_ffn(self) -> bool:
+        """Gate and up come from one product."""
+        return len(self.ffn_in) == 1 and self.ffn_in[0].columns == 2 * self.down.k
+
+    def norm_values(self, hidden: int, head_dim: int) -> int:
+        """Weights of all normalisations."""
+        return self.norms * hidden * (2 if self.norm_bias else 1) + (2 * head_dim if self.qk_norm else 0)
 
     @property
     def products(self) -> tuple[Product, ...]:
@@ -113,6 +126,7 @@ class DecoderShape:
         head: the product that makes the logits.
         tied: embedding and head share one matrix.
         kv_bytes_per_value: of the KV cache.
+        position_rows: rows of a table of learned positions, 0 without one.
     """
 
     name: str
@@ -127,6 +141,7 @@ class DecoderShape:
     head: Product
     tied: bool
     kv_bytes_per_value: int = F32
+    position_rows: int = 0
 
     def __post_init__(self) -> None:
         """Refuse sizes that contradict each other."""
@@ -149,23 +164,26 @@ class DecoderShape:
         """Number of weights, a tied matrix once."""
         per_layer = [
             sum(p.k * p.columns + (p.columns if p.bias else 0) for p in layer.products)
-            + layer.norms * self.hidden
-            + (2 * self.head_dim if layer.qk_norm else 0)
+            + layer.norm_values(self.hidden, self.head_dim)
             for layer in self.layers
         ]
         head = self.head.k * self.head.columns
-        return sum(per_layer) + self.hidden + head + (0 if self.tied else self.vocab * self.hidden)
+        tables = self.position_rows + (0 if self.tied else self.vocab)
+        return sum(per_layer) + self._last_norm + head + tables * self.hidden
+
+    @property
+    def _last_norm(self) -> int:
+        return self.hidden * (2 if self.layers[-1].norm_bias else 1)
 
     @cached_property
     def unit_bytes(self) -> tuple[int, ...]:
         """Bytes of weights of each unit; a tied matrix counts with the head."""
-        table = 0 if self.tied else self.embedding.nbytes(self.hidden, self.vocab)
+        rows = self.position_rows + (0 if self.tied else self.vocab)
         layers = [
-            sum(p.nbytes for p in layer.products)
-            + F32 * (layer.norms * self.hidden + (2 * self.head_dim if layer.qk_norm else 0))
+            sum(p.nbytes for p in layer.products) + F32 * layer.norm_values(self.hidden, self.head_dim)
             for layer in self.layers
         ]
-        return (table, *layers, self.head.nbytes + F32 * self.hidden)
+        return (self.embedding.nbytes(self.hidden, rows), *layers, self.head.nbytes + F32 * self._last_norm)
 
     @property
     def weight_bytes(self) -> int:
@@ -179,9 +197,9 @@ class DecoderShape:
         for product in (*(p for layer in self.layers for p in layer.products), self.head):
             key = product.format.dtype
             sizes[key] = sizes.get(key, 0) + product.format.nbytes(product.k, product.columns)
-        if not self.tied:
+        if rows := self.position_rows + (0 if self.tied else self.vocab):
             key = self.embedding.dtype
-            sizes[key] = sizes.get(key, 0) + self.embedding.nbytes(self.hidden, self.vocab)
+            sizes[key] = sizes.get(key, 0) + self.embedding.nbytes(self.hidden, rows)
         small = self.weight_bytes - sum(sizes.values())
         if small:
             sizes["float32"] = sizes.get("float32", 0) + small

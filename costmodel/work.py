@@ -191,7 +191,8 @@ def _layer_ops(shape: DecoderShape, layer: Layer, n: int, past: int, batch: int)
     for name, width in (("q", q), ("k", kv)):
         if layer.qk_norm:
             yield _serial(f"{name}_norm", "norm", rows, width, 4.0, 1, shape.head_dim)
-        yield _serial(f"rope_{name}", "rope", rows, width, 3.0, 2)
+        if layer.rope:
+            yield _serial(f"rope_{name}", "rope", rows, width, 3.0, 2)
     yield _attention(shape, layer, n, past, batch)
     yield from _linear(layer.out, rows)
     if layer.norms > 2:
@@ -199,7 +200,7 @@ def _layer_ops(shape: DecoderShape, layer: Layer, n: int, past: int, batch: int)
     yield _serial("ffn_norm", "norm", rows, shape.hidden, 4.0, 2, shape.hidden)
     for product in layer.ffn_in:
         yield from _linear(product, rows)
-    if len(layer.ffn_in) == 1:
+    if layer.packed_ffn:
         for name in ("take_gate", "take_up"):
             yield _serial(name, "take", rows, shape.ffn, 0.0, 1)
     yield _serial("silu_mul", "silu_mul", rows, shape.ffn, 20.0, 2)

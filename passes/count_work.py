@@ -14,6 +14,7 @@ from passes.import_onnx.check_vocabulary import initializer_of
 from passes.import_onnx.state import attribute
 
 _PRODUCTS = ("MatMul", "MatMulNBits")
+_NORMS = ("RMSNormalization", "LayerNormalization")
 
 
 def count_work(decoder: Decoder, name: str) -> DecoderShape:
@@ -29,13 +30,16 @@ def count_work(decoder: Decoder, name: str) -> DecoderShape:
     products = [node for node in nodes if node.op_type in _PRODUCTS]
     inputs = [_products_before(node, order) for node in attentions]
     head, taken = products[-1], {id(p) for group in inputs for p in group}
-    norms = sum(node.op_type == "RMSNormalization" and not _by_head(node) for node in nodes)
+    norms = [node for node in nodes if node.op_type in _NORMS and not _by_head(node)]
+    rope = any(node.op_type == "RotaryEmbedding" for node in nodes)
+    tables = [node for node in nodes if _reads_table(node)]
+    embedding = next(node for node in tables if node.inputs[1].name == "input_ids")
     layers = []
     for i, node in enumerate(attentions):
         end = order[id(attentions[i + 1])] if i + 1 < len(attentions) else len(nodes)
         rest = [p for p in products if order[id(node)] < order[id(p)] < end and id(p) not in taken and p is not head]
-        layers.append(_layer(node, inputs[i], rest, (norms - 1) // len(attentions)))
-    embedding = next(node for node in nodes if node.op_type in ("Gather", "GatherBlockQuantized"))
+        layers.append(_layer(node, inputs[i], rest, norms, len(attentions), rope))
+    positions = [_size(node.inputs[0])[0] for node in tables if node is not embedding]
     return DecoderShape(
         name=name,
         heads=facts.heads,
@@ -48,11 +52,12 @@ def count_work(decoder: Decoder, name: str) -> DecoderShape:
         embedding=_embedding_format(embedding),
         head=_product("head", head),
         tied=facts.tied,
+        position_rows=sum(positions),
     )
 
 
-def _layer(attention: Any, before: list[Any], after: list[Any], norms: int) -> Layer:
-    """Products around one attention: those it reads, then o, gate and up, down."""
+def _layer(attention: Any, before: list[Any], after: list[Any], norms: list[Any], layers: int, rope: bool) -> Layer:
+    """Products around one attention: those it reads, then o, gate and up, down; every layer has as many norms."""
     out, *ffn, down = after
     in_names = ("qkv",) if len(before) == 1 else ("q", "k", "v")
     ffn_names = ("gate_up",) if len(ffn) == 1 else ("gate", "up")
@@ -64,8 +69,10 @@ def _layer(attention: Any, before: list[Any], after: list[Any], norms: int) -> L
         down=_product("down", down),
         window=0 if mask is None else int(attribute(mask, "window", 0)),
         qk_norm=_has_head_norm(attention.inputs[0]),
-        norms=norms,
+        norms=(len(norms) - 1) // layers,
         softcap=float(attribute(attention, "softcap", 0.0)) > 0,
+        rope=rope,
+        norm_bias=norms[0].op_type == "LayerNormalization" and _given(norms[0], 2),
     )
 
 
@@ -78,6 +85,18 @@ def _products_before(attention: Any, order: dict[int, int]) -> list[Any]:
             node = next(v.producer() for v in node.inputs if v is not None and v.producer() is not None)
         found[id(node)] = node
     return sorted(found.values(), key=lambda node: order[id(node)])
+
+
+def _reads_table(node: Any) -> bool:
+    """Whether a node gathers rows of a weight: the embedding, or learned positions."""
+    if node.op_type != "Gather":
+        return bool(node.op_type == "GatherBlockQuantized")
+    value = node.inputs[0]
+    while value.producer() is not None:
+        if value.producer().op_type not in ("Cast", "Transpose"):
+            return False
+        value = value.producer().inputs[0]
+    return value.const_value is not None and len(value.const_value.shape) > 1
 
 
 def _has_head_norm(value: Any) -> bool:

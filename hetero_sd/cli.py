@@ -26,6 +26,13 @@ example:
 For a bundle that cannot run here: `run.py --prompts FILE --save-logits F` on the device, then `--from F` here.
 """
 
+_DOCTOR_EXAMPLE = """\
+example:
+  hetero-sd doctor            (on the device: python bundle/run.py --doctor)
+
+Exit code 1 if there is a problem.
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -66,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     v.add_argument("--from", dest="saved", metavar="F", type=Path, help="logits saved by run.py --save-logits")
     v.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
+    d = _command(commands, "doctor", "what this machine has, what is missing, and what mends it", _DOCTOR_EXAMPLE)
+    d.add_argument("bundle", metavar="DIR", type=Path, nargs="?", help="also look at the file system of this bundle")
+    d.add_argument("--opencl-lib", metavar="FILE", help="the OpenCL library to open (default: the usual names)")
+    d.add_argument("--json", action="store_true", help="print the findings as JSON")
+
     predict.add_options(_command(commands, "predict", "what a pair will cost on a board", predict.EXAMPLE))
     return parser
 
@@ -85,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted."""
     try:
         options = _parser().parse_args(arguments)
-        return {"compile": _compile, "verify": _verify, "predict": predict.run}[options.command](options)
+        commands = {"compile": _compile, "verify": _verify, "predict": predict.run, "doctor": _doctor}
+        return commands[options.command](options)
     except UserError as error:
         print(f"hetero-sd: error: {error}", file=sys.stderr)
         return 2
@@ -126,3 +139,9 @@ def _verify(options: argparse.Namespace) -> int:
     result = verify_bundle(options.bundle, options.against, options.prompts, options.saved)
     print(verify_json(result) if options.json else verify_text(result))
     return 0 if result.passed else 1
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from hetero_sd.runtime import doctor
+
+    return doctor.run(options.bundle, options.json, options.opencl_lib)

@@ -33,7 +33,8 @@ Loader = Callable[[Bundle, bool], Models]
 def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loader | None = None) -> int:
     """Run the command on the bundle in ``folder`` and return its exit code.
 
-    0 done, 2 a mistake of the user (one line on standard error), 130 interrupted, 141 the reader of the output left.
+    0 done, 1 the doctor found a problem, 2 a mistake of the user (one line on standard error), 130 interrupted, 141 the
+    reader of the output left.
 
     Args:
         folder: the bundle.
@@ -43,7 +44,14 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 must not end the run
     try:
-        _run(Path(folder), parse_options(arguments), load)
+        options = parse_options(arguments)
+        if options.doctor:
+            from hetero_sd.runtime import doctor
+
+            return doctor.run(Path(folder), options.json, options.opencl_lib)
+        if options.opencl_lib is not None:
+            os.environ["HSD_OPENCL_LIB"] = options.opencl_lib
+        _run(Path(folder), options, load)
         sys.stdout.flush()
         return 0
     except UserError as error:

@@ -59,7 +59,10 @@ def find() -> Path | None:
     if stated:
         return Path(stated)
     here = machine()
-    for folder in (SOURCES.parent / "lib" / here, cache_folder() / build_key(here)):
+    folders = [SOURCES.parent / "lib" / here]
+    if SOURCES.is_dir():  # a bundle carries the library alone
+        folders.append(cache_folder() / build_key(here))
+    for folder in folders:
         if (folder / LIBRARY).is_file():
             return folder / LIBRARY
     return None
@@ -78,7 +81,10 @@ def ensure() -> Path:
     Raises:
         UserError: there is none and it cannot be built here; one line says why.
     """
-    return find() or build(cache_folder() / build_key(machine()))
+    library = find()
+    if library is None and not SOURCES.is_dir():
+        raise UserError(f"there is no OpenCL runtime for {machine()} in {SOURCES.parent / 'lib'}, nor its source")
+    return library or build(cache_folder() / build_key(machine()))
 
 
 def load(library: Path | None = None) -> str:

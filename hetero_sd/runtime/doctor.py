@@ -1,0 +1,244 @@
+"""``hetero-sd doctor`` and ``run.py --doctor``: what this machine has, what is missing, and what mends it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from hetero_sd.runtime import machine
+from hetero_sd.runtime.opencl_probe import NO_PLATFORM, OpenCLState, probe
+from targets.errors import UserError
+from targets.mali import opencl_runtime
+from targets.mali.opencl_runtime.building import find_compiler
+
+OLDEST_GLIBC = (2, 28)  # what the wheels of TVM's runtime and our libraries ask for
+OLDEST_PYTHON = (3, 10)
+_PACKAGES = ("apache-tvm", "apache-tvm-ffi", "numpy", "tokenizers")
+_OPEN_DRIVERS = ("panfrost", "panthor")  # Mesa's; OpenCL through rusticl
+_FAT = ("vfat", "msdos", "exfat")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: ``ok``, ``note`` (works, but worth knowing) or ``problem``.
+        mend: the command or the act that mends it; "" where there is nothing to mend.
+    """
+
+    subject: str
+    level: str
+    text: str
+    mend: str = ""
+
+
+def examine(folder: Path | None = None, opencl_lib: str | None = None, root: Path = Path("/")) -> list[Finding]:
+    """Look at the machine, at the folder of a bundle if one is given, and at OpenCL.
+
+    Args:
+        folder: the bundle.
+        opencl_lib: the OpenCL library to open; None tries the usual ones.
+        root: where /proc, /sys and /dev are; another one in tests.
+    """
+    findings = [*_cpu(root), *_memory(root), *_software(), *(_folder(folder, root) if folder else ())]
+    state, nodes = probe(opencl_lib), machine.gpu_nodes(root)
+    return [*findings, *opencl_findings(state, nodes, _kernel_release(root)), _runtime()]
+
+
+def run(folder: Path | None, as_json: bool, opencl_lib: str | None = None) -> int:
+    """Print what :func:`examine` finds; return 0, or 1 if there is a problem among it."""
+    findings = examine(folder, opencl_lib)
+    print(report_json(findings) if as_json else report_text(findings))
+    return int(any(finding.level == "problem" for finding in findings))
+
+
+def report_text(findings: list[Finding]) -> str:
+    """Return one line a finding, and its mend on a line of its own."""
+    marks = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
+    width = max(len(finding.subject) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{marks[finding.level]}  {finding.subject:{width}}  {finding.text}")
+        if finding.mend:
+            lines.append(f"{'':{width + 11}}  -> {finding.mend}")
+    return "\n".join(lines)
+
+
+def report_json(findings: list[Finding]) -> str:
+    """Return the findings as a JSON list."""
+    return json.dumps([asdict(finding) for finding in findings], indent=1)
+
+
+def _cpu(root: Path) -> Iterator[Finding]:
+    found = machine.clusters(root)
+    if not found:
+        yield Finding("cpu", "note", "/proc/cpuinfo names no CPU")
+    for cluster in found:
+        clock = f", {cluster.min_mhz} to {cluster.max_mhz} MHz" if cluster.max_mhz else ", clock unknown"
+        capacity = f", capacity {cluster.capacity}" if cluster.capacity else ""
+        text = f"{len(cluster.cpus)} x {cluster.name} (CPUs {_ranges(cluster.cpus)}){clock}{capacity}"
+        if cluster.usable != cluster.cpus:
+            usable = _ranges(cluster.usable) or "none"
+            yield Finding("cpu", "note", f"{text}; this process may use {usable}", "start it without taskset")
+        elif cluster.governor in ("powersave", "ondemand", "conservative", "schedutil"):
+            mend = "echo performance | sudo tee " + " ".join(
+                f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor" for cpu in cluster.cpus
+            )
+            yield Finding("cpu", "note", f"{text}; governor {cluster.governor}: clocks vary during measurements", mend)
+        else:
+            yield Finding("cpu", "ok", text + (f"; governor {cluster.governor}" if cluster.governor else ""))
+
+
+def _memory(root: Path) -> Iterator[Finding]:
+    sizes = machine.memory_bytes(root)
+    total, free = (sizes[name] / 1e9 for name in ("total", "available"))
+    text = f"{total:.1f} GB, {free:.1f} GB available"
+    if total and free < 0.2 * total:
+        yield Finding(
+            "memory", "note", f"{text}: weights may be read from storage again and again", "end other programs"
+        )
+    else:
+        yield Finding("memory", "ok", text)
+
+
+def _software() -> Iterator[Finding]:
+    python = platform.python_version()
+    if sys.version_info < OLDEST_PYTHON:
+        yield Finding("python", "problem", f"Python {python} is older than 3.10", "install Python 3.10 or newer")
+    else:
+        yield Finding("python", "ok", f"Python {python} on {platform.machine()}")
+    version = machine.glibc_version()
+    name = ".".join(map(str, version))
+    if version == (0,):
+        yield Finding("glibc", "problem", "the C library is not glibc", "use a system with glibc 2.28 or newer")
+    elif version < OLDEST_GLIBC:
+        yield Finding("glibc", "problem", f"glibc {name} is older than 2.28", "use Debian 10, Ubuntu 20.04 or newer")
+    else:
+        yield Finding("glibc", "ok", f"glibc {name}")
+    for package in _PACKAGES:
+        try:
+            yield Finding("package", "ok", f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            yield Finding("package", "problem", f"no package {package}", f"{sys.executable} -m pip install {package}")
+
+
+def _folder(folder: Path, root: Path) -> Iterator[Finding]:
+    mount = machine.mount_of(folder, root)
+    if mount is None:
+        return
+    where = f"{folder} is on {mount.kind} at {mount.point}"
+    if "noexec" in mount.options:
+        mend = f"sudo mount -o remount,exec {mount.point}"
+        yield Finding("folder", "problem", f"{where}, mounted noexec: its libraries cannot be loaded", mend)
+    elif mount.kind in _FAT:
+        yield Finding("folder", "note", f"{where}: no permissions, and files of at most 4 GB on FAT32")
+    elif "ro" in mount.options:
+        yield Finding("folder", "ok", f"{where}, read-only: the bundle writes nothing there")
+    else:
+        yield Finding("folder", "ok", where)
+
+
+def opencl_findings(state: OpenCLState, nodes: list[machine.GpuNode], kernel_release: str) -> list[Finding]:
+    """Judge what was found of OpenCL; the first usable GPU settles it."""
+    findings = [*_nodes(nodes)]
+    drivers = {node.driver for node in nodes}
+    absent = "problem" if nodes else "note"  # a machine without a GPU needs no OpenCL
+    if state.library is None:
+        tried = "; ".join(f"{name}: {reason}" for name, reason in state.tried.items())
+        findings.append(Finding("opencl", absent, f"no loader ({tried})", "sudo apt-get install ocl-icd-libopencl1"))
+    elif state.status != 0:
+        code = "CL_PLATFORM_NOT_FOUND_KHR" if state.status == NO_PLATFORM else f"status {state.status}"
+        text = f"{state.library} finds no driver ({code})"
+        findings.append(Finding("opencl", absent, text, _driver_mend(drivers)))
+    for name, version, devices in state.platforms:
+        if devices == 0 and "rusticl" in name.lower() and not os.environ.get("RUSTICL_ENABLE"):
+            mend = f"export RUSTICL_ENABLE={'panfrost' if drivers & set(_OPEN_DRIVERS) else 'DRIVER'}"
+            findings.append(Finding("opencl", "problem", f"{name} ({version}) has no device: it is not enabled", mend))
+        elif devices == 0:
+            findings.append(Finding("opencl", "problem", f"{name} ({version}) has no device", _driver_mend(drivers)))
+    for device in state.devices:
+        text = f"{device.name} ({device.kind}, {device.platform}), {device.version}, driver {device.driver}"
+        findings.append(Finding("opencl", "ok" if device.kind == "gpu" else "note", text))
+        features = ", ".join(("" if there else "no ") + name for name, there in device.features.items())
+        limits = (
+            f"{device.compute_units} units, work-groups up to {device.max_work_group}, buffers up to "
+            f"{device.max_alloc_bytes / 2**20:.0f} MiB of {device.global_bytes / 2**20:.0f}, "
+            f"{device.local_bytes / 2**10:.0f} KiB local"
+        )
+        findings.append(Finding("opencl", "ok", f"{features}; {limits}"))
+        findings += _versions(device.driver + " " + device.version, kernel_release)
+    if state.devices and all(device.kind != "gpu" for device in state.devices):
+        mend = _driver_mend(drivers) if nodes else ""
+        findings.append(Finding("opencl", absent, "no GPU among the devices", mend))
+    return findings
+
+
+def _runtime() -> Finding:
+    """Say whether our OpenCL runtime lies ready or can be built; it is needed only where kernels go to a GPU."""
+    library = opencl_runtime.find()
+    if library is not None:
+        return Finding("opencl", "ok", f"runtime {library}")
+    try:
+        compiler = find_compiler(opencl_runtime.machine())
+    except UserError as error:
+        return Finding("opencl", "note", str(error))
+    return Finding("opencl", "ok", f"the runtime will be built with {compiler} when it is first needed")
+
+
+def _nodes(nodes: list[machine.GpuNode]) -> Iterator[Finding]:
+    for node in nodes:
+        if node.usable:
+            yield Finding("gpu", "ok", f"{node.path}, kernel driver {node.driver}")
+        else:
+            user = getpass.getuser()
+            mend = f"sudo usermod -aG {node.group} {user}, then log in again"
+            if node.group in ("", "root"):
+                mend = f"sudo chmod 666 {node.path}"
+            yield Finding("gpu", "problem", f"{user} may not open {node.path} (kernel driver {node.driver})", mend)
+
+
+def _driver_mend(drivers: set[str]) -> str:
+    if drivers & set(_OPEN_DRIVERS):
+        return "sudo apt-get install mesa-opencl-icd, then export RUSTICL_ENABLE=panfrost"
+    if "mali" in drivers:
+        return "install the board vendor's libmali and write its path into /etc/OpenCL/vendors/mali.icd"
+    return "no Mali kernel driver is loaded either; for a trial on the CPU: sudo apt-get install pocl-opencl-icd"
+
+
+def _versions(user_space: str, kernel: str) -> Iterator[Finding]:
+    """Compare Arm's release numbers, such as g13p0, where both sides of the driver state one."""
+    pattern = r"\b([gr]\d+p\d+)"
+    above, below = re.search(pattern, user_space), re.search(pattern, kernel)
+    if above and below and above[1] != below[1]:
+        text = f"libmali is {above[1]} and the kernel driver {below[1]}: they must be of one release"
+        yield Finding("opencl", "problem", text, f"install the libmali of release {below[1]}")
+
+
+def _kernel_release(root: Path) -> str:
+    """Return what Arm's kernel driver says of its release; "" without one."""
+    for module in ("mali_kbase", "bifrost_kbase", "midgard_kbase", "mali"):
+        try:
+            return (root / "sys/module" / module / "version").read_text("ascii", errors="replace").strip()
+        except OSError:
+            continue
+    return ""
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """Write CPU numbers as the kernel does: 0-3,6."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)

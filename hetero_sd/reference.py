@@ -29,14 +29,18 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 @dataclass
 class Cache:
-    """Keys and values of the tokens so far: past_key_values.{i}.key / .value, [batch, kv_heads, n, head_dim]."""
+    """Keys and values of the tokens so far: past_key_values.{i}.key / .value, [batch, kv_heads, n, head_dim].
+
+    An export without a cache is run on the whole text each time: `tokens` are those so far.
+    """
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:
         """Tokens in the cache."""
-        return next((int(a.shape[2]) for a in self.arrays.values()), 0)
+        return next((int(a.shape[2]) for a in self.arrays.values()), len(self.tokens))
 
 
 class ReferenceModel:
@@ -44,7 +48,7 @@ class ReferenceModel:
 
     Attributes:
         path: the ONNX file.
-        layers: number of layers.
+        layers: number of layers in the cache; 0: the export has no cache.
     """
 
     def __init__(self, path: Path, threads: int = 0) -> None:
@@ -77,6 +81,9 @@ class ReferenceModel:
         ids = np.asarray(token_ids, np.int64).reshape(-1)
         if not ids.size:
             raise UserError("there are no tokens to run the reference on")
+        if not self.layers:
+            cache.tokens += ids.tolist()
+            return np.asarray(self.run(np.array([cache.tokens], np.int64))["logits"][0][-len(ids) :])
         logits, done = [], 0
         while done < len(ids):
             width = 1 if self._one_at_a_time and cache.length else _CHUNK
@@ -121,7 +128,7 @@ class ReferenceModel:
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **past}
         heads, dim = self._kv_shape
         feed = {
-            name: np.ascontiguousarray(given.get(name, np.zeros((batch, heads, 0, dim))), dtype)
+            name: np.ascontiguousarray(given[name] if name in given else np.zeros((batch, heads, 0, dim)), dtype)
             for name, dtype in self._dtypes.items()
         }
         try:

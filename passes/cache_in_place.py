@@ -63,12 +63,15 @@ class CacheInPlace:
         def rope(bb: Any, call: Any) -> Any:
             return relax.Call("hsd.rope", [*call.args[:3], pos], call.attrs)
 
+        def learned_positions(bb: Any, call: Any) -> Any:
+            return relax.Call("hsd.learned_positions", [*call.args[:2], pos], call.attrs)
+
         ids, weights = others[0], others[1:]
         out = rebuild(
             func,
             [ids, pos, *caches, *weights],
             replaced,
-            {"hsd.attention": attention, "hsd.rope": rope},
+            {"hsd.attention": attention, "hsd.rope": rope, "hsd.learned_positions": learned_positions},
             outputs=lambda bb, body: _first(bb, body),
         )
         return tvm.IRModule({"main": out})

@@ -8,6 +8,9 @@ semantics for tests. Tensors are [1, n, width]; head h of a row occupies columns
     hsd.embedding_nbits(q, scale, zero, ids) {bits, block, ...} hsd.linear_nbits(x, q, scale, zero) {bits, block, ...}
     hsd.rms_norm(x, w) {eps, groups}                            hsd.add_rms_norm(x, r, w) {eps} -> (x + r, norm)
     hsd.rope(x, cos, sin, pos) {heads, rotary_dim, interleaved} hsd.silu_mul(gate, up)
+    hsd.layer_norm(x, w, b) {eps}                               hsd.gelu_mul(gate, up) {tanh}
+    hsd.learned_positions(w, ids, pos)                          hsd.gelu(x) {tanh}
+    hsd.scale(x) {factor}                                       hsd.tanh(x)
     hsd.attention(q, k, v, past_k, past_v) {heads, kv_heads, scale, window, softcap} -> (o, present_k, present_v)
     hsd.attention_cached(q, k, v, keys, values, pos) {...}      hsd.argmax(logits) -> ids
     hsd.take_row(x, row)                                        row `row` of x, as [1, 1, width]
@@ -130,6 +133,31 @@ def _add_rms_norm_reference(bb: Any, attrs: Any, x: Any, r: Any, w: Any) -> Any:
     return relax.Tuple([total, y])
 
 
+def _layer_norm_reference(bb: Any, attrs: Any, x: Any, w: Any, b: Any) -> Any:
+    return bb.emit(R.nn.layer_norm(x, w, b, axes=[-1], epsilon=float(attrs["eps"])))
+
+
+def _gelu_reference(bb: Any, attrs: Any, x: Any) -> Any:
+    return bb.emit(R.nn.gelu_tanh(x) if int(attrs["tanh"]) else R.nn.gelu(x))
+
+
+def _gelu_mul_reference(bb: Any, attrs: Any, gate: Any, up: Any) -> Any:
+    return bb.emit(R.multiply(_gelu_reference(bb, attrs, gate), up))
+
+
+def _scale_reference(bb: Any, attrs: Any, x: Any) -> Any:
+    return bb.emit(R.multiply(x, relax.const(float(attrs["factor"]), "float32")))
+
+
+def _learned_positions_reference(bb: Any, attrs: Any, w: Any, ids: Any, pos: Any) -> Any:
+    n, width = shape_of(ids)[1], shape_of(w)[1]
+
+    def body(w: Any, pos: Any) -> Any:
+        return te.compute((1, n, width), lambda _, t, c: w[pos + t, c].astype("float32"), name="learned_positions")
+
+    return bb.emit_te(body, w, pos, primfunc_name_hint="learned_positions")
+
+
 def _rope_reference(bb: Any, attrs: Any, x: Any, cos: Any, sin: Any, pos: Any) -> Any:
     heads, rotary = int(attrs["heads"]), int(attrs["rotary_dim"])
     interleaved = bool(int(attrs["interleaved"]))
@@ -222,6 +250,16 @@ rms_norm = _operator("hsd.rms_norm", _same, _rms_norm_reference)
 add_rms_norm = _operator("hsd.add_rms_norm", lambda a, x, r, w: tvm.ir.TupleType([x, x]), _add_rms_norm_reference)
 rope = _operator("hsd.rope", _same, _rope_reference)
 silu_mul = _operator("hsd.silu_mul", _same, lambda bb, a, g, u: bb.emit(R.multiply(bb.emit(R.nn.silu(g)), u)))
+gelu = _operator("hsd.gelu", _same, _gelu_reference)
+gelu_mul = _operator("hsd.gelu_mul", _same, _gelu_mul_reference)
+tanh = _operator("hsd.tanh", _same, lambda bb, a, x: bb.emit(R.tanh(x)))
+scale = _operator("hsd.scale", _same, _scale_reference)
+layer_norm = _operator("hsd.layer_norm", _same, _layer_norm_reference)
+learned_positions = _operator(
+    "hsd.learned_positions",
+    lambda a, w, ids, pos: tensor([*shape_of(ids), shape_of(w)[1]]),
+    _learned_positions_reference,
+)
 attention = _operator("hsd.attention", _attention_type, _attention_reference)
 attention_cached = _operator(
     "hsd.attention_cached",

@@ -1,4 +1,8 @@
-"""mul(mul(g, sigmoid(g)), u) -> hsd.silu_mul(g, u): the gate of Llama's FFN as one operator (Shazeer 2020, SwiGLU)."""
+"""The gate of a gated FFN as one operator (Shazeer 2020, GLU variants).
+
+mul(mul(g, sigmoid(g)), u) -> hsd.silu_mul(g, u)      Llama and most others
+mul(hsd.gelu(g), u)        -> hsd.gelu_mul(g, u)      Gemma
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from passes import dialect as D
 
 @tvm.transform.module_pass(opt_level=0, name="FuseGatedFfn")
 class FuseGatedFfn:
-    """Fuse the gate of every gated FFN; either order of the two products is recognised."""
+    """Fuse the gate of every gated FFN; either order of its product is recognised."""
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
         """Rewrite the function `main`."""
@@ -22,6 +26,14 @@ class FuseGatedFfn:
             is_op("relax.sigmoid")(g), g
         )
         gated = is_op("relax.multiply")(silu, u) | is_op("relax.multiply")(u, silu)
+        activated = is_op("hsd.gelu")(g)
+        gelu_gated = is_op("relax.multiply")(activated, u) | is_op("relax.multiply")(u, activated)
+
+        def gelu_mul(call: Any, found: Any) -> Any:
+            value = found[activated]
+            return D.gelu_mul(found[g], found[u], tanh=int(value.attrs["tanh"]))
+
         out = tvm.IRModule(mod.functions)
-        out["main"] = rewrite_call(gated, lambda call, found: D.silu_mul(found[g], found[u]), mod["main"])
+        main = rewrite_call(gated, lambda call, found: D.silu_mul(found[g], found[u]), mod["main"])
+        out["main"] = rewrite_call(gelu_gated, gelu_mul, main)
         return relax.transform.DeadCodeElimination()(out)

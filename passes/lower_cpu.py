@@ -11,13 +11,13 @@ from tvm import relax
 from passes import dialect as D
 from targets.cortex_a.kernels.argmax import argmax
 from targets.cortex_a.kernels.attention import attention_cached
-from targets.cortex_a.kernels.elementwise import add, add_bias, silu_mul
+from targets.cortex_a.kernels.elementwise import add, add_bias, gelu, gelu_mul, scale, silu_mul, tanh
 from targets.cortex_a.kernels.embedding import embedding, embedding_nbits
 from targets.cortex_a.kernels.linear import linear
 from targets.cortex_a.kernels.linear_nbits import linear_nbits
-from targets.cortex_a.kernels.norm import add_rms_norm, rms_norm
+from targets.cortex_a.kernels.norm import add_rms_norm, layer_norm, rms_norm
 from targets.cortex_a.kernels.rope import rope
-from targets.cortex_a.kernels.take import take_columns, take_row
+from targets.cortex_a.kernels.take import learned_positions, take_columns, take_row
 from targets.cortex_a.tile import CpuTile
 from targets.errors import UserError
 
@@ -122,6 +122,36 @@ def _table(tile: CpuTile) -> dict[str, Legalise]:
         func = silu_mul(tile, n, _whole_vectors(tile, width, "an FFN size"))
         return _kernel(bb, func, f"silu_mul_{n}", list(call.args), call.ty)
 
+    def lower_gelu_mul(bb: Any, call: Any) -> Any:
+        _, n, width = _sizes(call.args[0])
+        func = gelu_mul(tile, n, _whole_vectors(tile, width, "an FFN size"), bool(int(call.attrs["tanh"])))
+        return _kernel(bb, func, f"gelu_mul_{n}", list(call.args), call.ty)
+
+    def lower_gelu(bb: Any, call: Any) -> Any:
+        _, n, width = _sizes(call.args[0])
+        func = gelu(tile, n, _whole_vectors(tile, width, "an FFN size"), bool(int(call.attrs["tanh"])))
+        return _kernel(bb, func, f"gelu_{n}", list(call.args), call.ty)
+
+    def lower_tanh(bb: Any, call: Any) -> Any:
+        _, n, width = _sizes(call.args[0])
+        return _kernel(bb, tanh(tile, n, _whole_vectors(tile, width, "a row")), f"tanh_{n}", list(call.args), call.ty)
+
+    def lower_scale(bb: Any, call: Any) -> Any:
+        _, n, width = _sizes(call.args[0])
+        func = scale(tile, n, _whole_vectors(tile, width, "a row"), float(call.attrs["factor"]))
+        return _kernel(bb, func, f"scale_{n}", list(call.args), call.ty)
+
+    def lower_layer_norm(bb: Any, call: Any) -> Any:
+        _, n, width = _sizes(call.args[0])
+        func = layer_norm(tile, n, _whole_vectors(tile, width, "a hidden size"), float(call.attrs["eps"]))
+        return _kernel(bb, func, f"layer_norm_{n}", list(call.args), call.ty)
+
+    def lower_learned_positions(bb: Any, call: Any) -> Any:
+        w, ids, _ = call.args
+        (rows, width), n = _sizes(w), _sizes(ids)[1]
+        func = learned_positions(n, rows, width, str(w.ty.dtype))
+        return _kernel(bb, func, f"learned_positions_{n}", list(call.args), call.ty)
+
     def lower_rope(bb: Any, call: Any) -> Any:
         x, cos, _, _ = call.args
         _, n, width = _sizes(x)
@@ -165,6 +195,12 @@ def _table(tile: CpuTile) -> dict[str, Legalise]:
         "hsd.rms_norm": lower_rms_norm,
         "hsd.add_rms_norm": lower_add_rms_norm,
         "hsd.silu_mul": lower_silu_mul,
+        "hsd.gelu_mul": lower_gelu_mul,
+        "hsd.gelu": lower_gelu,
+        "hsd.tanh": lower_tanh,
+        "hsd.scale": lower_scale,
+        "hsd.layer_norm": lower_layer_norm,
+        "hsd.learned_positions": lower_learned_positions,
         "hsd.rope": lower_rope,
         "hsd.attention_cached": lower_attention,
         "hsd.argmax": lower_argmax,

@@ -74,8 +74,11 @@ def _attr(node: Any, name: str, default: Any = None) -> Any:
     return node.attributes[name].value if name in node.attributes else default
 
 
-def _embedding(e: _Emitter, node: Any) -> _Value:
+def _gather(e: _Emitter, node: Any) -> _Value:
     w, transposed = e.weight(node.inputs[0])
+    if node.inputs[1].name != "input_ids":  # positions, which are past, past + 1, ... here
+        ids = e.values["input_ids"].expr
+        return _Value(e.emit(D.learned_positions(w, ids, relax.prim_value(e.past))))
     rows, columns = (int(d) for d in D.shape_of(w))
     vocab, width = (columns, rows) if transposed else (rows, columns)
     layout = "KN" if transposed else "NK"
@@ -138,11 +141,28 @@ def _add(e: _Emitter, node: Any) -> _Value:
 
 
 def _multiply(e: _Emitter, node: Any) -> _Value:
+    for value, other in (node.inputs, node.inputs[::-1]):
+        if _is_weight(other):  # a factor: the vocabulary has only one-element ones
+            factor = float(other.const_value.numpy().reshape(-1)[0])
+            return _Value(e.emit(D.scale(e.expr(value), factor=factor)))
     return _Value(e.emit(relax.op.multiply(*(e.expr(i) for i in node.inputs))))
 
 
 def _sigmoid(e: _Emitter, node: Any) -> _Value:
     return _Value(e.emit(relax.op.sigmoid(e.expr(node.inputs[0]))))
+
+
+def _gelu(e: _Emitter, node: Any) -> _Value:
+    return _Value(e.emit(D.gelu(e.expr(node.inputs[0]), tanh=int(_attr(node, "approximate", "none") == "tanh"))))
+
+
+def _tanh(e: _Emitter, node: Any) -> _Value:
+    return _Value(e.emit(D.tanh(e.expr(node.inputs[0]))))
+
+
+def _layer_norm(e: _Emitter, node: Any) -> _Value:
+    w, b = (e.weight(v)[0] for v in node.inputs[1:3])
+    return _Value(e.emit(D.layer_norm(e.expr(node.inputs[0]), w, b, eps=_attr(node, "epsilon", 1e-5))))
 
 
 def _rms_norm(e: _Emitter, node: Any) -> _Value:
@@ -194,13 +214,16 @@ def _split(e: _Emitter, node: Any) -> tuple[_Value, ...]:
 
 # operator -> (which inputs are computed values, how it is emitted); None: every input that is not a weight
 _EMIT: dict[tuple[str, str], tuple[tuple[int, ...], Callable[[_Emitter, Any], Any]]] = {
-    ("", "Gather"): ((1,), _embedding),
+    ("", "Gather"): ((), _gather),
     ("com.microsoft", "GatherBlockQuantized"): ((1,), _embedding_nbits),
     ("", "MatMul"): ((0,), _matmul),
     ("com.microsoft", "MatMulNBits"): ((0,), _matmul_nbits),
     ("", "Add"): ((0, 1), _add),
     ("", "Mul"): ((0, 1), _multiply),
     ("", "Sigmoid"): ((0,), _sigmoid),
+    ("", "Gelu"): ((0,), _gelu),
+    ("", "Tanh"): ((0,), _tanh),
+    ("", "LayerNormalization"): ((0,), _layer_norm),
     ("", "RMSNormalization"): ((0,), _rms_norm),
     ("", "Reshape"): ((0,), _reshape),
     ("", "RotaryEmbedding"): ((0,), _rope),

@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from passes.import_onnx.add_cache import add_cache
 from passes.import_onnx.canonical_products import canonical_products
 from passes.import_onnx.check_vocabulary import check_vocabulary
 from passes.import_onnx.exact_quantised import exact_quantised
 from passes.import_onnx.facts import DecoderFacts, RopeFacts, decoder_facts
 from passes.import_onnx.find_head_dim import find_head_dim
 from passes.import_onnx.fold_constants import fold_constants
+from passes.import_onnx.fuse_activations import fuse_activations
 from passes.import_onnx.fuse_attention import fuse_attention
 from passes.import_onnx.fuse_rms_norm import fuse_rms_norm
+from passes.import_onnx.learned_positions import learned_positions
 from passes.import_onnx.load import load
+from passes.import_onnx.lower_dequantize import lower_dequantize
 from passes.import_onnx.lower_group_query import lower_group_query
 from passes.import_onnx.norm_by_head import norm_by_head
 from passes.import_onnx.normalise_io_names import normalise_io_names
@@ -36,11 +40,15 @@ PIPELINE: list[Pass] = [
     upcast_to_float32,
     find_head_dim,
     fold_constants,
+    lower_dequantize,
     resolve_shapes,
     fuse_rms_norm,
     norm_by_head,
     split_packed,
     canonical_products,
+    fuse_activations,
+    add_cache,
+    learned_positions,
     fuse_attention,
     lower_group_query,
     exact_quantised,

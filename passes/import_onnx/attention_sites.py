@@ -12,7 +12,9 @@ from typing import Any
 
 from passes.import_onnx.state import Declined, Importing, attribute
 
-_BEFORE_SOFTMAX = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Reshape", "Max", "Min", "Clip", "Expand"}
+_BEFORE_SOFTMAX = {
+    *("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Reshape", "Max", "Min", "Clip", "Expand", "Tanh"),
+}
 _AFTER_SOFTMAX = {"Where", "IsNaN", "Cast", "Identity", "Reshape", "Expand", "Dropout", "Mul"}
 
 
@@ -31,6 +33,7 @@ class Site:
         scale: the operator's own factor on the scores.
         past: cache operands of the operator itself (key, value), or None: the export concatenates.
         present: the operator's own cache outputs, or None.
+        softcap: the operator's own cap c, scores becoming c * tanh(scores / c); 0: none, or left to be found.
     """
 
     node: Any
@@ -45,6 +48,7 @@ class Site:
     scale: float
     past: tuple[Any, Any] | None = None
     present: tuple[Any, Any] | None = None
+    softcap: float = 0.0
 
 
 def attention_sites(imp: Importing) -> Iterator[tuple[Any, Site | str]]:
@@ -88,8 +92,6 @@ def _back_to_product(value: Any) -> Any:
         seen.add(node)
         if node.op_type == "MatMul":
             return current
-        if node.op_type == "Tanh":
-            raise Declined("soft-capped scores (Tanh before the softmax) are not supported")
         if node.op_type in _BEFORE_SOFTMAX:
             todo.extend(v for v in node.inputs if v is not None)
     raise Declined("no product of query and key is found before the softmax")
@@ -119,8 +121,8 @@ def _multi_head(imp: Importing, node: Any) -> Site:
 
 
 def _attention(imp: Importing, node: Any) -> Site:
-    if attribute(node, "softcap", 0.0) or attribute(node, "qk_matmul_output_mode", 0):
-        raise Declined("soft-capped scores (softcap) are not supported")
+    if attribute(node, "qk_matmul_output_mode", 0):
+        raise Declined("the scores of Attention are an output")
     if len(node.outputs) > 3 and node.outputs[3].uses():
         raise Declined("the scores of Attention are used as an output")
     if _operand(node, 6) is not None:
@@ -144,6 +146,7 @@ def _operator(imp: Importing, node: Any, mask: int, causal: bool, past: int) -> 
         weights=None,
         output=node.outputs[0],
         scale=attribute(node, "scale", 0.0) or 1.0 / imp.facts["head_dim"] ** 0.5,
+        softcap=attribute(node, "softcap", 0.0) if node.op_type == "Attention" else 0.0,
         past=caches if caches[0] is not None else None,
         present=tuple(node.outputs[1:3]) if len(node.outputs) > 2 else None,
     )

@@ -1,6 +1,8 @@
 """Products and gates in the few forms that the vocabulary has.
 
-Gemm(x, W, b)            ->  Add(MatMul(x, W), b)         W transposed stays a Transpose of the initialiser
+Gemm(x, W, b)            ->  Add(MatMul(x, W), b)         W transposed stays a Transpose of the initialiser;
+                             rows flattened to [B * S, K] before it and back after it stay [B, S, K]
+x / 8                    ->  x * 0.125
 Reshape(x) to x's shape  ->  x
 x * Sigmoid(x)           is  SiLU already; a Swish node (opset 24) or com.microsoft.QuickGelu(alpha 1) becomes it
 """
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.shapes import Known, known_shapes, points
-from passes.import_onnx.state import Declined, Importing, PassLog, add_initializer, attribute, describe, emit
+from passes.import_onnx.state import Declined, Importing, PassLog, add_initializer, attribute, describe, emit, scalar
 
 
 def canonical_products(imp: Importing) -> PassLog:
@@ -33,17 +35,59 @@ def _replace(old: Any, new: Any) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
+def _rows(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> tuple[Any, list[Any]] | None:
+    """(value [B, S, K], values [B, S, N]) around a Gemm on flattened rows; [B, S, heads, K / heads] is made rows."""
+    x, y = node.inputs[0], node.outputs[0]
+    flat = x.producer()
+    users = [user for user, _ in y.uses()]
+    if flat is None or flat.op_type != "Reshape" or not users or any(u.op_type != "Reshape" for u in users):
+        return None
+    wide, backs = flat.inputs[0], [u.outputs[0] for u in users]
+    width = attribute(node, "transB", 0)
+    columns = int(node.inputs[1].const_value.shape[0 if width else 1]) if node.inputs[1].const_value is not None else 0
+    for k in known:
+        if wide not in k or len(k[wide].shape) not in (3, 4) or any(b not in k for b in backs):
+            return None
+        if x not in k or k[x].shape[-1] != np.prod(k[wide].shape[2:]):
+            return None
+        if any(k[b].shape != (*k[wide].shape[:2], columns) for b in backs):
+            return None
+    if len(known[0][wide].shape) == 4:
+        shape = add_initializer(imp.graph, f"{x.name}.shape", np.array([0, 0, known[0][x].shape[-1]], np.int64))
+        wide = emit(node, "Reshape", [wide, shape], {"allowzero": 0}, outputs=[f"{x.name}.rows"]).outputs[0]
+    return wide, backs
+
+
+def _div(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
+    divisor = scalar(node.inputs[1])
+    if not divisor or node.inputs[1].const_value.dtype.is_integer():
+        return False
+    y = node.outputs[0]
+    factor = add_initializer(imp.graph, f"{y.name}.factor", np.array(1.0 / divisor, np.float32))
+    _replace(y, emit(node, "Mul", [node.inputs[0], factor], outputs=[f"{y.name}.scaled"]).outputs[0])
+    return True
+
+
 def _gemm(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
     if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0 or attribute(node, "transA", 0):
         raise Declined("alpha, beta or transA is not neutral")
     x, weight, *bias = node.inputs
+    rows = _rows(imp, node, known)
+    x = x if rows is None else rows[0]
     if attribute(node, "transB", 0):
         name = f"{weight.name}.transposed"
         weight = emit(node, "Transpose", [weight], {"perm": [1, 0]}, outputs=[name]).outputs[0]
     product = emit(node, "MatMul", [x, weight], name=node.name, outputs=[f"{node.outputs[0].name}.product"]).outputs[0]
     if bias and bias[0] is not None:
         product = emit(node, "Add", [product, bias[0]], outputs=[f"{node.outputs[0].name}.biased"]).outputs[0]
-    _replace(node.outputs[0], product)
+    if rows is None:
+        _replace(node.outputs[0], product)
+        return True
+    for back in rows[1]:
+        product.shape, product.type = back.shape, back.type
+        for k in known:
+            k[product] = k[back]
+        back.replace_all_uses_with(product, replace_graph_outputs=True)
     return True
 
 
@@ -81,6 +125,7 @@ def _swish(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
 
 _REWRITES = {
     ("", "Gemm"): _gemm,
+    ("", "Div"): _div,
     ("", "Reshape"): _reshape,
     ("", "Swish"): _swish,
     ("com.microsoft", "QuickGelu"): _swish,

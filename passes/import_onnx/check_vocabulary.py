@@ -72,8 +72,12 @@ def _weight_operator(node: Any) -> str:
 
 
 def _gather(node: Any) -> str:
-    if attribute(node, "axis", 0) or not is_weight(node.inputs[0]) or node.inputs[1].name != "input_ids":
+    if attribute(node, "axis", 0) or not is_weight(node.inputs[0]):
         return "only the embedding, a Gather of a weight by input_ids, is supported"
+    indices, maker = node.inputs[1], node.inputs[1].producer()
+    positions = indices.name == "position_ids" or (maker is not None and maker.op_type == "Positions")
+    if indices.name != "input_ids" and not positions:
+        return "only rows chosen by input_ids or by position are supported"
     return ""
 
 
@@ -91,6 +95,14 @@ def _nbits(node: Any) -> str:
 
 def _norm(node: Any) -> str:
     return "" if is_weight(node.inputs[1]) else "the scale is no weight"
+
+
+def _layer_norm(node: Any) -> str:
+    if attribute(node, "axis", -1) not in (-1, 2) or any(o.uses() for o in node.outputs[1:]):
+        return "only a norm of the last axis whose mean is not used is supported"
+    if len(node.inputs) < 3 or node.inputs[2] is None or not all(is_weight(v) for v in node.inputs[1:3]):
+        return "the scale and the bias are not both weights"
+    return ""
 
 
 def _split(node: Any) -> str:
@@ -119,8 +131,9 @@ def _add(node: Any) -> str:
 
 
 def _mul(node: Any) -> str:
-    if any(is_weight(v) for v in node.inputs):
-        return "a computed value is scaled by a constant (Gemma, Granite and their kind), which is not supported"
+    weights = [v for v in node.inputs if is_weight(v)]
+    if any(v.producer() is not None or v.const_value.size != 1 for v in weights) or len(weights) > 1:
+        return "a computed value is multiplied by a weight vector, which is not supported outside a norm"
     return ""
 
 
@@ -151,6 +164,9 @@ _CHECKS = {
     ("", "Mul"): _mul,
     ("", "Sigmoid"): _sigmoid,
     ("", "RMSNormalization"): _norm,
+    ("", "LayerNormalization"): _layer_norm,
+    ("", "Gelu"): _accept,
+    ("", "Tanh"): _accept,
     ("", "Split"): _split,
     ("", "RotaryEmbedding"): _accept,
     ("", "Attention"): _attention,

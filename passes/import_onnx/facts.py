@@ -38,7 +38,8 @@ class DecoderFacts:
         rope: None if no layer rotates.
         tied: embedding and head read the same initialiser.
         weight_dtype: "float32", "float16", "bfloat16", "int4" or "int8": of the largest share of the products' bytes.
-        family: hint for people and tokenizers: "llama", "qwen2" (biased q, k, v) or "qwen3" (q/k norm).
+        family: hint for people: "llama", "qwen2" (biased q, k, v), "qwen3" (q/k norm), "mistral" (a window), "phi3"
+            (packed products), "gemma2" (scaled embedding, soft caps), "gemma3" (without caps) or "gpt2" (layer norms).
         window: the largest sliding window of any layer in tokens, 0: none.
         batch: fixed batch size, or None if it is free.
         padding: what attention_mask may hide: "left and right", "right" or "none" (the mask reads none).
@@ -80,7 +81,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
     head_vocab, head_hidden = _product_size(head)
     _agree("vocabulary", {vocab, head_vocab}, "embedding and logits")
     _agree("hidden size", {hidden, head_hidden}, "embedding and head")
-    gates = [n for n in nodes if n.op_type == "Mul"]
+    gates = [n for n in nodes if n.op_type in ("Mul", "Gelu")]
     ffn = {width for n in gates for user, _ in n.outputs[0].uses() if (width := _product_size(user)[1])}
     return DecoderFacts(
         layers=layers,
@@ -111,7 +112,7 @@ def _agree(what: str, values: set[Any], where: str) -> Any:
 def _producer_of_logits(imp: Importing) -> Any:
     logits = next(v for v in imp.graph.outputs if v.name == "logits")
     node = logits.producer()
-    while node is not None and node.op_type == "Add":
+    while node is not None and node.op_type in ("Add", "Mul", "Tanh"):  # a bias, a scale or a soft cap
         node = next((v.producer() for v in node.inputs if v.producer() is not None), None)
     if node is None or node.op_type not in ("MatMul", "MatMulNBits"):
         raise UserError("the logits are not the product of the last norm with a head")
@@ -180,13 +181,23 @@ def _rope(imp: Importing, nodes: list[Any]) -> RopeFacts | None:
 
 
 def _family(nodes: list[Any]) -> str:
+    embedding = next(n for n in nodes if n.op_type in ("Gather", "GatherBlockQuantized"))
+    scaled = any(n.op_type == "Mul" and n.inputs[0].producer() is embedding for n in nodes)
+    if scaled and any(n.op_type == "Gelu" for n in nodes):
+        return "gemma2" if any(attribute(n, "softcap", 0.0) for n in nodes if n.op_type == "Attention") else "gemma3"
     if any(n.op_type == "Reshape" and n.outputs[0].uses() and not n.outputs[0].is_graph_output() for n in nodes):
         by_head = [n for n in nodes if n.op_type == "RMSNormalization" and n.inputs[0].producer().op_type == "Reshape"]
         if by_head:
             return "qwen3"
+    if any(n.op_type == "LayerNormalization" for n in nodes):
+        return "gpt2"
     biased = [n for n in nodes if n.op_type == "Add" and any(v.const_value is not None for v in n.inputs)]
     biased += [n for n in nodes if n.op_type == "MatMulNBits" and len(n.inputs) > 5 and n.inputs[5] is not None]
-    return "qwen2" if biased else "llama"
+    if biased:
+        return "qwen2"
+    if any(n.op_type == "Split" and len(n.outputs) == 2 for n in nodes):
+        return "phi3"
+    return "mistral" if any(attribute(n, "window", 0) for n in nodes if n.op_type == "CausalMask") else "llama"
 
 
 def _padding(imp: Importing, nodes: list[Any]) -> str:

@@ -19,7 +19,7 @@ def find_head_dim(imp: Importing) -> PassLog:
     Raises:
         UserError: no node that appends to the first cache tells it.
     """
-    if imp.facts["head_dim"] is not None:
+    if imp.facts["head_dim"] is not None or imp.facts.get("no_cache"):
         return PassLog("find_head_dim", 0)
     imp.facts["head_dim"] = 1
     known = known_shapes(imp, points(imp)[0])

@@ -15,6 +15,7 @@ from passes.import_onnx.shapes import Known, known_shapes, points, run_node
 from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant
 
 _MOST_ELEMENTS = 1024
+_LONGEST_VECTOR = 1 << 16  # norm weights: Gemma's norms multiply by 1 + weight
 
 
 def fold_constants(imp: Importing) -> PassLog:
@@ -22,12 +23,22 @@ def fold_constants(imp: Importing) -> PassLog:
     folded = 0
     for node in list(imp.graph):
         folded += _fold(imp, node)
-    removed = _remove_idle(imp, known_shapes(imp, points(imp)[0]) if imp.facts.get("head_dim") else {})
+    removed = _remove_idle(imp, known_shapes(imp, points(imp)[0]) if _sizes_known(imp) else {})
     return PassLog("fold_constants", folded + removed)
 
 
+def _sizes_known(imp: Importing) -> bool:
+    return bool(imp.facts.get("head_dim") or imp.facts.get("no_cache"))
+
+
+def _foldable(value: Any) -> np.ndarray | None:
+    """The numbers of a small constant or of a vector."""
+    numbers = constant(value, _LONGEST_VECTOR)
+    return numbers if numbers is not None and (numbers.size <= _MOST_ELEMENTS or numbers.ndim == 1) else None
+
+
 def _fold(imp: Importing, node: Any) -> bool:
-    inputs = [None if v is None else constant(v, _MOST_ELEMENTS) for v in node.inputs]
+    inputs = [None if v is None else _foldable(v) for v in node.inputs]
     if node.domain or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return False
     if any(x is None and v is not None for x, v in zip(inputs, node.inputs, strict=True)):
@@ -38,7 +49,8 @@ def _fold(imp: Importing, node: Any) -> bool:
         (result,) = run_node(node, inputs, imp.graph.opset_imports[""])
     except Exception:  # the reference evaluator lacks this operator: the node stays
         return False
-    if np.asarray(result).size > _MOST_ELEMENTS:
+    result = np.asarray(result)
+    if result.size > (_LONGEST_VECTOR if result.ndim == 1 else _MOST_ELEMENTS):
         return False
     value = add_initializer(imp.graph, f"{node.outputs[0].name}.folded", np.asarray(result))
     node.outputs[0].replace_all_uses_with(value)

@@ -26,7 +26,6 @@ from targets.errors import UserError
 _KNOWN_INPUTS = 9
 # attributes that change the result and are not translated: their neutral values
 _NEUTRAL = {
-    "softcap": (0.0,),
     "smooth_softmax": (0, -1),
     "qk_output": (0,),
     "k_quant_type": ("NONE",),
@@ -87,7 +86,7 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
         scale *= factor
     window = attribute(node, "local_window_size", -1)
     window = _prove_window(imp, node, window) if window > 0 else 0
-    mask = Mask(window, imp.input("attention_mask") is not None, 1.0)
+    mask = Mask(window, imp.input("attention_mask") is not None, 1.0, softcap=attribute(node, "softcap", 0.0))
     proven = Proven(query, key, value, past_key.name, past_value.name, heads, float(np.float32(scale)), mask, rope)
     output, *present = write_attention(imp, node, proven)
     output.shape = node.outputs[0].shape

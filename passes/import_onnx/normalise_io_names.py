@@ -43,7 +43,7 @@ def normalise_io_names(imp: Importing) -> PassLog:
         found[name] = value
     if "input_ids" not in found:
         raise UserError("the model has no input_ids; export the plain text-generation-with-past decoder")
-    layers = _layers(found, "past_key_values", "inputs")
+    layers = _layers(found, "past_key_values")
     made: dict[str, Any] = {}
     dropped = []
     for value in graph.outputs:
@@ -54,7 +54,10 @@ def normalise_io_names(imp: Importing) -> PassLog:
             made[name] = value
     if "logits" not in made:
         raise UserError(f"the model has no output named logits (it has {', '.join(v.name for v in graph.outputs)})")
-    if _layers(made, "present", "outputs") != layers:
+    if layers == 0:
+        for name in [n for n in made if n != "logits"]:  # a graph that starts a text and cannot go on with it
+            dropped.append(made.pop(name).name)
+    elif _layers(made, "present") != layers:
         raise UserError(f"the model takes caches of {layers} layers and gives back another number")
     _reorder(graph.inputs, found, layers, "past_key_values")
     _reorder(graph.outputs, made, layers, "present")
@@ -74,11 +77,10 @@ def _cache_name(name: str, prefix: str) -> str | None:
     return f"{prefix}.{int(layer.group())}.{'key' if kind.group()[0] == 'k' else 'value'}"
 
 
-def _layers(found: dict[str, Any], prefix: str, which: str) -> int:
+def _layers(found: dict[str, Any], prefix: str) -> int:
+    which = "inputs" if prefix.startswith("past") else "outputs"
     caches = {n for n in found if n.startswith(prefix)}
     layers = len(caches) // 2
-    if layers == 0:
-        raise UserError(f"the model has no key/value cache among its {which}; export text-generation-with-past")
     expected = {f"{prefix}.{i}.{kind}" for i in range(layers) for kind in ("key", "value")}
     if caches != expected:
         raise UserError(f"the {which} have the caches {', '.join(sorted(caches))}, not a key and a value per layer")
@@ -99,8 +101,9 @@ def _reorder(values: Any, found: dict[str, Any], layers: int, prefix: str) -> No
 def _name_dimensions(imp: Importing, found: dict[str, Any], made: dict[str, Any]) -> None:
     batch = found["input_ids"].shape[0]
     batch = batch if isinstance(batch, int) else None
-    cache = found["past_key_values.0.key"].shape
-    if not isinstance(cache[1], int):
+    first = found.get("past_key_values.0.key")
+    cache = (None,) * 4 if first is None else first.shape
+    if first is not None and not isinstance(cache[1], int):
         raise UserError("the number of key/value heads is not fixed in the cache inputs; export with a fixed one")
     for name, value in found.items():
         free = _FREE.get(name, ("batch", cache[1], "past_sequence_length", cache[3]))
@@ -114,4 +117,5 @@ def _name_dimensions(imp: Importing, found: dict[str, Any], made: dict[str, Any]
         tail = ["sequence_length", last] if name == "logits" else [cache[1], "total_sequence_length", cache[3]]
         value.shape = ir.Shape([batch or "batch", *tail])
     imp.facts.update(batch=batch, kv_heads=cache[1], layers=sum(n.endswith(".key") for n in found))
+    imp.facts["no_cache"] = first is None
     imp.facts["head_dim"] = cache[3] if isinstance(cache[3], int) else None

@@ -31,6 +31,7 @@ class Mask:
         scale: factor the export applies to the scores between product and softmax.
         notes: what a reader of the log should know, as sentences.
         many_tokens_after_past: whether the export itself can run several new tokens after a past.
+        softcap: a scaled score s becomes softcap * tanh(s / softcap) before it is masked; 0: it stays.
     """
 
     window: int
@@ -38,6 +39,7 @@ class Mask:
     scale: float
     notes: tuple[str, ...] = ()
     many_tokens_after_past: bool = True
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,25 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
     Raises:
         Declined: it depends on a weight, biases what it shows, or differs from the formula.
     """
-    if site.causal:
+    if site.causal and not imp.facts.get("no_cache"):
         raise Declined("the causal flag of the operator is not supported; export with a mask")
+    if site.causal and site.masked is None:
+        return Mask(0, False, 1.0, softcap=site.softcap)
     if site.masked is None:
         raise Declined("there is no mask and the attention is not causal")
     cut = [] if site.scores is None else [site.scores]
     piece = Piece(imp, cut, site.masked)
     rng = np.random.default_rng(0)
-    scale, declined, runs = 1.0, [], []
+    scale, cap = 1.0, site.softcap
+    declined: list[str] = []
+    runs: list[tuple[Case, np.ndarray]] = []
     for case in _cases(imp, "attention_mask" in piece.uses):
         try:
-            seen, factor = _run(piece, site, case, heads, rng)
+            if site.scores is not None and not runs:
+                cap = _cap(piece, site, case, heads)
+            seen, factor = _run(piece, site, case, heads, rng, cap)
+            if site.causal:
+                seen = seen & visible(case.at, case.attention_mask(), 0, False)
         except Declined as reason:
             if case.at.past == 0 or case.at.new == 1:
                 raise
@@ -94,22 +104,41 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
     notes = declined[:1]
     if "position_ids" in piece.uses:
         notes.append("the mask reads position_ids: it is proven for positions that go on from the past")
-    return Mask(window, padding, scale, tuple(notes), not declined)
+    return Mask(window, padding, scale, tuple(notes), not declined, cap)
 
 
 def _cases(imp: Importing, padded: bool) -> Iterator[Case]:
     """The longest past first: it tells the window. Only what fits the context is asked of the mask."""
     batch, longest = imp.facts["batch"] or 2, imp.context
     sizes = [(1, longest - 1), (min(40, longest), 0), (3, 5), (1, 9)]
+    if imp.facts.get("no_cache"):
+        sizes = [(longest, 0), (min(40, longest), 0), (1, 0)]
     unpadded = [Case(Point(batch, new, past), (0,) * batch) for new, past in sizes]
     some = tuple(range(1, batch + 1))
     sides = [(6, 0, True), (3, 5, True), (1, 9, True), (6, 0, False)]
+    sides = [(new, past, left) for new, past, left in sides if not (past and imp.facts.get("no_cache"))]
     pads = [Case(Point(batch, new, past), some, left) for new, past, left in sides] if padded else []
     yield from (case for case in unpadded + pads if case.at.new + case.at.past <= longest)
 
 
-def _run(piece: Piece, site: Site, case: Case, heads: int, rng: np.random.Generator) -> tuple[np.ndarray, float | None]:
-    """(visible [batch, new, total], factor on the scores)."""
+def _scores_shape(site: Site, at: Point, heads: int) -> tuple[int, ...]:
+    rank3 = site.scores.shape is not None and len(site.scores.shape) == 3
+    lead = (at.batch * heads,) if rank3 else (at.batch, heads)
+    return (*lead, at.new, at.past + at.new)
+
+
+def _cap(piece: Piece, site: Site, case: Case, heads: int) -> float:
+    """Where scores end that grow without limit: the soft cap, or 0 if they do not end."""
+    largest = np.float32(1e6)
+    top = piece.run(case.at, {site.scores: np.full(_scores_shape(site, case.at, heads), largest)})
+    cap = float(top.max())
+    return cap if 0 < cap < 1e3 else 0.0
+
+
+def _run(
+    piece: Piece, site: Site, case: Case, heads: int, rng: np.random.Generator, cap: float
+) -> tuple[np.ndarray, float | None]:
+    """(visible [batch, new, total], factor on the scores before the cap)."""
     at, mask = case.at, case.attention_mask()
     total = at.past + at.new
     inputs: dict[str, Any] = {"attention_mask": mask} if "attention_mask" in piece.uses else {}
@@ -119,12 +148,18 @@ def _run(piece: Piece, site: Site, case: Case, heads: int, rng: np.random.Genera
             shown = _shown(shown, np.zeros_like(shown), 1.0)
         full = np.broadcast_to(shown.reshape((1,) * (4 - shown.ndim) + shown.shape), (at.batch, heads, at.new, total))
         return _one_for_all_heads(full), None
-    rank3 = site.scores.shape is not None and len(site.scores.shape) == 3
-    shape = (at.batch * heads, at.new, total) if rank3 else (at.batch, heads, at.new, total)
+    shape = _scores_shape(site, at, heads)
     base = piece.run(at, {site.scores: np.zeros(shape, np.float32)}, **inputs)
     scores = rng.standard_normal(shape).astype(np.float32)
     masked = piece.run(at, {site.scores: scores}, **inputs)
     seen = base > _HIDDEN_BELOW
+    if cap:
+        straight = cap * np.arctanh(np.clip(masked / cap, -0.999, 0.999))
+        factor = float(np.median(straight[seen] / scores[seen]))
+        factor = float(np.float32(round(factor, 7)))
+        bent = cap * np.tanh(scores * (factor / cap))
+        shown = _shown(masked - bent, np.zeros_like(masked), 1.0)
+        return _one_for_all_heads(shown.reshape(at.batch, heads, at.new, total)), factor
     factor = float((masked[seen] * scores[seen]).sum() / (scores[seen] ** 2).sum())
     return _one_for_all_heads(_shown(masked, scores, factor).reshape(at.batch, heads, at.new, total)), factor
 

@@ -66,12 +66,21 @@ class Rotation:
 
     def run(self, x: np.ndarray, past: int, **inputs: np.ndarray) -> np.ndarray:
         """X [B, n, heads, head_dim] -> the same shape, past tokens being before it."""
+        if past and self.imp.facts.get("no_cache"):
+            return self._after_zeros(x, past, inputs)
         b, n, h, d = x.shape
         given = {"bsd": x.reshape(b, n, h * d), "bshd": x}[self._layout[0]]
         y = self.piece.run(Point(b, n, past), {self._source: np.ascontiguousarray(given)}, **inputs)
         if self._layout[1] in ("bhsd", "nsd"):
             return y.reshape(b, h, n, d).transpose(0, 2, 1, 3)
         return y.reshape(b, n, h, d)
+
+    def _after_zeros(self, x: np.ndarray, past: int, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """What a graph without cache computes for x when `past` other tokens stand before it in the text."""
+        before = ((0, 0), (past, 0))
+        if "position_ids" in inputs:
+            inputs = {**inputs, "position_ids": np.pad(inputs["position_ids"], before)}
+        return self.run(np.pad(x, (*before, (0, 0), (0, 0))), 0, **inputs)[:, past:]
 
     def at_positions(self, x: np.ndarray, first: int) -> np.ndarray:
         """Rotated as positions first, first + 1, ..."""
@@ -201,12 +210,15 @@ def _positions(rotation: Rotation, rope: Rope | None = None) -> str:
         return "input"
     if "attention_mask" not in uses:
         return "past"
-    if rope is None:
-        return "mask"
     x = rotation.random(3)
     mask = np.array(default_input(imp, "attention_mask", Point(rotation.batch, 3, 5)))
+    unpadded = rotation.run(x, 5, attention_mask=mask)
     mask[:, :2] = 0
     y = rotation.run(x, 5, attention_mask=mask)
+    if np.array_equal(y, unpadded):  # only its length is read
+        return "past"
+    if rope is None:
+        return "mask"
     counted = np.broadcast_to(np.arange(3, 6), x.shape[:2])
     _factor(y, rope.rotate(x, counted), "the positions do not count the tokens of attention_mask")
     return "mask"

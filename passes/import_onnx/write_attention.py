@@ -41,7 +41,7 @@ def write_attention(imp: Importing, before: Any, proven: Proven) -> tuple[Any, A
         "q_num_heads": proven.heads,
         "kv_num_heads": imp.facts["kv_heads"],
         "scale": proven.scale,
-        "softcap": 0.0,
+        "softcap": proven.mask.softcap,
     }
     past = [imp.input(proven.layer_key), imp.input(proven.layer_value)]
     name = proven.layer_key.replace("past_key_values.", "attention.").removesuffix(".key")
@@ -82,13 +82,14 @@ def _tables(imp: Importing, before: Any, rope: Rope) -> tuple[Any, Any, Any]:
     values = (
         add_initializer(imp.graph, f"rope{suffix}.cos", rope.cos),
         add_initializer(imp.graph, f"rope{suffix}.sin", rope.sin),
-        _positions(imp, before, rope.positions),
+        positions_value(imp, before, rope.positions),
     )
     shared.append((rope, values))
     return values
 
 
-def _positions(imp: Importing, before: Any, kind: str) -> Any:
+def positions_value(imp: Importing, before: Any, kind: str) -> Any:
+    """Where positions come from, "input", "past" or "mask", as a value [B, S]; made before a node if need be."""
     if kind == "input":
         return imp.input("position_ids")
     key = (DOMAIN, "Positions", "")

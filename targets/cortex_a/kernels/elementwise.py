@@ -1,4 +1,4 @@
-"""Elementwise kernels: residual and bias addition, the gate of a gated FFN."""
+"""Elementwise kernels: residual and bias addition, the gates of gated FFNs, activations, scaling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.cortex_a.kernels.vector_math import lanes_exp
+from targets.cortex_a.kernels.vector_math import lanes_exp, lanes_gelu, lanes_tanh
 from targets.cortex_a.tile import CpuTile
 
 
@@ -76,3 +76,61 @@ def silu_mul(tile: CpuTile, n: int, width: int) -> Any:
                     )
 
     return silu_mul
+
+
+@functools.cache
+def gelu_mul(tile: CpuTile, n: int, width: int, tanh: bool) -> Any:
+    """The PrimFunc (gate, up, y): y = gelu(gate) * up, all of [1, n, width]; `tanh`: which GELU (lanes_gelu)."""
+    lanes = tile.lanes
+
+    @T.prim_func(s_tir=True)
+    def gelu_mul(
+        gate: T.Buffer((1, n, width), "float32"),
+        up: T.Buffer((1, n, width), "float32"),
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for m, i in T.grid(n, width // lanes):
+            with T.sblock("vector"):
+                vm, vi = T.axis.remap("SS", [m, i])
+                for v in T.vectorized(lanes):
+                    y[0, vm, vi * lanes + v] = lanes_gelu(gate[0, vm, vi * lanes + v], tanh) * up[0, vm, vi * lanes + v]
+
+    return gelu_mul
+
+
+def gelu(tile: CpuTile, n: int, width: int, tanh: bool) -> Any:
+    """PrimFunc of x and y, both [1, n, width]: y is the GELU of x; `tanh`: which one (lanes_gelu)."""
+    return _unary(tile, n, width, "gelu tanh" if tanh else "gelu erf")
+
+
+def tanh(tile: CpuTile, n: int, width: int) -> Any:
+    """PrimFunc of x and y, both [1, n, width]: y is the hyperbolic tangent of x."""
+    return _unary(tile, n, width, "tanh")
+
+
+def scale(tile: CpuTile, n: int, width: int, factor: float) -> Any:
+    """The PrimFunc (x, y): y = factor * x, both of [1, n, width]."""
+    return _unary(tile, n, width, "scale", factor)
+
+
+@functools.cache
+def _unary(tile: CpuTile, n: int, width: int, kind: str, factor: float = 1.0) -> Any:
+    lanes = tile.lanes
+    function: Any = {
+        "gelu tanh": lambda x: lanes_gelu(x, tanh=True),
+        "gelu erf": lambda x: lanes_gelu(x, tanh=False),
+        "tanh": lanes_tanh,
+        "scale": lambda x: T.float32(factor) * x,
+    }[kind]
+
+    @T.prim_func(s_tir=True)
+    def unary(x: T.Buffer((1, n, width), "float32"), y: T.Buffer((1, n, width), "float32")):
+        T.func_attr({"tirx.noalias": True})
+        for m, i in T.grid(n, width // lanes):
+            with T.sblock("vector"):
+                vm, vi = T.axis.remap("SS", [m, i])
+                for v in T.vectorized(lanes):
+                    y[0, vm, vi * lanes + v] = function(x[0, vm, vi * lanes + v])
+
+    return unary

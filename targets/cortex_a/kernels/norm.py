@@ -1,4 +1,4 @@
-"""RMS normalisation, alone and fused with the residual addition before it.
+"""RMS normalisation, alone and fused with the residual addition before it, and layer normalisation.
 
 The sum of squares runs over a fixed number of lanes and folds them in a fixed tree, whatever the number of rows.
 """
@@ -86,3 +86,49 @@ def add_rms_norm(tile: CpuTile, n: int, width: int, eps: float) -> Any:
                         y[0, vm, i * lanes + v] = s[0, vm, i * lanes + v] * total[0] * w[i * lanes + v]
 
     return add_rms_norm
+
+
+@functools.cache
+def layer_norm(tile: CpuTile, n: int, width: int, eps: float) -> Any:
+    """The PrimFunc (x[1, n, width], w[width], b[width], y): y = (x - mean) / sqrt(variance + eps) * w + b."""
+    lanes = tile.lanes
+
+    @T.prim_func(s_tir=True)
+    def layer_norm(
+        x: T.Buffer((1, n, width), "float32"),
+        w: T.Buffer((width,), "float32"),
+        b: T.Buffer((width,), "float32"),
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for m in T.serial(n):
+            with T.sblock("row"):
+                vm = T.axis.spatial(n, m)
+                acc = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+                mean = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                total = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                for v in T.vectorized(lanes):
+                    acc[v] = T.float32(0)
+                for i in T.serial(width // lanes):
+                    for v in T.vectorized(lanes):
+                        acc[v] = acc[v] + x[0, vm, i * lanes + v]
+                mean[0] = T.float32(0)
+                for v in T.unroll(lanes):
+                    mean[0] = mean[0] + acc[v]
+                mean[0] = mean[0] * T.float32(1.0 / width)
+                for v in T.vectorized(lanes):
+                    acc[v] = T.float32(0)
+                for i in T.serial(width // lanes):
+                    for v in T.vectorized(lanes):
+                        acc[v] = T.fma(x[0, vm, i * lanes + v] - mean[0], x[0, vm, i * lanes + v] - mean[0], acc[v])
+                total[0] = T.float32(0)
+                for v in T.unroll(lanes):
+                    total[0] = total[0] + acc[v]
+                total[0] = T.float32(1) / T.sqrt(total[0] * T.float32(1.0 / width) + T.float32(eps))
+                for i in T.serial(width // lanes):
+                    for v in T.vectorized(lanes):
+                        y[0, vm, i * lanes + v] = T.fma(
+                            (x[0, vm, i * lanes + v] - mean[0]) * total[0], w[i * lanes + v], b[i * lanes + v]
+                        )
+
+    return layer_norm

@@ -1,4 +1,7 @@
-"""Copies of a part: one row of a prompt chunk (the head needs its last token only), one part of a packed product."""
+"""Copies of a part: one row of a prompt chunk, one part of a packed product, rows of a position table.
+
+The head needs the last token of a prompt only, hence the one row.
+"""
 
 from __future__ import annotations
 
@@ -36,3 +39,23 @@ def take_columns(n: int, width: int, start: int, part: int) -> Any:
                 y[0, vm, vi] = x[0, vm, start + vi]
 
     return take_columns
+
+
+@functools.cache
+def learned_positions(n: int, rows: int, width: int, dtype: str) -> Any:
+    """The PrimFunc (w[rows, width], ids[1, n], pos, y[1, n, width]): y = w[pos : pos + n] in float32; ids is unread."""
+
+    @T.prim_func(s_tir=True)
+    def learned_positions(
+        w: T.Buffer((rows, width), dtype),
+        ids: T.Buffer((1, n), "int64"),
+        pos: T.int64,
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for m, i in T.grid(n, width):
+            with T.sblock("value"):
+                vm, vi = T.axis.remap("SS", [m, i])
+                y[0, vm, vi] = T.Cast("float32", w[pos + vm, vi])
+
+    return learned_positions

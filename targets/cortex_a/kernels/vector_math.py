@@ -33,3 +33,21 @@ def lanes_exp(x: Any) -> Any:
 def lanes_tanh(x: Any) -> Any:
     """tanh(x) = 1 - 2 / (exp(2x) + 1) for float32 lanes."""
     return T.float32(1) - T.float32(2) / (lanes_exp(T.float32(2) * x) + T.float32(1))
+
+
+def lanes_gelu(x: Any, tanh: bool) -> Any:
+    """GELU, x * Phi(x), for float32 lanes (Hendrycks and Gimpel 2016).
+
+    tanh: their approximation 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+    Otherwise Phi through erf by formula 7.1.26 of Abramowitz and Stegun, absolute error 1.5e-7.
+    """
+    if tanh:
+        u = T.float32(0.7978845608) * x * (T.float32(1) + T.float32(0.044715) * x * x)
+        return x / (T.float32(1) + lanes_exp(T.float32(-2) * u))
+    size = tirx.max(x, T.float32(0) - x)
+    t = T.float32(1) / (T.float32(1) + T.float32(0.3275911 * 0.5**0.5) * size)
+    p = T.float32(1.061405429)
+    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        p = p * t + T.float32(c)
+    tail = p * t * lanes_exp(T.float32(-0.5) * x * x)
+    return tirx.max(x, T.float32(0)) - T.float32(0.5) * size * tail

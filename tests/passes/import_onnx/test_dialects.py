@@ -21,8 +21,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "llama-eager": {},  # no guard against NaN
     "llama-ids-only": {"padding": "none", "positions": "past"},
     "llama-yarn": {},  # tables with a scale
-    "mistral-window": {"window": 16},
-    "phi3-packed": {"layers": 1},  # q, k, v in one product, gate and up in another
+    "mistral-window": {"window": 16, "family": "mistral"},
+    "phi3-packed": {"layers": 1, "family": "phi3"},  # q, k, v in one product, gate and up in another
     "glm-interleaved": {"interleaved": True, "rotary_dim": 4, "family": "qwen2"},
     "smollm3-nope": {"layers": 2},  # the second layer does not rotate
     "olmo2-post-norm": {},  # norms after the products, q and k norm over all heads

@@ -97,9 +97,13 @@ def test_rotation_before_group_query_attention(edited: Any) -> None:
     assert (facts.rope.positions, facts.padding) == ("input", "right")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("softcap", 30.0), ("smooth_softmax", 1), ("qk_output", 1), ("kv_num_heads", 4)]
-)
+def test_soft_cap_of_group_query_attention(edited: Any) -> None:
+    path = edited("llama-genai-fp32", lambda p: [set_attribute(n, "softcap", 2.0) for n in group_queries(p)])
+    caps = [n.attributes["softcap"].value for n in check(path).model.graph if n.op_type == "Attention"]
+    assert caps == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(("name", "value"), [("smooth_softmax", 1), ("qk_output", 1), ("kv_num_heads", 4)])
 def test_group_query_attention_with_more_is_refused(edited: Any, name: str, value: Any) -> None:
     path = edited("llama-genai-fp32", lambda p: [set_attribute(n, name, value) for n in group_queries(p)])
     with pytest.raises(UserError, match=r"GroupQueryAttention \(node '/model/layers.0/attn/GroupQueryAttention'\)"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +16,13 @@ from passes.pack_weights import pack_quantised, to_panels
 from targets.boards import load_board
 from targets.cortex_a.kernels.argmax import argmax
 from targets.cortex_a.kernels.attention import attention_cached
-from targets.cortex_a.kernels.elementwise import add, add_bias, silu_mul
+from targets.cortex_a.kernels.elementwise import add, add_bias, gelu, gelu_mul, scale, silu_mul, tanh
 from targets.cortex_a.kernels.embedding import embedding, embedding_nbits
 from targets.cortex_a.kernels.linear import linear
 from targets.cortex_a.kernels.linear_nbits import linear_nbits
-from targets.cortex_a.kernels.norm import add_rms_norm, rms_norm
+from targets.cortex_a.kernels.norm import add_rms_norm, layer_norm, rms_norm
 from targets.cortex_a.kernels.rope import rope
-from targets.cortex_a.kernels.take import take_columns, take_row
+from targets.cortex_a.kernels.take import learned_positions, take_columns, take_row
 from targets.cortex_a.tile import CpuTile, cpu_tile
 from targets.cortex_a.tvm_target import tvm_target
 
@@ -253,3 +254,46 @@ def test_tiles_never_spill() -> None:
                 used = tile.rows(n) * tile.panel_vectors * tile.panels(n, 64)
                 assert used <= tile.accumulators < cluster.core.vector_registers
                 assert -(-n // tile.rows(n)) * tile.rows(n) < n + tile.rows(n)
+
+
+@TILES
+def test_activations(tile: CpuTile) -> None:
+    x = np.concatenate([np.linspace(-12, 12, 496), np.linspace(-1e-3, 1e-3, 16)]).astype(F32).reshape(1, 2, 256)
+    up, wide = normal(1, 2, 256, seed=1), x.astype(np.float64)
+    erf = np.vectorize(math.erf)(wide / 2**0.5)
+    by_tanh = 0.5 * wide * (1 + np.tanh((2 / np.pi) ** 0.5 * (wide + 0.044715 * wide**3)))
+    cases = [
+        (gelu(tile, 2, 256, True), (x,), by_tanh),
+        (gelu(tile, 2, 256, False), (x,), 0.5 * wide * (1 + erf)),
+        (gelu_mul(tile, 2, 256, True), (x, up), by_tanh * up),
+        (tanh(tile, 2, 256), (x,), np.tanh(wide)),
+        (scale(tile, 2, 256, 8.5), (x,), 8.5 * wide),
+    ]
+    for func, args, expected in cases:
+        y = run(func, *args, out=(x.shape, "float32"))
+        np.testing.assert_allclose(y, expected, atol=2e-6, rtol=1e-6)
+    wrong = run(gelu(tile, 2, 256, False), x, out=(x.shape, "float32"))
+    assert np.abs(wrong - by_tanh).max() > 1e-4  # the twin: the two GELUs are told apart
+    row = run(gelu(tile, 1, 256, True), x[:, :1], out=((1, 1, 256), "float32"))
+    assert np.array_equal(row, run(gelu(tile, 2, 256, True), x, out=(x.shape, "float32"))[:, :1])
+
+
+@TILES
+def test_layer_norm(tile: CpuTile) -> None:
+    x, w, b = normal(1, 3, 64) + F32(2), normal(64, seed=1), normal(64, seed=2)
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5) * w + b
+    y = run(layer_norm(tile, 3, 64, 1e-5), x, w, b, out=(x.shape, "float32"))
+    np.testing.assert_allclose(y, expected, atol=3e-6)
+    row = run(layer_norm(tile, 1, 64, 1e-5), x[:, 1:2], w, b, out=((1, 1, 64), "float32"))
+    assert np.array_equal(row, y[:, 1:2])
+    twin = run(layer_norm(tile, 3, 64, 1e-2), x, w, b, out=(x.shape, "float32"))
+    assert np.abs(twin - expected).max() > 3e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_learned_positions(dtype: str) -> None:
+    w, ids = normal(9, 6).astype(dtype), np.zeros((1, 3), np.int64)
+    y = run(learned_positions(3, 9, 6, dtype), w, ids, 4, out=((1, 3, 6), "float32"))
+    assert np.array_equal(y[0], w[4:7].astype(F32))
+    assert not np.array_equal(y[0], w[3:6].astype(F32))

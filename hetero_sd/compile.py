@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from costmodel.shape import DecoderShape
 from hetero_sd.build import BuiltModel, build_for_cpu
 from hetero_sd.bundle import copy_device_python, folder_bytes, new_bundle, write_launcher, write_requirements
 from hetero_sd.plan import DEFAULT_GAMMA, Plan, fastest_cluster, make_plan
+from hetero_sd.plan_prediction import plan_prediction
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.tokenizer_files import TokenizerFiles, find_tokenizer
@@ -89,9 +91,9 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
 
     with new_bundle(request.out) as folder:
         # 3. each model: import, lower, build, pack
-        models = {}
+        models, shapes = {}, {}
         for role, path in sources.items():
-            models[role] = _build(role, path, plan, core, tokenizer, folder, request, progress)
+            models[role], shapes[role] = _build(role, path, plan, core, tokenizer, folder, request, progress)
         _check_memory(board, models)
 
         # 4. what the device needs besides
@@ -108,7 +110,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
         with progress.step("hash the files"):
             contents = {
                 "models": {role: built.manifest for role, built in models.items()},
-                "plan": plan.to_json(),
+                "plan": {**plan.to_json(), "prediction": plan_prediction(board, plan, shapes)},
                 "board": board.to_json(),
                 "tokenizer": {"eos_ids": list(tokenizer.eos_ids), "vocab": tokenizer.vocab},
             }
@@ -126,8 +128,9 @@ def _build(
     folder: Path,
     request: CompileRequest,
     progress: Progress,
-) -> BuiltModel:
-    """Compile one model of the pair."""
+) -> tuple[BuiltModel, DecoderShape]:
+    """Compile one model of the pair; its shape is what its cost is predicted from."""
+    from passes.count_work import count_work
     from passes.import_onnx import canonicalise
 
     with progress.step(f"{role}: import {path.name}"):
@@ -139,7 +142,7 @@ def _build(
         )
     steps = plan.target_widths if role == "target" else plan.draft_widths
     with progress.step(f"{role}: compile for {core.name}, widths {', '.join(map(str, steps))}") as advance:
-        return build_for_cpu(
+        built = build_for_cpu(
             role,
             decoder,
             core,
@@ -151,6 +154,7 @@ def _build(
             advance,
             request.dump_ir and request.dump_ir / role,
         )
+    return built, count_work(decoder, path.name)
 
 
 def _check_memory(board: Board, models: dict[str, BuiltModel]) -> None:

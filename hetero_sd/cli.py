@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hetero_sd import predict
+from hetero_sd import acceptance, predict, sweep
 from targets.boards import board_names
 from targets.errors import UserError
 
@@ -79,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     d.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     predict.add_options(_command(commands, "predict", "what a pair will cost on a board", predict.EXAMPLE))
+    sweep.add_options(_command(commands, "sweep", "many predictions as a table", sweep.EXAMPLE))
+    acceptance.add_options(_command(commands, "acceptance", "measure how much a pair accepts", acceptance.EXAMPLE))
     return parser
 
 
@@ -97,7 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted."""
     try:
         options = _parser().parse_args(arguments)
-        commands = {"compile": _compile, "verify": _verify, "predict": predict.run, "doctor": _doctor}
+        commands = {
+            "compile": _compile,
+            "verify": _verify,
+            "predict": predict.run,
+            "sweep": sweep.run,
+            "acceptance": acceptance.run,
+            "doctor": _doctor,
+        }
         return commands[options.command](options)
     except UserError as error:
         print(f"hetero-sd: error: {error}", file=sys.stderr)

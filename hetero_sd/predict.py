@@ -209,16 +209,20 @@ def load_shapes(path: Path, formats: Sequence[str], context: int) -> tuple[Decod
 
 def alpha_file_of(options: argparse.Namespace) -> AlphaFile | None:
     """The file of --alpha-file, read; None without one."""
-    return None if options.alpha_file is None else read_alpha_file(options.alpha_file)
+    return None if options.alpha_file is None else read_alpha_file(options.alpha_file, options.sampled)
 
 
-def read_alpha_file(path: Path) -> AlphaFile:
-    """What `hetero-sd acceptance` wrote.
+def read_alpha_file(path: Path, sampled: bool = False) -> AlphaFile:
+    """What `hetero-sd acceptance` wrote, for greedy or sampled decoding.
 
     Raises:
         UserError: unreadable, or a probability outside [0, 1].
     """
     data = _read_json(path, "an acceptance file")
+    mode = "sampled" if sampled else "greedy"
+    data = data.get(mode, data)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: nothing was measured for {mode} decoding; measure it with `hetero-sd acceptance`")
     alpha = data.get("alpha_by_position")
     bounds = data.get("interval_by_position")
     if not isinstance(alpha, list) or not 1 <= len(alpha) <= MOST_GAMMA or not isinstance(bounds, list):

@@ -9,8 +9,9 @@
 #   opencl-c-headers      Khronos' header, which one test compares our declarations with
 #   g++, g++-aarch64-linux-gnu   build the runtime for this machine and for a board
 #
-# Without root, `pip install pyopencl pocl-binary-distribution` brings a loader and PoCL for x86-64: point
-# HSD_OPENCL_LIB at the libOpenCL inside the pyopencl package. Oclgrind has no such wheel.
+# Without root, `pip install pyopencl pocl-binary-distribution` brings a loader and PoCL for x86-64. Point HSD_OPENCL_LIB
+# at pyopencl/.libs/libOpenCL-*.so* and PYOPENCL_HOME at the folder pyopencl, without which that loader crashes.
+# Oclgrind has no such wheel.
 set -euo pipefail
 
 apt-get update -qq

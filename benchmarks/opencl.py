@@ -1,0 +1,213 @@
+"""What an OpenCL device costs before it computes: launches, copies against shared buffers, kernel times.
+
+    python benchmarks/opencl.py [--repeats 200] [--json]
+
+On PoCL the "GPU" is this machine's CPU, so the numbers show the runtime and the driver, not a Mali; on a board the same
+command feeds the cost model. The cold start compiles kernels, the second process loads them from the program cache
+(PoCL's own cache is switched off).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = (4 << 10, 256 << 10, 4 << 20)  # bytes: token ids and logits, a layer's activations, a cache
+ROWS, INNER, COLUMNS = 1, 1024, 1024
+
+
+def median_us(action: Callable[[], Any], repeats: int) -> float:
+    """Median microseconds of one call, after three that are not counted."""
+    times = []
+    for i in range(repeats + 3):
+        start = time.perf_counter()
+        action()
+        if i >= 3:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e6
+
+
+def launches(device: Any, opencl: Any, repeats: int) -> dict[str, float]:
+    """An empty kernel: the host's time to enqueue it, and the time until the host knows that it ran."""
+    empty = hand_written("__kernel void empty(__global float* y) {}")
+    y = new_tensor((16,), device)
+    pointer = ctypes.c_void_p(y.data_ptr())
+
+    def enqueue() -> None:
+        for _ in range(100):
+            empty(pointer, 1, 16)
+
+    def enqueue_and_wait() -> None:
+        empty(pointer, 1, 16)
+        device.sync()
+
+    enqueued_us = median_us(enqueue, max(3, repeats // 10)) / 100
+    device.sync()
+    waited_us = median_us(enqueue_and_wait, repeats)
+    with opencl.profile() as commands:
+        for _ in range(20):
+            empty(pointer, 1, 16)
+    on_device = statistics.median(command.seconds for command in commands) * 1e6
+    return {"enqueue": enqueued_us, "enqueue and wait": waited_us, "on the device": on_device}
+
+
+def hand_overs(device: Any, opencl: Any, repeats: int) -> dict[str, dict[str, float]]:
+    """Microseconds for the host to read a tensor after the device: copied, or shared and handed over and back."""
+    times: dict[str, dict[str, float]] = {}
+    for size in SIZES:
+        tensor = new_tensor((size // 4,), device)
+        opencl.host_view(tensor)
+        opencl.to_device(tensor)
+
+        def share(tensor: Any = tensor) -> None:
+            opencl.to_host(tensor, "read")
+            opencl.to_device(tensor)
+
+        times[f"{size >> 10} KiB"] = {
+            "copy": median_us(tensor.numpy, repeats),
+            "shared": median_us(share, repeats),
+        }
+    return times
+
+
+def kernels(device: Any, opencl: Any, library: Path, repeats: int) -> dict[str, float]:
+    """Microseconds on the device of each kernel of relu(x @ w)."""
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    vm = VirtualMachine(tvm.runtime.load_module(str(library)), [device, tvm.cpu()])
+    arguments = [new_tensor(shape, device) for shape in ((ROWS, INNER), (INNER, COLUMNS))]
+    vm["main"](*arguments)
+    found: dict[str, list[float]] = {}
+    with opencl.profile() as commands:
+        for _ in range(repeats):
+            vm["main"](*arguments)
+    for command in commands:
+        found.setdefault(command.name, []).append(command.seconds * 1e6)
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def first_results(library: Path) -> dict[str, float]:
+    """Seconds to the first result of a process without and with program binaries from an earlier one."""
+    with tempfile.TemporaryDirectory() as cache:
+        env = {**os.environ, "HSD_OPENCL_CACHE": cache, "POCL_KERNEL_CACHE": "0", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, __file__, "--first-result", str(library)]
+        runs = [subprocess.run(command, env=env, capture_output=True, text=True, check=True) for _ in range(2)]
+    return {name: float(run.stdout) for name, run in zip(("cold", "from the cache"), runs, strict=True)}
+
+
+def first_result(library: Path) -> float:
+    """Seconds from loading the module to its first result; imports are not counted."""
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    from targets.mali import opencl_runtime
+
+    opencl_runtime.load()
+    device = tvm.opencl()
+    arguments = [new_tensor(shape, device) for shape in ((ROWS, INNER), (INNER, COLUMNS))]
+    start = time.perf_counter()
+    vm = VirtualMachine(tvm.runtime.load_module(str(library)), [device, tvm.cpu()])
+    vm["main"](*arguments).numpy()
+    return time.perf_counter() - start
+
+
+def compile_library(folder: Path) -> Path:
+    """Compile relu(x @ w) for Mali with TVM's own schedules."""
+    import tvm
+    import tvm.s_tir.dlight as dl
+    from tvm import relax
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((ROWS, INNER), "float32"))
+    w = relax.Var("w", relax.TensorType((INNER, COLUMNS), "float32"))
+    with builder.function("main", [x, w]):
+        builder.emit_func_output(builder.emit(relax.op.nn.relu(relax.op.matmul(x, w))))
+    target = tvm.target.Target({"kind": "opencl", "device": "mali", "host": {"kind": "llvm"}})
+    with target:
+        module = relax.get_pipeline("zero")(builder.get())
+        schedules = [dl.gpu.GEMV(), dl.gpu.Matmul(), dl.gpu.Reduction(), dl.gpu.Fallback()]
+        module = dl.ApplyDefaultSchedule(*schedules)(module)
+    path = folder / "kernels.so"
+    relax.build(module, target).export_library(str(path))
+    return path
+
+
+def hand_written(source: str) -> Any:
+    """One kernel with one buffer, from TVM's serialized form of a module."""
+    import struct
+
+    import tvm_ffi
+
+    def text(string: str) -> bytes:
+        return struct.pack("<Q", len(string)) + string.encode()
+
+    name, tags = source.split("(")[0].split()[-1], ["blockIdx.x", "threadIdx.x"]
+    info = text(name) + struct.pack("<QBBHQ", 1, 3, 64, 1, len(tags)) + b"".join(map(text, tags))
+    info += struct.pack("<Qi", 1, 0)
+    code = text(f"// Function: {name}\n{source}\n")
+    load = tvm_ffi.get_global_func("ffi.Module.load_from_bytes.opencl")
+    return load(text("cl") + struct.pack("<Q", 1) + text(name) + info + code).get_function(name)
+
+
+def new_tensor(shape: tuple[int, ...], device: Any) -> Any:
+    """Uninitialised float32 on the device."""
+    import tvm
+
+    return tvm.runtime.empty(shape, "float32", device)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--first-result", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    if options.first_result is not None:
+        print(first_result(options.first_result))
+        return
+
+    import tvm
+
+    from targets.mali import opencl, opencl_runtime
+
+    opencl_runtime.load()
+    device = tvm.opencl()
+    with tempfile.TemporaryDirectory() as folder:
+        library = compile_library(Path(folder))
+        result = {
+            "device": opencl.devices()[0]["name"],
+            "launch_us": launches(device, opencl, options.repeats),
+            "hand_over_us": hand_overs(device, opencl, options.repeats),
+            "kernel_us": kernels(device, opencl, library, options.repeats),
+            "first_result_s": first_results(library),
+        }
+    if options.json:
+        print(json.dumps(result, indent=1))
+        return
+    print(f"device         {result['device']}")
+    for name, value in result["launch_us"].items():
+        print(f"launch         {value:9.1f} us  {name}")
+    for size, value in result["hand_over_us"].items():
+        print(f"read back      {value['copy']:9.1f} us  {size} copied, {value['shared']:.1f} us shared")
+    for name, value in result["kernel_us"].items():
+        print(f"kernel         {value:9.1f} us  {name}")
+    for name, value in result["first_result_s"].items():
+        print(f"first result   {value:9.2f} s   {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""TIR kernels for OpenCL: a work-item owns its outputs, so nothing is shared and no local memory is used.
+
+They keep the promises of the CPU kernels: one order of reduction for every number of rows, explicit fused
+multiply-add (the runtime switches contraction off), weights read once and in order from the same panels.
+Float16 is storage only: its bits travel as uint16 and are read with vload_half, which needs no extension.
+
+A PrimFunc may hold several kernels; TVM enqueues them in order. What one leaves for the next are scratch outputs, so
+that their memory is planned with everything else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.tirx.op import register_intrin_lowering
+
+register_intrin_lowering("tirx.fma", "opencl", f=lambda call: tirx.call_pure_extern(call.ty.dtype, "fma", *call.args))
+
+
+def storage(dtype: str) -> str:
+    """The type of a buffer of `dtype` inside a kernel: float16 travels as its bits."""
+    return "uint16" if dtype == "float16" else dtype
+
+
+def load_half(buffer: Any, *index: Any, lanes: int = 1) -> Any:
+    """`lanes` float16 values from `index` on, as float32."""
+    # The cast is written as a call, "(const __global half*)(&w[i])"; its TIR type is never used.
+    address = T.call_pure_extern("int32", "(const __global half*)", T.address_of(buffer[index]))
+    if lanes == 1:
+        return T.call_pure_extern("float32", "vload_half", 0, address)
+    return T.call_pure_extern(f"float32x{lanes}", f"vload_half{lanes}", 0, address)

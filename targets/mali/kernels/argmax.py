@@ -1,0 +1,65 @@
+"""Greedy choice on the device: the head's logits become token ids; equal logits give the lowest id."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tvm.script import tirx as T
+
+from targets.mali.tile import GpuTile
+
+PART = 256
+
+
+def argmax_parts(vocab: int) -> int:
+    """Candidates a row is first reduced to."""
+    return -(-vocab // PART)
+
+
+@functools.cache
+def argmax(tile: GpuTile, n: int, vocab: int) -> Any:
+    """The PrimFunc (logits[1, n, vocab], ids[1, n] int64, best, at[n, argmax_parts])."""
+    size, parts = tile.group, argmax_parts(vocab)
+    items = n * parts
+    groups, row_groups = -(-items // size), -(-n // size)
+
+    @T.prim_func(s_tir=True)
+    def argmax(
+        logits: T.Buffer((1, n, vocab), "float32"),
+        ids: T.Buffer((1, n), "int64"),
+        best: T.Buffer((n, parts), "float32"),
+        at: T.Buffer((n, parts), "int32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for g in T.thread_binding(groups, thread="blockIdx.x"):
+            for t in T.thread_binding(size, thread="threadIdx.x"):
+                with T.sblock("part"):
+                    vi = T.axis.spatial(items, g * size + t)
+                    T.where(g * size + t < items)
+                    top = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                    where = T.sblock_alloc_buffer((1,), "int32", scope="local")
+                    top[0] = T.float32(-3.4e38)
+                    where[0] = vi % parts * PART
+                    for i in T.serial(T.min(PART, vocab - vi % parts * PART)):
+                        if logits[0, vi // parts, vi % parts * PART + i] > top[0]:
+                            top[0] = logits[0, vi // parts, vi % parts * PART + i]
+                            where[0] = vi % parts * PART + i
+                    best[vi // parts, vi % parts] = top[0]
+                    at[vi // parts, vi % parts] = where[0]
+        for g in T.thread_binding(row_groups, thread="blockIdx.x"):
+            for t in T.thread_binding(size, thread="threadIdx.x"):
+                with T.sblock("row"):
+                    vm = T.axis.spatial(n, g * size + t)
+                    T.where(g * size + t < n)
+                    top = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                    where = T.sblock_alloc_buffer((1,), "int32", scope="local")
+                    top[0] = T.float32(-3.4e38)
+                    where[0] = 0
+                    for i in T.serial(parts):
+                        if best[vm, i] > top[0]:
+                            top[0] = best[vm, i]
+                            where[0] = at[vm, i]
+                    ids[0, vm] = T.Cast("int64", where[0])
+
+    return argmax

@@ -1,0 +1,39 @@
+"""How the kernels of a GPU are cut: columns and rows of one work-item, work-items of one group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from targets.device import Gpu
+
+
+@dataclass(frozen=True)
+class GpuTile:
+    """Sizes of the kernels for one GPU; none of them changes the order of a reduction.
+
+    Attributes:
+        group: work-items of a work-group, at most what the board's driver allows.
+        panel: columns of a packed weight panel, the layout that CPU kernels stream too.
+        lanes: float32 values in one 128-bit load, and keys in one tile of the key cache.
+        accumulators: float32 accumulators of one work-item that stay in its registers.
+    """
+
+    group: int = 64
+    panel: int = 16
+    lanes: int = 4
+    accumulators: int = 32
+
+    def rows(self, n: int, columns: int) -> int:
+        """Rows that one work-item computes, for its `columns`, when n rows are wanted."""
+        most = max(1, self.accumulators // columns)
+        tiles = -(-n // most)
+        return -(-n // tiles)
+
+    def vector(self, width: int) -> int:
+        """Values moved at once where rows have `width` of them."""
+        return next(v for v in (self.lanes, 2, 1) if width % v == 0)
+
+
+def gpu_tile(gpu: Gpu) -> GpuTile:
+    """The tile of a board's GPU: groups of 64 work-items, or fewer where the driver allows no more."""
+    return GpuTile(group=min(64, gpu.max_work_group_size))

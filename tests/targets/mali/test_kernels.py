@@ -1,0 +1,352 @@
+"""Every OpenCL kernel against numpy at even and odd sizes; rows split into steps are the same bits."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from targets.boards import load_board
+from targets.mali.tile import GpuTile, gpu_tile
+
+Array = npt.NDArray[Any]
+MALI, SMALL = GpuTile(), GpuTile(group=5, accumulators=16)
+F32 = np.float32
+Run = Callable[..., Array]
+
+
+class Kernels:
+    """Compiles PrimFuncs for Mali with the stock wheel and runs them on the OpenCL device."""
+
+    def __init__(self, folder: Path) -> None:
+        import tvm
+
+        self.folder, self.loaded = folder, {}
+        self.target = tvm.target.Target({"kind": "opencl", "device": "mali", "host": {"kind": "llvm"}})
+        self.device = tvm.opencl()
+
+    def source(self, func: Any) -> str:
+        import tvm
+
+        built = tvm.compile(func.with_attr("global_symbol", "main"), target=self.target)
+        return "".join(str(m.inspect_source()) for m in built.mod.imports)
+
+    def tensor(self, array: Array) -> Any:
+        import tvm
+
+        bits = array.view(np.uint16) if array.dtype == np.float16 else array
+        return tvm.runtime.tensor(np.ascontiguousarray(bits), self.device)
+
+    def __call__(self, func: Any, *args: Any, out: tuple[tuple[int, ...], str], scratch: Any = ()) -> Array:
+        """Call a kernel whose output follows `args`, and whose scratch outputs follow that."""
+        import tvm
+
+        if id(func) not in self.loaded:  # the kernels are cached by their arguments, so their identity is a key
+            path = self.folder / f"{len(self.loaded)}.so"
+            tvm.compile(func.with_attr("global_symbol", "main"), target=self.target).export_library(str(path))
+            self.loaded[id(func)] = func, tvm.runtime.load_module(str(path))
+        tensors = [self.tensor(a) if isinstance(a, np.ndarray) else a for a in args]
+        after = [self.tensor(np.full(shape, 77, dtype)) for shape, dtype in (out, *scratch)]
+        self.loaded[id(func)][1]["main"](*tensors, *after)
+        result: Array = after[0].numpy()
+        return result
+
+
+@pytest.fixture(scope="module")
+def run(opencl: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernels]:
+    kernels = Kernels(tmp_path_factory.mktemp("kernels"))
+    yield kernels
+    kernels.loaded.clear()
+    gc.collect()
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(F32)
+
+
+@pytest.mark.parametrize(
+    ("tile", "dtype", "k", "columns"),
+    [(MALI, "float32", 64, 48), (SMALL, "float32", 34, 50), (MALI, "float16", 34, 50), (SMALL, "float16", 64, 48)],
+)
+def test_linear(run: Kernels, tile: GpuTile, dtype: str, k: int, columns: int) -> None:
+    from passes.pack_weights import to_panels
+    from targets.mali.kernels.linear import linear
+
+    w = normal(k, columns, seed=1).astype(dtype)
+    w[3, 4:9] = [6e-8, -3e-7, 65504, 0, -0.0]  # subnormal, largest and zero as float16
+    rows = normal(1, 17, k)
+    rows[:, :, 3] *= 1e-3
+    expected = rows.astype(np.float64) @ w.astype(np.float64)
+    packed = to_panels(w, tile.panel)
+    whole = {}
+    for n in (1, 2, 5, 16, 17):
+        y = run(linear(tile, n, k, columns, dtype), rows[:, :n], packed, out=((1, n, columns), "float32"))
+        np.testing.assert_allclose(y, expected[:, :n], atol=2e-6 * k, rtol=1e-6)
+        whole[n] = y
+    for n, y in whole.items():
+        assert np.array_equal(y, whole[17][:, :n]), f"rows of {n} differ from rows of 17"
+    wrong = packed.copy()
+    wrong[0, 1, 2] += 1  # the twin: one weight off must show
+    y = run(linear(tile, 1, k, columns, dtype), rows[:, :1], wrong, out=((1, 1, columns), "float32"))
+    assert np.abs(y - expected[:, :1]).max() > 2e-6 * k
+
+
+def quantised(bits: int, k: int, columns: int, block: int, zeros: bool) -> tuple[dict[str, Array], Array]:
+    """Random MatMulNBits tensors in ONNX's layout and the float32 weights [columns, k] they stand for."""
+    rng = np.random.default_rng(3)
+    blocks, per = -(-k // block), 8 // bits
+    values = rng.integers(0, 1 << bits, (columns, blocks * block)).astype(np.uint8)
+    scale = rng.uniform(0.01, 0.1, (columns, blocks)).astype(F32)
+    zero = rng.integers(0, 1 << bits, (columns, blocks)).astype(np.uint8)
+    q = values if bits == 8 else values[:, ::2] | (values[:, 1::2] << 4)
+    z = zero if zeros else np.full_like(zero, 1 << (bits - 1))
+    w = (values.astype(F32) - np.repeat(z, block, 1).astype(F32)) * np.repeat(scale, block, 1)
+    return {"q": q.reshape(columns, blocks, block // per), "scale": scale, "zero": zero}, w[:, :k]
+
+
+@pytest.mark.parametrize(
+    ("tile", "bits", "zeros", "k", "block", "scale_dtype"),
+    [
+        (MALI, 4, False, 96, 128, "float32"),
+        (SMALL, 4, True, 80, 32, "float16"),
+        (MALI, 8, True, 80, 32, "float32"),
+        (SMALL, 8, False, 96, 128, "float16"),
+    ],
+)
+def test_linear_and_embedding_nbits(
+    run: Kernels, tile: GpuTile, bits: int, zeros: bool, k: int, block: int, scale_dtype: str
+) -> None:
+    from passes.pack_weights import pack_quantised, to_panels
+    from targets.mali.kernels.embedding import embedding_nbits
+    from targets.mali.kernels.linear_nbits import linear_nbits
+
+    columns, rows = 41, normal(1, 5, k)
+    onnx, w = quantised(bits, k, columns, block, zeros)
+    if scale_dtype == "float16":
+        halved = onnx["scale"].astype(np.float16)
+        w = w / np.repeat(onnx["scale"], block, 1)[:, :k] * np.repeat(halved.astype(F32), block, 1)[:, :k]
+        onnx["scale"] = halved
+    q = pack_quantised(onnx["q"], bits, k, tile.panel)
+    scale = to_panels(onnx["scale"].T, tile.panel)
+    zero = to_panels(onnx["zero"].T, tile.panel) if zeros else np.zeros((1, 1, 1), np.uint8)
+    outputs = []
+    for n in (1, 5):
+        func = linear_nbits(tile, n, k, columns, bits, block, scale_dtype, zeros)
+        y = run(func, rows[:, :n], q, scale, zero, out=((1, n, columns), "float32"))
+        np.testing.assert_allclose(y, rows[:, :n] @ w.T, atol=1e-3, rtol=1e-5)
+        outputs.append(y)
+    assert all(np.array_equal(y, outputs[-1][:, : y.shape[1]]) for y in outputs)
+    ids = np.array([[0, 7, 8, 15, 40]])
+    func = embedding_nbits(tile, 5, columns, k, bits, block, scale_dtype, zeros)
+    y = run(func, q, scale, zero, ids, out=((1, 5, k), "float32"))
+    np.testing.assert_allclose(y[0], w[ids[0]], rtol=1e-6)
+    other = (scale.astype(F32) * F32(1.01)).astype(scale.dtype)
+    y = run(func, q, other, zero, ids, out=((1, 5, k), "float32"))
+    assert np.abs(y[0] - w[ids[0]]).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_embedding(run: Kernels, dtype: str) -> None:
+    from passes.pack_weights import to_panels
+    from targets.mali.kernels.embedding import embedding
+
+    w = normal(50, 33).astype(dtype)
+    ids = np.array([[49, 0, 16]])
+    packed = to_panels(w.T, 16)
+    y = run(embedding(GpuTile(), 3, 50, 33, dtype), packed, ids, out=((1, 3, 33), "float32"))
+    assert np.array_equal(y[0], w[ids[0]].astype(F32))
+
+
+def attention_reference(q: Array, k: Array, v: Array, scale: float, window: int, softcap: float) -> Array:
+    """Causal attention, q [t, heads, d], k and v [t, kv heads, d], in float64."""
+    t, heads, dim = q.shape
+    share = heads // k.shape[1]
+    s = np.einsum("thd,jhd->htj", q.astype(np.float64), np.repeat(k, share, 1).astype(np.float64)) * scale
+    s = softcap * np.tanh(s / softcap) if softcap else s
+    back = np.arange(t)[:, None] - np.arange(t)[None]
+    s = np.where((back < 0) | (back >= (window or t)), -np.inf, s)
+    p = np.exp(s - s.max(-1, keepdims=True))
+    y: Array = np.einsum("htj,jhd->thd", p / p.sum(-1, keepdims=True), np.repeat(v, share, 1).astype(np.float64))
+    return y.reshape(t, heads * dim)
+
+
+@pytest.mark.parametrize(
+    ("tile", "window", "softcap", "dim"), [(MALI, 0, 0.0, 32), (SMALL, 5, 3.0, 6), (MALI, 41, 2.0, 32)]
+)
+def test_attention_cached(run: Kernels, tile: GpuTile, window: int, softcap: float, dim: int) -> None:
+    from targets.mali.kernels.attention import attention_cached, key_blocks
+
+    heads, kv_heads, context, total = 4, 2, 84, 75
+    q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
+    expected = attention_reference(
+        *(q.reshape(total, heads, dim), k.reshape(total, kv_heads, dim), v.reshape(total, kv_heads, dim)),
+        *(0.2, window, softcap),
+    )
+
+    def in_steps(parts: list[int], scale: float = 0.2) -> Array:
+        # stale memory is NaN: nothing beyond the written rows may leak
+        keys = run.tensor(np.full((1, kv_heads, context // 4, dim, 4), np.nan, F32))
+        values = run.tensor(np.full((1, kv_heads, context, dim), np.nan, F32))
+        rows, pos = [], 0
+        for n in parts:
+            func = attention_cached(tile, n, heads, kv_heads, dim, context, scale, window, softcap)
+            part = [x[None, pos : pos + n] for x in (q, k, v)]
+            scratch = [((n, heads, context), "float32"), ((n, heads, key_blocks(context), 2), "float32")]
+            out = ((1, n, heads * dim), "float32")
+            rows.append(run(func, *part, keys, values, pos, out=out, scratch=scratch)[0])
+            pos += n
+        return np.concatenate(rows)
+
+    whole = in_steps([75])
+    np.testing.assert_allclose(whole, expected, atol=2e-6, rtol=0)
+    for parts in ([1] * 75, [8, 1, 8, 8, 8, 8, 32, 1, 1]):
+        assert np.array_equal(in_steps(parts), whole), parts
+    assert np.abs(in_steps([75], scale=0.21) - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize(("tile", "width"), [(MALI, 128), (SMALL, 66)])
+def test_norms(run: Kernels, tile: GpuTile, width: int) -> None:
+    from targets.mali.kernels.norm import add_rms_norm, partial_sums, rms_norm
+
+    x, r, w = normal(1, 3, width), normal(1, 3, width, seed=1), normal(width, seed=2)
+
+    def norm(x: Array, w: Array) -> Array:
+        y: Array = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5) * w
+        return y
+
+    def rms(n: int, groups: int, eps: float, w: Array) -> Array:
+        scratch = [((n * groups, partial_sums(width // groups)), "float32")]
+        func = rms_norm(tile, n, width, groups, eps)
+        return run(func, x[:, :n], w, out=((1, n, width), "float32"), scratch=scratch)
+
+    y = rms(3, 1, 1e-5, w)
+    np.testing.assert_allclose(y, norm(x, w), atol=2e-6)
+    assert np.array_equal(rms(1, 1, 1e-5, w), y[:, :1])
+    part = width // 2
+    y = rms(3, 2, 1e-5, w[:part])
+    np.testing.assert_allclose(y, norm(x.reshape(1, 3, 2, part), w[:part]).reshape(x.shape), atol=2e-6)
+    total = run.tensor(np.zeros_like(x))
+    scratch = [((3, partial_sums(width)), "float32")]
+    y = run(add_rms_norm(tile, 3, width, 1e-5), x, r, w, total, out=(x.shape, "float32"), scratch=scratch)
+    assert np.array_equal(total.numpy(), x + r)
+    np.testing.assert_allclose(y, norm(x + r, w), atol=2e-6)
+    assert np.abs(rms(3, 1, 1e-2, w) - norm(x, w)).max() > 1e-4
+
+
+@pytest.mark.parametrize(("tile", "width"), [(MALI, 64), (SMALL, 33)])
+def test_elementwise(run: Kernels, tile: GpuTile, width: int) -> None:
+    from targets.mali.kernels.elementwise import add, add_bias, silu_mul
+
+    a, b, bias = 5 * normal(1, 3, width), normal(1, 3, width, seed=1), normal(width, seed=2)
+    out = (a.shape, "float32")
+    assert np.array_equal(run(add(tile, 3, width), a, b, out=out), a + b)
+    assert np.array_equal(run(add_bias(tile, 3, width), a, bias, out=out), a + bias)
+    expected = a / (1 + np.exp(-a.astype(np.float64))) * b
+    np.testing.assert_allclose(run(silu_mul(tile, 3, width), a, b, out=out), expected, atol=2e-6)
+    assert np.isfinite(run(silu_mul(tile, 3, width), np.full_like(a, -200.0), b, out=out)).all()
+    assert np.abs(run(silu_mul(tile, 3, width), a * F32(1.001), b, out=out) - expected).max() > 1e-4
+
+
+def test_activations(run: Kernels) -> None:
+    from scipy.special import erf
+
+    from targets.mali.kernels.elementwise import gelu, gelu_mul, scale, tanh
+
+    x, up = 3 * normal(1, 2, 38), normal(1, 2, 38, seed=1)
+    out, wide = (x.shape, "float32"), x.astype(np.float64)
+    exact = wide * (1 + erf(wide / 2**0.5)) / 2
+    approximate = wide * (1 + np.tanh((2 / np.pi) ** 0.5 * (wide + 0.044715 * wide**3))) / 2
+    np.testing.assert_allclose(run(gelu(MALI, 2, 38, tanh=False), x, out=out), exact, atol=2e-6)
+    np.testing.assert_allclose(run(gelu(MALI, 2, 38, tanh=True), x, out=out), approximate, atol=2e-6)
+    np.testing.assert_allclose(run(gelu_mul(MALI, 2, 38, tanh=False), x, up, out=out), exact * up, atol=4e-6)
+    y = run(gelu_mul(MALI, 2, 38, tanh=True), x, up, out=out)
+    np.testing.assert_allclose(y, approximate * up, atol=4e-6)
+    assert np.abs(y - exact * up).max() > 1e-4  # the two GELUs differ, and the check sees it
+    np.testing.assert_allclose(run(tanh(MALI, 2, 38), x, out=out), np.tanh(wide), atol=1e-6)
+    assert np.array_equal(run(scale(MALI, 2, 38, 0.3), x, out=out), x * F32(0.3))
+
+
+@pytest.mark.parametrize("width", [64, 33])
+def test_layer_norm(run: Kernels, width: int) -> None:
+    from targets.mali.kernels.norm import layer_norm
+
+    x, w, b = normal(1, 3, width) + 2, normal(width, seed=1), normal(width, seed=2)
+    centred = x - x.mean(-1, keepdims=True, dtype=np.float64)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w + b
+    y = run(layer_norm(MALI, 3, width, 1e-5), x, w, b, out=(x.shape, "float32"))
+    np.testing.assert_allclose(y, expected, atol=4e-6)
+    one = run(layer_norm(MALI, 1, width, 1e-5), x[:, :1], w, b, out=((1, 1, width), "float32"))
+    assert np.array_equal(one, y[:, :1])
+    y = run(layer_norm(MALI, 3, width, 1e-2), x, w, b, out=(x.shape, "float32"))
+    assert np.abs(y - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize(("tile", "rotary_dim"), [(MALI, 32), (SMALL, 6)])
+def test_rope(run: Kernels, tile: GpuTile, rotary_dim: int) -> None:
+    from targets.mali.kernels.rope import rope
+
+    half, x = rotary_dim // 2, normal(1, 3, 4 * 32)
+    cos, sin = normal(64, half, seed=1), normal(64, half, seed=2)
+    parts = x.reshape(3, 4, 32)
+    a, b, rest = parts[..., :half], parts[..., half:rotary_dim], parts[..., rotary_dim:]
+    c, s = cos[5:8][:, None], sin[5:8][:, None]
+    expected = np.concatenate([a * c - b * s, b * c + a * s, rest], -1).reshape(x.shape)
+    y = run(rope(tile, 3, 4, 32, rotary_dim, 64), x, cos, sin, 5, out=(x.shape, "float32"))
+    np.testing.assert_allclose(y, expected, atol=2e-6)
+    y = run(rope(tile, 3, 4, 32, rotary_dim, 64), x, cos, sin, 6, out=(x.shape, "float32"))
+    assert np.abs(y - expected).max() > 0.1
+
+
+@pytest.mark.parametrize(("tile", "vocab"), [(MALI, 512), (SMALL, 515)])
+def test_argmax_takes_the_lowest_of_equals(run: Kernels, tile: GpuTile, vocab: int) -> None:
+    from targets.mali.kernels.argmax import argmax, argmax_parts
+
+    logits = normal(1, 4, vocab)
+    logits[0, 1, [vocab - 1, vocab // 2]] = 9
+    logits[0, 2] = -7
+    logits[0, 3, vocab - 1] = 8
+    scratch = [((4, argmax_parts(vocab)), "float32"), ((4, argmax_parts(vocab)), "int32")]
+    ids = run(argmax(tile, 4, vocab), logits, out=((1, 4), "int64"), scratch=scratch)
+    assert ids[0].tolist() == logits[0].argmax(-1).tolist()
+
+
+def test_take(run: Kernels) -> None:
+    from targets.mali.kernels.take import learned_positions, take_columns, take_row
+
+    x = normal(1, 4, 75)
+    assert np.array_equal(run(take_row(GpuTile(), 4, 75), x, 2, out=((1, 1, 75), "float32"))[0, 0], x[0, 2])
+    y = run(take_columns(GpuTile(), 4, 75, 8, 16), x, out=((1, 4, 16), "float32"))
+    assert np.array_equal(y, x[:, :, 8:24])
+    ids = np.zeros((1, 3), np.int64)
+    for table in (x[0].repeat(3, 0), x[0].repeat(3, 0).astype(np.float16)):
+        func = learned_positions(GpuTile(), 3, 12, 75, str(table.dtype))
+        y = run(func, table, ids, 7, out=((1, 3, 75), "float32"))
+        assert np.array_equal(y[0], table[7:10].astype(F32))
+
+
+def test_weights_are_loaded_128_bits_at_a_time(run: Kernels) -> None:
+    from targets.mali.kernels.linear import linear
+
+    whole = run.source(linear(GpuTile(), 4, 64, 64, "float32"))
+    halves = run.source(linear(GpuTile(), 4, 64, 64, "float16"))
+    assert "vload4(0, w_ptr" in whole
+    assert "vload_half8(" in halves
+    assert "cl_khr_fp16" not in halves
+    assert "__local" not in whole + halves
+    assert whole.count("fma(") > 0
+
+
+def test_groups_stay_within_the_board() -> None:
+    for board in ("imx95", "rk3588", "rk3566"):
+        gpu = load_board(board).gpu
+        assert gpu is not None
+        tile = gpu_tile(gpu)
+        assert 1 <= tile.group <= gpu.max_work_group_size
+        for n in range(1, 33):
+            for columns in (4, 8):
+                assert tile.rows(n, columns) * columns <= tile.accumulators

@@ -34,6 +34,14 @@ Exit code 1 if there is a problem.
 """
 
 
+_INSPECT_EXAMPLE = """\
+example:
+  hetero-sd inspect target/model.onnx
+
+Shows family, sizes, cache, what each import pass matched, and what is refused. Exit code 1 if it does not compile.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Report a mistake as one line; --help has the usage."""
@@ -78,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     d.add_argument("--opencl-lib", metavar="FILE", help="the OpenCL library to open (default: the usual names)")
     d.add_argument("--json", action="store_true", help="print the findings as JSON")
 
+    i = _command(commands, "inspect", "what an ONNX file is and whether it compiles", _INSPECT_EXAMPLE)
+    i.add_argument("model", metavar="FILE.onnx", type=Path, help="the export")
+    i.add_argument("--context", metavar="N", type=int, default=1024, help="tokens to check it for (default 1024)")
+    i.add_argument("--json", action="store_true", help="print the findings as JSON")
+
     predict.add_options(_command(commands, "predict", "what a pair will cost on a board", predict.EXAMPLE))
     sweep.add_options(_command(commands, "sweep", "many predictions as a table", sweep.EXAMPLE))
     acceptance.add_options(_command(commands, "acceptance", "measure how much a pair accepts", acceptance.EXAMPLE))
@@ -106,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "sweep": sweep.run,
             "acceptance": acceptance.run,
             "doctor": _doctor,
+            "inspect": _inspect,
         }
         return commands[options.command](options)
     except UserError as error:
@@ -114,6 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from hetero_sd.inspect import as_json, as_text, inspect
+
+    found = inspect(options.model, options.context)
+    print(as_json(found) if options.json else as_text(found))
+    return 1 if found.refused else 0
 
 
 def _compile(options: argparse.Namespace) -> int:

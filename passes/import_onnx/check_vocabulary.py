@@ -5,6 +5,7 @@ The opset becomes 23 here: every operator that is left means the same in all ops
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from passes.import_onnx.functions import DOMAIN
@@ -12,6 +13,16 @@ from passes.import_onnx.state import Importing, PassLog, attribute, constant, de
 from targets.errors import UserError
 
 _WEIGHT_OPERATORS = ("Cast", "Transpose", "Reshape")
+_KINDS = [  # operators that tell what kind of model it is
+    (
+        {"TopK", "NonZero", "ScatterND", "ScatterElements", "GatherND", "OneHot", "MoE", "QMoE", "GatherElements"},
+        " (it chooses experts or scatters rows, as mixtures of experts do: use a dense model)",
+    ),
+    (
+        {"Conv", "LSTM", "GRU", "RNN", "Scan", "Loop", "CumSum", "Softplus", "CausalConvWithState", "LinearAttention"},
+        " (it carries a state or convolves, as recurrent and hybrid models do: use an attention-only model)",
+    ),
+]
 
 
 def check_vocabulary(imp: Importing) -> PassLog:
@@ -21,10 +32,8 @@ def check_vocabulary(imp: Importing) -> PassLog:
         UserError: a node outside the vocabulary; the message names operator, node and reason.
     """
     imp.graph.sort()
-    for node in imp.graph:
-        reason = _refusal(node)
-        if reason:
-            raise UserError(_why(imp, node) or f"{describe(node)}: {reason}")
+    for node, reason in refusals(imp):
+        raise UserError(_why(imp, node) or f"{describe(node)}: {reason}")
     opsets = imp.graph.opset_imports
     opsets[""] = 23
     used = {node.domain for node in imp.graph}
@@ -34,6 +43,13 @@ def check_vocabulary(imp: Importing) -> PassLog:
         function.opset_imports[""] = 23
     imp.model.ir_version = 10
     return PassLog("check_vocabulary", len(imp.graph))
+
+
+def refusals(imp: Importing) -> Iterator[tuple[Any, str]]:
+    """Every node outside the vocabulary with the reason, in the order of the graph."""
+    for node in imp.graph:
+        if reason := _refusal(node):
+            yield node, reason
 
 
 def is_weight(value: Any) -> bool:
@@ -63,7 +79,8 @@ def _refusal(node: Any) -> str:
     """Why a node is outside the vocabulary; empty if it is inside."""
     check = _CHECKS.get((node.domain, node.op_type))
     if check is None:
-        return "the operator is not part of a decoder this compiler knows (Llama, Qwen2, Qwen3 and their kind)"
+        kind = next((text for operators, text in _KINDS if node.op_type in operators), "")
+        return f"the operator is not part of a decoder this compiler knows{kind}; COVERAGE.md lists what it knows"
     return check(node)
 
 

@@ -39,7 +39,8 @@ class DecoderFacts:
         tied: embedding and head read the same initialiser.
         weight_dtype: "float32", "float16", "bfloat16", "int4" or "int8": of the largest share of the products' bytes.
         family: hint for people: "llama", "qwen2" (biased q, k, v), "qwen3" (q/k norm), "mistral" (a window), "phi3"
-            (packed products), "gemma2" (scaled embedding, soft caps), "gemma3" (without caps) or "gpt2" (layer norms).
+            (packed products), "gemma2" (scaled embedding, soft caps), "gemma3" (q/k norm), "gemma" (neither), "gpt2"
+            (layer norms).
         window: the largest sliding window of any layer in tokens, 0: none.
         batch: fixed batch size, or None if it is free.
         padding: what attention_mask may hide: "left and right", "right" or "none" (the mask reads none).
@@ -182,15 +183,15 @@ def _rope(imp: Importing, nodes: list[Any]) -> RopeFacts | None:
 
 def _family(nodes: list[Any]) -> str:
     embedding = next(n for n in nodes if n.op_type in ("Gather", "GatherBlockQuantized"))
-    scaled = any(n.op_type == "Mul" and n.inputs[0].producer() is embedding for n in nodes)
-    if scaled and any(n.op_type == "Gelu" for n in nodes):
-        return "gemma2" if any(attribute(n, "softcap", 0.0) for n in nodes if n.op_type == "Attention") else "gemma3"
-    if any(n.op_type == "Reshape" and n.outputs[0].uses() and not n.outputs[0].is_graph_output() for n in nodes):
-        by_head = [n for n in nodes if n.op_type == "RMSNormalization" and n.inputs[0].producer().op_type == "Reshape"]
-        if by_head:
-            return "qwen3"
-    if any(n.op_type == "LayerNormalization" for n in nodes):
+    norms = [n for n in nodes if n.op_type == "RMSNormalization"]
+    by_head = any(n.inputs[0].producer() is not None and n.inputs[0].producer().op_type == "Reshape" for n in norms)
+    if not norms:
         return "gpt2"
+    if any(n.op_type == "Gelu" for n in nodes) and any(embedding.outputs[0] in n.inputs for n in nodes if _scales(n)):
+        capped = any(attribute(n, "softcap", 0.0) for n in nodes if n.op_type == "Attention")
+        return "gemma2" if capped else "gemma3" if by_head else "gemma"
+    if by_head:
+        return "qwen3"
     biased = [n for n in nodes if n.op_type == "Add" and any(v.const_value is not None for v in n.inputs)]
     biased += [n for n in nodes if n.op_type == "MatMulNBits" and len(n.inputs) > 5 and n.inputs[5] is not None]
     if biased:
@@ -198,6 +199,10 @@ def _family(nodes: list[Any]) -> str:
     if any(n.op_type == "Split" and len(n.outputs) == 2 for n in nodes):
         return "phi3"
     return "mistral" if any(attribute(n, "window", 0) for n in nodes if n.op_type == "CausalMask") else "llama"
+
+
+def _scales(node: Any) -> bool:
+    return node.op_type == "Mul" and any(v.const_value is not None for v in node.inputs)
 
 
 def _padding(imp: Importing, nodes: list[Any]) -> str:

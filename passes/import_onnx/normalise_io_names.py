@@ -16,6 +16,16 @@ from passes.import_onnx.state import Importing, PassLog
 from targets.errors import UserError
 
 _INTEGERS = ("input_ids", "attention_mask", "position_ids")
+_KINDS = [  # what an input's name tells of the model
+    ("encoder", " (encoder-decoder models are not supported)"),
+    ("decoder_input", " (encoder-decoder models are not supported)"),
+    ("cross", " (encoder-decoder models are not supported)"),
+    ("conv", " (recurrent and hybrid models are not supported)"),
+    ("ssm", " (recurrent and hybrid models are not supported)"),
+    ("state", " (recurrent and hybrid models are not supported)"),
+    ("pixel", " (images are not supported)"),
+    ("embeds", " (models split from their embedding are not supported)"),
+]
 _FREE = {
     "input_ids": ("batch", "sequence_length"),
     "attention_mask": ("batch", "total_sequence_length"),
@@ -36,9 +46,10 @@ def normalise_io_names(imp: Importing) -> PassLog:
         name = next((n for n in _INTEGERS if n in str(value.name)), None) or _cache_name(value.name, "past_key_values")
         rank = None if value.shape is None else len(value.shape)
         if name is None or name in found or rank != (2 if name in _INTEGERS else 4):
+            kind = next((text for word, text in _KINDS if word in str(value.name).lower()), "")
             raise UserError(
                 f"input {value.name!r} of rank {rank} is none of input_ids, attention_mask, position_ids or a "
-                "key/value cache; export the plain text-generation-with-past decoder"
+                f"key/value cache{kind}; export the plain text-generation-with-past decoder"
             )
         found[name] = value
     if "input_ids" not in found:

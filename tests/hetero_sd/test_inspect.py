@@ -1,0 +1,84 @@
+"""`hetero-sd inspect`: what a file is, what was matched, what is refused; refusals name node, reason and a way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from hetero_sd.cli import main
+from hetero_sd.inspect import inspect
+
+EXPORTS = Path(__file__).parents[1] / "data" / "exports"
+MODEL = EXPORTS / "qwen3-dynamo-fp32" / "model.onnx"
+
+
+def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(MODEL), "--context", "64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["compiles"]
+    assert found["facts"]["family"] == "qwen3"
+    assert (found["facts"]["layers"], found["facts"]["kv_heads"], found["facts"]["weight_dtype"]) == (2, 2, "float32")
+    assert {e["name"]: e["matched"] for e in found["passes"]}["fuse_attention"] == 2
+
+
+def test_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(MODEL), "--context", "64"]) == 0
+    text = capsys.readouterr().out
+    assert "qwen3-like" in text
+    assert text.rstrip().endswith("compiles")
+
+
+def with_node(folder: Path, op_type: str, **attributes: Any) -> Path:
+    """The model with one more operator between the embedding and the first layer."""
+    proto = onnx.load(MODEL)
+    gather = next(n for n in proto.graph.node if n.op_type == "Gather")
+    name = gather.output[0]
+    gather.output[0] = "embedded"
+    inputs = ["embedded", "embedded"] if op_type == "Conv" else ["embedded"]
+    index = list(proto.graph.node).index(gather) + 1
+    proto.graph.node.insert(index, helper.make_node(op_type, inputs, [name], name="strange", **attributes))
+    onnx.save(proto, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize(("op_type", "kind"), [("Elu", ""), ("Softplus", "recurrent and hybrid"), ("Selu", "")])
+def test_refused_nodes_are_named(tmp_path: Path, op_type: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = with_node(tmp_path, op_type)
+    found = inspect(path, 64)
+    assert found.facts is None
+    assert found.refused
+    assert any(f"ai.onnx.{op_type} (node 'strange')" in line and kind in line for line in found.refused)
+    assert {e.name for e in found.log} >= {"normalise_io_names", "fuse_rms_norm"}
+    assert main(["inspect", str(path), "--context", "64"]) == 1
+    assert "refused\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("encoder_hidden_states", "encoder-decoder"),
+        ("past_conv_state.0", "recurrent and hybrid"),
+        ("ssm_state.0", "recurrent and hybrid"),
+        ("pixel_values", "images"),
+        ("inputs_embeds", "split from their embedding"),
+    ],
+)
+def test_inputs_of_other_kinds_of_model(tmp_path: Path, name: str, kind: str) -> None:
+    proto = onnx.load(MODEL)
+    proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", "n", 64]))
+    onnx.save(proto, tmp_path / "model.onnx")
+    (reason, *_) = inspect(tmp_path / "model.onnx", 64).refused
+    assert f"input '{name}'" in reason
+    assert kind in reason
+    assert "export the plain text-generation-with-past decoder" in reason
+
+
+def test_a_file_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no model")
+    assert main(["inspect", str(tmp_path / "x.onnx")]) == 2
+    assert "not an ONNX file" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hetero_sd import acceptance, predict, sweep
+from hetero_sd import acceptance, calibrate, predict, sweep
 from targets.boards import board_names
 from targets.errors import UserError
 
@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict.add_options(_command(commands, "predict", "what a pair will cost on a board", predict.EXAMPLE))
     sweep.add_options(_command(commands, "sweep", "many predictions as a table", sweep.EXAMPLE))
+    calibrate.add_options(_command(commands, "calibrate", "fit the cost model to a device", calibrate.EXAMPLE))
     acceptance.add_options(_command(commands, "acceptance", "measure how much a pair accepts", acceptance.EXAMPLE))
     return parser
 
@@ -118,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "predict": predict.run,
             "sweep": sweep.run,
             "acceptance": acceptance.run,
+            "calibrate": calibrate.run,
             "doctor": _doctor,
             "inspect": _inspect,
         }

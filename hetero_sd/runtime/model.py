@@ -34,6 +34,7 @@ class CompiledModel:
         facts = read_model_facts(name, bundle.models[name])
         self.name, self.vocab, self.context = name, facts.vocab, facts.context
         self._widths, self._chunk = facts.widths, facts.prefill_width
+        self.widths = tuple(facts.widths)
         library = bundle.path(facts.library)
         try:
             self._vm = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
@@ -43,6 +44,7 @@ class CompiledModel:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"cannot load {library}: {reason}; was the bundle compiled for this machine?") from None
         self._tensor = tvm.runtime.tensor
+        self._inputs = {n: _shared_ids(n) for n in {*self._widths, self._chunk}}
 
         weights = Weights(bundle.path(facts.weights, hashed=False), huge_pages)
         self._keep_mapped = weights
@@ -58,13 +60,13 @@ class CompiledModel:
     def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
         """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.interface.Model`."""
         self._check(len(ids), pos)
-        rows = [self._step(part, at)[0].numpy()[0, : len(part)] for part, at in self._parts(ids, pos)]
+        rows = [np.from_dlpack(self._step(part, at)[0])[0, : len(part)] for part, at in self._parts(ids, pos)]
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def argmax(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.int64]:
         """Best id of each row, int64 [n]."""
         self._check(len(ids), pos)
-        rows = [self._step(part, at)[1].numpy()[0, : len(part)] for part, at in self._parts(ids, pos)]
+        rows = [np.from_dlpack(self._step(part, at)[1])[0, : len(part)] for part, at in self._parts(ids, pos)]
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def extend(self, ids: Sequence[int], pos: int) -> int:
@@ -76,7 +78,7 @@ class CompiledModel:
             at = pos + done
             if len(part) <= self._widths[-1] or at + self._chunk > self.context:
                 part = part[: self._widths[-1]]
-                best = int(self._step(part, at)[1].numpy()[0, len(part) - 1])
+                best = int(np.from_dlpack(self._step(part, at)[1])[0, len(part) - 1])
             else:
                 out = self._prefill(self._ids(part, self._chunk), at, len(part) - 1, *self._fixed)
                 best = int(out[1].numpy()[0, 0])
@@ -105,11 +107,22 @@ class CompiledModel:
 
     def _ids(self, ids: Sequence[int], width: int) -> Any:
         """Token ids [1, width] as a tensor, padded with zeros: rows beyond the ids are computed and not used."""
-        if any(not 0 <= i < self.vocab for i in ids):
+        if min(ids) < 0 or max(ids) >= self.vocab:
             raise ValueError(f"token ids must be 0 to {self.vocab - 1}: {list(ids)}")
-        row = np.zeros((1, width), np.int64)
-        row[0, : len(ids)] = ids
-        return self._tensor(row)
+        row, tensor = self._inputs[width]
+        row[: len(ids)] = ids
+        row[len(ids) :] = 0
+        return tensor
+
+
+def _shared_ids(width: int) -> tuple[npt.NDArray[np.int64], Any]:
+    """A numpy row of ids and the tensor [1, width] over the same memory; making a tensor each time takes 25 us."""
+    import tvm
+
+    memory = np.zeros(width + 8, np.int64)
+    start = -memory.ctypes.data % 64 // 8  # zero-copy import demands 64 bytes of alignment
+    row = memory[start : start + width]
+    return row, tvm.runtime.from_dlpack(row.reshape(1, width))
 
 
 def _named(weights: Weights, name: str) -> Any:

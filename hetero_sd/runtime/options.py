@@ -76,6 +76,10 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--threads", metavar="N", type=_whole(1, 1024), help="CPU threads (default: the plan's)")
     run.add_argument("--huge-pages", action="store_true", help="copy the weights into huge pages: more memory, faster")
     run.add_argument("--check", action="store_true", help="verify the SHA-256 of all files first, weights included")
+    run.add_argument("--calibrate", metavar="FILE", type=Path, help="measure for `hetero-sd calibrate`, and end")
+    run.add_argument(
+        "--calibrate-seconds", metavar="S", type=_whole(1, 600), default=120, help="time to measure (default 120)"
+    )
     run.add_argument("--doctor", action="store_true", help="say what this machine has and what is missing, and end")
     run.add_argument("--opencl-lib", metavar="FILE", help="the OpenCL library to open (default: the usual names)")
     out = parser.add_argument_group("output")

@@ -70,6 +70,9 @@ def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
     bundle = Bundle(folder)
     if options.check:
         bundle.verify_all()
+    if options.calibrate is not None:
+        _calibrate(bundle, options, load or _load_models)
+        return
     given = _given_prompts(options)
     text = load_text(bundle)
     if text is None and not options.json:
@@ -87,6 +90,23 @@ def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
     if options.save_logits is not None:
         sequences = [(answer.prompt_ids, answer.trace.token_ids) for answer in answers]
         save_logits(options.save_logits, session.models.target, sequences)
+
+
+def _calibrate(bundle: Bundle, options: Namespace, load: Loader) -> None:
+    """Measure for `hetero-sd calibrate`."""
+    from hetero_sd.runtime.calibrate import calibrate, throttled
+
+    threads = choose_threads(options.threads, bundle.plan)
+    prepare_environment(threads)
+    models = load(bundle, options.huge_pages)
+    seconds = options.calibrate_seconds
+    result = calibrate(models, threads, seconds, options.calibrate, lambda line: print(f"  {line}", file=sys.stderr))
+    unstable = sum(not point["stable"] for point in result["points"])
+    print(
+        f"{options.calibrate}: {len(result['points'])} points, {unstable} of them unstable, "
+        f"{result['bandwidth_gb_per_s']:.1f} GB/s with {threads} threads"
+        + ("; the clock fell while measuring: cool the board and repeat" if throttled(result) else "")
+    )
 
 
 def _load_models(bundle: Bundle, huge_pages: bool) -> Models:

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from costmodel.calibrate import BOUNDS, Point, fit, predict_point
+from costmodel.factors import Factors
+from targets.errors import UserError
+
+TRUE = Factors(bandwidth=0.8, compute=1.4, attention=1.5, launch=0.6, step_cycles=250_000.0, overlap=0.75)
+
+
+def scripted(published: Any, make_decoder: Any, board: Any, factors: Factors) -> list[Point]:
+    """Points that a machine with these factors would have given."""
+    shapes = [published["SmolLM2-135M"](), make_decoder("small", 256, 6, 4, 2, 64, 768, 8000)]
+    points = []
+    for shape in shapes:
+        for threads, rate in ((1, 11.0), (4, 19.0)):
+            for n in (1, 2, 4, 5, 8):
+                for past in (16, 256, 480):
+                    point = Point(shape, "a76", threads, n, past, 1.0, rate)
+                    points.append(replace(point, seconds=predict_point(board, factors, point)))
+    return points
+
+
+def test_finds_the_factors_of_a_scripted_machine(published: Any, make_decoder: Any, rk3588: Any) -> None:
+    found = fit(rk3588, scripted(published, make_decoder, rk3588, TRUE), lambda p: p.n in (2, 5))
+    assert found.error(held_out=False)[0] < 0.005
+    assert found.error(held_out=True)[0] < 0.005
+    assert found.error(held_out=True)[1] < 0.03
+    assert found.factors.bandwidth == pytest.approx(TRUE.bandwidth, rel=0.03)
+    assert found.factors.compute == pytest.approx(TRUE.compute, rel=0.05)
+    assert found.factors.gpu_bandwidth == Factors().gpu_bandwidth  # nothing was measured on a GPU
+
+
+def test_the_defaults_would_have_missed(published: Any, make_decoder: Any, rk3588: Any) -> None:
+    points = scripted(published, make_decoder, rk3588, TRUE)
+    before = [abs(predict_point(rk3588, Factors(), p) / p.seconds - 1) for p in points]
+    assert sorted(before)[len(before) // 2] > 0.1
+
+
+def test_factors_stay_within_bounds(published: Any, make_decoder: Any, rk3588: Any) -> None:
+    points = [replace(p, seconds=20 * p.seconds) for p in scripted(published, make_decoder, rk3588, TRUE)]
+    factors = fit(rk3588, points, lambda p: False).factors
+    assert all(low * 0.999 <= getattr(factors, name) <= high * 1.001 for name, (low, high) in BOUNDS.items())
+
+
+def test_unstable_points_are_listed_but_not_fitted(published: Any, make_decoder: Any, rk3588: Any) -> None:
+    points = scripted(published, make_decoder, rk3588, TRUE)
+    wild = replace(points[3], seconds=50 * points[3].seconds, stable=False)
+    found = fit(rk3588, [*points, wild], lambda p: p.n in (2, 5))
+    assert len(found.residuals) == len(points) + 1
+    assert found.error(held_out=False)[1] < 0.05
+
+
+def test_too_few_points_are_refused(published: Any, make_decoder: Any, rk3588: Any) -> None:
+    points = scripted(published, make_decoder, rk3588, TRUE)[:5]
+    with pytest.raises(UserError, match="5 stable points are too few"):
+        fit(rk3588, points, lambda p: False)
+    with pytest.raises(UserError, match="no stable point was held out"):
+        fit(rk3588, points * 3, lambda p: False).error(held_out=True)

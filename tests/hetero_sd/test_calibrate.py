@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from costmodel.calibrate import Point, predict_point
+from costmodel.factors import Factors
+from hetero_sd.calibrate import to_toml
+from hetero_sd.cli import main
+from hetero_sd.model_config import shapes_from_config
+from targets.boards import board_names, load_board
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "num_hidden_layers": 30, "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n in board_names() if n != "host"])
+def test_a_board_file_round_trips(name: str, tmp_path: Path) -> None:
+    board = load_board(name)
+    path = tmp_path / "board.toml"
+    path.write_text(to_toml(board))
+    again = load_board(path)
+    assert again == board
+    assert again.provenance == board.provenance
+
+
+def measured(tmp_path: Path, change: Any = None) -> list[str]:
+    """A file as run.py --calibrate writes it, from a scripted machine."""
+    config = tmp_path / "target.json"
+    config.write_text(json.dumps(CONFIG))
+    (shape,) = shapes_from_config(config, ["float32"])
+    board, factors, points = load_board("rpi5"), Factors(bandwidth=0.8, compute=1.3), []
+    for n in (1, 2, 4, 5, 8):
+        for past in (16, 128, 256, 480):
+            point = Point(shape, "a76", 4, n, past, 1.0, 9.0)
+            point = replace(point, seconds=predict_point(board, factors, point))
+            entry = {"model": "target", "n": n, "past": past, "seconds": point.seconds, "bandwidth_gb_per_s": 9.0}
+            points.append({**entry, "stable": True})
+    data = {
+        "format": 1,
+        "threads": 4,
+        "bandwidth_gb_per_s": 9.0,
+        "bandwidth_one_thread_gb_per_s": 7.0,
+        "points": points,
+    }
+    if change:
+        change(data)
+    (tmp_path / "measured.json").write_text(json.dumps(data))
+    return [str(tmp_path / "measured.json"), "--target", str(config), "--board", "rpi5"]
+
+
+def test_the_board_file_says_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mine.toml"
+    assert main(["calibrate", *measured(tmp_path), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "held out : 8 points, error 0." in shown
+    board = load_board(out)
+    assert board.clusters[0].bandwidth_all_threads_gb_per_s == 9.0
+    assert board.provenance["clusters.a76.bandwidth_all_threads_gb_per_s"].kind == "measured"
+    factors = json.loads((tmp_path / "mine.factors.json").read_text())
+    assert factors["held_out_n"] == [2, 5]
+    assert factors["error"]["held_out"]["median"] < 0.01
+    predicted = ["predict", str(tmp_path / "target.json"), "--board", str(out), "--weights", "float32"]
+    assert main([*predicted, "--factors", str(tmp_path / "mine.factors.json")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format=2), "not written by run.py --calibrate"),
+        (lambda d: d["points"][0].pop("n"), "point 0 has no usable 'n'"),
+        (lambda d: d["points"][0].update(model="draft"), "give it with --draft"),
+        (lambda d: d["points"][1].update(seconds="fast"), "point 1 holds something that is not a number"),
+        (lambda d: d["points"][1].update(seconds=-1.0), "impossible numbers: -1.0 s"),
+        (lambda d: d.update(points=d["points"][:3]), "too few to fit"),
+        (lambda d: d.update(bandwidth_gb_per_s=5000.0), "above dram.peak_bandwidth_gb_per_s"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    out = tmp_path / "mine.toml"
+    arguments = measured(tmp_path, change)
+    if "above" in message:  # a peak from a data sheet is not moved
+        text = to_toml(load_board("rpi5")).replace(
+            '{ value = 17.0, kind = "assumed"', '{ value = 17.0, kind = "datasheet"'
+        )
+        (tmp_path / "board.toml").write_text(text)
+        arguments[-1] = str(tmp_path / "board.toml")
+    assert main(["calibrate", *arguments, "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not out.exists()

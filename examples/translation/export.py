@@ -65,13 +65,11 @@ def export(folder: Path, output: Path) -> None:
         torch.export.Dim(n) for n in ("batch", "sequence_length", "past_sequence_length")
     )
     names = [f"{i}.{part}" for i in range(config.num_hidden_layers) for part in ("key", "value")]
-    torch.onnx.export(
+    program = torch.onnx.export(
         Decoder(model).eval(),
         example,
-        str(output),
         dynamo=True,
         opset_version=18,
-        external_data=False,
         input_names=[
             "input_ids",
             "attention_mask",
@@ -86,6 +84,11 @@ def export(folder: Path, output: Path) -> None:
             [{0: batch, 2: cached}] * len(past),
         ),
     )
+    assert program is not None
+    # The exporter notes every node's stack trace, with this machine's paths; the graph stays.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    program.save(str(output), external_data=False)
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
 
 

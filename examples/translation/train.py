@@ -45,7 +45,7 @@ SHAPES = {
         num_key_value_heads=2,
     ),
 }
-TOKENS = {"target": 10e6, "draft": 8e6}  # training tokens, padding not counted
+TOKENS = {"target": 5.2e6, "draft": 1.4e6}  # training tokens, padding not counted
 RATES = {"target": 1.5e-3, "draft": 3e-3}
 
 

@@ -19,9 +19,10 @@ from tvm import relax
 from passes import dialect as D
 from passes.rebuild import rebuild
 from targets.cortex_a.tile import CpuTile
+from targets.mali.tile import GpuTile
 
 
-def key_shape(tile: CpuTile, kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:
+def key_shape(tile: CpuTile | GpuTile, kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:
     """Shape of a key cache: tiles of `lanes` keys, keys in lanes."""
     return (1, kv_heads, context // tile.lanes, head_dim, tile.lanes)
 
@@ -35,7 +36,7 @@ def value_shape(kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:
 class CacheInPlace:
     """Give `main` a position and cache buffers for `context` tokens, and drop its cache outputs."""
 
-    def __init__(self, tile: CpuTile, context: int):
+    def __init__(self, tile: CpuTile | GpuTile, context: int):
         self.tile, self.context = tile, context
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:

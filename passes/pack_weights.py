@@ -18,6 +18,7 @@ from tvm import relax
 from passes import dialect as D
 from passes.rebuild import bindings, rebuild
 from targets.cortex_a.tile import CpuTile
+from targets.mali.tile import GpuTile
 
 Array = npt.NDArray[Any]
 
@@ -78,7 +79,7 @@ def pack_quantised(q: Array, bits: int, k: int, panel: int) -> Array:
 class PackWeights:
     """Retype the weights of `main` to panels; `packed` lists every weight parameter in order afterwards."""
 
-    def __init__(self, tile: CpuTile):
+    def __init__(self, tile: CpuTile | GpuTile):
         self.panel = tile.panel
         self.packed: list[PackedWeight] = []
 

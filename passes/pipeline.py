@@ -20,12 +20,15 @@ from typing import Any
 from passes.cache_in_place import CacheInPlace
 from passes.fuse_add_norm import FuseAddNorm
 from passes.fuse_gated_ffn import FuseGatedFfn
+from passes.half_as_bits import HalfAsBits
 from passes.import_onnx import Decoder
 from passes.lower_cpu import LowerCpu
+from passes.lower_mali import LowerMali
 from passes.make_entries import MakeEntries
 from passes.onnx_to_relax import onnx_to_relax
 from passes.pack_weights import PackedWeight, PackWeights
 from targets.cortex_a.tile import CpuTile
+from targets.mali.tile import GpuTile
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,41 @@ def lower_decoder_for_cpu(
     dump: IrDump | None = None,
 ) -> LoweredDecoder:
     """Run phases 0b to 4 for one CPU; `context` tokens of cache, entry points for `steps` and one prefill chunk."""
-    dump = dump or IrDump()
+    return _lower(decoder, tile, [], LowerCpu(tile), context, steps, prefill, dump or IrDump())
+
+
+def lower_decoder_for_gpu(
+    decoder: Decoder,
+    tile: GpuTile,
+    context: int,
+    steps: Sequence[int],
+    prefill: int,
+    dump: IrDump | None = None,
+) -> LoweredDecoder:
+    """The same for one OpenCL GPU; weights have the CPU's panels, float16 ones are parameters of type uint16."""
+    return _lower(decoder, tile, [HalfAsBits()], LowerMali(tile), context, steps, prefill, dump or IrDump())
+
+
+def _lower(
+    decoder: Decoder,
+    tile: CpuTile | GpuTile,
+    retype: Sequence[Any],
+    lower: Any,
+    context: int,
+    steps: Sequence[int],
+    prefill: int,
+    dump: IrDump,
+) -> LoweredDecoder:
     imported = onnx_to_relax(decoder)
     mod = dump("0-import", imported.mod)
 
     mod = dump("1-fuse", _run(mod, FuseGatedFfn(), FuseAddNorm()))
 
     pack = PackWeights(tile)
-    mod = dump("2-layout", _run(mod, CacheInPlace(tile, context), pack))
+    mod = dump("2-layout", _run(mod, CacheInPlace(tile, context), pack, *retype))
 
     mod = dump("3-entries", _run(mod, MakeEntries(steps, prefill)))
-    mod = dump("4-lower", _run(mod, LowerCpu(tile)))
+    mod = dump("4-lower", _run(mod, lower))
     return LoweredDecoder(mod, pack.packed, imported.weights)
 
 

@@ -27,12 +27,12 @@ def gelu_mul(tile: GpuTile, n: int, width: int, tanh: bool) -> Any:
 
 
 def gelu(tile: GpuTile, n: int, width: int, tanh: bool) -> Any:
-    """A PrimFunc (x, y) with y = gelu(x), both of [1, n, width]; `tanh`: which GELU (lanes_gelu)."""
+    """GELU of every value, a PrimFunc (x, y) of [1, n, width]; `tanh`: which GELU (lanes_gelu)."""
     return _unary(tile, n, width, "gelu tanh" if tanh else "gelu erf")
 
 
 def tanh(tile: GpuTile, n: int, width: int) -> Any:
-    """A PrimFunc (x, y) with y = tanh(x), both of [1, n, width]."""
+    """Hyperbolic tangent of every value, a PrimFunc (x, y) of [1, n, width]."""
     return _unary(tile, n, width, "tanh")
 
 

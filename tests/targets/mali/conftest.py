@@ -13,43 +13,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-INSTALL = "run tests/opencl/setup.sh"
-
-
-def absent(what: str) -> None:
-    """Skip with the reason; with CI set, where everything must be there, fail."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{what}: {INSTALL}")
-    pytest.skip(f"{what}: {INSTALL}")
-
-
-@pytest.fixture(scope="session")
-def runtime_library() -> Path:
-    """The runtime, built for this machine."""
-    from targets.errors import UserError
-    from targets.mali import opencl_runtime
-
-    try:
-        return opencl_runtime.ensure()
-    except UserError as error:
-        absent(str(error))
-        raise
-
-
-@pytest.fixture(scope="session")
-def opencl(runtime_library: Path) -> Any:
-    """The module `targets.mali.opencl`, with the runtime loaded and a device there; no binaries on disk."""
-    import tvm  # noqa: F401
-
-    from targets.mali import opencl, opencl_runtime
-
-    assert opencl_runtime.load(runtime_library) == "ours"
-    try:
-        opencl.devices()
-    except opencl_runtime.OpenCLError as error:
-        absent(str(error))
-    opencl.set_cache_folder(None)
-    return opencl
 
 
 @pytest.fixture

@@ -50,18 +50,18 @@ def cache_folder() -> Path:
     return base / "hetero_sd" / "opencl_runtime"
 
 
-def find() -> Path | None:
-    """Return a library that lies ready for this machine and TVM, or None.
+def find(target: str | None = None) -> Path | None:
+    """Return a library that lies ready for ``target`` (this machine by default) and the installed TVM, or None.
 
-    $HSD_OPENCL_RUNTIME names one; else one shipped beside this file (``lib/MACHINE``); else one built earlier.
+    $HSD_OPENCL_RUNTIME names one for this machine; else one shipped in ``lib/TARGET`` here, else one built earlier.
     """
     stated = os.environ.get("HSD_OPENCL_RUNTIME", "")
-    if stated:
+    if stated and target in (None, machine()):
         return Path(stated)
-    here = machine()
-    folders = [SOURCES.parent / "lib" / here]
+    target = target or machine()
+    folders = [SOURCES.parent / "lib" / target]
     if SOURCES.is_dir():  # a bundle carries the library alone
-        folders.append(cache_folder() / build_key(here))
+        folders.append(cache_folder() / build_key(target))
     for folder in folders:
         if (folder / LIBRARY).is_file():
             return folder / LIBRARY
@@ -75,16 +75,19 @@ def build(out_dir: Path, compiler: str | None = None, target: str | None = None)
     return build_library(out_dir, compiler, target or machine())
 
 
-def ensure() -> Path:
-    """Return a library for this machine; build it into the cache folder, once (about half a minute), if there is none.
+def ensure(target: str | None = None) -> Path:
+    """Return a library for ``target``; build it into the cache folder, once (about half a minute), if there is none.
+
+    Args:
+        target: ``x86-64`` or ``aarch64``; None is this machine.
 
     Raises:
         UserError: there is none and it cannot be built here; one line says why.
     """
-    library = find()
+    library = find(target)
     if library is None and not SOURCES.is_dir():
-        raise UserError(f"there is no OpenCL runtime for {machine()} in {SOURCES.parent / 'lib'}, nor its source")
-    return library or build(cache_folder() / build_key(machine()))
+        raise UserError(f"there is no OpenCL runtime for {target or machine()} in {SOURCES.parent / 'lib'}")
+    return library or build(cache_folder() / build_key(target or machine()), target=target)
 
 
 def load(library: Path | None = None) -> str:

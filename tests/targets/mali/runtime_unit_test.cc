@@ -81,7 +81,11 @@ void TestBuffers() {
     return;
   }
   CHECK(buffer.ToHost(HostAccess::kRead) == host);
+  CHECK(buffer.ToHost(HostAccess::kReadWrite) == host);  // from reading to writing
+  host[1] = 8;
   buffer.ToDevice();
+  buffer.Read(4, &first, sizeof(first));
+  CHECK(first == 8);
   buffer.ToHost(HostAccess::kWrite);
   host[0] = 9;
   buffer.ToDevice();

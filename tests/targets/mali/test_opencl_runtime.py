@@ -348,7 +348,9 @@ def test_products_are_not_contracted(load_kernels: Callable[..., Any], device: A
         "  int i = get_global_id(0); y[i] = x[i] * x[i] - r[i];\n}"
     )
     x = np.random.default_rng(3).standard_normal(64).astype("float32")
-    for body, contracted in ((source, False), (source.replace("x[i] * x[i] - r[i]", "fma(x[i], x[i], -r[i])"), True)):
+    allowed = "#pragma OPENCL FP_CONTRACT ON\n" + source
+    explicit = source.replace("x[i] * x[i] - r[i]", "fma(x[i], x[i], -r[i])")
+    for body, contracted in ((source, False), (allowed, True), (explicit, True)):
         kernel = load_kernels({"residue": ([POINTER] * 3, ["threadIdx.x"], body)}).get_function("residue")
         arrays = [tensor(a, device) for a in (np.ones(64, "float32"), x, x * x)]
         kernel(*(data_pointer(a) for a in arrays), 64)

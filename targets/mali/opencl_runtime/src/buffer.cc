@@ -48,8 +48,8 @@ Buffer& Buffer::At(const void* data) {
 void* Buffer::ToHost(HostAccess access) {
   void* known = device->facts.unified_memory ? mapped_ : copy_.get();
   if (host_owns_.load()) {
-    host_writes_ = host_writes_ || access != HostAccess::kRead;
-    return known;
+    if (host_writes_ || access == HostAccess::kRead) return known;
+    ToDevice();  // it was mapped to be read alone
   }
   const char* about = "a hand-over to the host";
   bool reads = access != HostAccess::kWrite;

@@ -1,4 +1,4 @@
-"""The whole way: an ONNX pair compiled for an Arm board answers on the virtual board as it does here."""
+"""The whole way: the example pair compiled for an Arm board answers on the virtual board as it does here."""
 
 from __future__ import annotations
 
@@ -13,61 +13,81 @@ import pytest
 
 from hetero_sd.compile import CompileRequest, compile_bundle
 from hetero_sd.progress import Progress
+from hetero_sd.verify import verify_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.virtual_board]
 
-_EXPORTS = Path(__file__).parents[1] / "data" / "exports"
-_REQUEST = ["--prompt", "The dog sleeps.", "--max-new-tokens", "16", "--json", "--threads", "2"]
+_PAIR = Path(__file__).resolve().parents[2] / "examples" / "translation"
+_PROMPTS = 4
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same pair compiled for an emulated board and for this machine."""
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prompts")
+    lines = (_PAIR / "prompts.txt").read_text("utf-8").splitlines()[:_PROMPTS]
+    (folder / "prompts.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundles(virtual_board: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The pair compiled for an emulated board, with the packages it needs inside, and for this machine."""
     folder = tmp_path_factory.mktemp("bundles")
     made = {}
-    for board in ("imx95", "host"):
+    for board, python in (("imx95", virtual_board.python), ("host", None)):
         made[board] = folder / board
         request = CompileRequest(
-            target=_EXPORTS / "llama-dynamo-fp32" / "model.onnx",
-            draft=_EXPORTS / "llama-drafter-dynamo-fp32" / "model.onnx",
-            tokenizer=_EXPORTS / "llama-dynamo-fp32",
+            target=_PAIR / "target" / "model.onnx",
+            draft=_PAIR / "draft" / "model.onnx",
+            tokenizer=_PAIR,
             board=board,
             out=made[board],
             context=128,
+            gamma=2,
+            vendor_python=python,
         )
         compile_bundle(request, Progress())
     return made
 
 
-def answer(virtual_board: Any, bundle: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    done: subprocess.CompletedProcess[str] = virtual_board.run(
-        ["/usr/bin/python3", "/bundle/run.py", *_REQUEST, *options], mounts={bundle: ("/bundle", True)}
-    )
-    return done
+def on_board(virtual_board: Any, mounts: dict[Path, tuple[str, bool]], *options: str) -> Any:
+    """run.py on the board with nothing but what the bundle carries."""
+    argv = ["/usr/bin/python3", "/bundle/run.py", "--threads", "2", *options]
+    return virtual_board.run(argv, mounts=mounts, env={"PYTHONPATH": ""})
 
 
-def test_the_board_gives_the_tokens_of_the_host(virtual_board: Any, bundles: dict[str, Path]) -> None:
-    command = [sys.executable, str(bundles["host"] / "run.py"), *_REQUEST, "--mode", "target-only"]
-    here = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    modes = {}
-    for mode in ("target-only", "speculative"):
-        done = answer(virtual_board, bundles["imx95"], "--mode", mode)
+def tokens(output: str) -> list[list[int]]:
+    return [json.loads(line)["token_ids"] for line in output.splitlines()]
+
+
+def test_the_board_gives_the_tokens_of_the_host(
+    virtual_board: Any, bundles: dict[str, Path], prompts: Path, tmp_path: Path
+) -> None:
+    here = [sys.executable, str(bundles["host"] / "run.py"), "--prompts", str(prompts / "prompts.txt"), "--json"]
+    expected = tokens(subprocess.run(here, capture_output=True, text=True, check=True).stdout)
+    assert len(expected) == _PROMPTS
+    assert all(len(ids) > 3 for ids in expected)
+    mounts = {bundles["imx95"]: ("/bundle", True), prompts: ("/prompts", True), tmp_path: ("/out", False)}
+    question = ["--prompts", "/prompts/prompts.txt", "--json"]
+    for mode in (["--mode", "target-only", "--save-logits", "/out/logits"], ["--mode", "speculative"]):
+        done = on_board(virtual_board, mounts, *question, *mode)
         assert done.returncode == 0, done.stderr
-        modes[mode] = json.loads(done.stdout)
-    assert modes["target-only"]["token_ids"] == here["token_ids"]  # one build differs from another by rounding only
-    assert modes["speculative"]["token_ids"] == modes["target-only"]["token_ids"]
-    assert modes["speculative"]["stats"]["drafted"] > 0
-    assert len(here["token_ids"]) == 16
+        assert tokens(done.stdout) == expected, mode
+    assert sum(json.loads(line)["stats"]["drafted"] for line in done.stdout.splitlines()) > 0
+    result = verify_bundle(bundles["imx95"], _PAIR / "target" / "model.onnx", None, tmp_path / "logits")
+    assert result.passed, result
 
 
-def test_a_damaged_weight_is_noticed_on_the_board(virtual_board: Any, bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_a_damaged_library_is_refused_on_the_board(
+    virtual_board: Any, bundles: dict[str, Path], tmp_path: Path
+) -> None:
     damaged = tmp_path / "bundle"
     shutil.copytree(bundles["imx95"], damaged)
-    weights = damaged / "weights" / "target.safetensors"
-    data = bytearray(weights.read_bytes())
+    library = damaged / "lib" / "target_cpu.so"
+    data = bytearray(library.read_bytes())
     data[-1] ^= 1
-    weights.write_bytes(data)
-    done = answer(virtual_board, damaged, "--check")
+    library.write_bytes(data)
+    done = on_board(virtual_board, {damaged: ("/bundle", True)}, "--prompt", "The dog sleeps.")
     assert done.returncode == 2
-    assert "target.safetensors" in done.stderr
+    assert "target_cpu.so" in done.stderr
     assert "Traceback" not in done.stderr

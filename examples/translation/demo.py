@@ -1,0 +1,76 @@
+"""`make demo`: compile the example pair for this machine and translate held-out sentences with it.
+
+    python examples/translation/demo.py [--prompts FILE] [--gamma N] [--out DIR]
+
+Target alone and speculatively, each in a process of its own as a user would run it, and the same text from both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+
+def run_bundle(bundle: Path, prompts: Path, *options: str) -> list[dict[str, Any]]:
+    """Answers of `run.py --json`, one object a prompt."""
+    command = [sys.executable, str(bundle / "run.py"), "--prompts", str(prompts), "--json", *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def tokens_per_s(answers: list[dict[str, Any]]) -> float:
+    """Decoded tokens per second, prompts excluded, median over the prompts."""
+    return statistics.median(a["stats"]["tokens_per_s"] for a in answers)
+
+
+def main() -> int:
+    """Compile, translate both ways, compare."""
+    parser = argparse.ArgumentParser(description="compile the example pair for this machine and translate with it")
+    parser.add_argument("--prompts", type=Path, default=HERE / "prompts.txt")
+    parser.add_argument("--gamma", type=int, default=4, help="drafted tokens a round (default 4)")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "demo", help="the bundle; replaced")
+    options = parser.parse_args()
+
+    shutil.rmtree(options.out, ignore_errors=True)
+    pair = [str(HERE / "target/model.onnx"), "--draft", str(HERE / "draft/model.onnx"), "--tokenizer", str(HERE)]
+    settings = ["--board", "host", "--context", "128", "--gamma", str(options.gamma), "--out", str(options.out)]
+    done = subprocess.run([sys.executable, "-m", "hetero_sd", "compile", *pair, *settings], cwd=ROOT, check=False)
+    if done.returncode != 0:
+        return done.returncode
+
+    alone = run_bundle(options.out, options.prompts, "--mode", "target-only")
+    pair_run = run_bundle(options.out, options.prompts, "--mode", "speculative", "--gamma", str(options.gamma))
+    print()
+    for answer in alone[:5]:
+        print(f"  {answer['prompt']}\n    {answer['text']}")
+    print(f"  ... {len(alone)} sentences")
+    print()
+    same = sum(a["token_ids"] == b["token_ids"] for a, b in zip(alone, pair_run, strict=True))
+    drafted = sum(b["stats"]["drafted"] for b in pair_run)
+    accepted = sum(b["stats"]["accepted"] for b in pair_run)
+    rounds = sum(b["stats"]["rounds"] for b in pair_run)
+    tokens = sum(len(b["token_ids"]) for b in pair_run)
+    print(f"target alone      {tokens_per_s(alone):7.0f} tokens/s")
+    print(
+        f"speculative, g={options.gamma}  {tokens_per_s(pair_run):7.0f} tokens/s   "
+        f"accepted {accepted} of {drafted} drafted, {tokens / max(rounds, 1):.2f} tokens a round"
+    )
+    print(
+        f"speed-up {tokens_per_s(pair_run) / tokens_per_s(alone):.2f}x; same tokens in {same} of {len(alone)} sentences"
+    )
+    return 0 if same == len(alone) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

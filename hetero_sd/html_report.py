@@ -11,7 +11,7 @@ from costmodel.speculative import MOST_GAMMA, at_position, expected_tokens
 from costmodel.variants import Variant, gb
 from costmodel.work import step_ops, totals
 from hetero_sd.predict import Prediction
-from hetero_sd.predict_report import MOST_ROWS, facts_used, notes, verdict
+from hetero_sd.predict_report import MOST_ROWS, facts_used, notes, rate, verdict
 from hetero_sd.round_trace import round_spans
 from hetero_sd.svg import Axis, Line, Mark, bars, heat_map, line_chart, timeline
 
@@ -52,7 +52,7 @@ def _variants(p: Prediction) -> str:
     titles = ("mode", "gamma", "tokens/s", "interval", "x same", "x best", "memory", "where, and why")
     head = "".join(f"<th{' class=n' if 0 < i < 7 else ''}>{t}</th>" for i, t in enumerate(titles))
     rows = [
-        _row(v, f"{i.low:.2f} to {i.high:.2f}", "best" if v == p.decision.best else "")
+        _row(v, f"{rate(i.low)} to {rate(i.high)}", "best" if v == p.decision.best else "")
         for v, i in list(zip(p.decision.leading, p.intervals, strict=True))[:MOST_ROWS]
     ]
     rows += [_row(v, "does not fit", "no") for v in p.decision.not_fitting[:MOST_ROWS]]
@@ -65,7 +65,7 @@ def _row(v: Variant, sure: str, style: str) -> str:
     if v.draft is not None and v.draft_placement is not None:
         where += f"; draft {v.draft.name} on {v.draft_placement.text(v.draft)}"
     where = where.replace("gpu", "gpu (predicted)")
-    numbers = (str(v.gamma or "-"), f"{v.tokens_per_s:.2f}", sure, f"{v.against_same:.2f}", f"{v.against_best:.2f}")
+    numbers = (str(v.gamma or "-"), rate(v.tokens_per_s), sure, f"{v.against_same:.2f}", f"{v.against_best:.2f}")
     cells = "".join(f'<td class="n">{c}</td>' for c in (*numbers, gb(v.memory.total_bytes)))
     return f'<tr class="{style}"><td>{v.mode}</td>{cells}<td>{escape(where)}<br><em>{escape(v.reason)}</em></td></tr>'
 

@@ -27,9 +27,9 @@ def predict_text(p: Prediction) -> str:
         for note in notes(p)
         for line in textwrap.wrap(note, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
     ]
-    lines += ["", f"{'mode':12}{'gamma':>6}{'tokens/s':>10}{'interval':>15}{'x same':>8}{'x best':>8}{'memory':>10}"]
+    lines += ["", f"{'mode':12}{'gamma':>6}{'tokens/s':>10}{'interval':>18}{'x same':>8}{'x best':>8}{'memory':>10}"]
     for variant, sure in list(zip(p.decision.leading, p.intervals, strict=True))[:MOST_ROWS]:
-        lines += _row(variant, f"{sure.low:.2f} to {sure.high:.2f}")
+        lines += _row(variant, f"{rate(sure.low)} to {rate(sure.high)}")
     for variant in p.decision.not_fitting[:MOST_ROWS]:
         lines += _row(variant, "does not fit")
     lines += ["", "T(n), a step of n tokens in ms"]
@@ -41,13 +41,15 @@ def predict_text(p: Prediction) -> str:
         lines.append(f"    n = 1: {costs.step(placement, 1).explain()}")
     lines += ["", f"numbers of board {p.question.board.name} behind the chosen variant"]
     lines += [f"  {path} = {value}: {kind}, {_short(source, 80)}" for path, value, kind, source in facts_used(p)]
+    factors = ", ".join(f"{name} {value:g}" for name, value in p.question.factors.to_json().items())
+    lines += textwrap.wrap(f"  factors: {factors}", _WIDTH, subsequent_indent="    ")
     return "\n".join(lines)
 
 
 def verdict(p: Prediction) -> str:
     """The answer in one sentence."""
     best, sure = p.decision.best, p.intervals[0]
-    speed = f"{best.tokens_per_s:.2f} tokens/s ({sure.low:.2f} to {sure.high:.2f})"
+    speed = f"{rate(best.tokens_per_s)} tokens/s ({rate(sure.low)} to {rate(sure.high)})"
     board = p.question.board.name
     if best.mode == TARGET_ONLY:
         start = f"On {board} run {best.target.name} alone on {_where(best.target_placement, best.target)}: {speed}"
@@ -56,7 +58,7 @@ def verdict(p: Prediction) -> str:
         other = p.speculative
         if other is None:
             return f"{start}; speculation does not fit the memory."
-        reached = f"{other.tokens_per_s:.2f} tokens/s at gamma {other.gamma}"
+        reached = f"{rate(other.tokens_per_s)} tokens/s at gamma {other.gamma}"
         return f"{start}; speculation does not pay, its best reaches {reached}."
     drafter = (
         "the text itself"
@@ -85,12 +87,12 @@ def notes(p: Prediction) -> list[str]:
             on = _where(runs.target_placement, runs.target)
             found.append(
                 f"what this version compiles best: {runs.mode}, gamma {runs.gamma}, on {on}: "
-                f"{runs.tokens_per_s:.2f} tokens/s"
+                f"{rate(runs.tokens_per_s)} tokens/s"
             )
     base = p.decision.baseline
     on = _where(base.target_placement, base.target)
     found.append(
-        f"baseline, the best single processor alone: {base.target.name} on {on}, {base.tokens_per_s:.2f} tokens/s"
+        f"baseline, the best single processor alone: {base.target.name} on {on}, {rate(base.tokens_per_s)} tokens/s"
     )
     speculative = p.speculative
     if speculative is not None:
@@ -179,7 +181,7 @@ def _segments(placement: Placement) -> list[dict[str, Any]]:
 
 def _row(variant: Variant, sure: str) -> list[str]:
     """A table row, where the models run, and the reason."""
-    numbers = f"{variant.tokens_per_s:>10.2f}{sure:>15}{variant.against_same:>8.2f}{variant.against_best:>8.2f}"
+    numbers = f"{rate(variant.tokens_per_s):>10}{sure:>18}{variant.against_same:>8.2f}{variant.against_best:>8.2f}"
     head = f"{variant.mode:12}{variant.gamma or '-':>6}{numbers}{gb(variant.memory.total_bytes):>10}"
     where = "; ".join(f"{title} {shape.name} on {_where(place, shape)}" for title, shape, place in _models(variant))
     more = [
@@ -204,6 +206,11 @@ def _where(placement: Placement, shape: DecoderShape) -> str:
 def _ms(seconds: float) -> str:
     value = 1e3 * seconds
     return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def rate(tokens_per_s: float) -> str:
+    """A speed for people."""
+    return f"{tokens_per_s:.2f}" if tokens_per_s < 99.5 else f"{tokens_per_s:.0f}"
 
 
 def _short(text: str, most: int) -> str:

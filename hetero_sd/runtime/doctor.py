@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from hetero_sd.runtime import machine
-from hetero_sd.runtime.opencl_probe import NO_PLATFORM, OpenCLState, probe
+from hetero_sd.runtime.opencl_probe import NO_PLATFORM, OpenCLState, probe_apart
 from targets.errors import UserError
 from targets.mali import opencl_runtime
 from targets.mali.opencl_runtime.building import find_compiler
@@ -50,7 +50,7 @@ def examine(folder: Path | None = None, opencl_lib: str | None = None, root: Pat
         root: where /proc, /sys and /dev are; another one in tests.
     """
     findings = [*_cpu(root), *_memory(root), *_software(), *(_folder(folder, root) if folder else ())]
-    state, nodes = probe(opencl_lib), machine.gpu_nodes(root)
+    state, nodes = probe_apart(opencl_lib), machine.gpu_nodes(root)
     return [*findings, *opencl_findings(state, nodes, _kernel_release(root)), _runtime()]
 
 
@@ -152,7 +152,10 @@ def opencl_findings(state: OpenCLState, nodes: list[machine.GpuNode], kernel_rel
     findings = [*_nodes(nodes)]
     drivers = {node.driver for node in nodes}
     absent = "problem" if nodes else "note"  # a machine without a GPU needs no OpenCL
-    if state.library is None:
+    if state.crash:
+        mend = "install another release of the driver, or name another library with --opencl-lib"
+        findings.append(Finding("opencl", absent, f"the OpenCL driver {state.crash} when it was asked", mend))
+    elif state.library is None:
         tried = "; ".join(f"{name}: {reason}" for name, reason in state.tried.items())
         findings.append(Finding("opencl", absent, f"no loader ({tried})", "sudo apt-get install ocl-icd-libopencl1"))
     elif state.status != 0:
@@ -187,6 +190,8 @@ def _runtime() -> Finding:
     library = opencl_runtime.find()
     if library is not None:
         return Finding("opencl", "ok", f"runtime {library}")
+    if not opencl_runtime.SOURCES.is_dir():
+        return Finding("opencl", "ok", "this bundle carries no OpenCL runtime: its models run on the CPU")
     try:
         compiler = find_compiler(opencl_runtime.machine())
     except UserError as error:

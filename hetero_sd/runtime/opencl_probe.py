@@ -6,7 +6,11 @@ The numbers are constants of the Khronos OpenCL 1.2 specification.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import signal
+import subprocess
+import sys
 from ctypes import byref, c_char, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -63,6 +67,7 @@ class OpenCLState:
         tried: each library that did not open, with the reason.
         status: the loader's answer to the question for platforms, 0 if it has any.
         platforms: (name, version, number of devices) of each.
+        crash: how the driver ended the process that asked it, "" if it did not.
     """
 
     library: str | None
@@ -70,10 +75,33 @@ class OpenCLState:
     status: int = 0
     platforms: tuple[tuple[str, str, int], ...] = ()
     devices: tuple[OpenCLDevice, ...] = field(default=())
+    crash: str = ""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+
+def probe_apart(stated: str | None = None, timeout_s: float = 60.0) -> OpenCLState:
+    """Like :func:`probe`, in a process of its own: a driver that crashes or hangs is reported instead of followed."""
+    code = "import sys; from hetero_sd.runtime import opencl_probe; opencl_probe.print_probe(sys.argv[1])"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    command = [sys.executable, "-B", "-c", code, stated or ""]
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return OpenCLState(None, {}, crash=f"did not answer within {timeout_s:.0f} s")
+    if done.returncode < 0:
+        return OpenCLState(None, {}, crash=f"crashed ({signal.Signals(-done.returncode).name})")
+    lines = done.stdout.splitlines()
+    if done.returncode != 0 or not lines:
+        return OpenCLState(None, {}, crash=f"ended the process with code {done.returncode}")
+    found = json.loads(lines[-1])  # a driver may have printed before
+    devices = tuple(OpenCLDevice(**{**d, "extensions": tuple(d["extensions"])}) for d in found["devices"])
+    platforms = tuple((name, version, count) for name, version, count in found["platforms"])
+    return OpenCLState(found["library"], found["tried"], found["status"], platforms, devices)
+
+
+def print_probe(stated: str) -> None:
+    """Print what :func:`probe` finds as one JSON line; the child's side of :func:`probe_apart`."""
+    print(json.dumps(asdict(probe(stated or None))), flush=True)
+    os._exit(0)  # a driver that crashes when it is unloaded has answered
 
 
 def probe(stated: str | None = None) -> OpenCLState:

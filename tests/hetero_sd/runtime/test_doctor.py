@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from hetero_sd.cli import main as command
 from hetero_sd.runtime import doctor, machine
-from hetero_sd.runtime.opencl_probe import NO_PLATFORM, OpenCLDevice, OpenCLState, probe
+from hetero_sd.runtime.opencl_probe import NO_PLATFORM, OpenCLDevice, OpenCLState, probe, probe_apart
 from hetero_sd.runtime.run import main as run_py
 
 MALI = OpenCLDevice(
@@ -197,6 +199,40 @@ def test_probe_agrees_with_the_runtime() -> None:
     assert device.version.startswith("OpenCL ")
     assert device.max_alloc_bytes <= device.global_bytes
     assert device.max_work_group >= 1
+
+
+def fake_driver(folder: Path, body: str) -> str:
+    """Compile an OpenCL library whose first function does `body`."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to make a driver that crashes")
+    source, library = folder / "driver.c", folder / "libOpenCL.so"
+    source.write_text(
+        f"#include <stdlib.h>\n#include <unistd.h>\nint clGetPlatformIDs(void) {{ {body} return -1001; }}\n"
+    )
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library], check=True)
+    return str(library)
+
+
+@pytest.mark.parametrize(
+    ("body", "crash"),
+    [
+        ("", ""),
+        ("abort();", "crashed (SIGABRT)"),
+        ("sleep(60);", "did not answer within 2 s"),
+        ("_exit(3);", "ended the process with code 3"),
+    ],
+)
+def test_a_driver_that_crashes_is_reported(tmp_path: Path, body: str, crash: str) -> None:
+    found = probe_apart(fake_driver(tmp_path, body), timeout_s=2 if "sleep" in body else 60)
+    assert found.crash == crash
+    findings = doctor.opencl_findings(found, [KBASE], "")
+    [(text, _)] = problems(findings)
+    assert (f"the OpenCL driver {crash} when it was asked" if crash else "finds no driver") in text
+
+
+def test_probing_apart_finds_the_same() -> None:
+    assert probe_apart() == probe()
 
 
 def test_text_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

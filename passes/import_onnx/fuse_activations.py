@@ -21,7 +21,8 @@ from passes.import_onnx.shapes import Known, known_shapes, points
 from passes.import_onnx.state import Declined, Importing, PassLog, add_initializer, attribute, describe, emit, scalar
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Tanh", "Erf", "Neg", "Cast", "Identity"}
-_BOUND = 2e-6
+_BOUND = 1.6e-5  # of values up to 8
+_LARGEST_CAP = 1e4  # what grows beyond it with its input is no cap
 
 
 def fuse_activations(imp: Importing) -> PassLog:
@@ -57,13 +58,14 @@ def _written_out(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
     numbers = np.concatenate([np.linspace(-8, 8, 61), [1e-3, -1e-3]])[: known[x].size]
     actual = run(numbers)
     for approximate, formula in (("tanh", _gelu_tanh), ("none", _gelu_erf)):
-        if np.abs(actual - formula(numbers)).max() < _BOUND * 8:
+        if np.abs(actual - formula(numbers)).max() < _BOUND:
             _replace(y, emit(node, "Gelu", [x], {"approximate": approximate}, outputs=[f"{y.name}.gelu"]).outputs[0])
             return True
     cap = float(run(np.array([1e9]))[0])
     small = 1e-3
     factor = float(run(np.array([small]))[0]) / small
-    if cap > 0 and factor > 0 and np.abs(actual - cap * np.tanh(numbers * factor / cap)).max() < 1e-5 * cap:
+    capped = 0 < cap < _LARGEST_CAP and factor > 0
+    if capped and np.abs(actual - cap * np.tanh(numbers * factor / cap)).max() < 1e-5 * np.abs(actual).max():
         _write_capped(imp, node, x, y, float(np.float32(factor / cap)), cap)
         return True
     raise Declined("it is neither a GELU nor a soft cap c * tanh(x / c)")

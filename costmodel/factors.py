@@ -30,8 +30,7 @@ class Factors:
         cache_bytes_per_cycle: read by one core from a cache that holds the data.
         gpu_bandwidth: share of the GPU's read bandwidth that a decoder reaches (0.29 to 0.40 by existing OpenCL
             decoders on a G610; kernels that tile rows are assumed to reach more).
-        gpu_compute: share of the GPU's float32 rate.
-        gpu_row_tile: rows that a GPU kernel computes for one read of the weights.
+        gpu_compute: share of the GPU's arithmetic issue slots that its kernels use; loads and addresses take others.
         gpu_dispatch: one more kernel in a queue that is not empty, over launch_overhead_s (5 us against 46 to 54 us
             measured on PoCL).
         dram_together: share of the DRAM peak that several processors read together.
@@ -49,8 +48,7 @@ class Factors:
     sampling_cycles: float = 20.0
     cache_bytes_per_cycle: float = 8.0
     gpu_bandwidth: float = 0.6
-    gpu_compute: float = 0.35
-    gpu_row_tile: int = 4
+    gpu_compute: float = 0.5
     gpu_dispatch: float = 0.1
     dram_together: float = 0.8
 

@@ -16,6 +16,10 @@ from costmodel.kernels import kernel_cycles
 from costmodel.shape import DecoderShape
 from costmodel.work import Op, step_units
 from targets.device import Board, Cluster, Gpu
+from targets.mali.tile import gpu_tile
+
+# Operations a weight before it is multiplied: convert; at 8 bits also widen, subtract zero, scale; at 4 also mask.
+_GPU_UNPACK = {"float32": 0.0, "float16": 1.0, "bfloat16": 1.0, "int8": 4.0, "int4": 5.0}
 
 
 @dataclass(frozen=True)
@@ -217,14 +221,20 @@ class Roofline:
         return repeated / dram
 
     def _on_gpu(self, op: Op, processor: GpuSlice) -> Estimate:
-        """Rows are computed in whole row tiles; each tile reads the weights once. Predicted: see Factors."""
+        """Rows are computed in whole row tiles (targets/mali/tile.py); each tile reads and unpacks the weights once.
+
+        Arithmetic counts issue slots: a fused multiply-add and any other operation take one each, and the rate of the
+        board counts two operations a slot.
+        """
         f, gpu = self.factors, processor.gpu
-        tiles = -(-op.rows // f.gpu_row_tile)
-        walks = tiles if op.kind == "linear" else 1
+        flops, walks = op.flops, 1
+        if op.kind == "linear":
+            rows = gpu_tile(gpu).rows(op.rows, 8 if op.format.bits < 32 else 4)
+            walks = -(-op.rows // rows)
+            flops = 2.0 * op.k * op.columns * walks * (rows + _GPU_UNPACK[op.format.dtype])
         read = op.bytes_of("weights") * walks + op.bytes_of("kv") + op.activation_bytes
         memory = read / (f.gpu_bandwidth * gpu.bandwidth_gb_per_s * 1e9)
-        whole = op.flops * (tiles * f.gpu_row_tile / op.rows if op.kind == "linear" and op.rows > 1 else 1)
-        compute = whole / (f.gpu_compute * gpu.fp32_gflops * 1e9)
+        compute = flops / (f.gpu_compute * gpu.fp32_gflops * 1e9)
         dispatch = f.gpu_dispatch * gpu.launch_overhead_s
         bound = Estimate(compute_s=compute) if compute > memory else Estimate(memory_s=memory)
         return bound + Estimate(dispatch_s=dispatch)

@@ -1,7 +1,7 @@
 """How sure a prediction is: each number is moved by what its origin allows, and the effects are added as squares.
 
 A measured number may be 5 % off, one of a data sheet 10 % (silicon under load keeps less), an assumed one 30 %. The
-factors of kernels that run are 10 % sure, those of GPU kernels that are not built 40 %. In logarithms, so that an
+factors of CPU kernels are 10 % sure, those of GPU kernels, which nobody measured, 40 %. In logarithms, so that an
 interval is a factor up and down; terms are taken as independent.
 """
 
@@ -18,7 +18,7 @@ from targets.device import Board
 
 KIND_ERROR = {"measured": 0.05, "datasheet": 0.10, "assumed": 0.30}
 _KERNELS = 0.10
-_UNBUILT = 0.40
+_UNMEASURED = 0.40
 _OVERHEADS = 0.50
 
 
@@ -86,8 +86,8 @@ def _numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
                 add(f"{path}.core.fp32_flops_per_cycle", "compute", _KERNELS)
                 add(f"{path}.launch_overhead_s", "launch", 0.0)
         if isinstance(processor, GpuSlice):
-            add("gpu.bandwidth_gb_per_s", "gpu_bandwidth", _UNBUILT)
-            add("gpu.fp32_gflops", "gpu_compute", _UNBUILT)
+            add("gpu.bandwidth_gb_per_s", "gpu_bandwidth", _UNMEASURED)
+            add("gpu.fp32_gflops", "gpu_compute", _UNMEASURED)
             add("gpu.launch_overhead_s", "gpu_dispatch", 0.0)
     if variant.mode == "overlapped":
         add("dram.peak_bandwidth_gb_per_s", "dram_together", _KERNELS)

@@ -133,9 +133,7 @@ def _verify_curves(p: Prediction) -> str:
     top = max(y for line in lines for _, y in line.points)
     mark = Mark(best.gamma + 1, 1e3 * costs.step_s(best.target_placement, best.gamma + 1), f"n = {best.gamma + 1}")
     chart = line_chart(Axis("n, tokens in one step", 1, MOST_GAMMA + 1), Axis("ms", 0, 1.05 * top), lines, [mark])
-    note = (
-        "Stairs come from the kernels' row tiles. GPU curves are predicted: its kernels are not built in this version."
-    )
+    note = "Stairs come from the kernels' row tiles. GPU curves are predicted: no GPU kernel was measured."
     return f'<h2>T(n) of {escape(best.target.name)} by processor</h2>{chart}<p class="note">{note}</p>'
 
 

@@ -15,7 +15,7 @@ from costmodel.search import Search
 from costmodel.shape import DecoderShape
 from costmodel.speculative import MOST_GAMMA, Acceptance, break_even_alpha
 from costmodel.uncertainty import Interval, interval
-from costmodel.variants import TARGET_ONLY, Decision, Question, Variant
+from costmodel.variants import SEQUENTIAL, TARGET_ONLY, Decision, Question, Variant
 from hetero_sd.model_config import FORMAT_NAMES, shapes_from_config
 from targets.boards import board_names, load_board
 from targets.errors import UserError
@@ -29,7 +29,7 @@ example:
   hetero-sd predict Llama-3.2-3B/config.json --draft Llama-3.2-1B/config.json --board imx95 --alpha 0.8
 
 TARGET and the drafter are ONNX files, whose weights are counted as they are stored, or a Hugging Face config.json.
-Predictions for the GPU rest on the board's numbers: its kernels are not built in this version.
+Predictions for the GPU rest on the board's numbers: its kernels were not measured on a board yet.
 """
 
 
@@ -272,8 +272,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def compilable(variant: Variant) -> bool:
-    """Whether `hetero-sd compile` can build it: target only or sequential, both models on one CPU cluster."""
+    """Whether a bundle can run it: target only or sequential, each model whole, on the GPU or on one CPU cluster."""
     placements = [p for p in (variant.target_placement, variant.draft_placement) if p is not None]
-    families = {family for p in placements for family in p.families}
-    single = len(families) == 1 and all(p.whole for p in placements) and "gpu" not in families
-    return single and "+" not in next(iter(families)) and variant.mode in (TARGET_ONLY, "sequential")
+    clusters = {family for p in placements for family in p.families} - {"gpu"}
+    whole = all(p.whole for p in placements) and len(clusters) <= 1 and not any("+" in c for c in clusters)
+    return whole and variant.mode in (TARGET_ONLY, SEQUENTIAL)

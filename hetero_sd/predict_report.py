@@ -76,9 +76,7 @@ def notes(p: Prediction) -> list[str]:
     """What a reader must know beside the verdict."""
     best, found = p.decision.best, []
     if any(isinstance(s, GpuSlice) for s in used_processors(best)):
-        found.append(
-            "the GPU's times are predicted from the board's numbers: GPU kernels are not built in this version"
-        )
+        found.append("the GPU's times are predicted from the board's numbers: no GPU kernel was measured on this board")
     if best.mode == OVERLAPPED:
         found.append("the overlapped mode is predicted; this version runs drafter and target one after the other")
     if not compilable(best):

@@ -146,9 +146,9 @@ def test_a_drafter_that_does_not_fit_is_named(published: Any, rk3588: Board) -> 
     assert any(v.mode == SEQUENTIAL for v in decision.not_fitting)
 
 
-def test_quantisation_at_hand_is_chosen_by_speed(published: Any, imx95: Board) -> None:
+def test_quantisation_at_hand_is_chosen_by_speed(published: Any, rk3588: Board) -> None:
     half, four = published["Llama-3.2-1B"](), published["Llama-3.2-1B"](Format("int4", 32, "float16"))
-    decision = Search(Question(imx95, (half, four))).decide()
+    decision = Search(Question(rk3588, (half, four))).decide()
     assert decision.best.target is four  # the GPU reads a quarter of the bytes
 
 
@@ -193,7 +193,8 @@ def test_a_tied_matrix_is_copied_where_embedding_or_head_is_on_the_gpu(published
     assert embedding.gpu_bytes(shape) == 128256 * 2048 * 2
 
 
-def test_factors_change_the_answer(published: Any, imx95: Board) -> None:
+def test_factors_change_the_answer(published: Any, rk3588: Board) -> None:
     target = published["Llama-3.2-1B"](Format("int4", 32, "float16"))
-    slow_gpu = Search(Question(imx95, (target,), factors=Factors(gpu_compute=0.01))).decide()
-    assert slow_gpu.best.target_placement.families == ("a55",)
+    fast, slow = (Search(Question(rk3588, (target,), factors=Factors(gpu_compute=c))).decide() for c in (0.5, 0.01))
+    assert fast.best.target_placement.families == ("gpu",)
+    assert slow.best.target_placement.families == ("a76",)

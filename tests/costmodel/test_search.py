@@ -59,6 +59,7 @@ def small_board(board: Board, gpu_launch_s: float, capacity: int) -> Board:
     return replace(board, clusters=clusters, gpu=replace(board.gpu, launch_overhead_s=gpu_launch_s), dram=dram)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     alpha=st.floats(0.1, 1.0),

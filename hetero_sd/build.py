@@ -1,4 +1,4 @@
-"""One model for one CPU: ONNX file -> library and packed weights in the bundle's folder."""
+"""One model for one processor: ONNX file -> library and packed weights in the bundle's folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from hetero_sd.runtime.weights import Tensor, write_weights
 from passes.cache_in_place import key_shape, value_shape
 from passes.import_onnx import Decoder
 from passes.pack_weights import PackedWeight
-from passes.pipeline import IrDump, LoweredDecoder, lower_decoder_for_cpu
+from passes.pipeline import IrDump, LoweredDecoder, lower_decoder_for_cpu, lower_decoder_for_gpu
 from targets.cortex_a.tile import CpuTile
 from targets.device import Core
+from targets.mali.tile import GpuTile
 
 Progress = Callable[[str, int, int], None]
 
@@ -66,9 +67,66 @@ def build_for_cpu(
         progress: called with (what, done, total) while weights are packed.
         dump: folder for the IR after each phase.
     """
+    from targets.cortex_a.tvm_target import tvm_target
+
     lowered = lower_decoder_for_cpu(decoder, tile, context, steps, prefill, IrDump(dump))
     library = bundle / "lib" / f"{name}_cpu.so"
-    _build_library(lowered, core, library)
+    _build_library(lowered, tvm_target(core), core, library)
+    extra = {"processor": "cpu"}
+    return _built(name, decoder, lowered, tile, context, steps, prefill, bundle, library, extra, progress)
+
+
+def build_for_gpu(
+    name: str,
+    decoder: Decoder,
+    core: Core,
+    tile: GpuTile,
+    context: int,
+    steps: Sequence[int],
+    prefill: int,
+    bundle: Path,
+    runtime: Path,
+    progress: Progress,
+    dump: Path | None = None,
+) -> BuiltModel:
+    """The same for an OpenCL GPU, whose kernels `core` launches.
+
+    Args:
+        name: "target" or "draft".
+        decoder: the canonical decoder.
+        core: CPU core that the host code is compiled for.
+        tile: how the kernels are cut.
+        context: rows of the KV caches.
+        steps: widths of the entry points.
+        prefill: tokens of a prompt chunk.
+        bundle: folder to write to.
+        runtime: the OpenCL runtime in the bundle's folder, named in the manifest so that it is verified.
+        progress: called with (what, done, total) while weights are packed.
+        dump: folder for the IR after each phase.
+    """
+    from targets.mali.tvm_target import opencl_target
+
+    lowered = lower_decoder_for_gpu(decoder, tile, context, steps, prefill, IrDump(dump))
+    library = bundle / "lib" / f"{name}_gpu.so"
+    _build_library(lowered, opencl_target(core), core, library)
+    extra = {"processor": "gpu", "opencl_runtime": runtime.relative_to(bundle).as_posix()}
+    return _built(name, decoder, lowered, tile, context, steps, prefill, bundle, library, extra, progress)
+
+
+def _built(
+    name: str,
+    decoder: Decoder,
+    lowered: LoweredDecoder,
+    tile: CpuTile | GpuTile,
+    context: int,
+    steps: Sequence[int],
+    prefill: int,
+    bundle: Path,
+    library: Path,
+    extra: dict[str, Any],
+    progress: Progress,
+) -> BuiltModel:
+    """Write the packed weights and describe the model."""
     weights = bundle / "weights" / f"{name}.safetensors"
     weights.parent.mkdir(exist_ok=True)
     write_weights(weights, _tensors(lowered, progress))
@@ -76,7 +134,7 @@ def build_for_cpu(
     manifest = {
         "library": library.relative_to(bundle).as_posix(),
         "weights": weights.relative_to(bundle).as_posix(),
-        "processor": "cpu",
+        **extra,
         "layers": facts.layers,
         "vocab": facts.vocab,
         "context": context,
@@ -97,13 +155,12 @@ def build_for_cpu(
     return BuiltModel(manifest, library.stat().st_size, weights.stat().st_size, source, caches)
 
 
-def _build_library(lowered: LoweredDecoder, core: Core, path: Path) -> None:
+def _build_library(lowered: LoweredDecoder, target: Any, core: Core, path: Path) -> None:
     from tvm import relax
 
     from targets.cortex_a.toolchain import link_function
-    from targets.cortex_a.tvm_target import tvm_target
 
-    executable = relax.build(lowered.mod, tvm_target(core))
+    executable = relax.build(lowered.mod, target)
     path.parent.mkdir(parents=True, exist_ok=True)
     executable.export_library(str(path), fcompile=link_function(core))
 

@@ -25,7 +25,10 @@ from targets.errors import UserError
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DEVICE_PACKAGES = ("hetero_sd/__init__.py", "hetero_sd/runtime", "costmodel", "targets")
-_HOST_ONLY = ("targets/cortex_a/kernels", "targets/cortex_a/toolchain.py", "targets/cortex_a/tvm_target.py")
+_HOST_ONLY = (
+    *("targets/cortex_a/kernels", "targets/cortex_a/toolchain.py", "targets/cortex_a/tvm_target.py"),
+    *("targets/mali/kernels", "targets/mali/tvm_target.py"),
+)
 _SUFFIXES = (".py", ".toml", ".typed")
 
 
@@ -60,6 +63,21 @@ def copy_device_python(folder: Path) -> None:
             if path.suffix in _SUFFIXES and not relative.startswith(_HOST_ONLY):
                 (folder / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / relative)
+
+
+def copy_opencl_runtime(folder: Path, isa: str) -> Path:
+    """Copy the OpenCL runtime for a board's instruction set to where the device's Python looks for it; its new path.
+
+    Raises:
+        UserError: there is none for that instruction set and it cannot be built here.
+    """
+    from targets.mali import opencl_runtime
+
+    library = opencl_runtime.ensure(isa)
+    copy = folder / "targets" / "mali" / "opencl_runtime" / "lib" / isa / opencl_runtime.LIBRARY
+    copy.parent.mkdir(parents=True)
+    shutil.copyfile(library, copy)
+    return copy
 
 
 def write_launcher(folder: Path) -> None:

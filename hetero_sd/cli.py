@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hetero_sd import acceptance, calibrate, predict, sweep
+from hetero_sd.place import RULES
 from targets.boards import board_names
 from targets.errors import UserError
 
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--vendor-wheels", action="store_true", help="put the device's Python packages into DIR/site (AArch64)"
     )
     c.add_argument("--board-python", metavar="3.x", default="3.12", help="the device's Python (default 3.12)")
+    c.add_argument("--place", metavar="RULE", help=f"processor of each model: {RULES} (default cpu)")
     c.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each phase, for reading")
     c.add_argument("--json", action="store_true", help="print what was decided as JSON")
 
@@ -159,6 +161,7 @@ def _compile(options: argparse.Namespace) -> int:
         eos=tuple(options.eos),
         vendor_python=options.board_python if options.vendor_wheels else None,
         dump_ir=options.dump_ir,
+        place=options.place,
     )
     result = compile_bundle(request, Progress(quiet=options.json))
     print(compile_json(result) if options.json else compile_text(result, options.out))

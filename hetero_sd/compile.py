@@ -7,8 +7,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from costmodel.shape import DecoderShape
-from hetero_sd.build import BuiltModel, build_for_cpu
-from hetero_sd.bundle import copy_device_python, folder_bytes, new_bundle, write_launcher, write_requirements
+from hetero_sd.build import BuiltModel, build_for_cpu, build_for_gpu
+from hetero_sd.bundle import (
+    copy_device_python,
+    copy_opencl_runtime,
+    folder_bytes,
+    new_bundle,
+    write_launcher,
+    write_requirements,
+)
 from hetero_sd.plan import DEFAULT_GAMMA, Plan, fastest_cluster, make_plan
 from hetero_sd.plan_prediction import plan_prediction
 from hetero_sd.progress import Progress
@@ -16,8 +23,9 @@ from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.tokenizer_files import TokenizerFiles, find_tokenizer
 from targets.boards import load_board
 from targets.cortex_a.tile import cpu_tile
-from targets.device import Board, Core
+from targets.device import Board
 from targets.errors import UserError
+from targets.mali.tile import gpu_tile
 
 DEFAULT_CONTEXT = 1024
 MOST_CONTEXT = 128 * 1024
@@ -40,6 +48,7 @@ class CompileRequest:
         target_widths: entry points of the target, in new tokens, besides those the plan needs.
         vendor_python: Python of the device to vendor wheels for, for example "3.12"; None vendors none.
         dump_ir: folder for the IR after each phase, or None.
+        place: processor of each model, a rule of hetero_sd/place.py; None is the default.
     """
 
     target: Path
@@ -53,6 +62,7 @@ class CompileRequest:
     target_widths: tuple[int, ...] = ()
     vendor_python: str | None = None
     dump_ir: Path | None = None
+    place: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,13 +97,22 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     # 2. what runs where
     core = fastest_cluster(board).core
     has_draft = request.draft is not None
-    plan = make_plan(board, cpu_tile(core), has_draft, request.gamma, request.context, request.target_widths)
+    plan = make_plan(
+        board, cpu_tile(core), has_draft, request.gamma, request.context, request.target_widths, request.place
+    )
 
     with new_bundle(request.out) as folder:
+        opencl_runtime = None
+        if "gpu" in plan.processors.values():
+            with progress.step(f"OpenCL runtime for {board.isa}"):
+                opencl_runtime = copy_opencl_runtime(folder / "python", board.isa)
+
         # 3. each model: import, lower, build, pack
         models, shapes = {}, {}
         for role, path in sources.items():
-            models[role], shapes[role] = _build(role, path, plan, core, tokenizer, folder, request, progress)
+            models[role], shapes[role] = _build(
+                *(role, path, plan, board, tokenizer, folder, opencl_runtime, request, progress)
+            )
         _check_memory(board, models)
 
         # 4. what the device needs besides
@@ -123,9 +142,10 @@ def _build(
     role: str,
     path: Path,
     plan: Plan,
-    core: Core,
+    board: Board,
     tokenizer: TokenizerFiles,
     folder: Path,
+    opencl_runtime: Path | None,
     request: CompileRequest,
     progress: Progress,
 ) -> tuple[BuiltModel, DecoderShape]:
@@ -141,19 +161,15 @@ def _build(
             f"{tokenizer.vocab}: they do not belong together"
         )
     steps = plan.target_widths if role == "target" else plan.draft_widths
-    with progress.step(f"{role}: compile for {core.name}, widths {', '.join(map(str, steps))}") as advance:
-        built = build_for_cpu(
-            role,
-            decoder,
-            core,
-            cpu_tile(core),
-            plan.context,
-            steps,
-            plan.prefill_width,
-            folder,
-            advance,
-            request.dump_ir and request.dump_ir / role,
-        )
+    core, dump = fastest_cluster(board).core, request.dump_ir and request.dump_ir / role
+    on_gpu = plan.processors[role] == "gpu"
+    where = board.gpu.model if on_gpu and board.gpu else core.name
+    with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
+        sizes = (plan.context, steps, plan.prefill_width, folder)
+        if on_gpu and board.gpu and opencl_runtime:
+            built = build_for_gpu(role, decoder, core, gpu_tile(board.gpu), *sizes, opencl_runtime, advance, dump)
+        else:
+            built = build_for_cpu(role, decoder, core, cpu_tile(core), *sizes, advance, dump)
     return built, count_work(decoder, path.name)
 
 

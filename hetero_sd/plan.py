@@ -1,7 +1,7 @@
 """What is decided before anything is compiled: processor, threads, entry points, speculation.
 
-A plan is plain JSON and the same for the same inputs. Here the draft length is the user's and every operator runs
-on the fastest CPU cluster; each decision says so.
+A plan is plain JSON and the same for the same inputs. Here the draft length and the processor of each model are the
+user's, and what runs on the CPU has the fastest cluster; each decision says so.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hetero_sd.place import DEFAULT_PLACE, place_models, placement_reasons
 from targets.cortex_a.tile import CpuTile
 from targets.device import Board, Cluster
 
@@ -24,7 +25,8 @@ class Plan:
         board: its name.
         mode: "target-only" or "sequential" speculation.
         gamma: drafted tokens a round, 0 without a drafter.
-        cluster: CPU cluster that both models run on.
+        processors: "cpu" or "gpu" for each model, by role.
+        cluster: CPU cluster that models on the CPU run on, and that launches the kernels of others.
         threads: one for each core of the cluster.
         context: tokens that fit the KV caches.
         target_widths: entry points of the target, in new tokens; gamma + 1 is among them.
@@ -36,6 +38,7 @@ class Plan:
     board: str
     mode: str
     gamma: int
+    processors: dict[str, str]
     cluster: str
     threads: int
     context: int
@@ -50,21 +53,32 @@ class Plan:
 
 
 def make_plan(
-    board: Board, tile: CpuTile, has_draft: bool, gamma: int, context: int, more_widths: tuple[int, ...] = ()
+    board: Board,
+    tile: CpuTile,
+    has_draft: bool,
+    gamma: int,
+    context: int,
+    more_widths: tuple[int, ...] = (),
+    place: str | None = None,
 ) -> Plan:
     """Decide for a board; `context` is rounded up to whole cache tiles.
 
     Widths of the target are 1, gamma + 1, the powers of two up to 8, which serve short prompts and shorter rounds
-    near the end, and `more_widths`.
+    near the end, and `more_widths`. `place` is a rule of hetero_sd/place.py, None the default.
+
+    Raises:
+        UserError: the rule cannot be followed.
     """
     cluster = fastest_cluster(board)
     gamma = gamma if has_draft else 0
     widths = tuple(sorted({1, 2, 4, 8, gamma + 1, *more_widths}))
     tokens = max(context, PREFILL_CHUNK)
     tokens = -(-tokens // tile.lanes) * tile.lanes
+    placed = place_models(place or DEFAULT_PLACE, board, has_draft)
     reasons = [
+        *placement_reasons(placed, place, board),
         f"CPU cluster {cluster.name} ({cluster.count} x {cluster.core.name}): the one with the most DRAM bandwidth, "
-        "which decoding is bound by; GPU kernels are not built in this version",
+        "which decoding is bound by",
         f"gamma {gamma}: as given with --gamma or its default; the cost model does not decide it in this version"
         if has_draft
         else "target only: no draft model was given",
@@ -73,6 +87,7 @@ def make_plan(
         board=board.name,
         mode="sequential" if has_draft else "target-only",
         gamma=gamma,
+        processors=placed,
         cluster=cluster.name,
         threads=cluster.count,
         context=tokens,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from costmodel.placement import ModelCosts
-from costmodel.roofline import CpuSlice, Roofline
+from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline
 from costmodel.shape import DecoderShape
 from costmodel.speculative import RoundCosts, sequential_round
 from hetero_sd.plan import Plan
@@ -27,13 +27,17 @@ def plan_prediction(board: Board, plan: Plan, shapes: Mapping[str, DecoderShape]
     """
     roofline = Roofline(board)
     cores = CpuSlice(((board.cluster(plan.cluster), plan.threads),))
+    places: dict[str, Processor] = {
+        role: GpuSlice(board.gpu, board.cluster(plan.cluster)) if processor == "gpu" and board.gpu else cores
+        for role, processor in plan.processors.items()
+    }
     costs = {role: ModelCosts(roofline, shape, max(1, plan.context // 2)) for role, shape in shapes.items()}
     widths = {"target": sorted(plan.target_widths), "draft": sorted(plan.draft_widths)}
 
     def step_s(role: str, n: int) -> float:
         whole, rest = divmod(n, widths[role][-1])
         width = next((w for w in widths[role] if w >= rest), 0) if rest else 0
-        place = costs[role].whole(cores)
+        place = costs[role].whole(places[role])
         each = costs[role].step_s(place, widths[role][-1]) if whole else 0.0
         return whole * each + (costs[role].step_s(place, width) if width else 0.0)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hetero_sd.runtime.interface import ContextFull, Models
 from hetero_sd.runtime.manifest import Bundle
-from hetero_sd.runtime.model_facts import read_model_facts
+from hetero_sd.runtime.model_facts import ModelFacts, read_model_facts
 from hetero_sd.runtime.weights import Weights
 from targets.errors import UserError
 
@@ -36,8 +36,12 @@ class CompiledModel:
         self._widths, self._chunk = facts.widths, facts.prefill_width
         self.widths = tuple(facts.widths)
         library = bundle.path(facts.library)
+        self._gpu = _opencl_device(bundle, facts) if facts.processor == "gpu" else None
+        device = self._gpu or tvm.cpu()
         try:
-            self._vm = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+            self._vm = VirtualMachine(
+                tvm.runtime.load_module(str(library)), [device, tvm.cpu()] if self._gpu else device
+            )
             self._steps = {n: self._vm[f"step_{n}"] for n in self._widths}
             self._prefill = self._vm[f"prefill_{self._chunk}"]
         except Exception as error:
@@ -47,26 +51,30 @@ class CompiledModel:
         self._inputs = {n: _shared_ids(n) for n in {*self._widths, self._chunk}}
 
         weights = Weights(bundle.path(facts.weights, hashed=False), huge_pages)
-        self._keep_mapped = weights
-        params = [tvm.runtime.from_dlpack(_named(weights, p)) for p in facts.params]
-        caches = [tvm.runtime.empty(shape, "float32") for shape in facts.cache_shapes]
-        self._fixed = [*caches, *params]
+        if self._gpu is None:
+            self._keep_mapped = weights
         try:
-            self._steps[1](self._ids([0], 1), 0, *self._fixed)  # TVM compares every shape and type
+            params = [self._param(_named(weights, p)) for p in facts.params]
+            caches = [tvm.runtime.empty(shape, "float32", device) for shape in facts.cache_shapes]
+            self._fixed = [*caches, *params]
+            self._steps[1](self._ids([0], 1), 0, *self._fixed)[1].numpy()  # TVM compares every shape and type
+        except UserError:
+            raise
         except Exception as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"{library} and {facts.weights} do not fit each other: {reason}") from None
+            problem = "cannot run on the GPU" if self._gpu else f"and {facts.weights} do not fit each other"
+            raise UserError(f"{library} {problem}: {reason}") from None
 
     def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
         """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.interface.Model`."""
         self._check(len(ids), pos)
-        rows = [np.from_dlpack(self._step(part, at)[0])[0, : len(part)] for part, at in self._parts(ids, pos)]
+        rows = [self._host(self._step(part, at)[0])[0, : len(part)] for part, at in self._parts(ids, pos)]
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def argmax(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.int64]:
         """Best id of each row, int64 [n]."""
         self._check(len(ids), pos)
-        rows = [np.from_dlpack(self._step(part, at)[1])[0, : len(part)] for part, at in self._parts(ids, pos)]
+        rows = [self._host(self._step(part, at)[1])[0, : len(part)] for part, at in self._parts(ids, pos)]
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def extend(self, ids: Sequence[int], pos: int) -> int:
@@ -78,7 +86,7 @@ class CompiledModel:
             at = pos + done
             if len(part) <= self._widths[-1] or at + self._chunk > self.context:
                 part = part[: self._widths[-1]]
-                best = int(np.from_dlpack(self._step(part, at)[1])[0, len(part) - 1])
+                best = int(self._host(self._step(part, at)[1])[0, len(part) - 1])
             else:
                 out = self._prefill(self._ids(part, self._chunk), at, len(part) - 1, *self._fixed)
                 best = int(out[1].numpy()[0, 0])
@@ -112,7 +120,20 @@ class CompiledModel:
         row, tensor = self._inputs[width]
         row[: len(ids)] = ids
         row[len(ids) :] = 0
-        return tensor
+        return tensor if self._gpu is None else self._tensor(row.reshape(1, width), self._gpu)
+
+    def _host(self, tensor: Any) -> npt.NDArray[Any]:
+        """A result as a numpy array: without a copy on the CPU, after waiting for the kernels on the GPU."""
+        array: npt.NDArray[Any] = np.from_dlpack(tensor) if self._gpu is None else tensor.numpy()
+        return array
+
+    def _param(self, array: npt.NDArray[Any]) -> Any:
+        """A weight as the kernels take it: the mapped file on the CPU, a copy on the GPU, float16 there as its bits."""
+        import tvm
+
+        if self._gpu is None:
+            return tvm.runtime.from_dlpack(array)
+        return self._tensor(array.view(np.uint16) if array.dtype == np.float16 else array, self._gpu)
 
 
 def _shared_ids(width: int) -> tuple[npt.NDArray[np.int64], Any]:
@@ -123,6 +144,28 @@ def _shared_ids(width: int) -> tuple[npt.NDArray[np.int64], Any]:
     start = -memory.ctypes.data % 64 // 8  # zero-copy import demands 64 bytes of alignment
     row = memory[start : start + width]
     return row, tvm.runtime.from_dlpack(row.reshape(1, width))
+
+
+def _opencl_device(bundle: Bundle, facts: ModelFacts) -> Any:
+    """TVM's device `opencl`, with the runtime that the bundle carries.
+
+    Raises:
+        UserError: the runtime cannot be loaded, or there is no OpenCL loader, driver or device.
+    """
+    import tvm
+
+    from targets.mali import opencl, opencl_runtime
+
+    assert facts.opencl_runtime is not None
+    if opencl_runtime.load(bundle.path(facts.opencl_runtime)) == "ours":
+        try:
+            opencl.devices()
+        except opencl_runtime.OpenCLError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"this bundle runs on the GPU by OpenCL: {reason}; `run.py --doctor` says what mends it"
+            ) from None
+    return tvm.opencl()
 
 
 def _named(weights: Weights, name: str) -> Any:

@@ -26,6 +26,8 @@ class ModelFacts:
         prefill_width: entry point prefill_<n>.
         params: names of the weights in call order.
         cache_shapes: shapes of all caches in call order, float32.
+        processor: "cpu" or "gpu".
+        opencl_runtime: path in the bundle of the library that gives TVM the GPU; None on the CPU.
     """
 
     library: str
@@ -36,6 +38,8 @@ class ModelFacts:
     prefill_width: int
     params: tuple[str, ...]
     cache_shapes: tuple[tuple[int, ...], ...]
+    processor: str
+    opencl_runtime: str | None
 
     @property
     def cache_bytes(self) -> int:
@@ -61,6 +65,8 @@ def read_model_facts(role: str, table: Mapping[str, Any]) -> ModelFacts:
             prefill_width=_size(table["prefill_width"]),
             params=tuple(_text(p) for p in table["params"]),
             cache_shapes=tuple(shapes * _size(caches["count"], 4096)),
+            processor=_one_of(table.get("processor", "cpu"), ("cpu", "gpu")),
+            opencl_runtime=_text(table["opencl_runtime"]) if table.get("processor") == "gpu" else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
@@ -86,6 +92,12 @@ def _sizes(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= 64:
         raise ValueError(f"{value!r} is not a list of sizes")
     return tuple(_size(v) for v in value)
+
+
+def _one_of(value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"{value!r} is none of {', '.join(known)}")
+    return str(value)
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,139 @@
+"""--place: every rule is read or refused in one line; models on different processors give the target's own text."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hetero_sd import compile as compile_module
+from hetero_sd.cli import main
+from hetero_sd.place import place_models
+from targets.boards import load_board
+from targets.device import Board
+from targets.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPORTS = ROOT / "tests" / "data" / "exports"
+LLAMA, DRAFT = EXPORTS / "llama-dynamo-fp32", EXPORTS / "llama-drafter-dynamo-fp32"
+PROMPTS = [[1, 17, 30, 4, 9], [2, 5], [1, *list(range(3, 43))]]
+
+
+def host_with_gpu() -> Board:
+    """This machine, with a GPU as its description says: an OpenCL driver on the CPU stands for it."""
+    host = load_board("host", measure=False).to_json()
+    gpu = load_board("rk3566").to_json()["gpu"]
+    return Board.from_json({**host, "gpu": gpu, "name": "host_with_gpu"})
+
+
+def test_rules() -> None:
+    with_gpu, without = load_board("rk3566"), load_board("rpi5")
+    assert place_models("cpu", without, True) == {"target": "cpu", "draft": "cpu"}
+    assert place_models("gpu", with_gpu, False) == {"target": "gpu"}
+    assert place_models("target=gpu,draft=cpu", with_gpu, True) == {"target": "gpu", "draft": "cpu"}
+    assert place_models("draft=gpu", with_gpu, True) == {"target": "cpu", "draft": "gpu"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "board", "draft", "expected"),
+    [
+        ("gpu", "rpi5", True, "board rpi5 has no GPU"),
+        ("npu", "rk3566", True, "npu"),
+        ("target=tpu", "rk3566", True, "cannot be read"),
+        ("", "rk3566", True, "cannot be read"),
+        ("target=gpu,target=cpu", "rk3566", True, "placed twice"),
+        ("draft=gpu", "rk3566", False, "no draft model"),
+    ],
+)
+def test_a_rule_that_cannot_be_followed_gets_one_line(rule: str, board: str, draft: bool, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        place_models(rule, load_board(board), draft)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def compiled(out: Path, place: str, monkeypatch: pytest.MonkeyPatch, export: Path = LLAMA, draft: bool = True) -> Path:
+    monkeypatch.setattr(compile_module, "load_board", lambda name, measure: host_with_gpu())
+    args = ["compile", str(export / "model.onnx"), "--tokenizer", str(export), "--board", "any", "--context", "64"]
+    args += ["--draft", str(DRAFT / "model.onnx"), "--gamma", "2"] if draft else []
+    assert main([*args, "--place", place, "--out", str(out)]) == 0
+    return out
+
+
+def run(bundle: Path, *options: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    prompts = bundle.parent / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in PROMPTS))
+    command = [sys.executable, str(bundle / "run.py"), "--prompts", str(prompts), "--json", "--max-new-tokens", "20"]
+    environment = {**os.environ, "HSD_OPENCL_CACHE": str(bundle.parent / "cache"), **(env or {})}
+    environment.pop("PYTHONPATH", None)
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=600, env=environment)
+
+
+def tokens(done: subprocess.CompletedProcess[str]) -> list[list[int]]:
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line)["token_ids"] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_models_on_different_processors_give_the_targets_text(
+    opencl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = None
+    for place in ("cpu", "target=cpu,draft=gpu", "target=gpu,draft=cpu", "gpu"):
+        bundle = compiled(tmp_path / place.replace("=", "_").replace(",", "_"), place, monkeypatch)
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        placed = {role: model["processor"] for role, model in manifest["models"].items()}
+        assert manifest["plan"]["processors"] == placed
+        assert [r for r in manifest["plan"]["reasons"] if f"as given with --place {place}" in r]
+        alone, speculative = tokens(run(bundle, "--mode", "target-only")), tokens(run(bundle))
+        wanted = wanted or alone
+        assert alone == wanted, place
+        assert speculative == wanted, place
+    assert len({tuple(ids) for ids in wanted or []}) > 1
+
+
+@pytest.mark.slow
+def test_a_gpu_bundle_verifies_and_its_rows_do_not_depend_on_n(
+    released: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hetero_sd.runtime.manifest import Bundle
+    from hetero_sd.runtime.model import load_models
+    from hetero_sd.verify import verify_bundle
+
+    export = EXPORTS / "qwen2-genai-int4"
+    bundle = compiled(tmp_path / "bundle", "gpu", monkeypatch, export, draft=False)
+    result = verify_bundle(bundle, export / "model.onnx", None, None)
+    assert result.passed, result
+    other = verify_bundle(bundle, EXPORTS / "qwen2-genai-fp32" / "model.onnx", None, None)
+    assert not other.passed  # the twin: unquantised weights are another model
+    target = load_models(Bundle(bundle)).target
+    ids = PROMPTS[2]
+    whole = target.forward(ids, 0)
+    one = np.concatenate([target.forward([token], i) for i, token in enumerate(ids)])
+    assert np.array_equal(one, whole)
+    assert target.extend(ids, 0) == int(whole[-1].argmax())
+    assert target.argmax(ids[-3:], len(ids) - 3).tolist() == whole[-3:].argmax(-1).tolist()
+
+
+@pytest.mark.slow
+def test_without_opencl_there_is_one_line(opencl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = compiled(tmp_path / "bundle", "gpu", monkeypatch, draft=False)
+    done = run(bundle, env={"HSD_OPENCL_LIB": str(tmp_path / "nothing.so")})
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert "OpenCL" in lines[0]
+    runtime = next(bundle.rglob("libhetero_sd_opencl.so"))
+    data = bytearray(runtime.read_bytes())
+    data[100] ^= 1
+    runtime.write_bytes(bytes(data))
+    done = run(bundle)
+    assert done.returncode == 2
+    assert "SHA-256" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

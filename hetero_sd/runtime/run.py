@@ -26,6 +26,7 @@ from hetero_sd.runtime.stats import stats_json, stats_table
 from hetero_sd.runtime.text import Text
 from hetero_sd.runtime.threads import choose_threads, prepare_environment
 from targets.errors import UserError
+from targets.mali.opencl_runtime import OpenCLError
 
 Loader = Callable[[Bundle, bool], Models]
 
@@ -33,8 +34,8 @@ Loader = Callable[[Bundle, bool], Models]
 def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loader | None = None) -> int:
     """Run the command on the bundle in ``folder`` and return its exit code.
 
-    0 done, 1 the doctor found a problem, 2 a mistake of the user (one line on standard error), 130 interrupted, 141 the
-    reader of the output left.
+    0 done, 1 the doctor found a problem, 2 a mistake of the user, 3 the GPU failed (both one line on standard error),
+    130 interrupted, 141 the reader of the output left.
 
     Args:
         folder: the bundle.
@@ -57,6 +58,9 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
     except UserError as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 2
+    except OpenCLError as error:
+        print(f"run.py: error: the GPU failed: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

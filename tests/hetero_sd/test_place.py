@@ -122,13 +122,19 @@ def test_a_gpu_bundle_verifies_and_its_rows_do_not_depend_on_n(
 
 
 @pytest.mark.slow
-def test_without_opencl_there_is_one_line(opencl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_opencl_or_when_it_fails_there_is_one_line(
+    opencl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = compiled(tmp_path / "bundle", "gpu", monkeypatch, draft=False)
     done = run(bundle, env={"HSD_OPENCL_LIB": str(tmp_path / "nothing.so")})
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     assert "OpenCL" in lines[0]
+    done = run(bundle, env={"HSD_OPENCL_FAULT": "clEnqueueNDRangeKernel:300:CL_OUT_OF_RESOURCES"})
+    assert done.returncode == 3, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "CL_OUT_OF_RESOURCES" in done.stderr
     runtime = next(bundle.rglob("libhetero_sd_opencl.so"))
     data = bytearray(runtime.read_bytes())
     data[100] ^= 1

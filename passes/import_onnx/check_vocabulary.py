@@ -15,11 +15,11 @@ from targets.errors import UserError
 _WEIGHT_OPERATORS = ("Cast", "Transpose", "Reshape")
 _KINDS = [  # operators that tell what kind of model it is
     (
-        {"TopK", "NonZero", "ScatterND", "ScatterElements", "GatherND", "OneHot", "MoE", "QMoE", "GatherElements"},
-        " (it chooses experts or scatters rows, as mixtures of experts do: use a dense model)",
+        {"TopK", "MoE", "QMoE"},
+        " (it chooses experts, as mixtures of experts do: use a dense model)",
     ),
     (
-        {"Conv", "LSTM", "GRU", "RNN", "Scan", "Loop", "CumSum", "Softplus", "CausalConvWithState", "LinearAttention"},
+        {"Conv", "LSTM", "GRU", "RNN", "Scan", "Loop", "Softplus", "CausalConvWithState", "LinearAttention"},
         " (it carries a state or convolves, as recurrent and hybrid models do: use an attention-only model)",
     ),
 ]
@@ -32,7 +32,11 @@ def check_vocabulary(imp: Importing) -> PassLog:
         UserError: a node outside the vocabulary; the message names operator, node and reason.
     """
     imp.graph.sort()
-    for node, reason in refusals(imp):
+    refused = list(refusals(imp))
+    for node, reason in refused:  # what tells the kind of model says more than what was met first
+        if any(node.op_type in operators for operators, _ in _KINDS):
+            raise UserError(f"{describe(node)}: {reason}")
+    for node, reason in refused:
         raise UserError(_why(imp, node) or f"{describe(node)}: {reason}")
     opsets = imp.graph.opset_imports
     opsets[""] = 23

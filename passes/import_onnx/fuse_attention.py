@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from passes.import_onnx.attention_sites import Site, attention_sites
 from passes.import_onnx.paths import activations, source_of, targets_of
@@ -70,6 +71,8 @@ def _fuse(imp: Importing, site: Site, known: Shapes, active: set[Any], at: Point
     moved = Rotation(imp, sources[2], values.appended, kv_heads, layouts(imp, sources[2], values.appended, known, at))
     if check_unrotated(moved) != 1.0 or value_factor != 1.0:
         raise Declined("the values are scaled")
+    if site.scores is not None and site.scores in known:  # [B, heads, S, total] or [B * heads, S, total]
+        site.scores.shape = ir.Shape([None] * len(known[site.scores].shape))
     mask = prove_mask(imp, site, heads)
     _prove_weights(imp, site, at, heads)
     rows = _rows_after(imp, site.output, known, at, heads)

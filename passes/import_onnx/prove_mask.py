@@ -149,9 +149,9 @@ def _run(
         full = np.broadcast_to(shown.reshape((1,) * (4 - shown.ndim) + shown.shape), (at.batch, heads, at.new, total))
         return _one_for_all_heads(full), None
     shape = _scores_shape(site, at, heads)
-    base = piece.run(at, {site.scores: np.zeros(shape, np.float32)}, **inputs)
+    base = piece.run(at, {site.scores: np.zeros(shape, np.float32)}, **inputs).reshape(shape)
     scores = rng.standard_normal(shape).astype(np.float32)
-    masked = piece.run(at, {site.scores: scores}, **inputs)
+    masked = piece.run(at, {site.scores: scores}, **inputs).reshape(shape)
     seen = base > _HIDDEN_BELOW
     if cap:
         straight = cap * np.arctanh(np.clip(masked / cap, -0.999, 0.999))

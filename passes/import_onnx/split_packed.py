@@ -19,7 +19,7 @@ from passes.import_onnx.state import Importing, PassLog, add_initializer, attrib
 
 def split_packed(imp: Importing) -> PassLog:
     """Rewrite slices of values [B, S, width], and give every Split there its sizes as a constant."""
-    known = known_shapes(imp, points(imp)[0])
+    known, other = (known_shapes(imp, p) for p in points(imp))
     sliced: dict[Any, list[tuple[int, int, Any]]] = {}
     matched = 0
     for node in list(imp.graph):
@@ -30,22 +30,30 @@ def split_packed(imp: Importing) -> PassLog:
             continue
         if node.op_type == "Split":
             matched += _sizes_given(imp, node, known)
-        elif (cut := _range(node, known[x].shape[-1])) is not None:
+        elif (cut := _range(node, known, other)) is not None:
             sliced.setdefault(x, []).append((*cut, node))
     for x, cuts in sliced.items():
         matched += _split(imp, x, sorted(cuts, key=lambda c: c[:2]), known[x].shape[-1])
     return PassLog("split_packed", matched)
 
 
-def _range(node: Any, width: int) -> tuple[int, int] | None:
-    """[start, end) of a slice of the last axis in steps of one."""
-    numbers = [constant(v) for v in node.inputs[1:]]
+def _range(node: Any, known: dict[Any, Known], other: dict[Any, Known]) -> tuple[int, int] | None:
+    """[start, end) of a slice of the last axis in steps of one; bounds may be computed, but not from free sizes."""
+    width = known[node.inputs[0]].shape[-1]
+    numbers = [_number(v, known, other) for v in node.inputs[1:]]
     if len(numbers) < 3 or any(x is None or x.size != 1 for x in numbers):
         return None
     start, end, axis, *step = (int(x.reshape(-1)[0]) for x in numbers if x is not None)
     if axis not in (-1, 2) or step not in ([], [1]):
         return None
     return slice(start, end).indices(width)[:2]
+
+
+def _number(value: Any, known: dict[Any, Known], other: dict[Any, Known]) -> np.ndarray | None:
+    if value is None or value not in known or value not in other:
+        return constant(value)
+    a, b = known[value].data, other[value].data
+    return a if a is not None and b is not None and np.array_equal(a, b) else None
 
 
 def _split(imp: Importing, x: Any, cuts: list[tuple[int, int, Any]], width: int) -> bool:

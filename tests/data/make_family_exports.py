@@ -1,0 +1,309 @@
+"""Makes the exports of the coverage table under tests/data/families; run by hand, never by the tests.
+
+Made with the packages of make_exports.py; the optimum cells with optimum-onnx 0.1.0 and transformers 4.57.6, whose
+interpreter is named by the environment variable OPTIMUM_PYTHON. Run from anywhere:
+
+    python tests/data/make_family_exports.py [NAME ...]        # all, or only the folders named
+
+A folder holds one model.onnx (and its external data), nothing else. What an exporter cannot make goes to
+cannot_export.json with its error, so that the table can say so. Models are as small as their kind allows:
+every kind of layer is there, windows are shorter than the tests' sequences, norm weights and biases are random.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import onnx
+import torch
+import transformers
+from make_exports import WithCache, write_tokenizer
+
+FAMILIES_DIR = Path(__file__).parent / "families"
+ERRORS = FAMILIES_DIR / "cannot_export.json"
+SHAPE = dict(
+    vocab_size=96, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=256, rms_norm_eps=1e-5,
+    bos_token_id=0, eos_token_id=1, pad_token_id=2, rope_theta=10000.0,
+)  # fmt: skip
+WIDE = dict(hidden_size=64, head_dim=16)
+LLAMA3 = dict(
+    rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)  # fmt: skip
+LONGROPE = dict(
+    rope_type="longrope", rope_theta=10000.0, original_max_position_embeddings=64,
+    short_factor=[1.0 + 0.05 * i for i in range(4)], long_factor=[1.5 + 0.5 * i for i in range(4)],
+)  # fmt: skip
+GEMMA = dict(query_pre_attn_scalar=24, sliding_window=4, hidden_activation="gelu_pytorch_tanh")
+FAMILIES = {
+    "llama": ("LlamaConfig", dict(tie_word_embeddings=False)),
+    "llama3": ("LlamaConfig", dict(tie_word_embeddings=True, rope_parameters=LLAMA3, rope_scaling=LLAMA3)),
+    "smollm": ("LlamaConfig", dict(tie_word_embeddings=True, num_attention_heads=4, num_key_value_heads=1)),
+    "qwen2": ("Qwen2Config", dict(tie_word_embeddings=True)),
+    "qwen3": ("Qwen3Config", dict(tie_word_embeddings=True)),
+    "mistral": ("MistralConfig", dict(tie_word_embeddings=False, sliding_window=4)),
+    "phi3": ("Phi3Config", dict(tie_word_embeddings=False, sliding_window=None)),
+    "phi3-longrope": ("Phi3Config", dict(
+        tie_word_embeddings=False, sliding_window=None, rope_parameters=LONGROPE, rope_scaling=LONGROPE,
+        original_max_position_embeddings=64)),
+    "gemma2": ("Gemma2Config", dict(
+        tie_word_embeddings=True, layer_types=["sliding_attention", "full_attention"], attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0, **GEMMA)),
+    "gemma3": ("Gemma3TextConfig", dict(
+        tie_word_embeddings=True, layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": dict(rope_type="default", rope_theta=10000.0),
+            "full_attention": dict(rope_type="linear", factor=8.0, rope_theta=100000.0),
+        }, **GEMMA)),
+    "gpt2": ("GPT2Config", dict(n_inner=48, n_positions=256, num_key_value_heads=4)),
+    "mixtral": ("MixtralConfig", dict(tie_word_embeddings=False, num_local_experts=2, num_experts_per_tok=1)),
+    "bloom": ("BloomConfig", dict(n_layer=2, n_head=4, num_key_value_heads=4)),
+}  # fmt: skip
+# name: (family, exporter, options)
+JOBS: dict[str, tuple[str, str, dict]] = {
+    "llama-dynamo23-fp32": ("llama", "dynamo", dict(opset=23)),
+    "qwen2-dynamo23-fp32": ("qwen2", "dynamo", dict(opset=23)),
+    "qwen3-dynamo24-fp32": ("qwen3", "dynamo", dict(opset=24)),
+    "qwen2-dynamo-eager-fp32": ("qwen2", "dynamo", dict(attention="eager")),
+    "llama-dynamo-bf16": ("llama", "dynamo", dict(precision="bf16")),
+    "llama-legacy17-fp32": ("llama", "legacy", dict(opset=17)),
+    "qwen2-legacy18-fp32": ("qwen2", "legacy", dict(opset=18)),
+    "qwen3-legacy17-eager-fp32": ("qwen3", "legacy", dict(opset=17, attention="eager")),
+    "llama-optimum-fp32": ("llama", "optimum", dict()),
+    "qwen3-optimum-fp32": ("qwen3", "optimum", dict()),
+    "qwen2-genai-int4-asymmetric": ("qwen2", "genai", dict(precision="int4", extra=["is_symmetric=false"])),
+    "llama-genai-int4-asymmetric": ("llama", "genai", dict(precision="int4", extra=["is_symmetric=false"])),
+    "llama-genai-int4-block128": (
+        "llama", "genai", dict(precision="int4", extra=["block_size=128", "is_symmetric=false"])),
+    "qwen3-genai-int8": ("qwen3", "genai", dict(precision="int8")),
+    "llama-genai-int4-kquant": ("llama", "genai", dict(precision="int4", extra=["algo_config=k_quant"])),
+    "llama-genai-qdq": ("llama", "genai", dict(precision="int4", extra=["use_qdq=true"])),
+    "qwen2-genai-bf16": ("qwen2", "genai", dict(precision="bf16", processor="cuda")),
+    "qwen2-dynamo-no-positions": ("qwen2", "dynamo", dict(inputs="mask")),
+    "llama-dynamo-ids-and-cache": ("llama", "dynamo", dict(inputs="ids")),
+    "llama-dynamo-no-cache": ("llama", "dynamo", dict(inputs="ids", cache=False)),
+    "qwen3-dynamo-no-cache-mask": ("qwen3", "dynamo", dict(inputs="mask", cache=False)),
+    "llama3-dynamo-fp32": ("llama3", "dynamo", dict()),
+    "smollm-dynamo-fp32": ("smollm", "dynamo", dict()),
+    "mistral-dynamo-fp32": ("mistral", "dynamo", dict()),
+    "phi3-dynamo-fp32": ("phi3", "dynamo", dict()),
+    "phi3-longrope-dynamo-fp32": ("phi3-longrope", "dynamo", dict()),
+    "gemma2-dynamo-fp32": ("gemma2", "dynamo", dict(attention="eager")),
+    "gemma3-dynamo-fp32": ("gemma3", "dynamo", dict()),
+    "gpt2-dynamo-fp32": ("gpt2", "dynamo", dict()),
+    "gpt2-optimum-fp32": ("gpt2", "optimum", dict()),
+    "phi3-optimum-fp32": ("phi3", "optimum", dict()),
+    "gemma3-optimum-fp32": ("gemma3", "optimum", dict()),
+    "mistral-genai-fp32": ("mistral", "genai", dict(precision="fp32")),
+    "phi3-genai-int4": ("phi3", "genai", dict(precision="int4")),
+    "phi3-longrope-genai-fp32": ("phi3-longrope", "genai", dict(precision="fp32")),
+    "gemma2-genai-fp32": ("gemma2", "genai", dict(precision="fp32", attention="eager")),
+    "gemma3-genai-int4": ("gemma3", "genai", dict(precision="int4")),
+    "llama3-genai-fp16": ("llama3", "genai", dict(precision="fp16")),
+    "gemma3-dynamo23-fp32": ("gemma3", "dynamo", dict(opset=23)),
+    "gemma2-legacy17-fp32": ("gemma2", "legacy", dict(opset=17, attention="eager")),
+    "gpt2-dynamo23-fp32": ("gpt2", "dynamo", dict(opset=23)),
+    "mixtral-legacy17-fp32": ("mixtral", "legacy", dict(opset=17)),
+    "bloom-legacy17-fp32": ("bloom", "legacy", dict(opset=17, attention="eager")),
+}  # fmt: skip
+
+
+def build_model(family: str, attention: str = "sdpa", wide: bool = False) -> transformers.PreTrainedModel:
+    """A random model of a family in float32; `wide`: heads of 16 and two blocks of 32 in a row."""
+    name, extra = FAMILIES[family]
+    rope = extra.get("rope_parameters", {})
+    if wide and "short_factor" in rope:  # one factor for each pair of elements of a head
+        rope = {k: 2 * v if k.endswith("_factor") else v for k, v in rope.items()}
+        extra = {**extra, "rope_parameters": rope, "rope_scaling": rope}
+    config = getattr(transformers, name)(**{**SHAPE, **(WIDE if wide else {}), **extra})
+    config._experts_implementation = "eager"
+    config._attn_implementation = attention
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    generator = torch.Generator().manual_seed(2026)
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            is_norm = "norm" in key or "ln_" in key
+            if is_norm and key.endswith("weight"):
+                # Gemma's norms multiply by 1 + weight
+                weight.copy_((0.0 if family.startswith("gemma") else 1.0) + 0.2 * noise)
+            elif key.endswith("bias"):
+                weight.copy_(0.3 * noise)
+            elif any(k in key for k in ("embed_tokens", "lm_head", "wte", "wpe")):
+                weight.copy_(0.3 * noise)
+            else:
+                weight.copy_(noise / weight.shape[-1] ** 0.5)
+    return model
+
+
+class Plain(torch.nn.Module):
+    """Logits only, without a cache."""
+
+    def __init__(self, model: transformers.PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask=None):
+        """Logits [B,S,vocab]."""
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
+class FlatCache(torch.nn.Module):
+    """WithCache with any of the integer inputs left out, and the cache as a flat list of tensors."""
+
+    def __init__(self, model: transformers.PreTrainedModel, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.inputs = WithCache(model), inputs
+
+    def forward(self, *tensors):
+        """Logits and the presents."""
+        given = dict(zip(self.inputs, tensors, strict=False))
+        flat = tensors[len(self.inputs) :]
+        past = list(zip(flat[0::2], flat[1::2], strict=True))
+        mask, positions = given.get("attention_mask"), given.get("position_ids")
+        if mask is not None and positions is None:
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, past[0][0].shape[2] :]
+        return self.model(given["input_ids"], mask, positions, past)
+
+
+_INPUTS = {
+    "all": ("input_ids", "attention_mask", "position_ids"),
+    "mask": ("input_ids", "attention_mask"),
+    "ids": ("input_ids",),
+}
+
+
+def export_torch(model: transformers.PreTrainedModel, path: Path, dynamo: bool, options: dict) -> None:
+    """torch.onnx.export, the dynamo or the torchscript exporter."""
+    config, opset, cache = model.config, options.get("opset", 18), options.get("cache", True)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.get("precision", "fp32")]
+    model = model.to(dtype)
+    names = _INPUTS[options.get("inputs", "all")]
+    b, s, p = 2, 3, 5 if cache else 0
+    layers = config.num_hidden_layers
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    values = {
+        "input_ids": torch.ones(b, s, dtype=torch.int64),
+        "attention_mask": torch.ones(b, p + s, dtype=torch.int64),
+        "position_ids": torch.arange(p, p + s)[None].expand(b, s).contiguous(),
+    }
+    free = {
+        "input_ids": {0: "batch", 1: "sequence"},
+        "attention_mask": {0: "batch", 1: "total_sequence" if cache else "sequence"},
+        "position_ids": {0: "batch", 1: "sequence"},
+    }
+    args, axes, inputs, outputs = [values[n] for n in names], [free[n] for n in names], list(names), ["logits"]
+    if cache:
+        for i in range(layers):
+            for kind in ("key", "value"):
+                args.append(torch.zeros(b, heads, p, dim, dtype=dtype))
+                axes.append({0: "batch", 2: "past_sequence"})
+                inputs.append(f"past_key_values.{i}.{kind}")
+                outputs.append(f"present.{i}.{kind}")
+    module = (FlatCache(model, names) if cache else Plain(model)).eval()
+    if dynamo:
+        shapes = (tuple(axes),) if cache else tuple(axes)
+        program = torch.onnx.export(
+            module, tuple(args), dynamo=True, opset_version=opset, verbose=False, input_names=inputs,
+            output_names=outputs, dynamic_shapes=shapes,
+        )  # fmt: skip
+        proto = program.model_proto
+        strip(proto)
+        onnx.save(proto, path)
+        return
+    rest = {n: {0: "batch", 2 if n.startswith("present") else 1: "length"} for n in outputs}
+    torch.onnx.export(
+        module, tuple(args), str(path), dynamo=False, opset_version=opset, input_names=inputs, output_names=outputs,
+        dynamic_axes={**dict(zip(inputs, axes, strict=True)), **rest},
+    )  # fmt: skip
+    proto = onnx.load(path)
+    strip(proto)
+    onnx.save(proto, path)
+
+
+def strip(proto: onnx.ModelProto) -> None:
+    """Drop the source locations, most of the file."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer]:
+        del value.metadata_props[:]
+    del proto.graph.value_info[:]
+
+
+def export_from_checkpoint(model: transformers.PreTrainedModel, exporter: str, folder: Path, options: dict) -> None:
+    """The exporters that read a checkpoint: genai's builder and optimum."""
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint, out = Path(scratch) / "checkpoint", Path(scratch) / "out"
+        model.save_pretrained(checkpoint)
+        write_tokenizer(checkpoint)
+        config = json.loads((checkpoint / "config.json").read_text())
+        parameters = config.get("rope_parameters") or {}
+        if exporter == "genai" and config["model_type"] == "phi3":  # the builder knows the older names
+            config["rope_scaling"] = {**parameters, "type": parameters.get("rope_type", "default")}
+        if exporter == "optimum" and "rope_theta" in parameters:  # transformers 4 has rope_theta at the top
+            config["rope_theta"] = parameters["rope_theta"]
+        if exporter == "optimum" and "full_attention" in parameters:
+            full = parameters["full_attention"]
+            config["rope_theta"], config["rope_local_base_freq"] = full["rope_theta"], 10000.0
+            config["rope_scaling"] = {"rope_type": full["rope_type"], "factor": full["factor"]}
+        (checkpoint / "config.json").write_text(json.dumps(config))
+        if exporter == "optimum":
+            python = os.environ["OPTIMUM_PYTHON"]
+            command = [python, "-m", "optimum.commands.optimum_cli", "export", "onnx", "-m", checkpoint]
+            command += ["--task", "text-generation-with-past", out]
+        else:
+            command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", out]
+            command += ["-p", options["precision"], "-e", options.get("processor", "cpu"), "-c", scratch]
+            command += ["--extra_options", *options["extra"]] if "extra" in options else []
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode or not (out / "model.onnx").is_file():
+            lines = (done.stderr + done.stdout).strip().splitlines() or ["no output"]
+            last = next((line for line in reversed(lines) if "Error" in line), lines[-1])
+            raise RuntimeError(last.strip())
+        for path in out.iterdir():
+            if path.name in ("model.onnx", "model.onnx.data", "model.onnx_data"):
+                shutil.copy(path, folder / path.name)
+        if exporter == "optimum":
+            proto = onnx.load(folder / "model.onnx")
+            strip(proto)
+            onnx.save(proto, folder / "model.onnx")
+
+
+def make(name: str) -> None:
+    """Make one folder of families/ afresh, or note why that cannot be."""
+    family, exporter, options = JOBS[name]
+    folder = FAMILIES_DIR / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    errors = json.loads(ERRORS.read_text()) if ERRORS.is_file() else {}
+    errors.pop(name, None)
+    try:
+        # GroupQueryAttention takes heads of multiples of 16, and weights must be too large to be folded as constants
+        wide = exporter == "genai" or options.get("precision", "fp32") != "fp32"
+        model = build_model(family, options.get("attention", "sdpa"), wide)
+        if exporter in ("dynamo", "legacy"):
+            export_torch(model, folder / "model.onnx", exporter == "dynamo", options)
+        else:
+            export_from_checkpoint(model, exporter, folder, options)
+    except Exception as error:  # whatever an exporter raises is what the table shows
+        shutil.rmtree(folder)
+        cause = error.__cause__ or error
+        errors[name] = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:300]
+        print(name, "CANNOT", errors[name], flush=True)
+    else:
+        print(name, sum(f.stat().st_size for f in folder.iterdir()), "bytes", flush=True)
+    ERRORS.write_text(json.dumps(dict(sorted(errors.items())), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    for job in sys.argv[1:] or JOBS:
+        make(job)

@@ -25,9 +25,13 @@ from collections.abc import Callable
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax, te, tirx
 
+from targets.errors import UserError
+
 R = relax.op
+tvm_ffi.error.register_error("UserError", UserError)  # else one raised in a callback of TVM's arrives as RuntimeError
 
 
 def tensor(shape: Any, dtype: str = "float32") -> Any:

@@ -43,6 +43,10 @@ class LowerMali:
 def _dtype(weight: Any) -> str:
     """The type of a weight; float16 travels as its bits."""
     dtype = str(weight.ty.dtype)
+    if dtype not in ("float32", "uint16"):
+        raise UserError(
+            f"{dtype} weights have no GPU kernel: export the model in float32 or float16, or use --place cpu"
+        )
     return "float16" if dtype == "uint16" else dtype
 
 

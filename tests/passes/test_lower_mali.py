@@ -11,6 +11,7 @@ import pytest
 
 from passes.pipeline import lower_decoder_for_gpu
 from passes.testing import TinyDecoder, run_onnx
+from targets.errors import UserError
 from targets.mali.tile import GpuTile
 
 Array = npt.NDArray[Any]
@@ -134,3 +135,19 @@ def test_half_parameters_become_their_bits() -> None:
     assert "uint16" in types
     assert "float16" not in types
     assert {p.dtype for p in lowered.packed} >= {"float16"}  # on disk they are what they are on the CPU
+
+
+def test_bfloat16_is_refused_in_one_line() -> None:
+    from tvm import relax
+
+    from passes import dialect as D
+    from passes.lower_mali import LowerMali
+
+    bb = relax.BlockBuilder()
+    x, w = relax.Var("x", D.tensor((1, 2, 16))), relax.Var("w", D.tensor((1, 16, 16), "bfloat16"))
+    with bb.function("main", [x, w]):
+        with bb.dataflow():
+            out = bb.emit_output(bb.emit(D.linear(x, w, layout="panels", columns=16)))
+        bb.emit_func_output(out)
+    with pytest.raises(UserError, match="bfloat16 weights have no GPU kernel"):
+        LowerMali(TILE)(bb.get())

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,13 @@ from targets.mali.tile import GpuTile, gpu_tile
 
 Array = npt.NDArray[Any]
 MALI, SMALL = GpuTile(), GpuTile(group=5, accumulators=16)
+
+
+def tile_name(value: Any) -> str | None:
+    """The id of a tile in a test's name."""
+    return {MALI: "MALI", SMALL: "SMALL"}[value] if isinstance(value, GpuTile) else None
+
+
 F32 = np.float32
 Run = Callable[..., Array]
 
@@ -72,6 +83,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
 @pytest.mark.parametrize(
     ("tile", "dtype", "k", "columns"),
     [(MALI, "float32", 64, 48), (SMALL, "float32", 34, 50), (MALI, "float16", 34, 50), (SMALL, "float16", 64, 48)],
+    ids=tile_name,
 )
 def test_linear(run: Kernels, tile: GpuTile, dtype: str, k: int, columns: int) -> None:
     from passes.pack_weights import to_panels
@@ -117,6 +129,7 @@ def quantised(bits: int, k: int, columns: int, block: int, zeros: bool) -> tuple
         (MALI, 8, True, 80, 32, "float32"),
         (SMALL, 8, False, 96, 128, "float16"),
     ],
+    ids=tile_name,
 )
 def test_linear_and_embedding_nbits(
     run: Kernels, tile: GpuTile, bits: int, zeros: bool, k: int, block: int, scale_dtype: str
@@ -176,7 +189,9 @@ def attention_reference(q: Array, k: Array, v: Array, scale: float, window: int,
 
 
 @pytest.mark.parametrize(
-    ("tile", "window", "softcap", "dim"), [(MALI, 0, 0.0, 32), (SMALL, 5, 3.0, 6), (MALI, 41, 2.0, 32)]
+    ("tile", "window", "softcap", "dim"),
+    [(MALI, 0, 0.0, 32), (SMALL, 5, 3.0, 6), (MALI, 41, 2.0, 32)],
+    ids=tile_name,
 )
 def test_attention_cached(run: Kernels, tile: GpuTile, window: int, softcap: float, dim: int) -> None:
     from targets.mali.kernels.attention import attention_cached, key_blocks
@@ -209,7 +224,7 @@ def test_attention_cached(run: Kernels, tile: GpuTile, window: int, softcap: flo
     assert np.abs(in_steps([75], scale=0.21) - expected).max() > 1e-4
 
 
-@pytest.mark.parametrize(("tile", "width"), [(MALI, 128), (SMALL, 66)])
+@pytest.mark.parametrize(("tile", "width"), [(MALI, 128), (SMALL, 66)], ids=tile_name)
 def test_norms(run: Kernels, tile: GpuTile, width: int) -> None:
     from targets.mali.kernels.norm import add_rms_norm, partial_sums, rms_norm
 
@@ -238,7 +253,7 @@ def test_norms(run: Kernels, tile: GpuTile, width: int) -> None:
     assert np.abs(rms(3, 1, 1e-2, w) - norm(x, w)).max() > 1e-4
 
 
-@pytest.mark.parametrize(("tile", "width"), [(MALI, 64), (SMALL, 33)])
+@pytest.mark.parametrize(("tile", "width"), [(MALI, 64), (SMALL, 33)], ids=tile_name)
 def test_elementwise(run: Kernels, tile: GpuTile, width: int) -> None:
     from targets.mali.kernels.elementwise import add, add_bias, silu_mul
 
@@ -286,7 +301,7 @@ def test_layer_norm(run: Kernels, width: int) -> None:
     assert np.abs(y - expected).max() > 1e-4
 
 
-@pytest.mark.parametrize(("tile", "rotary_dim"), [(MALI, 32), (SMALL, 6)])
+@pytest.mark.parametrize(("tile", "rotary_dim"), [(MALI, 32), (SMALL, 6)], ids=tile_name)
 def test_rope(run: Kernels, tile: GpuTile, rotary_dim: int) -> None:
     from targets.mali.kernels.rope import rope
 
@@ -302,7 +317,7 @@ def test_rope(run: Kernels, tile: GpuTile, rotary_dim: int) -> None:
     assert np.abs(y - expected).max() > 0.1
 
 
-@pytest.mark.parametrize(("tile", "vocab"), [(MALI, 512), (SMALL, 515)])
+@pytest.mark.parametrize(("tile", "vocab"), [(MALI, 512), (SMALL, 515)], ids=tile_name)
 def test_argmax_takes_the_lowest_of_equals(run: Kernels, tile: GpuTile, vocab: int) -> None:
     from targets.mali.kernels.argmax import argmax, argmax_parts
 
@@ -350,3 +365,28 @@ def test_groups_stay_within_the_board() -> None:
         for n in range(1, 33):
             for columns in (4, 8):
                 assert tile.rows(n, columns) * columns <= tile.accumulators
+
+
+@pytest.mark.slow
+def test_oclgrind_finds_nothing_in_any_kernel(runtime_library: Path, tmp_path: Path) -> None:
+    """The tests above again, at their odd sizes: no access out of bounds, no uninitialised value used, no race.
+
+    Without optimisation, because Oclgrind does not know LLVM's `freeze`, which optimised divisions contain. That it
+    finds a planted fault is shown in test_opencl_processes.py.
+    """
+    if shutil.which("oclgrind") is None:
+        message = "no oclgrind: run tests/opencl/setup.sh"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    log = tmp_path / "log"
+    checks = ("--data-races", "--uninitialized", "--build-options", "-cl-opt-disable", "--log", str(log))
+    pytest_ = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", __file__)
+    which = "SMALL or take or activations or layer_norm or test_embedding"
+    environment = {**os.environ, "HSD_OPENCL_RUNTIME": str(runtime_library)}
+    done = subprocess.run(
+        ["oclgrind", *checks, *pytest_, "-k", which], env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
+    assert log.read_text() == ""

@@ -8,6 +8,7 @@ than twice the bound, and at most 1 % of rows closer than that (near-ties, where
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.prompts import read_prompts
 from hetero_sd.runtime.run import load_text
 from hetero_sd.runtime.saved_logits import SavedLogits, read_logits
-from hetero_sd.runtime.threads import choose_threads, prepare_environment
+from hetero_sd.runtime.threads import choose_threads
 from hetero_sd.runtime.trace import Trace
 from targets.errors import UserError
 
@@ -123,7 +124,7 @@ def verify_bundle(folder: Path, against: Path, prompts: Path | None, saved: Path
 
 
 def _run_here(bundle: Bundle, prompts: Path | None) -> Iterator[SavedLogits]:
-    prepare_environment(choose_threads(None, bundle.plan))
+    os.environ.setdefault("TVM_NUM_THREADS", str(choose_threads(None, bundle.plan)))
     from hetero_sd.runtime.model import load_models
 
     target = load_models(bundle).target

@@ -1,59 +1,17 @@
-"""An OpenCL device for the tests that need one: the runtime is built once, a missing driver is a printed reason."""
+"""What every test gets: an environment of its own."""
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-INSTALL = "run tests/opencl/setup.sh"
 
-
-def absent(what: str) -> None:
-    """Skip with the reason; with CI set, where everything must be there, fail."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{what}: {INSTALL}")
-    pytest.skip(f"{what}: {INSTALL}")
-
-
-@pytest.fixture(scope="session")
-def runtime_library() -> Path:
-    """The runtime, built for this machine."""
-    from targets.errors import UserError
-    from targets.mali import opencl_runtime
-
-    try:
-        return opencl_runtime.ensure()
-    except UserError as error:
-        absent(str(error))
-        raise
-
-
-@pytest.fixture(scope="session")
-def opencl(runtime_library: Path) -> Any:
-    """The module `targets.mali.opencl`, with the runtime loaded and a device there; no binaries on disk."""
-    import tvm  # noqa: F401
-
-    from targets.mali import opencl, opencl_runtime
-
-    assert opencl_runtime.load(runtime_library) == "ours"
-    try:
-        opencl.devices()
-    except opencl_runtime.OpenCLError as error:
-        absent(str(error))
-    opencl.set_cache_folder(None)
-    return opencl
-
-
-@pytest.fixture
-def released(opencl: Any) -> Iterator[None]:
-    """Give back what the test's machines held on the device, so that the next one starts with no buffers."""
-    import tvm_ffi
-
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Take back what a test sets: run.py sets TVM's variables, and a later test's child process would see them."""
+    before = dict(os.environ)
     yield
-    gc.collect()
-    tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()
+    os.environ.clear()
+    os.environ.update(before)

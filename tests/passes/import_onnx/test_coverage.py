@@ -159,6 +159,13 @@ def test_reference_bodies(name: str) -> None:
     assert worst_difference(actual, expected, feed["attention_mask"], past) > RELAX_BOUND
 
 
+def _one_element_off(vector: np.ndarray) -> np.ndarray:
+    """Not all of it: Gemma normalises before and after a block, so a common factor is lost again."""
+    twin = np.array(vector)
+    twin[0] *= 1.5
+    return twin
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_for_this_host(name: str) -> None:
@@ -187,7 +194,7 @@ def test_compiled_for_this_host(name: str) -> None:
     assert np.abs(whole - expected).max() / scale < RELAX_BOUND
     assert np.array_equal(whole, logits([1] * 14, packed))  # a row's bits do not depend on how many are computed
     vector = next(i for i, a in enumerate(packed) if a.ndim == 1)
-    twin = [a * np.float32(1.01) if i == vector else a for i, a in enumerate(packed)]
+    twin = [_one_element_off(a) if i == vector else a for i, a in enumerate(packed)]
     assert np.abs(logits([5, 5, 3, 1], twin) - expected).max() / scale > RELAX_BOUND
 
 

@@ -1,11 +1,26 @@
-"""What every test gets: an environment of its own."""
+"""What tests share: an environment of their own, and an OpenCL device for those that need one.
+
+The OpenCL runtime is built once; a missing driver is a printed reason.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+INSTALL = "run tests/opencl/setup.sh"
+
+
+def absent(what: str) -> None:
+    """Skip with the reason; with CI set, where everything must be there, fail."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what}: {INSTALL}")
+    pytest.skip(f"{what}: {INSTALL}")
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +30,42 @@ def _environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def runtime_library() -> Path:
+    """The runtime, built for this machine."""
+    from targets.errors import UserError
+    from targets.mali import opencl_runtime
+
+    try:
+        return opencl_runtime.ensure()
+    except UserError as error:
+        absent(str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def opencl(runtime_library: Path) -> Any:
+    """The module `targets.mali.opencl`, with the runtime loaded and a device there; no binaries on disk."""
+    import tvm  # noqa: F401
+
+    from targets.mali import opencl, opencl_runtime
+
+    assert opencl_runtime.load(runtime_library) == "ours"
+    try:
+        opencl.devices()
+    except opencl_runtime.OpenCLError as error:
+        absent(str(error))
+    opencl.set_cache_folder(None)
+    return opencl
+
+
+@pytest.fixture
+def released(opencl: Any) -> Iterator[None]:
+    """Give back what the test's machines held on the device, so that the next one starts with no buffers."""
+    import tvm_ffi
+
+    yield
+    gc.collect()
+    tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()

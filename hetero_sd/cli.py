@@ -18,7 +18,7 @@ example:
   hetero-sd compile target/model.onnx --draft draft/model.onnx --tokenizer . --board imx95 --out bundle
   python bundle/run.py --prompt "The dog sleeps."
 
-Models: decoder-only LLMs as torch.onnx.export(dynamo=True) or onnxruntime-genai's builder write them, with KV cache.
+Models: decoder-only LLMs as torch.onnx.export, optimum-onnx or onnxruntime-genai's builder write them.
 """
 _VERIFY_EXAMPLE = """\
 example:

@@ -135,11 +135,7 @@ def _adj_ending(declension: str, case: str, gender: str) -> str:
     if declension == "weak":
         plain = gender != "p" and (case == "nom" or (case == "acc" and gender != "m"))
         return "e" if plain else "en"
-    if (
-        declension == "mixed"
-        and gender != "p"
-        and (case == "nom" or (case == "acc" and gender != "m"))
-    ):
+    if declension == "mixed" and gender != "p" and (case == "nom" or (case == "acc" and gender != "m")):
         return _STRONG[case][gender]
     return "en" if declension == "mixed" else _STRONG[case][gender]
 
@@ -216,9 +212,7 @@ class Clause:
     def de(self, subject: bool = True) -> str:
         """German verb-second order with the subject first."""
         head = join(self.subject.de["nom"], self.subject.extra_de) if subject else ""
-        return join(
-            head, self.de_finite, self.de_pronouns, self.de_time, self.de_middle, self.de_end
-        )
+        return join(head, self.de_finite, self.de_pronouns, self.de_time, self.de_middle, self.de_end)
 
     def de_inverted(self, time: bool = True) -> str:
         """German order after a fronted constituent: finite verb, then subject."""
@@ -260,9 +254,7 @@ class Grammar:
     rng: random.Random
     rich: float = 0.4  # probability of an adjective
 
-    def noun_phrase(
-        self, kinds: tuple[str, ...], *, pronouns: bool = True, simple: bool = False
-    ) -> NP:
+    def noun_phrase(self, kinds: tuple[str, ...], *, pronouns: bool = True, simple: bool = False) -> NP:
         """A random noun phrase whose head is of one of the kinds."""
         r = self.rng
         kind = r.choice(kinds)
@@ -275,9 +267,7 @@ class Grammar:
                 return NP(name, name, "3s", dict.fromkeys(("nom", "acc", "dat"), name))
         noun = r.choice(NOUNS[kind])
         adjective = r.choice(suited(noun.kind)) if r.random() < self.rich else None
-        options = (
-            ["def"] * 8 + ["indef"] * 5 + ["poss"] * 4 + ["this"] * 2 + ["defp"] * 3 + ["num"] * 3
-        )
+        options = ["def"] * 8 + ["indef"] * 5 + ["poss"] * 4 + ["this"] * 2 + ["defp"] * 3 + ["num"] * 3
         options += ["these", "bare", "many", "some", "possp", "every"]
         if not simple:
             options += ["name", "gen", "gen"]
@@ -380,9 +370,7 @@ class Grammar:
             en, de = self.rng.choice(CITIES)
             return f"in {en}", f"in {de}"
         noun = self.rng.choice(NOUNS["place"])
-        adjective = (
-            self.rng.choice(suited(noun.kind)) if self.rng.random() < self.rich / 2 else None
-        )
+        adjective = self.rng.choice(suited(noun.kind)) if self.rng.random() < self.rich / 2 else None
         determiner = self.rng.choice(["def", "def", "def", "indef", "poss", "this"])
         np = self.build(noun, adjective, determiner)
         return f"{noun.preps[0]} {np.en}", contract(f"{noun.preps[1]} {np.de['dat']}")
@@ -393,9 +381,7 @@ class Grammar:
             en, de = self.rng.choice(CITIES)
             return f"to {en}", f"nach {de}"
         noun = self.rng.choice(NOUNS["place"])
-        adjective = (
-            self.rng.choice(suited(noun.kind)) if self.rng.random() < self.rich / 2 else None
-        )
+        adjective = self.rng.choice(suited(noun.kind)) if self.rng.random() < self.rich / 2 else None
         np = self.build(noun, adjective, self.rng.choice(["def", "def", "indef", "poss"]))
         return f"to {np.en}", contract(f"zu {np.de['dat']}")
 
@@ -415,9 +401,7 @@ class Grammar:
         """Build a clause. A gap leaves out the direct object (object relative clauses)."""
         r = self.rng
         if subject is None:
-            kinds = ("person",) * 6 + (
-                ("animal",) if frame in ("intrans", "motion", "trans") else ()
-            )
+            kinds = ("person",) * 6 + (("animal",) if frame in ("intrans", "motion", "trans") else ())
             if frame in ("pred", "comp"):
                 kinds = ("person", "animal", "thing", "place", "closed")
             subject = self.noun_phrase(kinds)
@@ -479,15 +463,9 @@ class Grammar:
             after_de.append(("sehr " if very else "") + adjective.de)
         elif frame == "comp":
             adjective = r.choice(
-                [
-                    a
-                    for a in suited(subject.noun.kind if subject.noun else "person")
-                    if a.comparative_de
-                ]
+                [a for a in suited(subject.noun.kind if subject.noun else "person") if a.comparative_de]
             )
-            other = self.noun_phrase(
-                (subject.noun.kind if subject.noun else "person",), pronouns=False
-            )
+            other = self.noun_phrase((subject.noun.kind if subject.noun else "person",), pronouns=False)
             if r.random() < 0.3:
                 objects_en.append(f"as {adjective.en} as {other.en_object}")
                 after_de.append(f"so {adjective.de} wie {other.de['nom']}")
@@ -498,10 +476,7 @@ class Grammar:
             n = r.randint(2, 99)
             objects_en.append(f"{number_en(n)} years old")
             after_de.append(f"{number_de(n)} Jahre alt")
-        if (
-            frame in ("trans", "dative", "ditrans", "intrans", "prep")
-            and r.random() < adjuncts * 0.6
-        ):
+        if frame in ("trans", "dative", "ditrans", "intrans", "prep") and r.random() < adjuncts * 0.6:
             en, de = self.place()
             objects_en.append(en)
             after_de.append(de)
@@ -544,9 +519,7 @@ class Grammar:
                         ("believe", "believes", "believed"),
                     ]
                 )
-                verb = {"say": "sagen", "know": "wissen", "hope": "hoffen", "believe": "glauben"}[
-                    en
-                ]
+                verb = {"say": "sagen", "know": "wissen", "hope": "hoffen", "believe": "glauben"}[en]
                 who = self.noun_phrase(("person",))
                 if r.random() < 0.5:
                     de = _THAT_PAST[verb]
@@ -588,9 +561,7 @@ class Grammar:
         kinds = ("person", "person", "animal") if kind != "relobj" else ("person", "animal")
         head = self._head(kinds)
         if kind == "relobj":
-            verb = r.choice(
-                [v for v in VERBS[frame2] if set(kinds) <= set(v.objects)] or VERBS[frame2]
-            )
+            verb = r.choice([v for v in VERBS[frame2] if set(kinds) <= set(v.objects)] or VERBS[frame2])
             if head.noun is not None and head.noun.kind not in verb.objects:
                 head = self._head(tuple(k for k in kinds if k in verb.objects) or ("person",))
             inner = self.clause(frame2, tense2, gap=True, verb=verb, adjuncts=0.15)
@@ -641,9 +612,7 @@ class Grammar:
     def _head(self, kinds: tuple[str, ...]) -> NP:
         noun = self.rng.choice(NOUNS[self.rng.choice(kinds)])
         adjective = self.rng.choice(suited(noun.kind)) if self.rng.random() < self.rich else None
-        return self.build(
-            noun, adjective, self.rng.choice(["def", "def", "def", "defp", "indef", "this"])
-        )
+        return self.build(noun, adjective, self.rng.choice(["def", "def", "def", "defp", "indef", "this"]))
 
     def _single(self, kind: str, frame: str, tense: str) -> tuple[str, str]:
         r = self.rng
@@ -660,9 +629,7 @@ class Grammar:
                 f"{clause.de_time} {clause.de_inverted(time=False)}.",
             )
         if kind == "wh":
-            en, de = r.choice(
-                [("where", "wo"), ("when", "wann"), ("why", "warum"), ("how often", "wie oft")]
-            )
+            en, de = r.choice([("where", "wo"), ("when", "wann"), ("why", "warum"), ("how often", "wie oft")])
             why = en == "why"
             clause = self.clause(frame, tense, adjuncts=0.6 if why else 0.0, adverbs=why)
             return f"{en} {clause.en_question()}?", f"{de} {clause.de_inverted()}?"
@@ -797,9 +764,7 @@ def _assemble(
         if negated:
             aux, rest = do_word, f"{word} to {base_en}"
         else:
-            finite_en = {"want": "wants" if third else "want", "wanted": "wanted", "had": "had"}[
-                tense
-            ]
+            finite_en = {"want": "wants" if third else "want", "wanted": "wanted", "had": "had"}[tense]
             finite_en += f" to {base_en}"
     if tense in ("pres", "past"):
         finite = present_de if tense == "pres" else past_de

@@ -51,7 +51,8 @@ def main() -> int:
         return done.returncode
 
     alone = run_bundle(options.out, options.prompts, "--mode", "target-only")
-    pair_run = run_bundle(options.out, options.prompts, "--mode", "speculative", "--gamma", str(options.gamma), "--stats")
+    drafting = ["--mode", "speculative", "--gamma", str(options.gamma), "--stats"]
+    pair_run = run_bundle(options.out, options.prompts, *drafting)
     print()
     for answer in alone[:5]:
         print(f"  {answer['prompt']}\n    {answer['text']}")

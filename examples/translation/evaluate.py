@@ -31,12 +31,8 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-        self.cache_names = [
-            i.name for i in self.session.get_inputs() if i.name.startswith("past_key_values.")
-        ]
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.cache_names = [i.name for i in self.session.get_inputs() if i.name.startswith("past_key_values.")]
         _, heads, _, size = self.session.get_inputs()[-1].shape
         self.empty = np.zeros((1, heads, 0, size), dtype=np.float16)
         self.reset()
@@ -73,9 +69,7 @@ class Model:
         return tokens[len(prompt) :]
 
 
-def speculate(
-    draft: Model, prompt: list[int], answer: list[int], gamma: int
-) -> tuple[int, int, int]:
+def speculate(draft: Model, prompt: list[int], answer: list[int], gamma: int) -> tuple[int, int, int]:
     """Greedy speculative decoding when the target says `answer`: (rounds, accepted, rejections)."""
     draft.reset()
     rounds = accepted = rejections = done = 0
@@ -112,10 +106,7 @@ def measure(args: argparse.Namespace) -> dict[str, float | int]:
             right = tokenizer.decode(ids) == row["reference"]
             exact[which] += right
             if args.errors and which == "target" and not right:
-                print(
-                    f"{row['template']}\n  {row['prompt']}\n  {row['reference']}\n"
-                    f"  {tokenizer.decode(ids)}"
-                )
+                print(f"{row['template']}\n  {row['prompt']}\n  {row['reference']}\n  {tokenizer.decode(ids)}")
         r, a, j = speculate(draft, prompt, answers["target"], args.gamma)
         rounds, accepted, rejections = rounds + r, accepted + a, rejections + j
         tokens += len(answers["target"])
@@ -132,12 +123,8 @@ def measure(args: argparse.Namespace) -> dict[str, float | int]:
 
 def main() -> int:
     """Print the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=HERE, help="where the models and the tokenizer are"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=HERE, help="where the models and the tokenizer are")
     parser.add_argument("--limit", type=int, help="only the first sentences")
     parser.add_argument("--gamma", type=int, default=4, help="drafted tokens a round")
     parser.add_argument("--threads", type=int, default=2)
@@ -148,10 +135,7 @@ def main() -> int:
     if args.json:
         print(json.dumps(figures))
         return 0
-    print(
-        f"{figures['sentences']} sentences of held-out templates, "
-        f"{figures['mean_answer_tokens']} tokens each"
-    )
+    print(f"{figures['sentences']} sentences of held-out templates, {figures['mean_answer_tokens']} tokens each")
     print(f"target exact      {figures['target_exact_percent']:5.1f} %")
     print(f"drafter exact     {figures['draft_exact_percent']:5.1f} %")
     print(f"greedy acceptance {figures['acceptance']:5.3f} (gamma {figures['gamma']})")

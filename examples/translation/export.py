@@ -46,24 +46,18 @@ class Decoder(torch.nn.Module):
 
 def export(folder: Path, output: Path) -> None:
     """Write one model."""
-    model: Any = LlamaForCausalLM.from_pretrained(
-        folder, dtype=torch.float16, attn_implementation="sdpa"
-    ).eval()
+    model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float16, attn_implementation="sdpa").eval()
     config = model.config
     new, past_length = 3, 5
     cache_shape = (2, config.num_key_value_heads, past_length, config.head_dim)
-    past = [
-        torch.zeros(cache_shape, dtype=torch.float16) for _ in range(2 * config.num_hidden_layers)
-    ]
+    past = [torch.zeros(cache_shape, dtype=torch.float16) for _ in range(2 * config.num_hidden_layers)]
     example: tuple[Any, ...] = (
         torch.ones(2, new, dtype=torch.int64),
         torch.ones(2, past_length + new, dtype=torch.int64),
         torch.arange(past_length, past_length + new).repeat(2, 1),
         past,
     )
-    batch, sequence, cached = (
-        torch.export.Dim(n) for n in ("batch", "sequence_length", "past_sequence_length")
-    )
+    batch, sequence, cached = (torch.export.Dim(n) for n in ("batch", "sequence_length", "past_sequence_length"))
     names = [f"{i}.{part}" for i in range(config.num_hidden_layers) for part in ("key", "value")]
     program = torch.onnx.export(
         Decoder(model).eval(),
@@ -94,9 +88,7 @@ def export(folder: Path, output: Path) -> None:
 
 def main() -> int:
     """Export target and drafter."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder that train.py filled")
     parser.add_argument("--output", type=Path, default=HERE, help="folder for target/ and draft/")
     args = parser.parse_args()

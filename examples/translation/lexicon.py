@@ -90,12 +90,8 @@ prison n Gefängnis Gefängnisse in/in
 }
 
 NAMES = {
-    "m": (
-        "Peter Paul Karl Martin Stefan Daniel Simon Robert Felix Oskar David Anton Jakob Emil Leo"
-    ).split(),
-    "f": (
-        "Anna Maria Julia Laura Sophie Eva Clara Lena Nina Emma Helga Petra Sabine Monika Greta"
-    ).split(),
+    "m": ("Peter Paul Karl Martin Stefan Daniel Simon Robert Felix Oskar David Anton Jakob Emil Leo").split(),
+    "f": ("Anna Maria Julia Laura Sophie Eva Clara Lena Nina Emma Helga Petra Sabine Monika Greta").split(),
 }
 CITIES = (
     "Berlin Hamburg Bremen Dresden Leipzig Kiel Rostock Bonn Paris London Madrid Oslo "
@@ -222,12 +218,8 @@ ride,rode,ridden | reiten - ritt geritten* |; fly,flew,flown | fliegen - flog ge
 
 MONTHS = list(
     zip(
-        (
-            "January February March April May June July August September October November December"
-        ).split(),
-        (
-            "Januar Februar März April Mai Juni Juli August September Oktober November Dezember"
-        ).split(),
+        ("January February March April May June July August September October November December").split(),
+        ("Januar Februar März April Mai Juni Juli August September Oktober November Dezember").split(),
         strict=True,
     )
 )
@@ -265,9 +257,7 @@ def number_de(n: int) -> str:
     """Spell 2..999 in German (as a determiner; 1 alone is never asked for)."""
     if n >= 100:
         rest = n % 100
-        return f"{_D1[n // 100]}hundert" + (
-            "eins" if rest == 1 else number_de(rest) if rest else ""
-        )
+        return f"{_D1[n // 100]}hundert" + ("eins" if rest == 1 else number_de(rest) if rest else "")
     if n < 20:
         return _D1[n]
     return (f"{_D1[n % 10]}und" if n % 10 else "") + _D10[n // 10]
@@ -300,9 +290,7 @@ class Noun:
             add_n = case == "dat" and self.de_plural[-1] not in "ns"
             return self.de_plural + ("n" if add_n else "")
         if self.weak and case != "nom":
-            return self.de + (
-                "n" if self.de[-1] in "er" and self.de_plural == self.de + "n" else "en"
-            )
+            return self.de + ("n" if self.de[-1] in "er" and self.de_plural == self.de + "n" else "en")
         return self.genitive if case == "gen" else self.de
 
 
@@ -331,9 +319,7 @@ def _noun(entry: str, kind: str) -> Noun:
     return Noun(en, en_plural or plural_en(en), gender, de, plural, weak, genitive, kind, preps)
 
 
-NOUNS: dict[str, list[Noun]] = {
-    kind: [_noun(e, kind) for e in _entries(block)] for kind, block in _NOUNS.items()
-}
+NOUNS: dict[str, list[Noun]] = {kind: [_noun(e, kind) for e in _entries(block)] for kind, block in _NOUNS.items()}
 
 
 @dataclass(frozen=True)
@@ -377,10 +363,7 @@ _SUITED = {
     kind: [
         a
         for a in ADJECTIVES
-        if (
-            a.en not in _FOR_THINGS
-            or (kind == "animal" and a.en in "black white brown grey thin".split())
-        )
+        if (a.en not in _FOR_THINGS or (kind == "animal" and a.en in "black white brown grey thin".split()))
         if kind in ("person", "animal")
     ]
     or [a for a in ADJECTIVES if a.en not in _FOR_BEINGS]
@@ -444,9 +427,7 @@ def _stem(infinitive: str) -> str:
 
 
 def _needs_e(stem: str) -> bool:
-    return bool(re.search(r"([td]|[^aeiouäöülrh][mn]|chn)$", stem)) and not re.search(
-        r"(mm|nn)$", stem
-    )
+    return bool(re.search(r"([td]|[^aeiouäöülrh][mn]|chn)$", stem)) and not re.search(r"(mm|nn)$", stem)
 
 
 _INSEPARABLE = re.compile(r"^(be|er|ver|ent|ge(?!ben|hen)|zer|emp|wider)")
@@ -466,9 +447,7 @@ def _past_en(base: str) -> str:
 def _verb(entry: str) -> Verb:
     english, german, objects = (p.strip() for p in entry.split("|"))
     forms = english.split(",")
-    en, en_past, en_pp = (
-        forms if len(forms) == 3 else (english, _past_en(english), _past_en(english))
-    )
+    en, en_past, en_pp = forms if len(forms) == 3 else (english, _past_en(english), _past_en(english))
     inf, *rest = german.split()
     prefix, _, inf = inf.rpartition("+")
     stem = _stem(inf)
@@ -499,6 +478,4 @@ def _verb(entry: str) -> Verb:
     )
 
 
-VERBS: dict[str, list[Verb]] = {
-    frame: [_verb(e) for e in _entries(block)] for frame, block in _VERBS.items()
-}
+VERBS: dict[str, list[Verb]] = {frame: [_verb(e) for e in _entries(block)] for frame, block in _VERBS.items()}

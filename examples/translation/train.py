@@ -62,9 +62,7 @@ def train_tokenizer(pairs: list[tuple[str, str]]) -> Tokenizer:
     )
     tokenizer.train_from_iterator((text for pair in pairs for text in pair), trainer)
     special = [(t, tokenizer.token_to_id(t)) for t in (BOS, DE)]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A {DE}", special_tokens=special
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A {DE}", special_tokens=special)
     return tokenizer
 
 
@@ -117,9 +115,7 @@ def prepare(work: Path) -> tuple[Tokenizer, list[np.ndarray], list[int]]:
     return tokenizer, sequences, starts
 
 
-def plan_batches(
-    sequences: list[np.ndarray], batch_tokens: int, total: float, seed: int
-) -> list[list[int]]:
+def plan_batches(sequences: list[np.ndarray], batch_tokens: int, total: float, seed: int) -> list[list[int]]:
     """Batches of similar length, in random order, until the token budget is spent."""
     rng = random.Random(seed)
     plan: list[list[int]] = []
@@ -244,12 +240,8 @@ def train(which: str, args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Train what was asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--work", type=Path, required=True, help="folder for corpus and checkpoints"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for corpus and checkpoints")
     parser.add_argument("--only", choices=sorted(SHAPES), help="train one model only")
     parser.add_argument("--tokens", type=float, help="training tokens (default: as published)")
     parser.add_argument("--rate", type=float, help="peak learning rate")

@@ -30,6 +30,8 @@ class Progress:
         task: list[TaskID] = []
 
         def advance(detail: str, done: int, total: int) -> None:
+            if not self._console.is_terminal:
+                return
             if not task:
                 task.append(bars.add_task(detail, total=total))
                 bars.start()

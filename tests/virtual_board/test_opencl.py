@@ -23,10 +23,10 @@ from tvm.runtime.vm import VirtualMachine
 from targets.mali import opencl, opencl_runtime
 
 assert platform.machine() == "aarch64"
-assert opencl_runtime.load(Path("/work/libhetero_sd_opencl.so")) == "ours"
+assert opencl_runtime.load(Path("/job/libhetero_sd_opencl.so")) == "ours"
 device = tvm.opencl()
-vm = VirtualMachine(tvm.runtime.load_module("/work/module.so"), [device, tvm.cpu()])
-arrays = np.load("/work/inputs.npz")
+vm = VirtualMachine(tvm.runtime.load_module("/job/module.so"), [device, tvm.cpu()])
+arrays = np.load("/job/inputs.npz")
 x, w = (tvm.runtime.tensor(arrays[name], device) for name in ("x", "w"))
 np.save("/out/y.npy", vm["main"](x, w).numpy())
 view = opencl.host_view(x)
@@ -52,8 +52,8 @@ def test_kernels_run_through_the_cross_compiled_runtime(opencl_board: Any, tmp_p
     _matmul_relu().export_library(str(inputs / "module.so"), cc=compiler)
 
     done = opencl_board.run(
-        ["/usr/bin/python3", "/work/run.py"],
-        mounts={inputs: ("/work", True), outputs: ("/out", False), _ROOT / "targets": ("/python/targets", True)},
+        ["/usr/bin/python3", "/job/run.py"],
+        mounts={inputs: ("/job", True), outputs: ("/out", False), _ROOT / "targets": ("/python/targets", True)},
         env={"PYTHONPATH": "/site:/python", "HSD_OPENCL_CACHE": ""},
     )
 

@@ -22,8 +22,8 @@ import tvm
 from tvm.runtime.vm import VirtualMachine
 
 assert platform.machine() == "aarch64"
-arrays = np.load("/work/inputs.npz")
-vm = VirtualMachine(tvm.runtime.load_module("/work/module.so"), tvm.cpu())
+arrays = np.load("/job/inputs.npz")
+vm = VirtualMachine(tvm.runtime.load_module("/job/module.so"), tvm.cpu())
 x, w = (tvm.runtime.tensor(arrays[name]) for name in ("x", "w"))
 np.save("/out/y.npy", vm["main"](x, w).numpy())
 """
@@ -60,7 +60,7 @@ def test_a_module_linked_by_zig_runs_from_a_read_only_folder(
     )
 
     done = virtual_board.run(
-        [_PYTHON, "/work/run.py"], mounts={inputs: ("/work", True), outputs: ("/out", False)}, cpu=cpu
+        [_PYTHON, "/job/run.py"], mounts={inputs: ("/job", True), outputs: ("/out", False)}, cpu=cpu
     )
 
     assert done.returncode == 0, done.stderr
@@ -72,16 +72,16 @@ def test_a_module_linked_by_zig_runs_from_a_read_only_folder(
 
 
 def test_a_read_only_mount_cannot_be_written(virtual_board: Any, tmp_path: Path) -> None:
-    done = virtual_board.run(["/bin/touch", "/work/file"], mounts={tmp_path: ("/work", True)})
+    done = virtual_board.run(["/bin/touch", "/job/file"], mounts={tmp_path: ("/job", True)})
     assert done.returncode != 0
     assert not list(tmp_path.iterdir())
-    done = virtual_board.run(["/bin/touch", "/work/file"], mounts={tmp_path: ("/work", False)})
+    done = virtual_board.run(["/bin/touch", "/job/file"], mounts={tmp_path: ("/job", False)})
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_nothing_of_the_board_stays_mounted_or_written(virtual_board: Any, tmp_path: Path) -> None:
-    virtual_board.run(["/bin/true"], mounts={tmp_path: ("/work", True)})
+    virtual_board.run(["/bin/true"], mounts={tmp_path: ("/job", True)})
     assert str(virtual_board.root) not in Path("/proc/mounts").read_text()
     assert virtual_board.run(["/bin/touch", "/etc/file"]).returncode != 0
     assert virtual_board.run(["/bin/touch", "/tmp/file"]).returncode == 0

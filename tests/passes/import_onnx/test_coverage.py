@@ -132,6 +132,7 @@ def test_same_numbers_and_a_twin_that_differs(name: str) -> None:
     assert worst(name, CanonicalModel(changed(canonicalise(CELLS[name], CONTEXT).model)), few=True) > BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TESTED)
 def test_reference_bodies(name: str) -> None:
     """Our Relax operators in their stock definitions give the export's logits and caches."""

@@ -1,0 +1,98 @@
+"""Where one model runs, as a rule: whole on a processor, or one part of it there and the rest on the other."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from targets.errors import UserError
+
+PROCESSORS = ("cpu", "gpu")
+EMBEDDING, ATTENTION, FFN, HEAD = "embedding", "attention", "ffn", "head"
+_PLACE = re.compile(r"(cpu|gpu)(?::(?:(ffn|attention)|(embedding|head|\d+)(?:-(embedding|head|\d+))?))?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one model runs.
+
+    Attributes:
+        processor: "cpu" or "gpu": of the whole model, or of the part that the other fields name; the rest has the other.
+        kind: "attention" or "ffn" of every layer, or "" for none.
+        first, last: a range of parts, both inclusive: "embedding", "head" or the number of a layer; "" for none.
+    """
+
+    processor: str
+    kind: str = ""
+    first: str = ""
+    last: str = ""
+
+    @staticmethod
+    def parse(text: str) -> Place:
+        """Read ``cpu``, ``gpu:4-head``, ``gpu:ffn`` and the like.
+
+        Raises:
+            ValueError: it is none of them.
+        """
+        found = _PLACE.fullmatch(text)
+        if found is None:
+            raise ValueError(f"{text!r} is no place")
+        processor, kind, first, last = found.groups(default="")
+        return Place(processor, kind, first, last or first)
+
+    @property
+    def text(self) -> str:
+        """What `parse` reads."""
+        part = self.kind or (self.first if self.first == self.last else f"{self.first}-{self.last}")
+        return f"{self.processor}:{part}" if part else self.processor
+
+    @property
+    def whole(self) -> bool:
+        """The whole model on one processor."""
+        return not (self.kind or self.first)
+
+    @property
+    def processors(self) -> tuple[str, ...]:
+        """Every processor that has a part, the CPU first."""
+        return (self.processor,) if self.whole else PROCESSORS
+
+    def of(self, part: Part, layers: int) -> str:
+        """The processor of a part.
+
+        Raises:
+            UserError: the range names a layer that a model of `layers` layers does not have, or ends before it begins.
+        """
+        if self.whole:
+            return self.processor
+        there = part.kind == self.kind
+        if self.first:
+            start, end = (_index(name, layers, self.text) for name in (self.first, self.last))
+            if start > end:
+                raise UserError(f"placement {self.text}: the range ends before it begins")
+            there = start <= part.unit(layers) <= end
+        return self.processor if there else next(p for p in PROCESSORS if p != self.processor)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a decoder: `kind` is one of the names above, `layer` counts from 0 (0 for embedding and head)."""
+
+    kind: str
+    layer: int = 0
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return self.kind if self.kind in (EMBEDDING, HEAD) else f"{self.kind} of layer {self.layer}"
+
+    def unit(self, layers: int) -> int:
+        """Its place in the row embedding, layer 0, ..., head."""
+        return {EMBEDDING: 0, HEAD: layers + 1}.get(self.kind, self.layer + 1)
+
+
+def _index(name: str, layers: int, rule: str) -> int:
+    if name in (EMBEDDING, HEAD):
+        return 0 if name == EMBEDDING else layers + 1
+    if int(name) >= layers:
+        raise UserError(f"placement {rule}: there is no layer {name}, the model has 0 to {layers - 1}")
+    return int(name) + 1

@@ -1,12 +1,14 @@
 """Llama-shaped ONNX files of any size with random weights, in the form onnxruntime-genai's builder writes.
 
 For benchmarks and for memory tests: what real checkpoints of that shape would cost, without downloading one. Weights
-go to external data tensor by tensor, so a file larger than memory can be written.
+go to external data tensor by tensor, so a file larger than memory can be written. Pairs with a real acceptance come
+from one model: its first layers and its head draft, its later layers change the residual stream by little.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +53,19 @@ class _Writer:
     def __init__(self, path: Path, dtype: str, seed: int):
         self.path, self.dtype = path, np.dtype(dtype)
         self.data = (path.parent / (path.name + ".data")).open("wb")
-        self.rng = np.random.default_rng(seed)
+        self.seed = seed
         self.tensors: list[Any] = []
         self.nodes: list[Any] = []
 
-    def weight(self, name: str, *shape: int, centre: float = 0.0) -> str:
-        """A random tensor in the external file; rows repeat a block of random numbers, which is fast to make."""
-        scale = shape[0] ** -0.5 if len(shape) > 1 else 0.1
+    def weight(self, name: str, *shape: int, centre: float = 0.0, times: float = 1.0) -> str:
+        """A random tensor in the external file, the same for the same seed and name.
+
+        Rows repeat a block of random numbers, which is fast to make.
+        """
+        scale = times * (shape[0] ** -0.5 if len(shape) > 1 else 0.1)
         count = int(np.prod(shape))
-        block = (centre + scale * self.rng.standard_normal(min(count, 1 << 20))).astype(self.dtype)
+        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        block = (centre + scale * rng.standard_normal(min(count, 1 << 20))).astype(self.dtype)
         offset = -(-self.data.tell() // _ALIGN) * _ALIGN
         self.data.seek(offset)
         for start in range(0, count, block.size):
@@ -80,11 +86,35 @@ class _Writer:
         self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], domain=domain, **attrs))
         return outputs[0]
 
-    def linear(self, x: str, name: str, k: int, n: int) -> str:
-        return self.op("MatMul", [x, self.weight(f"{name}.weight", k, n)], [f"{name}/out"])
+    def linear(self, x: str, name: str, k: int, n: int, times: float = 1.0) -> str:
+        return self.op("MatMul", [x, self.weight(f"{name}.weight", k, n, times=times)], [f"{name}/out"])
 
 
-def write_llama(path: Path, shape: LlamaShape, dtype: str = "float32", seed: int = 0) -> None:
+def write_early_exit_pair(
+    target: Path, draft: Path, shape: LlamaShape, draft_layers: int, residual_scale: float, dtype: str, seed: int = 0
+) -> LlamaShape:
+    """Write a target and a drafter that is its first layers and its head; return the drafter's shape.
+
+    What the target's other layers add to the residual stream is scaled down, which sets how often both choose the same
+    token: always at 0, almost never at 1.
+
+    Args:
+        target, draft: the .onnx files.
+        shape: the target's.
+        draft_layers: layers that both have.
+        residual_scale: of the outputs of the target's other layers.
+        dtype: "float32" or "float16".
+        seed: of the weights.
+    """
+    small = replace(shape, layers=draft_layers)
+    write_llama(target, shape, dtype, seed, (draft_layers, residual_scale))
+    write_llama(draft, small, dtype, seed)
+    return small
+
+
+def write_llama(
+    path: Path, shape: LlamaShape, dtype: str = "float32", seed: int = 0, scaled: tuple[int, float] | None = None
+) -> None:
     """Write `path` and `path`.data; logits have a scale of a few units.
 
     Args:
@@ -92,6 +122,7 @@ def write_llama(path: Path, shape: LlamaShape, dtype: str = "float32", seed: int
         shape: sizes.
         dtype: "float32" or "float16", of weights and activations.
         seed: of the weights.
+        scaled: (layer, scale): from that layer on, what is added to the residual stream is scaled.
     """
     w = _Writer(path, dtype, seed)
     angle = np.outer(np.arange(shape.context), 10000.0 ** -(np.arange(0, shape.head_dim, 2) / shape.head_dim))
@@ -112,16 +143,18 @@ def write_llama(path: Path, shape: LlamaShape, dtype: str = "float32", seed: int
     attention = dict(num_heads=shape.heads, kv_num_heads=shape.kv_heads, scale=shape.head_dim**-0.5, do_rotary=1)
     for i in range(shape.layers):
         p, past = f"layers.{i}.", f"past_key_values.{i}."
+        times = scaled[1] if scaled is not None and i >= scaled[0] else 1.0
+        following = p + "next_norm" if i + 1 < shape.layers else "final_norm"
         qkv = w.linear(y, p + "qkv", shape.hidden, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
         inputs = [qkv, "", "", past + "key", past + "value", "seqlens_k", "total", "cos_cache", "sin_cache"]
         outputs = [p + "attention", f"present.{i}.key", f"present.{i}.value"]
         w.op("GroupQueryAttention", inputs, outputs, _MS, **attention)
-        o = w.linear(p + "attention", p + "o", shape.hidden, shape.hidden)
+        o = w.linear(p + "attention", p + "o", shape.hidden, shape.hidden, times)
         y, skip = _add_norm(w, skip, o, p + "post_norm", shape.hidden)
         gate, up = (w.linear(y, p + name, shape.hidden, shape.ffn) for name in ("gate", "up"))
         silu = w.op("Mul", [gate, w.op("Sigmoid", [gate], [p + "sigmoid"])], [p + "silu"])
-        down = w.linear(w.op("Mul", [silu, up], [p + "gated"]), p + "down", shape.ffn, shape.hidden)
-        y, skip = _add_norm(w, skip, down, p + "next_norm", shape.hidden)
+        down = w.linear(w.op("Mul", [silu, up], [p + "gated"]), p + "down", shape.ffn, shape.hidden, times)
+        y, skip = _add_norm(w, skip, down, following, shape.hidden)
     w.op("MatMul", [y, w.weight("head.weight", shape.hidden, shape.vocab)], ["logits"])
     w.data.close()
     onnx.save(_model(w, shape), path)

@@ -156,9 +156,8 @@ def _table(tile: CpuTile) -> dict[str, Legalise]:
         x, cos, _, _ = call.args
         _, n, width = _sizes(x)
         heads, rotary_dim = int(call.attrs["heads"]), int(call.attrs["rotary_dim"])
-        if int(call.attrs["interleaved"]):
-            raise UserError("interleaved rotary embedding has no CPU kernel: not supported")
-        func = rope(tile, n, heads, width // heads, rotary_dim, _sizes(cos)[0])
+        interleaved = bool(int(call.attrs["interleaved"]))
+        func = rope(tile, n, heads, width // heads, rotary_dim, _sizes(cos)[0], interleaved)
         return _kernel(bb, func, f"rope_{n}_{heads}", list(call.args), call.ty)
 
     def lower_attention(bb: Any, call: Any) -> Any:

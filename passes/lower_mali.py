@@ -113,9 +113,8 @@ def _table(tile: GpuTile) -> dict[str, Legalise]:
         x, cos, _, _ = call.args
         _, n, width = sizes(x)
         heads, rotary_dim = int(call.attrs["heads"]), int(call.attrs["rotary_dim"])
-        if int(call.attrs["interleaved"]):
-            raise UserError("interleaved rotary embedding has no GPU kernel: not supported")
-        func = rope(tile, n, heads, width // heads, rotary_dim, sizes(cos)[0])
+        interleaved = bool(int(call.attrs["interleaved"]))
+        func = rope(tile, n, heads, width // heads, rotary_dim, sizes(cos)[0], interleaved)
         return kernel_call(bb, func, f"rope_{n}_{heads}", list(call.args), call.ty)
 
     def lower_learned_positions(bb: Any, call: Any) -> Any:

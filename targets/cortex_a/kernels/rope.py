@@ -11,14 +11,18 @@ from targets.cortex_a.tile import CpuTile
 
 
 @functools.cache
-def rope(tile: CpuTile, n: int, heads: int, head_dim: int, rotary_dim: int, context: int) -> Any:
+def rope(
+    tile: CpuTile, n: int, heads: int, head_dim: int, rotary_dim: int, context: int, interleaved: bool = False
+) -> Any:
     """The PrimFunc (x[1, n, heads * head_dim], cos, sin[context, rotary_dim / 2], pos, y).
 
     Rotates pairs (d, d + rotary_dim / 2) of each head by the angle of position pos + row ("rotate half", Su et
-    al. 2021 in the Llama arrangement); values from rotary_dim on pass through.
+    al. 2021 in the Llama arrangement), or, interleaved, pairs (2 d, 2 d + 1) as in the paper; values from rotary_dim
+    on pass through.
     """
     half = rotary_dim // 2
-    lanes = next(v for v in (tile.lanes, 4, 2, 1) if half % v == 0)
+    step, gap = (2, 1) if interleaved else (1, half)  # from pair to pair, and from a pair's first to its second
+    lanes = 1 if interleaved else next(v for v in (tile.lanes, 4, 2, 1) if half % v == 0)
     rest = head_dim - rotary_dim
 
     @T.prim_func(s_tir=True)
@@ -35,17 +39,17 @@ def rope(tile: CpuTile, n: int, heads: int, head_dim: int, rotary_dim: int, cont
                 vm, vh = T.axis.remap("SS", [m, h])
                 for i in T.serial(half // lanes):
                     for v in T.vectorized(lanes):
-                        y[0, vm, vh * head_dim + i * lanes + v] = T.fma(
-                            x[0, vm, vh * head_dim + i * lanes + v],
+                        y[0, vm, vh * head_dim + (i * lanes + v) * step] = T.fma(
+                            x[0, vm, vh * head_dim + (i * lanes + v) * step],
                             cos[pos + vm, i * lanes + v],
                             T.float32(0)
-                            - x[0, vm, vh * head_dim + half + i * lanes + v] * sin[pos + vm, i * lanes + v],
+                            - x[0, vm, vh * head_dim + gap + (i * lanes + v) * step] * sin[pos + vm, i * lanes + v],
                         )
                     for v in T.vectorized(lanes):
-                        y[0, vm, vh * head_dim + half + i * lanes + v] = T.fma(
-                            x[0, vm, vh * head_dim + half + i * lanes + v],
+                        y[0, vm, vh * head_dim + gap + (i * lanes + v) * step] = T.fma(
+                            x[0, vm, vh * head_dim + gap + (i * lanes + v) * step],
                             cos[pos + vm, i * lanes + v],
-                            x[0, vm, vh * head_dim + i * lanes + v] * sin[pos + vm, i * lanes + v],
+                            x[0, vm, vh * head_dim + (i * lanes + v) * step] * sin[pos + vm, i * lanes + v],
                         )
                 for d in T.serial(rest):
                     y[0, vm, vh * head_dim + rotary_dim + d] = x[0, vm, vh * head_dim + rotary_dim + d]

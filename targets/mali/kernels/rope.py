@@ -11,14 +11,17 @@ from targets.mali.tile import GpuTile
 
 
 @functools.cache
-def rope(tile: GpuTile, n: int, heads: int, head_dim: int, rotary_dim: int, context: int) -> Any:
+def rope(
+    tile: GpuTile, n: int, heads: int, head_dim: int, rotary_dim: int, context: int, interleaved: bool = False
+) -> Any:
     """The PrimFunc (x[1, n, heads * head_dim], cos, sin[context, rotary_dim / 2], pos, y).
 
-    Rotates pairs (d, d + rotary_dim / 2) of each head by the angle of position pos + row; values from rotary_dim on
-    pass through.
+    Rotates pairs (d, d + rotary_dim / 2) of each head by the angle of position pos + row, or, interleaved, pairs
+    (2 d, 2 d + 1); values from rotary_dim on pass through.
     """
     half, size = rotary_dim // 2, tile.group
-    lanes = tile.vector(half)
+    step, gap = (2, 1) if interleaved else (1, half)  # from pair to pair, and from a pair's first to its second
+    lanes = 1 if interleaved else tile.vector(half)
     per, rest = half // lanes, head_dim - rotary_dim
     items, others = n * heads * per, n * heads * rest
     groups, other_groups = -(-items // size), -(-others // size)
@@ -42,21 +45,23 @@ def rope(tile: GpuTile, n: int, heads: int, head_dim: int, rotary_dim: int, cont
                     c = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
                     s = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
                     for v in T.vectorized(lanes):
-                        a[v] = x[0, vi // (heads * per), vi // per % heads * head_dim + vi % per * lanes + v]
+                        a[v] = x[0, vi // (heads * per), vi // per % heads * head_dim + (vi % per * lanes + v) * step]
                     for v in T.vectorized(lanes):
-                        b[v] = x[0, vi // (heads * per), vi // per % heads * head_dim + half + vi % per * lanes + v]
+                        b[v] = x[
+                            0, vi // (heads * per), vi // per % heads * head_dim + gap + (vi % per * lanes + v) * step
+                        ]
                     for v in T.vectorized(lanes):
                         c[v] = cos[T.Cast("int32", pos) + vi // (heads * per), vi % per * lanes + v]
                     for v in T.vectorized(lanes):
                         s[v] = sin[T.Cast("int32", pos) + vi // (heads * per), vi % per * lanes + v]
                     for v in T.vectorized(lanes):
-                        y[0, vi // (heads * per), vi // per % heads * head_dim + vi % per * lanes + v] = T.fma(
+                        y[0, vi // (heads * per), vi // per % heads * head_dim + (vi % per * lanes + v) * step] = T.fma(
                             a[v], c[v], T.float32(0) - b[v] * s[v]
                         )
                     for v in T.vectorized(lanes):
-                        y[0, vi // (heads * per), vi // per % heads * head_dim + half + vi % per * lanes + v] = T.fma(
-                            b[v], c[v], a[v] * s[v]
-                        )
+                        y[
+                            0, vi // (heads * per), vi // per % heads * head_dim + gap + (vi % per * lanes + v) * step
+                        ] = T.fma(b[v], c[v], a[v] * s[v])
         if rest > 0:
             for g in T.thread_binding(other_groups, thread="blockIdx.x"):
                 for t in T.thread_binding(size, thread="threadIdx.x"):

@@ -213,19 +213,30 @@ def test_elementwise(tile: CpuTile) -> None:
     assert np.isfinite(run(silu_mul(tile, 3, 64), extreme, b, out=shape)).all()
 
 
+def rotated(x: Array, cos: Array, sin: Array, rotary_dim: int, interleaved: bool) -> Array:
+    """x [n, heads, dim] with pairs of each head turned; cos, sin [n, rotary_dim / 2]."""
+    half = np.arange(rotary_dim // 2)
+    first, second = (2 * half, 2 * half + 1) if interleaved else (half, half + rotary_dim // 2)
+    a, b, c, s = x[..., first], x[..., second], cos[:, None], sin[:, None]
+    y = x.copy()
+    y[..., first], y[..., second] = a * c - b * s, b * c + a * s
+    return y
+
+
 @TILES
-@pytest.mark.parametrize("rotary_dim", [32, 24, 8])
-def test_rope(tile: CpuTile, rotary_dim: int) -> None:
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rotary_dim", [32, 24, 10])
+def test_rope(tile: CpuTile, rotary_dim: int, interleaved: bool) -> None:
     half, x = rotary_dim // 2, normal(1, 3, 4 * 32)
     cos, sin = normal(64, half, seed=1), normal(64, half, seed=2)
-    parts = x.reshape(3, 4, 32)
-    a, b, rest = parts[..., :half], parts[..., half:rotary_dim], parts[..., rotary_dim:]
-    c, s = cos[5:8][:, None], sin[5:8][:, None]
-    expected = np.concatenate([a * c - b * s, b * c + a * s, rest], -1).reshape(x.shape)
-    y = run(rope(tile, 3, 4, 32, rotary_dim, 64), x, cos, sin, 5, out=(x.shape, "float32"))
-    np.testing.assert_allclose(y, expected, atol=2e-6)
-    y = run(rope(tile, 3, 4, 32, rotary_dim, 64), x, cos, sin, 6, out=(x.shape, "float32"))
-    assert np.abs(y - expected).max() > 0.1
+    expected = rotated(x.reshape(3, 4, 32), cos[5:8], sin[5:8], rotary_dim, interleaved).reshape(x.shape)
+
+    def kernel(pos: int, pairs: bool) -> Array:
+        return run(rope(tile, 3, 4, 32, rotary_dim, 64, pairs), x, cos, sin, pos, out=(x.shape, "float32"))
+
+    np.testing.assert_allclose(kernel(5, interleaved), expected, atol=2e-6)
+    for twin in (kernel(6, interleaved), kernel(5, not interleaved)):
+        assert np.abs(twin - expected).max() > 0.1
 
 
 @TILES

@@ -301,20 +301,25 @@ def test_layer_norm(run: Kernels, width: int) -> None:
     assert np.abs(y - expected).max() > 1e-4
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("tile", "rotary_dim"), [(MALI, 32), (SMALL, 6)], ids=tile_name)
-def test_rope(run: Kernels, tile: GpuTile, rotary_dim: int) -> None:
+def test_rope(run: Kernels, tile: GpuTile, rotary_dim: int, interleaved: bool) -> None:
     from targets.mali.kernels.rope import rope
 
-    half, x = rotary_dim // 2, normal(1, 3, 4 * 32)
-    cos, sin = normal(64, half, seed=1), normal(64, half, seed=2)
-    parts = x.reshape(3, 4, 32)
-    a, b, rest = parts[..., :half], parts[..., half:rotary_dim], parts[..., rotary_dim:]
-    c, s = cos[5:8][:, None], sin[5:8][:, None]
-    expected = np.concatenate([a * c - b * s, b * c + a * s, rest], -1).reshape(x.shape)
-    y = run(rope(tile, 3, 4, 32, rotary_dim, 64), x, cos, sin, 5, out=(x.shape, "float32"))
-    np.testing.assert_allclose(y, expected, atol=2e-6)
-    y = run(rope(tile, 3, 4, 32, rotary_dim, 64), x, cos, sin, 6, out=(x.shape, "float32"))
-    assert np.abs(y - expected).max() > 0.1
+    half, x = np.arange(rotary_dim // 2), normal(1, 3, 4 * 32)
+    cos, sin = normal(64, len(half), seed=1), normal(64, len(half), seed=2)
+    first, second = (2 * half, 2 * half + 1) if interleaved else (half, half + rotary_dim // 2)
+    expected = x.reshape(3, 4, 32).copy()
+    a, b, c, s = expected[..., first], expected[..., second], cos[5:8][:, None], sin[5:8][:, None]
+    expected[..., first], expected[..., second] = a * c - b * s, b * c + a * s
+    expected = expected.reshape(x.shape)
+
+    def kernel(pos: int, pairs: bool) -> Array:
+        return run(rope(tile, 3, 4, 32, rotary_dim, 64, pairs), x, cos, sin, pos, out=(x.shape, "float32"))
+
+    np.testing.assert_allclose(kernel(5, interleaved), expected, atol=2e-6)
+    for twin in (kernel(6, interleaved), kernel(5, not interleaved)):
+        assert np.abs(twin - expected).max() > 0.1
 
 
 @pytest.mark.parametrize(("tile", "vocab"), [(MALI, 512), (SMALL, 515)], ids=tile_name)

@@ -1,7 +1,8 @@
 """What a placement keeps in memory: mapped weights, copies for the GPU, KV caches, activations.
 
-Counted on the safe side: weights that only the GPU reads count twice, mapped from the file and copied for OpenCL,
-although the system may drop the mapped pages.
+Weights count where they are read (placement.py). The runtime copies the GPU's weights out of the mapped file and then
+maps them no longer: what is left of them in memory are clean pages of the system's file cache, which make room when
+they must, also while the copies are being made.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ PREFILL_ROWS = 32
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by use."""
+    """Bytes by use.
+
+    Attributes:
+        mapped_bytes: weights that the CPU reads, mapped from their file.
+        gpu_bytes: the GPU's copies of the weights that it reads.
+        kv_bytes: KV caches, on either side.
+        activation_bytes: what a step computes with.
+        process_bytes: the program itself.
+    """
 
     mapped_bytes: int = 0
     gpu_bytes: int = 0
@@ -41,14 +50,15 @@ class Memory:
         )
 
 
-def model_memory(shape: DecoderShape, context: int, gpu_bytes: int = 0, rows: int = PREFILL_ROWS) -> Memory:
+def model_memory(shape: DecoderShape, context: int, weights: tuple[int, int], rows: int = PREFILL_ROWS) -> Memory:
     """What one model needs with `context` rows of KV cache; `rows` tokens are computed at once.
 
-    Activations: the residual stream, q, k, v and the gated product of one layer, and the logits.
+    `weights` are the bytes that the CPU and the GPU read (Placement.weight_bytes). Activations: the residual stream,
+    q, k, v and the gated product of one layer, and the logits.
     """
     q = shape.heads * shape.head_dim
     width = 4 * shape.hidden + 2 * q + 2 * shape.kv_heads * shape.head_dim + 3 * shape.ffn + shape.vocab
-    return Memory(shape.weight_bytes, gpu_bytes, shape.kv_bytes(context), F32 * rows * width, 0)
+    return Memory(*weights, shape.kv_bytes(context), F32 * rows * width, 0)
 
 
 def available_bytes(board: Board) -> int:

@@ -3,27 +3,36 @@
 A model is a row of units (embedding, layers, head). A placement cuts it into one to three segments; neighbouring
 segments run on different processors, each with the thread count that is fastest for it. For one weighting of steps
 (`a` steps of n tokens, `b` of m tokens) the enumeration below sees every placement, so what it returns is exact.
+
+Weights count once, where they are read: in the mapped file for the CPU, in the GPU's own copy for the GPU. The pages
+of the file that were copied are mapped no longer, so the system drops them when memory is short. Only a tied matrix
+whose table and head are on different sides counts twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from costmodel.estimate import Estimate
+from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part, Place
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, processors
-from costmodel.shape import DecoderShape
+from costmodel.shape import F32, DecoderShape
 from costmodel.work import Op, step_units
 from targets.device import Cluster
+from targets.errors import UserError
+
+Cuts = tuple[tuple[str, int, int], ...]  # family, first unit, end
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Units `start` to `end` (exclusive) on one processor."""
+    """Units `start` to `end` (exclusive) on one processor; with `part` only the attention or the FFN of one layer."""
 
     processor: Processor
     start: int
     end: int
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,29 +51,60 @@ class Placement:
         """No border."""
         return len(self.segments) == 1
 
-    def gpu_bytes(self, shape: DecoderShape) -> int:
-        """Bytes of weights that the GPU needs a copy of; a tied matrix is copied with the head or the embedding."""
-        sizes = list(shape.unit_bytes)
-        copied = 0
+    def place(self, shape: DecoderShape) -> Place:
+        """The rule that names a placement by layers on one cluster and the GPU: whole, or its second segment."""
+        sides = ["gpu" if isinstance(s.processor, GpuSlice) else "cpu" for s in self.segments]
+        if len(sides) == 1:
+            return Place(sides[0])
+        named = self.segments[1]
+        return Place(sides[1], "", _unit(shape, named.start), _unit(shape, named.end - 1))
+
+    def weight_bytes(self, shape: DecoderShape) -> tuple[int, int]:
+        """Bytes of weights that the CPU reads from the mapped file, and those of which the GPU has a copy."""
+        sides = [0, 0]
         for segment in self.segments:
-            if isinstance(segment.processor, GpuSlice):
-                copied += sum(sizes[segment.start : segment.end])
-                if shape.tied and segment.start == 0 and segment.end < shape.units:
-                    copied += shape.embedding.nbytes(shape.hidden, shape.vocab)
-        return copied
+            size = sum(shape.unit_bytes[segment.start : segment.end])
+            if segment.part:
+                ffn = _ffn_bytes(shape, segment.start - 1)
+                size = ffn if segment.part == FFN else size - ffn
+            sides[isinstance(segment.processor, GpuSlice)] += size
+        table = tied_twice(shape, self.families[0], self.families[-1])
+        sides[isinstance(self.segments[0].processor, GpuSlice)] += table
+        return sides[0], sides[1]
 
     def text(self, shape: DecoderShape) -> str:
         """For people: ``gpu``, or ``a76 x4: embedding to layer 11; gpu: layer 12 to head``."""
         if self.whole:
             return self.segments[0].processor.name
+        by_kind = {s.part: s.processor.name for s in self.segments if s.part}
+        if by_kind:
+            return "; ".join(f"{name}: {part} of every layer" for part, name in by_kind.items())
         return "; ".join(f"{s.processor.name}: {_units(shape, s.start, s.end)}" for s in self.segments)
 
 
 def _units(shape: DecoderShape, start: int, end: int) -> str:
     def name(unit: int) -> str:
-        return "embedding" if unit == 0 else "head" if unit == shape.units - 1 else f"layer {unit - 1}"
+        found = _unit(shape, unit)
+        return f"layer {found}" if found.isdecimal() else found
 
     return name(start) if end == start + 1 else f"{name(start)} to {name(end - 1)}"
+
+
+def _unit(shape: DecoderShape, unit: int) -> str:
+    return EMBEDDING if unit == 0 else HEAD if unit == shape.units - 1 else str(unit - 1)
+
+
+def _ffn_bytes(shape: DecoderShape, layer: int) -> int:
+    """Weights of a layer's FFN: its products and its norms, half of the layer's."""
+    found = shape.layers[layer]
+    norms = found.norms // 2 * shape.hidden * (2 if found.norm_bias else 1)
+    return sum(p.nbytes for p in (*found.ffn_in, found.down)) + F32 * norms
+
+
+def tied_twice(shape: DecoderShape, first: str, last: str) -> int:
+    """Bytes of the table where a tied matrix is kept on both sides: embedding and head not both on the GPU or CPU."""
+    apart = shape.tied and (first == "gpu") != (last == "gpu")
+    return shape.embedding.nbytes(shape.hidden, shape.vocab) if apart else 0
 
 
 class ModelCosts:
@@ -74,9 +114,8 @@ class ModelCosts:
         """`context`: tokens in the KV cache before the step."""
         self.roofline, self.shape, self.context = roofline, shape, context
         self.slices = processors(roofline.board)
-        self.families = list(dict.fromkeys(p.family for p in self.slices))
         self._units: dict[tuple[str, int], list[Estimate]] = {}
-        self._whole_s: dict[tuple[str, int], float] = {}
+        self._whole_s: dict[tuple[str, str, int], float] = {}
         self._counted: dict[int, list[tuple[Op, ...]]] = {}
 
     def units(self, processor: Processor, n: int) -> list[Estimate]:
@@ -96,19 +135,36 @@ class ModelCosts:
         """A step of n tokens under a placement: units, the call of each segment, borders."""
         estimate, before = Estimate(), None
         for segment in placement.segments:
-            estimate = estimate + self.roofline.step_overhead(segment.processor)
+            if before is None or before.name != segment.processor.name:
+                estimate = estimate + self.roofline.step_overhead(segment.processor)
             if before is not None:
                 estimate = estimate + self.roofline.border(before, segment.processor, n * self.shape.hidden)
-            for unit in self.units(segment.processor, n)[segment.start : segment.end]:
+            for unit in self.segment_units(segment, n):
                 estimate = estimate + unit
             before = segment.processor
         return estimate
+
+    def segment_units(self, segment: Segment, n: int) -> list[Estimate]:
+        """The units of a segment in a step of n tokens, or the one part of a layer."""
+        if not segment.part:
+            return self.units(segment.processor, n)[segment.start : segment.end]
+        key = (segment.processor.name, -n)  # of halves of layers
+        if key not in self._units:
+            halves: dict[int, list[tuple[Op, ...]]] = {}
+            for unit in self.counted(n):
+                if id(unit) not in halves:
+                    middle = next((i for i, op in enumerate(unit) if op.name == "ffn_norm"), len(unit))
+                    halves[id(unit)] = [unit[:middle], unit[middle:]]
+            split = [half for unit in self.counted(n) for half in halves[id(unit)]]
+            self._units[key] = self.roofline.units(split, segment.processor)
+        return [self._units[key][2 * segment.start + (segment.part == FFN)]]
 
     def step_s(self, placement: Placement, n: int) -> float:
         """Seconds of `step`; kept for whole placements."""
         if not placement.whole:
             return self.step(placement, n).total_s
-        key = (placement.segments[0].processor.name, n)
+        processor = placement.segments[0].processor
+        key = (processor.host.name if isinstance(processor, GpuSlice) else "", processor.name, n)
         if key not in self._whole_s:
             self._whole_s[key] = self.step(placement, n).total_s
         return self._whole_s[key]
@@ -117,46 +173,85 @@ class ModelCosts:
         """The model on one processor."""
         return Placement((Segment(processor, 0, self.shape.units),))
 
-    def frontier(self, steps: Sequence[tuple[float, int]]) -> list[tuple[float, int, Placement]]:
-        """The placements worth having for a mix of steps: (seconds, GPU bytes, placement), fastest first.
+    def placed(self, place: Place, cores: CpuSlice | None, gpu: GpuSlice | None) -> Placement:
+        """What a rule says, on these processors.
+
+        Raises:
+            UserError: the rule names a layer that the model does not have, or a GPU that is not there.
+        """
+        layers = len(self.shape.layers)
+        sides: dict[str, Processor | None] = {"cpu": cores, "gpu": gpu}
+        if place.kind:
+            rows = [(Part(EMBEDDING), ""), *((Part(k, i), k) for i in range(layers) for k in (ATTENTION, FFN))]
+            rows.append((Part(HEAD), ""))
+        else:
+            rows = [(Part(EMBEDDING), ""), *((Part(FFN, i), "") for i in range(layers)), (Part(HEAD), "")]
+        segments: list[Segment] = []
+        for part, kind in rows:
+            processor, unit = sides[place.of(part, layers)], part.unit(layers)
+            if processor is None:
+                raise UserError(f"placement {place.text}: board {self.roofline.board.name} has no GPU")
+            if segments and segments[-1].processor is processor and not kind and not segments[-1].part:
+                segments[-1] = replace(segments[-1], end=unit + 1)
+            else:
+                segments.append(Segment(processor, unit, unit + 1, kind))
+        return Placement(tuple(segments))
+
+    def _given(
+        self, place: Place, steps: Sequence[tuple[float, int]], slices: Sequence[Processor]
+    ) -> list[tuple[float, int, Placement]]:
+        """A rule on the fastest of the slices."""
+        gpu = next((p for p in slices if isinstance(p, GpuSlice)), None)
+        found = []
+        for cores in [p for p in slices if isinstance(p, CpuSlice)]:
+            placement = self.placed(place, cores, gpu)
+            time = sum(times * self.step_s(placement, n) for times, n in steps)
+            found.append((time, tied_twice(self.shape, placement.families[0], placement.families[-1]), placement))
+        return [min(found, key=lambda f: f[0])]
+
+    def frontier(
+        self, steps: Sequence[tuple[float, int]], slices: Sequence[Processor], place: Place | None = None
+    ) -> list[tuple[float, int, Placement]]:
+        """The placements worth having for a mix of steps: (seconds, bytes over the weights, placement), fastest first.
 
         Every placement with at most two borders is looked at; kept are those that no other one beats in both time and
-        GPU memory. Equals go to the one with fewer borders, then to the board's order of processors.
+        memory. Equals go to the one with fewer borders, then to the board's order of processors.
 
         Args:
             steps: (times, n) of the steps that count.
+            slices: the processors to choose from.
+            place: the rule, where it is given.
         """
-        table = {family: self._segment_costs(family, steps) for family in self.families}
-        found: list[tuple[float, int, int, Placement]] = []
-        best_by_bytes: dict[int, tuple[float, tuple[tuple[str, int, int], ...]]] = {}
-        sizes = _GpuBytes(self.shape)
-        border = {(a, b): self._border(a, b, steps) for a in self.families for b in self.families if a != b}
-        for cuts in _cuts(self.families, self.shape.units):
-            time, copied, before = 0.0, 0, ""
-            for family, start, end in cuts:
+        if place is not None:
+            return self._given(place, steps, slices)
+        families = list(dict.fromkeys(p.family for p in slices))
+        table = {family: self._segment_costs([p for p in slices if p.family == family], steps) for family in families}
+        border = {(a, b): self._border(a, b, slices, steps) for a in families for b in families if a != b}
+        best: dict[int, tuple[float, int, Cuts]] = {}
+        for segments in _cuts(families, self.shape.units):
+            time, before = 0.0, ""
+            for family, start, end in segments:
                 time += table[family][start][end][0]
                 if before:
                     time += border[before, family]
-                if family == "gpu":
-                    copied += sizes(start, end)
                 before = family
-            seen = best_by_bytes.get(copied)
-            if seen is None or time < seen[0]:
-                best_by_bytes[copied] = (time, cuts)
-        for copied, (time, cuts) in best_by_bytes.items():
-            segments = tuple(Segment(table[f][start][end][1], start, end) for f, start, end in cuts)
-            found.append((time, copied, len(cuts), Placement(segments)))
+            more = tied_twice(self.shape, segments[0][0], before)
+            if more not in best or (time, len(segments)) < best[more][:2]:
+                best[more] = (time, len(segments), segments)
         frontier: list[tuple[float, int, Placement]] = []
-        for time, copied, _, placement in sorted(found, key=lambda x: (x[0], x[1], x[2])):
-            if not frontier or copied < frontier[-1][1]:
-                frontier.append((time, copied, placement))
+        for more, (time, _, segments) in sorted(best.items(), key=lambda item: (item[1][0], item[0])):
+            if not frontier or more < frontier[-1][1]:
+                made = tuple(Segment(table[f][start][end][1], start, end) for f, start, end in segments)
+                frontier.append((time, more, Placement(made)))
         return frontier
 
-    def _segment_costs(self, family: str, steps: Sequence[tuple[float, int]]) -> list[list[tuple[float, Processor]]]:
-        """[start][end] -> (seconds, slice): a segment of units on the fastest slice of a family."""
+    def _segment_costs(
+        self, slices: Sequence[Processor], steps: Sequence[tuple[float, int]]
+    ) -> list[list[tuple[float, Processor]]]:
+        """[start][end] -> (seconds, slice): a segment of units on the fastest of the slices of a family."""
         units = self.shape.units
         best: list[list[tuple[float, Processor]]] = [[] for _ in range(units)]
-        for processor in (p for p in self.slices if p.family == family):
+        for processor in slices:
             prefix = [0.0] * (units + 1)
             for times, n in steps:
                 for i, estimate in enumerate(self.units(processor, n)):
@@ -174,32 +269,17 @@ class ModelCosts:
                         row[end] = (cost, processor)
         return best
 
-    def _border(self, a: str, b: str, steps: Sequence[tuple[float, int]]) -> float:
-        first = {p.family: p for p in reversed(self.slices)}
+    def _border(self, a: str, b: str, slices: Sequence[Processor], steps: Sequence[tuple[float, int]]) -> float:
+        first = {p.family: p for p in reversed(slices)}
         return sum(
             times * self.roofline.border(first[a], first[b], n * self.shape.hidden).total_s for times, n in steps
         )
 
 
-class _GpuBytes:
-    """Bytes to copy for a segment on the GPU, by prefix sums."""
-
-    def __init__(self, shape: DecoderShape) -> None:
-        self.prefix = [0]
-        for size in shape.unit_bytes:
-            self.prefix.append(self.prefix[-1] + size)
-        self.units = shape.units
-        self.table = shape.embedding.nbytes(shape.hidden, shape.vocab) if shape.tied else 0
-
-    def __call__(self, start: int, end: int) -> int:
-        tied = self.table if start == 0 and end < self.units else 0
-        return self.prefix[end] - self.prefix[start] + tied
+_CUTS: dict[tuple[tuple[str, ...], int], list[Cuts]] = {}
 
 
-_CUTS: dict[tuple[tuple[str, ...], int], list[tuple[tuple[str, int, int], ...]]] = {}
-
-
-def _cuts(families: Sequence[str], units: int) -> list[tuple[tuple[str, int, int], ...]]:
+def _cuts(families: Sequence[str], units: int) -> list[Cuts]:
     """All ways to cut a row of units into one to three segments on processors that differ between neighbours."""
     key = (tuple(families), units)
     if key not in _CUTS:

@@ -3,6 +3,8 @@
 Searched: target alone, sequential speculation, overlapped speculation, n-gram drafting; draft lengths 0 to 16; every
 weight format at hand; placements with at most two borders per model and every thread count of every cluster (for the
 overlapped mode each model whole on one processor, on cores that the other does not use); only what fits the memory.
+With `one_process` only what the runtime can run: for each cluster and thread count, which both models share, everything
+that it can do together with the GPU.
 
 Exact because a sequential round is a sum: for a draft length the target counts with one step of gamma + 1 tokens and
 the drafter with its own steps, so each model's frontier of (time, GPU memory) contains the best pair (placement.py).
@@ -13,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import product
 
 from costmodel.contention import Load, together_bytes_per_s
 from costmodel.memory import PROCESS_BYTES, Memory, available_bytes, model_memory
+from costmodel.place import Place
 from costmodel.placement import ModelCosts, Placement, disjoint, shared_cluster
-from costmodel.roofline import Processor, Roofline, all_cores, dram_bytes
+from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, all_cores, dram_bytes, processors
 from costmodel.shape import DecoderShape
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, overlapped_round, sequential_round
 from costmodel.variants import (
@@ -64,19 +68,19 @@ class Search:
         Raises:
             UserError: nothing fits the memory.
         """
-        found = list(self._target_only())
-        fitting = [v for v in found if v.memory.total_bytes <= self.free_bytes]
-        if not fitting:
-            least = min(found, key=lambda v: v.memory.total_bytes)
-            raise UserError(
-                f"{least.target.name} fits no memory of board {self.question.board.name}: it needs at least "
-                f"{gb(least.memory.total_bytes)}, {gb(self.free_bytes)} are free"
-            )
+        q, groups = self.question, self._groups()
+        alone = [v for slices in groups for v in self._target_only(slices, None)]
+        fitting = self._fitting(alone, q.targets[0].name)
         single = [v for v in fitting if v.target_placement.whole and "+" not in v.target_placement.families[0]]
         baseline = fastest(single or fitting)
-        found += self._speculative()
-        found = [self._against(v, baseline) for v in found]
-        fitting = sorted((v for v in found if v.memory.total_bytes <= self.free_bytes), key=rank)
+        found: list[Variant] = []
+        for slices in groups:
+            if not q.gamma:
+                found += self._target_only(slices, q.target_place)
+            found += self._speculative(slices)
+        found = [self._against(v, baseline) for v in _best_of_each(found)]
+        names = " and ".join(shapes[0].name for shapes in (q.targets, q.drafts if q.gamma else ()) if shapes)
+        fitting = sorted(self._fitting(found, names), key=rank)
         best = fitting[0]
         leading = [replace(best, reason=self._why_chosen(best, baseline))]
         leading += [replace(v, reason=why_not(v, best)) for v in fitting[1:]]
@@ -86,52 +90,78 @@ class Search:
         ]
         return Decision(leading[0], tuple(leading), tuple(not_fitting), baseline)
 
+    def _groups(self) -> list[list[Processor]]:
+        """Processors that may be used together: all, or the GPU and one slice of one cluster, which enqueues for it."""
+        board = self.question.board
+        everything = processors(board)
+        if not self.question.one_process:
+            return [everything]
+        slices = [p for p in everything if isinstance(p, CpuSlice)]
+        return [[s, *([GpuSlice(board.gpu, s.parts[0][0])] if board.gpu else [])] for s in slices]
+
+    def _fitting(self, variants: Sequence[Variant], names: str) -> list[Variant]:
+        fitting = [v for v in variants if v.memory.total_bytes <= self.free_bytes]
+        if not fitting:
+            least = min(v.memory.total_bytes for v in variants)
+            raise UserError(
+                f"{names} fits no memory of board {self.question.board.name}: it needs at least "
+                f"{gb(least)}, {gb(self.free_bytes)} are free"
+            )
+        return fitting
+
     # -- variants -------------------------------------------------------------------------------------------------
 
-    def _target_only(self) -> Iterable[Variant]:
+    def _target_only(self, slices: Sequence[Processor], place: Place | None) -> Iterable[Variant]:
         """The target alone: whole on each kind of processor, on all clusters together, and the best with borders."""
-        for target in self.question.targets:
-            for placement in self._wholes(target, ((1.0, 1),)):
-                yield self.price(TARGET_ONLY, target, placement)
-            mixed = all_cores(self.question.board)
-            if mixed is not None:
-                yield self.price(TARGET_ONLY, target, self.costs(target).whole(mixed))
-            yield from self._with_borders(target, 0)
-
-    def _speculative(self) -> Iterable[Variant]:
         q = self.question
-        gammas = range(1, q.most_gamma + 1)
         for target in q.targets:
-            if q.ngram_alpha is not None:
-                yield from _best_of_each(v for gamma in gammas for v in self._ngram(target, gamma))
-            for draft in q.drafts:
-                yield from _best_of_each(v for gamma in gammas for v in self._sequential(target, draft, gamma))
-                if q.overlapped:
-                    yield from _best_of_each(v for gamma in gammas for v in self._overlapped(target, draft, gamma))
+            if place is None:
+                for placement in self._wholes(target, ((1.0, 1),), slices):
+                    yield self.price(TARGET_ONLY, target, placement)
+                mixed = None if q.one_process else all_cores(q.board)
+                if mixed is not None:
+                    yield self.price(TARGET_ONLY, target, self.costs(target).whole(mixed))
+            yield from self._with_borders(target, 0, slices, place)
 
-    def _wholes(self, shape: DecoderShape, steps: Sequence[tuple[float, int]]) -> list[Placement]:
+    def _speculative(self, slices: Sequence[Processor]) -> Iterable[Variant]:
+        q = self.question
+        for target, gamma in product(q.targets, q.gammas):
+            if q.ngram_alpha is not None and not q.one_process:
+                yield from self._ngram(target, gamma, slices)
+            for draft in q.drafts:
+                yield from self._sequential(target, draft, gamma, slices)
+                if q.overlapped and not q.one_process:
+                    yield from self._overlapped(target, draft, gamma)
+
+    def _wholes(
+        self, shape: DecoderShape, steps: Sequence[tuple[float, int]], slices: Sequence[Processor]
+    ) -> list[Placement]:
         """The model whole on each kind of processor, with the fastest thread count for a mix of steps."""
         costs = self.costs(shape)
         best: dict[str, tuple[float, Placement]] = {}
-        for processor in costs.slices:
+        for processor in slices:
             placement = costs.whole(processor)
             time = sum(times * costs.step_s(placement, n) for times, n in steps)
             if processor.family not in best or time < best[processor.family][0]:
                 best[processor.family] = (time, placement)
         return [placement for _, placement in best.values()]
 
-    def _ngram(self, target: DecoderShape, gamma: int) -> Iterable[Variant]:
-        for placement in self._wholes(target, ((1.0, gamma + 1),)):
+    def _ngram(self, target: DecoderShape, gamma: int, slices: Sequence[Processor]) -> Iterable[Variant]:
+        place = self.question.target_place
+        for placement in self._wholes(target, ((1.0, gamma + 1),), slices) if place is None else ():
             yield self.price(NGRAM, target, placement, gamma=gamma)
-        yield from self._with_borders(target, gamma, mode=NGRAM)
+        yield from self._with_borders(target, gamma, slices, place, mode=NGRAM)
 
-    def _sequential(self, target: DecoderShape, draft: DecoderShape, gamma: int) -> Iterable[Variant]:
+    def _sequential(
+        self, target: DecoderShape, draft: DecoderShape, gamma: int, slices: Sequence[Processor]
+    ) -> Iterable[Variant]:
         """Both models whole, on every pair of kinds of processors; and the best pair of placements that fits."""
-        drafters = self._wholes(draft, self._draft_steps(gamma))
-        for placement in self._wholes(target, ((1.0, gamma + 1),)):
-            for drafter in drafters:
+        q = self.question
+        if q.target_place is None and q.draft_place is None:
+            drafters = self._wholes(draft, self._draft_steps(gamma), slices)
+            for placement, drafter in product(self._wholes(target, ((1.0, gamma + 1),), slices), drafters):
                 yield self.price(SEQUENTIAL, target, placement, draft, drafter, gamma)
-        yield from self._with_borders(target, gamma, draft)
+        yield from self._with_borders(target, gamma, slices, q.target_place, draft)
 
     def _draft_steps(self, gamma: int) -> tuple[tuple[float, int], ...]:
         """Steps of the drafter in a round: the first one takes in two tokens after full acceptance."""
@@ -139,34 +169,40 @@ class Search:
         return ((gamma - full, 1), (full, 2))
 
     def _with_borders(
-        self, target: DecoderShape, gamma: int, draft: DecoderShape | None = None, mode: str | None = None
+        self,
+        target: DecoderShape,
+        gamma: int,
+        slices: Sequence[Processor],
+        place: Place | None,
+        draft: DecoderShape | None = None,
+        mode: str = TARGET_ONLY,
     ) -> Iterable[Variant]:
-        """The fastest pair of placements that fits the memory, where it is not both models whole."""
-        placements = self.costs(target).frontier(((1.0, gamma + 1),))
+        """The fastest pair of placements that fits the memory (else the smallest), unless it is both models whole.
+
+        Where the places are given, what they say, whole or not.
+        """
+        placements = self.costs(target).frontier(((1.0, gamma + 1),), slices, place)
         fixed = self._memory(target, placements[0][2], None, None).total_bytes - placements[0][1]
         if draft is None:
-            fitting = [p for _, copied, p in placements if fixed + copied <= self.free_bytes]
-            if fitting and not fitting[0].whole:
-                yield self.price(mode or TARGET_ONLY, target, fitting[0], gamma=gamma)
+            fitting = [p for _, more, p in placements if fixed + more <= self.free_bytes] or [placements[-1][2]]
+            if place is not None or not fitting[0].whole:
+                yield self.price(mode, target, fitting[0], gamma=gamma)
             return
-        drafters = self.costs(draft).frontier(self._draft_steps(gamma))
-        fixed += model_memory(draft, self.question.context).total_bytes
-        best: tuple[float, Placement, Placement] | None = None
-        for time, copied, placement in placements:
-            left = self.free_bytes - fixed - copied
-            mate = next(((t, p) for t, more, p in drafters if more <= left), None)
-            if mate is not None and (best is None or time + mate[0] < best[0]):
-                best = (time + mate[0], placement, mate[1])
-        if best is not None and not (best[1].whole and best[2].whole):
-            yield self.price(SEQUENTIAL, target, best[1], draft, best[2], gamma)
+        draft_place = self.question.draft_place
+        drafters = self.costs(draft).frontier(self._draft_steps(gamma), slices, draft_place)
+        fixed += self._model_memory(draft, drafters[0][2]).total_bytes - drafters[0][1]
+        left = self.free_bytes - fixed
+        pairs = [(a, b) for a in placements for b in drafters if a[1] + b[1] <= left]
+        first, second = min(pairs, key=lambda p: p[0][0] + p[1][0], default=(placements[-1], drafters[-1]))
+        if place is not None or draft_place is not None or not (first[2].whole and second[2].whole):
+            yield self.price(SEQUENTIAL, target, first[2], draft, second[2], gamma)
 
     def _overlapped(self, target: DecoderShape, draft: DecoderShape, gamma: int) -> Iterable[Variant]:
         slices = self.costs(target).slices
-        for here in slices:
-            for there in slices:
-                if disjoint(here, there):
-                    placement, drafter = self.costs(target).whole(here), self.costs(draft).whole(there)
-                    yield self.price(OVERLAPPED, target, placement, draft, drafter, gamma)
+        for here, there in product(slices, slices):
+            if disjoint(here, there):
+                placement, drafter = self.costs(target).whole(here), self.costs(draft).whole(there)
+                yield self.price(OVERLAPPED, target, placement, draft, drafter, gamma)
 
     # -- prices ---------------------------------------------------------------------------------------------------
 
@@ -230,11 +266,12 @@ class Search:
     def _memory(
         self, target: DecoderShape, placement: Placement, draft: DecoderShape | None, drafter: Placement | None
     ) -> Memory:
-        context = self.question.context
-        memory = Memory(process_bytes=PROCESS_BYTES) + model_memory(target, context, placement.gpu_bytes(target))
-        if draft is not None and drafter is not None:
-            memory = memory + model_memory(draft, context, drafter.gpu_bytes(draft))
-        return memory
+        memory = Memory(process_bytes=PROCESS_BYTES) + self._model_memory(target, placement)
+        return memory if draft is None or drafter is None else memory + self._model_memory(draft, drafter)
+
+    def _model_memory(self, shape: DecoderShape, placement: Placement) -> Memory:
+        rows = self.question.cache_rows or self.question.context
+        return model_memory(shape, rows, placement.weight_bytes(shape))
 
     # -- comparison -----------------------------------------------------------------------------------------------
 
@@ -255,16 +292,13 @@ class Search:
 
 
 def _best_of_each(variants: Iterable[Variant]) -> list[Variant]:
-    """The fastest of each (processor of the target, of the drafter); placements with borders are one kind."""
-    best: dict[tuple[str, ...], Variant] = {}
+    """The fastest of each mode, formats, processor of the target and of the drafter; all with borders are one kind."""
+    best: dict[tuple[object, ...], Variant] = {}
     for variant in variants:
         drafter = variant.draft_placement
         whole = variant.target_placement.whole and (drafter is None or drafter.whole)
-        key = (
-            (variant.target_placement.families[0], "" if drafter is None else drafter.families[0])
-            if whole
-            else ("with borders",)
-        )
+        where = (variant.target_placement.families, () if drafter is None else drafter.families) if whole else ()
+        key = (variant.mode, id(variant.target), id(variant.draft), where)
         if key not in best or rank(variant) < rank(best[key]):
             best[key] = variant
     return list(best.values())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from costmodel.factors import Factors
 from costmodel.memory import Memory
+from costmodel.place import Place
 from costmodel.placement import Placement
 from costmodel.shape import DecoderShape
 from costmodel.speculative import MOST_GAMMA, Acceptance, Round, check_acceptance
@@ -25,12 +26,18 @@ class Question:
         targets: the target in every weight format at hand.
         drafts: the drafter likewise; empty without one.
         alpha: acceptance of drafted tokens, constant or by position.
-        context: tokens in the KV caches when a step is priced, and rows that the caches have.
+        context: tokens in the KV caches when a step is priced.
+        cache_rows: tokens that the caches have room for; None is `context`.
         factors: what kernels reach of the board's numbers.
         ngram_alpha: acceptance of n-gram drafting; None leaves that mode out.
         sampled: tokens are sampled; greedy choice is part of the models' steps.
         most_gamma: the longest draft.
         overlapped: consider the mode (its runtime comes later).
+        one_process: only what the runtime can run: the target alone or sequential rounds, where everything on the CPU
+            has the same threads of one cluster, because both models live in one process with one pool of threads.
+        gamma: the draft length, where it is given; None decides it.
+        target_place, draft_place: the rule of each model, where it is given; None decides it.
+        one_tokenizer: the models are known to share it, so the rows of their tables may be padded differently.
     """
 
     board: Board
@@ -43,6 +50,19 @@ class Question:
     sampled: bool = False
     most_gamma: int = MOST_GAMMA
     overlapped: bool = True
+    cache_rows: int | None = None
+    one_process: bool = False
+    gamma: int | None = None
+    target_place: Place | None = None
+    draft_place: Place | None = None
+    one_tokenizer: bool = False
+
+    @property
+    def gammas(self) -> Sequence[int]:
+        """Draft lengths to look at, besides 0."""
+        if self.gamma is None:
+            return range(1, self.most_gamma + 1)
+        return (self.gamma,) if self.gamma else ()
 
     def check(self) -> None:
         """Refuse questions without an answer.
@@ -55,9 +75,10 @@ class Question:
             check_acceptance(self.ngram_alpha)
         if self.context < 1:
             raise UserError(f"a context of {self.context} tokens cannot be priced; it must be at least 1")
-        if not 0 <= self.most_gamma <= MOST_GAMMA:
-            raise UserError(f"gamma up to {self.most_gamma}: it must lie between 0 and {MOST_GAMMA}")
-        for draft in self.drafts:
+        for gamma in (self.most_gamma, self.gamma or 0):
+            if not 0 <= gamma <= MOST_GAMMA:
+                raise UserError(f"gamma up to {gamma}: it must lie between 0 and {MOST_GAMMA}")
+        for draft in () if self.one_tokenizer else self.drafts:
             if draft.vocab != self.targets[0].vocab:
                 raise UserError(
                     f"the vocabularies differ: target {self.targets[0].name} has {self.targets[0].vocab} token ids, "

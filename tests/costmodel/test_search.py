@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.factors import Factors
+from costmodel.place import Part, Place
 from costmodel.placement import Placement, Segment, disjoint
-from costmodel.roofline import processors
+from costmodel.roofline import CpuSlice, processors
 from costmodel.search import Search
-from costmodel.shape import DecoderShape, Format
+from costmodel.shape import DecoderShape, Format, Product
 from costmodel.variants import NGRAM, OVERLAPPED, SEQUENTIAL, TARGET_ONLY, Question, Variant
 from targets.device import Board
 from targets.errors import UserError
@@ -32,21 +33,30 @@ def every_placement(board: Board, units: int) -> Iterator[Placement]:
                 yield Placement(tuple(Segment(p, edges[i], edges[i + 1]) for i, p in enumerate(chosen)))
 
 
+def cores_of(*placements: Placement | None) -> set[str]:
+    """Slices of the CPU that are used."""
+    parts = [s.processor for p in placements if p is not None for s in p.segments]
+    return {p.name for p in parts if isinstance(p, CpuSlice)}
+
+
 def brute_force(search: Search) -> Iterator[Variant]:
     """Everything that may run, priced one by one."""
     q = search.question
     for target in q.targets:
         placements = list(every_placement(q.board, target.units))
         for placement in placements:
-            yield search.price(TARGET_ONLY, target, placement)
-        if q.ngram_alpha is not None:
+            if not q.one_process or len(cores_of(placement)) <= 1:
+                yield search.price(TARGET_ONLY, target, placement)
+        if q.ngram_alpha is not None and not q.one_process:
             for gamma, placement in product(range(1, q.most_gamma + 1), placements):
                 yield search.price(NGRAM, target, placement, gamma=gamma)
         for draft in q.drafts:
             drafters = list(every_placement(q.board, draft.units))
             for gamma, placement, drafter in product(range(1, q.most_gamma + 1), placements, drafters):
+                if q.one_process and len(cores_of(placement, drafter)) > 1:
+                    continue
                 yield search.price(SEQUENTIAL, target, placement, draft, drafter, gamma)
-                if placement.whole and drafter.whole:
+                if placement.whole and drafter.whole and not q.one_process:
                     if disjoint(placement.segments[0].processor, drafter.segments[0].processor):
                         yield search.price(OVERLAPPED, target, placement, draft, drafter, gamma)
 
@@ -67,26 +77,111 @@ def small_board(board: Board, gpu_launch_s: float, capacity: int) -> Board:
     wide=st.booleans(),
     spare=st.floats(0.0, 2.5),
     ngram=st.booleans(),
+    one_process=st.booleans(),
 )
 def test_equals_brute_force(
-    make_decoder: Any, rk3588: Board, alpha: float, launch: float, wide: bool, spare: float, ngram: bool
+    make_decoder: Any,
+    rk3588: Board,
+    alpha: float,
+    launch: float,
+    wide: bool,
+    spare: float,
+    ngram: bool,
+    one_process: bool,
 ) -> None:
     target = make_decoder("target", 1024 if wide else 256, 2, 4, 2, 64, 2048, 20_000, INT4 if wide else None)
+    target = with_half_head(target) if wide else target
     draft = make_decoder("draft", 256, 1, 4, 2, 64, 512, 20_000, INT4)
     need = 150_000_000 + int((1.1 + spare) * (target.weight_bytes + draft.weight_bytes)) + 20_000_000
     board = small_board(rk3588, launch, need)
     question = Question(board, (target,), (draft,), alpha, 64, most_gamma=2, ngram_alpha=0.3 if ngram else None)
+    question = replace(question, one_process=one_process)
     search = Search(question)
     fitting = [v for v in brute_force(search) if v.memory.total_bytes <= search.free_bytes]
     assert search.decide().best.tokens_per_s == pytest.approx(max(v.tokens_per_s for v in fitting), rel=1e-9)
 
 
-def test_brute_force_sees_borders_win(make_decoder: Any, rk3588: Board) -> None:
-    """The comparison above would be empty if borders never paid."""
-    target = make_decoder("target", 1024, 4, 4, 2, 64, 4096, 20_000, INT4)
-    need = 150_000_000 + target.weight_bytes + 6_000_000 + 3 * target.unit_bytes[1]
-    search = Search(Question(small_board(rk3588, 1e-6, need), (target,), (), 0.8, 64))
-    assert not search.decide().best.target_placement.whole
+def with_half_head(shape: DecoderShape) -> DecoderShape:
+    """A head and an embedding of float16: a border beside the head can pay."""
+    half = Format("float16")
+    return replace(shape, embedding=half, head=Product("head", shape.hidden, shape.vocab, half))
+
+
+@pytest.mark.parametrize("one_process", [False, True])
+def test_brute_force_sees_borders_win(make_decoder: Any, rk3588: Board, one_process: bool) -> None:
+    """The comparison above would be empty if borders never paid; without room for the table twice, not that border."""
+    target = with_half_head(make_decoder("target", 1024, 4, 4, 2, 64, 4096, 20_000, INT4))
+
+    def best(room: int) -> Variant:
+        board = small_board(rk3588, 1e-6, room)
+        return Search(Question(board, (target,), (), 0.8, 64, one_process=one_process)).decide().best
+
+    free = best(1 << 32)
+    assert free.target_placement.families == ("gpu", "a76")
+    need = free.memory.total_bytes
+    assert best(need).target_placement == free.target_placement
+    families = best(need - 1).target_placement.families
+    assert (families[0] == "gpu") == (families[-1] == "gpu")
+
+
+def test_one_process_costs_what_the_other_cores_would_gain(published: Any, rk3588: Board) -> None:
+    target, draft = published["Llama-3.2-3B"](INT4), published["Llama-3.2-1B"](INT4)
+    question = Question(replace(rk3588, gpu=None), (target,), (draft,), alpha=0.95, overlapped=False)
+    free, bound = (Search(replace(question, one_process=one)).decide() for one in (False, True))
+    assert bound.best.tokens_per_s <= free.best.tokens_per_s
+    used = {
+        cores for v in bound.leading for cores in [cores_of(v.target_placement, v.draft_placement)] if len(cores) > 1
+    }
+    assert not used
+    assert any(len(cores_of(v.target_placement, v.draft_placement)) > 1 for v in free.leading)
+
+
+def test_what_is_given_is_kept(published: Any, rk3588: Board) -> None:
+    target, draft = published["Llama-3.2-3B"](INT4), published["Llama-3.2-1B"](INT4)
+    question = Question(rk3588, (target,), (draft,), one_process=True)
+    free = Search(question).decide().best
+    five = Search(replace(question, gamma=5)).decide()
+    assert {v.gamma for v in five.leading} == {5}
+    alone = Search(replace(question, gamma=0)).decide()
+    assert {v.mode for v in alone.leading} == {TARGET_ONLY}
+    rule = Place.parse("gpu:4-11")
+    split = Search(replace(question, target_place=rule, draft_place=Place("cpu"))).decide().best
+    assert split.target_placement.place(target) == rule
+    assert split.draft_placement is not None
+    assert split.draft_placement.place(draft) == Place("cpu")
+    assert max(five.best.tokens_per_s, alone.best.tokens_per_s, split.tokens_per_s) <= free.tokens_per_s
+    with pytest.raises(UserError, match="there is no layer 28"):
+        Search(replace(question, target_place=Place.parse("gpu:28"))).decide()
+
+
+@pytest.mark.parametrize("rule", ["cpu", "gpu", "gpu:0-3", "gpu:embedding", "cpu:5-head", "cpu:head", "gpu:3-27"])
+def test_rules_of_placements_come_back(published: Any, rk3588: Board, rule: str) -> None:
+    shape = published["Llama-3.2-3B"](INT4)
+    costs = Search(Question(rk3588, (shape,))).costs(shape)
+    cores, gpu = processors(rk3588)[0], processors(rk3588)[-1]
+    placement = costs.placed(Place.parse(rule), cores, gpu)
+    found = placement.place(shape)
+    assert all(found.of(Part("ffn", i), 28) == Place.parse(rule).of(Part("ffn", i), 28) for i in range(28))
+    assert all(found.of(Part(k), 28) == Place.parse(rule).of(Part(k), 28) for k in ("embedding", "head"))
+
+
+def test_a_rule_by_kind_is_priced_by_its_parts(published: Any, rk3588: Board) -> None:
+    shape = published["Llama-3.2-1B"](INT4)
+    costs = Search(Question(rk3588, (shape,))).costs(shape)
+    cores, gpu = processors(rk3588)[3], processors(rk3588)[-1]
+    ffn, attention = (costs.placed(Place.parse(f"gpu:{kind}"), cores, gpu) for kind in ("ffn", "attention"))
+    both = costs.step(ffn, 4) + costs.step(attention, 4)
+    alone = [costs.step(costs.whole(p), 4) for p in (cores, gpu)]
+    # each part is once on either side; embedding and head are twice on the CPU and never on the GPU
+    ends = [costs.units(p, 4)[i].total_s for p in (cores, gpu) for i in (0, -1)]
+    calls = [costs.roofline.step_overhead(p).total_s for p in (cores, gpu)]
+    parts = sum(e.total_s for e in alone) - sum(calls) + sum(ends[:2]) - sum(ends[2:])
+    assert both.total_s == pytest.approx(parts + calls[0] * (17 + 17) + calls[1] * (16 + 16), rel=1e-9)
+    ffn_bytes, attention_bytes = (p.weight_bytes(shape) for p in (ffn, attention))
+    assert ffn_bytes[1] + attention_bytes[1] == sum(shape.unit_bytes[1:-1])
+    assert ffn_bytes[1] == 16 * (3 * INT4.nbytes(2048, 8192) + 4 * 2048)
+    assert sum(ffn_bytes) == shape.weight_bytes
+    assert ffn.text(shape) == "a76 x4: attention of every layer; gpu: ffn of every layer"
 
 
 def pair(published: Any, weights: Format | None = None) -> tuple[DecoderShape, DecoderShape]:
@@ -183,15 +278,18 @@ def test_overlap_needs_cores_of_its_own(rk3588: Board) -> None:
     assert not disjoint(slices["gpu"], slices["gpu"])
 
 
-def test_a_tied_matrix_is_copied_where_embedding_or_head_is_on_the_gpu(published: Any, rk3588: Board) -> None:
+def test_weights_count_where_they_are_read(published: Any, rk3588: Board) -> None:
     shape = published["Llama-3.2-1B"]()
+    table, total = 128256 * 2048 * 2, shape.weight_bytes
     cpu, gpu = processors(rk3588)[0], processors(rk3588)[-1]
     whole = Placement((Segment(gpu, 0, 18),))
-    assert whole.gpu_bytes(shape) == shape.weight_bytes
+    assert whole.weight_bytes(shape) == (0, total)
     head = Placement((Segment(cpu, 0, 17), Segment(gpu, 17, 18)))
-    assert head.gpu_bytes(shape) == shape.unit_bytes[-1]
+    assert head.weight_bytes(shape) == (total - shape.unit_bytes[-1] + table, shape.unit_bytes[-1])
     embedding = Placement((Segment(gpu, 0, 1), Segment(cpu, 1, 18)))
-    assert embedding.gpu_bytes(shape) == 128256 * 2048 * 2
+    assert embedding.weight_bytes(shape) == (total, table)
+    both_ends = Placement((Segment(gpu, 0, 1), Segment(cpu, 1, 17), Segment(gpu, 17, 18)))
+    assert both_ends.weight_bytes(shape) == (sum(shape.unit_bytes[1:17]), shape.unit_bytes[-1])
 
 
 def test_factors_change_the_answer(published: Any, rk3588: Board) -> None:

@@ -1,8 +1,9 @@
 """Any decoder export -> the canonical ONNX decoder: opset-23 Attention with cache, RMSNormalization, RotaryEmbedding.
 
 `PIPELINE` is the table of contents; each pass proves what it rewrites and says why it declines. The order matters:
-names first, because later passes ask for inputs by name; float32 before the folding, which removes the casts that
-then do nothing; shapes before the walks through attention, which must not stray into the rest of the model.
+names first, because later passes ask for inputs by name; branches next, so that one graph is left; float32 before the
+folding, which removes the casts that then do nothing; shapes before the walks through attention, which must not stray
+into the rest of the model.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from passes.import_onnx.lower_dequantize import lower_dequantize
 from passes.import_onnx.lower_group_query import lower_group_query
 from passes.import_onnx.norm_by_head import norm_by_head
 from passes.import_onnx.normalise_io_names import normalise_io_names
+from passes.import_onnx.pick_branch import pick_branch
 from passes.import_onnx.resolve_shapes import resolve_shapes
 from passes.import_onnx.split_packed import split_packed
 from passes.import_onnx.state import Importing, Pass, PassLog, run_pass
@@ -37,6 +39,7 @@ __all__ = ["PIPELINE", "Decoder", "DecoderFacts", "PassLog", "RopeFacts", "canon
 
 PIPELINE: list[Pass] = [
     normalise_io_names,
+    pick_branch,
     upcast_to_float32,
     find_head_dim,
     fold_constants,

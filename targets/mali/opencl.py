@@ -15,11 +15,16 @@ Every failure raises :class:`targets.mali.opencl_runtime.OpenCLError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from targets.mali.opencl_runtime import OpenCLError
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,36 @@ def host_view(tensor: Any) -> Any:
     return _function("host_view")(tensor)
 
 
+def import_host(array: npt.NDArray[Any], name: str, device: int = 0) -> Any:
+    """Give a weight to the device: its memory shared where the driver really shares it, else copied.
+
+    A shared array is kept alive by the tensor and must not change; kernels may only read it. Shared are arrays that
+    begin at a multiple of 64 bytes, on devices that import host memory (cl_arm_import_memory_host) and on those that
+    are the CPU; $HSD_OPENCL_IMPORT=0 copies everywhere.
+
+    Args:
+        array: C-contiguous; float16 becomes uint16, its bits.
+        name: of the tensor, for messages.
+        device: index of the OpenCL device.
+
+    Raises:
+        OpenCLError: no memory, or more bytes than one allocation may have; the message names tensor, size and limit.
+    """
+    import tvm
+
+    if array.dtype == np.float16:
+        array = array.view(np.uint16)
+    try:
+        if array.flags.c_contiguous and array.ctypes.data % 64 == 0:
+            shared = _function("import_host")(tvm.runtime.from_dlpack(array), device)
+            if shared is not None:
+                return shared
+        return tvm.runtime.tensor(array, tvm.opencl(device))
+    except OpenCLError as error:
+        reason = str(error).strip().splitlines()[-1].removeprefix("OpenCL: ")
+        raise OpenCLError(f"OpenCL: tensor {name}: {reason}") from None
+
+
 def to_host(tensor: Any, access: Literal["read", "write", "readwrite"] = "readwrite") -> None:
     """Give a tensor to the host, after waiting for the commands before; with "write" its old content is lost."""
     _function("to_host")(tensor, access)
@@ -120,13 +155,16 @@ def profile(device: int = 0) -> Iterator[list[Command]]:
             commands.append(Command(str(c["name"]), *times))
 
 
-def build_kernels(module: Any, device: int = 0) -> list[tuple[str, str]]:
-    """Build every OpenCL kernel of a loaded library for a device; return those that fail, with the reason."""
-    return [(str(name), str(reason)) for name, reason in _function("build_kernels")(module, device)]
+def build_kernels(module: Any, device: int = 0, before: Callable[[str], None] | None = None) -> list[tuple[str, str]]:
+    """Build every OpenCL kernel of a loaded library for a device; return those that fail, with the reason.
+
+    ``before`` is called with each kernel's name, so that a driver that crashes leaves a trace.
+    """
+    return [(str(name), str(reason)) for name, reason in _function("build_kernels")(module, device, before)]
 
 
 def memory(device: int = 0) -> dict[str, int]:
-    """Return ``buffers`` and ``bytes`` that live now and ``peak_bytes``."""
+    """Return ``buffers`` and ``bytes`` that live now, ``peak_bytes``, and the host's ``imported_bytes``."""
     return {str(key): int(value) for key, value in _function("memory")(device).items()}
 
 

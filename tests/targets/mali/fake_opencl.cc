@@ -1,7 +1,11 @@
 // A stand-in for an OpenCL driver, for unit tests of the runtime: two devices (a CPU, then a GPU), commands done at
 // once, every handle a heap object so that sanitizers see leaks and uses after release, and rules checked that real
 // drivers leave unchecked: a mapped buffer must not be used by a command, an argument must be set before the launch.
-// FAKE_UNIFIED=0: memory is not unified. FAKE_MOVES=1: each map is elsewhere. Kernel "fill" writes its float argument.
+// FAKE_UNIFIED=0: memory is not unified. FAKE_MOVES=1: each map is elsewhere. FAKE_ARM=1: the GPU imports memory of the
+// host, as Arm's drivers do. Kernel "fill" writes its float argument. For tests of what is said about a driver:
+// FAKE_PLATFORM, FAKE_NAME, FAKE_VERSION, FAKE_DRIVER and FAKE_EXTENSIONS are its texts, FAKE_PLATFORMS=0 and
+// FAKE_DEVICES=0 leave it without, FAKE_MAX_ALLOC is the largest buffer, FAKE_REFUSES and FAKE_CRASHES are parts of the
+// kernels that its compiler refuses or crashes at.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -24,6 +28,7 @@ struct _cl_command_queue {
 };
 struct _cl_mem {
   std::vector<float> floats;
+  void* host = nullptr;  // the host's own memory, shared and only read
   std::vector<std::vector<float>> moved;
   size_t bytes;
   int maps = 0;
@@ -52,6 +57,16 @@ std::mutex g_mutex;  // a driver's own lock: its functions may be called from se
 bool Is(const char* variable, const char* value) {
   const char* text = std::getenv(variable);
   return text != nullptr && std::strcmp(text, value) == 0;
+}
+
+std::string Text(const char* variable, const std::string& otherwise) {
+  const char* text = std::getenv(variable);
+  return text != nullptr ? text : otherwise;
+}
+
+bool Names(const char* variable, const std::string& text) {
+  std::string part = Text(variable, "");
+  return !part.empty() && text.find(part) != std::string::npos;
 }
 
 template <typename T>
@@ -90,8 +105,20 @@ void Happen(cl_event* event) {
   if (event != nullptr) *event = Made(new _cl_event{static_cast<cl_ulong>(g_clock += 10)}, &status);
 }
 
-char* BytesOf(cl_mem memory) { return reinterpret_cast<char*>(memory->floats.data()); }
+char* BytesOf(cl_mem memory) {
+  return memory->host != nullptr ? static_cast<char*>(memory->host) : reinterpret_cast<char*>(memory->floats.data());
+}
 constexpr cl_int kMapped = -59;  // CL_INVALID_OPERATION
+
+cl_mem Import(cl_context, cl_bitfield flags, const intptr_t* properties, void* memory, size_t bytes, cl_int* status) {
+  bool known = properties[0] == CL_IMPORT_TYPE_ARM && properties[1] == CL_IMPORT_TYPE_HOST_ARM && properties[2] == 0;
+  *status = CL_INVALID_VALUE;
+  if (!known || flags != CL_MEM_READ_ONLY) return nullptr;
+  auto* imported = new _cl_mem;
+  imported->host = memory;
+  imported->bytes = bytes;
+  return Made(imported, status);
+}
 
 }  // namespace
 
@@ -101,15 +128,21 @@ long FakeLiveHandles() { return g_handles; }
 
 cl_int clGetPlatformIDs(cl_uint room, cl_platform_id* to, cl_uint* count) {
   if (count != nullptr) *count = 1;
+  if (Is("FAKE_PLATFORMS", "0")) return -1001;  // CL_PLATFORM_NOT_FOUND_KHR, what a loader without drivers says
   if (room > 0) *to = &g_platform;
   return CL_SUCCESS;
 }
+void* clGetExtensionFunctionAddressForPlatform(cl_platform_id, const char* name) {
+  return std::strcmp(name, "clImportMemoryARM") == 0 ? reinterpret_cast<void*>(Import) : nullptr;
+}
 
-cl_int clGetPlatformInfo(cl_platform_id, cl_uint, size_t room, void* to, size_t* size) {
-  return GiveText("Fake", room, to, size);
+cl_int clGetPlatformInfo(cl_platform_id, cl_uint what, size_t room, void* to, size_t* size) {
+  std::string text = what == CL_PLATFORM_VERSION ? Text("FAKE_VERSION", "OpenCL 1.2") : Text("FAKE_PLATFORM", "Fake");
+  return GiveText(text, room, to, size);
 }
 
 cl_int clGetDeviceIDs(cl_platform_id, cl_bitfield, cl_uint room, cl_device_id* to, cl_uint* count) {
+  if (Is("FAKE_DEVICES", "0")) return -1;  // CL_DEVICE_NOT_FOUND
   if (count != nullptr) *count = 2;
   for (cl_uint i = 0; i < room && i < 2; ++i) to[i] = &g_devices[i];
   return CL_SUCCESS;
@@ -122,7 +155,7 @@ cl_int clGetDeviceInfo(cl_device_id device, cl_uint what, size_t room, void* to,
     case CL_DEVICE_HOST_UNIFIED_MEMORY:
       return GiveValue<cl_bool>(!Is("FAKE_UNIFIED", "0"), room, to, size);
     case CL_DEVICE_MAX_MEM_ALLOC_SIZE:
-      return GiveValue<cl_ulong>(1 << 20, room, to, size);
+      return GiveValue<cl_ulong>(std::stoull(Text("FAKE_MAX_ALLOC", "1048576")), room, to, size);
     case CL_DEVICE_GLOBAL_MEM_SIZE:
     case CL_DEVICE_GLOBAL_MEM_CACHE_SIZE:
     case CL_DEVICE_LOCAL_MEM_SIZE:
@@ -136,6 +169,17 @@ cl_int clGetDeviceInfo(cl_device_id device, cl_uint what, size_t room, void* to,
       size_t sizes[3] = {64, 64, 64};
       return Give(sizes, sizeof(sizes), room, to, size);
     }
+    case CL_DEVICE_EXTENSIONS: {
+      bool arm = Is("FAKE_ARM", "1") && device->type == CL_DEVICE_TYPE_GPU;
+      std::string imports = arm ? " cl_arm_import_memory cl_arm_import_memory_host" : "";
+      return GiveText(Text("FAKE_EXTENSIONS", "cl_khr_none") + imports, room, to, size);
+    }
+    case CL_DEVICE_VERSION:
+      return GiveText(Text("FAKE_VERSION", "OpenCL 1.2"), room, to, size);
+    case CL_DRIVER_VERSION:
+      return GiveText(Text("FAKE_DRIVER", "1"), room, to, size);
+    case CL_DEVICE_NAME:
+      return GiveText(device->type == CL_DEVICE_TYPE_GPU ? Text("FAKE_NAME", device->name) : device->name, room, to, size);
     default:
       return GiveText(device->name, room, to, size);
   }
@@ -150,8 +194,9 @@ cl_command_queue clCreateCommandQueue(cl_context, cl_device_id, cl_bitfield flag
 }
 cl_int clReleaseCommandQueue(cl_command_queue queue) { return Freed(queue); }
 
-cl_mem clCreateBuffer(cl_context, cl_bitfield, size_t bytes, void*, cl_int* status) {
+cl_mem clCreateBuffer(cl_context, cl_bitfield flags, size_t bytes, void* host, cl_int* status) {
   auto* memory = new _cl_mem;
+  if (flags & CL_MEM_USE_HOST_PTR) memory->host = host;
   memory->floats.resize((bytes + 3) / 4);
   memory->bytes = bytes;
   return Made(memory, status);
@@ -172,7 +217,8 @@ cl_program clCreateProgramWithBinary(cl_context, cl_uint, const cl_device_id*, c
   return Made(program, status);
 }
 cl_int clBuildProgram(cl_program program, cl_uint, const cl_device_id*, const char*, void (*)(cl_program, void*), void*) {
-  program->built = program->text.find("#error") == std::string::npos;
+  if (Names("FAKE_CRASHES", program->text)) std::abort();
+  program->built = program->text.find("#error") == std::string::npos && !Names("FAKE_REFUSES", program->text);
   return program->built ? CL_SUCCESS : -11;
 }
 cl_int clGetProgramInfo(cl_program program, cl_uint what, size_t room, void* to, size_t* size) {
@@ -208,7 +254,7 @@ cl_int clEnqueueNDRangeKernel(cl_command_queue, cl_kernel kernel, cl_uint, const
                               const size_t* local, cl_uint, const cl_event*, cl_event* event) {
   std::lock_guard<std::mutex> lock(g_mutex);
   if (kernel->set != 3) return -52;
-  if (kernel->memory->maps > 0) return kMapped;
+  if (kernel->memory->maps > 0 || kernel->memory->host != nullptr) return kMapped;
   if (local[0] > 32) return CL_INVALID_WORK_GROUP_SIZE;
   for (size_t i = 0; i < global[0]; ++i) kernel->memory->floats.at(i) = kernel->value;
   kernel->set = 0;

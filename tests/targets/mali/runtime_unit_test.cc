@@ -96,6 +96,42 @@ void TestBuffers() {
   copy.ToHost(HostAccess::kRead);  // freed while the host has it
 }
 
+// The CPU shares whatever it is given, a GPU only through Arm's extension.
+void TestImports() {
+  alignas(64) float numbers[32];
+  for (int i = 0; i < 32; ++i) numbers[i] = static_cast<float>(i);
+  bool unified = std::getenv("FAKE_UNIFIED") == nullptr, arm = std::getenv("FAKE_ARM") != nullptr;
+  for (int index : {0, 1}) {
+    Device& device = GetDevice(index);
+    std::unique_ptr<Buffer> shared = Buffer::Import(&device, numbers, sizeof(numbers));
+    CHECK((shared != nullptr) == (index == 0 ? arm : unified));
+    if (shared == nullptr) continue;
+    CHECK(device.imported_bytes.load() == sizeof(numbers));
+    numbers[3] = 40.f + static_cast<float>(index);
+    float read = 0;
+    shared->Read(12, &read, sizeof(read));
+    CHECK(read == numbers[3]);  // the same bytes
+    const char* refusal = "a buffer that shares 128 bytes of the host is read alone";
+    CHECK(Message([&] { shared->Write(0, numbers, 4); }) == refusal);
+    CHECK(Message([&] { shared->ToHost(HostAccess::kReadWrite); }) == refusal);
+    CHECK(Message([&] { shared->CopyFrom(0, *shared, 4, 4); }) == refusal);
+    Buffer copy(&device, 64);
+    copy.CopyFrom(0, *shared, 8, 8);
+    copy.Read(4, &read, sizeof(read));
+    CHECK(read == numbers[3]);
+    CHECK(Buffer::Import(&device, numbers + 1, 64) == nullptr);  // not at a multiple of 64 bytes
+    CHECK(Message([&] { Buffer::Import(&device, numbers, (1 << 20) + 1); }).find("MAX_MEM_ALLOC_SIZE = 1048576") !=
+          std::string::npos);
+    InjectFailure(index == 0 ? "clImportMemoryARM" : "clCreateBuffer", 1, StatusOf("CL_OUT_OF_RESOURCES"), false);
+    CHECK(Buffer::Import(&device, numbers, 64) == nullptr);  // a driver that declines: the caller copies
+    shared.reset();
+    CHECK(device.imported_bytes.load() == 0);
+    setenv("HSD_OPENCL_IMPORT", "0", 1);
+    CHECK(Buffer::Import(&device, numbers, 64) == nullptr);
+    unsetenv("HSD_OPENCL_IMPORT");
+  }
+}
+
 void TestStagedWrites() {
   Buffer buffer(&GetDevice(0), 1 << 20);
   std::string bytes(1 << 20, 'x'), read(1 << 20, ' ');
@@ -203,9 +239,11 @@ int main() {
       dlsym(dlopen(std::getenv("HSD_OPENCL_LIB"), RTLD_NOW | RTLD_NOLOAD), "FakeLiveHandles"));
   GetDevice(0).Finish(GetDevice(0).Queue());
   GetDevice(0).EndProfile(GetDevice(0).BeginProfile());
+  GetDevice(1).Finish(GetDevice(1).Queue());
   long before = live();  // a context and two queues, kept for the life of the process
   TestBuffers();
   if (std::getenv("FAKE_MOVES") == nullptr) {
+    TestImports();
     TestStagedWrites();
     TestKernels();
     TestCache();

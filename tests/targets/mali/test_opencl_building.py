@@ -94,13 +94,16 @@ def declared() -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
     text = (SOURCES / "abi.h").read_text().replace("\\\n", " ")
     constants = dict(re.findall(r"X\((CL_\w+), ([^)]+)\)", text))
     status, handle = text.split("CL_STATUS_FUNCTIONS(X)")[1].split("CL_HANDLE_FUNCTIONS(X)")
+    handle, optional = handle.split("CL_OPTIONAL_FUNCTIONS(X)")
+    optional, extension = optional.split("CL_EXTENSION_FUNCTIONS(X)")
     functions = {}
     for line in re.findall(r"X\((cl\w+,.*?)\)(?=\s+X\(|\s*\n)", status):
         name, parameters = line.split(",", 1)
         functions[name] = ("cl_int", parameters)
-    for line in re.findall(r"X\((cl\w+,.*?)\)(?=\s+X\(|\s*\n)", handle):
-        name, returned, parameters = line.split(",", 2)
-        functions[name] = (returned.strip(), parameters + ", cl_int*")
+    for part, last in ((handle, ", cl_int*"), (optional, ""), (extension, ", cl_int*")):
+        for line in re.findall(r"X\((cl\w+,.*?)\)(?=\s+X\(|\s*\n)", part):
+            name, returned, parameters = line.split(",", 2)
+            functions[name] = (returned.strip(), parameters + last)
     return constants, functions
 
 
@@ -110,13 +113,13 @@ def test_declarations_agree_with_khronos(tmp_path: Path) -> None:
         absent("no CL/cl.h")
     constants, functions = declared()
     assert len(constants) > 35
-    assert len(functions) == 33
+    assert len(functions) == 35
     checks = [f"static_assert((long long)({name}) == (long long)({value}));" for name, value in constants.items()]
     checks += [
         f"static_assert(std::is_same_v<decltype(&{name}), {returned} (*)({parameters})>);"
         for name, (returned, parameters) in functions.items()
     ]
-    head = "#define CL_TARGET_OPENCL_VERSION 120\n#include <CL/cl.h>\n#include <cstdint>\n#include <type_traits>\n"
+    head = "#define CL_TARGET_OPENCL_VERSION 120\n#include <CL/cl.h>\n#include <CL/cl_ext.h>\n#include <cstdint>\n#include <type_traits>\n"
     program = tmp_path / "check.cc"
     command = ["g++", "-std=c++17", "-fsyntax-only", "-w", str(program)]
     program.write_text(head + "\n".join(checks))

@@ -47,7 +47,7 @@ def with_addresses(tmp_path_factory: pytest.TempPathFactory) -> UnitTest:
     return build(tmp_path_factory.mktemp("addresses"), "address,undefined")
 
 
-@pytest.mark.parametrize("driver", [{}, {"FAKE_UNIFIED": "0"}, {"FAKE_MOVES": "1"}], ids=str)
+@pytest.mark.parametrize("driver", [{}, {"FAKE_UNIFIED": "0"}, {"FAKE_MOVES": "1"}, {"FAKE_ARM": "1"}], ids=str)
 def test_clean_of_address_errors_and_leaks(with_addresses: UnitTest, driver: dict[str, str]) -> None:
     done = with_addresses.run(**driver)
     assert (done.returncode, done.stdout) == (0, "all passed\n"), done.stderr

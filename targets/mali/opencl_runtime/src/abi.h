@@ -50,6 +50,8 @@ using cl_event = struct _cl_event*;
   X(CL_DEVICE_OPENCL_C_VERSION, 0x103D)         \
   X(CL_QUEUE_PROFILING_ENABLE, 1 << 1)          \
   X(CL_MEM_READ_WRITE, 1 << 0)                  \
+  X(CL_MEM_READ_ONLY, 1 << 2)                   \
+  X(CL_MEM_USE_HOST_PTR, 1 << 3)                \
   X(CL_MEM_ALLOC_HOST_PTR, 1 << 4)              \
   X(CL_MAP_READ, 1 << 0)                        \
   X(CL_MAP_WRITE, 1 << 1)                       \
@@ -63,7 +65,9 @@ using cl_event = struct _cl_event*;
   X(CL_PROFILING_COMMAND_QUEUED, 0x1280)        \
   X(CL_PROFILING_COMMAND_SUBMIT, 0x1281)        \
   X(CL_PROFILING_COMMAND_START, 0x1282)         \
-  X(CL_PROFILING_COMMAND_END, 0x1283)
+  X(CL_PROFILING_COMMAND_END, 0x1283)           \
+  X(CL_IMPORT_TYPE_ARM, 0x40B2)                 \
+  X(CL_IMPORT_TYPE_HOST_ARM, 0x40B3)
 
 #define HETERO_SD_DECLARE(name, value) constexpr int64_t name = value;
 HETERO_SD_CL_CONSTANTS(HETERO_SD_DECLARE)
@@ -114,5 +118,12 @@ HETERO_SD_CL_CONSTANTS(HETERO_SD_DECLARE)
   X(clCreateKernel, cl_kernel, cl_program, const char*)                                                               \
   X(clEnqueueMapBuffer, void*, cl_command_queue, cl_mem, cl_bool, cl_bitfield, size_t, size_t, cl_uint,               \
     const cl_event*, cl_event*)
+
+// Functions that not every driver has: name, what it returns, parameters. clImportMemoryARM belongs to the extension
+// cl_arm_import_memory and is asked of its platform.
+#define HETERO_SD_CL_OPTIONAL_FUNCTIONS(X) \
+  X(clGetExtensionFunctionAddressForPlatform, void*, cl_platform_id, const char*)
+#define HETERO_SD_CL_EXTENSION_FUNCTIONS(X) \
+  X(clImportMemoryARM, cl_mem, cl_context, cl_bitfield, const intptr_t*, void*, size_t)
 
 #endif  // HETERO_SD_OPENCL_ABI_H_

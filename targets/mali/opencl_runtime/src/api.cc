@@ -141,6 +141,12 @@ const char* Fill(Api* api, void* library) {
   HETERO_SD_CL_STATUS_FUNCTIONS(HETERO_SD_LOOK_UP)
   HETERO_SD_CL_HANDLE_FUNCTIONS(HETERO_SD_LOOK_UP)
 #undef HETERO_SD_LOOK_UP
+#define HETERO_SD_LOOK_UP(function, ...)           \
+  if (void* symbol = dlsym(library, #function)) {  \
+    std::memcpy(&api->function, &symbol, sizeof(symbol)); \
+  }
+  HETERO_SD_CL_OPTIONAL_FUNCTIONS(HETERO_SD_LOOK_UP)
+#undef HETERO_SD_LOOK_UP
   return nullptr;
 }
 

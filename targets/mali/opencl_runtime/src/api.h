@@ -77,6 +77,9 @@ struct Api {
 #define HETERO_SD_MEMBER(function, ...) HandleFunction<__VA_ARGS__> function{#function};
   HETERO_SD_CL_HANDLE_FUNCTIONS(HETERO_SD_MEMBER)
 #undef HETERO_SD_MEMBER
+#define HETERO_SD_MEMBER(function, returned, ...) returned (*function)(__VA_ARGS__) = nullptr;
+  HETERO_SD_CL_OPTIONAL_FUNCTIONS(HETERO_SD_MEMBER)
+#undef HETERO_SD_MEMBER
   std::string loader;  // where the functions come from
 };
 

@@ -9,14 +9,17 @@ namespace {
 constexpr uint64_t kMark = 0x6873645f6f636c21;  // "hsd_ocl!"
 constexpr size_t kHostAlignment = 64;           // what TVM's CPU kernels expect
 
+void CheckSize(const DeviceFacts& facts, size_t bytes) {
+  if (bytes <= facts.max_alloc_bytes) return;
+  throw Error("a buffer of " + std::to_string(bytes) + " bytes is larger than CL_DEVICE_MAX_MEM_ALLOC_SIZE = " +
+              std::to_string(facts.max_alloc_bytes) + " bytes of " + facts.name);
+}
+
 }  // namespace
 
 Buffer::Buffer(Device* owner, size_t size) : device(owner), bytes(std::max<size_t>(size, 1)), mark_(kMark) {
   const DeviceFacts& facts = device->facts;
-  if (bytes > facts.max_alloc_bytes) {
-    throw Error("a buffer of " + std::to_string(bytes) + " bytes is larger than CL_DEVICE_MAX_MEM_ALLOC_SIZE = " +
-                std::to_string(facts.max_alloc_bytes) + " bytes of " + facts.name);
-  }
+  CheckSize(facts, bytes);
   cl_bitfield flags = CL_MEM_READ_WRITE | (facts.unified_memory ? CL_MEM_ALLOC_HOST_PTR : 0);
   std::string about = "a buffer of " + std::to_string(bytes) + " bytes on " + facts.name;
   mem_ = Cl().clCreateBuffer(about.c_str(), device->Context(), flags, bytes, nullptr);
@@ -27,16 +30,29 @@ Buffer::Buffer(Device* owner, size_t size) : device(owner), bytes(std::max<size_
   }
 }
 
-// OpenCL keeps the memory until the commands that use it have finished, so nothing is waited for. A failure here has
-// nobody to go to.
+Buffer::Buffer(Device* owner, size_t size, cl_mem memory)
+    : device(owner), bytes(size), imported_(true), mark_(kMark), mem_(memory) {
+  device->live_buffers.fetch_add(1);
+  device->imported_bytes.fetch_add(bytes);
+}
+
+std::unique_ptr<Buffer> Buffer::Import(Device* device, void* host, size_t bytes) {
+  CheckSize(device->facts, bytes);
+  cl_mem memory = device->ImportHost(host, bytes);
+  return std::unique_ptr<Buffer>(memory == nullptr ? nullptr : new Buffer(device, bytes, memory));
+}
+
+// OpenCL keeps its own memory until the commands that use it have finished, so only the host's is waited for. A failure
+// here has nobody to go to.
 Buffer::~Buffer() {
   mark_ = 0;
   if (host_owns_.load() && mapped_ != nullptr) {
     Cl().clEnqueueUnmapMemObject.Try(device->Queue(), mem_, mapped_, 0, nullptr, nullptr);
   }
+  if (imported_) Cl().clFinish.Try(device->Queue());
   Cl().clReleaseMemObject.Try(mem_);
   device->live_buffers.fetch_sub(1);
-  device->live_bytes.fetch_sub(bytes);
+  (imported_ ? device->imported_bytes : device->live_bytes).fetch_sub(bytes);
 }
 
 Buffer& Buffer::At(const void* data) {
@@ -46,6 +62,7 @@ Buffer& Buffer::At(const void* data) {
 }
 
 void* Buffer::ToHost(HostAccess access) {
+  if (imported_ && access != HostAccess::kRead) ForWriting();
   void* known = device->facts.unified_memory ? mapped_ : copy_.get();
   if (host_owns_.load()) {
     if (host_writes_ || access == HostAccess::kRead) return known;
@@ -97,8 +114,13 @@ cl_mem Buffer::ForDevice() const {
   return mem_;
 }
 
+cl_mem Buffer::ForWriting() const {
+  if (imported_) throw Error("a buffer that shares " + std::to_string(bytes) + " bytes of the host is read alone");
+  return ForDevice();
+}
+
 void Buffer::Write(size_t offset, const void* source, size_t size) {
-  if (size != 0) device->Write(ForDevice(), offset, source, size);
+  if (size != 0) device->Write(ForWriting(), offset, source, size);
 }
 
 void Buffer::Read(size_t offset, void* target, size_t size) const {
@@ -110,8 +132,8 @@ void Buffer::Read(size_t offset, void* target, size_t size) const {
 void Buffer::CopyFrom(size_t offset, const Buffer& source, size_t source_offset, size_t size) {
   if (size == 0) return;
   if (source.device != device) throw Error("a copy between two OpenCL devices goes through the host");
-  Cl().clEnqueueCopyBuffer("a copy on the device", device->Queue(), source.ForDevice(), ForDevice(), source_offset,
-                           offset, size, 0, nullptr, nullptr);
+  Cl().clEnqueueCopyBuffer("a copy on the device", device->Queue(), source.ForDevice(), ForWriting(),
+                           source_offset, offset, size, 0, nullptr, nullptr);
 }
 
 }  // namespace opencl

@@ -21,7 +21,10 @@ class Buffer {
  public:
   // Throws Error when `bytes` is above CL_DEVICE_MAX_MEM_ALLOC_SIZE; both numbers are in the message.
   Buffer(Device* device, size_t bytes);
-  ~Buffer();
+  // Shares memory of the host, which kernels read and nobody writes, and which must outlive the buffer; nullptr where
+  // the driver does not share it. Throws as the constructor does.
+  static std::unique_ptr<Buffer> Import(Device* device, void* host, size_t bytes);
+  ~Buffer();  // waits for the queue where memory is shared, whose owner may free it next
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
@@ -44,6 +47,10 @@ class Buffer {
   const size_t bytes;
 
  private:
+  Buffer(Device* device, size_t bytes, cl_mem imported);
+  cl_mem ForWriting() const;
+
+  const bool imported_ = false;
   uint64_t mark_;  // tells a Buffer from other memory
   cl_mem mem_ = nullptr;
   void* mapped_ = nullptr;  // unified: where it was mapped first

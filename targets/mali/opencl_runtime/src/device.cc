@@ -108,12 +108,35 @@ std::vector<Device*> Find() {
   return found;
 }
 
+constexpr size_t kImportAlignment = 64;  // a line of Mali's cache, and what the kernels' vector loads expect
+
+bool Lists(const std::string& extensions, const std::string& name) {
+  return (" " + extensions + " ").find(" " + name + " ") != std::string::npos;
+}
+
+// $HSD_OPENCL_IMPORT=0 has every weight copied, for a driver that imports badly.
+bool MayImport() {
+  const char* text = std::getenv("HSD_OPENCL_IMPORT");
+  return text == nullptr || std::strcmp(text, "0") != 0;
+}
+
+// clImportMemoryARM, or nullptr where the device does not import memory of the host.
+void* FindImport(cl_platform_id platform, const DeviceFacts& facts) {
+  const Api& cl = Cl();
+  bool listed = Lists(facts.extensions, "cl_arm_import_memory") && Lists(facts.extensions, "cl_arm_import_memory_host");
+  if (!listed || cl.clGetExtensionFunctionAddressForPlatform == nullptr) return nullptr;
+  return cl.clGetExtensionFunctionAddressForPlatform(platform, "clImportMemoryARM");
+}
+
 // The queue that this thread chose for a device.
 thread_local std::unordered_map<const Device*, cl_command_queue> t_queues;
 
 }  // namespace
 
-Device::Device(cl_platform_id platform, cl_device_id device) : facts(FactsOf(platform, device)), id(device) {}
+Device::Device(cl_platform_id platform, cl_device_id device)
+    : facts(FactsOf(platform, device)),
+      id(device),
+      import_arm_{"clImportMemoryARM", reinterpret_cast<decltype(ImportArm::pointer)>(FindImport(platform, facts))} {}
 
 void Device::OpenLocked() {
   if (plain_queue_ != nullptr) return;
@@ -159,6 +182,21 @@ void Device::Finish(cl_command_queue queue) {
   Cl().clFinish(facts.name.c_str(), queue);
   std::lock_guard<std::mutex> lock(mutex_);
   ReapLocked(false);
+}
+
+// Arm's extension never copies. CL_MEM_USE_HOST_PTR may: a driver whose device is the CPU has no reason to, a GPU's
+// driver often does and does not say so, so there it is not asked.
+cl_mem Device::ImportHost(void* host, size_t bytes) {
+  if (!MayImport() || bytes == 0 || reinterpret_cast<uintptr_t>(host) % kImportAlignment != 0) return nullptr;
+  cl_int status = CL_SUCCESS;
+  cl_mem memory = nullptr;
+  if (import_arm_.pointer != nullptr) {
+    const intptr_t properties[] = {CL_IMPORT_TYPE_ARM, CL_IMPORT_TYPE_HOST_ARM, 0};
+    memory = import_arm_.Try(&status, Context(), CL_MEM_READ_ONLY, properties, host, bytes);
+  } else if (facts.unified_memory && !(facts.type & (CL_DEVICE_TYPE_GPU | CL_DEVICE_TYPE_ACCELERATOR))) {
+    memory = Cl().clCreateBuffer.Try(&status, Context(), CL_MEM_READ_ONLY | CL_MEM_USE_HOST_PTR, bytes, host);
+  }
+  return status == CL_SUCCESS ? memory : nullptr;
 }
 
 void Device::Write(cl_mem to, size_t offset, const void* source, size_t bytes) {

@@ -44,6 +44,10 @@ class Device {
   void Flush();
   void Finish(cl_command_queue queue);
 
+  // The host's memory as a buffer for kernels to read, without a copy; nullptr where this driver would copy it, or
+  // will not take this memory. The memory must stay until the buffer is released and the queue has finished.
+  cl_mem ImportHost(void* host, size_t bytes);
+
   // Writes `bytes` from `source`, which may change after the return: up to 256 KiB without waiting for the queue.
   void Write(cl_mem to, size_t offset, const void* source, size_t bytes);
 
@@ -55,7 +59,7 @@ class Device {
   bool IsTimed(cl_command_queue queue) const;
   void Record(const std::string& name, cl_event event);
 
-  std::atomic<int64_t> live_buffers{0}, live_bytes{0}, peak_bytes{0};
+  std::atomic<int64_t> live_buffers{0}, live_bytes{0}, peak_bytes{0}, imported_bytes{0};
 
  private:
   struct Staged {
@@ -66,9 +70,11 @@ class Device {
     std::string name;
     cl_event event;
   };
+  using ImportArm = HandleFunction<cl_mem, cl_context, cl_bitfield, const intptr_t*, void*, size_t>;
   void OpenLocked();
   void ReapLocked(bool all);
 
+  const ImportArm import_arm_;
   std::mutex mutex_;
   cl_context context_ = nullptr;
   cl_command_queue plain_queue_ = nullptr;

@@ -6,6 +6,8 @@
 #include <tvm/ffi/reflection/registry.h>
 
 #include <algorithm>
+#include <memory>
+#include <utility>
 
 #include "buffer.h"
 #include "tvm_guard.h"
@@ -83,6 +85,24 @@ Buffer& BufferOf(const Tensor& tensor) {
 Tensor HostView(Tensor tensor) {
   char* host = static_cast<char*>(BufferOf(tensor).ToHost(HostAccess::kReadWrite)) + tensor.GetDLTensorPtr()->byte_offset;
   return Tensor::FromNDAlloc(HostBytes{tensor, host}, tensor.shape(), tensor.dtype(), DLDevice{kDLCPU, 0});
+}
+
+// The buffer that shares the bytes of a CPU tensor, and that tensor; the buffer goes first.
+struct SharedBytes {
+  Tensor host_tensor;
+  std::shared_ptr<Buffer> buffer;
+  void AllocData(DLTensor* tensor) { tensor->data = buffer.get(); }
+  void FreeData(DLTensor*) { buffer.reset(); }
+};
+
+tvm::ffi::Optional<Tensor> ImportHost(Tensor tensor, int index) {
+  const DLTensor* host = tensor.GetDLTensorPtr();
+  if (host->device.device_type != kDLCPU || !tensor.IsContiguous()) throw Error("a tensor that is not in host memory in one piece");
+  char* start = static_cast<char*>(host->data) + host->byte_offset;
+  std::unique_ptr<Buffer> buffer = Buffer::Import(&GetDevice(index), start, tvm::ffi::GetDataSize(*host));
+  if (buffer == nullptr) return std::nullopt;
+  return Tensor::FromNDAlloc(SharedBytes{tensor, std::move(buffer)}, tensor.shape(), tensor.dtype(),
+                             DLDevice{kDLOpenCL, index});
 }
 
 void ToHost(Tensor tensor, String access) {
@@ -170,13 +190,18 @@ class OpenCLTimer final : public tvm::runtime::TimerNode {
   std::vector<Timing> timings_;
 };
 
-void BuildModules(const tvm::ffi::Module& module, int device, Array<Array<String>>* failed) {
+using Before = tvm::ffi::Optional<Function>;  // called with each kernel's name before it is built
+
+void BuildModules(const tvm::ffi::Module& module, int device, const Before& before, Array<Array<String>>* failed) {
   if (std::string(module->kind()) == "opencl") {
     auto* ours = dynamic_cast<OpenCLModule*>(const_cast<tvm::ffi::ModuleObj*>(module.get()));
     if (ours == nullptr) throw Error("an opencl module that is not loaded by this runtime: export the library and load it");
-    for (auto& [name, reason] : ours->BuildAll(device)) failed->push_back({String(name), String(reason)});
+    auto tell = [&](const std::string& name) {
+      if (before.has_value()) before.value()(name);
+    };
+    for (auto& [name, reason] : ours->BuildAll(device, tell)) failed->push_back({String(name), String(reason)});
   }
-  for (const Any& import : module->imports()) BuildModules(import.cast<tvm::ffi::Module>(), device, failed);
+  for (const Any& import : module->imports()) BuildModules(import.cast<tvm::ffi::Module>(), device, before, failed);
 }
 
 }  // namespace
@@ -195,15 +220,17 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("hetero_sd.opencl.flush", [](int device) { Guard([&] { GetDevice(device).Flush(); }); })
       .def("hetero_sd.opencl.mark", [](int device) { return Guard([&] { return MakeMark(device); }); })
       .def("hetero_sd.opencl.host_view", [](Tensor tensor) { return Guard([&] { return HostView(tensor); }); })
+      .def("hetero_sd.opencl.import_host",
+           [](Tensor tensor, int device) { return Guard([&] { return ImportHost(tensor, device); }); })
       .def("hetero_sd.opencl.to_host", [](Tensor t, String access) { Guard([&] { ToHost(t, access); }); })
       .def("hetero_sd.opencl.to_device", [](Tensor tensor) { Guard([&] { BufferOf(tensor).ToDevice(); }); })
       .def("hetero_sd.opencl.profile", [](int device) { return Guard([&] { return Profile(device); }); })
       .def("hetero_sd.opencl.build_kernels",
-           [](tvm::ffi::Module module, int device) {
+           [](tvm::ffi::Module module, int device, Before before) {
              return Guard([&] {
                Array<Array<String>> failed;
                GetDevice(device);
-               BuildModules(module, device, &failed);
+               BuildModules(module, device, before, &failed);
                return failed;
              });
            })
@@ -213,7 +240,8 @@ TVM_FFI_STATIC_INIT_BLOCK() {
                Device& device = GetDevice(index);
                return {{"buffers", device.live_buffers.load()},
                        {"bytes", device.live_bytes.load()},
-                       {"peak_bytes", device.peak_bytes.load()}};
+                       {"peak_bytes", device.peak_bytes.load()},
+                       {"imported_bytes", device.imported_bytes.load()}};
              });
            })
       .def("hetero_sd.opencl.set_cache_folder", [](String folder) { SetCacheFolder(folder); })

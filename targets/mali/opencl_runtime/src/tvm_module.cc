@@ -200,9 +200,11 @@ tvm::ffi::String OpenCLModule::InspectSource(const tvm::ffi::String& format) con
   return format.empty() || format == "cl" ? tvm::ffi::String(source_) : tvm::ffi::String();
 }
 
-std::vector<std::pair<std::string, std::string>> OpenCLModule::BuildAll(int device) {
+std::vector<std::pair<std::string, std::string>> OpenCLModule::BuildAll(
+    int device, const std::function<void(const std::string&)>& before) {
   std::vector<std::pair<std::string, std::string>> failed;
   for (auto& [name, kernel] : kernels_) {
+    before(name);
     try {
       kernel->On(device);
     } catch (const Error& error) {

@@ -4,6 +4,7 @@
 
 #include <tvm/ffi/extra/module.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -52,8 +53,9 @@ class OpenCLModule final : public tvm::ffi::ModuleObj {
   tvm::ffi::Bytes SaveToBytes() const final { return bytes_; }
   tvm::ffi::String InspectSource(const tvm::ffi::String& format) const final;
 
-  // Builds every kernel for a device; the kernels that fail, each with the reason.
-  std::vector<std::pair<std::string, std::string>> BuildAll(int device);
+  // Builds every kernel for a device, each after `before` was called with its name; those that fail, with the reason.
+  std::vector<std::pair<std::string, std::string>> BuildAll(int device,
+                                                            const std::function<void(const std::string&)>& before);
 
  private:
   const tvm::ffi::Bytes bytes_;

@@ -61,6 +61,11 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
     extra = [i for i, v in enumerate(node.inputs) if i >= _KNOWN_INPUTS and v is not None]
     if extra:
         raise Declined(f"its inputs {extra} (bias, sink, positions or q/k norm) are not supported")
+    if attribute(node, "sliding_window_cache", 0):
+        raise Declined(
+            "its cache is a ring that holds the window alone (sliding_window_cache); build the model again with "
+            "--extra_options windowed_kv_cache=false"
+        )
     for name, neutral in _NEUTRAL.items():
         if attribute(node, name, neutral[0]) not in neutral:
             raise Declined(f"{name}={attribute(node, name)} is not supported")

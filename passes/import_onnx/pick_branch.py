@@ -71,8 +71,8 @@ def pick_branch(imp: Importing) -> PassLog:
         if first != last:
             length = _longest_like(imp, piece, first)
             raise UserError(
-                f"{describe(node)}: beyond {length} tokens the export takes other tables for the whole text, cached "
-                f"keys included (LongRoPE), which a compiled step cannot follow; compile with --context {length} or less"
+                f"{describe(node)}: beyond {length} tokens the export rotates the whole text by other tables "
+                f"(LongRoPE), so cached keys are no longer right; compile with --context {length} or less"
             )
         lengths = np.unique(np.geomspace(1, imp.context, _SAMPLES).astype(int))
         if any(_chosen(imp, piece, int(length)) != first for length in lengths):

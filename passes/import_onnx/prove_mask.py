@@ -168,7 +168,9 @@ def _shown(masked: np.ndarray, scores: np.ndarray, factor: float) -> np.ndarray:
     """Which entries pass unchanged but for the factor; all others must be hidden."""
     same = np.abs(masked - factor * scores) <= 1e-5 * max(1.0, abs(factor))
     if not (same | (masked < _HIDDEN_BELOW)).all():
-        raise Declined("the scores get a bias other than a mask (ALiBi or the like)")
+        raise Declined(
+            "the scores get a bias other than a mask (ALiBi or the like): use a model with rotary or learned positions"
+        )
     return same
 
 

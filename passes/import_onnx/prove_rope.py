@@ -17,10 +17,8 @@ from passes.import_onnx.shapes import Point
 from passes.import_onnx.state import Declined, Importing
 
 _CHUNK = 256  # positions run at a time
-_LENGTH_DEPENDENT = (
-    "the rotation of a position depends on the other positions beside it (LongRoPE, dynamic scaling); "
-    "choose a --context within the length before the scaling sets in"
-)
+_LENGTH_DEPENDENT = "the rotation of a position depends on the other positions beside it (LongRoPE, dynamic scaling)"
+_SHORTER = "choose a --context within the length before the scaling sets in"
 
 
 @dataclass(frozen=True)
@@ -105,6 +103,7 @@ def prove_rope(rotation: Rotation) -> Rope | None:
         Declined: not a rotation, or its tables depend on more than the position.
     """
     context = rotation.imp.context
+    _check_length(rotation)
     x = rotation.random(1)
     if np.array_equal(rotation.at_positions(x, 0), rotation.at_positions(x, context - 1)):
         return None
@@ -120,6 +119,30 @@ def prove_rope(rotation: Rotation) -> Rope | None:
     rope = Rope(rotary_dim, interleaved, np.concatenate(cos), np.concatenate(sin), _positions(rotation))
     check_rope(rotation, rope)
     return rope
+
+
+def _check_length(rotation: Rotation) -> None:
+    """Find the length beyond which the longest position decides how all are rotated, where one can ask for it.
+
+    Raises:
+        Declined: it lies within the context; the message has it.
+    """
+    if "position_ids" not in rotation.piece.uses or rotation.imp.context < 3:
+        return
+    x = rotation.random(2)
+
+    def second(length: int) -> np.ndarray:
+        """Position 1 rotated in a text of that many tokens."""
+        positions = np.broadcast_to(np.array([length - 1, 1], np.int64), x.shape[:2])
+        return rotation.run(x, 0, position_ids=positions)[:, 1]
+
+    low, high, alone = 2, rotation.imp.context, second(2)
+    if np.array_equal(second(high), alone):
+        return
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if np.array_equal(second(middle), alone) else (low, middle)
+    raise Declined(f"{_LENGTH_DEPENDENT} beyond {low} tokens; compile with --context {low} or less")
 
 
 def check_rope(rotation: Rotation, rope: Rope) -> float:
@@ -140,12 +163,12 @@ def check_rope(rotation: Rotation, rope: Rope) -> float:
             y = rotation.run(x, 3, position_ids=positions)
         else:
             y = rotation.run(x, start)
-        factors.append(_factor(y, rope.rotate(x, positions), _LENGTH_DEPENDENT))
+        factors.append(_factor(y, rope.rotate(x, positions), f"{_LENGTH_DEPENDENT}; {_SHORTER}"))
     for bit in range(context.bit_length()):  # one token alone: a table that depends on the longest position shows
         position = min(1 << bit, context - 1)
         x = rotation.random(1, seed=bit)
         expected = rope.rotate(x, np.full(x.shape[:2], position))
-        _factor(rotation.at_positions(x, position), expected, _LENGTH_DEPENDENT)
+        _factor(rotation.at_positions(x, position), expected, f"{_LENGTH_DEPENDENT}; {_SHORTER}")
     if _positions(rotation, rope) != rope.positions:
         raise Declined("query and key take their positions from different inputs")
     return factors[0]

@@ -86,5 +86,5 @@ def test_length_dependent_rotation_is_refused() -> None:
 def test_length_dependent_rotation_is_taken_where_it_does_not_depend_yet() -> None:
     """The scaling sets in beyond 32 positions; within them the rotation is one of the position alone."""
     assert numbers_agree("phi3-longrope", 32) < 1e-5
-    with pytest.raises(UserError, match="choose a --context within"):
+    with pytest.raises(UserError, match="beyond 32 tokens; compile with --context 32 or less"):
         canonicalise(DIALECTS / "phi3-longrope.onnx", 33)

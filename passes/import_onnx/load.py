@@ -6,6 +6,7 @@ initialisers and model-local functions are inlined, so that later passes see one
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from passes.import_onnx.check_names import check_names
 from passes.import_onnx.check_nodes import check_nodes
+from passes.import_onnx.check_tensors import check_tensors
+from passes.import_onnx.pick_branch import hoist_branches
 from passes.import_onnx.read_proto import read_proto
 from passes.import_onnx.state import describe
 from targets.errors import UserError
@@ -36,14 +40,13 @@ def load(path: Path) -> Any:
         raise UserError(f"{path}: not an ONNX file, or cut short ({_one_line(error)})") from error
     if not proto.HasField("graph") or not proto.graph.node:
         raise UserError(f"{path}: not an ONNX file: it has no graph")
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if opset < _OLDEST_OPSET:
-        raise UserError(f"{path}: opset {opset} is too old; export again with opset 18 or newer")
-    for tensor in proto.graph.initializer:
-        _check_tensor(path, tensor)
-    check_nodes(path, proto)
+    _check_opsets(path, proto)
+    check_names(path, proto)
+    check_tensors(path, proto)
     try:
-        model = ir.from_proto(proto)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # onnx_ir warns of what it skips; nothing of that is read
+            model = ir.from_proto(proto)
         for tensor in model.graph.initializers.values():
             if isinstance(tensor.const_value, ir.ExternalTensor):
                 tensor.const_value.base_dir = path.parent
@@ -54,47 +57,27 @@ def load(path: Path) -> Any:
         raise
     except Exception as error:  # onnx_ir raises many classes for graphs that make no sense
         raise UserError(f"{path}: the graph is malformed ({_one_line(error)})") from error
+    check_nodes(path, model)
     return model
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _check_tensor(path: Path, tensor: Any) -> None:
-    """Sizes agree with the shape, and an external file is inside the folder and long enough."""
-    try:
-        bits = ir.DataType(tensor.data_type).bitwidth
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: {tensor.name} has the unknown element type {tensor.data_type}") from error
-    elements = 1
-    for dim in tensor.dims:
-        if dim < 0:
-            raise UserError(f"{path}: {tensor.name} has the negative dimension {dim}")
-        elements *= dim
-    needed = (elements * bits + 7) // 8
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != needed:
-            raise UserError(f"{path}: {tensor.name} has {len(tensor.raw_data)} bytes, its shape needs {needed}")
-        return
-    entries = {e.key: e.value for e in tensor.external_data}
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
-    except ValueError as error:
-        raise UserError(f"{path}: {tensor.name} has an external offset or length that is no number") from error
-    folder = path.parent.resolve()
-    file = (folder / entries.get("location", "")).resolve()
-    if folder not in file.parents:
-        raise UserError(f"{path}: {tensor.name} points outside the model's folder ({entries.get('location')})")
-    if not file.is_file():
-        raise UserError(f"{path}: the weights file {entries.get('location')} is missing; copy it beside the model")
-    if length != needed:
-        raise UserError(f"{path}: {tensor.name} claims {length} bytes, its shape needs {needed}")
-    if offset < 0 or offset + length > file.stat().st_size:
+def _check_opsets(path: Path, proto: Any) -> None:
+    opsets = [(o.domain.replace("ai.onnx", ""), o.version) for o in proto.opset_import]
+    opset = dict(opsets).get("", 0)
+    if opset < _OLDEST_OPSET:
+        raise UserError(f"{path}: opset {opset} is too old; export again with opset 18 or newer")
+    if opset > onnx.defs.onnx_opset_version():
+        newest = onnx.defs.onnx_opset_version()
         raise UserError(
-            f"{path}: {file.name} has {file.stat().st_size} bytes, {tensor.name} needs bytes {offset} to "
-            f"{offset + length}; the file is cut short or of another export"
+            f"{path}: opset {opset} is newer than {newest}, the newest that the installed onnx package knows"
         )
+    if len(set(opsets)) != len(dict(opsets)):
+        raise UserError(f"{path}: an operator set is listed in two versions")
+
+
+def _one_line(error: Exception) -> str:
+    shown = " ".join(str(error).split())[:200] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in shown)
 
 
 def _flatten(model: Any) -> None:
@@ -110,6 +93,8 @@ def _flatten(model: Any) -> None:
 
 def _check_control_flow(path: Path, model: Any) -> None:
     for node in model.graph:
+        if hoist_branches(model, node):
+            continue
         for name, attr in node.attributes.items():
             if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
                 raise UserError(f"{path}: {describe(node)} has a subgraph ({name}); export without control flow")

@@ -41,7 +41,9 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("target", metavar="TARGET.onnx", type=Path, help="the model whose text is wanted")
     p.add_argument("draft", metavar="DRAFT.onnx", type=Path, help="the drafter")
     p.add_argument("--prompts", metavar="FILE", type=Path, required=True, help="texts, one a line, or JSON lines")
-    p.add_argument("--tokenizer", metavar="FILE|DIR", type=Path, required=True, help="tokenizer.json or its folder")
+    p.add_argument(
+        "--tokenizer", metavar="FILE|DIR", type=Path, help="tokenizer.json or its folder (default: beside the target)"
+    )
     p.add_argument("--max-new-tokens", metavar="N", type=int, default=DEFAULT_NEW_TOKENS, help="a prompt (default 64)")
     p.add_argument("--gamma", metavar="N", type=int, default=DEFAULT_GAMMA, help="positions to measure (default 8)")
     p.add_argument(

@@ -41,8 +41,10 @@ class TokenizerFiles:
                 shutil.copyfile(self.folder / name, folder / name)
 
 
-def find_tokenizer(path: Path, models: Sequence[Path], eos: Sequence[int]) -> TokenizerFiles:
+def find_tokenizer(path: Path | None, models: Sequence[Path], eos: Sequence[int]) -> TokenizerFiles:
     """Read the tokenizer at `path` (tokenizer.json or its folder) and find its end-of-text ids.
+
+    None: the one beside the first model, where onnxruntime-genai's builder and optimum write it, or one folder up.
 
     They come from `eos` if given, else from generation_config.json, genai_config.json or tokenizer_config.json
     beside the tokenizer or beside one of the ONNX files.
@@ -50,6 +52,7 @@ def find_tokenizer(path: Path, models: Sequence[Path], eos: Sequence[int]) -> To
     Raises:
         UserError: no tokenizer there, it cannot be read, or nothing states an end-of-text id.
     """
+    path = _beside(models[0]) if path is None else path
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file}: there is no tokenizer; --tokenizer takes a tokenizer.json or the folder that has it")
@@ -71,6 +74,14 @@ def find_tokenizer(path: Path, models: Sequence[Path], eos: Sequence[int]) -> To
     if strange:
         raise UserError(f"{source}: end-of-text id {strange[0]} is not one of the tokenizer's ids 0 to {vocab - 1}")
     return TokenizerFiles(file.parent, vocab, tuple(ids), source)
+
+
+def _beside(model: Path) -> Path:
+    folders = (model.absolute().parent, model.absolute().parent.parent)  # a hub's layout has onnx/model.onnx
+    found = next((f for f in folders if (f / "tokenizer.json").is_file()), None)
+    if found is None:
+        raise UserError(f"{model}: there is no tokenizer.json beside it; say where it is with --tokenizer FILE or DIR")
+    return found
 
 
 def _folders(models: Sequence[Path]) -> list[Path]:

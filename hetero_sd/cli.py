@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     c = _command(commands, "compile", "write a deployable bundle for a board", _COMPILE_EXAMPLE)
     c.add_argument("target", metavar="TARGET.onnx", type=Path, help="the model whose text is wanted")
     c.add_argument("--draft", metavar="DRAFT.onnx", type=Path, help="a smaller model of the same tokenizer")
-    c.add_argument("--tokenizer", metavar="FILE|DIR", type=Path, required=True, help="tokenizer.json or its folder")
+    c.add_argument(
+        "--tokenizer", metavar="FILE|DIR", type=Path, help="tokenizer.json or its folder (default: beside the target)"
+    )
     c.add_argument(
         "--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a board file"
     )

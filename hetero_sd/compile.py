@@ -38,7 +38,7 @@ class CompileRequest:
 
     Attributes:
         target: ONNX file of the target.
-        tokenizer: tokenizer.json or its folder.
+        tokenizer: tokenizer.json or its folder; None: the one beside the target.
         board: a board's name, or the path of a .toml file.
         out: the bundle's folder; must not exist.
         draft: ONNX file of the drafter, or None.
@@ -52,7 +52,7 @@ class CompileRequest:
     """
 
     target: Path
-    tokenizer: Path
+    tokenizer: Path | None
     board: str
     out: Path
     draft: Path | None = None

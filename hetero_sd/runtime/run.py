@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
             return doctor.run(Path(folder), options.json, options.opencl_lib)
         if options.opencl_lib is not None:
             os.environ["HSD_OPENCL_LIB"] = options.opencl_lib
+        if options.cache_dir is not None:
+            _use_cache(options.cache_dir)
         _run(Path(folder), options, load)
         sys.stdout.flush()
         return 0
@@ -67,6 +70,18 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         return 141
+
+
+def _use_cache(folder: Path) -> None:
+    """Have the OpenCL runtime keep program binaries there; a folder that cannot be written is no error, but is said."""
+    os.environ["HSD_OPENCL_CACHE"] = str(folder.absolute())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = f"--cache-dir {folder} cannot be written ({error.strerror})"
+        print(f"run.py: note: {reason}: GPU kernels that are not in it are compiled at every start", file=sys.stderr)
 
 
 def _run(folder: Path, options: Namespace, load: Loader | None) -> None:

@@ -115,12 +115,14 @@ def import_host(array: npt.NDArray[Any], name: str, device: int = 0) -> Any:
         OpenCLError: no memory, or more bytes than one allocation may have; the message names tensor, size and limit.
     """
     import tvm
+    import tvm_ffi
 
     if array.dtype == np.float16:
         array = array.view(np.uint16)
+    share = tvm_ffi.get_global_func("hetero_sd.opencl.import_host", allow_missing=True)  # None in TVM's own runtime
     try:
-        if array.flags.c_contiguous and array.ctypes.data % 64 == 0:
-            shared = _function("import_host")(tvm.runtime.from_dlpack(array), device)
+        if share is not None and array.flags.c_contiguous and array.ctypes.data % 64 == 0:
+            shared = share(tvm.runtime.from_dlpack(array), device)
             if shared is not None:
                 return shared
         return tvm.runtime.tensor(array, tvm.opencl(device))

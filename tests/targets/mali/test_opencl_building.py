@@ -119,7 +119,8 @@ def test_declarations_agree_with_khronos(tmp_path: Path) -> None:
         f"static_assert(std::is_same_v<decltype(&{name}), {returned} (*)({parameters})>);"
         for name, (returned, parameters) in functions.items()
     ]
-    head = "#define CL_TARGET_OPENCL_VERSION 120\n#include <CL/cl.h>\n#include <CL/cl_ext.h>\n#include <cstdint>\n#include <type_traits>\n"
+    headers = "".join(f"#include <{name}>\n" for name in ("CL/cl.h", "CL/cl_ext.h", "cstdint", "type_traits"))
+    head = f"#define CL_TARGET_OPENCL_VERSION 120\n{headers}"
     program = tmp_path / "check.cc"
     command = ["g++", "-std=c++17", "-fsyntax-only", "-w", str(program)]
     program.write_text(head + "\n".join(checks))

@@ -17,7 +17,7 @@ class Place:
     """Where one model runs.
 
     Attributes:
-        processor: "cpu" or "gpu": of the whole model, or of the part that the other fields name; the rest has the other.
+        processor: "cpu" or "gpu": of the whole model, or of the part named below; the rest has the other.
         kind: "attention" or "ffn" of every layer, or "" for none.
         first, last: a range of parts, both inclusive: "embedding", "head" or the number of a layer; "" for none.
     """

@@ -1,8 +1,8 @@
-"""One model for one processor: ONNX file -> library and packed weights in the bundle's folder."""
+"""One model: canonical decoder -> a library per processor and packed weights in the bundle's folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from costmodel.place import Place
 from hetero_sd.runtime.weights import Tensor, write_weights
 from passes.cache_in_place import key_shape, value_shape
 from passes.import_onnx import Decoder
+from passes.make_entries import step_name
 from passes.pack_weights import PackedWeight
-from passes.pipeline import IrDump, LoweredDecoder, lower_decoder_for_cpu, lower_decoder_for_gpu
-from targets.cortex_a.tile import CpuTile
-from targets.device import Core
-from targets.mali.tile import GpuTile
+from passes.pipeline import IrDump, LoweredDecoder, LoweredSegment, lower_decoder
+from passes.place_ops import PlacedOp
+from targets.cortex_a.tile import CpuTile, cpu_tile
+from targets.device import Core, Gpu
+from targets.mali.tile import GpuTile, gpu_tile
 
 Progress = Callable[[str, int, int], None]
 
@@ -32,6 +35,7 @@ class BuiltModel:
         weights_bytes: size of the packed weights.
         source_bytes: size of the weights in the ONNX file.
         cache_bytes: size of the KV caches.
+        placed: every operator with its processor and reason.
     """
 
     manifest: dict[str, Any]
@@ -39,128 +43,126 @@ class BuiltModel:
     weights_bytes: int
     source_bytes: int
     cache_bytes: int
+    placed: tuple[PlacedOp, ...]
 
 
-def build_for_cpu(
+@dataclass(frozen=True)
+class Sizes:
+    """What a model is compiled for.
+
+    Attributes:
+        context: rows of the KV caches.
+        steps: widths of the entry points, in new tokens.
+        prefill: tokens of a prompt chunk.
+    """
+
+    context: int
+    steps: tuple[int, ...]
+    prefill: int
+
+
+def build_model(
     name: str,
     decoder: Decoder,
     core: Core,
-    tile: CpuTile,
-    context: int,
-    steps: Sequence[int],
-    prefill: int,
+    gpu: Gpu | None,
+    place: Place,
+    sizes: Sizes,
     bundle: Path,
     progress: Progress,
+    runtime: Path | None = None,
     dump: Path | None = None,
+    why: str = "as given",
+    fallback: bool = False,
 ) -> BuiltModel:
-    """Compile a decoder for a core into `bundle`/lib and `bundle`/weights.
+    """Compile a decoder into `bundle`/lib, one library per processor, and `bundle`/weights.
 
     Args:
         name: "target" or "draft".
         decoder: the canonical decoder.
-        core: CPU core to compile for.
-        tile: its register tile.
-        context: rows of the KV caches.
-        steps: widths of the entry points.
-        prefill: tokens of a prompt chunk.
+        core: CPU core to compile for; it also launches the GPU's kernels.
+        gpu: the board's GPU, where the placement needs one.
+        place: which part of the model runs where.
+        sizes: context and widths.
         bundle: folder to write to.
         progress: called with (what, done, total) while weights are packed.
-        dump: folder for the IR after each phase.
-    """
-    from targets.cortex_a.tvm_target import tvm_target
-
-    lowered = lower_decoder_for_cpu(decoder, tile, context, steps, prefill, IrDump(dump))
-    library = bundle / "lib" / f"{name}_cpu.so"
-    _build_library(lowered, tvm_target(core), core, library)
-    extra = {"processor": "cpu"}
-    return _built(name, decoder, lowered, tile, context, steps, prefill, bundle, library, extra, progress)
-
-
-def build_for_gpu(
-    name: str,
-    decoder: Decoder,
-    core: Core,
-    tile: GpuTile,
-    context: int,
-    steps: Sequence[int],
-    prefill: int,
-    bundle: Path,
-    runtime: Path,
-    progress: Progress,
-    dump: Path | None = None,
-) -> BuiltModel:
-    """The same for an OpenCL GPU, whose kernels `core` launches.
-
-    Args:
-        name: "target" or "draft".
-        decoder: the canonical decoder.
-        core: CPU core that the host code is compiled for.
-        tile: how the kernels are cut.
-        context: rows of the KV caches.
-        steps: widths of the entry points.
-        prefill: tokens of a prompt chunk.
-        bundle: folder to write to.
         runtime: the OpenCL runtime in the bundle's folder, named in the manifest so that it is verified.
-        progress: called with (what, done, total) while weights are packed.
         dump: folder for the IR after each phase.
+        why: where the placement comes from, for its reasons.
+        fallback: add the whole model for the CPU to a placement that needs the GPU.
+
+    Raises:
+        UserError: an operator has no kernel on its processor, or the placement names layers that are not there.
     """
-    from targets.mali.tvm_target import opencl_target
-
-    lowered = lower_decoder_for_gpu(decoder, tile, context, steps, prefill, IrDump(dump))
-    library = bundle / "lib" / f"{name}_gpu.so"
-    _build_library(lowered, opencl_target(core), core, library)
-    extra = {"processor": "gpu", "opencl_runtime": runtime.relative_to(bundle).as_posix()}
-    return _built(name, decoder, lowered, tile, context, steps, prefill, bundle, library, extra, progress)
-
-
-def _built(
-    name: str,
-    decoder: Decoder,
-    lowered: LoweredDecoder,
-    tile: CpuTile | GpuTile,
-    context: int,
-    steps: Sequence[int],
-    prefill: int,
-    bundle: Path,
-    library: Path,
-    extra: dict[str, Any],
-    progress: Progress,
-) -> BuiltModel:
-    """Write the packed weights and describe the model."""
+    tiles: dict[str, CpuTile | GpuTile] = {"cpu": cpu_tile(core), **({"gpu": gpu_tile(gpu)} if gpu else {})}
+    lowered = lower_decoder(
+        *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill), IrDump(dump), why, fallback
+    )
+    libraries = {processor: bundle / "lib" / f"{name}_{processor}.so" for processor in lowered.modules}
+    for processor, library in libraries.items():
+        _build_library(lowered.modules[processor], processor, core, library)
     weights = bundle / "weights" / f"{name}.safetensors"
     weights.parent.mkdir(exist_ok=True)
     write_weights(weights, _tensors(lowered, progress))
+
     facts = decoder.facts
     manifest = {
-        "library": library.relative_to(bundle).as_posix(),
+        "libraries": {processor: path.relative_to(bundle).as_posix() for processor, path in libraries.items()},
         "weights": weights.relative_to(bundle).as_posix(),
-        **extra,
         "layers": facts.layers,
         "vocab": facts.vocab,
-        "context": context,
+        "context": sizes.context,
         "widest_sum": max(facts.hidden, facts.ffn),
-        "widths": sorted(steps),
-        "prefill_width": prefill,
+        "widths": sorted(sizes.steps),
+        "prefill_width": sizes.prefill,
         "weight_dtype": facts.weight_dtype,
-        "params": [p.name for p in lowered.packed],
+        "place": place.text,
+        "chain": [_segment(s) for s in lowered.chain],
+        "fallback": [_segment(s) for s in lowered.fallback],
         "caches": {
-            "count": facts.layers,
             "dtype": "float32",
-            "key_shape": list(key_shape(tile, facts.kv_heads, facts.head_dim, context)),
-            "value_shape": list(value_shape(facts.kv_heads, facts.head_dim, context)),
+            "key_shape": {
+                p: list(key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context)) for p in lowered.modules
+            },
+            "value_shape": list(value_shape(facts.kv_heads, facts.head_dim, sizes.context)),
         },
     }
+    if "gpu" in libraries:
+        assert runtime is not None, "a bundle for a GPU carries the OpenCL runtime"
+        manifest["opencl_runtime"] = runtime.relative_to(bundle).as_posix()
     source = sum(int(lowered.weights[p.name].nbytes) for p in lowered.packed)
-    caches = 2 * facts.layers * context * facts.kv_heads * facts.head_dim * 4
-    return BuiltModel(manifest, library.stat().st_size, weights.stat().st_size, source, caches)
+    return BuiltModel(
+        manifest,
+        library_bytes=sum(path.stat().st_size for path in libraries.values()),
+        weights_bytes=weights.stat().st_size,
+        source_bytes=source,
+        cache_bytes=2 * facts.layers * sizes.context * facts.kv_heads * facts.head_dim * 4,
+        placed=tuple(lowered.placed),
+    )
 
 
-def _build_library(lowered: LoweredDecoder, target: Any, core: Core, path: Path) -> None:
+def _segment(lowered: LoweredSegment) -> dict[str, Any]:
+    """A segment as the runtime reads it."""
+    segment = lowered.segment
+    return {
+        "processor": segment.processor,
+        "prefix": step_name(1, segment.name).removesuffix(step_name(1)),
+        "inputs": list(segment.inputs),
+        "outputs": list(segment.outputs),
+        "layers": list(segment.layers),
+        "chooses": segment.chooses,
+        "params": list(lowered.params),
+    }
+
+
+def _build_library(mod: Any, processor: str, core: Core, path: Path) -> None:
     from tvm import relax
 
     from targets.cortex_a.toolchain import link_function
+    from targets.cortex_a.tvm_target import tvm_target
+    from targets.mali.tvm_target import opencl_target
 
-    executable = relax.build(lowered.mod, target)
+    executable = relax.build(mod, opencl_target(core) if processor == "gpu" else tvm_target(core))
     path.parent.mkdir(parents=True, exist_ok=True)
     executable.export_library(str(path), fcompile=link_function(core))
 

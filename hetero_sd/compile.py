@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from costmodel.place import Place
 from costmodel.shape import DecoderShape
-from hetero_sd.build import BuiltModel, build_for_cpu, build_for_gpu
+from hetero_sd.build import BuiltModel, Sizes, build_model
 from hetero_sd.bundle import (
     copy_device_python,
     copy_opencl_runtime,
@@ -16,6 +17,7 @@ from hetero_sd.bundle import (
     write_launcher,
     write_requirements,
 )
+from hetero_sd.place import place_text
 from hetero_sd.plan import DEFAULT_GAMMA, Plan, fastest_cluster, make_plan
 from hetero_sd.plan_prediction import plan_prediction
 from hetero_sd.progress import Progress
@@ -25,7 +27,6 @@ from targets.boards import load_board
 from targets.cortex_a.tile import cpu_tile
 from targets.device import Board
 from targets.errors import UserError
-from targets.mali.tile import gpu_tile
 
 DEFAULT_CONTEXT = 1024
 MOST_CONTEXT = 128 * 1024
@@ -48,7 +49,8 @@ class CompileRequest:
         target_widths: entry points of the target, in new tokens, besides those the plan needs.
         vendor_python: Python of the device to vendor wheels for, for example "3.12"; None vendors none.
         dump_ir: folder for the IR after each phase, or None.
-        place: processor of each model, a rule of hetero_sd/place.py; None is the default.
+        place: where each model runs, a rule of hetero_sd/place.py; None is the default.
+        cpu_fallback: a model with a part on the GPU is compiled for the CPU, too, for when the GPU fails.
     """
 
     target: Path
@@ -63,6 +65,7 @@ class CompileRequest:
     vendor_python: str | None = None
     dump_ir: Path | None = None
     place: str | None = None
+    cpu_fallback: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
 
     with new_bundle(request.out) as folder:
         opencl_runtime = None
-        if "gpu" in plan.processors.values():
+        if plan.needs_gpu:
             with progress.step(f"OpenCL runtime for {board.isa}"):
                 opencl_runtime = copy_opencl_runtime(folder / "python", board.isa)
 
@@ -162,14 +165,14 @@ def _build(
         )
     steps = plan.target_widths if role == "target" else plan.draft_widths
     core, dump = fastest_cluster(board).core, request.dump_ir and request.dump_ir / role
-    on_gpu = plan.processors[role] == "gpu"
-    where = board.gpu.model if on_gpu and board.gpu else core.name
+    place, why = Place.parse(plan.places[role]), next(r for r in plan.reasons if r.startswith(role))
+    where = place_text(place, board.gpu.model if board.gpu else "", core.name)
     with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
-        sizes = (plan.context, steps, plan.prefill_width, folder)
-        if on_gpu and board.gpu and opencl_runtime:
-            built = build_for_gpu(role, decoder, core, gpu_tile(board.gpu), *sizes, opencl_runtime, advance, dump)
-        else:
-            built = build_for_cpu(role, decoder, core, cpu_tile(core), *sizes, advance, dump)
+        sizes = Sizes(plan.context, steps, plan.prefill_width)
+        built = build_model(
+            *(role, decoder, core, board.gpu, place, sizes, folder, advance, opencl_runtime, dump, why),
+            fallback=request.cpu_fallback,
+        )
     return built, count_work(decoder, path.name)
 
 

@@ -1,43 +1,58 @@
-"""`--place RULE`: which processor each model runs on, as the user states it, with the reason for the plan."""
+"""`--place RULE`: where each model runs, as the user states it, with the reason for the plan."""
 
 from __future__ import annotations
 
+from costmodel.place import Place
 from targets.device import Board
 from targets.errors import UserError
 
-PROCESSORS = ("cpu", "gpu")
-DEFAULT_PLACE = "cpu"
-RULES = "cpu | gpu | target=cpu,draft=gpu | target=gpu,draft=cpu"
+RULES = (
+    "[target=|draft=]WHERE, comma between; WHERE is cpu, gpu, gpu:FIRST-LAST (layers, `embedding`, `head`; the rest on "
+    "the CPU), cpu:FIRST-LAST, gpu:ffn or gpu:attention"
+)
 
 
-def place_models(rule: str, board: Board, has_draft: bool) -> dict[str, str]:
-    """Processor of each model, by role; a role the rule does not name stays on the CPU.
+def place_models(rule: str, board: Board, has_draft: bool) -> dict[str, Place]:
+    """Place of each model, by role; a role the rule does not name stays on the CPU.
 
     Raises:
         UserError: the rule cannot be read, names a model that is not there, or a GPU that the board lacks.
     """
     roles = ["target", "draft"] if has_draft else ["target"]
-    if rule in PROCESSORS:
-        placed = dict.fromkeys(roles, rule)
-    else:
-        placed = dict.fromkeys(roles, "cpu")
-        stated = [part.strip().partition("=")[::2] for part in rule.split(",")]
-        for role, processor in stated:
-            if role not in ("target", "draft") or processor not in PROCESSORS:
-                raise UserError(f"--place {rule}: {role or rule!r} cannot be read; rules are {RULES}")
-            if role not in roles:
-                raise UserError(f"--place {rule}: there is no draft model to place; give --draft")
-        if len({role for role, _ in stated}) < len(stated):
-            raise UserError(f"--place {rule}: a model is placed twice")
-        placed.update(stated)
-    if "gpu" in placed.values() and board.gpu is None:
+    stated: dict[str, Place] = {}
+    for part in rule.split(","):
+        role, _, where = part.strip().rpartition("=")
+        try:
+            place = Place.parse(where)
+        except ValueError:
+            raise UserError(f"--place {rule}: {where!r} cannot be read; a rule is {RULES}") from None
+        if role not in ("", "target", "draft"):
+            raise UserError(f"--place {rule}: there is no model {role!r}; a rule is {RULES}")
+        if role == "draft" and not has_draft:
+            raise UserError(f"--place {rule}: there is no draft model to place; give --draft")
+        for name in [role] if role else roles:
+            if name in stated:
+                raise UserError(f"--place {rule}: the {name} is placed twice")
+            stated[name] = place
+    placed = {role: stated.get(role, Place("cpu")) for role in roles}
+    if board.gpu is None and any("gpu" in place.processors for place in placed.values()):
         raise UserError(f"--place {rule}: board {board.name} has no GPU; leave out --place or take another board")
     return placed
 
 
-def placement_reasons(placed: dict[str, str], rule: str | None, board: Board) -> list[str]:
+def placement_reasons(placed: dict[str, Place], rule: str | None, board: Board) -> list[str]:
     """One sentence for each model."""
     if rule is None:
         return [f"{role} on the CPU: the default; --place puts it on the GPU" for role in placed]
-    names = {"cpu": "the CPU", "gpu": f"{board.gpu.model} by OpenCL" if board.gpu else ""}
-    return [f"{role} on {names[processor]}: as given with --place {rule}" for role, processor in placed.items()]
+    gpu = board.gpu.model if board.gpu else ""
+    return [f"{role} on {place_text(place, gpu)}: as given with --place {rule}" for role, place in placed.items()]
+
+
+def place_text(place: Place, gpu: str, cpu: str = "the CPU") -> str:
+    """For people: "the CPU", "Mali-G310 by OpenCL", "Mali-G310 by OpenCL (4 to head), the rest on the CPU"."""
+    names = {"cpu": cpu, "gpu": f"{gpu} by OpenCL"}
+    if place.whole:
+        return names[place.processor]
+    rest = names["gpu" if place.processor == "cpu" else "cpu"]
+    part = f"{place.kind} of every layer" if place.kind else f"{place.first} to {place.last}"
+    return f"{names[place.processor]} ({part}), the rest on {rest}"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hetero_sd.place import DEFAULT_PLACE, place_models, placement_reasons
+from costmodel.place import Place
+from hetero_sd.place import place_models, placement_reasons
 from targets.cortex_a.tile import CpuTile
 from targets.device import Board, Cluster
 
@@ -25,7 +26,7 @@ class Plan:
         board: its name.
         mode: "target-only" or "sequential" speculation.
         gamma: drafted tokens a round, 0 without a drafter.
-        processors: "cpu" or "gpu" for each model, by role.
+        places: where each model runs, by role: the text of a costmodel.place.Place.
         cluster: CPU cluster that models on the CPU run on, and that launches the kernels of others.
         threads: one for each core of the cluster.
         context: tokens that fit the KV caches.
@@ -38,7 +39,7 @@ class Plan:
     board: str
     mode: str
     gamma: int
-    processors: dict[str, str]
+    places: dict[str, str]
     cluster: str
     threads: int
     context: int
@@ -46,6 +47,11 @@ class Plan:
     draft_widths: tuple[int, ...]
     prefill_width: int
     reasons: tuple[str, ...]
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether a model has a part there."""
+        return any("gpu" in Place.parse(text).processors for text in self.places.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, as the bundle carries it."""
@@ -74,7 +80,7 @@ def make_plan(
     widths = tuple(sorted({1, 2, 4, 8, gamma + 1, *more_widths}))
     tokens = max(context, PREFILL_CHUNK)
     tokens = -(-tokens // tile.lanes) * tile.lanes
-    placed = place_models(place or DEFAULT_PLACE, board, has_draft)
+    placed = place_models(place or "cpu", board, has_draft)
     reasons = [
         *placement_reasons(placed, place, board),
         f"CPU cluster {cluster.name} ({cluster.count} x {cluster.core.name}): the one with the most DRAM bandwidth, "
@@ -87,7 +93,7 @@ def make_plan(
         board=board.name,
         mode="sequential" if has_draft else "target-only",
         gamma=gamma,
-        processors=placed,
+        places={role: place.text for role, place in placed.items()},
         cluster=cluster.name,
         threads=cluster.count,
         context=tokens,

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from costmodel.place import Place
 from costmodel.placement import ModelCosts
-from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline
+from costmodel.roofline import CpuSlice, GpuSlice, Roofline
 from costmodel.shape import DecoderShape
 from costmodel.speculative import RoundCosts, sequential_round
 from hetero_sd.plan import Plan
@@ -26,18 +27,17 @@ def plan_prediction(board: Board, plan: Plan, shapes: Mapping[str, DecoderShape]
     measured (`hetero-sd acceptance`, or the run itself).
     """
     roofline = Roofline(board)
-    cores = CpuSlice(((board.cluster(plan.cluster), plan.threads),))
-    places: dict[str, Processor] = {
-        role: GpuSlice(board.gpu, board.cluster(plan.cluster)) if processor == "gpu" and board.gpu else cores
-        for role, processor in plan.processors.items()
-    }
+    cluster = board.cluster(plan.cluster)
+    cores = CpuSlice(((cluster, plan.threads),))
+    gpu = GpuSlice(board.gpu, cluster) if board.gpu is not None else None
     costs = {role: ModelCosts(roofline, shape, max(1, plan.context // 2)) for role, shape in shapes.items()}
+    placements = {role: costs[role].placed(Place.parse(plan.places[role]), cores, gpu) for role in shapes}
     widths = {"target": sorted(plan.target_widths), "draft": sorted(plan.draft_widths)}
 
     def step_s(role: str, n: int) -> float:
         whole, rest = divmod(n, widths[role][-1])
         width = next((w for w in widths[role] if w >= rest), 0) if rest else 0
-        place = costs[role].whole(places[role])
+        place = placements[role]
         each = costs[role].step_s(place, widths[role][-1]) if whole else 0.0
         return whole * each + (costs[role].step_s(place, width) if width else 0.0)
 

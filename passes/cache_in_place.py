@@ -1,8 +1,8 @@
 """KV caches become buffers written in place: past and present tensors -> one buffer of `context` rows per cache.
 
-    main(ids, past_k, past_v, ..., weights) -> (logits, present_k, present_v, ...)
+    f(x, pos, past_k, past_v, ..., weights) -> (y, ..., present_k, present_v, ...)
 becomes
-    main(ids, pos, keys, values, ..., weights) -> logits
+    f(x, pos, keys, values, ..., weights)   -> (y, ...)
 
 This is the last pass that changes what is computed where: before it caches are values and every stock Relax pass is
 safe; after it an attention call both appends and attends, and only its output may be used (facts of TVM 0.27: an
@@ -17,7 +17,7 @@ import tvm
 from tvm import relax
 
 from passes import dialect as D
-from passes.rebuild import rebuild
+from passes.rebuild import each_function, rebuild
 from targets.cortex_a.tile import CpuTile
 from targets.mali.tile import GpuTile
 
@@ -34,19 +34,20 @@ def value_shape(kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:
 
 @tvm.transform.module_pass(opt_level=0, name="CacheInPlace")
 class CacheInPlace:
-    """Give `main` a position and cache buffers for `context` tokens, and drop its cache outputs."""
+    """Give every segment cache buffers for `context` tokens, and drop its cache outputs."""
 
     def __init__(self, tile: CpuTile | GpuTile, context: int):
         self.tile, self.context = tile, context
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
-        """Rewrite the function `main`."""
-        func = mod["main"]
-        pos = relax.Var("pos", tvm.ir.PrimType("int64"))
-        replaced, caches, others = {}, [], []
+        """Rewrite all functions."""
+        return each_function(mod, self._rewrite)
+
+    def _rewrite(self, func: Any) -> Any:
+        pos = next(p for p in func.params if p.name == "pos")
+        replaced = {}
         for p in func.params:
             if not p.name.startswith("past_key_values."):
-                others.append(p)
                 continue
             _, heads, _, dim = D.shape_of(p)
             name = p.name.replace("past_key_values", "cache")
@@ -56,27 +57,12 @@ class CacheInPlace:
                 else value_shape(int(heads), int(dim), self.context)
             )
             replaced[p] = relax.Var(name, D.tensor(shape))
-            caches.append(replaced[p])
 
         def attention(bb: Any, call: Any) -> Any:
             return relax.Call("hsd.attention_cached", [*call.args, pos], call.attrs)
 
-        def rope(bb: Any, call: Any) -> Any:
-            return relax.Call("hsd.rope", [*call.args[:3], pos], call.attrs)
+        def without_presents(bb: Any, body: Any) -> Any:
+            return relax.Tuple(body.fields[: int(func.attrs["hsd.outputs"])])
 
-        def learned_positions(bb: Any, call: Any) -> Any:
-            return relax.Call("hsd.learned_positions", [*call.args[:2], pos], call.attrs)
-
-        ids, weights = others[0], others[1:]
-        out = rebuild(
-            func,
-            [ids, pos, *caches, *weights],
-            replaced,
-            {"hsd.attention": attention, "hsd.rope": rope, "hsd.learned_positions": learned_positions},
-            outputs=lambda bb, body: _first(bb, body),
-        )
-        return tvm.IRModule({"main": out})
-
-
-def _first(bb: Any, body: Any) -> Any:
-    return body.fields[0] if isinstance(body, relax.Tuple) else bb.emit(relax.TupleGetItem(body, 0))
+        params = [replaced.get(p, p) for p in func.params]
+        return rebuild(func, params, replaced, {"hsd.attention": attention}, without_presents)

@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 
 from passes import dialect as D
-from passes.rebuild import bindings, rebuild
+from passes.rebuild import bindings, each_function, rebuild
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseAddNorm")
@@ -19,33 +19,34 @@ class FuseAddNorm:
     """
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
-        """Rewrite the function `main`."""
-        func = mod["main"]
-        sums = {b.var: b.value for b in bindings(func) if _is_residual(b.value)}
-        norm_of = {}
-        for b in bindings(func):
-            if D.op_name(b.value) == "hsd.rms_norm" and int(b.value.attrs["groups"]) == 1:
-                source = b.value.args[0]
-                if source in sums and source not in norm_of:
-                    norm_of[source] = b
-        fused: dict[Any, Any] = {}
+        """Rewrite all functions."""
+        return each_function(mod, _rewrite)
 
-        def add(bb: Any, call: Any) -> Any:
-            norm = pending.pop(0)
-            if norm is None:
-                return call
-            both = bb.emit(D.add_rms_norm(*call.args, norm.value.args[1], eps=float(norm.value.attrs["eps"])))
-            total = bb.emit(relax.TupleGetItem(both, 0))
-            fused[total] = bb.emit(relax.TupleGetItem(both, 1))
-            return total
 
-        def rms_norm(bb: Any, call: Any) -> Any:
-            return fused.pop(call.args[0], call)
+def _rewrite(func: Any) -> Any:
+    sums = {b.var: b.value for b in bindings(func) if _is_residual(b.value)}
+    norm_of = {}
+    for b in bindings(func):
+        if D.op_name(b.value) == "hsd.rms_norm" and int(b.value.attrs["groups"]) == 1:
+            source = b.value.args[0]
+            if source in sums and source not in norm_of:
+                norm_of[source] = b
+    fused: dict[Any, Any] = {}
 
-        pending = [norm_of.get(b.var) for b in bindings(func) if D.op_name(b.value) == "relax.add"]
-        out = tvm.IRModule(mod.functions)
-        out["main"] = rebuild(func, table={"relax.add": add, "hsd.rms_norm": rms_norm})
-        return out
+    def add(bb: Any, call: Any) -> Any:
+        norm = pending.pop(0)
+        if norm is None:
+            return call
+        both = bb.emit(D.add_rms_norm(*call.args, norm.value.args[1], eps=float(norm.value.attrs["eps"])))
+        total = bb.emit(relax.TupleGetItem(both, 0))
+        fused[total] = bb.emit(relax.TupleGetItem(both, 1))
+        return total
+
+    def rms_norm(bb: Any, call: Any) -> Any:
+        return fused.pop(call.args[0], call)
+
+    pending = [norm_of.get(b.var) for b in bindings(func) if D.op_name(b.value) == "relax.add"]
+    return rebuild(func, table={"relax.add": add, "hsd.rms_norm": rms_norm})
 
 
 def _is_residual(value: Any) -> bool:

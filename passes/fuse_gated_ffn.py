@@ -13,6 +13,7 @@ from tvm import relax
 from tvm.relax.dpl import is_op, rewrite_call, wildcard
 
 from passes import dialect as D
+from passes.rebuild import each_function
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseGatedFfn")
@@ -20,7 +21,7 @@ class FuseGatedFfn:
     """Fuse the gate of every gated FFN; either order of its product is recognised."""
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
-        """Rewrite the function `main`."""
+        """Rewrite all functions."""
         g, u = wildcard(), wildcard()
         silu = is_op("relax.multiply")(g, is_op("relax.sigmoid")(g)) | is_op("relax.multiply")(
             is_op("relax.sigmoid")(g), g
@@ -33,7 +34,10 @@ class FuseGatedFfn:
             value = found[activated]
             return D.gelu_mul(found[g], found[u], tanh=int(value.attrs["tanh"]))
 
-        out = tvm.IRModule(mod.functions)
-        main = rewrite_call(gated, lambda call, found: D.silu_mul(found[g], found[u]), mod["main"])
-        out["main"] = rewrite_call(gelu_gated, gelu_mul, main)
-        return relax.transform.DeadCodeElimination()(out)
+        def rewrite(func: Any) -> Any:
+            func = rewrite_call(gated, lambda call, found: D.silu_mul(found[g], found[u]), func)
+            func = rewrite_call(gelu_gated, gelu_mul, func).with_attr("global_symbol", "main")
+            alone = tvm.IRModule({"main": func})
+            return relax.transform.DeadCodeElimination()(alone)["main"]
+
+        return each_function(mod, rewrite)

@@ -1,6 +1,6 @@
 """float16 parameters become uint16 of the same bits: OpenCL without cl_khr_fp16 knows no half values.
 
-    main(w: float16[...]) -> main(w: uint16[...])
+    f(w: float16[...]) -> f(w: uint16[...])
 
 Kernels read them with vload_half, which every OpenCL has. The operators of the dialect take any weight type, so
 nothing else changes.
@@ -14,19 +14,22 @@ import tvm
 from tvm import relax
 
 from passes import dialect as D
-from passes.rebuild import rebuild
+from passes.rebuild import each_function, rebuild
 
 
 @tvm.transform.module_pass(opt_level=0, name="HalfAsBits")
 class HalfAsBits:
-    """Retype the float16 parameters of `main`."""
+    """Retype the float16 parameters of every function."""
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
-        """Rewrite the function `main`."""
-        func = mod["main"]
-        replaced = {
-            p: relax.Var(p.name, D.tensor(D.shape_of(p), "uint16"))
-            for p in func.params
-            if isinstance(p.ty, relax.TensorType) and str(p.ty.dtype) == "float16"
-        }
-        return tvm.IRModule({"main": rebuild(func, [replaced.get(p, p) for p in func.params], replaced)})
+        """Rewrite all functions."""
+        return each_function(mod, _rewrite)
+
+
+def _rewrite(func: Any) -> Any:
+    replaced = {
+        p: relax.Var(p.name, D.tensor(D.shape_of(p), "uint16"))
+        for p in func.params
+        if isinstance(p.ty, relax.TensorType) and str(p.ty.dtype) == "float16"
+    }
+    return rebuild(func, [replaced.get(p, p) for p in func.params], replaced)

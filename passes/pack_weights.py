@@ -16,7 +16,8 @@ import tvm
 from tvm import relax
 
 from passes import dialect as D
-from passes.rebuild import bindings, rebuild
+from passes.partition import weights_of
+from passes.rebuild import bindings, each_function, rebuild
 from targets.cortex_a.tile import CpuTile
 from targets.mali.tile import GpuTile
 
@@ -77,15 +78,18 @@ def pack_quantised(q: Array, bits: int, k: int, panel: int) -> Array:
 
 @tvm.transform.module_pass(opt_level=0, name="PackWeights")
 class PackWeights:
-    """Retype the weights of `main` to panels; `packed` lists every weight parameter in order afterwards."""
+    """Retype the weights of all functions to panels; `packed` has every weight parameter afterwards, once."""
 
     def __init__(self, tile: CpuTile | GpuTile):
         self.panel = tile.panel
         self.packed: list[PackedWeight] = []
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
-        """Rewrite the function `main`."""
-        func = mod["main"]
+        """Rewrite all functions."""
+        self.packed = []
+        return each_function(mod, self._rewrite)
+
+    def _rewrite(self, func: Any) -> Any:
         uses: dict[Any, tuple[str, Any]] = {}
         for b in bindings(func):
             name = D.op_name(b.value)
@@ -93,23 +97,23 @@ class PackWeights:
                 if isinstance(b.value.args[i], relax.Var):
                     kind = part if name.endswith("nbits") else "w"
                     self._agree(uses, b.value.args[i], kind, b.value.attrs)
-        replaced, params = {}, []
-        self.packed = []
-        for p in func.params:
+        replaced = {}
+        known = {packed.name for packed in self.packed}
+        for p in weights_of(func):
             if p in uses:
                 packed = self._packed(p, *uses[p])
                 replaced[p] = relax.Var(p.name, D.tensor(packed.shape, packed.dtype))
-                self.packed.append(packed)
-            elif _is_weight(p):
+            else:
                 shape = tuple(int(d) for d in D.shape_of(p))
-                self.packed.append(PackedWeight(p.name, shape, str(p.ty.dtype), np.array))
-            params.append(replaced.get(p, p))
+                packed = PackedWeight(p.name, shape, str(p.ty.dtype), np.array)
+            if p.name not in known:
+                self.packed.append(packed)
 
         def packed_layout(bb: Any, call: Any) -> Any:
             return relax.Call(call.op, call.args, {**dict(call.attrs.items()), "layout": "panels"})
 
         table = dict.fromkeys(_WEIGHT_ARGS, packed_layout)
-        return tvm.IRModule({"main": rebuild(func, params, replaced, table)})
+        return rebuild(func, [replaced.get(p, p) for p in func.params], replaced, table)
 
     @staticmethod
     def _agree(uses: dict[Any, tuple[str, Any]], var: Any, kind: str, attrs: Any) -> None:
@@ -144,7 +148,3 @@ class PackWeights:
             dtype,
             lambda z: to_panels(unpack_bits(z.reshape(n, -1), bits, k_blocks).T, panel),
         )
-
-
-def _is_weight(p: Any) -> bool:
-    return not (p.name in ("input_ids", "pos", "row") or p.name.startswith("cache."))

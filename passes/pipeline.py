@@ -1,23 +1,29 @@
 """The table of contents: what happens to a decoder between the ONNX file and the kernels, in order.
 
-    0 import    ONNX in an exporter's dialect -> canonical ONNX -> Relax in the decoder dialect
-    1 fuse      operators that a kernel computes together become one
-    2 layout    KV caches become buffers written in place, weights become panels
-    3 entries   one function per width of new tokens
-    4 lower     dialect -> kernels of the processor
+    0 import     ONNX in an exporter's dialect -> canonical ONNX -> Relax in the decoder dialect
+    1 partition  every operator gets a processor; one function per segment, one module per processor
+    2 fuse       operators that a kernel computes together become one
+    3 layout     KV caches become buffers written in place, weights become panels
+    4 entries    one function per segment and width of new tokens
+    5 lower      dialect -> kernels of the processor
 
-The order matters in one place: caches turn into buffers (2) after all stock passes of phase 1, because TVM takes an
-in-place write for a pure function.
+The order matters in two places: segments are cut before anything is fused, so that one residual stream crosses a
+border and not the halves of a fused operator; caches turn into buffers (3) after all stock passes of phase 2, because
+TVM takes an in-place write for a pure function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tvm
+
+from costmodel.place import Place
 from passes.cache_in_place import CacheInPlace
+from passes.decoder_interface import DecoderInterface
 from passes.fuse_add_norm import FuseAddNorm
 from passes.fuse_gated_ffn import FuseGatedFfn
 from passes.half_as_bits import HalfAsBits
@@ -27,8 +33,20 @@ from passes.lower_mali import LowerMali
 from passes.make_entries import MakeEntries
 from passes.onnx_to_relax import onnx_to_relax
 from passes.pack_weights import PackedWeight, PackWeights
+from passes.partition import Segment, partition, weights_of
+from passes.place_ops import PlacedOp, place_ops
 from targets.cortex_a.tile import CpuTile
 from targets.mali.tile import GpuTile
+
+CPU = Place("cpu")
+
+
+@dataclass(frozen=True)
+class LoweredSegment:
+    """A segment with the names of its weights in call order, as `LoweredDecoder.packed` has them."""
+
+    segment: Segment
+    params: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -36,14 +54,26 @@ class LoweredDecoder:
     """What the build needs.
 
     Attributes:
-        mod: module of entry points and PrimFuncs, ready for `relax.build`.
-        packed: the weight parameters in call order, after the caches.
-        weights: source tensors by name (lazy).
+        modules: by processor, entry points and PrimFuncs, ready for `relax.build`.
+        chain: the segments in order.
+        fallback: the whole model on the CPU where the chain needs a GPU and it was asked for; else empty.
+        packed: every weight as it is stored, once.
+        weights: source tensors by the name of their packed form (lazy).
+        placed: the operators with their processors and reasons.
     """
 
-    mod: Any
+    modules: dict[str, Any]
+    chain: tuple[LoweredSegment, ...]
+    fallback: tuple[LoweredSegment, ...]
     packed: list[PackedWeight]
     weights: dict[str, Any]
+    placed: list[PlacedOp]
+
+    @property
+    def mod(self) -> Any:
+        """The module of a model on one processor."""
+        (only,) = self.modules.values()
+        return only
 
 
 @dataclass(frozen=True)
@@ -60,6 +90,67 @@ class IrDump:
         return mod
 
 
+def lower_decoder(
+    decoder: Decoder,
+    tiles: Mapping[str, CpuTile | GpuTile],
+    place: Place,
+    context: int,
+    steps: Sequence[int],
+    prefill: int,
+    dump: IrDump | None = None,
+    why: str = "as given",
+    fallback: bool = False,
+) -> LoweredDecoder:
+    """Run phases 0b to 5.
+
+    Args:
+        decoder: the canonical decoder.
+        tiles: how the kernels of each processor are cut.
+        place: where the parts of the model run.
+        context: tokens of cache.
+        steps: widths of the entry points.
+        prefill: tokens of a prompt chunk.
+        dump: receives the IR after each phase.
+        why: where the placement comes from, for its reasons.
+        fallback: also compile the whole model for the CPU where the placement needs a GPU.
+
+    Raises:
+        UserError: an operator is unknown or has no kernel, or the placement names layers that are not there.
+    """
+    dump = dump or IrDump()
+    imported = onnx_to_relax(decoder)
+    main = DecoderInterface()(dump("0-import", imported.mod))["main"]
+    placed = place_ops(main, place, decoder.facts.layers, why)
+    parts = partition(main, [op.processor for op in placed])
+    functions = {processor: dict(made) for processor, made in parts.functions.items()}
+    whole = partition(main, ["cpu"] * len(placed)) if fallback and "gpu" in functions else None
+    if whole is not None:
+        functions.setdefault("cpu", {}).update(whole.functions["cpu"])
+
+    modules, packed, params = {}, dict[str, PackedWeight](), dict[tuple[str, str], tuple[str, ...]]()
+    sources = {}
+    for processor, made in sorted(functions.items()):
+        tile = tiles[processor]
+        mod = dump(f"1-partition-{processor}", tvm.IRModule(made))
+        mod = dump(f"2-fuse-{processor}", _run(mod, FuseGatedFfn(), FuseAddNorm()))
+        pack = PackWeights(tile)
+        half = [HalfAsBits()] if processor == "gpu" else []
+        mod = dump(f"3-layout-{processor}", _run(mod, CacheInPlace(tile, context), pack, *half))
+        stored = _store(pack.packed, packed, processor)
+        sources |= {new: imported.weights[old] for old, new in stored.items()}
+        for var, func in mod.functions.items():
+            params[processor, str(var.name_hint)] = tuple(stored[p.name] for p in weights_of(func))
+        mod = dump(f"4-entries-{processor}", MakeEntries(steps, prefill)(mod))
+        lower = LowerMali(tile) if isinstance(tile, GpuTile) else LowerCpu(tile)
+        modules[processor] = dump(f"5-lower-{processor}", lower(mod))
+
+    def lowered(segments: Sequence[Segment]) -> tuple[LoweredSegment, ...]:
+        return tuple(LoweredSegment(s, params[s.processor, s.name]) for s in segments)
+
+    back = lowered(whole.segments) if whole is not None else ()
+    return LoweredDecoder(modules, lowered(parts.segments), back, list(packed.values()), sources, placed)
+
+
 def lower_decoder_for_cpu(
     decoder: Decoder,
     tile: CpuTile,
@@ -68,8 +159,8 @@ def lower_decoder_for_cpu(
     prefill: int,
     dump: IrDump | None = None,
 ) -> LoweredDecoder:
-    """Run phases 0b to 4 for one CPU; `context` tokens of cache, entry points for `steps` and one prefill chunk."""
-    return _lower(decoder, tile, [], LowerCpu(tile), context, steps, prefill, dump or IrDump())
+    """A decoder whole on one CPU."""
+    return lower_decoder(decoder, {"cpu": tile}, CPU, context, steps, prefill, dump)
 
 
 def lower_decoder_for_gpu(
@@ -80,31 +171,18 @@ def lower_decoder_for_gpu(
     prefill: int,
     dump: IrDump | None = None,
 ) -> LoweredDecoder:
-    """The same for one OpenCL GPU; weights have the CPU's panels, float16 ones are parameters of type uint16."""
-    return _lower(decoder, tile, [HalfAsBits()], LowerMali(tile), context, steps, prefill, dump or IrDump())
+    """A decoder whole on one GPU."""
+    return lower_decoder(decoder, {"gpu": tile}, Place("gpu"), context, steps, prefill, dump)
 
 
-def _lower(
-    decoder: Decoder,
-    tile: CpuTile | GpuTile,
-    retype: Sequence[Any],
-    lower: Any,
-    context: int,
-    steps: Sequence[int],
-    prefill: int,
-    dump: IrDump,
-) -> LoweredDecoder:
-    imported = onnx_to_relax(decoder)
-    mod = dump("0-import", imported.mod)
-
-    mod = dump("1-fuse", _run(mod, FuseGatedFfn(), FuseAddNorm()))
-
-    pack = PackWeights(tile)
-    mod = dump("2-layout", _run(mod, CacheInPlace(tile, context), pack, *retype))
-
-    mod = dump("3-entries", _run(mod, MakeEntries(steps, prefill)))
-    mod = dump("4-lower", _run(mod, lower))
-    return LoweredDecoder(mod, pack.packed, imported.weights)
+def _store(made: Sequence[PackedWeight], packed: dict[str, PackedWeight], processor: str) -> dict[str, str]:
+    """Add weights to those stored; both processors share one unless their panels differ: name -> stored name."""
+    names = {}
+    for weight in made:
+        same = packed.setdefault(weight.name, weight)
+        names[weight.name] = weight.name if same.shape == weight.shape else f"{weight.name}@{processor}"
+        packed.setdefault(names[weight.name], replace(weight, name=names[weight.name]))
+    return names
 
 
 def _run(mod: Any, *module_passes: Any) -> Any:

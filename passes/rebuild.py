@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import tvm
 from tvm import relax
 
 from passes.dialect import op_name
@@ -36,6 +37,19 @@ def rebuild(
     Returns:
         A new relax.Function; bindings nothing reads any more are left out.
     """
+    kept = list(params if params is not None else func.params)
+    return rebuild_bindings(bindings(func), func.body.body, kept, replaced, table, outputs)
+
+
+def rebuild_bindings(
+    bound: Sequence[Any],
+    result: Any,
+    params: Sequence[Any],
+    replaced: Mapping[Any, Any] | None = None,
+    table: Mapping[str, Rewrite] | None = None,
+    outputs: Callable[[Any, Any], Any] | None = None,
+) -> Any:
+    """A function of `params` made of some bindings, rewritten as in `rebuild`, that returns `result`."""
     env: dict[Any, Any] = dict(replaced or {})
     table = table or {}
     bb = relax.BlockBuilder()
@@ -56,12 +70,22 @@ def rebuild(
 
     with bb.function("main"):
         with bb.dataflow():
-            for b in bindings(func):
+            for b in bound:
                 value = renew(b.value)
-                kept = isinstance(value, (relax.Var, relax.Tuple))
-                env[b.var] = value if kept else bb.emit(value, b.var.name)
-            body = renew(func.body.body)
+                known = isinstance(value, (relax.Var, relax.Tuple))
+                env[b.var] = value if known else bb.emit(value, b.var.name)
+            body = renew(result)
             out = bb.emit_output(outputs(bb, body) if outputs else body)
-        bb.emit_func_output(out, list(params if params is not None else func.params))
+        bb.emit_func_output(out, list(params))
     mod = relax.transform.DeadCodeElimination()(bb.get())
     return mod["main"]
+
+
+def each_function(mod: Any, rewrite: Callable[[Any], Any]) -> Any:
+    """A module with every Relax function rewritten, attributes and names kept."""
+    out = tvm.IRModule(mod.functions)
+    for var, func in mod.functions.items():
+        if isinstance(func, relax.Function):
+            attrs = dict(func.attrs.items()) if func.attrs else {}
+            out[var] = rewrite(func).with_attr(attrs) if attrs else rewrite(func)
+    return out

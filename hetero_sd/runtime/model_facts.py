@@ -10,7 +10,32 @@ from typing import Any
 
 from targets.errors import UserError
 
+PROCESSORS = ("cpu", "gpu")
 _MOST = 1 << 31  # of any single size
+_MOST_LAYERS = 4096
+
+
+@dataclass(frozen=True)
+class SegmentFacts:
+    """A run of operators on one processor.
+
+    Attributes:
+        processor: "cpu" or "gpu".
+        prefix: of its entry points: <prefix>step_<n>, <prefix>prefill_<n>.
+        inputs: what comes in: "input_ids", or outputs of segments before.
+        outputs: what goes out; "logits" and "choice" are the model's.
+        layers: whose KV caches it has.
+        chooses: its prefill entry takes the row to compute logits for.
+        params: names of its weights in call order.
+    """
+
+    processor: str
+    prefix: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    layers: tuple[int, ...]
+    chooses: bool
+    params: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -18,33 +43,36 @@ class ModelFacts:
     """One entry of the manifest's ``models``.
 
     Attributes:
-        library: path of the library in the bundle.
+        libraries: path of the library in the bundle, by processor.
         weights: path of the weights.
         vocab: token ids 0 to vocab - 1.
         context: rows of the KV caches.
         widths: entry points step_<n>, ascending; 1 is among them.
         prefill_width: entry point prefill_<n>.
-        params: names of the weights in call order.
-        cache_shapes: shapes of all caches in call order, float32.
-        processor: "cpu" or "gpu".
-        opencl_runtime: path in the bundle of the library that gives TVM the GPU; None on the CPU.
+        chain: the segments, in order.
+        fallback: the whole model on the CPU, for when the GPU fails; empty where the bundle has no such variant.
+        key_shapes: shape of a layer's key cache by processor, float32.
+        value_shape: of its value cache.
+        opencl_runtime: path in the bundle of the library that gives TVM the GPU; None where no segment needs one.
     """
 
-    library: str
+    libraries: dict[str, str]
     weights: str
     vocab: int
     context: int
     widths: tuple[int, ...]
     prefill_width: int
-    params: tuple[str, ...]
-    cache_shapes: tuple[tuple[int, ...], ...]
-    processor: str
+    chain: tuple[SegmentFacts, ...]
+    fallback: tuple[SegmentFacts, ...]
+    key_shapes: dict[str, tuple[int, ...]]
+    value_shape: tuple[int, ...]
     opencl_runtime: str | None
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of all caches."""
-        return 4 * sum(math.prod(shape) for shape in self.cache_shapes)
+        """Memory of the chain's caches."""
+        value = math.prod(self.value_shape)
+        return 4 * sum(len(s.layers) * (math.prod(self.key_shapes[s.processor]) + value) for s in self.chain)
 
 
 def read_model_facts(role: str, table: Mapping[str, Any]) -> ModelFacts:
@@ -54,25 +82,26 @@ def read_model_facts(role: str, table: Mapping[str, Any]) -> ModelFacts:
         UserError: a key is missing or makes no sense, or the caches do not fit this machine's memory.
     """
     try:
-        caches = table["caches"]
-        shapes = [_sizes(caches[key]) for key in ("key_shape", "value_shape")]
+        caches, libraries = table["caches"], table["libraries"]
+        processors = [_one_of(p, PROCESSORS) for p in _object(libraries)]
         facts = ModelFacts(
-            library=_text(table["library"]),
+            libraries={p: _text(libraries[p]) for p in processors},
             weights=_text(table["weights"]),
             vocab=_size(table["vocab"]),
             context=_size(table["context"]),
             widths=tuple(sorted(_sizes(table["widths"]))),
             prefill_width=_size(table["prefill_width"]),
-            params=tuple(_text(p) for p in table["params"]),
-            cache_shapes=tuple(shapes * _size(caches["count"], 4096)),
-            processor=_one_of(table.get("processor", "cpu"), ("cpu", "gpu")),
-            opencl_runtime=_text(table["opencl_runtime"]) if table.get("processor") == "gpu" else None,
+            chain=_chain(table["chain"], processors),
+            fallback=_chain(table["fallback"], ["cpu"]) if table.get("fallback") else (),
+            key_shapes={p: _sizes(caches["key_shape"][p]) for p in processors},
+            value_shape=_sizes(caches["value_shape"]),
+            opencl_runtime=_text(table["opencl_runtime"]) if "gpu" in processors else None,
         )
-    except (KeyError, TypeError, ValueError) as error:
+        if facts.widths[0] != 1 or caches.get("dtype") != "float32":
+            raise ValueError("no entry point for one token, or caches that are not float32")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(f"manifest.json: models.{role}: {reason}: build the bundle again") from None
-    if facts.widths[0] != 1 or caches.get("dtype") != "float32":
-        raise UserError(f"manifest.json: models.{role}: no entry point for one token, or caches that are not float32")
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if facts.cache_bytes > available:
         raise UserError(
@@ -82,19 +111,55 @@ def read_model_facts(role: str, table: Mapping[str, Any]) -> ModelFacts:
     return facts
 
 
-def _size(value: Any, most: int = _MOST) -> int:
-    if type(value) is not int or not 1 <= value <= most:
-        raise ValueError(f"{value!r} is not a size from 1 to {most}")
+def _chain(value: Any, processors: list[str]) -> tuple[SegmentFacts, ...]:
+    """Segments whose inputs are the ids or come from segments before, and which end with logits and choice."""
+    segments, known = [], {"input_ids"}
+    for entry in _list(value):
+        segment = SegmentFacts(
+            processor=_one_of(entry["processor"], processors),
+            prefix=_text(entry["prefix"]),
+            inputs=_names(entry["inputs"]),
+            outputs=_names(entry["outputs"]),
+            layers=tuple(_size(layer, _MOST_LAYERS, least=0) for layer in _list(entry["layers"], least=0)),
+            chooses=entry["chooses"] is True,
+            params=tuple(_text(p) for p in _list(entry["params"], least=0)),
+        )
+        if strange := set(segment.inputs) - known:
+            raise ValueError(f"a segment reads {strange.pop()!r}, which none before it computes")
+        known |= set(segment.outputs)
+        segments.append(segment)
+    if not {"logits", "choice"} <= known:
+        raise ValueError("the segments do not compute logits and a choice")
+    return tuple(segments)
+
+
+def _size(value: Any, most: int = _MOST, least: int = 1) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{value!r} is not a size from {least} to {most}")
     return value
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not 1 <= len(value) <= 64:
-        raise ValueError(f"{value!r} is not a list of sizes")
-    return tuple(_size(v) for v in value)
+    return tuple(_size(v) for v in _list(value, 64))
 
 
-def _one_of(value: Any, known: tuple[str, ...]) -> str:
+def _list(value: Any, most: int = 1 << 20, least: int = 1) -> list[Any]:
+    if not isinstance(value, list) or not least <= len(value) <= most:
+        raise ValueError(f"{str(value)[:80]} is not a list of {least} to {most} entries")
+    return value
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(_text(v) for v in _list(value, 64))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"{str(value)[:80]} is not an object with entries")
+    return value
+
+
+def _one_of(value: Any, known: tuple[str, ...] | list[str]) -> str:
     if value not in known:
         raise ValueError(f"{value!r} is none of {', '.join(known)}")
     return str(value)

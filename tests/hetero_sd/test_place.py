@@ -34,10 +34,17 @@ def host_with_gpu() -> Board:
 
 def test_rules() -> None:
     with_gpu, without = load_board("rk3566"), load_board("rpi5")
-    assert place_models("cpu", without, True) == {"target": "cpu", "draft": "cpu"}
-    assert place_models("gpu", with_gpu, False) == {"target": "gpu"}
-    assert place_models("target=gpu,draft=cpu", with_gpu, True) == {"target": "gpu", "draft": "cpu"}
-    assert place_models("draft=gpu", with_gpu, True) == {"target": "cpu", "draft": "gpu"}
+
+    def read(rule: str, board: Board, draft: bool) -> dict[str, str]:
+        return {role: place.text for role, place in place_models(rule, board, draft).items()}
+
+    assert read("cpu", without, True) == {"target": "cpu", "draft": "cpu"}
+    assert read("gpu", with_gpu, False) == {"target": "gpu"}
+    assert read("target=gpu,draft=cpu", with_gpu, True) == {"target": "gpu", "draft": "cpu"}
+    assert read("draft=gpu", with_gpu, True) == {"target": "cpu", "draft": "gpu"}
+    assert read("gpu:ffn", with_gpu, True) == {"target": "gpu:ffn", "draft": "gpu:ffn"}
+    assert read("target=gpu:4-head", with_gpu, True) == {"target": "gpu:4-head", "draft": "cpu"}
+    assert read("gpu:3", with_gpu, False) == {"target": "gpu:3"}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +56,11 @@ def test_rules() -> None:
         ("", "rk3566", True, "cannot be read"),
         ("target=gpu,target=cpu", "rk3566", True, "placed twice"),
         ("draft=gpu", "rk3566", False, "no draft model"),
+        ("drafter=gpu", "rk3566", True, "no model 'drafter'"),
+        ("gpu:norm", "rk3566", True, "cannot be read"),
+        ("gpu:2-", "rk3566", True, "cannot be read"),
+        ("gpu:ffn", "rpi5", False, "has no GPU"),
+        ("cpu:2-3", "rpi5", False, "has no GPU"),
     ],
 )
 def test_a_rule_that_cannot_be_followed_gets_one_line(rule: str, board: str, draft: bool, expected: str) -> None:
@@ -88,8 +100,7 @@ def test_models_on_different_processors_give_the_targets_text(
     for place in ("cpu", "target=cpu,draft=gpu", "target=gpu,draft=cpu", "gpu"):
         bundle = compiled(tmp_path / place.replace("=", "_").replace(",", "_"), place, monkeypatch)
         manifest = json.loads((bundle / "manifest.json").read_text())
-        placed = {role: model["processor"] for role, model in manifest["models"].items()}
-        assert manifest["plan"]["processors"] == placed
+        assert manifest["plan"]["places"] == {role: model["place"] for role, model in manifest["models"].items()}
         assert [r for r in manifest["plan"]["reasons"] if f"as given with --place {place}" in r]
         alone, speculative = tokens(run(bundle, "--mode", "target-only")), tokens(run(bundle))
         wanted = wanted or alone

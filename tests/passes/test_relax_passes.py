@@ -11,10 +11,12 @@ from tvm import relax, tirx
 
 from passes import dialect as D
 from passes.cache_in_place import CacheInPlace
+from passes.decoder_interface import DecoderInterface
 from passes.fuse_add_norm import FuseAddNorm
 from passes.fuse_gated_ffn import FuseGatedFfn
 from passes.make_entries import MakeEntries
 from passes.pack_weights import PackWeights
+from passes.partition import partition
 from passes.rebuild import bindings
 from targets.cortex_a.tile import CpuTile
 
@@ -122,6 +124,12 @@ def attention_module() -> Any:
     return module([ids, *past, *weights], body)
 
 
+def segment_module() -> Any:
+    """The same as one segment: position a parameter, the choice an output."""
+    main = DecoderInterface()(attention_module())["main"]
+    return tvm.IRModule(partition(main, ["cpu"] * len(bindings(main))).functions["cpu"])
+
+
 def dims(ty: Any) -> list[Any]:
     """Numbers, and names of symbols."""
     return [d.name if isinstance(d, tirx.Var) else int(d) for d in D.shape_of(ty)]
@@ -132,21 +140,21 @@ def names_and_shapes(func: Any) -> dict[str, list[Any]]:
 
 
 def test_cache_in_place_turns_caches_into_buffers() -> None:
-    mod = CacheInPlace(TILE, 40)(attention_module())
+    mod = CacheInPlace(TILE, 40)(segment_module())
     params = names_and_shapes(mod["main"])
     assert list(params)[:4] == ["input_ids", "pos", "cache.0.key", "cache.0.value"]
     assert params["cache.0.key"] == [1, 2, 5, 16, 8]
     assert params["cache.0.value"] == [1, 2, 40, 16]
-    assert operators(mod) == ["hsd.embedding", "hsd.rope", "hsd.linear", "hsd.attention_cached", "hsd.linear"]
+    assert operators(mod) == ["hsd.embedding", "hsd.rope", "hsd.linear", "hsd.attention_cached", "hsd.linear", "hsd.argmax"]
     calls = {D.op_name(b.value): b.value for b in bindings(mod["main"])}
     pos = mod["main"].params[1]
     assert calls["hsd.rope"].args[3].same_as(pos)
     assert calls["hsd.attention_cached"].args[5].same_as(pos)
-    assert dims(mod["main"].ret_ty) == [1, "n", 50]
+    assert [dims(ty) for ty in mod["main"].ret_ty.fields] == [[1, "n", 50], [1, "n"]]
 
 
 def test_make_entries_binds_widths_and_cuts_the_head_to_one_row() -> None:
-    mod = MakeEntries([1, 5], 8)(CacheInPlace(TILE, 40)(attention_module()))
+    mod = MakeEntries([1, 5], 8)(CacheInPlace(TILE, 40)(segment_module()))
     names = sorted(gv.name_hint for gv in mod.get_global_vars())
     assert names == ["prefill_8", "step_1", "step_5"]
     logits, ids = mod["step_5"].ret_ty.fields
@@ -160,7 +168,7 @@ def test_make_entries_binds_widths_and_cuts_the_head_to_one_row() -> None:
 
 def test_pack_weights_retypes_and_says_how_to_pack() -> None:
     pack = PackWeights(TILE)
-    mod = pack(CacheInPlace(TILE, 40)(attention_module()))
+    mod = pack(CacheInPlace(TILE, 40)(segment_module()))
     shapes = {p.name: p.shape for p in pack.packed}
     assert shapes == {"table": (4, 64, 16), "cos": (40, 8), "sin": (40, 8), "k": (2, 64, 16), "head": (4, 64, 16)}
     assert all(str(b.value.attrs["layout"]) == "panels" for b in bindings(mod["main"]) if "layout" in _attrs(b.value))

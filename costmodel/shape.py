@@ -86,6 +86,7 @@ class Layer:
         softcap: scores pass through tanh.
         rope: q and k are rotated.
         norm_bias: normalisations have a bias (layer norms).
+        activation: of the FFN, "silu" or "gelu".
     """
 
     attention_in: tuple[Product, ...]
@@ -98,6 +99,12 @@ class Layer:
     softcap: bool = False
     rope: bool = True
     norm_bias: bool = False
+    activation: str = "silu"
+
+    @property
+    def gated(self) -> bool:
+        """The activation of one part multiplies the other."""
+        return len(self.ffn_in) == 2 or self.packed_ffn
 
     @property
     def packed_ffn(self) -> bool:
@@ -127,6 +134,8 @@ class DecoderShape:
         tied: embedding and head share one matrix.
         kv_bytes_per_value: of the KV cache.
         position_rows: rows of a table of learned positions, 0 without one.
+        embedding_scaled: embedded rows are multiplied by a number.
+        head_softcap: logits pass through tanh.
     """
 
     name: str
@@ -142,6 +151,8 @@ class DecoderShape:
     tied: bool
     kv_bytes_per_value: int = F32
     position_rows: int = 0
+    embedding_scaled: bool = False
+    head_softcap: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that contradict each other."""

@@ -14,6 +14,8 @@ from functools import cached_property
 from costmodel.shape import F32, DecoderShape, Format, Layer, Product
 from targets.errors import UserError
 
+_BEND = 20.0  # operations of a sigmoid, a GELU or a tanh, counted as its exp and division are written
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -157,7 +159,13 @@ def _activations(read: float, written: float) -> Traffic:
 def _embedding_ops(shape: DecoderShape, rows: int) -> tuple[Op, ...]:
     table = Traffic("weights", shape.embedding.dtype, rows * shape.embedding.nbytes(shape.hidden, 1))
     traffic = (table, _activations(0, rows * shape.hidden))
-    return (Op("embedding", "embedding", rows, 0.0, traffic, columns=shape.hidden, format=shape.embedding),)
+    ops = [Op("embedding", "embedding", rows, 0.0, traffic, columns=shape.hidden, format=shape.embedding)]
+    if shape.embedding_scaled:
+        ops.append(_serial("embedding_scale", "add", rows, shape.hidden, 1.0, 1))
+    if shape.position_rows:
+        ops.append(replace(ops[0], name="positions"))
+        ops.append(_serial("positions_add", "add", rows, shape.hidden, 1.0, 2))
+    return tuple(ops)
 
 
 def _linear(product: Product, rows: int) -> list[Op]:
@@ -182,7 +190,7 @@ def _serial(name: str, kind: str, rows: int, width: int, flops_each: float, oper
 def _layer_ops(shape: DecoderShape, layer: Layer, n: int, past: int, batch: int) -> Iterable[Op]:
     rows = n * batch
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    yield _serial("attention_norm", "norm", rows, shape.hidden, 4.0, 2, shape.hidden)
+    yield from _norm("attention", shape.hidden, rows, layer)
     for product in layer.attention_in:
         yield from _linear(product, rows)
     if len(layer.attention_in) == 1:
@@ -197,28 +205,39 @@ def _layer_ops(shape: DecoderShape, layer: Layer, n: int, past: int, batch: int)
     yield from _linear(layer.out, rows)
     if layer.norms > 2:
         yield _serial("attention_post_norm", "norm", rows, shape.hidden, 4.0, 1, shape.hidden)
-    yield _serial("ffn_norm", "norm", rows, shape.hidden, 4.0, 2, shape.hidden)
+    yield from _norm("ffn", shape.hidden, rows, layer)
     for product in layer.ffn_in:
         yield from _linear(product, rows)
     if layer.packed_ffn:
         for name in ("take_gate", "take_up"):
             yield _serial(name, "take", rows, shape.ffn, 0.0, 1)
-    yield _serial("silu_mul", "silu_mul", rows, shape.ffn, 20.0, 2)
+    operands, name = (2, f"{layer.activation}_mul") if layer.gated else (1, layer.activation)
+    yield _serial(name, "silu_mul", rows, shape.ffn, _BEND, operands)
     yield from _linear(layer.down, rows)
     if layer.norms > 2:
         yield _serial("ffn_post_norm", "norm", rows, shape.hidden, 4.0, 1, shape.hidden)
 
 
+def _norm(name: str, hidden: int, rows: int, layer: Layer) -> Iterable[Op]:
+    """A norm of the sum of a block's input and output: one kernel, or, with a bias, an addition and a layer norm."""
+    if not layer.norm_bias:
+        yield _serial(f"{name}_norm", "norm", rows, hidden, 4.0, 2, hidden)
+        return
+    yield _serial(f"{name}_add", "add", rows, hidden, 1.0, 2)
+    yield _serial(f"{name}_norm", "norm", rows, hidden, 7.0, 1, 2 * hidden)
+
+
 def _attention(shape: DecoderShape, layer: Layer, n: int, past: int, batch: int) -> Op:
-    """Scores and weighted sum: 4 x heads x head_dim operations for each visible key of each row."""
+    """Scores and weighted sum: 4 x heads x head_dim operations for each visible key of each row, and a cap's tanh."""
     visible = sum(visible_keys(past + t, layer.window) for t in range(n))
     span = past + n if not layer.window else min(past + n, layer.window + n - 1)
     kv_row = 2 * shape.kv_heads * shape.head_dim * shape.kv_bytes_per_value
     kv = Traffic("kv", "float32", batch * kv_row * span, batch * kv_row * n)
     q = shape.heads * shape.head_dim
     traffic = (kv, _activations(batch * n * (q + 2 * shape.kv_heads * shape.head_dim), batch * n * q))
+    each = 4.0 * q + (_BEND * shape.heads if layer.softcap else 0.0)
     return Op(
-        *("attention", "attention", n * batch, 4.0 * q * visible * batch, traffic),
+        *("attention", "attention", n * batch, each * visible * batch, traffic),
         parallel=shape.kv_heads,
         columns=q,
         heads=shape.heads,
@@ -236,7 +255,9 @@ def visible_keys(position: int, window: int) -> int:
 
 
 def _head_ops(shape: DecoderShape, rows: int, head_rows: int) -> Iterable[Op]:
-    yield _serial("final_norm", "norm", rows, shape.hidden, 4.0, 2, shape.hidden)
+    yield from _norm("final", shape.hidden, rows, shape.layers[-1])
     yield from _linear(shape.head, head_rows)
+    if shape.head_softcap:
+        yield _serial("head_softcap", "silu_mul", head_rows, shape.vocab, _BEND, 1)
     traffic = (_activations(head_rows * shape.vocab, 0), Traffic("activations", "int64", 0, 8 * head_rows))
     yield Op("argmax", "argmax", head_rows, 1.0 * head_rows * shape.vocab, traffic, columns=shape.vocab)

@@ -15,6 +15,7 @@ from costmodel.shape import DecoderShape, Format, Layer, Product
 from targets.errors import UserError
 
 _LARGEST_BYTES = 1 << 20
+_GEMMA = {"tied": True, "head_dim": 256, "activation": "gelu", "embedding_scaled": True}
 _FAMILIES: dict[str, dict[str, Any]] = {  # model_type -> what differs from a Llama
     "llama": {},
     "smollm": {},
@@ -22,9 +23,9 @@ _FAMILIES: dict[str, dict[str, Any]] = {  # model_type -> what differs from a Ll
     "mistral": {"window": "always"},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True},
-    "gemma": {"tied": True, "head_dim": 256},
-    "gemma2": {"tied": True, "head_dim": 256, "norms": 4, "window": "every second", "softcap": True},
-    "gemma3_text": {"tied": True, "head_dim": 256, "norms": 4, "window": "5 of 6", "qk_norm": True},
+    "gemma": _GEMMA,
+    "gemma2": {**_GEMMA, "norms": 4, "window": "every second", "softcap": True, "head_softcap": True},
+    "gemma3_text": {**_GEMMA, "norms": 4, "window": "5 of 6", "qk_norm": True},
     "phi3": {"packed": True, "window": "always"},
 }
 _FORMATS = {
@@ -113,6 +114,7 @@ def _shape(config: dict[str, Any], path: Path, name: str, family: dict[str, Any]
             qk_norm=bool(family.get("qk_norm")),
             norms=int(family.get("norms", 2)),
             softcap=bool(family.get("softcap")),
+            activation=str(family.get("activation", "silu")),
         )
 
     return DecoderShape(
@@ -121,6 +123,8 @@ def _shape(config: dict[str, Any], path: Path, name: str, family: dict[str, Any]
         embedding=fmt,
         head=Product("head", hidden, vocab, fmt),
         tied=bool(config.get("tie_word_embeddings", family.get("tied", False))),
+        embedding_scaled=bool(family.get("embedding_scaled")),
+        head_softcap=bool(family.get("head_softcap")),
     )
 
 

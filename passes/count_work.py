@@ -12,6 +12,7 @@ from costmodel.shape import DecoderShape, Format, Layer, Product
 from passes.import_onnx import Decoder
 from passes.import_onnx.check_vocabulary import initializer_of
 from passes.import_onnx.state import attribute
+from targets.errors import UserError
 
 _PRODUCTS = ("MatMul", "MatMulNBits")
 _NORMS = ("RMSNormalization", "LayerNormalization")
@@ -31,14 +32,13 @@ def count_work(decoder: Decoder, name: str) -> DecoderShape:
     inputs = [_products_before(node, order) for node in attentions]
     head, taken = products[-1], {id(p) for group in inputs for p in group}
     norms = [node for node in nodes if node.op_type in _NORMS and not _by_head(node)]
-    rope = any(node.op_type == "RotaryEmbedding" for node in nodes)
     tables = [node for node in nodes if _reads_table(node)]
     embedding = next(node for node in tables if node.inputs[1].name == "input_ids")
     layers = []
     for i, node in enumerate(attentions):
         end = order[id(attentions[i + 1])] if i + 1 < len(attentions) else len(nodes)
         rest = [p for p in products if order[id(node)] < order[id(p)] < end and id(p) not in taken and p is not head]
-        layers.append(_layer(node, inputs[i], rest, norms, len(attentions), rope))
+        layers.append(_layer(node, inputs[i], rest, norms, len(attentions)))
     positions = [_size(node.inputs[0])[0] for node in tables if node is not embedding]
     return DecoderShape(
         name=name,
@@ -53,14 +53,17 @@ def count_work(decoder: Decoder, name: str) -> DecoderShape:
         head=_product("head", head),
         tied=facts.tied,
         position_rows=sum(positions),
+        embedding_scaled=any(user.op_type == "Mul" for user, _ in embedding.outputs[0].uses()),
+        head_softcap=any(node.op_type == "Tanh" and order[id(node)] > order[id(head)] for node in nodes),
     )
 
 
-def _layer(attention: Any, before: list[Any], after: list[Any], norms: list[Any], layers: int, rope: bool) -> Layer:
+def _layer(attention: Any, before: list[Any], after: list[Any], norms: list[Any], layers: int) -> Layer:
     """Products around one attention: those it reads, then o, gate and up, down; every layer has as many norms."""
     out, *ffn, down = after
     in_names = ("qkv",) if len(before) == 1 else ("q", "k", "v")
-    ffn_names = ("gate_up",) if len(ffn) == 1 else ("gate", "up")
+    packed = len(ffn) == 1 and _size_of(ffn[0])[1] == 2 * _size_of(down)[0]
+    ffn_names = ("gate", "up") if len(ffn) == 2 else ("gate_up",) if packed else ("up",)
     mask = attention.inputs[3].producer() if attention.inputs[3] is not None else None
     return Layer(
         attention_in=tuple(_product(n, p) for n, p in zip(in_names, before, strict=True)),
@@ -68,11 +71,12 @@ def _layer(attention: Any, before: list[Any], after: list[Any], norms: list[Any]
         ffn_in=tuple(_product(n, p) for n, p in zip(ffn_names, ffn, strict=True)),
         down=_product("down", down),
         window=0 if mask is None else int(attribute(mask, "window", 0)),
-        qk_norm=_has_head_norm(attention.inputs[0]),
+        qk_norm=_passes(attention.inputs[0], "RMSNormalization"),
         norms=(len(norms) - 1) // layers,
         softcap=float(attribute(attention, "softcap", 0.0)) > 0,
-        rope=rope,
+        rope=_passes(attention.inputs[0], "RotaryEmbedding"),
         norm_bias=norms[0].op_type == "LayerNormalization" and _given(norms[0], 2),
+        activation="gelu" if _activation(down).op_type == "Gelu" else "silu",
     )
 
 
@@ -99,11 +103,22 @@ def _reads_table(node: Any) -> bool:
     return value.const_value is not None and len(value.const_value.shape) > 1
 
 
-def _has_head_norm(value: Any) -> bool:
-    """Whether a query is normalised by head on its way from the product."""
+def _activation(down: Any) -> Any:
+    """The node that bends what the last product of an FFN reads: a Gelu, or the Sigmoid of a SiLU."""
+    todo = [down.inputs[0].producer()]
+    while todo:
+        node = todo.pop(0)
+        if node.op_type in ("Gelu", "Sigmoid"):
+            return node
+        todo += [v.producer() for v in node.inputs if v is not None and v.producer() is not None]
+    raise UserError("a feed-forward block has no activation that this version knows")
+
+
+def _passes(value: Any, op_type: str) -> bool:
+    """Whether a query meets such a node on its way from the product."""
     node = value.producer()
     while node.op_type not in _PRODUCTS:
-        if node.op_type == "RMSNormalization":
+        if node.op_type == op_type:
             return True
         node = next(v.producer() for v in node.inputs if v is not None and v.producer() is not None)
     return False
@@ -116,12 +131,19 @@ def _by_head(norm: Any) -> bool:
 
 def _product(name: str, node: Any) -> Product:
     if node.op_type == "MatMulNBits":
-        k, columns = int(attribute(node, "K")), int(attribute(node, "N"))
+        k, columns = _size_of(node)
         biased = len(node.inputs) > 5 and node.inputs[5] is not None
         return Product(name, k, columns, _blocks(node, node.inputs[2], _given(node, 3)), biased or _bias(node))
     weight = initializer_of(node.inputs[1])
     k, columns = _size(node.inputs[1])
     return Product(name, k, columns, Format(_dtype(weight)), _bias(node))
+
+
+def _size_of(node: Any) -> tuple[int, int]:
+    """(inputs, outputs) of a product."""
+    if node.op_type == "MatMulNBits":
+        return int(attribute(node, "K")), int(attribute(node, "N"))
+    return _size(node.inputs[1])
 
 
 def _given(node: Any, i: int) -> bool:

@@ -14,7 +14,10 @@ from importlib import metadata
 from pathlib import Path
 
 from hetero_sd.runtime import machine
+from hetero_sd.runtime.kernel_check import KernelCheck, check_kernels, gpu_libraries
+from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.opencl_probe import NO_PLATFORM, OpenCLState, probe_apart
+from hetero_sd.runtime.program_cache import cache_folder, writable
 from targets.errors import UserError
 from targets.mali import opencl_runtime
 from targets.mali.opencl_runtime.building import find_compiler
@@ -51,7 +54,8 @@ def examine(folder: Path | None = None, opencl_lib: str | None = None, root: Pat
     """
     findings = [*_cpu(root), *_memory(root), *_software(), *(_folder(folder, root) if folder else ())]
     state, nodes = probe_apart(opencl_lib), machine.gpu_nodes(root)
-    return [*findings, *opencl_findings(state, nodes, _kernel_release(root)), _runtime()]
+    findings += [*opencl_findings(state, nodes, _kernel_release(root)), _runtime()]
+    return [*findings, *(_bundle(folder, opencl_lib, bool(state.devices)) if folder else ())]
 
 
 def run(folder: Path | None, as_json: bool, opencl_lib: str | None = None) -> int:
@@ -140,7 +144,8 @@ def _folder(folder: Path, root: Path) -> Iterator[Finding]:
         mend = f"sudo mount -o remount,exec {mount.point}"
         yield Finding("folder", "problem", f"{where}, mounted noexec: its libraries cannot be loaded", mend)
     elif mount.kind in _FAT:
-        yield Finding("folder", "note", f"{where}: no permissions, and files of at most 4 GB on FAT32")
+        text = f"{where}: no permissions, and files of at most 4 GB on FAT32"
+        yield Finding("folder", "note", text, f"cp -r {folder} ~/ if a file is larger or a library will not load")
     elif "ro" in mount.options:
         yield Finding("folder", "ok", f"{where}, read-only: the bundle writes nothing there")
     else:
@@ -183,6 +188,58 @@ def opencl_findings(state: OpenCLState, nodes: list[machine.GpuNode], kernel_rel
         mend = _driver_mend(drivers) if nodes else ""
         findings.append(Finding("opencl", absent, "no GPU among the devices", mend))
     return findings
+
+
+def _bundle(folder: Path, opencl_lib: str | None, has_device: bool) -> list[Finding]:
+    """Build every GPU kernel of a bundle; a folder that is none is left alone."""
+    if not (folder / MANIFEST).is_file():
+        return []
+    try:
+        bundle = Bundle(folder)
+        if not gpu_libraries(bundle):
+            return [Finding("kernels", "ok", "the bundle has no GPU kernels: its models run on the CPU")]
+        if not has_device:
+            return [_without_gpu(bundle)]
+        return [*kernel_findings(check_kernels(folder, opencl_lib)), *_cache()]
+    except UserError as error:
+        return [Finding("bundle", "problem", str(error), "copy the bundle again")]
+
+
+def _without_gpu(bundle: Bundle) -> Finding:
+    roles = [role for role, model in bundle.models.items() if isinstance(model, dict) and model.get("opencl_runtime")]
+    lost = [role for role in roles if not bundle.models[role].get("fallback")]
+    if lost:
+        text = f"the {' and the '.join(lost)} of the bundle cannot run here: no OpenCL device"
+        return Finding("kernels", "problem", text, "mend what is said of opencl, or compile with --place cpu")
+    return Finding("kernels", "note", "no OpenCL device: the bundle's models run on the CPU, for which it has them too")
+
+
+def kernel_findings(checks: list[KernelCheck]) -> list[Finding]:
+    """Judge what became of the kernels of each library; at most five are named."""
+    mend = "install another release of the driver; until then compile with --place cpu"
+    findings = []
+    for check in checks:
+        for name, reason in check.failed[:5]:
+            text = f"{check.library}: kernel {name} does not build: {reason.partition('; its log: ')[2] or reason}"
+            findings.append(Finding("kernels", "problem", text, mend))
+        if len(check.failed) > 5:
+            findings.append(Finding("kernels", "problem", f"{check.library}: and {len(check.failed) - 5} more", mend))
+        if check.problem:
+            findings.append(Finding("kernels", "problem", f"{check.library}: {check.problem}", mend))
+        elif not check.failed:
+            findings.append(Finding("kernels", "ok", f"{check.library}: all {check.kernels} kernels build"))
+    return findings
+
+
+def _cache() -> Iterator[Finding]:
+    """Say where compiled kernels are kept, or that they are not."""
+    folder = cache_folder()
+    if folder is None or not writable(folder):
+        where = "there is no folder" if folder is None else f"{folder} cannot be written"
+        text = f"{where} to keep compiled kernels in: every start compiles them"
+        yield Finding("cache", "note", text, "run.py --cache-dir FOLDER")
+    else:
+        yield Finding("cache", "ok", f"compiled kernels are kept in {folder}")
 
 
 def _runtime() -> Finding:

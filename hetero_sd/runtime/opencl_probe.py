@@ -8,12 +8,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import signal
-import subprocess
-import sys
 from ctypes import byref, c_char, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from hetero_sd.runtime.apart import ask_apart
 
 LIBRARIES = ("libOpenCL.so.1", "libOpenCL.so", "libmali.so.1")
 NO_PLATFORM = -1001  # CL_PLATFORM_NOT_FOUND_KHR, the loader's answer where no driver is registered
@@ -80,18 +79,9 @@ class OpenCLState:
 
 def probe_apart(stated: str | None = None, timeout_s: float = 60.0) -> OpenCLState:
     """Like :func:`probe`, in a process of its own: a driver that crashes or hangs is reported instead of followed."""
-    code = "import sys; from hetero_sd.runtime import opencl_probe; opencl_probe.print_probe(sys.argv[1])"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command = [sys.executable, "-B", "-c", code, stated or ""]
-    try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        return OpenCLState(None, {}, crash=f"did not answer within {timeout_s:.0f} s")
-    if done.returncode < 0:
-        return OpenCLState(None, {}, crash=f"crashed ({signal.Signals(-done.returncode).name})")
-    lines = done.stdout.splitlines()
-    if done.returncode != 0 or not lines:
-        return OpenCLState(None, {}, crash=f"ended the process with code {done.returncode}")
+    lines, end = ask_apart("opencl_probe.print_probe", [stated or ""], timeout_s, {})
+    if end or not lines:
+        return OpenCLState(None, {}, crash=end or "ended the process with code 0")
     found = json.loads(lines[-1])  # a driver may have printed before
     devices = tuple(OpenCLDevice(**{**d, "extensions": tuple(d["extensions"])}) for d in found["devices"])
     platforms = tuple((name, version, count) for name, version, count in found["platforms"])

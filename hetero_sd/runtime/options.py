@@ -83,7 +83,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--doctor", action="store_true", help="say what this machine has and what is missing, and end")
     run.add_argument("--opencl-lib", metavar="FILE", help="the OpenCL library to open (default: the usual names)")
     run.add_argument(
-        "--cache-dir", metavar="DIR", type=Path, help="keep compiled GPU kernels there (default: the user's cache folder)"
+        "--cache-dir", metavar="DIR", type=Path, help="keep compiled GPU kernels there (default: ~/.cache)"
     )
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="print one JSON object a prompt")

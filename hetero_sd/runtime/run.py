@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import sys
-import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from hetero_sd.runtime.interface import Models
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.options import parse_options
 from hetero_sd.runtime.policy import choose_policy
+from hetero_sd.runtime.program_cache import use_cache
 from hetero_sd.runtime.prompts import Prompt, prompt_of_text, read_lines, read_prompts
 from hetero_sd.runtime.sampling import Sampling
 from hetero_sd.runtime.saved_logits import save_logits
@@ -47,14 +47,14 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 must not end the run
     try:
         options = parse_options(arguments)
+        if options.cache_dir is not None:
+            use_cache(options.cache_dir)
         if options.doctor:
             from hetero_sd.runtime import doctor
 
             return doctor.run(Path(folder), options.json, options.opencl_lib)
         if options.opencl_lib is not None:
             os.environ["HSD_OPENCL_LIB"] = options.opencl_lib
-        if options.cache_dir is not None:
-            _use_cache(options.cache_dir)
         _run(Path(folder), options, load)
         sys.stdout.flush()
         return 0
@@ -70,18 +70,6 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         return 141
-
-
-def _use_cache(folder: Path) -> None:
-    """Have the OpenCL runtime keep program binaries there; a folder that cannot be written is no error, but is said."""
-    os.environ["HSD_OPENCL_CACHE"] = str(folder.absolute())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = f"--cache-dir {folder} cannot be written ({error.strerror})"
-        print(f"run.py: note: {reason}: GPU kernels that are not in it are compiled at every start", file=sys.stderr)
 
 
 def _run(folder: Path, options: Namespace, load: Loader | None) -> None:

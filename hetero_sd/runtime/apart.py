@@ -1,0 +1,38 @@
+"""Asking a driver in a process of its own: one that crashes or hangs is reported instead of followed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+
+def ask_apart(call: str, arguments: Sequence[str], timeout_s: float, env: dict[str, str]) -> tuple[list[str], str]:
+    """Run ``module.function`` of :mod:`hetero_sd.runtime` with text arguments.
+
+    Args:
+        call: for example ``opencl_probe.print_probe``.
+        arguments: its arguments.
+        timeout_s: when it counts as hanging.
+        env: variables to set beside this process's.
+
+    Returns:
+        The lines that it printed, and how it ended too early: "crashed (SIGSEGV)"; "" where it did not.
+    """
+    module, function = call.split(".")
+    code = f"import sys; from hetero_sd.runtime import {module}; {module}.{function}(*sys.argv[1:])"
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    command = [sys.executable, "-B", "-c", code, *arguments]
+    settings = {**os.environ, "PYTHONPATH": path, **env}
+    try:
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as stopped:
+        printed = stopped.stdout or b""
+        text = printed.decode("utf-8", "replace") if isinstance(printed, bytes) else printed
+        return text.splitlines(), f"did not answer within {timeout_s:.0f} s"
+    lines = done.stdout.splitlines()
+    if done.returncode < 0:
+        return lines, f"crashed ({signal.Signals(-done.returncode).name})"
+    return lines, f"ended the process with code {done.returncode}" if done.returncode else ""

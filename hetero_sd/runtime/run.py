@@ -15,6 +15,7 @@ from typing import Any
 from hetero_sd.runtime import text as text_files
 from hetero_sd.runtime.generate import Request
 from hetero_sd.runtime.interface import Models
+from hetero_sd.runtime.live_gamma import LiveGamma
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.options import parse_options
 from hetero_sd.runtime.policy import choose_policy
@@ -166,6 +167,13 @@ def _session(bundle: Bundle, models: Models, text: Text | None, options: Namespa
     return Session(models, text, request, options.stop, policy, chat=not options.no_chat_template)
 
 
+def _mode(session: Session) -> str:
+    """Return how the draft length is chosen: "target-only", "live", or "speculative" with one that is fixed."""
+    if session.policy is None:
+        return "target-only"
+    return "live" if isinstance(session.policy, LiveGamma) else "speculative"
+
+
 def _answer(session: Session, prompt: Prompt, ids: list[int], plan: dict[str, Any], options: Namespace) -> Answer:
     """Answer one prompt: streamed to the terminal, or as one JSON line."""
 
@@ -179,7 +187,7 @@ def _answer(session: Session, prompt: Prompt, ids: list[int], plan: dict[str, An
         return answer
     sampling = session.request.sampling
     stats = {
-        "mode": "target-only" if session.policy is None else "speculative",
+        "mode": _mode(session),
         "seed": None if sampling.greedy else sampling.seed,
         **stats_json([answer.trace], plan),
     }

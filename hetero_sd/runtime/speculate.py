@@ -31,6 +31,7 @@ def speculate(
     dice = dice or Dice(request.sampling.seed)
     drafter = Drafter(draft, target.vocab, request.sampling)
     tokens = list(prompt)
+    policy.begin(len(tokens), request.max_new_tokens)
     new_tokens = [first_token(target, prompt, request.sampling, trace, dice)]
     while True:
         for token in new_tokens:
@@ -46,8 +47,8 @@ def speculate(
             target.context - len(tokens),
             drafter.room(len(tokens)),
         )
-        if gamma > 0:
-            trace.draft_prefill_s += drafter.catch_up(tokens)
+        caught_up = drafter.catch_up(tokens) if gamma > 0 else 0.0
+        trace.draft_prefill_s += caught_up
 
         watch = Stopwatch()
         drafted, q = drafter.propose(tokens, gamma, watch, dice)
@@ -64,7 +65,7 @@ def speculate(
         drafter.keep(len(tokens) + accepted)
         new_tokens = [*drafted[:accepted], extra]
 
-        trace.rounds.append(watch.round(len(drafted), accepted))
+        trace.rounds.append(watch.round(len(drafted), accepted, caught_up))
         policy.observe(trace.rounds[-1])
 
 

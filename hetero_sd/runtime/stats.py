@@ -18,6 +18,7 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
     Seconds throughout. ``tokens_per_s`` counts the tokens after the first one over the time they took. A term of
     ``median_s`` is the median over rounds: ``draft_step`` of the mean step of a round, ``verify_step`` by the
     number of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round.
+    ``gammas`` counts the rounds by drafted tokens.
     """
     rounds = [r for trace in traces for r in trace.rounds]
     drafted = [r for r in rounds if r.drafted]
@@ -37,6 +38,7 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
         "accepted": sum(r.accepted for r in rounds),
         "acceptance_rate": alpha,
         "acceptance_interval": interval,
+        "gammas": {str(g): sum(r.drafted == g for r in rounds) for g in sorted({r.drafted for r in rounds})},
         "tokens_per_round": sum(r.accepted + 1 for r in drafted) / len(drafted) if drafted else None,
         "median_s": {
             "draft_step": _median([r.draft_s / r.drafted for r in drafted]),
@@ -107,6 +109,9 @@ def stats_table(stats: Mapping[str, Any]) -> str:
         f"{stats['prompt_tokens']} prompt tokens, {stats['new_tokens']} new tokens, {stats['rounds']} rounds, "
         f"{stats['drafted']} drafted, {stats['accepted']} accepted"
     )
+    if len(stats["gammas"]) > 1:
+        used = ", ".join(f"{gamma} in {rounds}" for gamma, rounds in stats["gammas"].items())
+        lines.append(f"tokens drafted in a round: {used} rounds")
     return "\n".join(lines)
 
 

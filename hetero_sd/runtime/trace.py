@@ -11,7 +11,8 @@ class Round:
     """One pass of the target and the drafting before it; drafted 0 is a plain decoding step.
 
     ``accepted`` counts what verification accepted, also where an end-of-text id or a limit then cut the round short.
-    ``dispatch_s`` is the rest of the round: the loop itself and the hand-over between the models.
+    ``dispatch_s`` is the rest of the round: the loop itself and the hand-over between the models. ``catch_up_s`` came
+    before it: the drafter read text that it had not seen; the trace counts it in ``draft_prefill_s``.
     """
 
     drafted: int
@@ -20,6 +21,7 @@ class Round:
     verify_s: float
     sampling_s: float
     dispatch_s: float
+    catch_up_s: float = 0.0
 
     @property
     def total_s(self) -> float:
@@ -62,8 +64,8 @@ class Stopwatch:
         self.booked[term] = self.booked.get(term, 0.0) + now - self._last
         self._last = now
 
-    def round(self, drafted: int, accepted: int) -> Round:
+    def round(self, drafted: int, accepted: int, catch_up_s: float = 0.0) -> Round:
         """Return the round these bookings describe; time after the last booking counts as dispatch."""
         self.book("dispatch")
         terms = {f"{term}_s": self.booked.get(term, 0.0) for term in ("draft", "verify", "sampling", "dispatch")}
-        return Round(drafted, accepted, **terms)
+        return Round(drafted, accepted, **terms, catch_up_s=catch_up_s)

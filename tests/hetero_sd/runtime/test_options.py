@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hetero_sd.runtime.live_gamma import LiveGamma
 from hetero_sd.runtime.options import parse_options
-from hetero_sd.runtime.policy import choose_policy
+from hetero_sd.runtime.policy import FixedGamma, choose_policy, read_predicted
 from hetero_sd.runtime.prompts import Prompt, prompt_of_text, read_lines, read_prompts
 from hetero_sd.runtime.threads import choose_threads, physical_cores, prepare_environment
 from targets.errors import UserError
@@ -194,3 +195,32 @@ def test_environment_of_tvm(monkeypatch):
 def test_policy(mode, gamma, plan, expected):
     policy = choose_policy(mode, gamma, plan)
     assert (policy and policy.gamma()) == expected
+
+
+LIVE = {
+    "alpha": 0.8, "draft_s": 0.01, "round_s": 1e-4, "chunk_s": 0.02, "chunk": 32, "verify_s": {"1": 0.1, "3": 0.11},
+}  # fmt: skip
+
+
+def test_auto_decides_live_unless_the_length_was_given():
+    plan = {"mode": "target-only", "gamma": 0, "given": ["place"], "prediction": {"live": LIVE}}
+    assert isinstance(choose_policy("auto", None, plan), LiveGamma)
+    assert isinstance(choose_policy("auto", 2, plan), FixedGamma)
+    assert isinstance(choose_policy("speculative", None, plan), FixedGamma)
+    assert choose_policy("target-only", None, plan) is None
+    assert choose_policy("auto", None, {**plan, "given": ["gamma"]}) is None
+    assert read_predicted(plan).verify_s == {1: 0.1, 3: 0.11}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({key: value} for key in ("draft_s", "round_s", "chunk_s") for value in (0, -1, float("nan"), "x", None, [])),
+        *({"alpha": a} for a in (-0.1, 1.1, None, float("nan"))),
+        *({"chunk": c} for c in (0, "many", None, 1 << 40)),
+        *({"verify_s": v} for v in ({}, [], {"3": 0.1}, {"1": 0}, {"one": 1.0}, {"1": float("inf")})),
+    ],
+)
+def test_damaged_predictions_are_not_used(damage):
+    plan = {"mode": "sequential", "gamma": 3, "prediction": {"live": {**LIVE, **damage}}}
+    assert isinstance(choose_policy("auto", None, plan), FixedGamma)

@@ -21,6 +21,9 @@ class RandomGamma:
         self._rng = np.random.default_rng(seed)
         self.seen: list[Round] = []
 
+    def begin(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        pass
+
     def gamma(self) -> int:
         return int(self._rng.integers(0, 6))
 

@@ -30,16 +30,6 @@ def test_library_for_this_machine_loads_on_old_systems(runtime_library: Path, mo
     assert building.newer_than_oldest(runtime_library) == ["GLIBCXX_3.4.21"]
 
 
-@pytest.mark.slow
-def test_library_for_a_board_loads_on_old_systems(tmp_path: Path) -> None:
-    if shutil.which("aarch64-linux-gnu-g++") is None:
-        absent("no aarch64-linux-gnu-g++")
-    library = opencl_runtime.build(tmp_path, target="aarch64")
-    assert elf.machine(library) == "aarch64"
-    assert building.newer_than_oldest(library) == []
-    assert list(tmp_path.iterdir()) == [library]
-
-
 def test_symbols_stay_inside(runtime_library: Path) -> None:
     if shutil.which("nm") is None:
         absent("no nm")

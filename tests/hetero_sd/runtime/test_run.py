@@ -266,7 +266,7 @@ def test_saved_logits_on_a_full_disk(table_model):
 @pytest.fixture
 def device(folder):
     """The bundle as on a device: our packages under python/, models that import nothing, everything read-only."""
-    for package in ("hetero_sd/runtime", "targets"):
+    for package in ("hetero_sd/runtime", "costmodel", "targets"):
         for source in (ROOT / package).rglob("*.py"):
             to = folder / "python" / source.relative_to(ROOT)
             to.parent.mkdir(parents=True, exist_ok=True)

@@ -62,6 +62,11 @@ def check_nodes(path: Path, model: Any) -> None:
 
 def _check_by_table(where: str, node: Any) -> None:
     required, most, names = _ONNXRUNTIME[node.op_type]
+    if node.op_type == "GatherBlockQuantized" and len(node.inputs) == 2:
+        raise UserError(
+            f"{where} has 2 inputs: the builder left out the scales, so onnxruntime cannot load it either; build it "
+            "with --extra_options is_symmetric=true, or is_symmetric=false shared_embeddings=false"
+        )
     _check_inputs(where, node.inputs, required, _LENGTHS_AND_CACHE.get(node.op_type, required), most)
     for name in names:
         if name not in node.attributes:

@@ -16,18 +16,33 @@ class GpuTile:
         panel: columns of a packed weight panel, the layout that CPU kernels stream too.
         lanes: float32 values in one 128-bit load, and keys in one tile of the key cache.
         accumulators: float32 accumulators of one work-item that stay in its registers.
+        registers: of 32 bits that a product's accumulators, weights and activations may take together. A work-item of
+            Bifrost and Valhall has 64 (Arm's OpenCL guide for them, 101574, section 9.6); the rest holds addresses.
     """
 
     group: int = 64
     panel: int = 16
     lanes: int = 4
     accumulators: int = 32
+    registers: int = 56
 
-    def rows(self, n: int, columns: int) -> int:
+    def columns(self, n: int, widest: int) -> int:
+        """Columns of a product that one work-item computes: `widest`, or 4 where n rows of those would not fit.
+
+        So up to 8 rows share one read of the weights, whatever their type.
+        """
+        return widest if n * widest <= self.accumulators else min(4, widest)
+
+    def rows(self, n: int, widest: int) -> int:
         """Rows that one work-item computes, for its `columns`, when n rows are wanted."""
-        most = max(1, self.accumulators // columns)
+        most = max(1, self.accumulators // self.columns(n, widest))
         tiles = -(-n // most)
         return -(-n // tiles)
+
+    def unroll(self, steps: int, rows: int, columns: int, held: int = 0) -> int:
+        """Steps of k done together, a divisor of `steps`: their weights and activations fit beside `held` others."""
+        free = self.registers - rows * columns - held
+        return next((u for u in (4, 2) if steps % u == 0 and u * (columns + 1) <= free), 1)
 
     def vector(self, width: int) -> int:
         """Values moved at once where rows have `width` of them."""

@@ -1,12 +1,14 @@
 """Matrix product with block-quantised weights, unpacked in the kernel; layouts as in the CPU's linear_nbits.
 
-One work-item computes 8 columns, j and j + panel / 2 for four j, because those share bytes at 4 bits. A weight is
+One work-item computes 8 columns: neighbours at 8 bits, j and j + panel / 2 for four j at 4 bits, because those share
+bytes. With more than 4 rows it is 4 columns, so that up to 8 rows share one read of the weights. A weight is
 (q - zero) * scale in float32, exactly as onnxruntime dequantises; k runs upward for every row.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from tvm.script import tirx as T
@@ -21,10 +23,12 @@ def linear_nbits(
 ) -> Any:
     """The PrimFunc (x, q, scale, zero, y); without zero points pass any [1, 1, 1] uint8 tensor as zero."""
     panel, size, half = tile.panel, tile.group, tile.panel // 2
-    blocks, per = -(-columns // panel), half // 4
-    items, rows = blocks * per, tile.rows(n, 8)
-    row_tiles, groups = -(-n // rows), -(-items // size)
-    k_blocks, tail = -(-k // block), min(block, k)
+    wide, rows = tile.columns(n, 8), tile.rows(n, 8)
+    parts = 2 if bits == 4 else 1
+    lanes, blocks, per = wide // parts, -(-columns // panel), panel // wide
+    items, row_tiles = blocks * per, -(-n // rows)
+    groups, k_blocks, tail = -(-items // size), -(-k // block), min(block, k)
+    unroll = tile.unroll(math.gcd(k, tail), rows, wide, held=(2 if zeros else 1) * wide)
     stored = half if bits == 4 else panel
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     middle = float(1 << (bits - 1))
@@ -39,73 +43,91 @@ def linear_nbits(
         y: T.Buffer((1, n, columns), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        for r in T.thread_binding(row_tiles, thread="blockIdx.y"):
-            for b in T.thread_binding(groups, thread="blockIdx.x"):
+        for b in T.thread_binding(groups, thread="blockIdx.y"):
+            for r in T.thread_binding(row_tiles, thread="blockIdx.x"):
                 for t in T.thread_binding(size, thread="threadIdx.x"):
                     with T.sblock("tile"):
                         vr = T.axis.spatial(row_tiles, r)
                         vi = T.axis.spatial(items, b * size + t)
                         T.where(b * size + t < items)
-                        acc = T.sblock_alloc_buffer((rows, 8), "float32", scope="local")
-                        now = T.sblock_alloc_buffer((8,), "float32", scope="local")
-                        by = T.sblock_alloc_buffer((8,), "float32", scope="local")
-                        at = T.sblock_alloc_buffer((8,), "float32", scope="local")
+                        acc = T.sblock_alloc_buffer((rows, wide), "float32", scope="local")
+                        now = T.sblock_alloc_buffer((unroll, wide), "float32", scope="local")
+                        by = T.sblock_alloc_buffer((wide,), "float32", scope="local")
+                        at = T.sblock_alloc_buffer((wide,), "float32", scope="local")
+                        xs = T.sblock_alloc_buffer((unroll,), "float32", scope="local")
                         for m in T.unroll(rows):
-                            for j in T.unroll(2):
-                                for v in T.vectorized(4):
-                                    acc[m, j * 4 + v] = T.float32(0)
+                            for v in T.vectorized(wide):
+                                acc[m, v] = T.float32(0)
                         for kb in T.serial(k_blocks):
-                            for j in T.unroll(2):
+                            for j in T.unroll(parts):
                                 if half_scale:
-                                    by[T.Ramp(j * 4, 1, 4)] = load_half(
-                                        scale, vi // per, kb, j * half + vi % per * 4, lanes=4
+                                    by[T.Ramp(j * lanes, 1, lanes)] = load_half(
+                                        scale, vi // per, kb, j * half + vi % per * lanes, lanes=lanes
                                     )
                                 else:
-                                    for v in T.vectorized(4):
-                                        by[j * 4 + v] = scale[vi // per, kb, j * half + vi % per * 4 + v]
-                                for v in T.vectorized(4):
-                                    at[j * 4 + v] = (
-                                        T.cast(zero[vi // per, kb, j * half + vi % per * 4 + v], "float32")
+                                    for v in T.vectorized(lanes):
+                                        by[j * lanes + v] = scale[vi // per, kb, j * half + vi % per * lanes + v]
+                                for v in T.vectorized(lanes):
+                                    at[j * lanes + v] = (
+                                        T.cast(zero[vi // per, kb, j * half + vi % per * lanes + v], "float32")
                                         if zeros
                                         else T.float32(middle)
                                     )
-                            for ki in T.serial(T.min(tail, k - kb * block)):
-                                for j in T.unroll(2):
-                                    for v in T.vectorized(4):
-                                        now[j * 4 + v] = T.cast(
-                                            (
-                                                (q[vi // per, kb * block + ki, vi % per * 4 + v] >> T.uint8(4))
-                                                if j == 1
-                                                else (q[vi // per, kb * block + ki, vi % per * 4 + v] & T.uint8(15))
+                            for ko in T.serial(T.min(tail, k - kb * block) // unroll):
+                                for ki in T.unroll(unroll):
+                                    for j in T.unroll(parts):
+                                        for v in T.vectorized(lanes):
+                                            now[ki, j * lanes + v] = T.cast(
+                                                (
+                                                    (
+                                                        q[
+                                                            vi // per,
+                                                            kb * block + ko * unroll + ki,
+                                                            vi % per * lanes + v,
+                                                        ]
+                                                        >> T.uint8(4)
+                                                    )
+                                                    if j == 1
+                                                    else (
+                                                        q[
+                                                            vi // per,
+                                                            kb * block + ko * unroll + ki,
+                                                            vi % per * lanes + v,
+                                                        ]
+                                                        & T.uint8(15)
+                                                    )
+                                                )
+                                                if bits == 4
+                                                else q[
+                                                    vi // per,
+                                                    kb * block + ko * unroll + ki,
+                                                    j * half + vi % per * lanes + v,
+                                                ],
+                                                "float32",
                                             )
-                                            if bits == 4
-                                            else q[vi // per, kb * block + ki, j * half + vi % per * 4 + v],
-                                            "float32",
-                                        )
-                                    for v in T.vectorized(4):
-                                        now[j * 4 + v] = (now[j * 4 + v] - at[j * 4 + v]) * by[j * 4 + v]
-                                    for m in T.unroll(rows):
-                                        for v in T.vectorized(4):
-                                            acc[m, j * 4 + v] = T.fma(
-                                                x[0, T.min(vr * rows + m, n - 1), kb * block + ki],
-                                                now[j * 4 + v],
-                                                acc[m, j * 4 + v],
-                                            )
+                                    for v in T.vectorized(wide):
+                                        now[ki, v] = (now[ki, v] - at[v]) * by[v]
+                                for m in T.unroll(rows):
+                                    for i in T.vectorized(unroll):
+                                        xs[i] = x[0, T.min(vr * rows + m, n - 1), kb * block + ko * unroll + i]
+                                    for ki in T.unroll(unroll):
+                                        for v in T.vectorized(wide):
+                                            acc[m, v] = T.fma(xs[ki], now[ki, v], acc[m, v])
                         for m in T.unroll(rows):
                             if vr * rows + m < n:
-                                for j in T.unroll(2):
+                                for j in T.unroll(parts):
                                     if ragged:
-                                        for v in T.unroll(4):
-                                            if vi // per * panel + j * half + vi % per * 4 + v < columns:
+                                        for v in T.unroll(lanes):
+                                            if vi // per * panel + j * half + vi % per * lanes + v < columns:
                                                 y[
                                                     0,
                                                     vr * rows + m,
-                                                    vi // per * panel + j * half + vi % per * 4 + v,
-                                                ] = acc[m, j * 4 + v]
+                                                    vi // per * panel + j * half + vi % per * lanes + v,
+                                                ] = acc[m, j * lanes + v]
                                     else:
-                                        for v in T.vectorized(4):
-                                            y[0, vr * rows + m, vi // per * panel + j * half + vi % per * 4 + v] = acc[
-                                                m, j * 4 + v
-                                            ]
+                                        for v in T.vectorized(lanes):
+                                            y[0, vr * rows + m, vi // per * panel + j * half + vi % per * lanes + v] = (
+                                                acc[m, j * lanes + v]
+                                            )
 
     return linear_nbits

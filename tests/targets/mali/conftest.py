@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import functools
 import gc
+import importlib
+import inspect
 import os
+import pkgutil
 import struct
 import subprocess
 import sys
@@ -10,9 +14,98 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
+Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[3]
+
+
+class Kernels:
+    """Compiles PrimFuncs for Mali with the stock wheel and runs them on the OpenCL device."""
+
+    def __init__(self, folder: Path) -> None:
+        import tvm
+
+        self.folder, self.loaded = folder, {}
+        self.target = tvm.target.Target({"kind": "opencl", "device": "mali", "host": {"kind": "llvm"}})
+        self.device = tvm.opencl()
+
+    def source(self, func: Any) -> str:
+        import tvm
+
+        built = tvm.compile(func.with_attr("global_symbol", "main"), target=self.target)
+        return "".join(str(m.inspect_source()) for m in built.mod.imports)
+
+    def tensor(self, array: Array) -> Any:
+        import tvm
+
+        bits = array.view(np.uint16) if array.dtype == np.float16 else array
+        return tvm.runtime.tensor(np.ascontiguousarray(bits), self.device)
+
+    def __call__(self, func: Any, *args: Any, out: tuple[tuple[int, ...], str], scratch: Any = ()) -> Array:
+        """Call a kernel whose output follows `args`, and whose scratch outputs follow that."""
+        import tvm
+
+        if id(func) not in self.loaded:  # the kernels are cached by their arguments, so their identity is a key
+            path = self.folder / f"{len(self.loaded)}.so"
+            tvm.compile(func.with_attr("global_symbol", "main"), target=self.target).export_library(str(path))
+            self.loaded[id(func)] = func, tvm.runtime.load_module(str(path))
+        tensors = [self.tensor(a) if isinstance(a, np.ndarray) else a for a in args]
+        after = [self.tensor(np.full(shape, 77, dtype)) for shape, dtype in (out, *scratch)]
+        self.loaded[id(func)][1]["main"](*tensors, *after)
+        result: Array = after[0].numpy()
+        return result
+
+
+USED = "HSD_TEST_KERNELS_USED"  # names a file: the fixture `run` writes there which kernels its tests made
+
+
+@pytest.fixture(scope="session")
+def factories() -> dict[str, Any]:
+    """Every function of targets/mali/kernels that makes a PrimFunc, by module and name."""
+    import targets.mali.kernels as package
+
+    found = {}
+    for part in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{part.name}")
+        for name, function in vars(module).items():
+            own = callable(function) and getattr(function, "__module__", "") == module.__name__
+            if own and not name.startswith("_") and "tile" in list(inspect.signature(function).parameters)[:1]:
+                found[f"{part.name}.{name}"] = function
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(
+    opencl: Any, factories: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, request: Any
+) -> Iterator[Kernels]:
+    """Runs kernels on the OpenCL device."""
+    if USED in os.environ:
+        _record(factories, Path(os.environ[USED]), request)
+    kernels = Kernels(tmp_path_factory.mktemp("kernels"))
+    yield kernels
+    kernels.loaded.clear()
+    gc.collect()
+
+
+def _record(factories: dict[str, Any], file: Path, request: Any) -> None:
+    """Tests import kernels when they run, so they get these."""
+    patch = pytest.MonkeyPatch()
+    request.addfinalizer(patch.undo)
+
+    def recorded(name: str, function: Any) -> Any:
+        @functools.wraps(function)
+        def make(*args: Any, **kwargs: Any) -> Any:
+            with file.open("a") as out:
+                out.write(name + "\n")
+            return function(*args, **kwargs)
+
+        return make
+
+    for name, function in factories.items():
+        patch.setattr(f"targets.mali.kernels.{name}", recorded(name, function))
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """How sure a prediction is: each number is moved by what its origin allows, and the effects are added as squares.
 
 A measured number may be 5 % off, one of a data sheet 10 % (silicon under load keeps less), an assumed one 30 %. The
-factors of CPU kernels are 10 % sure, those of GPU kernels, which nobody measured, 40 %. In logarithms, so that an
-interval is a factor up and down; terms are taken as independent.
+factors of CPU kernels are 10 % sure, those of GPU kernels, which nobody measured, 40 %; factors that a calibration of
+this board fitted are 5 % sure, overheads 20 %. In logarithms, so that an interval is a factor up and down; terms are
+taken as independent.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ KIND_ERROR = {"measured": 0.05, "datasheet": 0.10, "assumed": 0.30}
 _KERNELS = 0.10
 _UNMEASURED = 0.40
 _OVERHEADS = 0.50
+_FITTED, _FITTED_OVERHEADS = 0.05, 0.20
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ def used_processors(variant: Variant) -> list[Processor]:
 def _numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
     """(path, factor that moves with it, relative error) of each number a variant rests on."""
     terms: dict[str, tuple[str, str, float]] = {}
+    fitted = {name for name in board.factors if board.provenance[f"factors.{name}"].kind == "measured"}
 
     def add(path: str, factor: str, more: float) -> None:
-        error = math.hypot(KIND_ERROR[board.provenance[path].kind], more)
+        error = math.hypot(KIND_ERROR[board.provenance[path].kind], min(more, _FITTED) if factor in fitted else more)
         if factor not in terms or error > terms[factor][2]:
             terms[factor] = (path, factor, error)
 
@@ -92,7 +95,8 @@ def _numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
     if variant.mode == "overlapped":
         add("dram.peak_bandwidth_gb_per_s", "dram_together", _KERNELS)
     numbers = list(terms.values())
-    numbers += [(f"factor {name}", name, _OVERHEADS) for name in ("dispatch_cycles", "step_cycles", "round_cycles")]
+    for name in ("dispatch_cycles", "step_cycles", "round_cycles"):
+        numbers.append((f"factor {name}", name, _FITTED_OVERHEADS if name in fitted else _OVERHEADS))
     return numbers
 
 

@@ -17,6 +17,15 @@ from targets.errors import UserError
 TARGET_ONLY, SEQUENTIAL, OVERLAPPED, NGRAM = "target-only", "sequential", "overlapped", "n-gram"
 
 
+def factors_of(board: Board) -> Factors:
+    """The factors that a calibration wrote into the board file; the assumed ones where it has none.
+
+    Raises:
+        UserError: the file names a factor that is not known here.
+    """
+    return Factors.from_json(dict(board.factors), f"board {board.name}")
+
+
 @dataclass(frozen=True)
 class Question:
     """What to decide.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from costmodel.calibrate import Fit, Point, fit
+from costmodel.calibrate import BOUNDS, Fit, Point, fit
 from costmodel.shape import DecoderShape
 from hetero_sd.predict import load_shapes, write_text
 from targets.boards import board_names, load_board
@@ -25,7 +25,7 @@ EXAMPLE = """\
 example:
   python bundle/run.py --calibrate measured.json            # on the device
   hetero-sd calibrate measured.json --target target/model.onnx --board imx95 --out my-imx95.toml
-  hetero-sd predict target/model.onnx --board my-imx95.toml --factors my-imx95.factors.json
+  hetero-sd predict target/model.onnx --board my-imx95.toml
 """
 
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     held = set(sorted({p.n for p in points})[1::2])
     found = fit(calibrated, points, lambda p: p.n in held)
     factors = {"factors": found.factors.to_json(), "held_out_n": sorted(held), "error": errors(found)}
-    write_text(options.out, to_toml(calibrated))
+    write_text(options.out, to_toml(with_factors(calibrated, found)))
     write_text(options.out.with_suffix(".factors.json"), json.dumps(factors, indent=1) + "\n")
     print(
         json.dumps({**factors, "residuals": residuals(found)}, indent=1) if options.json else text(found, options.out)
@@ -144,6 +144,19 @@ def with_bandwidth(board: Board, cluster: str, measured: Sequence[dict[str, Any]
     return read_board(table, "the calibrated board", {})
 
 
+def with_factors(board: Board, found: Fit) -> Board:
+    """The board with the factors that were fitted; `load_board` reads them with its other numbers."""
+    used = [r for r in found.residuals if r.point.stable and not r.held_out]
+    middle, worst = found.error(True)
+    source = f"fitted to {len(used)} steps of run.py --calibrate"
+    if any(r.held_out and r.point.stable for r in found.residuals):
+        source += f"; on points held out {100 * middle:.1f} % median error, {100 * worst:.1f} % worst"
+    values = found.factors.to_json()
+    facts = {name: {"value": float(f"{values[name]:.6g}"), "kind": "measured", "source": source} for name in BOUNDS}
+    table = {**board.to_json(), "factors": facts}
+    return Board.from_json(table, "the calibrated board")
+
+
 def errors(found: Fit) -> dict[str, Any]:
     """Median and worst relative error of the fitted and of the held-out points."""
     return {
@@ -201,8 +214,8 @@ def to_toml(board: Board) -> str:
     for cluster in data["clusters"]:
         core = cluster.pop("core")
         lines += ["", "[[clusters]]", *_table(cluster), "", "[clusters.core]", *_table(core)]
-    for name in ("gpu", "dram"):
-        if data[name] is not None:
+    for name in ("gpu", "dram", "factors"):
+        if data.get(name) is not None:
             lines += ["", f"[{name}]", *_table(data[name])]
     return "\n".join(lines) + "\n"
 

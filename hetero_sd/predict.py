@@ -6,18 +6,20 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from costmodel.factors import Factors
+from costmodel.roofline import CpuSlice
 from costmodel.search import Search
 from costmodel.shape import DecoderShape
 from costmodel.speculative import MOST_GAMMA, Acceptance, break_even_alpha
 from costmodel.uncertainty import Interval, interval
-from costmodel.variants import SEQUENTIAL, TARGET_ONLY, Decision, Question, Variant
+from costmodel.variants import SEQUENTIAL, TARGET_ONLY, Decision, Question, Variant, factors_of
 from hetero_sd.model_config import FORMAT_NAMES, shapes_from_config
 from targets.boards import board_names, load_board
+from targets.device import Board
 from targets.errors import UserError
 
 DEFAULT_ALPHA = 0.8
@@ -98,9 +100,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
         help=f"formats of a config.json's weights: {', '.join(FORMAT_NAMES)} (default float16)",
     )
     p.add_argument("--sampled", action="store_true", help="tokens are sampled, not the best ones")
-    p.add_argument(
-        "--factors", metavar="FILE", type=Path, help="factors of a calibration, in place of the assumed ones"
-    )
+    p.add_argument("--factors", metavar="FILE", type=Path, help="factors of a calibration, in place of the board's")
     p.add_argument("--json", action="store_true", help="print the prediction as JSON")
     p.add_argument("--trace", metavar="FILE", type=Path, help="write a round as a Chrome trace (Perfetto)")
     p.add_argument("--report", metavar="FILE", type=Path, help="write the report as one HTML file")
@@ -144,13 +144,14 @@ def question_of(options: argparse.Namespace) -> Question:
     for name in formats:
         if name not in FORMAT_NAMES:
             raise UserError(f"--weights {name!r} is not a format; formats: {', '.join(FORMAT_NAMES)}")
+    board = load_board(options.board)
     question = Question(
-        board=load_board(options.board),
+        board=board,
         targets=load_shapes(options.target, formats, options.context),
         drafts=() if options.draft is None else load_shapes(options.draft, formats, options.context),
         alpha=measured.alpha if measured is not None else alpha,
         context=options.context,
-        factors=_read_factors(options.factors),
+        factors=read_factors(options.factors, board),
         ngram_alpha=options.ngram_alpha,
         sampled=options.sampled,
     )
@@ -238,8 +239,15 @@ def read_alpha_file(path: Path, sampled: bool = False) -> AlphaFile:
     return AlphaFile(tuple(map(float, alpha)), tuple(low), tuple(high), f"measured, {path.name}")
 
 
-def _read_factors(path: Path | None) -> Factors:
-    return Factors() if path is None else Factors.from_json(_read_json(path, "a calibration").get("factors"), str(path))
+def read_factors(path: Path | None, board: Board) -> Factors:
+    """The factors of a file, else those of the board.
+
+    Raises:
+        UserError: unreadable, or an unknown factor.
+    """
+    if path is None:
+        return factors_of(board)
+    return Factors.from_json(_read_json(path, "a calibration").get("factors"), str(path))
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
@@ -272,8 +280,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def compilable(variant: Variant) -> bool:
-    """Whether a bundle can run it: target only or sequential, each model whole, on the GPU or on one CPU cluster."""
+    """Whether a bundle can run it: target only or sequential, everything on the CPU with one slice of one cluster."""
     placements = [p for p in (variant.target_placement, variant.draft_placement) if p is not None]
-    clusters = {family for p in placements for family in p.families} - {"gpu"}
-    whole = all(p.whole for p in placements) and len(clusters) <= 1 and not any("+" in c for c in clusters)
-    return whole and variant.mode in (TARGET_ONLY, SEQUENTIAL)
+    cores = {s.processor.name for p in placements for s in p.segments if isinstance(s.processor, CpuSlice)}
+    return variant.mode in (TARGET_ONLY, SEQUENTIAL) and len(cores) <= 1 and not any("+" in name for name in cores)
+
+
+def bundle_question(question: Question) -> Question:
+    """The same question for what a bundle can run."""
+    return replace(question, one_process=True, ngram_alpha=None, overlapped=False)

@@ -9,10 +9,11 @@ from typing import Any
 
 from costmodel.placement import Placement
 from costmodel.roofline import CpuSlice, GpuSlice
+from costmodel.search import Search
 from costmodel.shape import DecoderShape
 from costmodel.uncertainty import Interval, used_processors
 from costmodel.variants import OVERLAPPED, TARGET_ONLY, Variant, gb
-from hetero_sd.predict import Prediction, compilable
+from hetero_sd.predict import Prediction, bundle_question, compilable
 
 _WIDTH = 118
 MOST_ROWS = 8
@@ -80,13 +81,11 @@ def notes(p: Prediction) -> list[str]:
     if best.mode == OVERLAPPED:
         found.append("the overlapped mode is predicted; this version runs drafter and target one after the other")
     if not compilable(best):
-        runs = next((v for v in p.decision.leading if compilable(v)), None)
-        if runs is not None:
-            on = _where(runs.target_placement, runs.target)
-            found.append(
-                f"what this version compiles best: {runs.mode}, gamma {runs.gamma}, on {on}: "
-                f"{rate(runs.tokens_per_s)} tokens/s"
-            )
+        runs = Search(bundle_question(p.question)).decide().best
+        where = "; ".join(f"{title} on {_where(place, shape)}" for title, shape, place in _models(runs))
+        gamma = f" with gamma {runs.gamma}" if runs.gamma else ""
+        speed = f"{rate(runs.tokens_per_s)} tokens/s"
+        found.append(f"the best that this version can run, as `compile` decides: {runs.mode}{gamma}, {where}: {speed}")
     base = p.decision.baseline
     on = _where(base.target_placement, base.target)
     found.append(

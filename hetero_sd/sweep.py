@@ -12,7 +12,7 @@ from typing import Any
 from costmodel.search import Search
 from costmodel.shape import DecoderShape
 from costmodel.uncertainty import interval
-from costmodel.variants import Question
+from costmodel.variants import Question, factors_of
 from hetero_sd.model_config import FORMAT_NAMES
 from hetero_sd.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CONTEXT, load_shapes, write_text
 from targets.boards import board_names, load_board
@@ -85,7 +85,7 @@ def sweep_point(
         "context": context,
     }
     try:
-        search = Search(Question(board, targets, drafts, alpha, context))
+        search = Search(Question(board, targets, drafts, alpha, context, factors_of(board)))
         best = search.decide().best
     except UserError as error:
         return {**row, "problem": str(error)}

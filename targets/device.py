@@ -16,6 +16,7 @@ from targets.facts import (
     expect_table,
     label,
     one_of,
+    read_numbers,
     read_table,
     refuse_unknown,
     within,
@@ -155,6 +156,7 @@ class Board:
         clusters: fastest first.
         gpu: None where no usable OpenCL GPU is present.
         dram: the shared memory.
+        factors: what kernels reach of these numbers, where a calibration found it: names of costmodel/factors.py.
         provenance: dotted path of each number, for example ``clusters.a76.frequency_ghz``,
             ``clusters.a76.core.vector_bits`` or ``dram.reserved_bytes``, to its origin.
     """
@@ -165,6 +167,7 @@ class Board:
     gpu: Gpu | None
     dram: Dram
     provenance: Mapping[str, Provenance] = field(repr=False, hash=False)
+    factors: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def isa(self) -> str:
@@ -189,6 +192,10 @@ class Board:
             path = f"clusters.{cluster.name}"
             core = write_table(cluster.core, f"{path}.core", self.provenance)
             clusters.append({**write_table(cluster, path, self.provenance), "core": core})
+        origins = {name: self.provenance[f"factors.{name}"] for name in self.factors}
+        factors = {
+            n: {"value": v, "kind": origins[n].kind, "source": origins[n].source} for n, v in self.factors.items()
+        }
         return {
             "format": FORMAT,
             "name": self.name,
@@ -196,6 +203,7 @@ class Board:
             "clusters": clusters,
             "gpu": None if self.gpu is None else write_table(self.gpu, "gpu", self.provenance),
             "dram": write_table(self.dram, "dram", self.provenance),
+            **({"factors": factors} if factors else {}),
         }
 
     @classmethod
@@ -215,14 +223,14 @@ def read_board(table: Mapping[str, Any], where: str, cores: Mapping[str, Any]) -
     """Make a board from nested tables, checking keys, types, ranges and contradictions.
 
     Args:
-        table: name, description, clusters (a list of tables), gpu (optional), dram.
+        table: name, description, clusters (a list of tables), gpu (optional), dram, factors (optional).
         where: the file or origin named in messages.
         cores: fact tables of known cores, for clusters that name their core instead of spelling it out.
 
     Raises:
         UserError: one line that says what is wrong and where.
     """
-    refuse_unknown(table, ("name", "description", "clusters", "gpu", "dram"), "", where)
+    refuse_unknown(table, ("name", "description", "clusters", "gpu", "dram", "factors"), "", where)
     provenance: dict[str, Provenance] = {}
     entries = table.get("clusters")
     if not isinstance(entries, list) or not 1 <= len(entries) <= _MOST_CLUSTERS:
@@ -235,6 +243,7 @@ def read_board(table: Mapping[str, Any], where: str, cores: Mapping[str, Any]) -
         "clusters": clusters,
         "gpu": None if gpu is None else read_table(Gpu, gpu, "gpu", where, provenance),
         "dram": read_table(Dram, table["dram"], "dram", where, provenance),
+        "factors": read_numbers(table.get("factors", {}), "factors", where, provenance, 1e-6, 1e9),
         "provenance": provenance,
     }
     board = read_table(Board, dict(table), "", where, provenance, given)

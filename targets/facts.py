@@ -98,6 +98,26 @@ def read_table(
     return cls(**values)
 
 
+def read_numbers(
+    table: object, path: str, where: str, provenance: dict[str, Provenance], low: float, high: float
+) -> dict[str, float]:
+    """Facts under names that the caller knows, each a number in [low, high].
+
+    Raises:
+        UserError: not a table, a name that is no identifier, or a value that is no such number.
+    """
+    numbers: dict[str, float] = {}
+    for name, entry in expect_table(table, path, where).items():
+        here = f"{path}.{name}"
+        if not name.isidentifier() or len(numbers) >= LONGEST_LIST:
+            raise UserError(f"{where}: {path} has the name {short(name)}; a name is letters, digits and underscores")
+        value, provenance[here] = _read_fact(entry, here, where)
+        checked = _scalar(value, float, within(low, high), here, where)
+        assert isinstance(checked, float)
+        numbers[name] = checked
+    return numbers
+
+
 def write_table(item: object, path: str, provenance: Mapping[str, Provenance]) -> dict[str, Any]:
     """The table that ``read_table`` would read back; tuples become lists, so that it is plain JSON."""
     table: dict[str, Any] = {}

@@ -68,6 +68,20 @@ def test_the_board_file_says_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     assert factors["error"]["held_out"]["median"] < 0.01
     predicted = ["predict", str(tmp_path / "target.json"), "--board", str(out), "--weights", "float32"]
     assert main([*predicted, "--factors", str(tmp_path / "mine.factors.json")]) == 0
+    given = capsys.readouterr().out
+    assert main(predicted) == 0  # the board file carries them
+    from_board = capsys.readouterr().out
+    assert from_board.splitlines()[0] == given.splitlines()[0]
+    assert board.factors["bandwidth"] == pytest.approx(0.8, rel=0.02)
+    assert "held out" in board.provenance["factors.bandwidth"].source
+    assert "gpu_compute" not in board.factors  # nobody measured it
+    text = out.read_text()
+    out.write_text(text[: text.index("[factors]")])
+    assert main(predicted) == 0  # the twin
+    assert capsys.readouterr().out.splitlines()[0] != given.splitlines()[0]
+    out.write_text(text.replace("[factors]\nbandwidth", "[factors]\nbandwidht"))
+    assert main(predicted) == 2
+    assert "unknown factor 'bandwidht'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -249,3 +249,15 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         load_board(tmp_path / "folder.toml")
+
+
+def test_factors_of_a_calibration_are_facts_too() -> None:
+    table = load_board("rpi5").to_json()
+    fact = {"value": 0.8, "kind": "measured", "source": "a test"}
+    board = Board.from_json({**table, "factors": {"bandwidth": fact}})
+    assert board.factors == {"bandwidth": 0.8}
+    assert Board.from_json(board.to_json()) == board
+    assert "factors" not in table
+    for wrong in ({"bandwidth": 0.8}, {"bandwidth": {**fact, "value": 0}}, {"band width": fact}, [], {"x": {}}):
+        with pytest.raises(UserError, match="factors"):
+            Board.from_json({**table, "factors": wrong})

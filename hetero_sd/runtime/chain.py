@@ -114,7 +114,7 @@ class Chain:
         shapes = [facts.key_shapes[segment.processor], facts.value_shape] * len(segment.layers)
         try:
             caches = [tvm.runtime.empty(shape, "float32", device) for shape in shapes]
-            return [*caches, *(self._param(_named(weights, p), segment.processor) for p in segment.params)]
+            return [*caches, *(self._param(p, _named(weights, p), segment.processor) for p in segment.params)]
         except UserError:
             raise
         except Exception as error:
@@ -122,13 +122,13 @@ class Chain:
                 raise GpuFailed(last_line(error)) from None
             raise UserError(f"{facts.weights} cannot be used: {last_line(error)}") from None
 
-    def _param(self, array: npt.NDArray[Any], processor: str) -> Any:
-        """A weight as the kernels take it: the mapped file on the CPU, a copy on the GPU, float16 there as its bits."""
+    def _param(self, name: str, array: npt.NDArray[Any], processor: str) -> Any:
+        """A weight as the kernels take it: the mapped file, copied where the GPU cannot read it there."""
         import tvm
 
-        if processor == "cpu":
-            return tvm.runtime.from_dlpack(array)
-        return tvm.runtime.tensor(array.view(np.uint16) if array.dtype == np.float16 else array, self.gpu)
+        from targets.mali import opencl
+
+        return tvm.runtime.from_dlpack(array) if processor == "cpu" else opencl.import_host(array, name)
 
 
 class _Loaded:

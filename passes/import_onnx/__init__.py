@@ -59,6 +59,9 @@ PIPELINE: list[Pass] = [
 ]
 
 
+_SMALLEST_LIMIT_BYTES = 128 << 20  # a mask of [2, 8, 1024, 1024] numbers has half of it
+
+
 @dataclass(frozen=True)
 class Decoder:
     """A decoder in canonical form.
@@ -86,7 +89,9 @@ def canonicalise(path: Path, context: int) -> Decoder:
     """
     if context < 2:
         raise UserError(f"a context of {context} tokens is too short; it must be at least 2")
-    imp = Importing(load(path), context)
+    model = load(path)
+    stored = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    imp = Importing(model, context, largest_bytes=_SMALLEST_LIMIT_BYTES + 2 * stored)
     try:
         for run in PIPELINE:
             run_pass(run, imp)

@@ -28,13 +28,22 @@ def check_names(path: Path, proto: Any) -> None:
     _check_printable(path, (e.value for t in graph.initializer for e in t.external_data), "an external file")
     _check_printable(path, (s for v in (*graph.input, *graph.output) for s in _dimensions(v)), "a dimension")
     _check_printable(path, (o.domain for o in proto.opset_import), "an operator set")
-    _check_nodes(path, graph.node)
     for function in proto.functions:
         parts = [function.domain, function.name, *function.input, *function.output, *function.attribute]
         _check_printable(path, parts, "a function")
-        _check_nodes(path, function.node)
+    _check_nodes(path, nodes_of(proto))
     _check_expanded(path, proto)
     _check_values(path, graph)
+
+
+def nodes_of(proto: Any) -> Iterator[Any]:
+    """All nodes of a ModelProto, those of functions and subgraphs included."""
+    todo = [proto.graph.node, *(f.node for f in proto.functions)]
+    while todo:
+        for node in todo.pop():
+            yield node
+            for attr in node.attribute:
+                todo += [graph.node for graph in (*([attr.g] if attr.HasField("g") else []), *attr.graphs)]
 
 
 def _dimensions(value: Any) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from passes.import_onnx.check_names import nodes_of
 from targets.errors import UserError
 
 _MOST_DIMENSIONS = 16
@@ -30,11 +31,14 @@ def check_tensors(path: Path, proto: Any) -> None:
             raise UserError(f"{path}: the tensors claim {total} bytes of {file.name}, which has {file.stat().st_size}")
     if proto.graph.sparse_initializer:
         raise UserError(f"{path}: sparse initialisers are not supported; export dense weights")
-    for node in (*proto.graph.node, *(node for function in proto.functions for node in function.node)):
+    for node in nodes_of(proto):
         for attr in node.attribute:
-            for tensor in (*([attr.t] if attr.HasField("t") else []), *attr.tensors):
-                if _check_tensor(path, tensor)[0] is not None:
+            graphs = (*([attr.g] if attr.HasField("g") else []), *attr.graphs)
+            inner = [t for graph in graphs for t in graph.initializer]
+            for tensor in (*([attr.t] if attr.HasField("t") else []), *attr.tensors, *inner):
+                if tensor.data_location == onnx.TensorProto.EXTERNAL:
                     raise UserError(f"{path}: the attribute {attr.name} of node {node.name!r} lies in an external file")
+                _check_tensor(path, tensor)
 
 
 def _check_tensor(path: Path, tensor: Any) -> tuple[Path | None, int]:

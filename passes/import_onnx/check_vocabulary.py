@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from passes.import_onnx.functions import DOMAIN
+from passes.import_onnx.shapes import known_shapes, points
 from passes.import_onnx.state import Importing, PassLog, attribute, constant, describe
 from targets.errors import UserError
 
+_SMALLEST_BLOCK = 16
 _WEIGHT_OPERATORS = ("Cast", "Transpose", "Reshape")
 _KINDS = [  # operators that tell what kind of model it is
     (
@@ -40,6 +42,7 @@ def check_vocabulary(imp: Importing) -> PassLog:
         raise UserError(_why(imp, node) or f"{describe(node)}: {reason}")
     opsets = imp.graph.opset_imports
     opsets[""] = 23
+    _check_fit(imp)
     used = {node.domain for node in imp.graph}
     for domain in [d for d in opsets if d and d not in used]:
         del opsets[domain]
@@ -47,6 +50,15 @@ def check_vocabulary(imp: Importing) -> PassLog:
         function.opset_imports[""] = 23
     imp.model.ir_version = 10
     return PassLog("check_vocabulary", len(imp.graph))
+
+
+def _check_fit(imp: Importing) -> None:
+    """The operands of every node fit together: their shapes can be inferred at concrete sizes."""
+    known = known_shapes(imp, points(imp)[0])
+    for node in imp.graph:
+        inputs = [known[v].shape for v in node.inputs if v is not None and v in known]
+        if not all(v in known for v in node.outputs if v.uses() or v.is_graph_output()):
+            raise UserError(f"{describe(node)}: its operands do not fit together ({', '.join(map(str, inputs))})")
 
 
 def refusals(imp: Importing) -> Iterator[tuple[Any, str]]:
@@ -99,23 +111,58 @@ def _gather(node: Any) -> str:
     positions = indices.name == "position_ids" or (maker is not None and maker.op_type == "Positions")
     if indices.name != "input_ids" and not positions:
         return "only rows chosen by input_ids or by position are supported"
-    return ""
+    return _matrix(node.inputs[0])
 
 
 def _matmul(node: Any) -> str:
     if is_weight(node.inputs[1]) and not is_weight(node.inputs[0]):
-        return ""
+        return _matrix(node.inputs[1])
     return "only products of a computed value with a weight are supported"
 
 
 def _nbits(node: Any) -> str:
     if len(node.inputs) > 4 and node.inputs[4] is not None:
         return "g_idx (act-order quantisation) is not supported"
-    return "" if attribute(node, "bits", 4) in (4, 8) else f"{attribute(node, 'bits')} bits are not supported"
+    bits, block, k, n = (attribute(node, name, 4) for name in ("bits", "block_size", "K", "N"))
+    if bits not in (4, 8):
+        return f"{bits} bits are not supported"
+    if block < _SMALLEST_BLOCK or block & (block - 1):
+        return f"blocks of {block} are not a power of two from {_SMALLEST_BLOCK} on"
+    blocks = -(-k // block)
+    sizes = [n * blocks * (block * bits // 8), n * blocks, n * -(-blocks * bits // 8), None, n]
+    for value, size in zip(node.inputs[1:], sizes, strict=False):
+        if value is None:
+            continue
+        if not is_weight(value):
+            return f"{value.name} is computed, not a weight"
+        if initializer_of(value).const_value.size != size:
+            return f"{value.name} has {initializer_of(value).const_value.size} numbers, K, N and block_size need {size}"
+    return ""
+
+
+def _gather_quantized(node: Any) -> str:
+    strange = next((v.name for v in (node.inputs[0], *node.inputs[2:]) if v is not None and not is_weight(v)), None)
+    if strange is not None or node.inputs[1].name != "input_ids":
+        return f"only rows of a weight by input_ids are supported ({strange or node.inputs[1].name} is computed)"
+    data, scales = (initializer_of(node.inputs[i]).const_value for i in (0, 2))
+    if len(data.shape) < 2 or len(scales.shape) != 2 or data.shape[0] != scales.shape[0] or not data.size:
+        return f"a weight {list(data.shape)} with scales {list(scales.shape)}"
+    return ""
 
 
 def _norm(node: Any) -> str:
     return "" if is_weight(node.inputs[1]) else "the scale is no weight"
+
+
+def _matrix(value: Any) -> str:
+    """Why a weight expression is no matrix that is stored as it is or transposed."""
+    while value.producer() is not None:
+        node = value.producer()
+        if node.op_type == "Reshape" or attribute(node, "perm", (1, 0)) not in ((1, 0), [1, 0]):
+            return f"its weight is stored in another form ({describe(node)})"
+        value = node.inputs[0]
+    shape = [int(d) for d in value.const_value.shape]
+    return "" if len(shape) == 2 and min(shape) > 0 else f"the weight {value.name} {shape} is no matrix"
 
 
 def _layer_norm(node: Any) -> str:
@@ -178,7 +225,7 @@ _CHECKS = {
     ("", "Transpose"): _weight_operator,
     ("", "Reshape"): _reshape,
     ("", "Gather"): _gather,
-    ("com.microsoft", "GatherBlockQuantized"): _accept,
+    ("com.microsoft", "GatherBlockQuantized"): _gather_quantized,
     ("com.microsoft", "MatMulNBits"): _nbits,
     ("", "MatMul"): _matmul,
     ("", "Add"): _add,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from passes.import_onnx.shapes import Known, known_shapes, points, run_node
+from passes.import_onnx.shapes import Known, known_shapes, points, run_node, small_result
 from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant
 
 _MOST_ELEMENTS = 1024
@@ -44,6 +44,8 @@ def _fold(imp: Importing, node: Any) -> bool:
     if any(x is None and v is not None for x, v in zip(inputs, node.inputs, strict=True)):
         return False
     if node.op_type.startswith("Random") or not node.inputs:
+        return False
+    if not small_result(node, inputs):
         return False
     try:
         (result,) = run_node(node, inputs, imp.graph.opset_imports[""])

@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from passes.import_onnx.state import Declined, Importing, PassLog, attribute, constant, describe, emit, scalar
+from passes.import_onnx.state import (
+    Declined,
+    Importing,
+    PassLog,
+    attribute,
+    constant,
+    describe,
+    emit,
+    replace_uses,
+    scalar,
+)
 
 
 def fuse_rms_norm(imp: Importing) -> PassLog:
@@ -38,7 +48,7 @@ def _norm(before: Any, x: Any, weight: Any, epsilon: float, replaced: Any) -> No
     norm = emit(before, "RMSNormalization", [x, weight], attributes, name=f"norm of {x.name}")
     out = norm.outputs[0]
     out.name, out.type, out.shape = f"{replaced.name}.norm", replaced.type, replaced.shape
-    replaced.replace_all_uses_with(out)
+    replace_uses(replaced, out)
 
 
 def _simplified(node: Any) -> None:
@@ -56,7 +66,7 @@ def _skip(node: Any) -> None:
         total = emit(node, "Add", [total, bias[0]], outputs=[f"{node.outputs[0].name}.biased"]).outputs[0]
     total.type = node.outputs[0].type
     if len(node.outputs) > 3:
-        node.outputs[3].replace_all_uses_with(total)
+        replace_uses(node.outputs[3], total)
     _norm(node, total, weight, attribute(node, "epsilon", 1e-12), node.outputs[0])
 
 

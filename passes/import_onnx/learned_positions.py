@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.check_vocabulary import initializer_of, is_weight
-from passes.import_onnx.probe import Piece, default_input
+from passes.import_onnx.probe import Piece, default_input, spread
 from passes.import_onnx.shapes import Point
 from passes.import_onnx.state import Declined, Importing, PassLog, attribute, describe
 from passes.import_onnx.write_attention import positions_value
@@ -55,7 +55,7 @@ def _prove(imp: Importing, indices: Any) -> str:
             continue
         at = Point(batch, new, past)
         inputs, expected = _case(imp, piece, at)
-        actual = np.broadcast_to(piece.run(at, None, **inputs), expected.shape)
+        actual = spread(piece.run(at, None, **inputs), expected.shape)
         if not np.array_equal(actual, expected):
             raise Declined("the rows of the table are not chosen by position")
     if "position_ids" in piece.uses:

@@ -18,7 +18,16 @@ from passes.import_onnx.prove_mask import Case, Mask, visible
 from passes.import_onnx.prove_rope import Rope
 from passes.import_onnx.prove_rotation import prove_rotation
 from passes.import_onnx.shapes import Known, Point, known_shapes, points
-from passes.import_onnx.state import Declined, Importing, PassLog, add_initializer, attribute, describe, emit
+from passes.import_onnx.state import (
+    Declined,
+    Importing,
+    PassLog,
+    add_initializer,
+    attribute,
+    describe,
+    emit,
+    replace_uses,
+)
 from passes.import_onnx.write_attention import Proven, as_rows, replace_present, write_attention
 from targets.errors import UserError
 
@@ -95,7 +104,7 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
     proven = Proven(query, key, value, past_key.name, past_value.name, heads, float(np.float32(scale)), mask, rope)
     output, *present = write_attention(imp, node, proven)
     output.shape = node.outputs[0].shape
-    node.outputs[0].replace_all_uses_with(output)
+    replace_uses(node.outputs[0], output)
     for past, old, new in zip((past_key, past_value), node.outputs[1:3], present, strict=True):
         replace_present(imp, past.name.replace("past_key_values", "present"), old, new)
 

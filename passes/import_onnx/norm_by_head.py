@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.shapes import Known, known_shapes, points
-from passes.import_onnx.state import Declined, Importing, PassLog, add_initializer, attribute, describe, emit
+from passes.import_onnx.state import (
+    Declined,
+    Importing,
+    PassLog,
+    add_initializer,
+    attribute,
+    describe,
+    emit,
+    replace_uses,
+)
 
 
 def norm_by_head(imp: Importing) -> PassLog:
@@ -46,7 +55,7 @@ def _under_transpose(node: Any, transpose: Any, known: dict[Any, Known]) -> int:
         known[norm.outputs[0]] = known[transpose.inputs[0]]
     moved = emit(node, "Transpose", [norm.outputs[0]], {"perm": perm}, outputs=[f"{y.name}.transposed"]).outputs[0]
     moved.type, moved.shape = y.type, y.shape
-    y.replace_all_uses_with(moved)
+    replace_uses(y, moved)
     return 1
 
 

@@ -26,6 +26,13 @@ _KINDS = [  # what an input's name tells of the model
     ("pixel", " (images are not supported)"),
     ("embeds", " (models split from their embedding are not supported)"),
 ]
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_TYPES = {
+    "input_ids": (ir.DataType.INT64, ir.DataType.INT32),
+    "position_ids": (ir.DataType.INT64, ir.DataType.INT32),
+    "attention_mask": (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, *_FLOATS),
+}
+_MOST_BATCH, _MOST_SIZE = 256, 4096  # fixed sizes of inputs: rows, and heads and their widths
 _FREE = {
     "input_ids": ("batch", "sequence_length"),
     "attention_mask": ("batch", "total_sequence_length"),
@@ -109,7 +116,20 @@ def _reorder(values: Any, found: dict[str, Any], layers: int, prefix: str) -> No
         values.append(value)
 
 
+def _check_inputs(found: dict[str, Any]) -> None:
+    """Element types and fixed sizes are those of a decoder."""
+    for name, value in found.items():
+        kind = "a cache" if name.startswith("past") else name
+        if value.dtype not in _TYPES.get(name, _FLOATS):
+            shown = "no" if value.dtype is None else value.dtype.name
+            raise UserError(f"{name} has {shown} element type; {kind} has {_TYPES.get(name, _FLOATS)[0].name}")
+        for dim, most in zip(value.shape, (_MOST_BATCH, _MOST_SIZE, _MOST_SIZE, _MOST_SIZE), strict=False):
+            if isinstance(dim, int) and not 1 <= dim <= most:
+                raise UserError(f"{name} has a dimension of {dim}; {kind} has 1 to {most} there")
+
+
 def _name_dimensions(imp: Importing, found: dict[str, Any], made: dict[str, Any]) -> None:
+    _check_inputs(found)
     batch = found["input_ids"].shape[0]
     batch = batch if isinstance(batch, int) else None
     first = found.get("past_key_values.0.key")
@@ -124,7 +144,7 @@ def _name_dimensions(imp: Importing, found: dict[str, Any], made: dict[str, Any]
                     raise UserError(f"{name} has the fixed length {value.shape[axis]}; export with dynamic axes")
         value.shape = ir.Shape([batch or "batch", *free[1:]])
     for name, value in made.items():
-        last = value.shape[-1] if value.shape is not None else None
+        last = value.shape[-1] if value.shape is not None and len(value.shape) else None
         tail = ["sequence_length", last] if name == "logits" else [cache[1], "total_sequence_length", cache[3]]
         value.shape = ir.Shape([batch or "batch", *tail])
     imp.facts.update(batch=batch, kv_heads=cache[1], layers=sum(n.endswith(".key") for n in found))

@@ -79,6 +79,8 @@ def pick_branch(imp: Importing) -> PassLog:
             raise UserError(
                 f"{describe(node)}: its choice goes to and fro with the length; export without control flow"
             )
+        if any(v.is_graph_output() for v in node.outputs):
+            raise UserError(f"{describe(node)} is an output of the graph; export without control flow")
         branch = attribute(node, _BRANCHES[0 if first else 1])
         for old, new in zip(node.outputs, branch.outputs, strict=True):
             old.replace_all_uses_with(new.producer().inputs[0])

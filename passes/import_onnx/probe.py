@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from passes.import_onnx.shapes import Point, input_shape
+from passes.import_onnx.shapes import Point, constant_known, infer, input_known, input_shape
 from passes.import_onnx.state import Declined, Importing, describe
 
 _LARGEST_CONSTANT_BYTES = 64 << 20  # rope caches of long contexts
@@ -28,8 +28,10 @@ class Piece:
         self._imp = imp
         self._cuts = list(cuts)
         self._output = output
-        nodes, self.uses, initializers = _collect(imp, self._cuts, output)
-        self._session = _session(imp, self._cuts, output, nodes, self.uses, initializers)
+        self._nodes, self.uses, initializers = _collect(imp, self._cuts, output)
+        self._constants = [(v, v.const_value.numpy()) for v in initializers]
+        self._session = _session(imp, self._cuts, output, self._nodes, self.uses, self._constants)
+        self._checked: set[Any] = set()
 
     def run(self, at: Point, cuts: Mapping[Any, np.ndarray] | None = None, **inputs: np.ndarray) -> np.ndarray:
         """The output at a point; graph inputs not given are unpadded and positions go on from the past.
@@ -42,6 +44,7 @@ class Piece:
             feed[name] = inputs[name] if name in inputs else default_input(self._imp, name, at)
         if not self._session:  # a cut is the output
             return feed[self._output.name]
+        self._check_sizes(at, feed)
         try:
             return self._session.run(None, feed)[0]
         except Exception as error:  # onnxruntime has a dozen exception classes without a common base
@@ -49,6 +52,51 @@ class Piece:
             raise Declined(
                 f"onnxruntime cannot run the export with {at.new} new and {at.past} past tokens: {reason}"
             ) from error
+
+    def _check_sizes(self, at: Point, feed: dict[str, np.ndarray]) -> None:
+        """Decline a piece that would make more of a few numbers than the file justifies."""
+        shapes = tuple((name, x.shape) for name, x in feed.items())
+        if shapes in self._checked:
+            return
+        known = {value: constant_known(self._imp, value) for value, _ in self._constants}
+        named = {**{v.name: v for v in self._cuts}, **{name: self._imp.input(name) for name in self.uses}}
+        for name, x in feed.items():
+            known[named[name]] = input_known(self._imp, named[name], x.shape)
+        for node in self._nodes:
+            infer(self._imp, node, known)
+            for output in node.outputs:
+                size = known[output].size if output in known else 0 if not output.uses() else None
+                if size is None and output is not self._output:
+                    raise Declined(f"the size of {output.name} with {at.new} new and {at.past} past tokens is unknown")
+                if size is not None and 4 * size > self._imp.largest_bytes:
+                    raise Declined(
+                        f"{output.name} would have {size} numbers with {at.new} new and {at.past} past tokens, too "
+                        "many for so small a file; compile with a smaller --context"
+                    )
+        self._checked.add(shapes)
+
+
+def shaped(numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The result of a piece in the shape that it must have.
+
+    Raises:
+        Declined: it has another number of elements.
+    """
+    if numbers.size != int(np.prod(shape, dtype=np.int64)):
+        raise Declined(f"it computes {list(numbers.shape)} where {list(shape)} is expected")
+    return numbers.reshape(shape)
+
+
+def spread(numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The result of a piece broadcast to a shape, as ONNX's operators would.
+
+    Raises:
+        Declined: it cannot be.
+    """
+    try:
+        return np.broadcast_to(numbers, shape)
+    except ValueError as error:
+        raise Declined(f"it computes {list(numbers.shape)} where {list(shape)} is expected") from error
 
 
 def default_input(imp: Importing, name: str, at: Point) -> np.ndarray:
@@ -88,7 +136,7 @@ def _collect(imp: Importing, cuts: list[Any], output: Any) -> tuple[list[Any], l
 
 
 def _session(
-    imp: Importing, cuts: list[Any], output: Any, nodes: list[Any], uses: list[str], initializers: list[Any]
+    imp: Importing, cuts: list[Any], output: Any, nodes: list[Any], uses: list[str], constants: list[Any]
 ) -> Any:
     if output in cuts:
         return None
@@ -97,9 +145,8 @@ def _session(
         inputs.append(onnx.helper.make_tensor_value_info(name, int(imp.input(name).dtype), None))
     result = onnx.ValueInfoProto(name=output.name)
     tensors = []
-    for value in initializers:
-        tensor = onnx.numpy_helper.from_array(value.const_value.numpy(), value.name)
-        tensors.append(tensor)
+    for value, numbers in constants:
+        tensors.append(onnx.numpy_helper.from_array(numbers, value.name))
     graph = onnx.helper.make_graph([ir.to_proto(n) for n in nodes], "piece", inputs, [result], tensors)
     opsets = {**imp.graph.opset_imports, "com.microsoft": 1}
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]

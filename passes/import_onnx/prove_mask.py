@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.attention_sites import Site
-from passes.import_onnx.probe import Piece
+from passes.import_onnx.probe import Piece, shaped, spread
 from passes.import_onnx.shapes import Point
 from passes.import_onnx.state import Declined, Importing
 
@@ -146,12 +146,12 @@ def _run(
         shown = piece.run(at, **inputs)
         if shown.dtype != bool:
             shown = _shown(shown, np.zeros_like(shown), 1.0)
-        full = np.broadcast_to(shown.reshape((1,) * (4 - shown.ndim) + shown.shape), (at.batch, heads, at.new, total))
+        full = spread(shown, (at.batch, heads, at.new, total))
         return _one_for_all_heads(full), None
     shape = _scores_shape(site, at, heads)
-    base = piece.run(at, {site.scores: np.zeros(shape, np.float32)}, **inputs).reshape(shape)
+    base = piece.run(at, {site.scores: np.zeros(shape, np.float32)}, **inputs)
     scores = rng.standard_normal(shape).astype(np.float32)
-    masked = piece.run(at, {site.scores: scores}, **inputs).reshape(shape)
+    base, masked = shaped(base, shape), shaped(piece.run(at, {site.scores: scores}, **inputs), shape)
     seen = base > _HIDDEN_BELOW
     if cap:
         straight = cap * np.arctanh(np.clip(masked / cap, -0.999, 0.999))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from passes.import_onnx.probe import Piece, default_input
+from passes.import_onnx.probe import Piece, default_input, shaped
 from passes.import_onnx.shapes import Point
 from passes.import_onnx.state import Declined, Importing
 
@@ -70,8 +70,8 @@ class Rotation:
         given = {"bsd": x.reshape(b, n, h * d), "bshd": x}[self._layout[0]]
         y = self.piece.run(Point(b, n, past), {self._source: np.ascontiguousarray(given)}, **inputs)
         if self._layout[1] in ("bhsd", "nsd"):
-            return y.reshape(b, h, n, d).transpose(0, 2, 1, 3)
-        return y.reshape(b, n, h, d)
+            return shaped(y, (b, h, n, d)).transpose(0, 2, 1, 3)
+        return shaped(y, (b, n, h, d))
 
     def _after_zeros(self, x: np.ndarray, past: int, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """What a graph without cache computes for x when `past` other tokens stand before it in the text."""

@@ -22,7 +22,7 @@ def resolve_shapes(imp: Importing) -> PassLog:
     dimensions: dict[Any, Any] = {}
     matched, notes = 0, []
     for node in list(imp.graph):
-        if node.domain or node.op_type != "Shape" or node.inputs[0].is_graph_input():
+        if node.domain or node.op_type != "Shape" or node.inputs[0].is_graph_input() or _is_output(node):
             continue
         shapes = [k[node.inputs[0]].shape if node.inputs[0] in k else None for k in known]
         names = None if None in shapes else [_name(d, at) for d in zip(*shapes, strict=True)]
@@ -40,6 +40,10 @@ def resolve_shapes(imp: Importing) -> PassLog:
         matched += 1
     imp.graph.sort()
     return PassLog("resolve_shapes", matched, tuple(notes))
+
+
+def _is_output(node: Any) -> bool:
+    return bool(node.outputs[0].is_graph_output())
 
 
 def _name(dims: tuple[int, int], at: tuple[Point, Point]) -> Any:

@@ -62,20 +62,54 @@ def known_shapes(imp: Importing, at: Point) -> dict[Any, Known]:
     """Shape and type of every value that ONNX's rules reach, at concrete sizes."""
     known: dict[Any, Known] = {}
     for value in imp.graph.inputs:
-        known[value] = Known(int(value.dtype), input_shape(imp, value.name, at))
+        known[value] = input_known(imp, value, input_shape(imp, value.name, at))
     for value in imp.graph.initializers.values():
-        shape = tuple(int(d) for d in value.const_value.shape)
-        known[value] = Known(int(value.const_value.dtype), shape, constant(value))
+        known[value] = constant_known(imp, value)
     for node in imp.graph:
-        _infer(imp, node, known)
+        infer(imp, node, known)
     return known
+
+
+def input_known(imp: Importing, value: Any, shape: tuple[int, ...]) -> Known:
+    """What is known of a graph input or a cut of that shape; always the same object, so that `infer` remembers."""
+    key = (value, int(value.dtype or ir.DataType.FLOAT), shape)
+    return imp.remembered.setdefault(key, Known(key[1], shape))
+
+
+def constant_known(imp: Importing, value: Any) -> Known:
+    """What is known of an initialiser, its numbers if they are few."""
+    tensor = value.const_value
+    if (value, tensor) not in imp.remembered:
+        shape = tuple(int(d) for d in tensor.shape)
+        imp.remembered[value, tensor] = Known(int(tensor.dtype), shape, constant(value))
+    found: Known = imp.remembered[value, tensor]
+    return found
+
+
+def infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
+    """Add what a node makes to `known`, if ONNX's rules reach it; operators no decoder has are left out.
+
+    The passes ask for the same shapes again and again: an answer is kept with what it was computed from.
+    """
+    if node.op_type not in _OPERATORS:
+        return
+    inputs = [None if v is None else known.get(v) for v in node.inputs]
+    origin = (*inputs, *node.attributes.values(), imp.graph.opset_imports.get(""))
+    answers = imp.remembered.setdefault(node, {})
+    key = tuple(map(id, origin))
+    if key not in answers:
+        _infer(imp, node, known)
+        answers[key] = (origin, [known.get(v) for v in node.outputs])
+    for output, answer in zip(node.outputs, answers[key][1], strict=True):
+        if answer is not None:
+            known[output] = answer
 
 
 def _infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
     if node.op_type in _RULES:
         data_inputs, rule = _RULES[node.op_type]
         if all(v is None or v in known for v in node.inputs[:data_inputs]):
-            typed_like = node.inputs[2 if node.op_type == "GatherBlockQuantized" else 0]
+            typed_like = node.inputs[_TYPED_LIKE.get(node.op_type, 0)]
             for output, shape in zip(node.outputs, rule(node, known), strict=False):
                 known[output] = Known(known[typed_like].dtype, tuple(shape))
         return
@@ -115,6 +149,8 @@ def _compute(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
     inputs = [None if v is None else known[v] for v in node.inputs]
     if node.domain or not inputs or any(k is not None and (k.data is None) for k in inputs):
         return False
+    if not small_result(node, [None if k is None else k.data for k in inputs]):
+        return False
     try:
         results = run_node(node, [None if k is None else k.data for k in inputs], imp.graph.opset_imports[""])
     except Exception:  # the reference evaluator lacks an operator or a form of it
@@ -126,11 +162,68 @@ def _compute(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
     return True
 
 
+def small_result(node: Any, inputs: list[np.ndarray | None]) -> bool:
+    """Whether a node of known numbers makes no more than a few MB: asked before it is computed."""
+    sizes = [x.size for x in inputs if x is not None]
+    if node.op_type in _SIZED_BY:  # the numbers of one operand are the size
+        if node.op_type == "Range":
+            start, end, step = (float(x.reshape(-1)[0]) if x is not None and x.size else 0.0 for x in inputs[:3])
+            return step != 0 and abs((end - start) / step) <= _MOST_COMPUTED
+        numbers = inputs[_SIZED_BY[node.op_type]]
+        sizes.append(int(np.prod(np.maximum(np.abs(numbers.astype(np.float64)), 1))) if numbers is not None else 1)
+    elif node.op_type not in _BOUNDED:
+        return False
+    return float(np.prod([float(max(1, s)) for s in sizes])) <= _MOST_COMPUTED
+
+
 def run_node(node: Any, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
     """One ONNX node on numbers, by the reference evaluator."""
     proto = ir.to_proto(node)
     feeds = {v.name: x for v, x in zip(node.inputs, inputs, strict=True) if v is not None}
     return ReferenceEvaluator(proto, opsets={"": opset}).run(None, feeds)
+
+
+_MOST_COMPUTED = 1 << 20  # elements that a node may make while shapes are computed
+_SIZED_BY = {"Range": 0, "ConstantOfShape": 0, "Expand": 1, "Tile": 1, "OneHot": 1}
+# operators whose result has at most as many elements as all operands multiplied
+_BOUNDED = {
+    *("Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Cos", "CumSum", "Div", "Equal", "Erf", "Exp"),
+    *("Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "IsInf"),
+    *("IsNaN", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow"),
+    *("Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round"),
+    *("ScatterElements", "ScatterND", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub"),
+    *("Sum", "Tanh", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor", "Range", "DequantizeLinear", "NonZero"),
+}
+# what decoders are written in: only of these ONNX's rules are asked, which are C++ and know no mercy
+_OPERATORS = {
+    *(
+        *_BOUNDED,
+        *_SIZED_BY,
+        "Attention",
+        "BiasGelu",
+        "CausalMask",
+        "Constant",
+        "Dropout",
+        "Einsum",
+        "FastGelu",
+        "Gelu",
+    ),
+    *("Gemm", "GatherBlockQuantized", "GroupQueryAttention", "LayerNormalization", "MatMulNBits", "MultiHeadAttention"),
+    *("Positions", "QuickGelu", "RMSNormalization", "RotaryEmbedding", "Shape", "SimplifiedLayerNormalization"),
+    *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax", "Softplus", "Swish", "Relu", "TopK"),
+    *(
+        "LogSoftmax",
+        "ReduceL2",
+        "Softsign",
+        "Elu",
+        "Selu",
+        "HardSwish",
+        "LeakyRelu",
+        "Mish",
+        "PRelu",
+        "ThresholdedRelu",
+    ),
+}
 
 
 def _same(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
@@ -143,7 +236,22 @@ def _skip_norm(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
 
 
 def _matmul_nbits(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
-    return [(*known[node.inputs[0]].shape[:-1], attribute(node, "N"))]
+    shape = known[node.inputs[0]].shape
+    return [(*shape[:-1], attribute(node, "N"))] if shape and shape[-1] == attribute(node, "K") else []
+
+
+def _norm(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    shape, weight = known[node.inputs[0]].shape, known[node.inputs[1]].shape
+    return [shape] if shape and weight in ((), (1,), shape[-1:]) else []
+
+
+def _causal_mask(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    (batch, new), past = known[node.inputs[1]].shape, known[node.inputs[2]].shape[2]
+    return [(batch, 1, new, past + new)]
+
+
+def _positions(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    return [known[node.inputs[1]].shape]
 
 
 def _gather_quantized(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
@@ -166,10 +274,13 @@ def _attention(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
     return [(*q[:-1], width), present, present]
 
 
+_TYPED_LIKE = {"GatherBlockQuantized": 2, "CausalMask": 2, "Positions": 1}  # input with the type of the output
 # operators ONNX has no rules for: how many inputs decide the shape, and the rule
 _RULES = {
-    "SimplifiedLayerNormalization": (1, _same),
-    "RMSNormalization": (1, _same),
+    "CausalMask": (3, _causal_mask),
+    "Positions": (3, _positions),
+    "SimplifiedLayerNormalization": (2, _norm),
+    "RMSNormalization": (2, _norm),
     "RotaryEmbedding": (1, _same),
     "SkipSimplifiedLayerNormalization": (1, _skip_norm),
     "SkipLayerNormalization": (1, _skip_norm),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.shapes import Known, known_shapes, points
-from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant, emit
+from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant, emit, replace_uses
 
 
 def split_packed(imp: Importing) -> PassLog:
@@ -66,7 +66,7 @@ def _split(imp: Importing, x: Any, cuts: list[tuple[int, int, Any]], width: int)
     split = emit(first, "Split", [x, sizes], {"axis": -1}, num_outputs=len(cuts), name=f"{x.name}.split", outputs=names)
     for (_, _, node), part in zip(cuts, split.outputs, strict=True):
         part.type, part.shape = node.outputs[0].type, node.outputs[0].shape
-        node.outputs[0].replace_all_uses_with(part)
+        replace_uses(node.outputs[0], part)
     return True
 
 

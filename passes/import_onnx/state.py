@@ -37,12 +37,16 @@ class Importing:
         context: positions the rope tables must cover.
         log: one entry per pass so far.
         facts: what a pass proved and a later one or `DecoderFacts` needs, by name.
+        remembered: what passes/import_onnx/shapes.py has inferred so far.
+        largest_bytes: a value larger than this is not computed: a small file must not take much memory.
     """
 
     model: Any
     context: int
     log: list[PassLog] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    largest_bytes: int = 128 << 20
+    remembered: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def graph(self) -> Any:
@@ -98,6 +102,14 @@ def add_initializer(graph: Any, name: str, numbers: np.ndarray) -> Any:
     value.shape, value.type = ir.Shape(numbers.shape), ir.TensorType(value.const_value.dtype)
     graph.register_initializer(value)
     return value
+
+
+def replace_uses(old: Any, new: Any) -> None:
+    """Let everything read `new` instead of `old`; where `old` is an output of the graph, `new` takes its name."""
+    if old.is_graph_output():
+        new.name, old.name = old.name, f"{old.name}.replaced"
+        new.type, new.shape = old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def emit(before: Any, op_type: str, inputs: list[Any], attributes: dict[str, Any] | None = None, **more: Any) -> Any:

@@ -18,6 +18,7 @@ from passes.make_entries import step_name
 from passes.pack_weights import PackedWeight
 from passes.pipeline import IrDump, LoweredDecoder, LoweredSegment, lower_decoder
 from passes.place_ops import PlacedOp
+from passes.write_subgraphs import write_subgraphs
 from targets.cortex_a.tile import CpuTile, cpu_tile
 from targets.device import Core, Gpu
 from targets.mali.tile import GpuTile, gpu_tile
@@ -74,6 +75,7 @@ def build_model(
     dump: Path | None = None,
     why: str = "as given",
     fallback: bool = False,
+    subgraphs: Path | None = None,
 ) -> BuiltModel:
     """Compile a decoder into `bundle`/lib, one library per processor, and `bundle`/weights.
 
@@ -90,6 +92,7 @@ def build_model(
         dump: folder for the IR after each phase.
         why: where the placement comes from, for its reasons.
         fallback: add the whole model for the CPU to a placement that needs the GPU.
+        subgraphs: folder for the segments as ONNX files, or None.
 
     Raises:
         UserError: an operator has no kernel on its processor, or the placement names layers that are not there.
@@ -98,6 +101,8 @@ def build_model(
     lowered = lower_decoder(
         *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill), IrDump(dump), why, fallback
     )
+    if subgraphs is not None:
+        write_subgraphs(decoder, lowered.origins, lowered.placed, subgraphs)
     libraries = {processor: bundle / "lib" / f"{name}_{processor}.so" for processor in lowered.modules}
     for processor, library in libraries.items():
         _build_library(lowered.modules[processor], processor, core, library)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from costmodel.place import Place
 from costmodel.shape import DecoderShape
@@ -18,15 +19,17 @@ from hetero_sd.bundle import (
     write_requirements,
 )
 from hetero_sd.place import place_text
-from hetero_sd.plan import DEFAULT_GAMMA, Plan, fastest_cluster, make_plan
-from hetero_sd.plan_prediction import plan_prediction
+from hetero_sd.plan import Plan, Wishes, check_gamma, make_plan, whole_context
+from hetero_sd.predict import Prediction, read_alpha_file
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.tokenizer_files import TokenizerFiles, find_tokenizer
 from targets.boards import load_board
-from targets.cortex_a.tile import cpu_tile
 from targets.device import Board
 from targets.errors import UserError
+
+if TYPE_CHECKING:
+    from passes.import_onnx import Decoder
 
 DEFAULT_CONTEXT = 1024
 MOST_CONTEXT = 128 * 1024
@@ -44,13 +47,17 @@ class CompileRequest:
         out: the bundle's folder; must not exist.
         draft: ONNX file of the drafter, or None.
         context: tokens that fit the KV caches.
-        gamma: drafted tokens a round.
+        gamma: drafted tokens a round; None lets the plan decide.
         eos: end-of-text ids; empty takes the stated ones.
         target_widths: entry points of the target, in new tokens, besides those the plan needs.
         vendor_python: Python of the device to vendor wheels for, for example "3.12"; None vendors none.
         dump_ir: folder for the IR after each phase, or None.
-        place: where each model runs, a rule of hetero_sd/place.py; None is the default.
+        place: where each model runs, a rule of hetero_sd/place.py; None lets the plan decide.
+        alpha: acceptance of a drafted token that the plan counts with; None is the assumed one.
+        alpha_file: what `hetero-sd acceptance` measured, in place of it.
+        factors: factors of a calibration, in place of the board's.
         cpu_fallback: a model with a part on the GPU is compiled for the CPU, too, for when the GPU fails.
+        subgraphs: folder for each model's segments as ONNX files, or None.
     """
 
     target: Path
@@ -59,20 +66,25 @@ class CompileRequest:
     out: Path
     draft: Path | None = None
     context: int = DEFAULT_CONTEXT
-    gamma: int = DEFAULT_GAMMA
+    gamma: int | None = None
     eos: tuple[int, ...] = ()
     target_widths: tuple[int, ...] = ()
     vendor_python: str | None = None
     dump_ir: Path | None = None
     place: str | None = None
+    alpha: float | None = None
+    alpha_file: Path | None = None
+    factors: Path | None = None
     cpu_fallback: bool = True
+    subgraphs: Path | None = None
 
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What was decided and written."""
+    """What was decided and written; `prediction` ranks the plan's own choices."""
 
     plan: Plan
+    prediction: Prediction
     bundle_bytes: int
     tokenizer: TokenizerFiles
     models: dict[str, BuiltModel]
@@ -92,17 +104,19 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             raise UserError(f"{role} model {path}: there is no such file")
     if not 2 <= request.context <= MOST_CONTEXT:
         raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
-    if not 0 <= request.gamma <= MOST_GAMMA:
-        raise UserError(f"--gamma {request.gamma}: must be 0 to {MOST_GAMMA} drafted tokens")
+    check_gamma(request.gamma, MOST_GAMMA)
+    if request.alpha is not None and request.alpha_file is not None:
+        raise UserError("--alpha and --alpha-file contradict each other: leave one out")
     board = load_board(request.board, measure=False)
     tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
 
-    # 2. what runs where
-    core = fastest_cluster(board).core
-    has_draft = request.draft is not None
-    plan = make_plan(
-        board, cpu_tile(core), has_draft, request.gamma, request.context, request.target_widths, request.place
-    )
+    # 2. the models as graphs, and what runs where
+    context = whole_context(board, request.context)
+    decoders, shapes = {}, {}
+    for role, path in sources.items():
+        with progress.step(f"{role}: import {path.name}"):
+            decoders[role], shapes[role] = _import(role, path, context, tokenizer)
+    plan, prediction = make_plan(board, shapes, context, _wishes(request))
 
     with new_bundle(request.out) as folder:
         opencl_runtime = None
@@ -110,12 +124,10 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             with progress.step(f"OpenCL runtime for {board.isa}"):
                 opencl_runtime = copy_opencl_runtime(folder / "python", board.isa)
 
-        # 3. each model: import, lower, build, pack
-        models, shapes = {}, {}
-        for role, path in sources.items():
-            models[role], shapes[role] = _build(
-                *(role, path, plan, board, tokenizer, folder, opencl_runtime, request, progress)
-            )
+        # 3. each model: lower, build, pack
+        models = {}
+        for role in plan.places:
+            models[role] = _build(*(role, decoders.pop(role), plan, board, folder, opencl_runtime, request, progress))
         _check_memory(board, models)
 
         # 4. what the device needs besides
@@ -132,48 +144,56 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
         with progress.step("hash the files"):
             contents = {
                 "models": {role: built.manifest for role, built in models.items()},
-                "plan": {**plan.to_json(), "prediction": plan_prediction(board, plan, shapes)},
+                "plan": plan.to_json(),
                 "board": board.to_json(),
                 "tokenizer": {"eos_ids": list(tokenizer.eos_ids), "vocab": tokenizer.vocab},
             }
             write_manifest(folder, contents)
         size = folder_bytes(folder)
-    return CompileResult(plan, size, tokenizer, models)
+    return CompileResult(plan, prediction, size, tokenizer, models)
 
 
-def _build(
-    role: str,
-    path: Path,
-    plan: Plan,
-    board: Board,
-    tokenizer: TokenizerFiles,
-    folder: Path,
-    opencl_runtime: Path | None,
-    request: CompileRequest,
-    progress: Progress,
-) -> tuple[BuiltModel, DecoderShape]:
-    """Compile one model of the pair; its shape is what its cost is predicted from."""
+def _wishes(request: CompileRequest) -> Wishes:
+    measured = None if request.alpha_file is None else read_alpha_file(request.alpha_file)
+    return Wishes(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths)
+
+
+def _import(role: str, path: Path, context: int, tokenizer: TokenizerFiles) -> tuple[Decoder, DecoderShape]:
+    """One model of the pair as a graph, and its shape, from which its cost is predicted."""
     from passes.count_work import count_work
     from passes.import_onnx import canonicalise
 
-    with progress.step(f"{role}: import {path.name}"):
-        decoder = canonicalise(path, plan.context)
+    decoder = canonicalise(path, context)
     if tokenizer.vocab > decoder.facts.vocab:
         raise UserError(
             f"{role} model {path} knows {decoder.facts.vocab} token ids, the tokenizer in {tokenizer.folder} has "
             f"{tokenizer.vocab}: they do not belong together"
         )
+    return decoder, count_work(decoder, path.name)
+
+
+def _build(
+    role: str,
+    decoder: Decoder,
+    plan: Plan,
+    board: Board,
+    folder: Path,
+    opencl_runtime: Path | None,
+    request: CompileRequest,
+    progress: Progress,
+) -> BuiltModel:
+    """Compile one model of the pair."""
     steps = plan.target_widths if role == "target" else plan.draft_widths
-    core, dump = fastest_cluster(board).core, request.dump_ir and request.dump_ir / role
+    core, dump = board.cluster(plan.cluster).core, request.dump_ir and request.dump_ir / role
     place, why = Place.parse(plan.places[role]), next(r for r in plan.reasons if r.startswith(role))
     where = place_text(place, board.gpu.model if board.gpu else "", core.name)
     with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
         sizes = Sizes(plan.context, steps, plan.prefill_width)
-        built = build_model(
+        return build_model(
             *(role, decoder, core, board.gpu, place, sizes, folder, advance, opencl_runtime, dump, why),
             fallback=request.cpu_fallback,
+            subgraphs=request.subgraphs and request.subgraphs / role,
         )
-    return built, count_work(decoder, path.name)
 
 
 def _check_memory(board: Board, models: dict[str, BuiltModel]) -> None:

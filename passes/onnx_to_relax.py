@@ -23,11 +23,19 @@ from targets.errors import UserError
 
 @dataclass(frozen=True)
 class RelaxDecoder:
-    """A decoder as a Relax module with its facts and its weights by parameter name (lazy `onnx_ir` tensors)."""
+    """A decoder as a Relax module.
+
+    Attributes:
+        mod: the module of `main`.
+        facts: what the decoder is.
+        weights: lazy `onnx_ir` tensors by parameter name.
+        origins: the ONNX node that each binding of `main` comes from, in order, without the tuple of the outputs.
+    """
 
     mod: Any
     facts: DecoderFacts
     weights: dict[str, Any]
+    origins: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class _Emitter:
     values: dict[str, _Value] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
+    node: Any = None
+    origins: list[Any] = field(default_factory=list)
 
     def expr(self, value: Any) -> Any:
         """The [1, n, width] expression of an ONNX value computed so far."""
@@ -67,6 +77,7 @@ class _Emitter:
 
     def emit(self, call: Any) -> Any:
         """Bind a call in the function and return its variable."""
+        self.origins.append(self.node)
         return self.bb.emit(call)
 
 
@@ -278,9 +289,10 @@ def onnx_to_relax(decoder: Decoder) -> RelaxDecoder:
     with bb.function("main"):
         with bb.dataflow():
             for node in _computed_nodes(graph):
+                e.node = node
                 made = _EMIT[node.domain, node.op_type][1](e, node)
                 made = made if isinstance(made, tuple) else (made,)
                 e.values.update((o.name, v) for o, v in zip(node.outputs, made, strict=False))
             result = bb.emit_output(relax.Tuple([e.values[o.name].expr for o in graph.outputs]))
         bb.emit_func_output(result, [ids, *caches, *e.params.values()])
-    return RelaxDecoder(bb.get(), facts, e.weights)
+    return RelaxDecoder(bb.get(), facts, e.weights, tuple(e.origins))

@@ -60,6 +60,7 @@ class LoweredDecoder:
         packed: every weight as it is stored, once.
         weights: source tensors by the name of their packed form (lazy).
         placed: the operators with their processors and reasons.
+        origins: the ONNX node of each of them but the last, which the canonical model has no node for.
     """
 
     modules: dict[str, Any]
@@ -68,6 +69,7 @@ class LoweredDecoder:
     packed: list[PackedWeight]
     weights: dict[str, Any]
     placed: list[PlacedOp]
+    origins: tuple[Any, ...]
 
     @property
     def mod(self) -> Any:
@@ -148,7 +150,8 @@ def lower_decoder(
         return tuple(LoweredSegment(s, params[s.processor, s.name]) for s in segments)
 
     back = lowered(whole.segments) if whole is not None else ()
-    return LoweredDecoder(modules, lowered(parts.segments), back, list(packed.values()), sources, placed)
+    stored_once = list(packed.values())
+    return LoweredDecoder(modules, lowered(parts.segments), back, stored_once, sources, placed, imported.origins)
 
 
 def lower_decoder_for_cpu(

@@ -52,8 +52,11 @@ class Placement:
         return len(self.segments) == 1
 
     def place(self, shape: DecoderShape) -> Place:
-        """The rule that names a placement by layers on one cluster and the GPU: whole, or its second segment."""
+        """The rule of a placement on one cluster and the GPU: whole, its second segment, or one kind of part."""
         sides = ["gpu" if isinstance(s.processor, GpuSlice) else "cpu" for s in self.segments]
+        apart = [(side, s.part) for side, s in zip(sides, self.segments, strict=True) if s.part and side != sides[0]]
+        if apart:
+            return Place(*apart[0])
         if len(sides) == 1:
             return Place(sides[0])
         named = self.segments[1]

@@ -96,7 +96,8 @@ class Search:
         everything = processors(board)
         if not self.question.one_process:
             return [everything]
-        slices = [p for p in everything if isinstance(p, CpuSlice)]
+        given = self.question.cores
+        slices = [p for p in everything if isinstance(p, CpuSlice)] if given is None else [given]
         return [[s, *([GpuSlice(board.gpu, s.parts[0][0])] if board.gpu else [])] for s in slices]
 
     def _fitting(self, variants: Sequence[Variant], names: str) -> list[Variant]:
@@ -190,7 +191,7 @@ class Search:
             return
         draft_place = self.question.draft_place
         drafters = self.costs(draft).frontier(self._draft_steps(gamma), slices, draft_place)
-        fixed += self._model_memory(draft, drafters[0][2]).total_bytes - drafters[0][1]
+        fixed += self.model_memory(draft, drafters[0][2]).total_bytes - drafters[0][1]
         left = self.free_bytes - fixed
         pairs = [(a, b) for a in placements for b in drafters if a[1] + b[1] <= left]
         first, second = min(pairs, key=lambda p: p[0][0] + p[1][0], default=(placements[-1], drafters[-1]))
@@ -266,10 +267,11 @@ class Search:
     def _memory(
         self, target: DecoderShape, placement: Placement, draft: DecoderShape | None, drafter: Placement | None
     ) -> Memory:
-        memory = Memory(process_bytes=PROCESS_BYTES) + self._model_memory(target, placement)
-        return memory if draft is None or drafter is None else memory + self._model_memory(draft, drafter)
+        memory = Memory(process_bytes=PROCESS_BYTES) + self.model_memory(target, placement)
+        return memory if draft is None or drafter is None else memory + self.model_memory(draft, drafter)
 
-    def _model_memory(self, shape: DecoderShape, placement: Placement) -> Memory:
+    def model_memory(self, shape: DecoderShape, placement: Placement) -> Memory:
+        """What one model keeps in memory."""
         rows = self.question.cache_rows or self.question.context
         return model_memory(shape, rows, placement.weight_bytes(shape))
 

@@ -9,7 +9,9 @@ from costmodel.factors import Factors
 from costmodel.memory import Memory
 from costmodel.place import Place
 from costmodel.placement import Placement
+from costmodel.roofline import CpuSlice
 from costmodel.shape import DecoderShape
+from costmodel.vocabulary import one_vocabulary
 from costmodel.speculative import MOST_GAMMA, Acceptance, Round, check_acceptance
 from targets.device import Board
 from targets.errors import UserError
@@ -44,6 +46,7 @@ class Question:
         overlapped: consider the mode (its runtime comes later).
         one_process: only what the runtime can run: the target alone or sequential rounds, where everything on the CPU
             has the same threads of one cluster, because both models live in one process with one pool of threads.
+        cores: the slice of a cluster, where it is given, for `one_process`.
         gamma: the draft length, where it is given; None decides it.
         target_place, draft_place: the rule of each model, where it is given; None decides it.
         one_tokenizer: the models are known to share it, so the rows of their tables may be padded differently.
@@ -61,6 +64,7 @@ class Question:
     overlapped: bool = True
     cache_rows: int | None = None
     one_process: bool = False
+    cores: CpuSlice | None = None
     gamma: int | None = None
     target_place: Place | None = None
     draft_place: Place | None = None
@@ -88,7 +92,7 @@ class Question:
             if not 0 <= gamma <= MOST_GAMMA:
                 raise UserError(f"gamma up to {gamma}: it must lie between 0 and {MOST_GAMMA}")
         for draft in () if self.one_tokenizer else self.drafts:
-            if draft.vocab != self.targets[0].vocab:
+            if not one_vocabulary(self.targets[0].vocab, draft.vocab):
                 raise UserError(
                     f"the vocabularies differ: target {self.targets[0].name} has {self.targets[0].vocab} token ids, "
                     f"drafter {draft.name} has {draft.vocab}; a drafter needs the target's tokenizer"

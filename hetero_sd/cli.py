@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hetero_sd import acceptance, calibrate, predict, sweep
+from hetero_sd import acceptance, calibrate, explain, predict, sweep
 from hetero_sd.place import RULES
 from targets.boards import board_names
 from targets.errors import UserError
@@ -68,13 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--out", metavar="DIR", type=Path, required=True, help="the new bundle's folder")
     c.add_argument("--context", metavar="N", type=int, default=1024, help="tokens the KV caches hold (default 1024)")
-    c.add_argument("--gamma", metavar="N", type=int, default=4, help="drafted tokens a round (default 4)")
+    c.add_argument("--gamma", metavar="N", type=_gamma, help="drafted tokens a round (default auto: the plan decides)")
+    c.add_argument("--alpha", metavar="P", type=float, help="acceptance of a drafted token (default 0.8 is assumed)")
+    c.add_argument("--alpha-file", metavar="FILE", type=Path, help="what `hetero-sd acceptance` measured")
+    c.add_argument("--factors", metavar="FILE", type=Path, help="factors of a calibration, in place of the board's")
     c.add_argument("--eos", metavar="ID", type=int, action="append", default=[], help="end-of-text id (repeatable)")
     c.add_argument(
         "--vendor-wheels", action="store_true", help="put the device's Python packages into DIR/site (AArch64)"
     )
     c.add_argument("--board-python", metavar="3.x", default="3.12", help="the device's Python (default 3.12)")
-    c.add_argument("--place", metavar="RULE", help=f"processor of each model: {RULES} (default cpu)")
+    c.add_argument("--place", metavar="RULE", help=f"where each model runs: {RULES} (default auto: the plan decides)")
+    c.add_argument("--no-cpu-fallback", action="store_true", help="no CPU variant of what runs on the GPU")
+    c.add_argument("--subgraphs", metavar="DIR", type=Path, help="write each segment as an ONNX file, for Netron")
     c.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each phase, for reading")
     c.add_argument("--json", action="store_true", help="print what was decided as JSON")
 
@@ -95,11 +100,22 @@ def _parser() -> argparse.ArgumentParser:
     i.add_argument("--context", metavar="N", type=int, default=1024, help="tokens to check it for (default 1024)")
     i.add_argument("--json", action="store_true", help="print the findings as JSON")
 
+    explain.add_options(_command(commands, "explain", "what each kernel moves, and how it is cut", explain.EXAMPLE))
     predict.add_options(_command(commands, "predict", "what a pair will cost on a board", predict.EXAMPLE))
     sweep.add_options(_command(commands, "sweep", "many predictions as a table", sweep.EXAMPLE))
     calibrate.add_options(_command(commands, "calibrate", "fit the cost model to a device", calibrate.EXAMPLE))
     acceptance.add_options(_command(commands, "acceptance", "measure how much a pair accepts", acceptance.EXAMPLE))
     return parser
+
+
+def _gamma(text: str) -> int | None:
+    """A draft length, or None for the plan's."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of tokens nor auto") from None
 
 
 def _command(commands: argparse._SubParsersAction[_Parser], name: str, what: str, example: str) -> _Parser:
@@ -120,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = {
             "compile": _compile,
             "verify": _verify,
+            "explain": explain.run,
             "predict": predict.run,
             "sweep": sweep.run,
             "acceptance": acceptance.run,
@@ -163,7 +180,12 @@ def _compile(options: argparse.Namespace) -> int:
         eos=tuple(options.eos),
         vendor_python=options.board_python if options.vendor_wheels else None,
         dump_ir=options.dump_ir,
-        place=options.place,
+        place=None if options.place == "auto" else options.place,
+        alpha=options.alpha,
+        alpha_file=options.alpha_file,
+        factors=options.factors,
+        cpu_fallback=not options.no_cpu_fallback,
+        subgraphs=options.subgraphs,
     )
     result = compile_bundle(request, Progress(quiet=options.json))
     print(compile_json(result) if options.json else compile_text(result, options.out))

@@ -28,17 +28,13 @@ def predict_text(p: Prediction) -> str:
         for note in notes(p)
         for line in textwrap.wrap(note, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
     ]
-    lines += ["", f"{'mode':12}{'gamma':>6}{'tokens/s':>10}{'interval':>18}{'x same':>8}{'x best':>8}{'memory':>10}"]
-    for variant, sure in list(zip(p.decision.leading, p.intervals, strict=True))[:MOST_ROWS]:
-        lines += _row(variant, f"{rate(sure.low)} to {rate(sure.high)}")
-    for variant in p.decision.not_fitting[:MOST_ROWS]:
-        lines += _row(variant, "does not fit")
+    lines += ["", *variant_table(p, MOST_ROWS)]
     lines += ["", "T(n), a step of n tokens in ms"]
     lines += [f"  {'n':28}" + "".join(f"{n:>8}" for n in CURVE)]
-    for title, shape, placement in _models(p.decision.best):
+    for title, shape, placement in models_of(p.decision.best):
         costs = p.search.costs(shape)
         times = "".join(f"{_ms(costs.step_s(placement, n)):>8}" for n in CURVE)
-        lines.append(f"  {_short(f'{title} on {_where(placement, shape)}', 28):28}{times}")
+        lines.append(f"  {_short(f'{title} on {where_text(placement, shape)}', 28):28}{times}")
         lines.append(f"    n = 1: {costs.step(placement, 1).explain()}")
     lines += ["", f"numbers of board {p.question.board.name} behind the chosen variant"]
     lines += [f"  {path} = {value}: {kind}, {_short(source, 80)}" for path, value, kind, source in facts_used(p)]
@@ -47,13 +43,23 @@ def predict_text(p: Prediction) -> str:
     return "\n".join(lines)
 
 
+def variant_table(p: Prediction, most: int) -> list[str]:
+    """The leading variants, and those that do not fit, each with where it runs and its reason."""
+    lines = [f"{'mode':12}{'gamma':>6}{'tokens/s':>10}{'interval':>18}{'x same':>8}{'x best':>8}{'memory':>10}"]
+    for variant, sure in list(zip(p.decision.leading, p.intervals, strict=True))[:most]:
+        lines += _row(variant, f"{rate(sure.low)} to {rate(sure.high)}")
+    for variant in p.decision.not_fitting[:most]:
+        lines += _row(variant, "does not fit")
+    return lines
+
+
 def verdict(p: Prediction) -> str:
     """The answer in one sentence."""
     best, sure = p.decision.best, p.intervals[0]
     speed = f"{rate(best.tokens_per_s)} tokens/s ({rate(sure.low)} to {rate(sure.high)})"
     board = p.question.board.name
     if best.mode == TARGET_ONLY:
-        start = f"On {board} run {best.target.name} alone on {_where(best.target_placement, best.target)}: {speed}"
+        start = f"On {board} run {best.target.name} alone on {where_text(best.target_placement, best.target)}: {speed}"
         if not p.question.drafts:
             return f"{start}."
         other = p.speculative
@@ -64,11 +70,11 @@ def verdict(p: Prediction) -> str:
     drafter = (
         "the text itself"
         if best.draft is None or best.draft_placement is None
-        else (f"{best.draft.name} on {_where(best.draft_placement, best.draft)}")
+        else (f"{best.draft.name} on {where_text(best.draft_placement, best.draft)}")
     )
     return (
         f"On {board} speculate ({best.mode}) with gamma {best.gamma}: draft with {drafter}, "
-        f"verify with {best.target.name} on {_where(best.target_placement, best.target)}: {speed}, "
+        f"verify with {best.target.name} on {where_text(best.target_placement, best.target)}: {speed}, "
         f"{best.against_best:.2f} x the best single processor alone."
     )
 
@@ -82,12 +88,12 @@ def notes(p: Prediction) -> list[str]:
         found.append("the overlapped mode is predicted; this version runs drafter and target one after the other")
     if not compilable(best):
         runs = Search(bundle_question(p.question)).decide().best
-        where = "; ".join(f"{title} on {_where(place, shape)}" for title, shape, place in _models(runs))
+        where = "; ".join(f"{title} on {where_text(place, shape)}" for title, shape, place in models_of(runs))
         gamma = f" with gamma {runs.gamma}" if runs.gamma else ""
         speed = f"{rate(runs.tokens_per_s)} tokens/s"
         found.append(f"the best that this version can run, as `compile` decides: {runs.mode}{gamma}, {where}: {speed}")
     base = p.decision.baseline
-    on = _where(base.target_placement, base.target)
+    on = where_text(base.target_placement, base.target)
     found.append(
         f"baseline, the best single processor alone: {base.target.name} on {on}, {rate(base.tokens_per_s)} tokens/s"
     )
@@ -180,7 +186,9 @@ def _row(variant: Variant, sure: str) -> list[str]:
     """A table row, where the models run, and the reason."""
     numbers = f"{rate(variant.tokens_per_s):>10}{sure:>18}{variant.against_same:>8.2f}{variant.against_best:>8.2f}"
     head = f"{variant.mode:12}{variant.gamma or '-':>6}{numbers}{gb(variant.memory.total_bytes):>10}"
-    where = "; ".join(f"{title} {shape.name} on {_where(place, shape)}" for title, shape, place in _models(variant))
+    where = "; ".join(
+        f"{title} {shape.name} on {where_text(place, shape)}" for title, shape, place in models_of(variant)
+    )
     more = [
         line
         for text in (where, variant.reason)
@@ -189,14 +197,16 @@ def _row(variant: Variant, sure: str) -> list[str]:
     return [head, *more]
 
 
-def _models(variant: Variant) -> list[tuple[str, DecoderShape, Placement]]:
+def models_of(variant: Variant) -> list[tuple[str, DecoderShape, Placement]]:
+    """Title, shape and placement of each model of a variant."""
     models = [("target", variant.target, variant.target_placement)]
     if variant.draft is not None and variant.draft_placement is not None:
         models.append(("draft", variant.draft, variant.draft_placement))
     return models
 
 
-def _where(placement: Placement, shape: DecoderShape) -> str:
+def where_text(placement: Placement, shape: DecoderShape) -> str:
+    """Where a model runs, for people; the GPU's times are predicted."""
     return placement.text(shape).replace("gpu", "gpu (predicted)")
 
 

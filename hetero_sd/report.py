@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
 from hetero_sd.compile import CompileResult
+from hetero_sd.predict_report import variant_table
 from hetero_sd.verify import MOST_NEAR_TIES, VerifyResult
+
+_WIDTH = 118
+_MOST_VARIANTS = 3
 
 
 def compile_text(result: CompileResult, out: Path) -> str:
     """What was decided, why, and how large it is."""
     plan = result.plan
-    lines = [f"plan for board {plan.board}: {plan.mode}, gamma {plan.gamma}, {plan.threads} threads on {plan.cluster}"]
-    lines += [f"  - {reason}" for reason in plan.reasons]
+    lines = textwrap.wrap(plan.verdict, _WIDTH)
+    lines += [
+        line
+        for reason in plan.reasons
+        for line in textwrap.wrap(reason, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
+    ]
     eos = ", ".join(map(str, result.tokenizer.eos_ids))
     lines.append(f"  - end of text: id {eos}, from {Path(result.tokenizer.eos_source).name}")
+    lines += ["", *variant_table(result.prediction, _MOST_VARIANTS), ""]
     lines.append(f"{'model':8}{'layers':>8}{'weights':>10}{'in ONNX':>10}{'packed':>10}{'library':>10}  entry points")
     for role, built in result.models.items():
         m = built.manifest

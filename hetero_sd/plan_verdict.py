@@ -1,0 +1,82 @@
+"""The verdict of `compile`: what was decided, what the user's own choices cost, what a drafter costs in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from costmodel.roofline import GpuSlice
+from costmodel.uncertainty import used_processors
+from costmodel.variants import TARGET_ONLY, Variant
+from hetero_sd.predict import Prediction
+from hetero_sd.predict_report import models_of, rate, where_text
+
+
+def plan_verdict(asked: Prediction, free: Prediction, given: Sequence[str], has_draft: bool, draft_bytes: int) -> str:
+    """Two or three sentences, each with its number.
+
+    Args:
+        asked: the prediction with what the user gave.
+        free: the plan's own.
+        given: what the user gave.
+        has_draft: there is a drafter.
+        draft_bytes: memory that it takes; 0 where it is left out of the bundle.
+    """
+    best, sure = asked.decision.best, asked.intervals[0]
+    speed = f"{rate(best.tokens_per_s)} tokens/s predicted ({rate(sure.low)} to {rate(sure.high)})"
+    board = asked.question.board.name
+    said = [f"On {board}: {describe(best)}: {speed}, {best.against_best:.2f} x the best single processor alone."]
+    if any(isinstance(p, GpuSlice) for p in used_processors(best)) and "gpu_bandwidth" not in _fitted(asked):
+        said.append("The GPU's times come from the board's numbers; none of its kernels was measured there.")
+    if given:
+        said.append(_override(best, free.decision.best, given))
+    if has_draft and best.mode == TARGET_ONLY and "gamma" not in given:
+        said.append(_not_drafting(free))
+    if has_draft and best.mode == TARGET_ONLY:
+        said.append(
+            f"The drafter stays in the bundle and takes {1e-6 * draft_bytes:.0f} MB of memory, so that a run can turn "
+            "it on when more is accepted."
+            if draft_bytes
+            else "The drafter is left out of the bundle: it does not fit the memory beside the target."
+        )
+    return " ".join(said)
+
+
+def describe(variant: Variant) -> str:
+    """Mode, draft length and where each model runs, in a few words."""
+    where = ", ".join(f"{title} on {where_text(place, shape)}" for title, shape, place in models_of(variant))
+    return f"target only, {where}" if variant.mode == TARGET_ONLY else f"speculate with gamma {variant.gamma}, {where}"
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with six digits: what a plan can mean, and the same bytes where a last digit differs."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _override(best: Variant, own: Variant, given: Sequence[str]) -> str:
+    options = " and ".join(f"--{name}" for name in given)
+    if describe(best) == describe(own):
+        return f"As given with {options}; the plan would have decided the same."
+    ratio = own.tokens_per_s / best.tokens_per_s
+    return f"As given with {options}; the plan would have taken: {describe(own)}, predicted {ratio:.2f}x faster."
+
+
+def _not_drafting(free: Prediction) -> str:
+    other = free.speculative
+    if other is None:
+        return "Speculation does not fit the memory."
+    pays = (
+        f"it pays from acceptance {free.pays_from:.2f} on" if free.pays_from is not None else "at no acceptance it pays"
+    )
+    return (
+        f"Speculation does not pay: its best, gamma {other.gamma}, reaches {rate(other.tokens_per_s)} tokens/s at "
+        f"acceptance {free.alpha_source}; {pays}."
+    )
+
+
+def _fitted(p: Prediction) -> set[str]:
+    return set(p.question.board.factors)

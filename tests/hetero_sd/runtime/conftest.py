@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from hetero_sd.runtime.interface import ContextFull
+from targets.mali import opencl_runtime
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class TableModel:
@@ -106,3 +113,18 @@ def byte_fallback_tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def tokenizers_by_kind() -> dict[str, Tokenizer]:
     return {"byte level": byte_level_tokenizer(), "byte fallback": byte_fallback_tokenizer()}
+
+
+@pytest.fixture(scope="session")
+def fake_opencl(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The stand-in for an OpenCL driver, tests/targets/mali/fake_opencl.cc, compiled."""
+    if shutil.which("g++") is None:
+        message = "no g++: run tests/opencl/setup.sh"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    library = tmp_path_factory.mktemp("driver") / "libOpenCL.so"
+    source = ROOT / "tests/targets/mali/fake_opencl.cc"
+    flags = ["-std=c++17", "-fPIC", "-shared", f"-I{opencl_runtime.SOURCES}"]
+    subprocess.run(["g++", *flags, source, "-o", library], check=True)
+    return str(library)

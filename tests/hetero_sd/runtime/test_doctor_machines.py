@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import getpass
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,20 +39,6 @@ MACHINES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {  # files, th
     "FAT": (KBASE, G610, "vfat rw"),
     "read-only root": (KBASE, G610, "ext4 ro"),
 }
-
-
-@pytest.fixture(scope="module")
-def fake_opencl(tmp_path_factory: pytest.TempPathFactory) -> str:
-    if shutil.which("g++") is None:
-        message = "no g++: run tests/opencl/setup.sh"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    library = tmp_path_factory.mktemp("driver") / "libOpenCL.so"
-    source = ROOT / "tests/targets/mali/fake_opencl.cc"
-    flags = ["-std=c++17", "-fPIC", "-shared", f"-I{opencl_runtime.SOURCES}"]
-    subprocess.run(["g++", *flags, source, "-o", library], check=True)
-    return str(library)
 
 
 def make_root(root: Path, files: dict[str, str], folder: Path, mount: str) -> None:

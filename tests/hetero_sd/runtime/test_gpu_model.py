@@ -1,0 +1,172 @@
+"""A compiled model on an OpenCL device: ten thousand tokens without a leak, weights that are shared, kernels kept."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from costmodel.place import Place
+from hetero_sd.runtime.manifest import Bundle, write_manifest
+from targets.boards import load_board
+
+ROOT = Path(__file__).resolve().parents[3]
+EXPORT = ROOT / "tests/data/exports/llama-dynamo-fp32/model.onnx"
+CONTEXT = 32
+
+
+@pytest.fixture(scope="module")
+def bundle(opencl: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers on the GPU alone, one token a step."""
+    from hetero_sd.build import Sizes, build_model
+    from hetero_sd.bundle import copy_opencl_runtime
+    from passes.import_onnx import canonicalise
+
+    folder = tmp_path_factory.mktemp("gpu") / "bundle"
+    runtime = copy_opencl_runtime(folder / "python", load_board("host", measure=False).isa)
+    core, gpu = load_board("host", measure=False).clusters[0].core, load_board("rk3566").gpu
+    decoder, sizes = canonicalise(EXPORT, CONTEXT), Sizes(CONTEXT, (1,), 8)
+    place = Place.parse("gpu")
+    built = build_model("target", decoder, core, gpu, place, sizes, folder, lambda *_: None, runtime)
+    write_manifest(folder, {"models": {"target": built.manifest}, "plan": {"threads": 1, "gamma": 0}})
+    return folder
+
+
+@pytest.fixture
+def model(bundle: Path, opencl: Any) -> Iterator[Any]:
+    import tvm_ffi
+
+    from hetero_sd.runtime.model import load_models
+
+    loaded = load_models(Bundle(bundle)).target
+    yield loaded
+    del loaded
+    gc.collect()
+    tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.slow
+def test_no_leak_over_ten_thousand_tokens(model: Any, opencl: Any) -> None:
+    def generate(tokens: int) -> list[int]:
+        token, made = 1, []
+        for i in range(tokens):
+            token = int(model.argmax([token], i % CONTEXT)[0])
+            made.append(token)
+            token = 1 if i % CONTEXT == CONTEXT - 1 else token
+        return made
+
+    first = generate(20 * CONTEXT)
+    held, resident = opencl.memory(), resident_bytes()
+    again = generate(10_000)
+    assert again[: len(first)] == first
+    grown = opencl.memory()
+    assert (grown["buffers"], grown["bytes"]) == (held["buffers"], held["bytes"])
+    assert resident_bytes() - resident < 8 << 20  # 840 bytes a token would show
+    import tvm
+
+    kept = [tvm.runtime.empty((64,), "float32", tvm.opencl()) for _ in range(3)]  # the twin: three more buffers do show
+    assert opencl.memory()["buffers"] == held["buffers"] + len(kept)
+
+
+@pytest.mark.slow
+def test_weights_are_shared_with_the_mapped_file(
+    model: Any, bundle: Path, opencl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hetero_sd.runtime.model import load_models
+    from hetero_sd.runtime.weights import Weights
+
+    if opencl.devices()[0]["type"] != "cpu":
+        pytest.skip("only a CPU's driver is sure to share memory with the host")
+    weights = Weights(bundle / "weights/target.safetensors")
+    total = sum(weights[name].nbytes for name in weights)
+    assert opencl.memory()["imported_bytes"] == total
+    shared = model.forward([1, 2, 3], 0)
+    monkeypatch.setenv("HSD_OPENCL_IMPORT", "0")
+    before = opencl.memory()
+    copied = load_models(Bundle(bundle)).target
+    assert opencl.memory()["imported_bytes"] == total  # no more of them
+    assert opencl.memory()["bytes"] - before["bytes"] >= total
+    np.testing.assert_array_equal(copied.forward([1, 2, 3], 0), shared)
+    assert not np.array_equal(copied.forward([1, 2, 4], 0), shared)
+
+
+def start(bundle: Path, *options: str, **env: str) -> tuple[list[int], str]:
+    """One process: the tokens it generates, and what it says on standard error."""
+    prompts = bundle.parent / "prompts.jsonl"
+    prompts.write_text('{"token_ids": [1, 5, 9]}\n')
+    code = "import sys; from hetero_sd.runtime.run import main; sys.exit(main(sys.argv[1], sys.argv[2:]))"
+    arguments = [str(bundle), "--prompts", str(prompts), "--json", "--max-new-tokens", "4", *options]
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(("HSD_", "XDG_"))}
+    settings |= {"PYTHONPATH": str(ROOT), "POCL_CACHE_DIR": str(bundle.parent / "pocl"), **env}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=settings)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["token_ids"], done.stderr
+
+
+def entries(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("*.clbin")}
+
+
+@pytest.mark.slow
+def test_where_kernels_are_kept(bundle: Path, tmp_path: Path) -> None:
+    """--cache-dir, then the XDG folder, then none."""
+    stated, xdg, home = tmp_path / "stated" / "deep", tmp_path / "xdg", tmp_path / "home"
+    home.mkdir()
+    wanted, said = start(bundle, "--cache-dir", str(stated), XDG_CACHE_HOME=str(xdg), HOME=str(home))
+    kept = entries(stated)
+    assert len(kept) > 10
+    assert (said, xdg.exists(), list(home.iterdir())) == ("", False, [])
+
+    damaged, shortened = sorted(kept)[:2]
+    (stated / damaged).write_bytes(kept[damaged][1][:-1] + b"!")
+    (stated / shortened).write_bytes(kept[shortened][1][:20])
+    assert start(bundle, "--cache-dir", str(stated))[0] == wanted
+    now = entries(stated)
+    assert {name for name in kept if now[name][0] != kept[name][0]} == {damaged, shortened}  # those alone were rebuilt
+    assert {name: data for name, (_, data) in now.items()}.keys() == kept.keys()
+
+    assert start(bundle, XDG_CACHE_HOME=str(xdg), HOME=str(home)) == (wanted, "")
+    assert entries(xdg / "hetero_sd/opencl").keys() == kept.keys()
+    assert list(home.iterdir()) == []
+
+    (tmp_path / "file").write_text("")
+    nowhere = str(tmp_path / "file" / "home")  # a home that cannot be written, for root too
+    assert start(bundle, HOME=nowhere) == (wanted, "")
+    tokens, said = start(bundle, "--cache-dir", nowhere, HOME=str(home))
+    assert tokens == wanted
+    assert said == (
+        f"run.py: note: --cache-dir {nowhere} cannot be written: GPU kernels that are not in it are compiled at every "
+        "start\n"
+    )
+    assert list(home.iterdir()) == []
+    shutil.rmtree(stated)
+
+
+@pytest.mark.slow
+def test_a_weight_above_the_largest_allocation_is_named(bundle: Path, fake_opencl: str) -> None:
+    """The embedding of this model is 32 KiB and more."""
+    prompts = bundle.parent / "prompts.jsonl"
+    prompts.write_text('{"token_ids": [1, 5, 9]}\n')
+    code = "import sys; from hetero_sd.runtime.run import main; sys.exit(main(sys.argv[1], sys.argv[2:]))"
+    arguments = [str(bundle), "--prompts", str(prompts), "--json", "--opencl-lib", fake_opencl]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "FAKE_MAX_ALLOC": "16384"}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=env)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "tensor " in done.stderr
+    assert "is larger than CL_DEVICE_MAX_MEM_ALLOC_SIZE = 16384 bytes of a GPU" in done.stderr

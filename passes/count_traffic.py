@@ -66,7 +66,7 @@ class Kernel:
         group: work-items of a work-group; 0 on a CPU.
         tasks: iterations of its parallel loop; 1 runs on one thread. 0 on a GPU.
         moved_bytes: loads and stores of all launches.
-        vector_lanes, vector_bits: values that the access with the most bytes moves at once, and bits of one of them.
+        vector_lanes, vector_bits: values that are moved at once where the most different bytes are, and bits of one.
         register_tile: shape of the largest array that a work-item, or a CPU thread, keeps in registers.
     """
 
@@ -79,7 +79,7 @@ class Kernel:
     vector_lanes: int = 1
     vector_bits: int = 0
     register_tile: tuple[int, ...] = ()
-    widest_bytes: int = field(default=0, repr=False)
+    most_bits: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,8 @@ class _Walk:
         if self.open is not None:
             for buffer in block.alloc_buffers:
                 shape = tuple(int(d) for d in buffer.ty.shape)
-                if str(buffer.ty.storage_scope) == "local" and np.prod(shape) > np.prod(self.open.register_tile or (0,)):
+                larger = np.prod(shape) > np.prod(self.open.register_tile or (0,))
+                if str(buffer.ty.storage_scope) == "local" and larger:
                     self.open.register_tile = shape
         if type(node.predicate).__name__ != "IntImm":
             mask = np.broadcast_to(self.value(node.predicate, scope), scope.weight.shape)
@@ -328,8 +329,11 @@ class _Walk:
             self.open.moved_bytes += moved
             if vector is not None and self._stride(indices[-1], vector) == 1:
                 lanes = self.extents.get(vector, 1)
-            if moved > self.open.widest_bytes:
-                self.open.widest_bytes, self.open.vector_lanes, self.open.vector_bits = moved, lanes, touched.bits
+            sizes = [p if isinstance(p, int) else len(p) for p in where]
+            different = touched.bits * min(count, int(np.prod(sizes, dtype=np.int64)))
+            if different > self.open.most_bits:
+                self.open.most_bits = different
+                self.open.vector_lanes, self.open.vector_bits = lanes, touched.bits
 
     def _held(self, used: set[int], scope: _Scope, stored: bool) -> set[int]:
         """Loops that a load is not repeated in, because its address stays; serial ones only if nothing stores there."""

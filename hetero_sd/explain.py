@@ -1,0 +1,329 @@
+"""`hetero-sd explain`: each kernel of an entry point, what it moves and what it would have to, and how it is cut."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from costmodel.place import Place
+from hetero_sd.malioc import Registers, inspect_kernels
+from targets.boards import board_names, load_board
+from targets.device import Board
+from targets.errors import UserError
+
+EXAMPLE = """\
+example:
+  hetero-sd explain target/model.onnx --board rk3588 --place gpu --width 5
+
+`moved` counts every load and store that the kernels issue, `needed` each byte once: caches decide how much of the
+difference reaches the DRAM. Nothing is measured and no weight is read.
+"""
+MOST_WIDTH = 256
+
+
+@dataclass(frozen=True)
+class ExplainRequest:
+    """What is to be explained.
+
+    Attributes:
+        model: the ONNX file.
+        board: a board's name, or the path of a .toml file.
+        place: where the parts of the model run, as `compile --place` takes it for one model.
+        width: new tokens of the step.
+        past: tokens in the KV cache before them.
+        context: tokens that fit the cache.
+        prefill: a prompt chunk, whose head computes one row only.
+    """
+
+    model: Path
+    board: str
+    place: str = "cpu"
+    width: int = 1
+    past: int | None = None
+    context: int = 1024
+    prefill: bool = False
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One OpenCL kernel, or the one function that a CPU runs; see passes/count_traffic.py for the fields."""
+
+    name: str
+    launches: int
+    moved_bytes: int
+    vector_lanes: int
+    vector_bits: int
+    work_items: int
+    group: int
+    tasks: int
+    register_tile: tuple[int, ...]
+    registers: Registers | None = None
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """All calls of one compiled operator in the entry point.
+
+    Attributes:
+        name: of the function, for example ``linear_4bit_1_896_4864``.
+        processor: "cpu" or "gpu".
+        calls: how often the entry point calls it.
+        moved_bytes, needed_bytes: of one call.
+        buffers: bytes read, bytes that have to be read, and the same for writes, by buffer.
+        kernels: what it launches.
+    """
+
+    name: str
+    processor: str
+    calls: int
+    moved_bytes: int
+    needed_bytes: int
+    buffers: dict[str, dict[str, int]]
+    kernels: tuple[KernelRow, ...]
+
+    @property
+    def operator(self) -> str:
+        """The name without sizes."""
+        return re.sub(r"_\d+(?=_|$)", "", self.name)
+
+    @property
+    def rereads(self) -> tuple[str, float]:
+        """The buffer with the most bytes that have to be read, and how often the kernels read it."""
+        name = max(self.buffers, key=lambda buffer: self.buffers[buffer]["needed_read_bytes"])
+        needed = self.buffers[name]["needed_read_bytes"]
+        return name, self.buffers[name]["read_bytes"] / needed if needed else 0.0
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The rows, the largest share of the traffic first, and what is said below them."""
+
+    request: ExplainRequest
+    board: Board
+    past: int
+    rows: tuple[OperatorRow, ...]
+    registers_from: str
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes moved by one run of the entry point."""
+        return sum(row.calls * row.moved_bytes for row in self.rows)
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes it would have to move, if every kernel touched each byte once."""
+        return sum(row.calls * row.needed_bytes for row in self.rows)
+
+
+def explain(request: ExplainRequest) -> Explanation:
+    """Lower the model as `compile` does, and count.
+
+    Raises:
+        UserError: a file or number that cannot be used, or a model that does not compile.
+    """
+    board = load_board(request.board, measure=False)
+    place = _place(request.place, board)
+    if not 1 <= request.width <= MOST_WIDTH:
+        raise UserError(f"--width {request.width}: must be 1 to {MOST_WIDTH} tokens")
+    if not request.model.is_file():
+        raise UserError(f"model {request.model}: there is no such file")
+    past = max(0, request.context - request.width) // 2 if request.past is None else request.past
+    if past < 0 or past + request.width > request.context:
+        raise UserError(f"--past {past} and --width {request.width} do not fit --context {request.context} tokens")
+    lowered = _lower(request, board, place)
+    found: dict[tuple[str, str], OperatorRow] = {}
+    for name, processor, module in _entries(lowered, request):
+        for row in _rows(module, name, processor, past):
+            before = found.get((row.name, processor))
+            calls = row.calls + (before.calls if before else 0)
+            found[row.name, processor] = dataclasses.replace(row, calls=calls)
+    rows = list(found.values())
+    rows.sort(key=lambda row: -row.calls * row.moved_bytes)
+    rows, source = _with_registers(rows, lowered, board)
+    return Explanation(request, board, past, tuple(rows), source)
+
+
+def _place(rule: str, board: Board) -> Place:
+    try:
+        place = Place.parse(rule)
+    except ValueError:
+        raise UserError(f"--place {rule}: cannot be read; cpu, gpu, gpu:0-3, gpu:ffn and the like can") from None
+    if "gpu" in place.processors and board.gpu is None:
+        raise UserError(f"--place {rule}: board {board.name} has no GPU; leave out --place or take another board")
+    return place
+
+
+def _lower(request: ExplainRequest, board: Board, place: Place) -> Any:
+    from passes.import_onnx import canonicalise
+    from passes.pipeline import lower_decoder
+    from targets.cortex_a.tile import cpu_tile
+    from targets.mali.tile import gpu_tile
+
+    tiles: dict[str, Any] = {"cpu": cpu_tile(board.clusters[0].core)}
+    if board.gpu is not None:
+        tiles["gpu"] = gpu_tile(board.gpu)
+    decoder = canonicalise(request.model, request.context)
+    return lower_decoder(decoder, tiles, place, request.context, [request.width], request.width)
+
+
+def _entries(lowered: Any, request: ExplainRequest) -> list[tuple[str, str, Any]]:
+    """Name, processor and module of the entry point of each segment."""
+    from passes.make_entries import prefill_name, step_name
+
+    name = prefill_name if request.prefill else step_name
+    segments = [part.segment for part in lowered.chain]
+    return [(name(request.width, s.name), s.processor, lowered.modules[s.processor]) for s in segments]
+
+
+def _rows(module: Any, entry: str, processor: str, past: int) -> list[OperatorRow]:
+    from passes.count_traffic import count_traffic
+    from passes.kernel_calls import kernel_uses
+
+    rows = []
+    for use in kernel_uses(module[entry]):
+        counted = count_traffic(module[use.name], past, use.outputs, use.scratch)
+        kernels = tuple(
+            KernelRow(
+                *(k.name, k.launches, k.moved_bytes, k.vector_lanes, k.vector_bits),
+                *(k.work_items, k.group, k.tasks, k.register_tile),
+            )
+            for k in counted.kernels
+        )
+        buffers = {
+            t.name: {
+                "read_bytes": t.read_bytes,
+                "needed_read_bytes": t.needed_read_bytes,
+                "written_bytes": t.written_bytes,
+                "needed_written_bytes": t.needed_written_bytes,
+            }
+            for t in counted.traffic
+        }
+        moved, needed = counted.moved_bytes, counted.needed_bytes
+        rows.append(OperatorRow(use.name, processor, use.calls, moved, needed, buffers, kernels))
+    return rows
+
+
+def _with_registers(rows: list[OperatorRow], lowered: Any, board: Board) -> tuple[list[OperatorRow], str]:
+    """The rows with what malioc says of each OpenCL kernel, and a sentence about it; "" where there is none."""
+    names = [row.name for row in rows if row.processor == "gpu"]
+    if not names or board.gpu is None:
+        return rows, ""
+    found, sentence = inspect_kernels(lambda: _opencl_source(lowered.modules["gpu"], names), board.gpu.model)
+    filled = []
+    for row in rows:
+        kernels = [dataclasses.replace(k, registers=found.get((row.name, i))) for i, k in enumerate(row.kernels)]
+        filled.append(dataclasses.replace(row, kernels=tuple(kernels)) if row.processor == "gpu" else row)
+    return filled, sentence
+
+
+def _opencl_source(module: Any, names: Sequence[str]) -> tuple[str, dict[tuple[str, int], str]]:
+    """OpenCL C of functions of a module, and the kernel's name by function and number of the kernel in it."""
+    import tvm
+
+    funcs = {name: module[name].with_attr("global_symbol", name) for name in names}
+    built = tvm.compile(
+        tvm.IRModule(funcs), target=tvm.target.Target({"kind": "opencl", "device": "mali"}, host="llvm")
+    )
+    source = "".join(str(part.inspect_source()) for part in built.mod.imports)
+    kernels: dict[tuple[str, int], str] = {}
+    for name in names:
+        found = re.findall(rf"__kernel void ({re.escape(name)}_kernel(?:_\d+)?)\(", source)
+        in_order = sorted(dict.fromkeys(found), key=lambda kernel: int(re.sub(r".*_kernel_?", "", kernel) or 0))
+        kernels |= {(name, i): kernel for i, kernel in enumerate(in_order)}
+    return source, kernels
+
+
+def as_json(found: Explanation) -> str:
+    """The explanation as one JSON object; `registers` is null where malioc did not say."""
+    content = {
+        "model": str(found.request.model),
+        "board": found.board.name,
+        "place": found.request.place,
+        "width": found.request.width,
+        "past": found.past,
+        "context": found.request.context,
+        "prefill": found.request.prefill,
+        "moved_bytes": found.moved_bytes,
+        "needed_bytes": found.needed_bytes,
+        "registers_from": found.registers_from,
+        "operators": [{"operator": row.operator, **dataclasses.asdict(row)} for row in found.rows],
+    }
+    return json.dumps(content, indent=1)
+
+
+_HEADER = (
+    *("kernel", "on", "calls", "moved kB", "needed kB", "ratio", "most read"),
+    *("vector", "work-items", "group", "tile", "registers"),
+)
+
+
+def as_text(found: Explanation) -> str:
+    """The explanation as a table for a person; bytes are of one call, the last line is of the whole step."""
+    request = found.request
+    what = f"prompt chunk of {request.width}" if request.prefill else f"step of {request.width}"
+    table = [_HEADER]
+    for row in found.rows:
+        alone = row.kernels[0] if len(row.kernels) == 1 else None
+        buffer, times = row.rereads
+        ratio = _ratio(row.moved_bytes, row.needed_bytes)
+        sizes = (_kb(row.moved_bytes), _kb(row.needed_bytes), ratio, f"{buffer} x{times:.2f}")
+        table.append((row.name, row.processor, str(row.calls), *sizes, *(_cut(alone) if alone else ("",) * 5)))
+        if alone is None:
+            for kernel in row.kernels:
+                launches = f" x{kernel.launches}" if kernel.launches > 1 else ""
+                table.append((f"  {kernel.name}{launches}", "", "", _kb(kernel.moved_bytes), "", "", "", *_cut(kernel)))
+    total = (_kb(found.moved_bytes), _kb(found.needed_bytes), _ratio(found.moved_bytes, found.needed_bytes))
+    table.append(("all calls", "", str(sum(row.calls for row in found.rows)), *total, *("",) * 6))
+    widths = [max(len(line[i]) for line in table) for i in range(len(_HEADER))]
+    left = (0, 1, 6, 7, 10)
+    lines = [f"{request.model.name} on {found.board.name}, --place {request.place}: {what} after {found.past} tokens"]
+    for cells in table:
+        padded = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        lines.append("  ".join(padded).rstrip())
+    if found.registers_from:
+        lines.append(f"registers: {found.registers_from}")
+    return "\n".join(lines)
+
+
+def _cut(kernel: KernelRow) -> tuple[str, str, str, str, str]:
+    items = f"{kernel.work_items}" if kernel.group else f"{kernel.tasks} task{'s' if kernel.tasks != 1 else ''}"
+    tile = "x".join(map(str, kernel.register_tile))
+    registers = kernel.registers.text if kernel.registers else "unknown" if kernel.group else ""
+    vector = f"{kernel.vector_lanes} x {kernel.vector_bits} bit" if kernel.vector_bits else ""
+    return (vector, items, str(kernel.group or ""), tile, registers)
+
+
+def _kb(count: int) -> str:
+    return f"{count / 1000:,.1f}"
+
+
+def _ratio(moved: int, needed: int) -> str:
+    return f"{moved / needed:.2f}" if needed else "-"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `hetero-sd explain`."""
+    parser.add_argument("model", metavar="MODEL.onnx", type=Path, help="the export")
+    parser.add_argument(
+        "--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a board file"
+    )
+    parser.add_argument("--place", metavar="WHERE", default="cpu", help="cpu, gpu, gpu:0-3, gpu:ffn, ... (default cpu)")
+    parser.add_argument("--width", metavar="N", type=int, default=1, help="new tokens of the step (default 1)")
+    parser.add_argument("--past", metavar="N", type=int, help="tokens in the cache before (default: half the context)")
+    parser.add_argument("--context", metavar="N", type=int, default=1024, help="tokens the cache holds (default 1024)")
+    parser.add_argument("--prefill", action="store_true", help="a prompt chunk: the head computes one row only")
+    parser.add_argument("--json", action="store_true", help="print everything, by buffer, as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run `hetero-sd explain`."""
+    fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(ExplainRequest)}
+    found = explain(ExplainRequest(**fields))
+    print(as_json(found) if options.json else as_text(found))
+    return 0

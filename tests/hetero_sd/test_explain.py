@@ -1,0 +1,148 @@
+"""`hetero-sd explain`: its table and JSON, what malioc adds, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hetero_sd.cli import main
+from hetero_sd.malioc import inspect_kernels
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "examples" / "translation" / "draft" / "model.onnx"
+GOLDEN = ROOT / "tests" / "golden" / "hetero_sd"
+
+# The form of `malioc --format json` of version 8: a list of properties for each variant of a shader.
+REPORT = {
+    "schema": {"name": "performance", "version": 2},
+    "shaders": [
+        {
+            "hardware": {"architecture": "Valhall", "core": "Mali-G610", "revision": "r0p0"},
+            "shader": {"api": "OpenCL", "type": "Kernel"},
+            "variants": [
+                {
+                    "name": "Main",
+                    "properties": [
+                        {"display_name": "Work registers", "name": "work_registers_used", "value": 47},
+                        {"display_name": "Thread occupancy", "name": "thread_occupancy", "value": 50},
+                        {"display_name": "Stack spilling", "name": "has_stack_spilling", "value": False},
+                    ],
+                }
+            ],
+        }
+    ],
+}
+
+
+def explained(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    assert main(["explain", str(MODEL), "--board", "rk3588", *options]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def malioc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Puts a program of that name on the PATH, and nothing else that matters."""
+
+    def install(script: str) -> Path:
+        program = tmp_path / "malioc"
+        program.write_text("#!/bin/sh\n" + script)
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        return program
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return install
+
+
+def test_table_as_people_read_it(malioc: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    text = explained(capsys, "--place", "gpu", "--width", "5")
+    assert text == (GOLDEN / "explain_rk3588.txt").read_text("utf-8")
+
+
+def test_json_has_every_buffer_and_adds_up(malioc: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(explained(capsys, "--json", "--width", "1", "--past", "10", "--context", "64"))
+    rows = found["operators"]
+    assert found["moved_bytes"] == sum(row["calls"] * row["moved_bytes"] for row in rows)
+    assert found["needed_bytes"] == sum(row["calls"] * row["needed_bytes"] for row in rows)
+    assert {row["processor"] for row in rows} == {"cpu"}
+    for row in rows:
+        assert row["needed_bytes"] <= row["moved_bytes"] == sum(k["moved_bytes"] for k in row["kernels"])
+        moved = sum(b["read_bytes"] + b["written_bytes"] for b in row["buffers"].values())
+        assert moved == row["moved_bytes"]
+    weights = sum(
+        row["calls"] * row["buffers"]["w"]["read_bytes"] for row in rows if row["operator"].startswith("linear")
+    )
+    assert 0.9 < weights / MODEL.stat().st_size < 1.0  # one token streams the file's weights once
+    five = json.loads(explained(capsys, "--json", "--width", "8", "--past", "10", "--context", "64"))
+    assert five["needed_bytes"] < 1.5 * found["needed_bytes"] < five["moved_bytes"]
+
+
+def test_parts_on_both_processors_and_a_prompt_chunk(malioc: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--json", "--place", "gpu:ffn", "--prefill", "--width", "4", "--context", "64")
+    found = json.loads(explained(capsys, *options))
+    by_processor: dict[str, set[str]] = {"cpu": set(), "gpu": set()}
+    for row in found["operators"]:
+        by_processor[row["processor"]].add(row["operator"])
+    assert {"attention", "rope", "embedding", "argmax", "take_row"} <= by_processor["cpu"]
+    assert {"silu_mul", "linear"} <= by_processor["gpu"]
+    assert "attention" not in by_processor["gpu"]
+
+
+def test_registers_and_spills_come_from_malioc(malioc: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    seen = tmp_path / "arguments"
+    malioc(f'echo "$@" >> {seen}\ngrep -q "__kernel void $5(" "$8" && cat {tmp_path}/report.json\n')
+    found = json.loads(explained(capsys, "--json", "--place", "gpu", "--context", "64"))
+    kernels = [k for row in found["operators"] for k in row["kernels"]]
+    assert kernels
+    wanted = {"work_registers": 47, "spills": False, "occupancy_percent": 50}
+    assert all(k["registers"] == wanted for k in kernels), "a kernel's name is not in the source"
+    assert found["registers_from"].startswith("32-bit registers of a work-item, by malioc for Mali-G610")
+    calls = seen.read_text().splitlines()
+    assert len(calls) == len(kernels)
+    assert all(c.startswith("--opencl --core Mali-G610 --name ") and " --format json " in c for c in calls)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo not json",
+        "echo '[]'",
+        "echo '{\"shaders\": []}'",
+        "exit 3",
+        "echo 'error: unknown core' >&2; exit 1",
+        'echo \'{"shaders":[{"variants":[{"properties":[{"name":"work_registers_used","value":"many"}]}]}]}\'',
+        "head -c 300 /dev/urandom",
+    ],
+)
+def test_a_malformed_answer_is_unknown(malioc: Any, script: str) -> None:
+    malioc(script)
+    source = "__kernel void a_kernel() {}", {("a", 0): "a_kernel"}
+    found, sentence = inspect_kernels(lambda: source, "Mali-G610")
+    assert found == {}
+    assert sentence.startswith("unknown, malioc did not answer as expected (a_kernel: ")
+    malioc(f"echo '{json.dumps(REPORT)}'")  # the twin: a proper answer is taken
+    found, sentence = inspect_kernels(lambda: source, "Mali-G610")
+    assert found["a", 0].work_registers == 47
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--board", "rpi5", "--place", "gpu"], "has no GPU"),
+        (["--board", "rk3588", "--place", "npu"], "--place npu: cannot be read"),
+        (["--board", "rk3588", "--place", "gpu:99"], "there is no layer 99"),
+        (["--board", "rk3588", "--width", "0"], "--width 0"),
+        (["--board", "rk3588", "--past", "64", "--context", "64"], "do not fit --context 64"),
+        (["--board", "moon"], "moon"),
+    ],
+)
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], options: list[str], said: str) -> None:
+    assert main(["explain", str(MODEL), *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert said in err

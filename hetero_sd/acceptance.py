@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from costmodel.speculative import expected_tokens
 from hetero_sd.predict import write_text
+from hetero_sd.runtime.interface import Model
 from targets.errors import UserError
 
 FORMAT = 1
@@ -184,7 +185,8 @@ def measure_acceptance(options: argparse.Namespace) -> dict[str, Any]:
     """
     from hetero_sd.runtime.prompts import read_prompts
     from hetero_sd.runtime.text import Text
-    from hetero_sd.tokenizer_files import find_tokenizer
+    from hetero_sd.runtime.within_vocabulary import WithinVocabulary
+    from hetero_sd.tokenizer_files import check_pair, find_tokenizer
 
     if not 1 <= options.gamma <= 16:
         raise UserError(f"--gamma {options.gamma}: must be from 1 to 16")
@@ -202,12 +204,9 @@ def measure_acceptance(options: argparse.Namespace) -> dict[str, Any]:
     if empty := next((p for p, ids in zip(prompts, encoded, strict=True) if not ids), None):
         raise UserError(f"{empty.where} is empty: give at least one token")
     context = max(map(len, encoded)) + options.max_new_tokens + options.gamma + 1
-    target, draft = (ReferenceDecoder(path, context) for path in (options.target, options.draft))
-    if target.vocab != draft.vocab:
-        raise UserError(
-            f"the vocabularies differ: {options.target} has {target.vocab} token ids, {options.draft} has "
-            f"{draft.vocab}; a drafter needs the target's tokenizer"
-        )
+    whole = [ReferenceDecoder(path, context) for path in (options.target, options.draft)]
+    check_pair(options.target, whole[0].vocab, options.draft, whole[1].vocab, tokenizer)
+    target, draft = (WithinVocabulary(model, tokenizer.vocab) for model in whole)
     result: dict[str, Any] = {"format": FORMAT, "target": options.target.name, "draft": options.draft.name}
     for mode, temperature in (("greedy", 0.0), ("sampled", options.temperature)):
         result[mode] = None
@@ -218,8 +217,8 @@ def measure_acceptance(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(
-    target: ReferenceDecoder,
-    draft: ReferenceDecoder,
+    target: Model,
+    draft: Model,
     encoded: Sequence[list[int]],
     options: argparse.Namespace,
     temperature: float,

@@ -23,7 +23,7 @@ from hetero_sd.plan import Plan, Wishes, check_gamma, make_plan, whole_context
 from hetero_sd.predict import Prediction, read_alpha_file
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.manifest import write_manifest
-from hetero_sd.tokenizer_files import TokenizerFiles, find_tokenizer
+from hetero_sd.tokenizer_files import TokenizerFiles, check_pair, find_tokenizer
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
@@ -116,6 +116,9 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     for role, path in sources.items():
         with progress.step(f"{role}: import {path.name}"):
             decoders[role], shapes[role] = _import(role, path, context, tokenizer)
+    if request.draft is not None:
+        vocab = {role: shape.vocab for role, shape in shapes.items()}
+        check_pair(request.target, vocab["target"], request.draft, vocab["draft"], tokenizer)
     plan, prediction = make_plan(board, shapes, context, _wishes(request))
 
     with new_bundle(request.out) as folder:

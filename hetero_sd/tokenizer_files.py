@@ -11,10 +11,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from costmodel.vocabulary import one_vocabulary
 from hetero_sd.runtime.text import FILES
 from targets.errors import UserError
 
 _LARGEST_BYTES = 256 << 20
+_MOST_DIFFERING = 0.01  # of the tokens: a few special ones are renamed between members of a family
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class TokenizerFiles:
 
     Attributes:
         folder: where tokenizer.json lies.
-        vocab: number of ids, added tokens included.
+        vocab: the largest id, of added tokens too, and one.
         eos_ids: ids that end a text, sorted.
         eos_source: where they come from, for the report.
     """
@@ -56,14 +58,12 @@ def find_tokenizer(path: Path | None, models: Sequence[Path], eos: Sequence[int]
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file}: there is no tokenizer; --tokenizer takes a tokenizer.json or the folder that has it")
-    if file.stat().st_size > _LARGEST_BYTES:
-        raise UserError(f"{file}: larger than {_LARGEST_BYTES} bytes, so this is not a tokenizer")
-    try:
-        tokenizer = Tokenizer.from_str(file.read_text("utf-8"))
-    except Exception as error:  # the library raises plain Exception for a malformed file
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file}: not a tokenizer of the tokenizers library ({reason})") from None
-    vocab = tokenizer.get_vocab_size(with_added_tokens=True)
+    tokenizer = _read_tokenizer(file)
+    vocab = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if vocab == 0:
+        raise UserError(f"{file}: this tokenizer has no tokens")
+    for model in models:
+        _check_beside(file, tokenizer, model.parent / "tokenizer.json")
     ids, source = (sorted(set(eos)), "--eos") if eos else _stated_eos(tokenizer, [file.parent, *_folders(models)])
     if not ids:
         raise UserError(
@@ -72,7 +72,7 @@ def find_tokenizer(path: Path | None, models: Sequence[Path], eos: Sequence[int]
         )
     strange = [i for i in ids if not 0 <= i < vocab]
     if strange:
-        raise UserError(f"{source}: end-of-text id {strange[0]} is not one of the tokenizer's ids 0 to {vocab - 1}")
+        raise UserError(f"{source}: end-of-text id {strange[0]} is not one of the ids 0 to {vocab - 1} of {file}")
     return TokenizerFiles(file.parent, vocab, tuple(ids), source)
 
 
@@ -82,6 +82,58 @@ def _beside(model: Path) -> Path:
     if found is None:
         raise UserError(f"{model}: there is no tokenizer.json beside it; say where it is with --tokenizer FILE or DIR")
     return found
+
+
+def check_pair(target: Path, target_vocab: int, draft: Path, draft_vocab: int, tokenizer: TokenizerFiles) -> None:
+    """Check that a target and its drafter can share a tokenizer: what their heads have beyond its ids is padding.
+
+    Raises:
+        UserError: they have other vocabularies, or fewer rows than the tokenizer has ids.
+    """
+    for path, vocab in ((target, target_vocab), (draft, draft_vocab)):
+        if vocab < tokenizer.vocab:
+            raise UserError(
+                f"{path} knows {vocab} token ids, the tokenizer in {tokenizer.folder} has {tokenizer.vocab}: they do "
+                "not belong together"
+            )
+    if not one_vocabulary(target_vocab, draft_vocab, tokenizer.vocab):
+        raise UserError(
+            f"the vocabularies differ: {target} has {target_vocab} token ids, {draft} has {draft_vocab}, the tokenizer "
+            f"in {tokenizer.folder} {tokenizer.vocab}; a drafter needs the target's tokenizer"
+        )
+
+
+def _read_tokenizer(file: Path) -> Any:
+    """The tokenizer in a file.
+
+    Raises:
+        UserError: too large, or not one of the tokenizers library.
+    """
+    try:
+        if file.stat().st_size > _LARGEST_BYTES:
+            raise UserError(f"{file}: larger than {_LARGEST_BYTES} bytes, so this is not a tokenizer")
+        return Tokenizer.from_str(file.read_text("utf-8"))
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and Rust panics are no Exception
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{file}: not a tokenizer of the tokenizers library ({reason})") from None
+
+
+def _check_beside(file: Path, tokenizer: Any, other: Path) -> None:
+    """Refuse a model whose own tokenizer, beside it, gives other ids to the same tokens."""
+    if not other.is_file() or other.resolve() == file.resolve():
+        return
+    if other.stat().st_size == file.stat().st_size and other.read_bytes() == file.read_bytes():
+        return
+    ours, theirs = (t.get_vocab(with_added_tokens=True) for t in (tokenizer, _read_tokenizer(other)))
+    wrong = [(i, token) for token, i in ours.items() if theirs.get(token, -1) != i]
+    if len(wrong) > _MOST_DIFFERING * len(ours):
+        i, token = min(wrong)
+        raise UserError(
+            f"{file} and {other}, beside the model, are different tokenizers: {len(wrong)} of {len(ours)} tokens have "
+            f"other ids, the first is {token[:40]!r} with id {i}; drafter and target need the same one"
+        )
 
 
 def _folders(models: Sequence[Path]) -> list[Path]:

@@ -27,6 +27,7 @@ from hetero_sd.runtime.session import Answer, Session
 from hetero_sd.runtime.stats import stats_json, stats_table
 from hetero_sd.runtime.text import Text
 from hetero_sd.runtime.threads import choose_threads, prepare_environment
+from hetero_sd.runtime.within_vocabulary import within_vocabulary
 from targets.errors import UserError
 from targets.mali.opencl_runtime import OpenCLError
 
@@ -86,7 +87,8 @@ def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
     if text is None and not options.json:
         raise UserError("the bundle has no tokenizer, so there is no text to show: give --json")
     prepare_environment(choose_threads(options.threads, bundle.plan))  # before TVM is imported
-    session = _session(bundle, (load or _load_models)(bundle, options.huge_pages), text, options)
+    models = (load or _load_models)(bundle, options.huge_pages)
+    session = _session(bundle, within_vocabulary(models, _vocabulary(bundle)), text, options)
 
     answers: list[Answer] = []
     for prompt, ids in _encoded(session, given):
@@ -97,7 +99,7 @@ def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
         print(stats_table(stats_json([answer.trace for answer in answers], bundle.plan)), file=sys.stderr)
     if options.save_logits is not None:
         sequences = [(answer.prompt_ids, answer.trace.token_ids) for answer in answers]
-        save_logits(options.save_logits, session.models.target, sequences)
+        save_logits(options.save_logits, models.target, sequences)
 
 
 def _calibrate(bundle: Bundle, options: Namespace, load: Loader) -> None:
@@ -154,6 +156,14 @@ def _eos_ids(bundle: Bundle, text: Text | None) -> frozenset[int]:
     if not isinstance(stated, list) or not all(type(i) is int for i in stated):
         raise UserError("manifest.json: tokenizer.eos_ids is not a list of integers: build the bundle again")
     return frozenset(stated)
+
+
+def _vocabulary(bundle: Bundle) -> int | None:
+    """Return the number of ids the tokenizer has; None where the manifest does not say."""
+    stated = bundle.tokenizer.get("vocab")
+    if stated is not None and (type(stated) is not int or stated < 1):
+        raise UserError("manifest.json: tokenizer.vocab is not a number of ids: build the bundle again")
+    return stated
 
 
 def _session(bundle: Bundle, models: Models, text: Text | None, options: Namespace) -> Session:

@@ -1,10 +1,10 @@
 """What an OpenCL device costs before it computes: launches, copies against shared buffers, kernel times.
 
-    python benchmarks/opencl.py [--repeats 200] [--json]
+    python benchmarks/opencl.py [--repeats 200] [--bundle DIR] [--json]
 
 On PoCL the "GPU" is this machine's CPU, so the numbers show the runtime and the driver, not a Mali; on a board the same
 command feeds the cost model. The cold start compiles kernels, the second process loads them from the program cache
-(PoCL's own cache is switched off).
+(PoCL's own cache is switched off). With a bundle compiled for the GPU, both are timed to its first token.
 """
 
 from __future__ import annotations
@@ -98,11 +98,15 @@ def kernels(device: Any, opencl: Any, library: Path, repeats: int) -> dict[str, 
     return {name: statistics.median(times) for name, times in found.items()}
 
 
-def first_results(library: Path) -> dict[str, float]:
-    """Seconds to the first result of a process without and with program binaries from an earlier one."""
+def first_results(what: Path) -> dict[str, float]:
+    """Seconds to the first result of a process without and with program binaries from an earlier one.
+
+    Args:
+        what: a library, whose product is the result, or a bundle, whose first token is.
+    """
     with tempfile.TemporaryDirectory() as cache:
         env = {**os.environ, "HSD_OPENCL_CACHE": cache, "POCL_KERNEL_CACHE": "0", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, __file__, "--first-result", str(library)]
+        command = [sys.executable, __file__, "--first-token" if what.is_dir() else "--first-result", str(what)]
         runs = [subprocess.run(command, env=env, capture_output=True, text=True, check=True) for _ in range(2)]
     return {name: float(run.stdout) for name, run in zip(("cold", "from the cache"), runs, strict=True)}
 
@@ -120,6 +124,19 @@ def first_result(library: Path) -> float:
     start = time.perf_counter()
     vm = VirtualMachine(tvm.runtime.load_module(str(library)), [device, tvm.cpu()])
     vm["main"](*arguments).numpy()
+    return time.perf_counter() - start
+
+
+def first_token(bundle: Path) -> float:
+    """Seconds from opening a bundle to the target's first token after a prompt of three; imports are not counted."""
+    os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+    import tvm  # noqa: F401
+
+    from hetero_sd.runtime.manifest import Bundle
+    from hetero_sd.runtime.model import load_models
+
+    start = time.perf_counter()
+    load_models(Bundle(bundle)).target.extend([1, 2, 3], 0)
     return time.perf_counter() - start
 
 
@@ -173,11 +190,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--bundle", type=Path, help="time the first token of this bundle, cold and from the cache")
     parser.add_argument("--first-result", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--first-token", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     if options.first_result is not None:
         print(first_result(options.first_result))
+        return
+    if options.first_token is not None:
+        print(first_token(options.first_token))
         return
 
     import tvm
@@ -193,7 +215,7 @@ def main() -> None:
             "launch_us": launches(device, opencl, options.repeats),
             "hand_over_us": hand_overs(device, opencl, options.repeats),
             "kernel_us": kernels(device, opencl, library, options.repeats),
-            "first_result_s": first_results(library),
+            ("first_token_s" if options.bundle else "first_result_s"): first_results(options.bundle or library),
         }
     if options.json:
         print(json.dumps(result, indent=1))
@@ -205,8 +227,9 @@ def main() -> None:
         print(f"read back      {value['copy']:9.1f} us  {size} copied, {value['shared']:.1f} us shared")
     for name, value in result["kernel_us"].items():
         print(f"kernel         {value:9.1f} us  {name}")
-    for name, value in result["first_result_s"].items():
-        print(f"first result   {value:9.2f} s   {name}")
+    for key, what in (("first_result_s", "first result"), ("first_token_s", "first token")):
+        for name, value in result.get(key, {}).items():
+            print(f"{what:12}   {value:9.2f} s   {name}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from costmodel.place import Place
 from costmodel.placement import Placement
 from costmodel.roofline import CpuSlice
 from costmodel.shape import DecoderShape
-from costmodel.vocabulary import one_vocabulary
 from costmodel.speculative import MOST_GAMMA, Acceptance, Round, check_acceptance
+from costmodel.vocabulary import one_vocabulary
 from targets.device import Board
 from targets.errors import UserError
 

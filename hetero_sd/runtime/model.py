@@ -68,6 +68,21 @@ class CompiledModel:
         """Whether the CPU took over from the GPU."""
         return self._chain.segments is self._facts.fallback
 
+    @property
+    def prefill_width(self) -> int:
+        """Tokens of a prompt chunk."""
+        return self._chunk
+
+    @property
+    def processor(self) -> str:
+        """ "cpu" or "gpu", or "mixed" where it is split."""
+        return "cpu" if self._chain.gpu is None else "gpu" if len(self._chain.segments) == 1 else "mixed"
+
+    @property
+    def gpu_device(self) -> Any:
+        """The GPU it uses, or None."""
+        return self._chain.gpu
+
     def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
         """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.interface.Model`."""
         self._check(len(ids), pos)

@@ -1,4 +1,4 @@
-"""`hetero-sd inspect`: what an ONNX file is, what each import pass did with it, and what would be refused."""
+"""`hetero-sd inspect`: what an ONNX file is, what each import pass did with it and where, what would be refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from passes.import_onnx import PIPELINE, DecoderFacts, canonicalise
+from costmodel.shape import DecoderShape, Format, Layer
+from passes.count_work import count_work
+from passes.import_onnx import PIPELINE, Decoder, DecoderFacts, canonicalise
 from passes.import_onnx.check_vocabulary import refusals
 from passes.import_onnx.load import load
 from passes.import_onnx.state import Importing, PassLog, describe, run_pass
 from targets.errors import UserError
 
-_MOST_NODES = 20  # refused nodes named one by one
+_MOST_KINDS = 8  # kinds of refused nodes, and notes of a pass, that are shown
+_POSITIONS = {
+    "input": "the input position_ids",
+    "past": "counted on from the cache",
+    "mask": "the tokens counted in attention_mask",
+}
+# what a pass looks for, and the operators that show where it found it
+_PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "normalise_io_names": ("inputs and outputs renamed", ()),
+    "pick_branch": ("branches decided for this context", ("If",)),
+    "upcast_to_float32": ("16-bit values computed in float32, weights kept as stored", ()),
+    "find_head_dim": ("cache inputs given their head dimension", ()),
+    "fold_constants": ("constants computed, idle nodes removed", ()),
+    "lower_dequantize": ("dequantised weights made block-quantised products", ("DequantizeLinear",)),
+    "resolve_shapes": ("shapes of computed values taken from the inputs", ("Shape",)),
+    "fuse_rms_norm": (
+        "norms recognised",
+        ("ReduceMean", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    ),
+    "norm_by_head": ("norms of single heads", ("RMSNormalization",)),
+    "split_packed": ("packed projections split", ("Slice", "Split")),
+    "canonical_products": ("products and gates put in one form", ("Gemm", "Div", "Swish", "QuickGelu")),
+    "fuse_activations": ("GELU and soft caps recognised", ("Tanh", "Erf", "Gelu", "FastGelu", "BiasGelu")),
+    "add_cache": ("caches added", ()),
+    "learned_positions": ("tables of learned positions", ("Gather",)),
+    "fuse_attention": ("attentions recognised", ("Softmax", "Attention", "MultiHeadAttention")),
+    "lower_group_query": ("GroupQueryAttention read", ("GroupQueryAttention",)),
+    "exact_quantised": ("activations of quantised products left exact (accuracy_level 0)", ()),
+    "check_vocabulary": ("nodes left, all of the canonical vocabulary", ()),
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +56,9 @@ class Inspection:
         path: the file.
         context: tokens it was checked for.
         facts: what it is; None if it is refused.
+        shape: its layers and formats; None if it is refused.
         cache: where its key/value cache is.
+        tokenizer: what lies beside it.
         log: what each pass did, as far as they came.
         refused: why it does not compile, and the nodes that nothing rewrote; empty: it compiles.
     """
@@ -33,7 +66,9 @@ class Inspection:
     path: Path
     context: int
     facts: DecoderFacts | None
+    shape: DecoderShape | None
     cache: str
+    tokenizer: str
     log: tuple[PassLog, ...]
     refused: tuple[str, ...]
 
@@ -47,27 +82,48 @@ def inspect(path: Path, context: int) -> Inspection:
     load(path)
     try:
         decoder = canonicalise(path, context)
+        shape = count_work(decoder, path.name)
     except UserError as error:
         return _refused(path, context, str(error).removeprefix(f"{path}: "))
+    facts, tokenizer = decoder.facts, _tokenizer(path, decoder.facts.vocab)
+    return Inspection(path, context, facts, shape, _cache(decoder), tokenizer, tuple(decoder.log), ())
+
+
+def _cache(decoder: Decoder) -> str:
     added = next(entry.matched for entry in decoder.log if entry.name == "add_cache")
-    cache = "none in the file: the import adds it" if added else "inputs and outputs, one key and one value a layer"
-    return Inspection(path, context, decoder.facts, cache, tuple(decoder.log), ())
+    return "none in the file: the import adds it" if added else "inputs and outputs, one key and one value a layer"
+
+
+def _tokenizer(path: Path, vocab: int | None) -> str:
+    from hetero_sd.tokenizer_files import find_tokenizer
+
+    try:
+        found = find_tokenizer(None, [path], (0,))
+    except UserError as error:
+        return "none beside the file: compile needs --tokenizer" if "no tokenizer.json" in str(error) else str(error)
+    more = vocab is not None and found.vocab > vocab
+    misfit = f", more than the model's {vocab}: they do not belong together" if more else ""
+    return f"{found.folder / 'tokenizer.json'}, {found.vocab} ids{misfit}"
 
 
 def _refused(path: Path, context: int, reason: str) -> Inspection:
-    imp, left = Importing(load(path), context), []
+    imp = Importing(load(path), context)
+    kinds: dict[tuple[str, str], list[str]] = {}
     try:
         for run in PIPELINE:
             if run.__name__ == "check_vocabulary":
-                left = [f"{describe(node)}: {why}" for node, why in refusals(imp)]
+                for node, why in refusals(imp):
+                    if not reason.startswith(describe(node)):
+                        kinds.setdefault((f"{node.domain or 'ai.onnx'}.{node.op_type}", why), []).append(node.name)
             run_pass(run, imp)
     except Exception:  # the reason is known already; here only what came before it is wanted
         pass
-    layers = imp.facts.get("layers")
-    cache = "unknown" if layers is None else f"{layers} layers" if layers else "none"
-    nodes = [n for n in left if n != reason]
-    more = [f"and {len(nodes) - _MOST_NODES} more nodes"] if len(nodes) > _MOST_NODES else []
-    return Inspection(path, context, None, cache, tuple(imp.log), (reason, *nodes[:_MOST_NODES], *more))
+    layers, heads = imp.facts.get("layers"), imp.facts.get("kv_heads")
+    known = "unknown" if layers is None else f"{layers} layers of {heads} heads" if layers else "none"
+    left = [f"{op} ({len(names)} x, first node {names[0]!r}): {why}" for (op, why), names in kinds.items()]
+    more = [f"and {len(left) - _MOST_KINDS} more kinds of nodes"] if len(left) > _MOST_KINDS else []
+    lines = (reason, *left[:_MOST_KINDS], *more)
+    return Inspection(path, context, None, None, known, _tokenizer(path, None), tuple(imp.log), lines)
 
 
 def as_json(found: Inspection) -> str:
@@ -77,34 +133,98 @@ def as_json(found: Inspection) -> str:
         "context": found.context,
         "compiles": not found.refused,
         "facts": None if found.facts is None else dataclasses.asdict(found.facts),
+        "layers": None if found.shape is None else [dataclasses.asdict(layer) for layer in found.shape.layers],
+        "head": None if found.shape is None else dataclasses.asdict(found.shape.head),
+        "embedding": None if found.shape is None else dataclasses.asdict(found.shape.embedding),
+        "weight_bytes": None if found.shape is None else found.shape.weight_bytes,
         "cache": found.cache,
-        "passes": [{"name": e.name, "matched": e.matched, "notes": list(e.notes)} for e in found.log],
+        "tokenizer": found.tokenizer,
+        "passes": [
+            {"name": e.name, "matched": e.matched, "where": _where(e), "notes": list(e.notes)} for e in found.log
+        ],
         "refused": list(found.refused),
     }
     return json.dumps(content, indent=1)
 
 
+def _where(entry: PassLog) -> list[str]:
+    """Names of the nodes that show where a pass matched, in the order of the graph."""
+    operators = _PASSES.get(entry.name, ("", ()))[1]
+    split = (replaced.split(" ", 1) for replaced in entry.replaced) if entry.matched else ()
+    return [name for op_type, name in split if op_type in operators]
+
+
 def as_text(found: Inspection) -> str:
-    """The inspection as lines for a person."""
-    lines = [f"{found.path}"]
-    f = found.facts
-    if f is not None:
-        rope = "none" if f.rope is None else f"{f.rope.rotary_dim} of {f.head_dim}, positions from {f.rope.positions}"
-        tied = "tied with the embedding" if f.tied else "its own weights"
-        lines += [
-            f"  family        {f.family}-like",
-            f"  layers        {f.layers}, hidden {f.hidden}, feed-forward {f.ffn}",
-            f"  heads         {f.heads} of {f.head_dim}, {f.kv_heads} for keys and values",
-            f"  vocabulary    {f.vocab}, head {tied}",
-            f"  weights       {f.weight_dtype}",
-            f"  rotation      {rope}",
-            f"  window        {f.window or 'none'}",
-            f"  padding       {f.padding}",
-            f"  batch         {f.batch or 'free'}",
-        ]
-    lines += [f"  cache         {found.cache}", f"  context       {found.context} tokens", "passes"]
+    """The inspection as lines for a person: the verdict, what the model is, what the passes did."""
+    verdict = f"compiles for a context of {found.context} tokens" if not found.refused else "does not compile"
+    lines = [f"{found.path}: {verdict}"]
+    lines += [f"  {line}" for line in found.refused]
+    rows = _rows(found.facts, found.shape) if found.facts is not None and found.shape is not None else []
+    rows += [("cache", found.cache), ("tokenizer", found.tokenizer)]
+    lines += [f"  {name:14s}{text}" for name, text in rows]
+    lines.append("import passes (matches, what for, first and last node)")
+    idle = []
     for entry in found.log:
-        lines.append(f"  {entry.name:22s}{entry.matched:5d}")
-        lines += [f"    {note}" for note in entry.notes]
-    lines += ["refused", *(f"  {line}" for line in found.refused)] if found.refused else ["compiles"]
+        if not entry.matched and not entry.notes:
+            idle.append(entry.name)
+            continue
+        where = _where(entry)
+        shown = f": {where[0]}" + (f" ... {where[-1]}" if len(where) > 1 else "") if where else ""
+        lines.append(f"  {entry.name:20s}{entry.matched:4d}  {_PASSES.get(entry.name, ('', ()))[0]}{shown}")
+        notes = list(dict.fromkeys(entry.notes))
+        lines += [f"    {note}" for note in notes[:_MOST_KINDS]]
+        lines += [f"    and {len(notes) - _MOST_KINDS} more notes (--json has all)"] if len(notes) > _MOST_KINDS else []
+    lines += [f"  nothing to do: {', '.join(idle)}"] if idle else []
     return "\n".join(lines)
+
+
+def _rows(f: DecoderFacts, shape: DecoderShape) -> list[tuple[str, str]]:
+    layer = shape.layers[0]
+    head = "is the embedding's table" if f.tied else "has its own weights"
+    pairs = "neighbours" if f.rope is not None and f.rope.interleaved else "halves"
+    no_rope = "none, positions are learned" if shape.position_rows else "none"
+    turned = "" if f.rope is None else f"{f.rope.rotary_dim} of a head's {f.head_dim} elements, {pairs} pair up, "
+    windows = [layer.window for layer in shape.layers]
+    local = [str(i) for i, w in enumerate(windows) if w]
+    scope = "all layers" if len(local) == len(windows) else f"layer {', '.join(local)}, none in the others"
+    pads = {"none": "nothing is masked out", "right": "right only (the export takes lengths)"}.get(f.padding, f.padding)
+    return [
+        ("family", f"{f.family} or alike"),
+        ("size", f"{shape.parameters:,} weights, {shape.weight_bytes:,} bytes"),
+        ("layers", f"{f.layers}, hidden {f.hidden}, feed-forward {f.ffn}"),
+        ("heads", f"{f.heads} of {f.head_dim}, {f.kv_heads} for keys and values"),
+        ("vocabulary", f"{f.vocab}, the head {head}"),
+        ("quantisation", f"products {_formats(shape)}; embedding {_format(shape.embedding)}"),
+        ("attention", _attention(layer)),
+        ("feed-forward", _ffn(layer)),
+        ("rotation", no_rope if f.rope is None else f"{turned}positions: {_POSITIONS[f.rope.positions]}"),
+        ("window", f"{f.window} tokens in {scope}" if f.window else "none"),
+        ("padding", pads),
+        ("batch", str(f.batch or "free")),
+    ]
+
+
+def _attention(layer: Layer) -> str:
+    packed = "q, k, v in one product" if len(layer.attention_in) == 1 else "q, k, v apart"
+    parts = [packed, *(["with bias"] if layer.attention_in[0].bias else [])]
+    parts += ["q and k normalised"] if layer.qk_norm else []
+    parts += ["scores capped"] if layer.softcap else []
+    return ", ".join(parts)
+
+
+def _ffn(layer: Layer) -> str:
+    gate = "gate and up in one product" if layer.packed_ffn else "gate and up apart" if layer.gated else "no gate"
+    kind = "layer norms" if layer.norm_bias else "RMS norms"
+    return f"{layer.activation.upper()}, {gate}; {layer.norms} {kind} a layer"
+
+
+def _formats(shape: DecoderShape) -> str:
+    products = [p for layer in shape.layers for p in layer.products] + [shape.head]
+    return ", ".join(dict.fromkeys(_format(p.format) for p in products))
+
+
+def _format(stored: Format) -> str:
+    if not stored.quantised:
+        return stored.dtype
+    zeros = "zero points" if stored.zeros else "symmetric"
+    return f"{stored.dtype} in blocks of {stored.block}, {zeros}, {stored.scale_dtype} scales"

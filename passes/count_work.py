@@ -60,6 +60,11 @@ def count_work(decoder: Decoder, name: str) -> DecoderShape:
 
 def _layer(attention: Any, before: list[Any], after: list[Any], norms: list[Any], layers: int) -> Layer:
     """Products around one attention: those it reads, then o, gate and up, down; every layer has as many norms."""
+    if len(after) not in (3, 4) or len(before) not in (1, 3):
+        raise UserError(
+            f"a layer has {len(before)} products before its attention and {len(after)} after it; 3 or one packed, then "
+            "o, one or two of the feed-forward block and its last are known"
+        )
     out, *ffn, down = after
     in_names = ("qkv",) if len(before) == 1 else ("q", "k", "v")
     packed = len(ffn) == 1 and _size_of(ffn[0])[1] == 2 * _size_of(down)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,19 @@ class Declined(Exception):
 
 @dataclass(frozen=True)
 class PassLog:
-    """What one pass did: how often it matched, and the sentences about what it saw or declined."""
+    """What one pass did.
+
+    Attributes:
+        name: of the pass.
+        matched: how often it matched.
+        notes: sentences about what it saw or declined.
+        replaced: the nodes that are gone after it, as "Operator name"; `run_pass` fills it in.
+    """
 
     name: str
     matched: int
     notes: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line."""
@@ -63,9 +71,12 @@ Pass = Callable[[Importing], PassLog]
 
 def run_pass(run: Pass, imp: Importing) -> PassLog:
     """Run a pass, log it, and drop the nodes it left without users."""
+    before = list(imp.graph)
     entry = run(imp)
-    imp.log.append(entry)
     common.RemoveUnusedNodesPass()(imp.model)
+    gone = (node for node in before if node.graph is None)
+    entry = replace(entry, replaced=tuple(f"{node.op_type} {node.name}" for node in gone))
+    imp.log.append(entry)
     return entry
 
 

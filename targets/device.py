@@ -116,6 +116,8 @@ class Gpu:
         opencl_version: as the driver reports it, for example ``3.0``.
         max_work_group_size: CL_DEVICE_MAX_WORK_GROUP_SIZE.
         has_fp16: cl_khr_fp16.
+        native_half: compile kernels that use it; a driver without it cannot build them. Without this fact float16 is
+            converted as it is loaded, which every driver can.
     """
 
     model: str = field(metadata=label())
@@ -129,6 +131,7 @@ class Gpu:
     opencl_version: str = field(metadata=one_of("1.0", "1.1", "1.2", "2.0", "2.1", "2.2", "3.0"))
     max_work_group_size: int = field(metadata=within(1, 65536))
     has_fp16: bool = field(metadata=one_of())
+    native_half: bool = field(default=False, metadata=one_of())
 
 
 @dataclass(frozen=True)
@@ -281,6 +284,8 @@ def contradiction(board: Board) -> str | None:
         return f"gpu.bandwidth_gb_per_s {board.gpu.bandwidth_gb_per_s:g} is above dram.peak_bandwidth_gb_per_s {peak:g}"
     if board.gpu.has_fp16 != (board.gpu.fp16_gflops > 0):
         return f"gpu.has_fp16 and gpu.fp16_gflops {board.gpu.fp16_gflops:g} contradict each other"
+    if board.gpu.native_half and not board.gpu.has_fp16:
+        return "gpu.native_half needs gpu.has_fp16, which is false"
     return None
 
 

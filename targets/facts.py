@@ -77,7 +77,7 @@ def read_table(
         given: fields read by the caller.
 
     Raises:
-        UserError: unknown or missing key, wrong type, value out of range, kind or source missing.
+        UserError: unknown key, missing key without a default, wrong type, value out of range, kind or source missing.
     """
     table = expect_table(table, path, where)
     given = dict(given or {})
@@ -88,6 +88,8 @@ def read_table(
     for field in fields:
         here = f"{path}.{field.name}" if path else field.name
         if field.name not in table:
+            if field.default is not dataclasses.MISSING:
+                continue
             raise UserError(
                 f'{where}: {here} is missing; a board has every number, with kind = "assumed" if nobody measured it'
             )
@@ -122,7 +124,8 @@ def write_table(item: object, path: str, provenance: Mapping[str, Provenance]) -
     """The table that ``read_table`` would read back; tuples become lists, so that it is plain JSON."""
     table: dict[str, Any] = {}
     for field in dataclasses.fields(item):  # type: ignore[arg-type]
-        if "fact" not in field.metadata:
+        left_out = field.default is not dataclasses.MISSING and f"{path}.{field.name}" not in provenance
+        if "fact" not in field.metadata or left_out:
             continue
         value = getattr(item, field.name)
         value = list(value) if isinstance(value, tuple) else value

@@ -18,6 +18,7 @@ class GpuTile:
         accumulators: float32 accumulators of one work-item that stay in its registers.
         registers: of 32 bits that a product's accumulators, weights and activations may take together. A work-item of
             Bifrost and Valhall has 64 (Arm's OpenCL guide for them, 101574, section 9.6); the rest holds addresses.
+        native_half: products use half arithmetic where it is exact; the device must have cl_khr_fp16.
     """
 
     group: int = 64
@@ -25,6 +26,7 @@ class GpuTile:
     lanes: int = 4
     accumulators: int = 32
     registers: int = 56
+    native_half: bool = False
 
     def columns(self, n: int, widest: int) -> int:
         """Columns of a product that one work-item computes: `widest`, or 4 where n rows of those would not fit.
@@ -51,4 +53,4 @@ class GpuTile:
 
 def gpu_tile(gpu: Gpu) -> GpuTile:
     """The tile of a board's GPU: groups of 64 work-items, or fewer where the driver allows no more."""
-    return GpuTile(group=min(64, gpu.max_work_group_size))
+    return GpuTile(group=min(64, gpu.max_work_group_size), native_half=gpu.native_half)

@@ -7,6 +7,7 @@
 #   pocl-opencl-icd       PoCL: a driver whose device is this machine's CPU; it stands in for the GPU
 #   oclgrind              a simulator that finds reads out of bounds, uninitialised values and races in kernels
 #   opencl-c-headers      Khronos' header, which one test compares our declarations with
+#   clang                 compiles kernels with half arithmetic, which no driver here has, for spir64
 #   g++, g++-aarch64-linux-gnu   build the runtime for this machine and for a board
 #
 # Without root, `pip install pyopencl pocl-binary-distribution` brings a loader and PoCL for x86-64. Point HSD_OPENCL_LIB
@@ -16,4 +17,4 @@ set -euo pipefail
 
 apt-get update -qq
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-  ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers g++ g++-aarch64-linux-gnu
+  ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers clang g++ g++-aarch64-linux-gnu

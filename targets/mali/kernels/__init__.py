@@ -2,7 +2,9 @@
 
 They keep the promises of the CPU kernels: one order of reduction for every number of rows, explicit fused
 multiply-add (the runtime switches contraction off), weights read once and in order from the same panels.
-Float16 is storage only: its bits travel as uint16 and are read with vload_half, which needs no extension.
+Float16 is storage: its bits travel as uint16 and are read with vload_half, which needs no extension. Where the tile
+says native_half, products load it as half and unpack whole numbers in half arithmetic, which is exact; sums stay
+float32.
 
 A PrimFunc may hold several kernels; TVM enqueues them in order. What one leaves for the next are scratch outputs, so
 that their memory is planned with everything else.
@@ -26,8 +28,16 @@ def storage(dtype: str) -> str:
 
 def load_half(buffer: Any, *index: Any, lanes: int = 1) -> Any:
     """`lanes` float16 values from `index` on, as float32."""
-    # The cast is written as a call, "(const __global half*)(&w[i])"; its TIR type is never used.
-    address = T.call_pure_extern("int32", "(const __global half*)", T.address_of(buffer[index]))
     if lanes == 1:
-        return T.call_pure_extern("float32", "vload_half", 0, address)
-    return T.call_pure_extern(f"float32x{lanes}", f"vload_half{lanes}", 0, address)
+        return T.call_pure_extern("float32", "vload_half", 0, _half_pointer(buffer, index))
+    return T.call_pure_extern(f"float32x{lanes}", f"vload_half{lanes}", 0, _half_pointer(buffer, index))
+
+
+def load_native_half(buffer: Any, *index: Any, lanes: int) -> Any:
+    """`lanes` (more than one) float16 values from `index` on as they are, for devices with cl_khr_fp16."""
+    return T.call_pure_extern(f"float16x{lanes}", f"vload{lanes}", 0, _half_pointer(buffer, index))
+
+
+def _half_pointer(buffer: Any, index: Any) -> Any:
+    # The cast is written as a call, "(const __global half*)(&w[i])"; its TIR type is never used.
+    return T.call_pure_extern("int32", "(const __global half*)", T.address_of(buffer[index]))

@@ -13,7 +13,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.mali.kernels import load_half, storage
+from targets.mali.kernels import load_half, load_native_half, storage
 from targets.mali.tile import GpuTile
 
 
@@ -26,7 +26,7 @@ def linear(tile: GpuTile, n: int, k: int, columns: int, dtype: str) -> Any:
     blocks, per = -(-columns // panel), panel // wide
     items, row_tiles = blocks * per, -(-n // rows)
     groups, unroll = -(-items // size), tile.unroll(k, rows, wide)
-    ragged, stored = columns % wide != 0, storage(dtype)
+    ragged, stored, native = columns % wide != 0, storage(dtype), half and tile.native_half
 
     @T.prim_func(s_tir=True)
     def linear(
@@ -45,12 +45,20 @@ def linear(tile: GpuTile, n: int, k: int, columns: int, dtype: str) -> Any:
                         acc = T.sblock_alloc_buffer((rows, wide), "float32", scope="local")
                         now = T.sblock_alloc_buffer((unroll, wide), "float32", scope="local")
                         xs = T.sblock_alloc_buffer((unroll,), "float32", scope="local")
+                        if native:
+                            raw = T.sblock_alloc_buffer((wide,), "float16", scope="local")
                         for m in T.unroll(rows):
                             for v in T.vectorized(wide):
                                 acc[m, v] = T.float32(0)
                         for ko in T.serial(k // unroll):
                             for ki in T.unroll(unroll):
-                                if half:
+                                if native:
+                                    raw[T.Ramp(0, 1, wide)] = load_native_half(
+                                        w, vi // per, ko * unroll + ki, vi % per * wide, lanes=wide
+                                    )
+                                    for v in T.vectorized(wide):
+                                        now[ki, v] = T.cast(raw[v], "float32")
+                                elif half:
                                     now[ki, T.Ramp(0, 1, wide)] = load_half(
                                         w, vi // per, ko * unroll + ki, vi % per * wide, lanes=wide
                                     )

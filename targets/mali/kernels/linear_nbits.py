@@ -13,7 +13,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.mali.kernels import load_half, storage
+from targets.mali.kernels import load_half, load_native_half, storage
 from targets.mali.tile import GpuTile
 
 
@@ -32,6 +32,7 @@ def linear_nbits(
     stored = half if bits == 4 else panel
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     middle = float(1 << (bits - 1))
+    native, number = tile.native_half, "float16" if tile.native_half else "float32"
     ragged, half_scale, scale_storage = columns % panel != 0, scale_dtype == "float16", storage(scale_dtype)
 
     @T.prim_func(s_tir=True)
@@ -53,14 +54,21 @@ def linear_nbits(
                         acc = T.sblock_alloc_buffer((rows, wide), "float32", scope="local")
                         now = T.sblock_alloc_buffer((unroll, wide), "float32", scope="local")
                         by = T.sblock_alloc_buffer((wide,), "float32", scope="local")
-                        at = T.sblock_alloc_buffer((wide,), "float32", scope="local")
+                        at = T.sblock_alloc_buffer((wide,), number, scope="local")
+                        code = T.sblock_alloc_buffer((wide,), number, scope="local")
                         xs = T.sblock_alloc_buffer((unroll,), "float32", scope="local")
                         for m in T.unroll(rows):
                             for v in T.vectorized(wide):
                                 acc[m, v] = T.float32(0)
                         for kb in T.serial(k_blocks):
                             for j in T.unroll(parts):
-                                if half_scale:
+                                if half_scale and native:
+                                    code[T.Ramp(j * lanes, 1, lanes)] = load_native_half(
+                                        scale, vi // per, kb, j * half + vi % per * lanes, lanes=lanes
+                                    )
+                                    for v in T.vectorized(lanes):
+                                        by[j * lanes + v] = T.cast(code[j * lanes + v], "float32")
+                                elif half_scale:
                                     by[T.Ramp(j * lanes, 1, lanes)] = load_half(
                                         scale, vi // per, kb, j * half + vi % per * lanes, lanes=lanes
                                     )
@@ -69,15 +77,15 @@ def linear_nbits(
                                         by[j * lanes + v] = scale[vi // per, kb, j * half + vi % per * lanes + v]
                                 for v in T.vectorized(lanes):
                                     at[j * lanes + v] = (
-                                        T.cast(zero[vi // per, kb, j * half + vi % per * lanes + v], "float32")
+                                        T.cast(zero[vi // per, kb, j * half + vi % per * lanes + v], number)
                                         if zeros
-                                        else T.float32(middle)
+                                        else T.cast(T.float32(middle), number)
                                     )
                             for ko in T.serial(T.min(tail, k - kb * block) // unroll):
                                 for ki in T.unroll(unroll):
                                     for j in T.unroll(parts):
                                         for v in T.vectorized(lanes):
-                                            now[ki, j * lanes + v] = T.cast(
+                                            code[j * lanes + v] = T.cast(
                                                 (
                                                     (
                                                         q[
@@ -103,10 +111,12 @@ def linear_nbits(
                                                     kb * block + ko * unroll + ki,
                                                     j * half + vi % per * lanes + v,
                                                 ],
-                                                "float32",
+                                                number,
                                             )
                                     for v in T.vectorized(wide):
-                                        now[ki, v] = (now[ki, v] - at[v]) * by[v]
+                                        code[v] = code[v] - at[v]
+                                    for v in T.vectorized(wide):
+                                        now[ki, v] = T.cast(code[v], "float32") * by[v]
                                 for m in T.unroll(rows):
                                     for i in T.vectorized(unroll):
                                         xs[i] = x[0, T.min(vr * rows + m, n - 1), kb * block + ko * unroll + i]

@@ -82,7 +82,8 @@ def attention_inputs() -> list[Any]:
 
 ROW = (1, N, WIDTH)
 CASES: dict[str, Case] = {
-    **{f"linear.linear {d}": Case((N, WIDTH, 40, d), lambda d=d: [x(), weights(WIDTH, 40, d)], (1, N, 40), within=1e-6, dtype=d)
+    **{f"linear.linear {d}": Case(
+        (N, WIDTH, 40, d), lambda d=d: [x(), weights(WIDTH, 40, d)], (1, N, 40), within=1e-6, dtype=d)
        for d in ("float32", "float16")},
     **{f"linear_nbits.linear_nbits {bits} {zeros}": Case(
         (N, WIDTH, 40, bits, 32, "float16", zeros),

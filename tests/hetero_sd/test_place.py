@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -70,11 +71,13 @@ def test_a_rule_that_cannot_be_followed_gets_one_line(rule: str, board: str, dra
     assert "\n" not in str(error.value)
 
 
-def compiled(out: Path, place: str, monkeypatch: pytest.MonkeyPatch, export: Path = LLAMA, draft: bool = True) -> Path:
+def compiled(
+    out: Path, place: str, monkeypatch: pytest.MonkeyPatch, export: Path = LLAMA, draft: bool = True, *options: str
+) -> Path:
     monkeypatch.setattr(compile_module, "load_board", lambda name, measure: host_with_gpu())
     args = ["compile", str(export / "model.onnx"), "--tokenizer", str(export), "--board", "any", "--context", "64"]
     args += ["--draft", str(DRAFT / "model.onnx"), "--gamma", "2"] if draft else []
-    assert main([*args, "--place", place, "--out", str(out)]) == 0
+    assert main([*args, "--place", place, "--out", str(out), *options]) == 0
     return out
 
 
@@ -97,8 +100,17 @@ def test_models_on_different_processors_give_the_targets_text(
     opencl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = None
-    for place in ("cpu", "target=cpu,draft=gpu", "target=gpu,draft=cpu", "gpu"):
-        bundle = compiled(tmp_path / place.replace("=", "_").replace(",", "_"), place, monkeypatch)
+    places = [
+        "cpu",
+        "draft=gpu",
+        "target=gpu,draft=cpu",
+        "gpu",
+        "target=gpu:1-head",
+        "gpu:ffn",
+        "target=cpu:0,draft=gpu",
+    ]
+    for i, place in enumerate(places):
+        bundle = compiled(tmp_path / str(i), place, monkeypatch)
         manifest = json.loads((bundle / "manifest.json").read_text())
         assert manifest["plan"]["places"] == {role: model["place"] for role, model in manifest["models"].items()}
         assert [r for r in manifest["plan"]["reasons"] if f"as given with --place {place}" in r]
@@ -133,10 +145,70 @@ def test_a_gpu_bundle_verifies_and_its_rows_do_not_depend_on_n(
 
 
 @pytest.mark.slow
-def test_without_opencl_or_when_it_fails_there_is_one_line(
+def test_a_bundle_with_a_cpu_variant_survives_the_gpu(
     opencl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = compiled(tmp_path / "bundle", "gpu", monkeypatch, draft=False)
+    """No OpenCL, or OpenCL that fails while generating: the CPU's text, and one line that says so."""
+    wanted = tokens(run(compiled(tmp_path / "cpu", "cpu", monkeypatch, draft=False)))
+    bundle = compiled(tmp_path / "gpu", "gpu:1-head", monkeypatch, draft=False)
+    for env in (
+        {"HSD_OPENCL_LIB": str(tmp_path / "nothing.so")},
+        {"HSD_OPENCL_FAULT": "clEnqueueNDRangeKernel:300:CL_OUT_OF_RESOURCES"},
+    ):
+        done = run(bundle, env=env)
+        assert tokens(done) == wanted
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("run.py: note: target: ")
+        assert line.endswith("it runs on the CPU now")
+        assert done.stderr.count("CL_OUT_OF_RESOURCES") == ("HSD_OPENCL_FAULT" in env)
+
+
+@pytest.mark.slow
+def test_100_random_failures_change_no_token(released: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any OpenCL call may fail at any time: the text is the CPU's, whole or split, with a drafter on the GPU too."""
+    from hetero_sd.runtime.generate import Request
+    from hetero_sd.runtime.manifest import Bundle
+    from hetero_sd.runtime.model import CompiledModel
+    from hetero_sd.runtime.policy import FixedGamma
+    from hetero_sd.runtime.sampling import Sampling
+    from hetero_sd.runtime.speculate import speculate
+    from hetero_sd.runtime.trace import Trace
+    from targets.mali import opencl
+
+    monkeypatch.setenv("HSD_OPENCL_CACHE", str(tmp_path / "cache"))
+    request = Request(16, frozenset(), Sampling(0.0, 0, 1.0, 0))
+
+    def text(bundle: Bundle, fail_at: int, status: str) -> tuple[list[int], int, int]:
+        """(tokens, models that the CPU took over, OpenCL calls while generating)."""
+        notes: list[str] = []
+        target, draft = (CompiledModel(role, bundle, note=notes.append) for role in ("target", "draft"))
+        before = opencl.call_count()
+        if fail_at:
+            opencl.inject_failure("*", fail_at, status)
+        try:
+            found = list(speculate(target, draft, PROMPTS[2], request, FixedGamma(2), Trace()))
+        finally:
+            calls = opencl.call_count() - before
+            opencl.inject_failure("*", 0, status)
+        assert len(notes) == target.on_fallback + draft.on_fallback
+        return found, len(notes), calls
+
+    rng, survived = random.Random(0), 0
+    for place in ("gpu", "target=gpu:ffn,draft=gpu"):
+        bundle = Bundle(compiled(tmp_path / place.replace(":", "_"), place, monkeypatch))
+        wanted, notes, calls = text(bundle, 0, "")
+        assert notes == 0
+        for _ in range(50):
+            status = rng.choice(["CL_OUT_OF_RESOURCES", "CL_OUT_OF_HOST_MEMORY", "CL_INVALID_COMMAND_QUEUE"])
+            found, notes, _ = text(bundle, rng.randint(1, calls), status)
+            assert found == wanted
+            survived += notes
+    assert survived >= 90, "too few of the failures were noticed"
+
+
+@pytest.mark.slow
+def test_without_a_cpu_variant_there_is_one_line(opencl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = compiled(tmp_path / "bundle", "gpu", monkeypatch, LLAMA, False, "--no-cpu-fallback")
     done = run(bundle, env={"HSD_OPENCL_LIB": str(tmp_path / "nothing.so")})
     assert done.returncode == 2
     lines = done.stderr.splitlines()

@@ -1,5 +1,7 @@
 """Speculative decoding of the example pair on this machine: speed-up over the target alone, for each draft length.
 
+The row "live" is the length that the run decides itself (hetero_sd/runtime/live_gamma.py).
+
     python benchmarks/speculation.py [--repeats 7] [--threads 1] [--svg FILE] [--json]
 
 All draft lengths are taken in turn in one process and compared within a round, because the machine is shared and
@@ -19,6 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAIR = ROOT / "examples" / "translation"
 GAMMAS = range(9)  # 0: the target alone
+LIVE = (
+    "live"  # the length is decided while it runs; what was learned stays from one repeat to the next, as in a session
+)
 
 
 def compile_pair(folder: Path, board: str) -> Path:
@@ -39,8 +44,10 @@ def compile_pair(folder: Path, board: str) -> Path:
     return folder / "bundle"
 
 
-def run_round(models: Any, prompts: list[list[int]], eos: frozenset[int], gamma: int) -> dict[str, Any]:
-    """Translate all prompts with one draft length."""
+def run_round(
+    models: Any, prompts: list[list[int]], eos: frozenset[int], gamma: int | str, live: Any
+) -> dict[str, Any]:
+    """Translate all prompts with one draft length, or with the policy `live`."""
     from hetero_sd.runtime.generate import Request, generate
     from hetero_sd.runtime.policy import FixedGamma
     from hetero_sd.runtime.speculate import speculate
@@ -50,15 +57,16 @@ def run_round(models: Any, prompts: list[list[int]], eos: frozenset[int], gamma:
     request, traces, texts = Request(90, eos), [], []
     for ids in prompts:
         trace = Trace()
+        policy = live if isinstance(gamma, str) else FixedGamma(gamma)
         stream = (
-            speculate(models.target, models.draft, ids, request, FixedGamma(gamma), trace)
+            speculate(models.target, models.draft, ids, request, policy, trace)
             if gamma
             else generate(models.target, ids, request, trace)
         )
         texts.append(list(stream))
         traces.append(trace)
     stats = summarise(traces)
-    return {"gamma": gamma, "tokens": texts, **{k: stats[k] for k in ("tokens_per_s", "acceptance_rate")}}
+    return {"gamma": gamma, "tokens": texts, **{k: stats[k] for k in ("tokens_per_s", "acceptance_rate", "gammas")}}
 
 
 def main() -> int:
@@ -76,18 +84,20 @@ def main() -> int:
         prepare_environment(options.threads)
         from hetero_sd.runtime.manifest import Bundle
         from hetero_sd.runtime.model import load_models
+        from hetero_sd.runtime.policy import choose_policy
         from hetero_sd.runtime.run import load_text
 
         bundle = Bundle(bundle_folder)
         models, text = load_models(bundle), load_text(bundle)
         assert text is not None
         prompts = [text.encode_prompt(line) for line in (PAIR / "prompts.txt").read_text("utf-8").splitlines()]
-        rounds = [[run_round(models, prompts, text.eos_ids, g) for g in GAMMAS] for _ in range(options.repeats)]
+        live, lengths = choose_policy("auto", None, bundle.plan), [*GAMMAS, LIVE]
+        rounds = [[run_round(models, prompts, text.eos_ids, g, live) for g in lengths] for _ in range(options.repeats)]
     if any(run["tokens"] != rounds[0][0]["tokens"] for one in rounds for run in one):
         print("the texts differ between draft lengths", file=sys.stderr)
         return 1
     table = []
-    for i, gamma in enumerate(GAMMAS):
+    for i, gamma in enumerate(lengths):
         ratios = sorted(one[i]["tokens_per_s"] / one[0]["tokens_per_s"] for one in rounds)
         table.append(
             {
@@ -97,10 +107,11 @@ def main() -> int:
                 "least": ratios[0],
                 "most": ratios[-1],
                 "acceptance_rate": rounds[0][i]["acceptance_rate"],
+                "rounds_by_length": rounds[-1][i]["gammas"],
             }
         )
     if options.svg:
-        options.svg.write_text(chart(table, options), "utf-8")
+        options.svg.write_text(chart(table[: len(GAMMAS)], options), "utf-8")
     print(json.dumps(table, indent=1) if options.json else as_text(table, options, len(prompts)))
     return 0
 
@@ -117,6 +128,8 @@ def as_text(table: list[dict[str, Any]], options: argparse.Namespace, sentences:
             f"{row['gamma']:>5}  {row['tokens_per_s']:>8.0f}  {row['speedup']:>7.2f}x  "
             f"{row['least']:.2f} to {row['most']:.2f}    {alpha:>8}"
         )
+    used = ", ".join(f"{gamma} in {count}" for gamma, count in table[-1]["rounds_by_length"].items())
+    lines.append(f"live, last repeat: {used} rounds")
     return "\n".join(lines)
 
 

@@ -49,6 +49,46 @@ def test_text_as_people_read_it(pair: list[str], capsys: pytest.CaptureFixture[s
     assert text == (GOLDEN / f"predict_{board}.txt").read_text("utf-8")
 
 
+@pytest.mark.parametrize("board", ["imx95", "rk3588"])
+def test_figures_by_hand(pair: list[str], capsys: pytest.CaptureFixture[str], board: str) -> None:
+    """Memory, a step and a round, from the board file and the factors that the prediction itself prints."""
+    data = json.loads(predicted(capsys, [*pair, "--board", board, "--alpha", "0.8", "--json"]))
+    facts = {f["path"]: f["value"] for f in data["facts"]}
+    leading = data["leading"]
+
+    # 1. memory: q and o, k and v, gate, up and down of 28 layers, the tied table, two bytes each; 57 norms of float32
+    big = 2 * (28 * (2 * 3072 * 3072 + 2 * 3072 * 1024 + 3 * 3072 * 8192) + 128256 * 3072) + 4 * 57 * 3072
+    small = 2 * (16 * (2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192) + 128256 * 2048) + 4 * 33 * 2048
+    assert (big, small) == (6_425_849_856, 2_471_763_968)
+    alone = data["baseline"]
+    kv = 512 * 28 * 2 * 8 * 128 * 4  # tokens, layers, keys and values, heads, values, bytes
+    activations = 32 * 4 * (4 * 3072 + 2 * 24 * 128 + 2 * 8 * 128 + 3 * 8192 + 128256)
+    assert alone["memory_bytes"]["total"] == big + kv + activations + 150_000_000
+    both = next(v for v in leading + data["not_fitting"] if v["draft"])
+    assert both["memory_bytes"]["mapped_bytes"] + both["memory_bytes"]["gpu_bytes"] == big + small
+    free = int(facts["dram.capacity_bytes"]) - int(facts["dram.reserved_bytes"])
+    fits = both["memory_bytes"]["total"] <= free
+    assert (both in leading) == fits
+    assert fits == (board == "imx95")  # 9.24 GB of 16.11, but not of 7.52
+
+    # 2. a step of one token reads the weights and the KV rows: bytes over bandwidth, the arithmetic hides behind it
+    cluster = {"imx95": "a55", "rk3588": "a76"}[board]
+    rate = float(facts[f"clusters.{cluster}.bandwidth_all_threads_gb_per_s"]) * data["factors"]["bandwidth"] * 1e9
+    step = data["baseline"]["round_s"]["verify"]
+    assert (big + kv) / rate == pytest.approx(step, rel=0.08)
+    assert (big + small + kv) / rate != pytest.approx(step, rel=0.08)  # the twin: another model's weights too
+
+    # 3. a round of gamma tokens: E = 1 + 0.8 + 0.64 + ..., and its speed
+    spoken = next(v for v in leading + data["not_fitting"] if v["mode"] == "sequential")
+    expected = sum(0.8**k for k in range(spoken["gamma"] + 1))
+    assert spoken["tokens_per_round"] == pytest.approx(expected)
+    parts = [spoken["round_s"][name] for name in ("draft", "verify", "other")]
+    loop = data["factors"]["round_cycles"] / (1e9 * float(facts[f"clusters.{cluster}.frequency_ghz"]))
+    assert parts[2] == pytest.approx(loop)
+    assert spoken["tokens_per_s"] == pytest.approx(expected / sum(parts))
+    assert spoken["against_best"] == pytest.approx(spoken["tokens_per_s"] / data["baseline"]["tokens_per_s"])
+
+
 def test_json_is_complete_and_the_same_every_time(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*pair, "--board", "imx95", "--json", "--weights", "float16,int4"]
     first, second = predicted(capsys, arguments), predicted(capsys, arguments)

@@ -23,6 +23,7 @@ from targets.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 EXPORTS = ROOT / "tests" / "data" / "exports"
 LLAMA, DRAFT = EXPORTS / "llama-dynamo-fp32", EXPORTS / "llama-drafter-dynamo-fp32"
+STATUSES = ["CL_OUT_OF_RESOURCES", "CL_OUT_OF_HOST_MEMORY", "CL_INVALID_COMMAND_QUEUE"]
 PROMPTS = [[1, 17, 30, 4, 9], [2, 5], [1, *list(range(3, 43))]]
 
 
@@ -100,15 +101,8 @@ def test_models_on_different_processors_give_the_targets_text(
     opencl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = None
-    places = [
-        "cpu",
-        "draft=gpu",
-        "target=gpu,draft=cpu",
-        "gpu",
-        "target=gpu:1-head",
-        "gpu:ffn",
-        "target=cpu:0,draft=gpu",
-    ]
+    whole = ["cpu", "draft=gpu", "target=gpu,draft=cpu", "gpu"]
+    places = [*whole, "target=gpu:1-head", "gpu:ffn", "target=cpu:0,draft=gpu"]
     for i, place in enumerate(places):
         bundle = compiled(tmp_path / str(i), place, monkeypatch)
         manifest = json.loads((bundle / "manifest.json").read_text())
@@ -122,15 +116,16 @@ def test_models_on_different_processors_give_the_targets_text(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["gpu", "cpu:ffn"])
 def test_a_gpu_bundle_verifies_and_its_rows_do_not_depend_on_n(
-    released: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, released: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hetero_sd.runtime.manifest import Bundle
     from hetero_sd.runtime.model import load_models
     from hetero_sd.verify import verify_bundle
 
     export = EXPORTS / "qwen2-genai-int4"
-    bundle = compiled(tmp_path / "bundle", "gpu", monkeypatch, export, draft=False)
+    bundle = compiled(tmp_path / "bundle", place, monkeypatch, export, draft=False)
     result = verify_bundle(bundle, export / "model.onnx", None, None)
     assert result.passed, result
     other = verify_bundle(bundle, EXPORTS / "qwen2-genai-fp32" / "model.onnx", None, None)
@@ -196,11 +191,10 @@ def test_100_random_failures_change_no_token(released: None, tmp_path: Path, mon
     rng, survived = random.Random(0), 0
     for place in ("gpu", "target=gpu:ffn,draft=gpu"):
         bundle = Bundle(compiled(tmp_path / place.replace(":", "_"), place, monkeypatch))
-        wanted, notes, calls = text(bundle, 0, "")
+        wanted, notes, calls = text(bundle, 0, STATUSES[0])
         assert notes == 0
         for _ in range(50):
-            status = rng.choice(["CL_OUT_OF_RESOURCES", "CL_OUT_OF_HOST_MEMORY", "CL_INVALID_COMMAND_QUEUE"])
-            found, notes, _ = text(bundle, rng.randint(1, calls), status)
+            found, notes, _ = text(bundle, rng.randint(1, calls), rng.choice(STATUSES))
             assert found == wanted
             survived += notes
     assert survived >= 90, "too few of the failures were noticed"

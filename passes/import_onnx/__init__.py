@@ -33,6 +33,7 @@ from passes.import_onnx.resolve_shapes import resolve_shapes
 from passes.import_onnx.split_packed import split_packed
 from passes.import_onnx.state import Importing, Pass, PassLog, run_pass
 from passes.import_onnx.upcast_to_float32 import upcast_to_float32
+from passes.import_onnx.widen_bfloat16 import widen_bfloat16
 from targets.errors import UserError
 
 __all__ = ["PIPELINE", "Decoder", "DecoderFacts", "PassLog", "RopeFacts", "canonicalise"]
@@ -41,6 +42,7 @@ PIPELINE: list[Pass] = [
     normalise_io_names,
     pick_branch,
     upcast_to_float32,
+    widen_bfloat16,
     find_head_dim,
     fold_constants,
     lower_dequantize,

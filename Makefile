@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL := -n 2 --dist loadgroup
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -21,13 +22,13 @@ demo: setup ## compile the example pair, translate with it, print predicted besi
 	$(BIN)/python examples/translation/demo.py
 
 test: setup ## run all tests (the emulated board is built where root and Debian's packages can be had)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: setup ## ruff, mypy and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 bench: setup ## print the benchmarks
 	$(BIN)/python benchmarks/decode.py

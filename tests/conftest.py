@@ -16,6 +16,18 @@ import pytest
 INSTALL = "run tests/opencl/setup.sh"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `pytest -n`: a file's tests share a process, and so its fixtures; those of the emulated board go first.
+
+    The board's have one process of their own, because they are the longest.
+    """
+    board = "the emulated board"
+    for item in items:
+        on_board = {"virtual_board", "opencl_board"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group(board if on_board else str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != board)  # type: ignore[union-attr]
+
+
 def absent(what: str) -> None:
     """Skip with the reason; with CI set, where everything must be there, fail."""
     if os.environ.get("CI") == "true":

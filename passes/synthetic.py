@@ -18,6 +18,8 @@ from onnx import TensorProto, helper
 
 _ALIGN = 4096
 _MS = "com.microsoft"
+_BLOCK = 32  # weights that share a scale
+_REPEATED = 1 << 20  # random numbers of a tensor before they repeat
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,14 @@ class LlamaShape:
 
 LLAMA_100M = LlamaShape(layers=12, hidden=768, heads=12, kv_heads=4, ffn=2048, vocab=16000)
 LLAMA_1B = LlamaShape(layers=16, hidden=2048, heads=32, kv_heads=8, ffn=8192, vocab=64128)
+LLAMA_3B = LlamaShape(layers=28, hidden=3072, heads=24, kv_heads=8, ffn=8192, vocab=128256)
 
 
 class _Writer:
-    def __init__(self, path: Path, dtype: str, seed: int):
-        self.path, self.dtype = path, np.dtype(dtype)
+    def __init__(self, path: Path, dtype: str, seed: int, file_bytes: int | None):
+        self.path, self.int4 = path, dtype == "int4"
+        self.dtype = np.dtype("float32" if self.int4 else dtype)
+        self.file_bytes, self.files = file_bytes, 1
         self.data = (path.parent / (path.name + ".data")).open("wb")
         self.seed = seed
         self.tensors: list[Any] = []
@@ -63,16 +68,27 @@ class _Writer:
         Rows repeat a block of random numbers, which is fast to make.
         """
         scale = times * (shape[0] ** -0.5 if len(shape) > 1 else 0.1)
+        dtype = np.float16 if self.int4 and len(shape) > 1 else self.dtype  # there only the embedding is a plain matrix
+        block = centre + scale * self.rng(name).standard_normal(min(int(np.prod(shape)), _REPEATED))
+        return self.external(name, shape, block.astype(dtype))
+
+    def rng(self, name: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+
+    def external(self, name: str, shape: tuple[int, ...], block: np.ndarray) -> str:
+        """A tensor in an external file that repeats a block."""
+        if self.file_bytes is not None and self.data.tell() > self.file_bytes:
+            self.data.close()
+            self.data = (self.path.parent / f"{self.path.name}.data_{self.files}").open("wb")
+            self.files += 1
         count = int(np.prod(shape))
-        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
-        block = (centre + scale * rng.standard_normal(min(count, 1 << 20))).astype(self.dtype)
         offset = -(-self.data.tell() // _ALIGN) * _ALIGN
         self.data.seek(offset)
         for start in range(0, count, block.size):
             self.data.write(block[: count - start].tobytes())
         tensor = TensorProto(name=name, dims=shape, data_location=TensorProto.EXTERNAL)
-        tensor.data_type = helper.np_dtype_to_tensor_dtype(self.dtype)
-        facts = {"location": self.path.name + ".data", "offset": offset, "length": count * self.dtype.itemsize}
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(block.dtype)
+        facts = {"location": Path(self.data.name).name, "offset": offset, "length": count * block.itemsize}
         for key, value in facts.items():
             tensor.external_data.add(key=key, value=str(value))
         self.tensors.append(tensor)
@@ -86,8 +102,16 @@ class _Writer:
         self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], domain=domain, **attrs))
         return outputs[0]
 
-    def linear(self, x: str, name: str, k: int, n: int, times: float = 1.0) -> str:
-        return self.op("MatMul", [x, self.weight(f"{name}.weight", k, n, times=times)], [f"{name}/out"])
+    def linear(self, x: str, name: str, k: int, n: int, times: float = 1.0, output: str = "") -> str:
+        outputs = [output or f"{name}/out"]
+        if not self.int4:
+            return self.op("MatMul", [x, self.weight(f"{name}.weight", k, n, times=times)], outputs)
+        blocks, rng = k // _BLOCK, self.rng(name)
+        q = rng.integers(0, 256, min(n * k // 2, _REPEATED), np.uint8)
+        scale = times * (0.2 + 0.1 * rng.random(min(n * blocks, _REPEATED))) * k**-0.5
+        inputs = [x, self.external(f"{name}.q", (n, blocks, _BLOCK // 2), q)]
+        inputs += [self.external(f"{name}.scale", (n, blocks), scale.astype(np.float32))]
+        return self.op("MatMulNBits", inputs, outputs, _MS, K=k, N=n, bits=4, block_size=_BLOCK, accuracy_level=0)
 
 
 def write_early_exit_pair(
@@ -99,7 +123,8 @@ def write_early_exit_pair(
     token: always at 0, almost never at 1.
 
     Args:
-        target, draft: the .onnx files.
+        target: its .onnx file.
+        draft: its .onnx file.
         shape: the target's.
         draft_layers: layers that both have.
         residual_scale: of the outputs of the target's other layers.
@@ -113,18 +138,25 @@ def write_early_exit_pair(
 
 
 def write_llama(
-    path: Path, shape: LlamaShape, dtype: str = "float32", seed: int = 0, scaled: tuple[int, float] | None = None
+    path: Path,
+    shape: LlamaShape,
+    dtype: str = "float32",
+    seed: int = 0,
+    scaled: tuple[int, float] | None = None,
+    file_bytes: int | None = None,
 ) -> None:
     """Write `path` and `path`.data; logits have a scale of a few units.
 
     Args:
         path: the .onnx file.
         shape: sizes.
-        dtype: "float32" or "float16", of weights and activations.
+        dtype: "float32" or "float16", of weights and activations; "int4" has products in blocks of 32 with float32
+            scales (MatMulNBits), a float16 embedding and float32 activations.
         seed: of the weights.
         scaled: (layer, scale): from that layer on, what is added to the residual stream is scaled.
+        file_bytes: start another external file after so many bytes; None writes one.
     """
-    w = _Writer(path, dtype, seed)
+    w = _Writer(path, dtype, seed, file_bytes)
     angle = np.outer(np.arange(shape.context), 10000.0 ** -(np.arange(0, shape.head_dim, 2) / shape.head_dim))
     w.small("cos_cache", np.cos(angle).astype(w.dtype))
     w.small("sin_cache", np.sin(angle).astype(w.dtype))
@@ -137,6 +169,7 @@ def write_llama(
     w.op("Gather", ["mask/shape", "axis"], ["mask/total"], axis=0)
     w.op("Cast", ["mask/total"], ["total"], to=TensorProto.INT32)
     x = w.op("Gather", [w.weight("embed.weight", shape.vocab, shape.hidden), "input_ids"], ["embed/out"])
+    x = w.op("Cast", [x], ["embed/float"], to=TensorProto.FLOAT) if w.int4 else x
     first = w.weight("layers.0.input_norm", shape.hidden, centre=1.0)
     y = w.op("SimplifiedLayerNormalization", [x, first], ["norm.0/out"], axis=-1, stash_type=1, epsilon=1e-5)
     skip = x
@@ -155,7 +188,7 @@ def write_llama(
         silu = w.op("Mul", [gate, w.op("Sigmoid", [gate], [p + "sigmoid"])], [p + "silu"])
         down = w.linear(w.op("Mul", [silu, up], [p + "gated"]), p + "down", shape.ffn, shape.hidden, times)
         y, skip = _add_norm(w, skip, down, following, shape.hidden)
-    w.op("MatMul", [y, w.weight("head.weight", shape.hidden, shape.vocab)], ["logits"])
+    w.linear(y, "head", shape.hidden, shape.vocab, output="logits")
     w.data.close()
     onnx.save(_model(w, shape), path)
 

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = (4 << 10, 256 << 10, 4 << 20)  # bytes: token ids and logits, a layer's activations, a cache
 ROWS, INNER, COLUMNS = 1, 1024, 1024
@@ -78,6 +80,18 @@ def hand_overs(device: Any, opencl: Any, repeats: int) -> dict[str, dict[str, fl
             "copy": median_us(tensor.numpy, repeats),
             "shared": median_us(share, repeats),
         }
+    return times
+
+
+def weights(opencl: Any, repeats: int) -> dict[str, float]:
+    """Microseconds to give 64 MiB of the host to the device as a weight: shared where the driver shares it, copied."""
+    memory = np.zeros((64 << 20) + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    array = memory[start : start + (64 << 20)]
+    times = {}
+    for name, setting in (("as the driver can", "1"), ("copied", "0")):
+        os.environ["HSD_OPENCL_IMPORT"] = setting
+        times[name] = median_us(lambda: opencl.import_host(array, "weight"), max(3, repeats // 20))
     return times
 
 
@@ -214,6 +228,7 @@ def main() -> None:
             "device": opencl.devices()[0]["name"],
             "launch_us": launches(device, opencl, options.repeats),
             "hand_over_us": hand_overs(device, opencl, options.repeats),
+            "weight_us": weights(opencl, options.repeats),
             "kernel_us": kernels(device, opencl, library, options.repeats),
             ("first_token_s" if options.bundle else "first_result_s"): first_results(options.bundle or library),
         }
@@ -225,6 +240,8 @@ def main() -> None:
         print(f"launch         {value:9.1f} us  {name}")
     for size, value in result["hand_over_us"].items():
         print(f"read back      {value['copy']:9.1f} us  {size} copied, {value['shared']:.1f} us shared")
+    for name, value in result["weight_us"].items():
+        print(f"weight         {value:9.1f} us  64 MiB {name}")
     for name, value in result["kernel_us"].items():
         print(f"kernel         {value:9.1f} us  {name}")
     for key, what in (("first_result_s", "first result"), ("first_token_s", "first token")):

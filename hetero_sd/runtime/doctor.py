@@ -24,6 +24,7 @@ from targets.mali.opencl_runtime.building import find_compiler
 
 OLDEST_GLIBC = (2, 28)  # what the wheels of TVM's runtime and our libraries ask for
 OLDEST_PYTHON = (3, 10)
+OLDEST_OPENCL = (1, 2)
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi", "numpy", "tokenizers")
 _OPEN_DRIVERS = ("panfrost", "panthor")  # Mesa's; OpenCL through rusticl
 _FAT = ("vfat", "msdos", "exfat")
@@ -162,7 +163,8 @@ def opencl_findings(state: OpenCLState, nodes: list[machine.GpuNode], kernel_rel
         findings.append(Finding("opencl", absent, f"the OpenCL driver {state.crash} when it was asked", mend))
     elif state.library is None:
         tried = "; ".join(f"{name}: {reason}" for name, reason in state.tried.items())
-        findings.append(Finding("opencl", absent, f"no loader ({tried})", "sudo apt-get install ocl-icd-libopencl1"))
+        packages = "ocl-icd-libopencl1" + (" mesa-opencl-icd" if drivers & set(_OPEN_DRIVERS) else "")
+        findings.append(Finding("opencl", absent, f"no loader ({tried})", f"sudo apt-get install {packages}"))
     elif state.status != 0:
         code = "CL_PLATFORM_NOT_FOUND_KHR" if state.status == NO_PLATFORM else f"status {state.status}"
         text = f"{state.library} finds no driver ({code})"
@@ -183,6 +185,11 @@ def opencl_findings(state: OpenCLState, nodes: list[machine.GpuNode], kernel_rel
             f"{device.local_bytes / 2**10:.0f} KiB local"
         )
         findings.append(Finding("opencl", "ok", f"{features}; {limits}"))
+        version = re.match(r"OpenCL (\d+)\.(\d+)", device.version)
+        if version and (int(version[1]), int(version[2])) < OLDEST_OPENCL:
+            text = f"{device.name} has OpenCL {version[1]}.{version[2]}, kernels need 1.2"
+            mend = "install a newer driver, or compile with --place cpu"
+            findings.append(Finding("opencl", "problem" if device.kind == "gpu" else "note", text, mend))
         findings += _versions(device.driver + " " + device.version, kernel_release)
     if state.devices and all(device.kind != "gpu" for device in state.devices):
         mend = _driver_mend(drivers) if nodes else ""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -132,12 +133,21 @@ def test_versions_that_disagree() -> None:
     assert mend == "install the libmali of release g6p0"
 
 
+def test_an_old_opencl() -> None:
+    old = dataclasses.replace(MALI, version="OpenCL 1.1 v1.r2p0-devrel")
+    [(text, mend)] = problems(doctor.opencl_findings(state(old), [KBASE], ""))
+    assert text == "Mali-G610 has OpenCL 1.1, kernels need 1.2"
+    assert mend.endswith("--place cpu")
+
+
 def test_no_loader() -> None:
     missing = OpenCLState(None, {"libOpenCL.so.1": "no such file"})
     [(text, mend)] = problems(doctor.opencl_findings(missing, [KBASE], ""))
     assert text == "no loader (libOpenCL.so.1: no such file)"
     assert mend == "sudo apt-get install ocl-icd-libopencl1"
     assert problems(doctor.opencl_findings(missing, [], "")) == []  # no GPU, nothing lost
+    [(_, mend)] = problems(doctor.opencl_findings(missing, [PANTHOR], ""))
+    assert mend == "sudo apt-get install ocl-icd-libopencl1 mesa-opencl-icd"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +76,36 @@ def test_cache_folder_that_cannot_be_made(fresh_process: Run, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     out = fresh_process("print(opencl.cache_counts().built)", {"HSD_OPENCL_CACHE": str(tmp_path / "file" / "cache")})
     assert succeeded(out) == "2\n"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("opencl")
+@pytest.mark.parametrize(
+    ("env", "folder"),
+    [
+        ({"HSD_OPENCL_CACHE": "/stated", "XDG_CACHE_HOME": "/xdg", "HOME": "/home/me"}, "/stated"),
+        ({"XDG_CACHE_HOME": "/xdg", "HOME": "/home/me"}, "/xdg/hetero_sd/opencl"),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/home/me"}, "/home/me/.cache/hetero_sd/opencl"),
+        ({"XDG_CACHE_HOME": "", "HOME": "relative"}, ""),
+    ],
+)
+def test_where_the_cache_is(runtime_library: Path, env: dict[str, str], folder: str) -> None:
+    """The runtime and doctor agree on it."""
+    code = """
+        import os, sys
+        os.environ.pop("HSD_OPENCL_CACHE", None)
+        os.environ.update(eval(sys.argv[1]))
+        import tvm
+        from targets.mali import opencl, opencl_runtime
+        from hetero_sd.runtime.program_cache import cache_folder
+        opencl_runtime.load()
+        print([opencl.cache_counts().folder, str(cache_folder() or "")])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), repr(env)]
+    root = Path(__file__).resolve().parents[3]
+    settings = {**os.environ, "PYTHONPATH": str(root), "HSD_OPENCL_RUNTIME": str(runtime_library)}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    assert succeeded(done) == f"{[folder, folder]}\n"
 
 
 DEVICES = """

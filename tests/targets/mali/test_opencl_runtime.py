@@ -128,6 +128,69 @@ def test_unified_memory_is_not_copied(opencl: Any, vm: Any, device: Any) -> None
     assert close(vm["main"](x_device, tensor(w, device))[0].numpy(), relu_sum(x * 5, w)[0])
 
 
+def aligned(count: int, offset: int = 0) -> np.ndarray:
+    """float32 that begin `offset` values after a multiple of 64 bytes."""
+    memory = np.zeros(count + 32, "float32")
+    start = -memory.ctypes.data % 64 // 4 + offset
+    return memory[start : start + count]
+
+
+def test_a_weight_is_read_where_it_lies(opencl: Any, load_kernels: Callable[..., Any], device: Any) -> None:
+    if opencl.devices()[0]["type"] != "cpu":
+        pytest.skip("only a CPU's driver is sure to share memory with the host")
+    scale = load_kernels({"scale": SCALE}).get_function("scale")
+    x = aligned(64)
+    x[:] = np.arange(64)
+    y = tensor(np.zeros(64, "float32"), device)
+    weight = opencl.import_host(x, "x")
+    assert opencl.memory()["imported_bytes"] == 256
+    x[5] = 50  # the same bytes; a program must not do this
+    scale(data_pointer(y), data_pointer(weight), 2.0, 4, 16)
+    np.testing.assert_array_equal(y.numpy(), x * 2)
+    np.testing.assert_array_equal(weight.numpy(), x)
+    with pytest.raises(OpenCLError, match="shares 256 bytes of the host is read alone"):
+        weight.copyfrom(np.zeros(64, "float32"))
+    with pytest.raises(OpenCLError, match="read alone"):
+        opencl.host_view(weight)
+    opencl.to_host(weight, "read")
+    opencl.to_device(weight)
+    kept = x.copy()
+    del x
+    np.testing.assert_array_equal(weight.numpy(), kept)  # the tensor keeps the memory
+    for _ in range(20):  # released while a kernel may still read it
+        big = opencl.import_host(aligned(1 << 16), "big")
+        scale(data_pointer(y), data_pointer(big), 2.0, 4, 16)
+        del big
+    assert not y.numpy().any()
+    del weight
+    assert opencl.memory()["imported_bytes"] == 0
+
+
+def test_a_weight_that_cannot_be_shared_is_copied(opencl: Any, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = aligned(64, 1)
+    x[:] = np.arange(64)
+
+    def copied(array: np.ndarray) -> bool:
+        weight = opencl.import_host(array, "x")
+        np.testing.assert_array_equal(weight.numpy(), array.view("uint16") if array.dtype == "float16" else array)
+        return opencl.memory()["imported_bytes"] == 0
+
+    assert copied(x)  # not at a multiple of 64 bytes
+    assert copied(aligned(64).reshape(8, 8).T)
+    halves = aligned(64).view("float16")
+    halves[:] = 1.5
+    assert not copied(halves) or opencl.devices()[0]["type"] != "cpu"
+    opencl.inject_failure("clCreateBuffer", 1, "CL_INVALID_HOST_PTR")
+    assert copied(halves)
+    opencl.inject_failure("*", 0, "CL_SUCCESS")
+    monkeypatch.setenv("HSD_OPENCL_IMPORT", "0")
+    assert copied(halves)
+    opencl.inject_failure("clCreateBuffer", 1, "CL_MEM_OBJECT_ALLOCATION_FAILURE")
+    message = r"^OpenCL: tensor head: clCreateBuffer returned CL_MEM_OBJECT_ALLOCATION_FAILURE \(-4\) for a buffer of"
+    with pytest.raises(OpenCLError, match=message):
+        opencl.import_host(x, "head")
+
+
 def test_kernels_refuse_a_tensor_with_the_host(opencl: Any, vm: Any, device: Any) -> None:
     x, w = inputs(2)
     x_device = tensor(x, device)

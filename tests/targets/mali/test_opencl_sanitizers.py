@@ -54,9 +54,12 @@ def test_clean_of_address_errors_and_leaks(with_addresses: UnitTest, driver: dic
 
 
 def test_clean_with_a_cache(with_addresses: UnitTest, tmp_path: Path) -> None:
-    done = with_addresses.run(HSD_OPENCL_CACHE=str(tmp_path))
-    assert (done.returncode, done.stdout) == (0, "all passed\n"), done.stderr
-    assert list(tmp_path.iterdir())
+    count = 0
+    for driver in ({}, {"FAKE_DRIVER": "2"}, {"FAKE_VERSION": "OpenCL 1.2 v2"}):  # binaries are no other driver's
+        done = with_addresses.run(HSD_OPENCL_CACHE=str(tmp_path), **driver)
+        assert (done.returncode, done.stdout) == (0, "all passed\n"), done.stderr
+        before, count = count, len(list(tmp_path.iterdir()))
+        assert count > before
 
 
 def test_a_leak_would_be_seen(with_addresses: UnitTest) -> None:

@@ -6,8 +6,9 @@ expected tokens a second is taken (costmodel/speculative.py), 0 among them.
 
 * Acceptance: two memories of accepted and rejected tokens. The short one forgets within about 70 tokens of text; the
   long one, within about 500, starts from the plan's acceptance and is what the short one falls back on.
-* Times: the median of the last observations. What was not run yet is predicted: the plan's number, corrected by how
-  far its other numbers were off, and taken a little too fast until it was tried, so that it is tried.
+* Times: the median of the last observations; after 500 tokens of text they count no longer, because the machine may be
+  in another state. What was not run yet is predicted: the plan's number, corrected by how far its other numbers were
+  off, and taken a little too fast until it was tried, so that it is tried.
 * Trying costs. A bank holds the time that may be lost against the target alone: 4 steps at first, and 1.5 % of the time
   that passes. Drafting that loses is paid from it, drafting that gains fills it; when it is empty, nothing is drafted.
   When drafting looks too slow it is still tried once the bank can pay for it, so that it comes back when the text
@@ -36,6 +37,7 @@ _WINDOW = 9  # observations of a time
 _PERIOD, _PLAIN_PERIOD = 4, 8  # rounds between decisions, with and without drafting
 _MARGIN, _START_MARGIN = 1.01, 1.02  # what another draft length must gain over the present one, and over none
 _REFRESH_TOKENS = 256  # after which a plain step is timed again
+_STALE_TOKENS = 500  # after which times count no longer
 _OUTLIER = 3.0  # a round counts as at most so many times what was expected: the system may have paused us
 _LENGTH = 64.0  # tokens that an answer is expected to have, until one was seen
 
@@ -72,6 +74,8 @@ class LiveGamma:
         self._long = [_PRIOR_WEIGHT * predicted.alpha, _PRIOR_WEIGHT * (1 - predicted.alpha)]
         self._short = [0.0, 0.0]
         self._verify: dict[int, deque[float]] = {}
+        self._seen_at: dict[int, int] = {}  # width -> tokens of text when it was last run
+        self._text = self._drafted_at = 0
         self._draft: deque[float] = deque(maxlen=_WINDOW)
         self._chunk: deque[float] = deque(maxlen=_WINDOW)
         self._other: deque[float] = deque(maxlen=_WINDOW)
@@ -107,12 +111,14 @@ class LiveGamma:
         """Learn from a round: a few additions, because steps can be as short as a millisecond."""
         tokens = finished.accepted + 1
         self._done += tokens
+        self._text += tokens
         for memory, keep in ((self._short, _SHORT**tokens), (self._long, _LONG**tokens)):
             memory[0] = keep * memory[0] + finished.accepted
             memory[1] = keep * memory[1] + (finished.accepted < finished.drafted)
         width = next((w for w in self._widths if w > finished.drafted), 0)
         if width:
             self._verify.setdefault(width, deque(maxlen=_WINDOW)).append(finished.verify_s)
+            self._seen_at[width] = self._text
         self._other.append(finished.dispatch_s + finished.sampling_s)
         earned = LOSS_SHARE * finished.total_s
         if finished.drafted:
@@ -121,7 +127,7 @@ class LiveGamma:
                 self._chunk.append(finished.catch_up_s / self._chunks())
             spent = min(finished.total_s, _OUTLIER * self._expected_s)
             earned += tokens * self._plain_s - spent - (0.0 if self._begun else finished.catch_up_s)
-            self._unread, self._begun = 0, False
+            self._unread, self._begun, self._drafted_at = 0, False, self._text
             self._since_plain += tokens
         else:
             self._unread += 1
@@ -151,6 +157,11 @@ class LiveGamma:
         if self._since_plain >= _REFRESH_TOKENS or len(self._verify.get(1, ())) < _TRIES:
             self._gamma = 0
             return
+        for width in [w for w, at in self._seen_at.items() if self._text - at > _STALE_TOKENS]:
+            del self._seen_at[width], self._verify[width]
+        if self._text - self._drafted_at > _STALE_TOKENS:
+            self._draft.clear()
+            self._chunk.clear()
         self._plain_s = self.step_s(1) + self._other_s()
         if self._bank_s is None:
             self._bank_s = ALLOWANCE_STEPS * self._plain_s

@@ -6,7 +6,7 @@ PARALLEL := -n 2 --dist loadgroup
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench
+.PHONY: help setup demo test check bench wheel
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,3 +32,6 @@ check: setup ## ruff, mypy and all tests
 
 bench: setup ## print the benchmarks
 	$(BIN)/python benchmarks/decode.py
+
+wheel: setup ## build dist/*.whl, the OpenCL runtime for x86-64 and AArch64 in it (needs g++ and aarch64-linux-gnu-g++)
+	HSD_WHEEL_LIBRARIES=require $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -26,7 +26,7 @@ from hetero_sd.runtime.saved_logits import save_logits
 from hetero_sd.runtime.session import Answer, Session
 from hetero_sd.runtime.stats import stats_json, stats_table
 from hetero_sd.runtime.text import Text
-from hetero_sd.runtime.threads import choose_threads, prepare_environment
+from hetero_sd.runtime.threads import choose_threads, prepare_environment, stay_on_cluster
 from hetero_sd.runtime.within_vocabulary import within_vocabulary
 from targets.errors import UserError
 from targets.mali.opencl_runtime import OpenCLError
@@ -123,6 +123,7 @@ def _load_models(bundle: Bundle, huge_pages: bool) -> Models:
     """Load the models, and with them TVM."""
     from hetero_sd.runtime.model import load_models
 
+    stay_on_cluster(bundle.plan, int(os.environ["TVM_NUM_THREADS"]))
     return load_models(bundle, huge_pages)
 
 

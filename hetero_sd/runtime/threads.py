@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +39,28 @@ def prepare_environment(threads: int) -> None:
     """Set what TVM reads when it is imported: the runtime library alone, and the number of threads."""
     os.environ["TVM_USE_RUNTIME_LIB"] = "1"
     os.environ["TVM_NUM_THREADS"] = str(threads)
+
+
+def cluster_cores(plan: Mapping[str, Any], allowed: Set[int]) -> list[int]:
+    """Return the cores of the plan's cluster where they are some of those that this process may use, else nothing.
+
+    Then the system alone decides, as on another machine than the one the plan was made for.
+    """
+    cores = plan.get("cpu_ids")
+    if not isinstance(cores, list) or not cores or not all(type(c) is int for c in cores):
+        return []
+    return sorted(set(cores)) if set(cores) < set(allowed) else []
+
+
+def stay_on_cluster(plan: Mapping[str, Any], threads: int) -> None:
+    """Keep TVM's threads on the cores of the plan's cluster; its own choice is always the fastest cores.
+
+    Call it when TVM is loaded. More threads than cores in the cluster are left to TVM.
+    """
+    cores = cluster_cores(plan, os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if not cores or threads > len(cores):
+        return
+    import tvm
+
+    share_all_cores = -3  # AffinityMode kSpecifyThreadShareAllCore of TVM's threading backend
+    tvm.get_global_func("runtime.config_threadpool")(share_all_cores, threads, [str(core) for core in cores])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from hetero_sd.runtime.live_gamma import LiveGamma
 from hetero_sd.runtime.options import parse_options
 from hetero_sd.runtime.policy import FixedGamma, choose_policy, read_predicted
 from hetero_sd.runtime.prompts import Prompt, prompt_of_text, read_lines, read_prompts
-from hetero_sd.runtime.threads import choose_threads, physical_cores, prepare_environment
+from hetero_sd.runtime.threads import choose_threads, cluster_cores, physical_cores, prepare_environment
 from targets.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/hetero_sd/runtime"
 
@@ -176,6 +180,32 @@ def test_environment_of_tvm(monkeypatch):
     monkeypatch.setenv("TVM_NUM_THREADS", "7")
     prepare_environment(5)
     assert (os.environ["TVM_USE_RUNTIME_LIB"], os.environ["TVM_NUM_THREADS"]) == ("1", "5")
+
+
+def test_threads_stay_on_the_cluster_of_the_plan():
+    board = set(range(8))
+    assert cluster_cores({"cpu_ids": [4, 5, 6, 7]}, board) == [4, 5, 6, 7]
+    assert cluster_cores({"cpu_ids": [3, 0, 1, 2]}, board) == [0, 1, 2, 3]
+    assert cluster_cores({"cpu_ids": list(range(8))}, board) == []  # all of them: nothing to choose
+    assert cluster_cores({"cpu_ids": [4, 5, 6, 7]}, {0, 1}) == []  # another machine, or taskset
+    for damaged in ({}, {"cpu_ids": None}, {"cpu_ids": []}, {"cpu_ids": ["0"]}, {"cpu_ids": [True]}):
+        assert cluster_cores(damaged, board) == []
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: there is nothing to choose")
+def test_tvm_runs_on_the_cores_of_the_cluster():
+    first, *_ = sorted(os.sched_getaffinity(0))
+    code = f"""
+import os
+from hetero_sd.runtime.threads import prepare_environment, stay_on_cluster
+prepare_environment(1)
+import tvm
+stay_on_cluster({{"cpu_ids": [{first}]}}, threads=1)
+print(os.sched_getaffinity(0))
+stay_on_cluster({{"cpu_ids": [{first}]}}, threads=2)  # left to TVM
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == f"{{{first}}}\n", done.stderr
 
 
 @pytest.mark.parametrize(

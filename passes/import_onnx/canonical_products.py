@@ -43,8 +43,9 @@ def _rows(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> tuple[Any
     if flat is None or flat.op_type != "Reshape" or not users or any(u.op_type != "Reshape" for u in users):
         return None
     wide, backs = flat.inputs[0], [u.outputs[0] for u in users]
-    width = attribute(node, "transB", 0)
-    columns = int(node.inputs[1].const_value.shape[0 if width else 1]) if node.inputs[1].const_value is not None else 0
+    if any(y not in k for k in known):
+        return None
+    columns = known[0][y].shape[-1]  # the weight may be half precision behind a Cast, so it is not asked
     for k in known:
         if wide not in k or len(k[wide].shape) not in (3, 4) or any(b not in k for b in backs):
             return None

@@ -22,6 +22,7 @@ from passes.import_onnx.state import Declined, Importing, PassLog, add_initializ
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Tanh", "Erf", "Neg", "Cast", "Identity"}
 _BOUND = 1.6e-5  # of values up to 8
+_ROUNDED = 0.05  # what a constant of 8 bits can do to it
 _LARGEST_CAP = 1e4  # what grows beyond it with its input is no cap
 
 
@@ -68,6 +69,11 @@ def _written_out(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
     if capped and np.abs(actual - cap * np.tanh(numbers * factor / cap)).max() < 1e-5 * np.abs(actual).max():
         _write_capped(imp, node, x, y, float(np.float32(factor / cap)), cap)
         return True
+    if np.abs(actual - _gelu_tanh(numbers)).max() < _ROUNDED:
+        raise Declined(
+            "it is a GELU whose constants the export rounded to 16 bits, so that it is another function; export in "
+            "float32 (weights may be quantised), or with onnxruntime-genai's builder in any precision"
+        )
     raise Declined("it is neither a GELU nor a soft cap c * tanh(x / c)")
 
 

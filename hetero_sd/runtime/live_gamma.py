@@ -38,7 +38,6 @@ _PERIOD, _PLAIN_PERIOD = 4, 8  # rounds between decisions, with and without draf
 _MARGIN, _START_MARGIN = 1.01, 1.02  # what another draft length must gain over the present one, and over none
 _REFRESH_TOKENS = 256  # after which a plain step is timed again
 _STALE_TOKENS = 500  # after which times count no longer
-_OUTLIER = 3.0  # a round counts as at most so many times what was expected: the system may have paused us
 _LENGTH = 64.0  # tokens that an answer is expected to have, until one was seen
 
 
@@ -79,7 +78,9 @@ class LiveGamma:
         self._draft: deque[float] = deque(maxlen=_WINDOW)
         self._chunk: deque[float] = deque(maxlen=_WINDOW)
         self._other: deque[float] = deque(maxlen=_WINDOW)
-        self._plain_s = self._expected_s = 0.0  # a round without drafting, and the present one; of the last decision
+        self._plain_s = 0.0  # a round without drafting, at the last decision
+        self._played: dict[int, int] = {}  # rounds since then by drafted tokens
+        self._gained_tokens = self._read_chunks = 0  # of rounds that drafted; what the drafter had to read again
         self._bank_s: float | None = None
         self._since_plain = 0
         self._gamma, self._left = 0, 0
@@ -120,20 +121,29 @@ class LiveGamma:
             self._verify.setdefault(width, deque(maxlen=_WINDOW)).append(finished.verify_s)
             self._seen_at[width] = self._text
         self._other.append(finished.dispatch_s + finished.sampling_s)
-        earned = LOSS_SHARE * finished.total_s
+        self._played[finished.drafted] = self._played.get(finished.drafted, 0) + 1
         if finished.drafted:
+            self._gained_tokens += tokens
             self._draft.append(finished.draft_s / finished.drafted)
             if finished.catch_up_s:
                 self._chunk.append(finished.catch_up_s / self._chunks())
-            spent = min(finished.total_s, _OUTLIER * self._expected_s)
-            earned += tokens * self._plain_s - spent - (0.0 if self._begun else finished.catch_up_s)
+                self._read_chunks += 0 if self._begun else self._chunks()
             self._unread, self._begun, self._drafted_at = 0, False, self._text
             self._since_plain += tokens
         else:
             self._unread += 1
             self._since_plain = 0
-        if self._bank_s is not None:
-            self._bank_s = min(self._bank_s + earned, _MOST_BANKED_STEPS * self._plain_s)
+
+    def _settle(self) -> None:
+        """Pay for what was played since the last decision, in typical times: a pause of the system is nobody's loss."""
+        if self._bank_s is None:
+            self._bank_s = ALLOWANCE_STEPS * self._plain_s
+        else:
+            drafting = sum(count * self._round_s(gamma) for gamma, count in self._played.items() if gamma)
+            self._bank_s += LOSS_SHARE * (drafting + self._played.get(0, 0) * self._plain_s)
+            self._bank_s += self._gained_tokens * self._plain_s - drafting - self._read_chunks * self._chunk_s()
+            self._bank_s = min(self._bank_s, _MOST_BANKED_STEPS * self._plain_s)
+        self._played, self._gained_tokens, self._read_chunks = {}, 0, 0
 
     def step_s(self, width: int) -> float:
         """A step of the target: the median seen, beside a first few by what the plan's numbers say."""
@@ -163,8 +173,8 @@ class LiveGamma:
             self._draft.clear()
             self._chunk.clear()
         self._plain_s = self.step_s(1) + self._other_s()
-        if self._bank_s is None:
-            self._bank_s = ALLOWANCE_STEPS * self._plain_s
+        self._settle()
+        assert self._bank_s is not None
         speeds = {g: self.tokens_per_s(g, hopeful=True) for g in self._gammas}
         best = max(speeds, key=lambda g: (speeds[g], -g))
         if speeds[best] <= (_MARGIN if self._gamma else _START_MARGIN) * speeds[self._gamma]:
@@ -175,7 +185,6 @@ class LiveGamma:
         elif best == 0:
             best = self._try(speeds)
         self._gamma, self._left = best, _PERIOD if best else _PLAIN_PERIOD
-        self._expected_s = self._round_s(best)
 
     def _try(self, speeds: Mapping[int, float]) -> int:
         """The draft length to try although it looks too slow, or 0: what the bank can pay for."""
@@ -205,8 +214,10 @@ class LiveGamma:
         """What the drafter needs for the text it has not read; its next step takes in two tokens anyway."""
         if self._unread <= 2:
             return 0.0
-        chunk = median(self._chunk) if self._chunk else self._predicted.chunk_s * self._correction()
-        return self._chunks() * chunk
+        return self._chunks() * self._chunk_s()
+
+    def _chunk_s(self) -> float:
+        return median(self._chunk) if self._chunk else self._predicted.chunk_s * self._correction()
 
     def _round_s(self, gamma: int) -> float:
         width = next((w for w in self._widths if w > gamma), self._widths[-1])

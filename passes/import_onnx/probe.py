@@ -147,7 +147,7 @@ def _session(
     tensors = []
     for value, numbers in constants:
         tensors.append(onnx.numpy_helper.from_array(numbers, value.name))
-    graph = onnx.helper.make_graph([ir.to_proto(n) for n in nodes], "piece", inputs, [result], tensors)
+    graph = onnx.helper.make_graph([ir.serde.serialize_node(n) for n in nodes], "piece", inputs, [result], tensors)
     opsets = {**imp.graph.opset_imports, "com.microsoft": 1}
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)

@@ -128,7 +128,7 @@ def _infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
     imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]
     try:
         found = onnx.shape_inference.infer_node_outputs(
-            schema, ir.to_proto(node), types, data, opset_imports=imports, ir_version=10
+            schema, ir.serde.serialize_node(node), types, data, opset_imports=imports, ir_version=10
         )
     except Exception:  # InferenceError and friends: this value and all after it stay unknown
         return
@@ -178,7 +178,7 @@ def small_result(node: Any, inputs: list[np.ndarray | None]) -> bool:
 
 def run_node(node: Any, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
     """One ONNX node on numbers, by the reference evaluator."""
-    proto = ir.to_proto(node)
+    proto = ir.serde.serialize_node(node)
     feeds = {v.name: x for v, x in zip(node.inputs, inputs, strict=True) if v is not None}
     return ReferenceEvaluator(proto, opsets={"": opset}).run(None, feeds)
 

@@ -1,15 +1,20 @@
-"""A model of 1B-parameter shape compiles beside its weights, not in twice their size."""
+"""Models larger than a protobuf file can hold compile beside their weights, not in twice their size."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
-from passes.synthetic import LLAMA_1B, write_llama
+from passes.import_onnx import canonicalise
+from passes.synthetic import LLAMA_1B, LLAMA_3B, LlamaShape, write_llama
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "tests" / "data" / "exports" / "llama-dynamo-fp32"
@@ -25,21 +30,74 @@ sys.exit(code)
 """
 
 
-@pytest.mark.slow
-def test_peak_memory_of_a_1b_model(tmp_path: Path) -> None:
-    if shutil.disk_usage(tmp_path).free < 8 << 30:
-        pytest.skip("less than 8 GB of disk free: the model and its bundle need 5 GB")
-    model = tmp_path / "model.onnx"
-    write_llama(model, LLAMA_1B, "float16")
-    weight_bytes = 2 * LLAMA_1B.parameters
-    assert weight_bytes > 2 << 30  # more than one protobuf file can hold
-    argv = ["compile", model, "--tokenizer", TOKENIZER, "--board", "host", "--out", tmp_path / "bundle"]
+@dataclass(frozen=True)
+class Compiled:
+    """What compiling a large model took."""
+
+    source_bytes: int
+    packed_bytes: int
+    peak_bytes: int
+    progress: str
+
+
+def compiled(folder: Path, shape: LlamaShape, dtype: str, file_bytes: int | None) -> Compiled:
+    if shutil.disk_usage(folder).free < 9 << 30:
+        pytest.skip("less than 9 GB of disk free: the model and its bundle need 6 GB")
+    model = folder / "model.onnx"
+    write_llama(model, shape, dtype, file_bytes=file_bytes)
+    source_bytes = sum(p.stat().st_size for p in folder.iterdir())
+    argv = ["compile", model, "--tokenizer", TOKENIZER, "--board", "host", "--out", folder / "bundle"]
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, *map(str, argv)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    peak_bytes = int(done.stdout.splitlines()[-1])
-    assert peak_bytes < 1.3 * weight_bytes
-    packed = tmp_path / "bundle" / "weights" / "target.safetensors"
-    assert weight_bytes <= packed.stat().st_size < 1.01 * weight_bytes
-    print(f"peak {peak_bytes / 1e9:.2f} GB for {weight_bytes / 1e9:.2f} GB of weights")
+    packed_bytes = (folder / "bundle" / "weights" / "target.safetensors").stat().st_size
+    for path in [*folder.glob("model.onnx*"), folder / "bundle"]:  # pytest keeps the last three folders
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = Compiled(source_bytes, packed_bytes, int(done.stdout.splitlines()[-1]), done.stderr)
+    print(f"peak {found.peak_bytes / 1e9:.2f} GB for {source_bytes / 1e9:.2f} GB of weights")
+    return found
+
+
+@pytest.mark.slow
+def test_peak_memory_of_a_1b_model(tmp_path: Path) -> None:
+    found = compiled(tmp_path, LLAMA_1B, "float16", None)
+    assert found.source_bytes > 2 << 30  # more than one protobuf file can hold
+    assert found.peak_bytes < 1.3 * found.source_bytes
+    assert 2 * LLAMA_1B.parameters <= found.packed_bytes < 1.01 * found.source_bytes
+
+
+@pytest.mark.slow
+def test_peak_memory_of_a_3b_model_of_int4_in_many_files(tmp_path: Path) -> None:
+    """Measured: 0.72 of its size; the largest weight, the embedding, is in memory twice while it is packed."""
+    found = compiled(tmp_path, LLAMA_3B, "int4", 500 << 20)
+    assert found.source_bytes > 2 << 30
+    assert found.peak_bytes < 1.0 * found.source_bytes
+    assert 0.99 * found.source_bytes < found.packed_bytes < 1.01 * found.source_bytes
+    for step in ("target: import model.onnx", "target: compile for", "hash the files"):
+        assert re.search(rf"{re.escape(step)}.* \d+\.\d s", found.progress), found.progress
+
+
+def as_arrays(path: Path) -> dict[str, np.ndarray]:
+    decoder = canonicalise(path, 64)
+    return {name: value.const_value.numpy() for name, value in decoder.model.graph.initializers.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int4"])
+def test_one_file_many_files_and_none_are_the_same_model(tmp_path: Path, dtype: str) -> None:
+    shape = LlamaShape(layers=1, hidden=64, heads=2, kv_heads=1, ffn=96, vocab=160, context=64)
+    for name, file_bytes in (("one", None), ("many", 2000)):
+        (tmp_path / name).mkdir()
+        write_llama(tmp_path / name / "model.onnx", shape, dtype, file_bytes=file_bytes)
+    (tmp_path / "inside").mkdir()
+    onnx.save(onnx.load(tmp_path / "one" / "model.onnx"), tmp_path / "inside" / "model.onnx")
+    for name, files in (("one", range(2, 3)), ("many", range(5, 40)), ("inside", range(1, 2))):
+        assert len(list((tmp_path / name).iterdir())) in files
+    one = as_arrays(tmp_path / "one" / "model.onnx")
+    for name in ("many", "inside"):
+        other = as_arrays(tmp_path / name / "model.onnx")
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[k], other[k]) for k in one)
+    write_llama(tmp_path / "many" / "model.onnx", shape, dtype, seed=1, file_bytes=2000)
+    other = as_arrays(tmp_path / "many" / "model.onnx")
+    assert not all(np.array_equal(one[k], other[k]) for k in one)  # the twin

@@ -12,7 +12,7 @@ from passes import dialect as D
 from passes.kernel_calls import first_outputs, kernel_call, operators_left, sizes
 from targets.errors import UserError
 from targets.mali.kernels.argmax import argmax, argmax_parts
-from targets.mali.kernels.attention import attention_cached, key_blocks
+from targets.mali.kernels.attention import attention_cached, key_blocks, scratch_rows
 from targets.mali.kernels.elementwise import add, add_bias, gelu, gelu_mul, scale, silu_mul, tanh
 from targets.mali.kernels.embedding import embedding, embedding_nbits
 from targets.mali.kernels.linear import linear
@@ -132,7 +132,8 @@ def _table(tile: GpuTile) -> dict[str, Legalise]:
             *(float(call.attrs["scale"]), int(call.attrs["window"]), float(call.attrs["softcap"])),
         )
         gv = bb.add_func(func.without_attr("global_symbol"), f"attention_{n}")
-        scratch = [D.tensor((n, heads, context)), D.tensor((n, heads, key_blocks(context), 2))]
+        rows = scratch_rows(n, heads, context)
+        scratch = [D.tensor((rows, heads, context)), D.tensor((rows, heads, key_blocks(context), 2))]
         types = [q.ty, keys.ty, values.ty, *scratch]
         whole = relax.op.call_tir_inplace(gv, list(call.args), [-1, 3, 4, -1, -1], types)
         return first_outputs(bb, whole, 3)

@@ -41,6 +41,11 @@ class GpuTile:
         tiles = -(-n // most)
         return -(-n // tiles)
 
+    def shared_rows(self, n: int, each: int) -> int:
+        """Rows that one work-item computes when each takes `each` accumulators and n are wanted, in equal tiles."""
+        tiles = -(-n // max(1, self.accumulators // each))
+        return -(-n // tiles)
+
     def unroll(self, steps: int, rows: int, columns: int, held: int = 0) -> int:
         """Steps of k done together, a divisor of `steps`: their weights and activations fit beside `held` others."""
         free = self.registers - rows * columns - held

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,40 @@ def test_attention_cached(run: Run, tile: GpuTile, window: int, softcap: float, 
     for parts in ([1] * 75, [8, 1, 8, 8, 8, 8, 32, 1, 1]):
         assert np.array_equal(in_steps(parts), whole), parts
     assert np.abs(in_steps([75], scale=0.21) - expected).max() > 1e-4
+
+
+def test_attention_in_passes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from targets.mali.kernels import attention
+
+    n, heads, kv_heads, dim, context, pos = 7, 4, 2, 8, 64, 40
+    q, k, v = normal(1, n, heads * dim), normal(1, n, kv_heads * dim, seed=1), normal(1, n, kv_heads * dim, seed=2)
+
+    def outputs(tile: GpuTile) -> Array:
+        keys, values = normal(1, kv_heads, context // 4, dim, 4, seed=3), normal(1, kv_heads, context, dim, seed=4)
+        rows = attention.scratch_rows(n, heads, context)
+        scratch = [((rows, heads, context), "float32"), ((rows, heads, context // 32, 2), "float32")]
+        func = attention.attention_cached(tile, n, heads, kv_heads, dim, context, 0.2, 0, 0.0)
+        return run(func, q, k, v, keys, values, pos, out=((1, n, heads * dim), "float32"), scratch=scratch)
+
+    whole = outputs(SMALL)
+    monkeypatch.setattr(attention, "SCRATCH_BYTES", 3 * heads * context * 4)
+    assert attention.scratch_rows(n, heads, context) == 3  # 3 + 3 + 1
+    other = replace(SMALL, registers=57)  # kernels are cached by their tile
+    assert np.array_equal(outputs(other), whole)
+    assert np.abs(whole).max() > 0.1
+
+
+def test_scratch_of_attention_does_not_grow_with_rows() -> None:
+    from targets.mali.kernels.attention import SCRATCH_BYTES, scratch_rows
+
+    # 32 heads over 8192 tokens: 1 MiB a row, so 16 rows take two passes of 8; at 131072 tokens every row is a pass
+    assert [scratch_rows(n, 32, 8192) for n in (1, 5, 8, 16, 64)] == [1, 5, 8, 8, 8]
+    assert scratch_rows(16, 32, 131072) == 1
+    for n in range(1, 65):
+        for heads, context in ((4, 128), (32, 8192), (14, 32768)):
+            rows = scratch_rows(n, heads, context)
+            assert 1 <= rows <= n
+            assert rows == 1 or rows * heads * context * 4 <= SCRATCH_BYTES
 
 
 @pytest.mark.parametrize(("tile", "width"), [(MALI, 128), (SMALL, 66)], ids=tile_name)

@@ -1,14 +1,16 @@
-"""Helpers of the importer's tests: graphs from ONNX text, graphs as lines, and runs of a canonical decoder."""
+"""Helpers of tests: graphs from ONNX text, graphs as lines, runs of a canonical decoder, a tokenizer of words."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
 import onnxruntime
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from passes.import_onnx.state import Importing
 
@@ -120,3 +122,11 @@ def worst_difference(
             a, e = (x[:, :, past:].transpose(0, 2, 1, 3) for x in (a, e))
         worst = max(worst, float(np.abs(a[real] - e[real]).max() / np.abs(e[real]).max()))
     return worst
+
+
+def write_word_tokenizer(folder: Path, vocab: int) -> None:
+    """A tokenizer.json of that many words, "w0" to the last, and a generation_config.json that ends texts with w1."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1}')

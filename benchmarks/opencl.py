@@ -1,10 +1,11 @@
-"""What an OpenCL device costs before it computes: launches, copies against shared buffers, kernel times.
+"""What an OpenCL device costs: launches, copies against shared buffers, times of our kernels, and the cold start.
 
     python benchmarks/opencl.py [--repeats 200] [--bundle DIR] [--json]
 
-On PoCL the "GPU" is this machine's CPU, so the numbers show the runtime and the driver, not a Mali; on a board the same
-command feeds the cost model. The cold start compiles kernels, the second process loads them from the program cache
-(PoCL's own cache is switched off). With a bundle compiled for the GPU, both are timed to its first token.
+On PoCL the "GPU" is one core of this machine's CPU and the host has another (targets/mali/pocl.py), so the numbers show
+the runtime and the driver, not a Mali; on a board the same command shows its GPU. The cold start compiles kernels, the
+second process loads them from the program cache (PoCL's own cache is switched off). With a bundle compiled for the GPU,
+both are timed to its first token.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = (4 << 10, 256 << 10, 4 << 20)  # bytes: token ids and logits, a layer's activations, a cache
 ROWS, INNER, COLUMNS = 1, 1024, 1024
+WIDTHS = (1, 2, 4, 5, 8, 16)  # rows computed together: one token, and what a verification has
+K, N = 1024, 4096  # weights of a product
+HEADS, KV_HEADS, HEAD_DIM, CONTEXT, PAST = 16, 4, 64, 1024, 512
 
 
 def median_us(action: Callable[[], Any], repeats: int) -> float:
@@ -95,21 +99,61 @@ def weights(opencl: Any, repeats: int) -> dict[str, float]:
     return times
 
 
-def kernels(device: Any, opencl: Any, library: Path, repeats: int) -> dict[str, float]:
-    """Microseconds on the device of each kernel of relu(x @ w)."""
+def kernels(device: Any, opencl: Any, folder: Path, repeats: int) -> dict[str, dict[int, float]]:
+    """Microseconds on the device of products and of attention, by rows computed together; the best of the repeats."""
     import tvm
-    from tvm.runtime.vm import VirtualMachine
 
-    vm = VirtualMachine(tvm.runtime.load_module(str(library)), [device, tvm.cpu()])
-    arguments = [new_tensor(shape, device) for shape in ((ROWS, INNER), (INNER, COLUMNS))]
-    vm["main"](*arguments)
-    found: dict[str, list[float]] = {}
-    with opencl.profile() as commands:
-        for _ in range(repeats):
-            vm["main"](*arguments)
-    for command in commands:
-        found.setdefault(command.name, []).append(command.seconds * 1e6)
-    return {name: statistics.median(times) for name, times in found.items()}
+    from targets.mali.kernels.attention import attention_cached, key_blocks, scratch_rows
+    from targets.mali.kernels.linear import linear
+    from targets.mali.kernels.linear_nbits import linear_nbits
+    from targets.mali.tile import GpuTile
+
+    tile, rng = GpuTile(), np.random.default_rng(0)
+    target = tvm.target.Target({"kind": "opencl", "device": "mali", "host": {"kind": "llvm"}})
+
+    def tensor(array: Any) -> Any:
+        bits = array.view(np.uint16) if array.dtype == np.float16 else array
+        return tvm.runtime.tensor(np.ascontiguousarray(bits), device)
+
+    def normal(*shape: int, dtype: str = "float32") -> Any:
+        return tensor(rng.standard_normal(shape).astype(dtype))
+
+    none = tensor(np.zeros((1, 1, 1), np.uint8))
+    scale = tensor(rng.uniform(0.01, 0.1, (N // 16, K // 32, 16)).astype(np.float16))
+    codes = {bits: tensor(rng.integers(0, 256, (N // 16, K, 2 * bits), np.uint8)) for bits in (4, 8)}
+    weights = {dtype: normal(N // 16, K, 16, dtype=dtype) for dtype in ("float32", "float16")}
+    caches = [normal(1, KV_HEADS, CONTEXT // 4, HEAD_DIM, 4), normal(1, KV_HEADS, CONTEXT, HEAD_DIM)]
+    heads = (HEADS, KV_HEADS, HEAD_DIM, CONTEXT)
+
+    def case(name: str, n: int) -> tuple[Any, list[Any]]:
+        if name == "attention":
+            rows = scratch_rows(n, HEADS, CONTEXT)
+            qkv = [normal(1, n, count * HEAD_DIM) for count in (HEADS, KV_HEADS, KV_HEADS)]
+            out = [normal(1, n, HEADS * HEAD_DIM), normal(rows, HEADS, CONTEXT)]
+            scratch = normal(rows, HEADS, key_blocks(CONTEXT), 2)
+            return attention_cached(tile, n, *heads, 0.125, 0, 0.0), [*qkv, *caches, PAST, *out, scratch]
+        x, y = normal(1, n, K), normal(1, n, N)
+        if name in weights:
+            return linear(tile, n, K, N, name), [x, weights[name], y]
+        bits = int(name.removeprefix("int"))
+        return linear_nbits(tile, n, K, N, bits, 32, "float16", False), [x, codes[bits], scale, none, y]
+
+    found: dict[str, dict[int, float]] = {}
+    for name in (*weights, "int8", "int4", "attention"):
+        for n in WIDTHS:
+            func, arguments = case(name, n)
+            path = folder / f"{name}_{n}.so"
+            tvm.compile(func.with_attr("global_symbol", "main"), target=target).export_library(str(path))
+            call = tvm.runtime.load_module(str(path))["main"]
+            call(*arguments)
+            device.sync()
+            totals = []
+            for _ in range(max(3, repeats // 20)):
+                with opencl.profile() as commands:
+                    call(*arguments)
+                totals.append(sum(command.seconds for command in commands) * 1e6)
+            found.setdefault(name, {})[n] = min(totals)
+    return found
 
 
 def first_results(what: Path) -> dict[str, float]:
@@ -219,31 +263,37 @@ def main() -> None:
     import tvm
 
     from targets.mali import opencl, opencl_runtime
+    from targets.mali.pocl import give_own_cores
 
     opencl_runtime.load()
+    cores = give_own_cores()
     device = tvm.opencl()
     with tempfile.TemporaryDirectory() as folder:
         library = compile_library(Path(folder))
         result = {
             "device": opencl.devices()[0]["name"],
+            "cores": {"device": cores.device, "host": cores.host},
             "launch_us": launches(device, opencl, options.repeats),
             "hand_over_us": hand_overs(device, opencl, options.repeats),
             "weight_us": weights(opencl, options.repeats),
-            "kernel_us": kernels(device, opencl, library, options.repeats),
+            "kernel_us": kernels(device, opencl, Path(folder), options.repeats),
             ("first_token_s" if options.bundle else "first_result_s"): first_results(options.bundle or library),
         }
     if options.json:
         print(json.dumps(result, indent=1))
         return
-    print(f"device         {result['device']}")
+    print(f"device         {result['device']}; on PoCL its core is {cores.device}, the host's {cores.host}")
     for name, value in result["launch_us"].items():
         print(f"launch         {value:9.1f} us  {name}")
     for size, value in result["hand_over_us"].items():
         print(f"read back      {value['copy']:9.1f} us  {size} copied, {value['shared']:.1f} us shared")
     for name, value in result["weight_us"].items():
         print(f"weight         {value:9.1f} us  64 MiB {name}")
-    for name, value in result["kernel_us"].items():
-        print(f"kernel         {value:9.1f} us  {name}")
+    for name, times in result["kernel_us"].items():
+        what = f"{HEADS} heads of {HEAD_DIM}, {PAST} keys" if name == "attention" else f"{K} x {N} weights"
+        print(f"{name:15s}{times[1]:9.1f} us  one row, {what}")
+        more = ", ".join(f"{n} rows x{us / times[1]:.2f}" for n, us in times.items() if n > 1)
+        print(f"                             {more}")
     for key, what in (("first_result_s", "first result"), ("first_token_s", "first token")):
         for name, value in result.get(key, {}).items():
             print(f"{what:12}   {value:9.2f} s   {name}")

@@ -175,7 +175,7 @@ def why_not(variant: Variant, best: Variant) -> str:
     r = variant.round
     sentence = {
         "verify": f"verifying {r.gamma + 1} tokens takes {_ms(r.verify_s)} ms for {r.tokens:.2f}",
-        "draft": f"drafting {r.gamma} tokens takes {_ms(r.draft_s)} ms for {r.tokens:.2f}",
+        "draft": f"drafting {r.gamma} token{'s' if r.gamma > 1 else ''} takes {_ms(r.draft_s)} ms for {r.tokens:.2f}",
         "other": "the loop around a round",
     }[name]
     if variant.mode == TARGET_ONLY:

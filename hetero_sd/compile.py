@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from costmodel.place import Place
 from costmodel.shape import DecoderShape
+from costmodel.speculative import check_acceptance
 from hetero_sd.build import BuiltModel, Sizes, build_model
 from hetero_sd.bundle import (
     copy_device_python,
@@ -104,9 +105,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             raise UserError(f"{role} model {path}: there is no such file")
     if not 2 <= request.context <= MOST_CONTEXT:
         raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
-    check_gamma(request.gamma, MOST_GAMMA)
-    if request.alpha is not None and request.alpha_file is not None:
-        raise UserError("--alpha and --alpha-file contradict each other: leave one out")
+    wishes = _wishes(request)
     board = load_board(request.board, measure=False)
     tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
 
@@ -119,7 +118,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     if request.draft is not None:
         vocab = {role: shape.vocab for role, shape in shapes.items()}
         check_pair(request.target, vocab["target"], request.draft, vocab["draft"], tokenizer)
-    plan, prediction = make_plan(board, shapes, context, _wishes(request))
+    plan, prediction = make_plan(board, shapes, context, wishes)
 
     with new_bundle(request.out) as folder:
         opencl_runtime = None
@@ -157,6 +156,11 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
 
 
 def _wishes(request: CompileRequest) -> Wishes:
+    check_gamma(request.gamma, MOST_GAMMA)
+    if request.alpha is not None and request.alpha_file is not None:
+        raise UserError("--alpha and --alpha-file contradict each other: leave one out")
+    if request.alpha is not None:
+        check_acceptance(request.alpha)
     measured = None if request.alpha_file is None else read_alpha_file(request.alpha_file)
     return Wishes(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths)
 

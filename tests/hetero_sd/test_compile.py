@@ -11,6 +11,7 @@ import pytest
 
 from hetero_sd.cli import main
 from hetero_sd.verify import verify_bundle
+from targets.boards import load_board
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPORTS = ROOT / "tests" / "data" / "exports"
@@ -76,6 +77,18 @@ def bad_board(tmp_path: Path) -> Path:
     return path
 
 
+def crowded_board(tmp_path: Path) -> Path:
+    """A Raspberry Pi whose system keeps all but 100 MB."""
+    import targets.boards
+
+    path, text = tmp_path / "crowded.toml", (Path(targets.boards.__file__).parent / "rpi5.toml").read_text("utf-8")
+    dram = load_board("rpi5").dram
+    old = f"reserved_bytes = {{ value = {dram.reserved_bytes}"
+    assert old in text
+    path.write_text(text.replace(old, f"reserved_bytes = {{ value = {dram.capacity_bytes - 100_000_000}"))
+    return path
+
+
 def bare_tokenizer(tmp_path: Path) -> Path:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "tokenizer.json").write_bytes((LLAMA / "tokenizer.json").read_bytes())
@@ -110,6 +123,13 @@ MISTAKES: dict[str, tuple[Callable[[Path], dict[str, str | Path | None]], str]] 
     "context too short": (lambda t: {"context": "1"}, "--context"),
     "context no number": (lambda t: {"context": "many"}, "--context"),
     "gamma out of range": (lambda t: {"draft": DRAFT / "model.onnx", "gamma": "99"}, "--gamma"),
+    "gamma no number": (lambda t: {"draft": DRAFT / "model.onnx", "gamma": "many"}, "'many'"),
+    "acceptance out of range": (lambda t: {"draft": DRAFT / "model.onnx", "alpha": "1.5"}, "acceptance 1.5"),
+    "acceptance twice": (lambda t: {"alpha": "0.5", "alpha_file": t / "a.json"}, "contradict"),
+    "missing acceptance file": (lambda t: {"alpha_file": t / "a.json"}, "a.json: cannot be read"),
+    "missing factors": (lambda t: {"factors": t / "f.json"}, "f.json: cannot be read"),
+    "no such layer": (lambda t: {"board": "imx95", "place": "gpu:77"}, "there is no layer 77"),
+    "memory too small": (lambda t: {"board": crowded_board(t)}, "are free"),
     "unknown device python": (lambda t: {"board_python": "2.7"}, "2.7"),
 }
 

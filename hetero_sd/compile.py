@@ -102,7 +102,8 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     sources = {"target": request.target, **({"draft": request.draft} if request.draft else {})}
     for role, path in sources.items():
         if not path.is_file():
-            raise UserError(f"{role} model {path}: there is no such file")
+            what = "this is a folder; give the .onnx file in it" if path.is_dir() else "there is no such file"
+            raise UserError(f"{role} model {path}: {what}")
     if not 2 <= request.context <= MOST_CONTEXT:
         raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
     wishes = _wishes(request)

@@ -10,7 +10,7 @@ from typing import Any
 
 from costmodel.shape import DecoderShape, Format, Layer
 from passes.count_work import count_work
-from passes.import_onnx import PIPELINE, Decoder, DecoderFacts, canonicalise
+from passes.import_onnx import LONGEST_CONTEXT, PIPELINE, Decoder, DecoderFacts, canonicalise
 from passes.import_onnx.check_vocabulary import refusals
 from passes.import_onnx.load import load
 from passes.import_onnx.state import Importing, PassLog, describe, run_pass
@@ -80,6 +80,8 @@ def inspect(path: Path, context: int) -> Inspection:
         UserError: the file cannot be read at all.
     """
     load(path)
+    if not 2 <= context <= LONGEST_CONTEXT:
+        raise UserError(f"--context {context}: must be 2 to {LONGEST_CONTEXT} tokens")
     try:
         decoder = canonicalise(path, context)
         shape = count_work(decoder, path.name)

@@ -36,7 +36,7 @@ from passes.import_onnx.upcast_to_float32 import upcast_to_float32
 from passes.import_onnx.widen_bfloat16 import widen_bfloat16
 from targets.errors import UserError
 
-__all__ = ["PIPELINE", "Decoder", "DecoderFacts", "PassLog", "RopeFacts", "canonicalise"]
+__all__ = ["LONGEST_CONTEXT", "PIPELINE", "Decoder", "DecoderFacts", "PassLog", "RopeFacts", "canonicalise"]
 
 PIPELINE: list[Pass] = [
     normalise_io_names,
@@ -61,6 +61,7 @@ PIPELINE: list[Pass] = [
 ]
 
 
+LONGEST_CONTEXT = 1 << 20
 _SMALLEST_LIMIT_BYTES = 128 << 20  # a mask of [2, 8, 1024, 1024] numbers has half of it
 
 
@@ -89,8 +90,8 @@ def canonicalise(path: Path, context: int) -> Decoder:
     Raises:
         UserError: not a readable ONNX file, or not a decoder of a kind we know; one line naming file and reason.
     """
-    if context < 2:
-        raise UserError(f"a context of {context} tokens is too short; it must be at least 2")
+    if not 2 <= context <= LONGEST_CONTEXT:
+        raise UserError(f"a context of {context} tokens: it must be 2 to {LONGEST_CONTEXT}")
     model = load(path)
     stored = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     imp = Importing(model, context, largest_bytes=_SMALLEST_LIMIT_BYTES + 2 * stored)

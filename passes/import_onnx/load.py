@@ -32,6 +32,8 @@ def load(path: Path) -> Any:
         UserError: no such file, not ONNX, cut short, an external file missing or outside the folder, a weight's
             size disagreeing with its shape, a value nobody makes, or a cycle.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; give the .onnx file in it")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
     try:

@@ -14,24 +14,39 @@ from statistics import median
 from typing import Any
 
 from costmodel.factors import Factors
-from costmodel.roofline import CpuSlice, Roofline
+from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline
 from costmodel.shape import DecoderShape
-from targets.device import Board
+from targets.device import Board, Cluster
 from targets.errors import UserError
 
-BOUNDS = {  # factor -> (lowest, highest) the fit may choose
-    "bandwidth": (0.3, 1.1),
-    "compute": (0.5, 3.0),
-    "attention": (0.5, 4.0),
+CPU_BOUNDS = {  # factor -> (lowest, highest) the fit may choose
+    "bandwidth": (0.3, 1.6),
+    "bandwidth_one_thread": (0.3, 1.6),
+    "compute": (0.4, 3.0),
+    "attention": (0.4, 4.0),
     "serial": (0.3, 4.0),
-    "overlap": (0.3, 1.0),
-    "launch": (0.1, 5.0),
-    "dispatch_cycles": (100.0, 20_000.0),
+    "overlap": (0.05, 1.0),
+    "launch": (0.05, 5.0),
+    "dispatch_cycles": (50.0, 20_000.0),
     "step_cycles": (5_000.0, 2_000_000.0),
     "cache_bytes_per_cycle": (2.0, 32.0),
+    "near_bytes_per_cycle": (24.0, 64.0),
+    "cache_share": (0.2, 1.2),
+    "page_ns": (1.0, 1000.0),
 }
+GPU_BOUNDS = {
+    "gpu_bandwidth": (0.02, 1.3),
+    "gpu_compute": (0.005, 2.0),
+    "gpu_attention": (0.001, 2.0),
+    "gpu_item_steps": (0.1, 1000.0),
+    "gpu_overlap": (0.05, 1.0),
+    "gpu_start": (0.05, 20.0),
+    "gpu_dispatch": (0.001, 5.0),
+}
+BOUNDS = {**CPU_BOUNDS, **GPU_BOUNDS}
 _PRIOR = 0.02  # a factor e times its default weighs like a point that is 2 % off
 _LEAST_POINTS = 8
+_PAUSE_NS = 60.0  # of page_ns, where streams wait at each page
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,7 @@ class Point:
         seconds: median time.
         bandwidth_gb_per_s: read by as many threads, beside it.
         stable: enough samples agreed.
+        chunk: 0 is one step of n tokens; otherwise a prompt of n tokens in chunks of that many, with one row of logits.
     """
 
     shape: DecoderShape
@@ -56,6 +72,7 @@ class Point:
     seconds: float
     bandwidth_gb_per_s: float
     stable: bool = True
+    chunk: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,10 +91,14 @@ class Residual:
 
 @dataclass(frozen=True)
 class Fit:
-    """Fitted factors and every residual, those of unstable points too."""
+    """Fitted factors, the names of those that the points said something of, and every residual.
+
+    Residuals are of unstable points too.
+    """
 
     factors: Factors
     residuals: tuple[Residual, ...]
+    names: tuple[str, ...] = ()
 
     def error(self, held_out: bool) -> tuple[float, float]:
         """(median, worst) relative error of the stable points, fitted or held out.
@@ -92,36 +113,58 @@ class Fit:
 
 
 def predict_point(board: Board, factors: Factors, point: Point) -> float:
-    """Seconds of a point, with the bandwidth measured beside it as its cluster's."""
-    clusters = tuple(
-        replace(
-            c,
-            bandwidth_one_thread_gb_per_s=point.bandwidth_gb_per_s / (1 if point.threads == 1 else point.threads),
-            bandwidth_all_threads_gb_per_s=point.bandwidth_gb_per_s,
-        )
-        if c.name == point.cluster
-        else c
-        for c in board.clusters
-    )
+    """Seconds of a point, with the bandwidth measured beside it as its cluster's, or as the GPU's for cluster "gpu"."""
+    if point.cluster == "gpu":
+        if board.gpu is None:
+            raise UserError(f"board {board.name} has no GPU, but a point was measured on one")
+        gpu = replace(board.gpu, bandwidth_gb_per_s=point.bandwidth_gb_per_s)
+        here = replace(board, gpu=gpu)
+        return _seconds(Roofline(here, factors), GpuSlice(gpu, board.clusters[0]), point)
+    clusters = tuple(_beside(c, point) if c.name == point.cluster else c for c in board.clusters)
     here = replace(board, clusters=clusters)
     cores = CpuSlice(((here.cluster(point.cluster), point.threads),))
-    return Roofline(here, factors).step(point.shape, cores, point.n, point.past).total_s
+    return _seconds(Roofline(here, factors), cores, point)
+
+
+def _beside(cluster: Cluster, point: Point) -> Cluster:
+    """The cluster with the bandwidth measured beside a point, by one thread or by several."""
+    one, every = cluster.bandwidth_one_thread_gb_per_s, cluster.bandwidth_all_threads_gb_per_s
+    if point.threads == 1:
+        one, every = point.bandwidth_gb_per_s, max(every, point.bandwidth_gb_per_s)
+    else:
+        one, every = min(one, point.bandwidth_gb_per_s), point.bandwidth_gb_per_s
+    return replace(cluster, bandwidth_one_thread_gb_per_s=one, bandwidth_all_threads_gb_per_s=every)
+
+
+def _seconds(roofline: Roofline, processor: Processor, point: Point) -> float:
+    if not point.chunk:
+        return roofline.step(point.shape, processor, point.n, point.past).total_s
+    return roofline.prompt(point.shape, processor, point.n, point.past, point.chunk).total_s
 
 
 def fit(board: Board, points: Sequence[Point], held_out: Callable[[Point], bool], start: Factors | None = None) -> Fit:
-    """Fit the factors to the stable points that are not held out.
+    """Fit the factors of what was measured to the stable points that are not held out: the CPU's, then the GPU's.
 
     Raises:
         UserError: too few points.
     """
+    used = [p for p in points if p.stable and not held_out(p)]
+    if len(used) < _LEAST_POINTS:
+        raise UserError(f"{len(used)} stable points are too few to fit the factors; at least {_LEAST_POINTS}")
+    factors, names = start or Factors(), list[str]()
+    for bounds, gpu in ((CPU_BOUNDS, False), (GPU_BOUNDS, True)):
+        if here := [p for p in used if (p.cluster == "gpu") == gpu]:
+            factors = _fit(board, here, factors, list(bounds))
+            names += bounds
+    residuals = tuple(Residual(p, predict_point(board, factors, p), held_out(p)) for p in points)
+    return Fit(factors, residuals, tuple(names))
+
+
+def _fit(board: Board, used: Sequence[Point], start: Factors, names: list[str]) -> Factors:
+    """The start with the named factors fitted to the points."""
     import numpy as np
     from scipy.optimize import least_squares
 
-    start = start or Factors()
-    used = [p for p in points if p.stable and not held_out(p)]
-    if len(used) < _LEAST_POINTS:
-        raise UserError(f"{len(used)} stable points are too few to fit {len(BOUNDS)} factors; at least {_LEAST_POINTS}")
-    names = list(BOUNDS)
     first = [math.log(min(max(getattr(start, n), BOUNDS[n][0]), BOUNDS[n][1])) for n in names]
     prior = np.array(first)
 
@@ -130,11 +173,12 @@ def fit(board: Board, points: Sequence[Point], held_out: Callable[[Point], bool]
         off = [math.log(predict_point(board, factors, p) / p.seconds) for p in used]
         return np.concatenate([off, _PRIOR * (x - prior)])
 
+    # Streams that pause at pages, or memory that is slower: two minima that look alike from far away.
+    paused = [math.log(_PAUSE_NS) if n == "page_ns" else x for n, x in zip(names, first, strict=True)]
     low, high = (np.log([BOUNDS[n][i] for n in names]) + (-1e-9 if i == 0 else 1e-9) for i in (0, 1))
-    solved = least_squares(misses, first, bounds=(low, high), loss="soft_l1", f_scale=0.1)
-    factors = _with(start, names, solved.x)
-    residuals = tuple(Residual(p, predict_point(board, factors, p), held_out(p)) for p in points)
-    return Fit(factors, residuals)
+    solutions = [least_squares(misses, x, bounds=(low, high), loss="soft_l1", f_scale=0.1) for x in (first, paused)]
+    solved = min(solutions, key=lambda s: float(s.cost))
+    return _with(start, names, solved.x)
 
 
 def _with(start: Factors, names: Sequence[str], x: Iterable[float]) -> Factors:

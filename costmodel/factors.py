@@ -18,6 +18,7 @@ class Factors:
 
     Attributes:
         bandwidth: share of a cluster's read bandwidth that linears reach (0.92 to 0.99 measured on x86-64).
+        bandwidth_one_thread: the same of one thread's, which reads one stream where kernels read several side by side.
         compute: time of linears' arithmetic over the cycle count.
         attention: the same for attention.
         serial: the same for kernels on one thread.
@@ -27,16 +28,28 @@ class Factors:
         step_cycles: processor cycles around one step of a model (27 us of argument checks and the call, measured).
         round_cycles: processor cycles of the decoding loop around a round (Python; about 40 us assumed).
         sampling_cycles: processor cycles to turn one logit into a probability when sampling (numpy, float64; assumed).
-        cache_bytes_per_cycle: read by one core from a cache that holds the data.
+        cache_bytes_per_cycle: read by one core from a last-level cache that holds the data.
+        near_bytes_per_cycle: read by one core from its own level-2 cache (above 25 on Zen 3).
+        cache_share: share of the caches' size that a cyclic walk finds again (victim caches and neighbours take some).
+        cache_refill: share of what a last-level cache will hold that one walk brings in (0.4 measured on Zen 3, whose
+            cache takes 10 to 30 walks to hold a model after another one went through).
+        page_ns: hardware prefetchers stop at the end of a 4 KiB page; each page of a stream waits this long for its
+            first lines, which streams read side by side hide for each other (50 to 100 measured on Zen 3; nobody
+            measured it on Arm cores, so almost none is assumed).
         gpu_bandwidth: share of the GPU's read bandwidth that a decoder reaches (0.29 to 0.40 by existing OpenCL
             decoders on a G610; kernels that tile rows are assumed to reach more).
         gpu_compute: share of the GPU's arithmetic issue slots that its kernels use; loads and addresses take others.
+        gpu_attention: the same for attention's kernels, whose loads are narrower.
+        gpu_item_steps: what a work-item of a product costs besides its steps of k, in such steps.
+        gpu_overlap: share of the shorter of arithmetic and memory time that the longer one hides on the GPU.
+        gpu_start: starting an empty queue and awaiting its end, over twice launch_overhead_s.
         gpu_dispatch: one more kernel in a queue that is not empty, over launch_overhead_s (5 us against 46 to 54 us
             measured on PoCL).
         dram_together: share of the DRAM peak that several processors read together.
     """
 
     bandwidth: float = 0.9
+    bandwidth_one_thread: float = 0.9
     compute: float = 1.0
     attention: float = 1.0
     serial: float = 1.0
@@ -47,8 +60,16 @@ class Factors:
     round_cycles: float = 150_000.0
     sampling_cycles: float = 20.0
     cache_bytes_per_cycle: float = 8.0
+    near_bytes_per_cycle: float = 32.0
+    cache_share: float = 1.0
+    cache_refill: float = 0.4
+    page_ns: float = 1.0
     gpu_bandwidth: float = 0.6
     gpu_compute: float = 0.5
+    gpu_attention: float = 0.5
+    gpu_item_steps: float = 1.0
+    gpu_overlap: float = 1.0
+    gpu_start: float = 1.0
     gpu_dispatch: float = 0.1
     dram_together: float = 0.8
 

@@ -32,11 +32,13 @@ class Issue:
         fma: fused multiply-adds, and other vector arithmetic.
         load: vector loads.
         in_order: instructions of different kinds do not hide each other.
+        converts: float16 to float32, one vector each, on pipes of their own; 0: they take those of the multiply-adds.
     """
 
     fma: float
     load: float
     in_order: bool
+    converts: float = 0.0
 
     def cycles(self, fma: float, other: float, load: float, chain: float) -> float:
         """Cycles of a loop body: arithmetic and loads one after the other or side by side, never below `chain`."""
@@ -54,7 +56,7 @@ def issue_of(core: Core) -> Issue:
     """The issue rates of a core."""
     in_order = core.name in _IN_ORDER
     fma = core.fp32_flops_per_cycle / (2 * (core.vector_bits // 32))
-    return Issue(fma, 0.5 if in_order else 2.0, in_order)
+    return Issue(fma, 0.5 if in_order else 2.0, in_order, 1.0 if core.isa == "x86-64" else 0.0)
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,14 @@ class Cycles:
         threads: threads that have work.
         walks: times the parts below are read; the first time from memory, later from the cache that holds a part.
         part_bytes: bytes read again and again together: a group of weight panels, or the KV rows of a head.
+        streams: sequences of addresses that are read side by side: panels of a group, or keys and values.
     """
 
     cycles: float
     threads: int
     walks: int = 1
     part_bytes: float = 0.0
+    streams: int = 1
 
 
 def kernel_cycles(op: Op, core: Core, threads: int) -> Cycles:
@@ -97,7 +101,7 @@ def _linear(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
     body = _linear_body(op, tile, issue, rows, side)
     per_thread = -(-groups // used)
     group_bytes = side * op.format.nbytes(op.k, tile.panel)
-    return Cycles(per_thread * walks * op.k * body, used, walks, group_bytes)
+    return Cycles(per_thread * walks * op.k * body, used, walks, group_bytes, side)
 
 
 def _linear_body(op: Op, tile: CpuTile, issue: Issue, rows: int, side: int) -> float:
@@ -108,7 +112,10 @@ def _linear_body(op: Op, tile: CpuTile, issue: Issue, rows: int, side: int) -> f
         unpack = vectors * (_UNPACK_INT4 if op.format.dtype == "int4" else _UNPACK_INT8)
         return issue.cycles(fma, unpack, vectors * op.format.bits / 32 + rows, _FMA_LATENCY)
     convert = vectors if op.format.bits == 16 else 0
-    return issue.cycles(fma, convert, vectors * op.format.bits / 32 + rows, _FMA_LATENCY)
+    load = vectors * op.format.bits / 32 + rows
+    if issue.converts:
+        return max(issue.cycles(fma, 0, load, _FMA_LATENCY), convert / issue.converts)
+    return issue.cycles(fma, convert, load, _FMA_LATENCY)
 
 
 def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
@@ -131,14 +138,14 @@ def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
 
 
 def _serial(op: Op, tile: CpuTile, issue: Issue) -> float:
-    """Kernels that run on one thread: cycles for each row."""
+    """Kernels that run on one thread: cycles for each row; norm, rope, take and silu_mul as measured on Zen 3."""
     vectors = op.columns / tile.lanes
     each = {
-        "norm": vectors * (_FMA_LATENCY + 2.0) + 60,
+        "norm": vectors * 18.0 + 60,
         "add": vectors * 1.5,
-        "rope": vectors * 3.0,
+        "rope": vectors * 9.0,
         "silu_mul": vectors * ((_EXP + 4) / issue.fma + _DIVIDE),
-        "take": vectors * 1.5,
+        "take": vectors * 9.0,
         "embedding": op.columns * (8.0 if op.format.quantised else 2.0),
         "argmax": vectors * _FMA_LATENCY + op.columns,
     }[op.kind]

@@ -20,6 +20,8 @@ from targets.mali.tile import gpu_tile
 
 # Operations a weight before it is multiplied: convert; at 8 bits also widen, subtract zero, scale; at 4 also mask.
 _GPU_UNPACK = {"float32": 0.0, "float16": 1.0, "bfloat16": 1.0, "int8": 4.0, "int4": 5.0}
+_GPU_KERNELS = {"norm": 2, "attention": 3}  # of one operator (targets/mali/kernels); others have one
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,6 @@ def all_cores(board: Board) -> CpuSlice | None:
     return CpuSlice(tuple((c, c.count) for c in board.clusters)) if len(board.clusters) > 1 else None
 
 
-def bandwidth_gb_per_s(cluster: Cluster, threads: int) -> float:
-    """DRAM reads of some threads of a cluster: they add up until all cores together reach their limit."""
-    return min(threads * cluster.bandwidth_one_thread_gb_per_s, cluster.bandwidth_all_threads_gb_per_s)
-
-
 def resident_share(working_set_bytes: float, cache_bytes: float) -> float:
     """Share of a step's bytes that the caches still hold from the step before.
 
@@ -130,24 +127,60 @@ class Roofline:
             return self._on_gpu(op, processor)
         return self._on_cpu(op, processor, resident)
 
-    def units(self, units: list[tuple[Op, ...]], processor: Processor) -> list[Estimate]:
-        """Each counted unit of a step (work.step_units) on one processor, without the step's own overhead."""
-        resident = resident_share(dram_bytes(units), cache_bytes(processor))
+    def units(
+        self, units: list[tuple[Op, ...]], processor: Processor, beside_bytes: float = 0.0, in_a_row: int | None = None
+    ) -> list[Estimate]:
+        """Each counted unit of a step (work.step_units) on one processor, without the step's own overhead.
+
+        Args:
+            units: the counted step.
+            processor: where.
+            beside_bytes: read by others between two steps; they compete for the caches: the other model of a pair.
+            in_a_row: steps of this model since those others ran, from 0; None is many, or no others.
+        """
+        resident = self.resident(dram_bytes(units), processor, beside_bytes, in_a_row)
         priced: dict[int, Estimate] = {}
         for unit in units:
             if id(unit) not in priced:
                 priced[id(unit)] = total([self.op(op, processor, resident) for op in unit])
         return [priced[id(unit)] for unit in units]
 
-    def step(self, shape: DecoderShape, processor: Processor, n: int, past: int, batch: int = 1) -> Estimate:
-        """A whole step of n new tokens after `past`, on one processor."""
-        return total([self.step_overhead(processor), *self.units(step_units(shape, n, past, batch), processor)])
+    def resident(
+        self, size: float, processor: Processor, beside_bytes: float = 0.0, in_a_row: int | None = None
+    ) -> float:
+        """Share of a step's bytes in the caches: what is left when others ran, and more with each step in a row."""
+        capacity = self.factors.cache_share * cache_bytes(processor)
+        left, end = (resident_share(size + other, capacity) for other in (beside_bytes, 0.0))
+        if in_a_row is None:
+            return left
+        return left + (end - left) * (1.0 - (1.0 - min(1.0, self.factors.cache_refill)) ** in_a_row)
+
+    def step(
+        self,
+        shape: DecoderShape,
+        processor: Processor,
+        n: int,
+        past: int,
+        batch: int = 1,
+        beside_bytes: float = 0.0,
+        in_a_row: int | None = None,
+    ) -> Estimate:
+        """A whole step of n new tokens after `past`, on one processor; the last two arguments as in `units`."""
+        units = self.units(step_units(shape, n, past, batch), processor, beside_bytes, in_a_row)
+        return total([self.step_overhead(processor), *units])
+
+    def prompt(self, shape: DecoderShape, processor: Processor, tokens: int, past: int, chunk: int) -> Estimate:
+        """A prompt of some tokens after `past`, in whole chunks, each with the logits of one row."""
+        parts = []
+        for start in range(past, past + tokens, chunk):
+            parts += [self.step_overhead(processor), *self.units(step_units(shape, chunk, start, 1, 1), processor)]
+        return total(parts)
 
     def step_overhead(self, processor: Processor) -> Estimate:
         """Around a step: the call of the entry point; on the GPU also starting an empty queue and awaiting its end."""
         if isinstance(processor, GpuSlice):
             call = self.factors.step_cycles / (processor.host.frequency_ghz * 1e9)
-            return Estimate(launch_s=2 * processor.gpu.launch_overhead_s, dispatch_s=call)
+            return Estimate(launch_s=2 * self.factors.gpu_start * processor.gpu.launch_overhead_s, dispatch_s=call)
         cluster = processor.parts[0][0]
         return Estimate(dispatch_s=self.factors.step_cycles / (cluster.frequency_ghz * 1e9))
 
@@ -170,26 +203,37 @@ class Roofline:
         return self.factors.round_cycles / (self.board.clusters[0].frequency_ghz * 1e9)
 
     def _on_cpu(self, op: Op, processor: CpuSlice, resident: float) -> Estimate:
+        """The first walk over the weights waits for memory or computes; later walks find their part in a cache."""
         f = self.factors
         share = {"linear": f.compute, "attention": f.attention}.get(op.kind, f.serial)
-        compute = memory = launch = 0.0
+        compute = memory = launch = later = 0.0
         for cluster, threads in processor.parts[:1] if op.parallel == 0 else processor.parts:
             hz = cluster.frequency_ghz * 1e9
             found = kernel_cycles(op, cluster.core, processor.threads)
-            compute = max(compute, share * found.cycles / hz)
-            again = self._again_s(cluster, found.threads, found.walks, found.part_bytes, op)
+            walks = found.walks if op.kind == "linear" else 1
+            walk_s = share * found.cycles / hz / walks
+            compute = max(compute, walk_s)
+            later = max(later, (walks - 1) * max(walk_s, self._again_s(cluster, found.threads, found.part_bytes, op)))
             mixed = len(processor.parts) > 1 and found.threads > 1
             portion = threads / processor.threads if mixed else 1.0
             on_cluster = min(threads, found.threads)
-            memory = max(memory, self._memory_s(op, cluster, on_cluster, portion, mixed, resident) + again)
+            pages = op.stream_bytes * portion / _PAGE_BYTES / on_cluster / found.streams if op.kind == "linear" else 0.0
+            waits = pages * 1e-9 * f.page_ns * (1 - resident)
+            memory = max(memory, self._memory_s(op, cluster, on_cluster, portion, mixed, resident) + waits)
             if found.threads > 1:
                 launch = max(launch, cluster.launch_overhead_s * f.launch)
         main = processor.parts[0][0]
         dispatch = f.dispatch_cycles / (main.frequency_ghz * 1e9)
         exposed = (1 - f.overlap) * min(compute, memory)
         if compute >= memory:
-            return Estimate(compute, exposed, launch, dispatch)
-        return Estimate(exposed, memory, launch, dispatch)
+            return Estimate(compute + later, exposed, launch, dispatch)
+        return Estimate(exposed + later, memory, launch, dispatch)
+
+    def _reached_gb_per_s(self, cluster: Cluster, threads: int) -> float:
+        """DRAM reads of the kernels: threads add up until all cores together reach their limit."""
+        f = self.factors
+        alone = threads * f.bandwidth_one_thread * cluster.bandwidth_one_thread_gb_per_s
+        return min(alone, f.bandwidth * cluster.bandwidth_all_threads_gb_per_s)
 
     def _memory_s(self, op: Op, cluster: Cluster, used: int, portion: float, mixed: bool, resident: float) -> float:
         """First walk over weights and KV rows from DRAM or, the resident share, from cache; activations from cache.
@@ -198,27 +242,24 @@ class Roofline:
         """
         f = self.factors
         stream = op.stream_bytes
-        rate = f.bandwidth * 1e9 * bandwidth_gb_per_s(cluster, used)
+        rate = 1e9 * self._reached_gb_per_s(cluster, used)
         cached = max(rate, f.cache_bytes_per_cycle * cluster.frequency_ghz * 1e9 * used)
         near = (resident * stream + op.activation_bytes) * portion / cached
         far = (1 - resident) * stream
         limit = f.dram_together * self.board.dram.peak_bandwidth_gb_per_s * 1e9
         return near + max(far * portion / rate, far / limit if mixed else 0.0)
 
-    def _again_s(self, cluster: Cluster, used: int, walks: int, part_bytes: float, op: Op) -> float:
-        """Later walks of a kernel over parts that its nearest cache may be too small for."""
-        if walks <= 1 or part_bytes <= cluster.core.l1d_bytes:
+    def _again_s(self, cluster: Cluster, used: int, part_bytes: float, op: Op) -> float:
+        """Reading all parts of a kernel once more, each from the nearest cache that holds it."""
+        if part_bytes <= 0.75 * cluster.core.l1d_bytes:  # activations and the stack are there too
             return 0.0
-        stream = op.stream_bytes
-        repeated = (walks - 1) * stream
-        hz = cluster.frequency_ghz * 1e9
-        dram = self.factors.bandwidth * 1e9 * bandwidth_gb_per_s(cluster, used)
-        cached = self.factors.cache_bytes_per_cycle * hz * used
+        f, hz = self.factors, cluster.frequency_ghz * 1e9
         if part_bytes <= cluster.l2_bytes:
-            return repeated / (2 * cached)
+            return op.stream_bytes / (f.near_bytes_per_cycle * hz * used)
+        dram = 1e9 * self._reached_gb_per_s(cluster, used)
         if part_bytes * used <= cluster.l3_bytes:
-            return repeated / max(cached, dram)
-        return repeated / dram
+            return op.stream_bytes / max(f.cache_bytes_per_cycle * hz * used, dram)
+        return op.stream_bytes / dram
 
     def _on_gpu(self, op: Op, processor: GpuSlice) -> Estimate:
         """Rows are computed in whole row tiles (targets/mali/tile.py); each tile reads and unpacks the weights once.
@@ -231,13 +272,16 @@ class Roofline:
         if op.kind == "linear":
             rows = gpu_tile(gpu).rows(op.rows, 8 if op.format.bits < 32 else 4)
             walks = -(-op.rows // rows)
-            flops = 2.0 * op.k * op.columns * walks * (rows + _GPU_UNPACK[op.format.dtype])
+            flops = 2.0 * (op.k + f.gpu_item_steps) * op.columns * walks * (rows + _GPU_UNPACK[op.format.dtype])
         read = op.bytes_of("weights") * walks + op.bytes_of("kv") + op.activation_bytes
         memory = read / (f.gpu_bandwidth * gpu.bandwidth_gb_per_s * 1e9)
-        compute = flops / (f.gpu_compute * gpu.fp32_gflops * 1e9)
-        dispatch = f.gpu_dispatch * gpu.launch_overhead_s
-        bound = Estimate(compute_s=compute) if compute > memory else Estimate(memory_s=memory)
-        return bound + Estimate(dispatch_s=dispatch)
+        share = f.gpu_attention if op.kind == "attention" else f.gpu_compute
+        compute = flops / (share * gpu.fp32_gflops * 1e9)
+        dispatch = f.gpu_dispatch * gpu.launch_overhead_s * _GPU_KERNELS.get(op.kind, 1)
+        exposed = (1 - f.gpu_overlap) * min(compute, memory)
+        if compute > memory:
+            return Estimate(compute, exposed, 0.0, dispatch)
+        return Estimate(exposed, memory, 0.0, dispatch)
 
 
 def dram_bytes(units: list[tuple[Op, ...]]) -> float:

@@ -21,6 +21,7 @@ KIND_ERROR = {"measured": 0.05, "datasheet": 0.10, "assumed": 0.30}
 _KERNELS = 0.10
 _UNMEASURED = 0.40
 _OVERHEADS = 0.50
+_RATES = {"one_thread": "bandwidth_one_thread", "all_threads": "bandwidth"}
 _FITTED, _FITTED_OVERHEADS = 0.05, 0.20
 
 
@@ -85,7 +86,7 @@ def _numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
             for cluster, threads in processor.parts:
                 rate = "one_thread" if threads == 1 else "all_threads"
                 path = f"clusters.{cluster.name}"
-                add(f"{path}.bandwidth_{rate}_gb_per_s", "bandwidth", _KERNELS)
+                add(f"{path}.bandwidth_{rate}_gb_per_s", _RATES[rate], _KERNELS)
                 add(f"{path}.core.fp32_flops_per_cycle", "compute", _KERNELS)
                 add(f"{path}.launch_overhead_s", "launch", 0.0)
         if isinstance(processor, GpuSlice):

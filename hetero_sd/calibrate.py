@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from costmodel.calibrate import BOUNDS, Fit, Point, fit
+from costmodel.calibrate import Fit, Point, fit
 from costmodel.shape import DecoderShape
+from costmodel.variants import factors_of
+from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_factors, with_gpu
 from hetero_sd.predict import load_shapes, write_text
 from targets.boards import board_names, load_board
-from targets.device import Board, read_board
+from targets.device import Board
 from targets.errors import UserError
 
 _LARGEST_BYTES = 4 << 20
@@ -54,11 +56,12 @@ def run(options: argparse.Namespace) -> int:
     points = [
         p for data, path in zip(measured, options.measured, strict=True) for p in points_of(data, path, shapes, cluster)
     ]
-    calibrated = with_bandwidth(board, cluster, measured)
+    calibrated = with_gpu(with_bandwidth(board, cluster, measured), measured)
     held = set(sorted({p.n for p in points})[1::2])
-    found = fit(calibrated, points, lambda p: p.n in held)
+    start = replace(factors_of(calibrated), **measured_factors(calibrated, measured))
+    found = fit(calibrated, points, lambda p: p.n in held, start)
     factors = {"factors": found.factors.to_json(), "held_out_n": sorted(held), "error": errors(found)}
-    write_text(options.out, to_toml(with_factors(calibrated, found)))
+    write_text(options.out, to_toml(with_factors(calibrated, found, measured_factors(calibrated, measured))))
     write_text(options.out.with_suffix(".factors.json"), json.dumps(factors, indent=1) + "\n")
     print(
         json.dumps({**factors, "residuals": residuals(found)}, indent=1) if options.json else text(found, options.out)
@@ -93,16 +96,20 @@ def points_of(data: dict[str, Any], path: Path, shapes: dict[str, DecoderShape],
     """
     found = []
     for i, entry in enumerate(data["points"]):
+        processor = entry.get("processor", "cpu")
+        if processor == "mixed":  # a model over both: its parts were not timed
+            continue
         try:
             point = Point(
                 shapes[entry["model"]],
-                cluster,
-                int(data["threads"]),
+                "gpu" if processor == "gpu" else cluster,
+                1 if processor == "gpu" else int(data["threads"]),
                 int(entry["n"]),
                 int(entry["past"]),
                 float(entry["seconds"]),
                 float(entry["bandwidth_gb_per_s"]),
                 bool(entry["stable"]),
+                int(entry.get("chunk", 0)),
             )
         except KeyError as error:
             missing = str(error).strip("'")
@@ -110,51 +117,12 @@ def points_of(data: dict[str, Any], path: Path, shapes: dict[str, DecoderShape],
             raise UserError(f"{path}: point {i} has no usable {missing!r}{hint}") from None
         except (TypeError, ValueError):
             raise UserError(f"{path}: point {i} holds something that is not a number") from None
+        if point.chunk < 0 or (point.chunk and point.n % point.chunk):
+            raise UserError(f"{path}: point {i} has impossible numbers: {point.n} tokens in chunks of {point.chunk}")
         if not (0 < point.seconds < 1e4 and 0.01 < point.bandwidth_gb_per_s < 1e4 and point.n >= 1 and point.past >= 0):
             raise UserError(f"{path}: point {i} has impossible numbers: {point.seconds} s at n = {point.n}")
         found.append(point)
     return found
-
-
-def with_bandwidth(board: Board, cluster: str, measured: Sequence[dict[str, Any]]) -> Board:
-    """The board with the measured bandwidths of a cluster in place of the file's.
-
-    Raises:
-        UserError: they contradict the board's other numbers.
-    """
-    table = board.to_json()
-    del table["format"]
-    entry = next(c for c in table["clusters"] if c["name"] == cluster)
-    rates = {int(m["threads"]): float(m["bandwidth_gb_per_s"]) for m in measured}
-    one = max(float(m["bandwidth_one_thread_gb_per_s"]) for m in measured)
-    every = max([one, *rates.values()])
-    how = "run.py --calibrate: largest element of a 256 MB array, median beside the model's steps"
-    for name, value in (("one_thread", min(one, every)), ("all_threads", every)):
-        fact = {"value": round(value, 3), "kind": "measured", "source": how}
-        entry[f"bandwidth_{name}_gb_per_s"] = fact
-    peak = table["dram"]["peak_bandwidth_gb_per_s"]
-    if peak["value"] < every and peak["kind"] == "assumed":
-        table["dram"]["peak_bandwidth_gb_per_s"] = {
-            **peak,
-            "value": round(1.25 * every, 2),
-            "source": "a quarter above the measured reads",
-        }
-    if table["gpu"] is None:
-        del table["gpu"]
-    return read_board(table, "the calibrated board", {})
-
-
-def with_factors(board: Board, found: Fit) -> Board:
-    """The board with the factors that were fitted; `load_board` reads them with its other numbers."""
-    used = [r for r in found.residuals if r.point.stable and not r.held_out]
-    middle, worst = found.error(True)
-    source = f"fitted to {len(used)} steps of run.py --calibrate"
-    if any(r.held_out and r.point.stable for r in found.residuals):
-        source += f"; on points held out {100 * middle:.1f} % median error, {100 * worst:.1f} % worst"
-    values = found.factors.to_json()
-    facts = {name: {"value": float(f"{values[name]:.6g}"), "kind": "measured", "source": source} for name in BOUNDS}
-    table = {**board.to_json(), "factors": facts}
-    return Board.from_json(table, "the calibrated board")
 
 
 def errors(found: Fit) -> dict[str, Any]:
@@ -170,8 +138,10 @@ def residuals(found: Fit) -> list[dict[str, Any]]:
     return [
         {
             "model": r.point.shape.name,
+            "processor": r.point.cluster,
             "threads": r.point.threads,
             "n": r.point.n,
+            "chunk": r.point.chunk,
             "past": r.point.past,
             "measured_s": r.point.seconds,
             "predicted_s": r.predicted_s,

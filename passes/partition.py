@@ -67,7 +67,7 @@ def partition(func: Any, processors: Sequence[str], prefix: str = "s") -> Partit
     for i in range(len(runs) - 1, -1, -1):
         read_later[i] = set(needed)
         needed |= {v for b in runs[i][1] for v in _reads(b.value)}
-    segments, functions = [], {}
+    segments, functions = list[Segment](), dict[str, dict[str, Any]]()
     for i, (processor, run) in enumerate(runs):
         name = WHOLE if len(runs) == 1 else f"{prefix}{i}"
         segment, built = _segment(func, names, name, processor, run, read_later[i])

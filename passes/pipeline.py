@@ -121,7 +121,7 @@ def lower_decoder(
     """
     dump = dump or IrDump()
     imported = onnx_to_relax(decoder)
-    main = DecoderInterface()(dump("0-import", imported.mod))["main"]
+    main = _run(dump("0-import", imported.mod), DecoderInterface())["main"]
     placed = place_ops(main, place, decoder.facts.layers, why)
     parts = partition(main, [op.processor for op in placed])
     functions = {processor: dict(made) for processor, made in parts.functions.items()}
@@ -130,7 +130,7 @@ def lower_decoder(
         functions.setdefault("cpu", {}).update(whole.functions["cpu"])
 
     modules, packed, params = {}, dict[str, PackedWeight](), dict[tuple[str, str], tuple[str, ...]]()
-    sources = {}
+    sources = dict[str, Any]()
     for processor, made in sorted(functions.items()):
         tile = tiles[processor]
         mod = dump(f"1-partition-{processor}", tvm.IRModule(made))
@@ -142,9 +142,9 @@ def lower_decoder(
         sources |= {new: imported.weights[old] for old, new in stored.items()}
         for var, func in mod.functions.items():
             params[processor, str(var.name_hint)] = tuple(stored[p.name] for p in weights_of(func))
-        mod = dump(f"4-entries-{processor}", MakeEntries(steps, prefill)(mod))
+        mod = dump(f"4-entries-{processor}", _run(mod, MakeEntries(steps, prefill)))
         lower = LowerMali(tile) if isinstance(tile, GpuTile) else LowerCpu(tile)
-        modules[processor] = dump(f"5-lower-{processor}", lower(mod))
+        modules[processor] = dump(f"5-lower-{processor}", _run(mod, lower))
 
     def lowered(segments: Sequence[Segment]) -> tuple[LoweredSegment, ...]:
         return tuple(LoweredSegment(s, params[s.processor, s.name]) for s in segments)

@@ -1,4 +1,4 @@
-"""What tests share: an environment of their own, and an OpenCL device for those that need one.
+"""What tests share: unpacked exports, an environment of their own, an OpenCL device for those that need one.
 
 The OpenCL runtime is built once; a missing driver is a printed reason.
 """
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unpack_families import unpack_families
 
 INSTALL = "run tests/opencl/setup.sh"
+unpack_families(Path(__file__).parent / "data")  # tests are named by its folders, so before they are collected
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

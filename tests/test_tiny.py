@@ -23,7 +23,9 @@ def command(*argv: str | Path) -> subprocess.CompletedProcess[str]:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tiny") / "bundle"
     pair = [TARGET / "model.onnx", "--draft", DRAFT / "model.onnx", "--tokenizer", TARGET]
-    done = command("-m", "hetero_sd", "compile", *pair, "--board", "host", "--context", "96", "--out", out)
+    done = command(
+        "-m", "hetero_sd", "compile", *pair, "--board", "host", "--context", "96", "--gamma", "4", "--out", out
+    )
     assert done.returncode == 0, done.stderr
     assert "gamma 4" in done.stdout
     return out

@@ -2,8 +2,9 @@
 
     python examples/translation/demo.py [--prompts FILE] [--gamma N] [--out DIR]
 
-Target alone and speculatively, each in a process of its own as a user would run it, the same text from both, and the
-predicted beside the measured time of every step (run.py --stats).
+The plan decides whether and how far to draft, and says why. Then the target alone and the pair, each in a process of
+its own as a user would run it: the same text from both, and the predicted beside the measured time of every step
+(run.py --stats). Where the plan is against drafting, the pair is run all the same, so that one can see what it saves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+ACCEPTANCE = "0.85"  # of the pair, greedy: evaluate.py
 
 
 def run_bundle(bundle: Path, prompts: Path, *options: str) -> list[dict[str, Any]]:
@@ -39,19 +41,26 @@ def main() -> int:
     """Compile, translate both ways, compare."""
     parser = argparse.ArgumentParser(description="compile the example pair for this machine and translate with it")
     parser.add_argument("--prompts", type=Path, default=HERE / "prompts.txt")
-    parser.add_argument("--gamma", type=int, default=2, help="drafted tokens a round (default 2)")
+    parser.add_argument(
+        "--gamma", type=int, help="drafted tokens a round (default: the plan's, or 2 where it has none)"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "demo", help="the bundle; replaced")
     options = parser.parse_args()
 
     shutil.rmtree(options.out, ignore_errors=True)
     pair = [str(HERE / "target/model.onnx"), "--draft", str(HERE / "draft/model.onnx"), "--tokenizer", str(HERE)]
-    settings = ["--board", "host", "--context", "128", "--gamma", str(options.gamma), "--out", str(options.out)]
+    settings = ["--board", "host", "--context", "128", "--alpha", ACCEPTANCE, "--out", str(options.out)]
+    settings += [] if options.gamma is None else ["--gamma", str(options.gamma)]
     done = subprocess.run([sys.executable, "-m", "hetero_sd", "compile", *pair, *settings], cwd=ROOT, check=False)
     if done.returncode != 0:
         return done.returncode
 
+    planned = json.loads((options.out / "manifest.json").read_text("utf-8"))["plan"]["gamma"]
+    gamma = planned or 2
+    if not planned:
+        print(f"the plan is to run the target alone; drafting {gamma} tokens a round is run beside it")
     alone = run_bundle(options.out, options.prompts, "--mode", "target-only")
-    drafting = ["--mode", "speculative", "--gamma", str(options.gamma), "--stats"]
+    drafting = ["--mode", "speculative", "--gamma", str(gamma), "--stats"]
     pair_run = run_bundle(options.out, options.prompts, *drafting)
     print()
     for answer in alone[:5]:
@@ -65,7 +74,7 @@ def main() -> int:
     tokens = sum(len(b["token_ids"]) for b in pair_run)
     print(f"target alone      {tokens_per_s(alone):7.0f} tokens/s")
     print(
-        f"speculative, g={options.gamma}  {tokens_per_s(pair_run):7.0f} tokens/s   "
+        f"speculative, g={gamma}  {tokens_per_s(pair_run):7.0f} tokens/s   "
         f"accepted {accepted} of {drafted} drafted, {tokens / max(rounds, 1):.2f} tokens a round"
     )
     print(

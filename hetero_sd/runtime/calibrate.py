@@ -1,31 +1,32 @@
 """`run.py --calibrate`: measures, on the device, what the cost model's factors are fitted to.
 
-T(n) of the bundle's own entry points at several contexts, the bandwidth beside each pass, and the state of the machine
-(governor, clocks, temperature). All points are taken in turn and repeated until the time is up, so that a slow spell
-hits all of them. `hetero-sd calibrate` turns the file into a board file.
+T(n) of the bundle's own entry points and prompts at several contexts, the bandwidth beside each; before that the
+bandwidth of every cluster and of the GPU, alone and two at a time, and what launches and hand-overs of the GPU cost.
+The state of the machine (governor, clocks, temperature) is recorded before and after. All points are taken in turn and
+repeated until the time is up, so that a slow spell hits all of them. `hetero-sd calibrate` turns the file into a board
+file.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
+from hetero_sd.runtime.calibrate_gpu import GpuCosts
+from hetero_sd.runtime.contention import measure_bandwidths
 from hetero_sd.runtime.interface import Models
+from hetero_sd.runtime.measure import LEAST_REPEATS, BandwidthReader, Step, take_turns
 from targets.errors import UserError
 
 FORMAT = 1
 MOST_SECONDS = 600
-LEAST_REPEATS = 5
-_BANDWIDTH_BYTES = 256 << 20
-_UNSTABLE = 0.15  # bandwidth before and after a pass may differ by this share
+_WARM_S = 2.0  # a GPU reads this long before anything counts, so that its clock is up
+_SLOWER = 0.9  # a clock, or the last pass beside the first, below this share of it is throttled
 
 
 def calibrate(models: Models, threads: int, seconds: float, out: Path, note: Callable[[str], None]) -> dict[str, Any]:
@@ -41,27 +42,50 @@ def calibrate(models: Models, threads: int, seconds: float, out: Path, note: Cal
     Raises:
         UserError: the file cannot be written.
     """
+    start, before = time.monotonic(), machine_state()
+    here = [model for model in (models.target, models.draft) if model is not None]
+    device = next((d for d in (getattr(model, "gpu_device", None) for model in here) if d is not None), None)
+    gpu = None if device is None else GpuCosts(device)
+    if gpu is not None:
+        note("warming the GPU")
+        while time.monotonic() - start < _WARM_S:
+            gpu.gb_per_s()
+    note("bandwidth of each processor, alone and two together")
+    bandwidths = measure_bandwidths(gpu)
+    costs = None if gpu is None else {**gpu.launches(), "hand_over": gpu.hand_overs(), "device": _device_facts()}
+
     read = BandwidthReader(threads)
-    before = machine_state()
-    steps = [step for model in (models.target, models.draft) if model is not None for step in steps_of(model)]
-    samples: list[list[tuple[float, float, float]]] = [[] for _ in steps]
-    start, passes = time.monotonic(), 0
-    while passes < LEAST_REPEATS or time.monotonic() - start < min(seconds, MOST_SECONDS):
-        for step, found in zip(steps, samples, strict=True):
-            rate = read()
-            found.append((step["run"](), rate, read()))
+    steps = {True: [], False: []}  # type: dict[bool, list[Step]]
+    for model in here:
+        steps[getattr(model, "gpu_device", None) is not None] += steps_of(model)
+    limit, longest = min(seconds, MOST_SECONDS), [0.0]
+
+    def more(passes: int) -> bool:
+        spent = time.monotonic() - start
+        if passes:
+            note(f"pass {passes}: {spent:.0f} s of {seconds:.0f} s")
+            longest[0] = spent / passes
+        return spent + longest[0] < MOST_SECONDS and (passes < LEAST_REPEATS or spent < limit)
+
+    # A pass goes over the CPU's steps and then over the GPU's, each with the bandwidth of its own processor beside it.
+    passes = 0
+    while more(passes):
+        take_turns(steps[False], read, lambda done: done < 1)
+        if gpu is not None:
+            take_turns(steps[True], gpu.gb_per_s, lambda done: done < 1)
         passes += 1
-        note(f"pass {passes}: {time.monotonic() - start:.0f} s of {seconds:.0f} s")
-        if time.monotonic() - start > MOST_SECONDS:
-            break
+    timed = [*steps[False], *steps[True]]
     result = {
         "format": FORMAT,
         "threads": threads,
         "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
-        "bandwidth_gb_per_s": median(rate for found in samples for _, a, b in found for rate in (a, b)),
+        "bandwidth_gb_per_s": median([r for step in steps[False] for s in step.samples for r in s[1:]] or [read()]),
         "bandwidth_one_thread_gb_per_s": BandwidthReader(1)(),
-        "points": [_point(step, found) for step, found in zip(steps, samples, strict=True)],
+        "bandwidths": bandwidths,
+        "gpu": costs,
+        "points": [step.point() for step in timed],
         "passes": passes,
+        "slowed": slowed(timed),
         "machine": {"before": before, "after": machine_state()},
     }
     part = out.with_name(f".{out.name}.part")
@@ -74,74 +98,39 @@ def calibrate(models: Models, threads: int, seconds: float, out: Path, note: Cal
     return result
 
 
-def steps_of(model: Any) -> list[dict[str, Any]]:
-    """The steps to time: every width of a model at a short, a middle and a long context."""
+def steps_of(model: Any) -> list[Step]:
+    """The steps to time: every width at a short, a middle and two long contexts, and prompts of one and two chunks."""
     longest = model.context - max(model.widths)
     contexts = sorted({min(16, longest), longest // 4, longest // 2, longest})
     model.extend([1] * longest, 0)  # caches hold numbers, not what memory happened to contain
-    return [
-        {"model": model.name, "n": n, "past": past, "run": _timer(model, n, past)}
+    place = {"model": model.name, "processor": getattr(model, "processor", "cpu")}
+    steps = [
+        Step({**place, "n": n, "past": past, "chunk": 0}, lambda n=n, past=past: model.argmax([1] * n, past))  # type: ignore[misc]
         for past in contexts
         for n in model.widths
     ]
+    chunk = getattr(model, "prefill_width", 0)
+    for tokens in (chunk, 2 * chunk):
+        for past in (0, (model.context - 2 * chunk) // 2) if 0 < tokens <= model.context else ():
+            facts = {**place, "n": tokens, "past": past, "chunk": chunk}
+            steps.append(Step(facts, lambda n=tokens, past=past: model.extend([1] * n, past)))  # type: ignore[misc]
+    return steps
 
 
-def _timer(model: Any, n: int, past: int) -> Callable[[], float]:
-    ids = [1] * n
+def _device_facts() -> dict[str, Any]:
+    """What the OpenCL driver says of the device."""
+    from targets.mali import opencl
 
-    def run() -> float:
-        model.argmax(ids, past)  # the first call after another step fetches its code and small tensors
-        start = time.perf_counter()
-        model.argmax(ids, past)
-        return time.perf_counter() - start
-
-    return run
+    return opencl.devices()[0]
 
 
-def _point(step: dict[str, Any], found: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
-    """Median of the stable samples; `stable` says whether there were enough of them."""
-    steady = [(s, a, b) for s, a, b in found if abs(a - b) <= _UNSTABLE * max(a, b)]
-    kept = steady if len(steady) >= LEAST_REPEATS else list(found)
-    times = sorted(s for s, _, _ in kept)
-    return {
-        "model": step["model"],
-        "n": step["n"],
-        "past": step["past"],
-        "seconds": median(times),
-        "low": times[len(times) // 4],
-        "high": times[(3 * len(times)) // 4],
-        "bandwidth_gb_per_s": median(0.5 * (a + b) for _, a, b in kept),
-        "samples": len(kept),
-        "stable": len(steady) >= LEAST_REPEATS,
-    }
-
-
-class BandwidthReader:
-    """GB/s at which some threads read a large array together: the largest element of an int32 array (numpy)."""
-
-    def __init__(self, threads: int) -> None:
-        """Fill the array."""
-        self._parts = np.array_split(np.ones(_BANDWIDTH_BYTES // 4, np.int32), threads)
-
-    def __call__(self) -> float:
-        """Read it once."""
-        gate = threading.Barrier(len(self._parts) + 1)
-
-        def read(part: Any) -> None:
-            gate.wait()
-            part.max()
-            gate.wait()
-
-        workers = [threading.Thread(target=read, args=(part,)) for part in self._parts]
-        for worker in workers:
-            worker.start()
-        gate.wait()
-        start = time.perf_counter()
-        gate.wait()
-        elapsed = time.perf_counter() - start
-        for worker in workers:
-            worker.join()
-        return _BANDWIDTH_BYTES / elapsed / 1e9
+def slowed(steps: list[Step]) -> bool:
+    """Whether the last third of the samples took longer than the first, at the median step: heat, or a lower clock."""
+    ratios = []
+    for step in steps:
+        times, third = [s[0] for s in step.samples], max(1, len(step.samples) // 3)
+        ratios.append(median(times[:third]) / median(times[-third:]))
+    return bool(ratios) and median(ratios) < _SLOWER
 
 
 def machine_state(root: Path = Path("/")) -> dict[str, Any]:
@@ -157,10 +146,10 @@ def machine_state(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def throttled(result: dict[str, Any]) -> bool:
-    """Whether a clock fell by more than 5 % while measuring."""
+    """Whether a clock fell by more than a tenth while measuring, or the last steps took longer than the first."""
     before, after = (result["machine"][k]["cpus"] for k in ("before", "after"))
-    return any(
-        old.get("mhz") and after.get(cpu, {}).get("mhz") and after[cpu]["mhz"] < 0.95 * old["mhz"]
+    return bool(result.get("slowed")) or any(
+        old.get("mhz") and after.get(cpu, {}).get("mhz") and after[cpu]["mhz"] < _SLOWER * old["mhz"]
         for cpu, old in before.items()
     )
 

@@ -185,9 +185,9 @@ def opencl_findings(state: OpenCLState, nodes: list[machine.GpuNode], kernel_rel
             f"{device.local_bytes / 2**10:.0f} KiB local"
         )
         findings.append(Finding("opencl", "ok", f"{features}; {limits}"))
-        version = re.match(r"OpenCL (\d+)\.(\d+)", device.version)
-        if version and (int(version[1]), int(version[2])) < OLDEST_OPENCL:
-            text = f"{device.name} has OpenCL {version[1]}.{version[2]}, kernels need 1.2"
+        found = re.match(r"OpenCL (\d+)\.(\d+)", device.version)
+        if found and (int(found[1]), int(found[2])) < OLDEST_OPENCL:
+            text = f"{device.name} has OpenCL {found[1]}.{found[2]}, kernels need 1.2"
             mend = "install a newer driver, or compile with --place cpu"
             findings.append(Finding("opencl", "problem" if device.kind == "gpu" else "note", text, mend))
         findings += _versions(device.driver + " " + device.version, kernel_release)

@@ -75,7 +75,7 @@ class CompiledModel:
 
     @property
     def processor(self) -> str:
-        """ "cpu" or "gpu", or "mixed" where it is split."""
+        """Where it runs: "cpu", "gpu", or "mixed" where it is split."""
         return "cpu" if self._chain.gpu is None else "gpu" if len(self._chain.segments) == 1 else "mixed"
 
     @property

@@ -101,7 +101,7 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
     padding = "attention_mask" in piece.uses
     for case, seen in runs:
         _compare(case, seen, window, padding)
-    notes = declined[:1]
+    notes = [f"the export itself takes one token at a time after a past: {reason}" for reason in declined[:1]]
     if "position_ids" in piece.uses:
         notes.append("the mask reads position_ids: it is proven for positions that go on from the past")
     return Mask(window, padding, scale, tuple(notes), not declined, cap)

@@ -1,7 +1,8 @@
 """Boards by name or by file: one TOML file a board, every number with its kind and source.
 
 To add a board, copy one of the files here: no code changes. A number that nobody measured has kind = "assumed" and its
-reasoning as source. ``host`` is this machine, described when it is asked for.
+reasoning as source. ``host`` is this machine, described when it is asked for; ``host-split`` is the same machine with
+its CPUs in two clusters, so that a drafter and a target can be placed on processors of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ LARGEST_FILE_BYTES = 256 * 1024  # the longest file here has 8 KB
 
 def board_names() -> list[str]:
     """Names that ``load_board`` knows, sorted, ``host`` among them."""
-    return sorted([path.stem for path in _FOLDER.glob("*.toml")] + ["host"])
+    return sorted([path.stem for path in _FOLDER.glob("*.toml")] + ["host", "host-split"])
 
 
 def load_board(name_or_path: str | Path, measure: bool = True) -> Board:
@@ -32,10 +33,10 @@ def load_board(name_or_path: str | Path, measure: bool = True) -> Board:
         UserError: unknown name (the known ones are listed), unreadable file, or a file that is no valid board.
     """
     text = str(name_or_path)
-    if text == "host":
+    if text in ("host", "host-split"):
         from targets.host import host_board
 
-        return host_board(measure=measure)
+        return host_board(measure=measure, split=text == "host-split")
     if text.endswith(".toml"):
         return _read_file(Path(text))
     if text not in board_names():

@@ -1,4 +1,4 @@
-"""The board ``host``: this machine, x86-64 or AArch64 Linux, described from /proc and /sys and by measuring.
+"""The boards ``host`` and ``host-split``: this machine, x86-64 or AArch64 Linux, from /proc and /sys and by measuring.
 
 So the whole path, from ONNX to predicted and measured tokens, runs without a board at hand.
 """
@@ -28,27 +28,34 @@ _ROOT = Path("/")
 _GIB = 1 << 30
 
 
-def host_board(measure: bool = True, root: Path = _ROOT) -> Board:
+def host_board(measure: bool = True, root: Path = _ROOT, split: bool = False) -> Board:
     """Describe this machine.
 
     Args:
         measure: measure the DRAM bandwidth, about one second; otherwise those numbers are of kind ``assumed``.
         root: where /proc and /sys lie (another folder in tests).
+        split: the board ``host-split``: each kind of CPU as two clusters, so that two models have processors of
+            their own.
 
     Raises:
-        UserError: neither x86-64 nor AArch64, or /proc cannot be read.
+        UserError: neither x86-64 nor AArch64, /proc cannot be read, or one CPU cannot be split.
     """
     cpus = _read_cpuinfo(root)
     isa = _isa(cpus)
-    groups = _group_by_core(cpus, isa)
+    groups = list(_group_by_core(cpus, isa).items())
+    if split:
+        groups = [(name, half) for name, group in groups for half in _halves(group)]
+        if len(groups) < 2:
+            raise UserError("board host-split needs two CPUs, this process may use one; take board host")
     memory = _memory_bytes(root)
-    caches = {cpu: _caches(root, cpu) for group in groups.values() for cpu in group[:1]}
-    cpu_count = sum(len(group) for group in groups.values())
+    caches = {cpu: _caches(root, cpu) for _, group in groups for cpu in group[:1]}
+    cpu_count = sum(len(group) for _, group in groups)
     last_cache = max((c["l3"] or c["l2"] for c in caches.values()), default=0)
     rates = _read_rates(cpu_count, last_cache, memory["MemAvailable"]) if measure else _assumed_rates()
     clusters = []
-    for index, (core_name, group) in enumerate(groups.items()):
+    for index, (core_name, group) in enumerate(groups):
         first, cache = cpus[group[0]], caches[group[0]]
+        every = {**rates["all"], "value": min(_number(rates["all"]), round(len(group) * _number(rates["one"]), 2))}
         clusters.append(
             {
                 "name": f"cpu{index}" if len(groups) > 1 else "cpu",
@@ -59,14 +66,14 @@ def host_board(measure: bool = True, root: Path = _ROOT) -> Board:
                 "l2_bytes": _fact(cache["l2"], "measured", "/sys/devices/system/cpu: its part for one CPU"),
                 "l3_bytes": _fact(cache["l3"], "measured", "/sys/devices/system/cpu"),
                 "bandwidth_one_thread_gb_per_s": rates["one"],
-                "bandwidth_all_threads_gb_per_s": rates["all"],
+                "bandwidth_all_threads_gb_per_s": every if split else rates["all"],
                 "launch_overhead_s": _fact(5e-6, "assumed", "4 to 5 us measured on an x86-64 server with two threads"),
             }
         )
     reserved = min(_GIB, memory["MemTotal"] // 4)
     table = {
-        "name": "host",
-        "description": f"this machine: {cpu_count} CPUs, {isa}",
+        "name": "host-split" if split else "host",
+        "description": f"this machine: {cpu_count} CPUs, {isa}" + (", in two halves" if split else ""),
         "clusters": clusters,
         "dram": {
             "capacity_bytes": _fact(memory["MemTotal"], "measured", "/proc/meminfo, or the limit of the container"),
@@ -75,6 +82,17 @@ def host_board(measure: bool = True, root: Path = _ROOT) -> Board:
         },
     }
     return read_board(table, "this machine", {})
+
+
+def _halves(group: list[int]) -> list[list[int]]:
+    middle = (len(group) + 1) // 2
+    return [half for half in (group[:middle], group[middle:]) if half]
+
+
+def _number(fact: dict[str, object]) -> float:
+    value = fact["value"]
+    assert isinstance(value, (int, float))
+    return float(value)
 
 
 def _read_rates(cpu_count: int, last_cache_bytes: int, available_bytes: int) -> dict[str, dict[str, object]]:

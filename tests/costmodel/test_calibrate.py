@@ -61,3 +61,35 @@ def test_too_few_points_are_refused(published: Any, make_decoder: Any, rk3588: A
         fit(rk3588, points, lambda p: False)
     with pytest.raises(UserError, match="no stable point was held out"):
         fit(rk3588, points * 3, lambda p: False).error(held_out=True)
+
+
+@pytest.mark.slow
+def test_streams_that_pause_at_pages(published: Any, make_decoder: Any, rk3588: Any) -> None:
+    """From factors without pauses: memory that is slower looks alike, and either predicts what was held out."""
+    true = replace(TRUE, page_ns=80.0, overlap=0.4)
+    found = fit(rk3588, scripted(published, make_decoder, rk3588, true), lambda p: p.n in (2, 5))
+    assert found.error(held_out=True)[0] < 0.01
+
+
+@pytest.mark.slow
+def test_gpu_points_move_the_gpu_alone(published: Any, make_decoder: Any, rk3588: Any) -> None:
+    cpu = scripted(published, make_decoder, rk3588, TRUE)
+    slow = replace(TRUE, gpu_compute=0.01, gpu_bandwidth=0.3)
+    gpu = [replace(p, cluster="gpu", threads=1) for p in cpu if p.threads == 1]
+    gpu = [replace(p, seconds=predict_point(rk3588, slow, p)) for p in gpu]
+    alone, both = (fit(rk3588, points, lambda p: p.n in (2, 5)) for points in (cpu, cpu + gpu))
+    assert both.factors.compute == alone.factors.compute
+    assert both.factors.gpu_compute == pytest.approx(0.01, rel=0.1)
+    assert both.factors.gpu_bandwidth == pytest.approx(0.3, rel=0.1)
+    assert alone.factors.gpu_compute == Factors().gpu_compute
+    assert set(both.names) - set(alone.names) == {n for n in both.names if n.startswith("gpu_")}
+
+
+def test_a_prompt_is_a_point(published: Any, rk3588: Any) -> None:
+    """Two chunks with one row of logits each cost less than their steps with all rows."""
+    shape = published["SmolLM2-135M"]()
+    step = Point(shape, "a76", 1, 32, 0, 1.0, 11.0)
+    whole = predict_point(rk3588, Factors(), replace(step, n=64, chunk=32))
+    parts = [predict_point(rk3588, Factors(), replace(step, past=past, chunk=32)) for past in (0, 32)]
+    assert whole == pytest.approx(sum(parts))
+    assert parts[0] < predict_point(rk3588, Factors(), step)

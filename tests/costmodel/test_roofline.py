@@ -15,7 +15,6 @@ from costmodel.roofline import (
     GpuSlice,
     Roofline,
     all_cores,
-    bandwidth_gb_per_s,
     processors,
     resident_share,
 )
@@ -25,7 +24,15 @@ from targets.cortex_a import core
 from targets.cortex_a.tile import cpu_tile
 from targets.errors import UserError
 
-IDEAL = Factors(bandwidth=1.0, overlap=1.0, dispatch_cycles=1e-9, step_cycles=1e-9, round_cycles=1e-9)
+IDEAL = Factors(
+    bandwidth=1.0,
+    bandwidth_one_thread=1.0,
+    overlap=1.0,
+    dispatch_cycles=1e-9,
+    step_cycles=1e-9,
+    round_cycles=1e-9,
+    page_ns=1e-9,
+)
 
 
 def gate(rows: int, weights: Format | None = None) -> Op:
@@ -101,7 +108,7 @@ def test_time_grows_with_context_and_rows(published: Any, rk3588: Any, name: str
 def test_growth_with_context_is_the_kv_traffic(published: Any, rk3588: Any) -> None:
     shape = published["Llama-3.2-3B"]()
     gpu = GpuSlice(rk3588.gpu, rk3588.clusters[0])
-    roofline = Roofline(rk3588, replace(IDEAL, gpu_bandwidth=1.0, gpu_compute=1.0))
+    roofline = Roofline(rk3588, replace(IDEAL, gpu_bandwidth=1.0, gpu_compute=1.0, gpu_item_steps=1e-9))
     near, far = (roofline.step(shape, gpu, 1, past).total_s for past in (100, 1100))
     assert far - near == pytest.approx(1000 * 28 * 2 * 8 * 128 * 4 / 24.9e9, rel=1e-6)
 
@@ -139,8 +146,50 @@ def test_mixing_big_and_little_is_slower_where_arithmetic_decides(published: Any
 
 
 def test_bandwidth_of_some_threads(rk3588: Any) -> None:
-    a76 = rk3588.clusters[0]
-    assert [bandwidth_gb_per_s(a76, t) for t in (1, 2, 4)] == [12.4, 20.0, 20.0]
+    a76, gate_bytes = rk3588.clusters[0], 4 * 2048 * 8192
+    times = [Roofline(rk3588, IDEAL).op(gate(1), CpuSlice(((a76, t),))).memory_s for t in (1, 2, 4)]
+    assert [gate_bytes / t / 1e9 for t in times] == pytest.approx([12.4, 20.0, 20.0], rel=2e-3)
+
+
+def test_later_walks_find_their_part_in_a_cache(rk3588: Any) -> None:
+    """12 rows are two tiles of 6: the second walk adds its arithmetic alone, and waits where level 2 is slower."""
+    one = CpuSlice(((rk3588.clusters[0], 1),))
+    narrow = _linear(Product("q", 256, 8192), 12)[0]  # a group of panels has 16 KiB: level 1 holds it
+    roofline = Roofline(rk3588, replace(IDEAL, compute=0.01))
+    first = roofline.op(replace(narrow, rows=6), one)
+    assert roofline.op(narrow, one).compute_s < 0.1 * first.memory_s
+    wide = _linear(Product("q", 1024, 8192), 12)[0]  # 64 KiB: level 2
+    again = roofline.op(wide, one).compute_s
+    assert again == pytest.approx(4 * 1024 * 8192 / (IDEAL.near_bytes_per_cycle * 2.3e9), rel=0.1)
+
+
+def test_each_page_of_a_stream_waits(rk3588: Any) -> None:
+    one = CpuSlice(((rk3588.clusters[0], 1),))
+    pages = 4 * 2048 * 8192 / 4096
+    slow = replace(IDEAL, compute=0.01)
+    delay = [
+        (
+            Roofline(rk3588, replace(slow, page_ns=100.0)).op(gate(n), one).memory_s
+            - Roofline(rk3588, slow).op(gate(n), one).memory_s
+        )
+        for n in (6, 1)
+    ]
+    assert delay == pytest.approx([pages * 1e-7, pages * 1e-7 / 4], rel=0.01)  # one row reads four panels side by side
+
+
+def test_the_other_model_of_a_pair_takes_cache(make_decoder: Any, rk3588: Any) -> None:
+    small = make_decoder("small", 128, 2, 4, 2, 32, 256, 1024)
+    one, roofline = CpuSlice(((rk3588.clusters[0], 1),)), Roofline(rk3588)
+    alone, beside = (roofline.step(small, one, 1, 16, beside_bytes=b).total_s for b in (0.0, 1e9))
+    assert beside > 1.05 * alone
+
+
+def test_a_prompt_is_its_chunks(published: Any, rk3588: Any) -> None:
+    shape, one = published["SmolLM2-135M"](), CpuSlice(((rk3588.clusters[0], 1),))
+    roofline = Roofline(rk3588)
+    both, parts = roofline.prompt(shape, one, 64, 16, 32), [roofline.prompt(shape, one, 32, p, 32) for p in (16, 48)]
+    assert both.total_s == pytest.approx(sum(p.total_s for p in parts))
+    assert parts[0].total_s < roofline.step(shape, one, 32, 16).total_s  # one row of logits instead of 32
 
 
 def test_a_board_of_one_kind_has_no_mix(imx95: Any) -> None:
@@ -170,7 +219,7 @@ def test_factors_round_trip_and_refuse() -> None:
 def test_gpu_counts_slots_of_its_row_tiles(rk3588: Any) -> None:
     """Up to 8 rows are one tile (4 columns a work-item from 5 rows on); unpacking costs a slot a weight."""
     gpu = GpuSlice(rk3588.gpu, rk3588.clusters[0])
-    roofline = Roofline(rk3588, replace(IDEAL, gpu_bandwidth=1.0, gpu_compute=1.0))
+    roofline = Roofline(rk3588, replace(IDEAL, gpu_bandwidth=1.0, gpu_compute=1.0, gpu_item_steps=1e-9))
     weights = 2048 * 8192
     many = roofline.op(gate(16, Format("float16")), gpu)
     assert many.memory_s == pytest.approx((2 * 2 * weights + 4 * 16 * (2048 + 8192)) / 24.9e9)  # two tiles of 8 rows

@@ -1,22 +1,27 @@
 """Makes the exports of the coverage table under tests/data/families; run by hand, never by the tests.
 
 Made with the packages of make_exports.py; the optimum cells with optimum-onnx 0.1.0 and transformers 4.57.6, whose
-interpreter is named by the environment variable OPTIMUM_PYTHON. Run from anywhere:
+interpreter is named by the environment variable OPTIMUM_PYTHON; the genai11 cells with onnxruntime-genai 0.11.4 and
+transformers 4.57.6, GENAI11_PYTHON. Run from anywhere:
 
     python tests/data/make_family_exports.py [NAME ...]        # all, or only the folders named
 
-A folder holds one model.onnx (and its external data), nothing else. What an exporter cannot make goes to
-cannot_export.json with its error, so that the table can say so. Models are as small as their kind allows:
+A folder holds one model.onnx (and its external data), nothing else. All folders are committed as families.tar.xz,
+a tenth of their size since cells of a family share their weights; the tests unpack it. What an exporter cannot make
+goes to cannot_export.json with its error, so that the table can say so. Models are as small as their kind allows:
 every kind of layer is there, windows are shorter than the tests' sequences, norm weights and biases are random.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -26,13 +31,16 @@ import transformers
 from make_exports import WithCache, write_tokenizer
 
 FAMILIES_DIR = Path(__file__).parent / "families"
-ERRORS = FAMILIES_DIR / "cannot_export.json"
+ERRORS = Path(__file__).parent / "cannot_export.json"
+ARCHIVE = Path(__file__).parent / "families.tar.xz"
 SHAPE = dict(
-    vocab_size=96, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8, max_position_embeddings=256, rms_norm_eps=1e-5,
+    vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=128, rms_norm_eps=1e-5,
     bos_token_id=0, eos_token_id=1, pad_token_id=2, rope_theta=10000.0,
 )  # fmt: skip
 WIDE = dict(hidden_size=64, head_dim=16)
+LONG_ROWS = dict(shape=dict(intermediate_size=256))  # two blocks of 128, or of 64
+TWO = dict(num_hidden_layers=2)  # where layers alternate; exports/ has two layers of the others
 LLAMA3 = dict(
     rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=64,
@@ -41,7 +49,7 @@ LONGROPE = dict(
     rope_type="longrope", rope_theta=10000.0, original_max_position_embeddings=64,
     short_factor=[1.0 + 0.05 * i for i in range(4)], long_factor=[1.5 + 0.5 * i for i in range(4)],
 )  # fmt: skip
-GEMMA = dict(query_pre_attn_scalar=24, sliding_window=4, hidden_activation="gelu_pytorch_tanh")
+GEMMA = dict(query_pre_attn_scalar=24, sliding_window=4, hidden_activation="gelu_pytorch_tanh", **TWO)
 FAMILIES = {
     "llama": ("LlamaConfig", dict(tie_word_embeddings=False)),
     "llama3": ("LlamaConfig", dict(tie_word_embeddings=True, rope_parameters=LLAMA3, rope_scaling=LLAMA3)),
@@ -49,7 +57,8 @@ FAMILIES = {
     "qwen2": ("Qwen2Config", dict(tie_word_embeddings=True)),
     "qwen3": ("Qwen3Config", dict(tie_word_embeddings=True)),
     "mistral": ("MistralConfig", dict(tie_word_embeddings=False, sliding_window=4)),
-    "phi3": ("Phi3Config", dict(tie_word_embeddings=False, sliding_window=None)),
+    "phi3": ("Phi3Config", dict(
+        tie_word_embeddings=False, sliding_window=None, original_max_position_embeddings=128)),
     "phi3-longrope": ("Phi3Config", dict(
         tie_word_embeddings=False, sliding_window=None, rope_parameters=LONGROPE, rope_scaling=LONGROPE,
         original_max_position_embeddings=64)),
@@ -62,67 +71,135 @@ FAMILIES = {
             "sliding_attention": dict(rope_type="default", rope_theta=10000.0),
             "full_attention": dict(rope_type="linear", factor=8.0, rope_theta=100000.0),
         }, **GEMMA)),
-    "gpt2": ("GPT2Config", dict(n_inner=48, n_positions=256, num_key_value_heads=4)),
-    "mixtral": ("MixtralConfig", dict(tie_word_embeddings=False, num_local_experts=2, num_experts_per_tok=1)),
-    "bloom": ("BloomConfig", dict(n_layer=2, n_head=4, num_key_value_heads=4)),
+    "gpt2": ("GPT2Config", dict(n_inner=48, n_positions=64, num_key_value_heads=4)),
+    "mixtral": ("MixtralConfig", dict(tie_word_embeddings=False, num_local_experts=2, num_experts_per_tok=1, intermediate_size=16)),
+    "bloom": ("BloomConfig", dict(n_layer=1, n_head=4, num_key_value_heads=4)),
 }  # fmt: skip
+FULL_CACHE = ["windowed_kv_cache=false"]
+EAGER = dict(attention="eager")
 # name: (family, exporter, options)
 JOBS: dict[str, tuple[str, str, dict]] = {
+    # torch.onnx.export(dynamo=True); opset 18 unless stated
     "llama-dynamo23-fp32": ("llama", "dynamo", dict(opset=23)),
-    "qwen2-dynamo23-fp32": ("qwen2", "dynamo", dict(opset=23)),
-    "qwen3-dynamo24-fp32": ("qwen3", "dynamo", dict(opset=24)),
-    "qwen2-dynamo-eager-fp32": ("qwen2", "dynamo", dict(attention="eager")),
+    "llama-dynamo24-fp32": ("llama", "dynamo", dict(opset=24)),
     "llama-dynamo-bf16": ("llama", "dynamo", dict(precision="bf16")),
-    "llama-legacy17-fp32": ("llama", "legacy", dict(opset=17)),
-    "qwen2-legacy18-fp32": ("qwen2", "legacy", dict(opset=18)),
-    "qwen3-legacy17-eager-fp32": ("qwen3", "legacy", dict(opset=17, attention="eager")),
-    "llama-optimum-fp32": ("llama", "optimum", dict()),
-    "qwen3-optimum-fp32": ("qwen3", "optimum", dict()),
-    "qwen2-genai-int4-asymmetric": ("qwen2", "genai", dict(precision="int4", extra=["is_symmetric=false"])),
-    "llama-genai-int4-asymmetric": ("llama", "genai", dict(precision="int4", extra=["is_symmetric=false"])),
-    "llama-genai-int4-block128": (
-        "llama", "genai", dict(precision="int4", extra=["block_size=128", "is_symmetric=false"])),
-    "qwen3-genai-int8": ("qwen3", "genai", dict(precision="int8")),
-    "llama-genai-int4-kquant": ("llama", "genai", dict(precision="int4", extra=["algo_config=k_quant"])),
-    "llama-genai-qdq": ("llama", "genai", dict(precision="int4", extra=["use_qdq=true"])),
-    "qwen2-genai-bf16": ("qwen2", "genai", dict(precision="bf16", processor="cuda")),
-    "qwen2-dynamo-no-positions": ("qwen2", "dynamo", dict(inputs="mask")),
     "llama-dynamo-ids-and-cache": ("llama", "dynamo", dict(inputs="ids")),
     "llama-dynamo-no-cache": ("llama", "dynamo", dict(inputs="ids", cache=False)),
-    "qwen3-dynamo-no-cache-mask": ("qwen3", "dynamo", dict(inputs="mask", cache=False)),
     "llama3-dynamo-fp32": ("llama3", "dynamo", dict()),
-    "smollm-dynamo-fp32": ("smollm", "dynamo", dict()),
+    "llama3-dynamo23-eager-fp32": ("llama3", "dynamo", dict(opset=23, **EAGER)),
+    "llama3-dynamo24-fp32": ("llama3", "dynamo", dict(opset=24)),
     "mistral-dynamo-fp32": ("mistral", "dynamo", dict()),
+    "mistral-dynamo23-fp32": ("mistral", "dynamo", dict(opset=23)),
+    "mistral-dynamo24-eager-fp32": ("mistral", "dynamo", dict(opset=24, **EAGER)),
     "phi3-dynamo-fp32": ("phi3", "dynamo", dict()),
+    "phi3-dynamo-fp16": ("phi3", "dynamo", dict(precision="fp16")),
+    "phi3-dynamo23-eager-fp32": ("phi3", "dynamo", dict(opset=23, **EAGER)),
+    "phi3-dynamo24-fp32": ("phi3", "dynamo", dict(opset=24)),
     "phi3-longrope-dynamo-fp32": ("phi3-longrope", "dynamo", dict()),
-    "gemma2-dynamo-fp32": ("gemma2", "dynamo", dict(attention="eager")),
+    "phi3-longrope-dynamo23-fp32": ("phi3-longrope", "dynamo", dict(opset=23)),
+    "phi3-longrope-dynamo24-eager-fp32": ("phi3-longrope", "dynamo", dict(opset=24, **EAGER)),
+    "qwen2-dynamo-eager-fp32": ("qwen2", "dynamo", dict(**EAGER)),
+    "qwen2-dynamo-no-positions": ("qwen2", "dynamo", dict(inputs="mask")),
+    "qwen2-dynamo23-fp32": ("qwen2", "dynamo", dict(opset=23)),
+    "qwen2-dynamo24-fp32": ("qwen2", "dynamo", dict(opset=24)),
+    "qwen3-dynamo-no-cache-mask": ("qwen3", "dynamo", dict(inputs="mask", cache=False)),
+    "qwen3-dynamo23-eager-fp32": ("qwen3", "dynamo", dict(opset=23, **EAGER)),
+    "qwen3-dynamo24-fp32": ("qwen3", "dynamo", dict(opset=24)),
+    "gemma2-dynamo-fp32": ("gemma2", "dynamo", dict(**EAGER)),
+    "gemma2-dynamo23-fp32": ("gemma2", "dynamo", dict(opset=23, **EAGER)),
+    "gemma2-dynamo24-fp32": ("gemma2", "dynamo", dict(opset=24, **EAGER)),
     "gemma3-dynamo-fp32": ("gemma3", "dynamo", dict()),
+    "gemma3-dynamo-bf16": ("gemma3", "dynamo", dict(precision="bf16")),
+    "gemma3-dynamo23-fp32": ("gemma3", "dynamo", dict(opset=23)),
+    "gemma3-dynamo24-eager-fp32": ("gemma3", "dynamo", dict(opset=24, **EAGER)),
+    "smollm-dynamo-fp32": ("smollm", "dynamo", dict()),
+    "smollm-dynamo23-fp32": ("smollm", "dynamo", dict(opset=23)),
+    "smollm-dynamo24-eager-fp32": ("smollm", "dynamo", dict(opset=24, **EAGER)),
     "gpt2-dynamo-fp32": ("gpt2", "dynamo", dict()),
-    "gpt2-optimum-fp32": ("gpt2", "optimum", dict()),
+    "gpt2-dynamo-eager-fp16": ("gpt2", "dynamo", dict(precision="fp16", **EAGER)),
+    "gpt2-dynamo23-fp32": ("gpt2", "dynamo", dict(opset=23)),
+    "gpt2-dynamo24-fp32": ("gpt2", "dynamo", dict(opset=24)),
+    # torch.onnx.export(dynamo=False)
+    "llama-legacy17-fp32": ("llama", "legacy", dict(opset=17)),
+    "llama3-legacy17-eager-fp32": ("llama3", "legacy", dict(opset=17, **EAGER)),
+    "mistral-legacy18-fp32": ("mistral", "legacy", dict(opset=18)),
+    "phi3-legacy17-fp32": ("phi3", "legacy", dict(opset=17)),
+    "phi3-longrope-legacy18-fp32": ("phi3-longrope", "legacy", dict(opset=18)),
+    "qwen2-legacy18-fp32": ("qwen2", "legacy", dict(opset=18)),
+    "qwen3-legacy17-eager-fp32": ("qwen3", "legacy", dict(opset=17, **EAGER)),
+    "gemma2-legacy17-fp32": ("gemma2", "legacy", dict(opset=17, **EAGER)),
+    "gemma3-legacy18-fp32": ("gemma3", "legacy", dict(opset=18)),
+    "smollm-legacy18-eager-fp32": ("smollm", "legacy", dict(opset=18, **EAGER)),
+    "gpt2-legacy17-fp32": ("gpt2", "legacy", dict(opset=17)),
+    "mixtral-legacy17-fp32": ("mixtral", "legacy", dict(opset=17)),
+    "bloom-legacy17-fp32": ("bloom", "legacy", dict(opset=17, **EAGER)),
+    # optimum-onnx
+    "llama-optimum-fp32": ("llama", "optimum", dict()),
+    "llama3-optimum-fp32": ("llama3", "optimum", dict()),
+    "mistral-optimum-fp32": ("mistral", "optimum", dict()),
     "phi3-optimum-fp32": ("phi3", "optimum", dict()),
+    "phi3-longrope-optimum-fp32": ("phi3-longrope", "optimum", dict()),
+    "qwen2-optimum-fp32": ("qwen2", "optimum", dict()),
+    "qwen3-optimum-fp32": ("qwen3", "optimum", dict()),
+    "gemma2-optimum-fp32": ("gemma2", "optimum", dict(**EAGER)),
     "gemma3-optimum-fp32": ("gemma3", "optimum", dict()),
+    "smollm-optimum-fp32": ("smollm", "optimum", dict()),
+    "gpt2-optimum-fp32": ("gpt2", "optimum", dict()),
+    # onnxruntime-genai's builder
+    "llama-genai-int4-asymmetric": ("llama", "genai", dict(precision="int4", extra=["is_symmetric=false"])),
+    "llama-genai-int4-block128": (
+        "llama", "genai", dict(precision="int4", extra=["block_size=128", "is_symmetric=false"], **LONG_ROWS)),
+    "llama-genai-int4-kquant": ("llama", "genai", dict(precision="int4", extra=["algo_config=k_quant"], **LONG_ROWS)),
+    "llama-genai-qdq": ("llama", "genai", dict(precision="int4", extra=["use_qdq=true"])),
+    "llama-genai-bf16": ("llama", "genai", dict(precision="bf16")),
+    "llama3-genai-fp16": ("llama3", "genai", dict(precision="fp16")),
+    "llama3-genai-int8": ("llama3", "genai", dict(precision="int8")),
     "mistral-genai-fp32": ("mistral", "genai", dict(precision="fp32")),
+    "mistral-genai-int4-block128-symmetric": (
+        "mistral", "genai", dict(precision="int4", extra=["block_size=128"], **LONG_ROWS)),
+    "mistral-genai-qdq-asymmetric": (
+        "mistral", "genai", dict(precision="int4", extra=["use_qdq=true", "is_symmetric=false"])),
+    "phi3-genai-fp16": ("phi3", "genai", dict(precision="fp16")),
     "phi3-genai-int4": ("phi3", "genai", dict(precision="int4")),
     "phi3-longrope-genai-fp32": ("phi3-longrope", "genai", dict(precision="fp32")),
-    "gemma2-genai-fp32": ("gemma2", "genai", dict(precision="fp32", attention="eager")),
+    "phi3-longrope-genai-int4": ("phi3-longrope", "genai", dict(precision="int4")),
+    "qwen2-genai-bf16": ("qwen2", "genai", dict(precision="bf16", processor="cuda")),
+    "qwen2-genai-int4-asymmetric": ("qwen2", "genai", dict(precision="int4", extra=["is_symmetric=false"])),
+    "qwen3-genai-int8": ("qwen3", "genai", dict(precision="int8")),
+    "qwen3-genai-qdq": ("qwen3", "genai", dict(precision="int4", extra=["use_qdq=true"])),
+    "gemma2-genai-fp32": ("gemma2", "genai", dict(precision="fp32", **EAGER)),
+    "gemma2-genai-full-cache-fp32": ("gemma2", "genai", dict(precision="fp32", extra=FULL_CACHE, **EAGER)),
+    "gemma2-genai-full-cache-int4": ("gemma2", "genai", dict(precision="int4", extra=FULL_CACHE, **EAGER)),
     "gemma3-genai-int4": ("gemma3", "genai", dict(precision="int4")),
-    "llama3-genai-fp16": ("llama3", "genai", dict(precision="fp16")),
-    "gemma3-dynamo23-fp32": ("gemma3", "dynamo", dict(opset=23)),
-    "gemma2-legacy17-fp32": ("gemma2", "legacy", dict(opset=17, attention="eager")),
-    "gpt2-dynamo23-fp32": ("gpt2", "dynamo", dict(opset=23)),
-    "mixtral-legacy17-fp32": ("mixtral", "legacy", dict(opset=17)),
-    "bloom-legacy17-fp32": ("bloom", "legacy", dict(opset=17, attention="eager")),
+    "smollm-genai-bf16": ("smollm", "genai", dict(precision="bf16", processor="cuda")),
+    "smollm-genai-int4-asymmetric-unshared": (
+        "smollm", "genai", dict(precision="int4", extra=["is_symmetric=false", "shared_embeddings=false"])),
+    "smollm-genai-int4": ("smollm", "genai", dict(precision="int4")),
+    "gpt2-genai-fp32": ("gpt2", "genai", dict(precision="fp32")),
+    # the same builder before transformers 5: it keeps Mistral's window and takes Gemma 3
+    "llama3-genai11-int4": ("llama3", "genai11", dict(precision="int4")),
+    "mistral-genai11-fp32": ("mistral", "genai11", dict(precision="fp32")),
+    "mistral-genai11-int4": ("mistral", "genai11", dict(precision="int4")),
+    "phi3-genai11-int4": ("phi3", "genai11", dict(precision="int4")),
+    "phi3-longrope-genai11-int4": ("phi3-longrope", "genai11", dict(precision="int4")),
+    "qwen2-genai11-int4": ("qwen2", "genai11", dict(precision="int4")),
+    "qwen3-genai11-fp16": ("qwen3", "genai11", dict(precision="fp16")),
+    "gemma2-genai11-fp32": ("gemma2", "genai11", dict(precision="fp32", **EAGER)),
+    "gemma3-genai11-fp32": ("gemma3", "genai11", dict(precision="fp32")),
+    "gemma3-genai11-int4": ("gemma3", "genai11", dict(precision="int4")),
 }  # fmt: skip
 
 
-def build_model(family: str, attention: str = "sdpa", wide: bool = False) -> transformers.PreTrainedModel:
+def build_model(
+    family: str, attention: str = "sdpa", wide: bool = False, shape: dict | None = None
+) -> transformers.PreTrainedModel:
     """A random model of a family in float32; `wide`: heads of 16 and two blocks of 32 in a row."""
-    name, extra = FAMILIES[family]
+    name, extra = copy.deepcopy(FAMILIES[family])  # configurations change what they are given
     rope = extra.get("rope_parameters", {})
     if wide and "short_factor" in rope:  # one factor for each pair of elements of a head
         rope = {k: 2 * v if k.endswith("_factor") else v for k, v in rope.items()}
         extra = {**extra, "rope_parameters": rope, "rope_scaling": rope}
-    config = getattr(transformers, name)(**{**SHAPE, **(WIDE if wide else {}), **extra})
+    config = getattr(transformers, name)(**{**SHAPE, **(WIDE if wide else {}), **extra, **(shape or {})})
     config._experts_implementation = "eager"
     config._attn_implementation = attention
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
@@ -183,7 +260,7 @@ _INPUTS = {
 def export_torch(model: transformers.PreTrainedModel, path: Path, dynamo: bool, options: dict) -> None:
     """torch.onnx.export, the dynamo or the torchscript exporter."""
     config, opset, cache = model.config, options.get("opset", 18), options.get("cache", True)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.get("precision", "fp32")]
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[options.get("precision", "fp32")]
     model = model.to(dtype)
     names = _INPUTS[options.get("inputs", "all")]
     b, s, p = 2, 3, 5 if cache else 0
@@ -249,9 +326,17 @@ def export_from_checkpoint(model: transformers.PreTrainedModel, exporter: str, f
         parameters = config.get("rope_parameters") or {}
         if exporter == "genai" and config["model_type"] == "phi3":  # the builder knows the older names
             config["rope_scaling"] = {**parameters, "type": parameters.get("rope_type", "default")}
-        if exporter == "optimum" and "rope_theta" in parameters:  # transformers 4 has rope_theta at the top
+        older = exporter in ("optimum", "genai11")
+        if older and "rope_theta" in parameters:  # transformers 4 has rope_theta at the top
             config["rope_theta"] = parameters["rope_theta"]
-        if exporter == "optimum" and "full_attention" in parameters:
+            if parameters.get("rope_type", "default") == "default":
+                config.pop("rope_scaling", None)
+            elif parameters["rope_type"] == "longrope":  # exactly these three
+                kept = {k: parameters[k] for k in ("short_factor", "long_factor")}
+                config["rope_scaling"] = {"type": "longrope", **kept}
+            else:
+                config["rope_scaling"] = {k: v for k, v in parameters.items() if k != "rope_theta"}
+        if older and "full_attention" in parameters:
             full = parameters["full_attention"]
             config["rope_theta"], config["rope_local_base_freq"] = full["rope_theta"], 10000.0
             config["rope_scaling"] = {"rope_type": full["rope_type"], "factor": full["factor"]}
@@ -261,7 +346,8 @@ def export_from_checkpoint(model: transformers.PreTrainedModel, exporter: str, f
             command = [python, "-m", "optimum.commands.optimum_cli", "export", "onnx", "-m", checkpoint]
             command += ["--task", "text-generation-with-past", out]
         else:
-            command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", out]
+            python = sys.executable if exporter == "genai" else os.environ["GENAI11_PYTHON"]
+            command = [python, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", out]
             command += ["-p", options["precision"], "-e", options.get("processor", "cpu"), "-c", scratch]
             command += ["--extra_options", *options["extra"]] if "extra" in options else []
         done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -288,8 +374,10 @@ def make(name: str) -> None:
     errors.pop(name, None)
     try:
         # GroupQueryAttention takes heads of multiples of 16, and weights must be too large to be folded as constants
-        wide = exporter == "genai" or options.get("precision", "fp32") != "fp32"
-        model = build_model(family, options.get("attention", "sdpa"), wide)
+        genai = exporter.startswith("genai")
+        wide = genai or options.get("precision", "fp32") != "fp32"
+        shape = {**(TWO if genai else {}), **options.get("shape", {})}  # of one layer the builder leaves out a norm
+        model = build_model(family, options.get("attention", "sdpa"), wide, shape)
         if exporter in ("dynamo", "legacy"):
             export_torch(model, folder / "model.onnx", exporter == "dynamo", options)
         else:
@@ -297,13 +385,28 @@ def make(name: str) -> None:
     except Exception as error:  # whatever an exporter raises is what the table shows
         shutil.rmtree(folder)
         cause = error.__cause__ or error
-        errors[name] = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:300]
+        text = re.sub(r"/\S*/(?=checkpoint)", "", " ".join(str(cause).split()))
+        errors[name] = f"{type(cause).__name__}: {text}"[:300]
         print(name, "CANNOT", errors[name], flush=True)
     else:
         print(name, sum(f.stat().st_size for f in folder.iterdir()), "bytes", flush=True)
     ERRORS.write_text(json.dumps(dict(sorted(errors.items())), indent=1) + "\n")
 
 
+def pack() -> None:
+    """Write families.tar.xz, the same bytes from the same files."""
+
+    def bare(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.mtime = entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        return entry
+
+    with tarfile.open(ARCHIVE, "w:xz", preset=9) as archive:
+        for path in sorted(FAMILIES_DIR.rglob("*.onnx*")):
+            archive.add(path, path.relative_to(FAMILIES_DIR).as_posix(), filter=bare)
+
+
 if __name__ == "__main__":
     for job in sys.argv[1:] or JOBS:
         make(job)
+    pack()

@@ -49,6 +49,18 @@ def test_big_and_little_cores_become_clusters(tmp_path: Path) -> None:
     assert board.provenance["clusters.cpu0.bandwidth_one_thread_gb_per_s"].kind == "assumed"
 
 
+def test_split_gives_each_half_a_cluster(tmp_path: Path) -> None:
+    rk3588(tmp_path)
+    board = host_board(measure=False, root=tmp_path, split=True)
+    assert [c.cpu_ids for c in board.clusters] == [(4, 5), (6, 7), (0, 1), (2, 3)]
+    assert [c.name for c in board.clusters] == ["cpu0", "cpu1", "cpu2", "cpu3"]
+    assert board.name == "host-split"
+    blocks = (tmp_path / "proc/cpuinfo").read_text().split("\n\n")
+    (tmp_path / "proc/cpuinfo").write_text(blocks[0])
+    with pytest.raises(UserError, match="needs two CPUs"):
+        host_board(measure=False, root=tmp_path, split=True)
+
+
 def test_an_arm_core_of_no_table_is_described_by_its_flags(tmp_path: Path) -> None:
     rk3588(tmp_path)
     text = (tmp_path / "proc/cpuinfo").read_text().replace("0xd0b", "0xfff").replace("0xd05", "0xfff")

@@ -42,7 +42,8 @@ def folder(tmp_path, tokenizers_by_kind):
 
 
 def write_bundle(folder, plan=PLAN, tokenizer=None):
-    write_manifest(folder, {"models": {"target": {"libraries": {"cpu": "lib/target.so"}}}, "plan": plan, "tokenizer": tokenizer})
+    target = {"libraries": {"cpu": "lib/target.so"}}
+    write_manifest(folder, {"models": {"target": target}, "plan": plan, "tokenizer": tokenizer})
 
 
 @pytest.fixture

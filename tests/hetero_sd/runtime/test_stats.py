@@ -101,7 +101,7 @@ def test_table_for_people():
         "sampling (ms)                     20           -           -\n"
         "dispatch (ms)                     10           -           -\n"
         "5 prompt tokens, 9 new tokens, 3 rounds, 8 drafted, 5 accepted\n"
-            "tokens drafted in a round: 0 in 1, 4 in 2 rounds"
+        "tokens drafted in a round: 0 in 1, 4 in 2 rounds"
     )
 
 

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from costmodel.factors import Factors
+from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_gpu
+from targets.boards import load_board
+from targets.errors import UserError
+
+GPU = {
+    "start_s": 60e-6,
+    "queued_s": 5e-6,
+    "hand_over": [],
+    "device": {
+        "name": "Mali-G999",
+        "compute_units": 2,
+        "clock_mhz": 800,
+        "max_work_group": 512,
+        "unified_memory": True,
+    },
+}
+
+
+def measured(**changes: Any) -> dict[str, Any]:
+    """What run.py --calibrate says besides its points, for rk3588: A76 on CPUs 4 to 7, A55 on 0 to 3."""
+    a76, a55 = [4, 5, 6, 7], [0, 1, 2, 3]
+    data = {
+        "threads": 4,
+        "bandwidth_gb_per_s": 16.0,
+        "bandwidth_one_thread_gb_per_s": 9.0,
+        "bandwidths": [
+            {"readers": [a76], "gb_per_s": [17.0]},
+            {"readers": [a55], "gb_per_s": [8.0]},
+            {"readers": ["gpu"], "gb_per_s": [14.0]},
+            {"readers": [a76, "gpu"], "gb_per_s": [12.0, 10.0]},
+        ],
+        "gpu": GPU,
+    }
+    return {**data, **changes}
+
+
+def test_each_cluster_gets_what_it_read() -> None:
+    board = with_bandwidth(load_board("rk3588"), "a76", [measured()])
+    a76, a55 = board.cluster("a76"), board.cluster("a55")
+    assert (a76.bandwidth_one_thread_gb_per_s, a76.bandwidth_all_threads_gb_per_s) == (9.0, 17.0)
+    assert a55.bandwidth_all_threads_gb_per_s == 8.0
+    assert a55.bandwidth_one_thread_gb_per_s <= 8.0
+    kinds = {name: board.provenance[f"clusters.{name}.bandwidth_all_threads_gb_per_s"].kind for name in ("a76", "a55")}
+    assert set(kinds.values()) == {"measured"}
+
+
+def test_a_cluster_that_was_not_read_keeps_its_file() -> None:
+    before = load_board("rk3588").cluster("a55")
+    board = with_bandwidth(load_board("rk3588"), "a76", [measured(bandwidths=[])])
+    assert board.cluster("a55") == before
+    assert board.cluster("a76").bandwidth_all_threads_gb_per_s == 16.0
+
+
+def test_the_gpu_gets_its_rate_and_launch() -> None:
+    board = with_gpu(load_board("rk3588"), [measured()])
+    assert board.gpu is not None
+    assert board.gpu.bandwidth_gb_per_s == 14.0
+    assert board.gpu.launch_overhead_s == 30e-6
+    assert board.provenance["gpu.launch_overhead_s"].kind == "measured"
+    assert with_gpu(load_board("rk3588"), [measured(gpu=None)]) == load_board("rk3588")
+
+
+def test_a_gpu_that_the_file_lacks_is_described_by_its_driver() -> None:
+    board = with_gpu(load_board("rpi5"), [measured()])
+    assert board.gpu is not None
+    assert (board.gpu.model, board.gpu.shader_cores, board.gpu.bandwidth_gb_per_s) == ("Mali-G999", 2, 14.0)
+    assert board.provenance["gpu.fp32_gflops"].kind == "assumed"
+
+
+def test_factors_that_were_measured_by_themselves() -> None:
+    board = with_gpu(load_board("rk3588"), [measured()])
+    factors = measured_factors(board, [measured()])
+    assert factors["dram_together"] == pytest.approx(22.0 / board.dram.peak_bandwidth_gb_per_s)
+    assert factors["gpu_dispatch"] == pytest.approx(5e-6 / 30e-6)
+    assert measured_factors(board, [measured(bandwidths=[], gpu=None)]) == {}
+    assert set(factors) <= set(Factors().to_json())
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"readers": [[0]], "gb_per_s": []},
+        {"readers": [[0]], "gb_per_s": [-1.0]},
+        {"readers": ["npu"], "gb_per_s": [1.0]},
+        {"gb_per_s": [1.0]},
+    ],
+)
+def test_damaged_bandwidths_are_refused(entry: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="the measured bandwidths are damaged"):
+        with_bandwidth(load_board("rk3588"), "a76", [measured(bandwidths=[entry])])

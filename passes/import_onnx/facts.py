@@ -107,7 +107,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
 def _agree(what: str, values: set[Any], where: str) -> Any:
     if not values:
         raise UserError(
-            f"{where} have no {what}: this is no decoder with attention and a feed-forward part in each layer"
+            f"{where} have no {what}: each layer of a decoder has attention and a feed-forward part"
         )
     if len(values) > 1:
         raise UserError(f"{where} disagree about the {what}: {', '.join(map(str, sorted(values)))}")

@@ -420,8 +420,8 @@ def details(name: str, note: str) -> str:
 
 HEAD = f"""# What the importer reads
 
-Made by `PYTHONPATH=.:tests/data python tests/passes/import_onnx/test_coverage.py`. The same file holds the tests: all outputs of
-every cell that passes against onnxruntime, at several lengths, paddings and batches, through the canonical model and
+Made by `PYTHONPATH=.:tests/data python tests/passes/import_onnx/test_coverage.py`. The same file holds the tests: all
+outputs of every cell that passes against onnxruntime, at several lengths, paddings and batches, through the canonical model and
 through the reference bodies of the Relax operators, each check with a twin that must differ; {len(COMPILED)} cells are
 compiled for the host and two for the emulated board. The exports are made by the scripts in `tests/data`.
 

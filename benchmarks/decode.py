@@ -109,18 +109,16 @@ class OrtDecoder:
 
 def our_steps(model: Path, folder: Path, board: str) -> tuple[dict[int, Callable[[], Any]], int]:
     """Compile the file and return a step for each width, and the bytes of weights that a step reads."""
-    from hetero_sd.build import build_for_cpu
+    from costmodel.place import Place
+    from hetero_sd.build import Sizes, build_model
     from hetero_sd.runtime.manifest import Bundle, write_manifest
     from hetero_sd.runtime.model import CompiledModel
     from passes.import_onnx import canonicalise
     from targets.boards import load_board
-    from targets.cortex_a.tile import cpu_tile
 
-    core = load_board(board, measure=False).clusters[0].core
-    built = build_for_cpu(
-        *("target", canonicalise(model, CONTEXT), core, cpu_tile(core), CONTEXT, WIDTHS, 32, folder),
-        lambda *_: None,
-    )
+    core, sizes = load_board(board, measure=False).clusters[0].core, Sizes(CONTEXT, WIDTHS, 32)
+    decoder = canonicalise(model, CONTEXT)
+    built = build_model("target", decoder, core, None, Place("cpu"), sizes, folder, lambda *_: None)
     write_manifest(folder, {"models": {"target": built.manifest}})
     compiled = CompiledModel("target", Bundle(folder), huge_pages=True)
     graph = onnx.load(model, load_external_data=False).graph

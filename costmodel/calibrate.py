@@ -30,7 +30,7 @@ CPU_BOUNDS = {  # factor -> (lowest, highest) the fit may choose
     "dispatch_cycles": (50.0, 20_000.0),
     "step_cycles": (5_000.0, 2_000_000.0),
     "cache_bytes_per_cycle": (2.0, 32.0),
-    "near_bytes_per_cycle": (24.0, 64.0),
+    "near_cache": (0.5, 2.0),
     "cache_share": (0.2, 1.2),
     "page_ns": (1.0, 1000.0),
 }

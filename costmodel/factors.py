@@ -29,7 +29,8 @@ class Factors:
         round_cycles: processor cycles of the decoding loop around a round (Python; about 40 us assumed).
         sampling_cycles: processor cycles to turn one logit into a probability when sampling (numpy, float64; assumed).
         cache_bytes_per_cycle: read by one core from a last-level cache that holds the data.
-        near_bytes_per_cycle: read by one core from its own level-2 cache (above 25 on Zen 3).
+        near_cache: rate from a core's own level-2 cache, over 32 bytes a cycle on x86-64 (above 25 measured on Zen 3) and
+            16 on Arm (128 bits, assumed).
         cache_share: share of the caches' size that a cyclic walk finds again (victim caches and neighbours take some).
         cache_refill: share of what a last-level cache will hold that one walk brings in (0.4 measured on Zen 3, whose
             cache takes 10 to 30 walks to hold a model after another one went through).
@@ -60,7 +61,7 @@ class Factors:
     round_cycles: float = 150_000.0
     sampling_cycles: float = 20.0
     cache_bytes_per_cycle: float = 8.0
-    near_bytes_per_cycle: float = 32.0
+    near_cache: float = 1.0
     cache_share: float = 1.0
     cache_refill: float = 0.4
     page_ns: float = 1.0

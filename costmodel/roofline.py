@@ -22,6 +22,7 @@ from targets.mali.tile import gpu_tile
 _GPU_UNPACK = {"float32": 0.0, "float16": 1.0, "bfloat16": 1.0, "int8": 4.0, "int4": 5.0}
 _GPU_KERNELS = {"norm": 2, "attention": 3}  # of one operator (targets/mali/kernels); others have one
 _PAGE_BYTES = 4096
+_NEAR_BYTES_PER_CYCLE = {"x86-64": 32.0, "aarch64": 16.0}  # one core from its own level-2 cache
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ class Roofline:
             return 0.0
         f, hz = self.factors, cluster.frequency_ghz * 1e9
         if part_bytes <= cluster.l2_bytes:
-            return op.stream_bytes / (f.near_bytes_per_cycle * hz * used)
+            return op.stream_bytes / (f.near_cache * _NEAR_BYTES_PER_CYCLE[cluster.core.isa] * hz * used)
         dram = 1e9 * self._reached_gb_per_s(cluster, used)
         if part_bytes * used <= cluster.l3_bytes:
             return op.stream_bytes / max(f.cache_bytes_per_cycle * hz * used, dram)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,7 +131,7 @@ def _command(commands: argparse._SubParsersAction[_Parser], name: str, what: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted."""
+    """Run the command line; 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted, 141 nobody reads on."""
     try:
         options = _parser().parse_args(arguments)
         commands = {
@@ -144,7 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "doctor": _doctor,
             "inspect": _inspect,
         }
-        return commands[options.command](options)
+        code = commands[options.command](options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
+        return 141
     except UserError as error:
         print(f"hetero-sd: error: {error}", file=sys.stderr)
         return 2

@@ -38,7 +38,8 @@ SHAPE = dict(
     num_key_value_heads=2, head_dim=8, max_position_embeddings=128, rms_norm_eps=1e-5,
     bos_token_id=0, eos_token_id=1, pad_token_id=2, rope_theta=10000.0,
 )  # fmt: skip
-WIDE = dict(hidden_size=64, head_dim=16)
+# The builder takes any product with as many outputs as the vocabulary has entries for the head, so the widths differ.
+WIDE = dict(hidden_size=64, head_dim=16, vocab_size=80)
 LONG_ROWS = dict(shape=dict(intermediate_size=256))  # two blocks of 128, or of 64
 TWO = dict(num_hidden_layers=2)  # where layers alternate; exports/ has two layers of the others
 LLAMA3 = dict(
@@ -374,10 +375,8 @@ def make(name: str) -> None:
     errors.pop(name, None)
     try:
         # GroupQueryAttention takes heads of multiples of 16, and weights must be too large to be folded as constants
-        genai = exporter.startswith("genai")
-        wide = genai or options.get("precision", "fp32") != "fp32"
-        shape = {**(TWO if genai else {}), **options.get("shape", {})}  # of one layer the builder leaves out a norm
-        model = build_model(family, options.get("attention", "sdpa"), wide, shape)
+        wide = exporter.startswith("genai") or options.get("precision", "fp32") != "fp32"
+        model = build_model(family, options.get("attention", "sdpa"), wide, options.get("shape"))
         if exporter in ("dynamo", "legacy"):
             export_torch(model, folder / "model.onnx", exporter == "dynamo", options)
         else:

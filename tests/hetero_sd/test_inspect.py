@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,14 @@ def test_a_file_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "x.onnx").write_bytes(b"no model")
     assert main(["inspect", str(tmp_path / "x.onnx")]) == 2
     assert "not an ONNX file" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """As in `hetero-sd inspect FILE | head -1`."""
+    command = [sys.executable, "-m", "hetero_sd", "inspect", FAMILIES / "llama3-dynamo-fp32" / "model.onnx"]
+    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141

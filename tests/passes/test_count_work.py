@@ -71,7 +71,7 @@ def test_gpt2_by_hand() -> None:
     assert (layer.activation, layer.gated, layer.packed_ffn, layer.rope) == ("gelu", False, False, False)
     weights = 32 * 96 + 32 * 32 + 32 * 48 + 48 * 32
     per_layer = weights + (96 + 32 + 48 + 32) + 2 * 2 * 32
-    tables = vocab * (1 if shape.tied else 2) + 256
+    tables = vocab * (1 if shape.tied else 2) + 128
     assert shape.parameters == layers * per_layer + 2 * 32 + tables * 32
     ops = {op.name: op for op in step_ops(shape, 3, 5)}
     assert sum(op.flops for op in ops.values() if op.kind == "linear") == 3 * 2 * (layers * weights + 32 * vocab)

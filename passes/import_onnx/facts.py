@@ -106,9 +106,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
 
 def _agree(what: str, values: set[Any], where: str) -> Any:
     if not values:
-        raise UserError(
-            f"{where} have no {what}: each layer of a decoder has attention and a feed-forward part"
-        )
+        raise UserError(f"{where} have no {what}: each layer of a decoder has attention and a feed-forward part")
     if len(values) > 1:
         raise UserError(f"{where} disagree about the {what}: {', '.join(map(str, sorted(values)))}")
     return next(iter(values))

@@ -137,7 +137,9 @@ def test_peak_rates_of_the_rk3588() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"'rk3599' is not known; known boards: host, host-split, imx95, .*rk3588.*\.toml"):
+    with pytest.raises(
+        UserError, match=r"'rk3599' is not known; known boards: host, host-split, imx95, .*rk3588.*\.toml"
+    ):
         load_board("rk3599")
 
 

@@ -375,6 +375,8 @@ def parts(name: str) -> tuple[str, str, str]:
     """(exporter, family, precision and inputs) of a cell's name."""
     family = max((r for r in [*ROWS, "mixtral", "bloom"] if name.startswith(r + "-")), key=len)
     exporter, _, rest = name.removeprefix(family + "-").removeprefix("drafter-").partition("-")
+    if exporter.startswith("legacy"):
+        exporter, rest = "legacy", f"{exporter.removeprefix('legacy')}-{rest}"
     return exporter, family, rest
 
 
@@ -405,7 +407,7 @@ def matrix(outcomes: dict[str, tuple[str, str]]) -> Iterator[str]:
             here = {n: o for n, (o, _) in outcomes.items() if n not in DIALECTS and parts(n)[:2] == (column, row)}
             shown = []
             for what in ("pass", "refused", "n/a"):
-                names = ", ".join(parts(n)[2] for n in sorted(here) if here[n] == what)
+                names = ", ".join(sorted({parts(n)[2] for n in here if here[n] == what}))
                 shown += [f"{what}: {names}" if what == "pass" else f"**{what}**: {names}"] if names else []
             cells.append("; ".join(shown) or "not tried")
         yield f"| {row} | " + " | ".join(cells) + " |"
@@ -421,13 +423,13 @@ def details(name: str, note: str) -> str:
 HEAD = f"""# What the importer reads
 
 Made by `PYTHONPATH=.:tests/data python tests/passes/import_onnx/test_coverage.py`. The same file holds the tests: all
-outputs of every cell that passes against onnxruntime, at several lengths, paddings and batches, through the canonical model and
-through the reference bodies of the Relax operators, each check with a twin that must differ; {len(COMPILED)} cells are
+outputs of every cell that passes against onnxruntime, at several lengths, paddings and batches, through the canonical
+model and through the reference bodies of the Relax operators, each check with a twin that must differ; {len(COMPILED)} cells are
 compiled for the host and two for the emulated board. The exports are made by the scripts in `tests/data`.
 
 Find your family's row and your exporter's column. A cell names what was exported: the precision, and what else is
-special (`eager`: attention written out, otherwise sdpa; `qdq`: blocked DequantizeLinear; `int4` and `int8` are
-symmetric in blocks of 32 unless they say otherwise; `ids-and-cache`, `no-positions`, `no-cache`: inputs left out).
+special (`17`, `18`: the opset; `eager`: attention written out, otherwise sdpa; `qdq`: blocked DequantizeLinear; `int4`
+and `int8` are symmetric in blocks of 32 unless they say otherwise; `ids-and-cache`, `no-positions`, `no-cache`: inputs left out).
 "dynamo" is `torch.onnx.export(dynamo=True)` and "torchscript" is `dynamo=False` at opset 17 or 18, of torch 2.13 and
 transformers 5.23; "optimum-onnx" is 0.1.0; "genai" is onnxruntime-genai's builder.
 """

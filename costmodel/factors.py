@@ -29,8 +29,8 @@ class Factors:
         round_cycles: processor cycles of the decoding loop around a round (Python; about 40 us assumed).
         sampling_cycles: processor cycles to turn one logit into a probability when sampling (numpy, float64; assumed).
         cache_bytes_per_cycle: read by one core from a last-level cache that holds the data.
-        near_cache: rate from a core's own level-2 cache, over 32 bytes a cycle on x86-64 (above 25 measured on Zen 3) and
-            16 on Arm (128 bits, assumed).
+        near_cache: rate from a core's own level-2 cache, over 32 bytes a cycle on x86-64 (above 25 measured on Zen 3)
+            and 16 on Arm (128 bits, assumed).
         cache_share: share of the caches' size that a cyclic walk finds again (victim caches and neighbours take some).
         cache_refill: share of what a last-level cache will hold that one walk brings in (0.4 measured on Zen 3, whose
             cache takes 10 to 30 walks to hold a model after another one went through).

@@ -424,12 +424,13 @@ HEAD = f"""# What the importer reads
 
 Made by `PYTHONPATH=.:tests/data python tests/passes/import_onnx/test_coverage.py`. The same file holds the tests: all
 outputs of every cell that passes against onnxruntime, at several lengths, paddings and batches, through the canonical
-model and through the reference bodies of the Relax operators, each check with a twin that must differ; {len(COMPILED)} cells are
-compiled for the host and two for the emulated board. The exports are made by the scripts in `tests/data`.
+model and through the reference bodies of the Relax operators, each check with a twin that must differ; {len(COMPILED)}
+cells are compiled for the host and two for the emulated board. The exports are made by the scripts in `tests/data`.
 
 Find your family's row and your exporter's column. A cell names what was exported: the precision, and what else is
 special (`17`, `18`: the opset; `eager`: attention written out, otherwise sdpa; `qdq`: blocked DequantizeLinear; `int4`
-and `int8` are symmetric in blocks of 32 unless they say otherwise; `ids-and-cache`, `no-positions`, `no-cache`: inputs left out).
+and `int8` are symmetric in blocks of 32 unless they say otherwise; `ids-and-cache`, `no-positions`, `no-cache`:
+inputs left out).
 "dynamo" is `torch.onnx.export(dynamo=True)` and "torchscript" is `dynamo=False` at opset 17 or 18, of torch 2.13 and
 transformers 5.23; "optimum-onnx" is 0.1.0; "genai" is onnxruntime-genai's builder.
 """

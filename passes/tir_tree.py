@@ -1,0 +1,113 @@
+"""Reading TIR: children, variables, loops and stores of an expression or a statement, by the names of its nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_BINARY = ("Add", "Sub", "Mul", "FloorDiv", "LT", "LE", "GT", "GE", "EQ", "NE", "FloorMod", "Min", "Max", "And", "Or")
+_CHILDREN = {
+    **dict.fromkeys((*_BINARY, "Div", "Mod", "LShift", "RShift", "BitwiseAnd", "BitwiseOr"), ("a", "b")),
+    **{"Not": ("a",), "Cast": ("value",), "Broadcast": ("value",), "Ramp": ("base", "stride"), "Call": ("args",)},
+    **{"Select": ("condition", "true_value", "false_value"), "TensorLoad": ("indices",)},
+}
+
+
+def key(var: Any) -> int:
+    """Variables are the same if they are the same object in TVM."""
+    return int(var.__chandle__())
+
+
+def bits(dtype: Any) -> int:
+    """Bits of one value of a type."""
+    import tvm
+
+    return int(tvm.DataType(str(dtype)).bits)
+
+
+def lanes(node: Any) -> int:
+    """Values of an expression: more than 1 for a vector."""
+    import tvm
+
+    return int(tvm.DataType(str(node.ty.dtype)).lanes)
+
+
+def children(node: Any) -> list[Any]:
+    """Operands of an expression."""
+    found: list[Any] = []
+    for name in _CHILDREN.get(type(node).__name__, ()):
+        child = getattr(node, name)
+        found += list(child) if name in ("indices", "args") else [child]
+    return found
+
+
+def variables(node: Any) -> set[int]:
+    """Keys of the variables in an expression."""
+    if type(node).__name__ == "Var":
+        return {key(node)}
+    return set().union(*(variables(child) for child in children(node)))
+
+
+def has_load(node: Any) -> bool:
+    """Whether an expression reads a buffer."""
+    return type(node).__name__ == "TensorLoad" or any(has_load(child) for child in children(node))
+
+
+def loops(node: Any) -> list[Any]:
+    """Every loop of a statement, an outer one before its inner ones."""
+    kind = type(node).__name__
+    if kind == "For":
+        return [node, *loops(node.body)]
+    if kind == "SeqStmt":
+        return [loop for part in node.seq for loop in loops(part)]
+    if kind == "SBlockRealize":
+        return loops(node.block.body)
+    if kind == "IfThenElse":
+        return loops(node.then_case) + (loops(node.else_case) if node.else_case is not None else [])
+    return []
+
+
+def stored(body: Any) -> set[int]:
+    """Buffers that are stored to."""
+    kind = type(body).__name__
+    if kind == "BufferStore":
+        return {key(body.buffer)}
+    inner = {
+        "SeqStmt": lambda: list(body.seq),
+        "For": lambda: [body.body],
+        "SBlockRealize": lambda: [body.block.body],
+        "IfThenElse": lambda: [body.then_case] + ([body.else_case] if body.else_case is not None else []),
+    }.get(kind, list)()
+    return set().union(*(stored(part) for part in inner))
+
+
+def control_variables(body: Any) -> set[int]:
+    """Variables that decide how often something runs: those of extents, guards and conditions, and what binds them."""
+    control: set[int] = set()
+    bindings: dict[int, set[int]] = {}
+
+    def visit(node: Any) -> None:
+        kind = type(node).__name__
+        if kind == "SeqStmt":
+            for part in node.seq:
+                visit(part)
+        elif kind == "For":
+            control.update(variables(node.extent))
+            visit(node.body)
+        elif kind == "IfThenElse":
+            if not has_load(node.condition):
+                control.update(variables(node.condition))
+            visit(node.then_case)
+            if node.else_case is not None:
+                visit(node.else_case)
+        elif kind == "SBlockRealize":
+            control.update(variables(node.predicate))
+            for iter_var, value in zip(node.block.iter_vars, node.iter_values, strict=True):
+                bindings[key(iter_var.var)] = variables(value)
+            visit(node.block.body)
+
+    visit(body)
+    while True:
+        more = set().union(*(bindings[v] for v in control if v in bindings)) - control
+        if not more:
+            return control
+        control |= more

@@ -15,19 +15,27 @@ import pytest
 from unpack_families import unpack_families
 
 INSTALL = "run tests/opencl/setup.sh"
+BOARD, COVERAGE = "the emulated board", "test_coverage.py"
+LONGEST = (BOARD, "test_place.py", "test_fuzz.py", COVERAGE, "test_compile.py")
 unpack_families(Path(__file__).parent / "data")  # tests are named by its folders, so before they are collected
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n`: a file's tests share a process, and so its fixtures; those of the emulated board go first.
+    """With `pytest -n`: a file's tests share a process, and so its fixtures; the longest go first.
 
-    The board's have one process of their own, because they are the longest.
+    The board's tests have one process of their own. The coverage table has no fixtures: each cell is on its own.
     """
-    board = "the emulated board"
     for item in items:
         on_board = {"virtual_board", "opencl_board"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group(board if on_board else str(item.path)))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != board)  # type: ignore[union-attr]
+        cell = item.callspec.params.get("name", "") if item.path.name == COVERAGE and hasattr(item, "callspec") else ""
+        item.add_marker(pytest.mark.xdist_group(BOARD if on_board else f"{item.path.name} {item.path.parent} {cell}"))
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return next((i for i, name in enumerate(LONGEST) if marker.args[0].startswith(name)), len(LONGEST))
 
 
 def absent(what: str) -> None:

@@ -183,7 +183,7 @@ def _reshape(node: Any) -> str:
     if is_weight(node.outputs[0]):
         return ""
     shape = constant(node.inputs[1])
-    if shape is None or len(shape) not in (3, 4) or shape[:2].tolist() != [0, 0]:
+    if shape is None or shape.shape not in ((3,), (4,)) or shape[:2].tolist() != [0, 0]:
         return "only [batch, new, heads * dim] seen by head and back is supported"
     users = {n.op_type for n, _ in node.outputs[0].uses()}
     if len(shape) == 4 and users != {"RMSNormalization"}:

@@ -35,9 +35,9 @@ def find_head_dim(imp: Importing) -> PassLog:
 
 
 def _head_dim(node: Any, index: int, known: dict[Any, Any]) -> int | None:
-    if node.op_type == "Concat" and index == 0 and node.inputs[1] in known:
+    if node.op_type == "Concat" and index == 0 and node.inputs[1] in known and known[node.inputs[1]].shape:
         return known[node.inputs[1]].shape[-1]
-    if node.op_type == "GroupQueryAttention" and node.inputs[0] in known:
+    if node.op_type == "GroupQueryAttention" and node.inputs[0] in known and known[node.inputs[0]].shape:
         heads = attribute(node, "num_heads") + (2 * attribute(node, "kv_num_heads") if node.inputs[1] is None else 0)
         return known[node.inputs[0]].shape[-1] // heads
     return None

@@ -125,6 +125,8 @@ def _rope(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, R
     if key not in ropes:
         at = points(imp)[0]
         cos, sin = (Piece(imp, [], v).run(at) for v in node.inputs[7:9])
+        if cos.ndim != 2 or sin.shape != cos.shape:
+            raise UserError(f"the rope tables of the export ({node.inputs[7].name}) are no two matrices of one shape")
         if len(cos) < imp.context:
             raise UserError(
                 f"the rope tables of the export ({node.inputs[7].name}) have {len(cos)} positions, the context is "

@@ -266,10 +266,14 @@ def _attention(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
     q = known[node.inputs[0]].shape
     if node.op_type == "MultiHeadAttention":
         v = known[node.inputs[2]].shape
+        if not q or len(v) not in (3, 4):
+            return []
         return [(*q[:-1], v[-1] if len(v) == 3 else v[1] * v[3])]
+    past = known[node.inputs[3]].shape
+    if len(q) != 3 or len(past) != 4:
+        return []
     heads, kv_heads = attribute(node, "num_heads"), attribute(node, "kv_num_heads")
     width = q[-1] if node.inputs[1] is not None else q[-1] * heads // (heads + 2 * kv_heads)
-    past = known[node.inputs[3]].shape
     present = (past[0], past[1], past[2] + q[1], past[3])
     return [(*q[:-1], width), present, present]
 

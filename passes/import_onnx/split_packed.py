@@ -74,6 +74,8 @@ def _sizes_given(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
     """Split into equal parts -> the sizes written out."""
     if attribute(node, "axis", 0) not in (-1, 2) or (len(node.inputs) > 1 and node.inputs[1] is not None):
         return False
+    if any(v not in known for v in node.outputs):
+        return False
     sizes = np.array([known[v].shape[-1] for v in node.outputs], np.int64)
     node.resize_inputs(2)
     node.replace_input_with(1, add_initializer(imp.graph, f"{node.outputs[0].name}.sizes", sizes))

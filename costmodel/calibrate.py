@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline
-from costmodel.shape import DecoderShape
 from targets.device import Board, Cluster
 from targets.errors import UserError
 
@@ -54,7 +54,7 @@ class Point:
     """One measured step.
 
     Attributes:
-        shape: the model.
+        spec: the model.
         cluster: where it ran.
         threads: on how many cores.
         n, past: new tokens, and tokens before them.
@@ -64,7 +64,7 @@ class Point:
         chunk: 0 is one step of n tokens; otherwise a prompt of n tokens in chunks of that many, with one row of logits.
     """
 
-    shape: DecoderShape
+    spec: DecoderSpec
     cluster: str
     threads: int
     n: int
@@ -138,8 +138,8 @@ def _beside(cluster: Cluster, point: Point) -> Cluster:
 
 def _seconds(roofline: Roofline, processor: Processor, point: Point) -> float:
     if not point.chunk:
-        return roofline.step(point.shape, processor, point.n, point.past).total_s
-    return roofline.prompt(point.shape, processor, point.n, point.past, point.chunk).total_s
+        return roofline.step(point.spec, processor, point.n, point.past).total_s
+    return roofline.prompt(point.spec, processor, point.n, point.past, point.chunk).total_s
 
 
 def fit(board: Board, points: Sequence[Point], held_out: Callable[[Point], bool], start: Factors | None = None) -> Fit:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from costmodel.decoder import NONLINEARITIES, NORMS, TABLES
+from costmodel.format import Format
 from costmodel.work import Op, visible_keys
 from targets.cortex_a.tile import SERIAL_WEIGHTS, CpuTile, cpu_tile
 from targets.device import Core
@@ -22,6 +24,7 @@ _UNPACK_INT4 = 6.0  # operations a vector of weights: mask or shift, widen twice
 _UNPACK_INT8 = 4.0  # widen, to float, subtract zero, scale
 _EXP = 18.0  # operations of lanes_exp
 _DIVIDE = 8.0  # cycles of a vector division
+_VECTOR_CYCLES = {"add": 1.5, "bias": 1.5, "scale": 1.5, "rope": 9.0, "take": 9.0}  # of one vector of a row
 
 
 @dataclass(frozen=True)
@@ -90,29 +93,29 @@ def kernel_cycles(op: Op, core: Core, threads: int) -> Cycles:
 
 def _linear(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
     """One pass over the weights for each row tile; the last tile overlaps, so its time is that of a full one."""
-    quantised = op.format.quantised
-    panels = -(-op.columns // tile.panel)
+    k, columns, stored = op.operator.k, op.operator.columns, op.operator.format
+    panels = -(-columns // tile.panel)
     rows = tile.rows(op.rows)
-    side = 1 if quantised else tile.panels(op.rows, panels)
+    side = 1 if stored.quantised else tile.panels(op.rows, panels)
     walks = -(-op.rows // rows)
     groups = panels // side
-    serial = not quantised and op.columns * op.k < SERIAL_WEIGHTS
+    serial = not stored.quantised and columns * k < SERIAL_WEIGHTS
     used = 1 if serial else min(threads, groups)
-    body = _linear_body(op, tile, issue, rows, side)
+    body = _linear_body(stored, tile, issue, rows, side)
     per_thread = -(-groups // used)
-    group_bytes = side * op.format.nbytes(op.k, tile.panel)
-    return Cycles(per_thread * walks * op.k * body, used, walks, group_bytes, side)
+    group_bytes = side * stored.nbytes(k, tile.panel)
+    return Cycles(per_thread * walks * k * body, used, walks, group_bytes, side)
 
 
-def _linear_body(op: Op, tile: CpuTile, issue: Issue, rows: int, side: int) -> float:
+def _linear_body(stored: Format, tile: CpuTile, issue: Issue, rows: int, side: int) -> float:
     """Cycles of one step of k for `side` panels and `rows` rows."""
     vectors = side * tile.panel_vectors
     fma = rows * vectors
-    if op.format.quantised:
-        unpack = vectors * (_UNPACK_INT4 if op.format.dtype == "int4" else _UNPACK_INT8)
-        return issue.cycles(fma, unpack, vectors * op.format.bits / 32 + rows, _FMA_LATENCY)
-    convert = vectors if op.format.bits == 16 else 0
-    load = vectors * op.format.bits / 32 + rows
+    if stored.quantised:
+        unpack = vectors * (_UNPACK_INT4 if stored.dtype == "int4" else _UNPACK_INT8)
+        return issue.cycles(fma, unpack, vectors * stored.bits / 32 + rows, _FMA_LATENCY)
+    convert = vectors if stored.bits == 16 else 0
+    load = vectors * stored.bits / 32 + rows
     if issue.converts:
         return max(issue.cycles(fma, 0, load, _FMA_LATENCY), convert / issue.converts)
     return issue.cycles(fma, convert, load, _FMA_LATENCY)
@@ -120,33 +123,36 @@ def _linear_body(op: Op, tile: CpuTile, issue: Issue, rows: int, side: int) -> f
 
 def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
     """Scores with keys in lanes, exp, then the weighted sum of values, for each row and KV head."""
-    share = op.heads // op.kv_heads
-    vectors = max(1, op.head_dim // tile.lanes)
+    head_dim, kv_heads = op.operator.head_dim, op.operator.kv_heads
+    share = op.operator.heads // kv_heads
+    vectors = max(1, head_dim // tile.lanes)
     n = op.rows // op.batch
-    keys = [visible_keys(op.past + t, op.window) for t in range(n)]
+    keys = [visible_keys(op.past + t, op.operator.window) for t in range(n)]
     key_tiles = sum(-(-count // tile.lanes) + 1 for count in keys)
-    score = op.head_dim * issue.cycles(share, 0, 1 + share, _FMA_LATENCY)
+    score = head_dim * issue.cycles(share, 0, 1 + share, _FMA_LATENCY)
     soften = share * (_EXP + 8) / issue.fma
     out = share * vectors
     spilled = out if out > tile.accumulators else 0  # accumulators that do not fit are loaded and stored each time
     value = issue.cycles(out, 0, vectors + share + 2 * spilled, 1.0 if spilled else _FMA_LATENCY)
     cycles = op.batch * (key_tiles * (score + soften) + sum(keys) * value + n * share * vectors * _DIVIDE)
-    used = min(threads, op.kv_heads)
-    heads = -(-op.kv_heads // used)
-    part = 2 * op.head_dim * 4 * max(keys)
+    used = min(threads, kv_heads)
+    heads = -(-kv_heads // used)
+    part = 2 * head_dim * 4 * max(keys)
     return Cycles(heads * cycles, used, n, part)
 
 
 def _serial(op: Op, tile: CpuTile, issue: Issue) -> float:
     """Kernels that run on one thread: cycles for each row; norm, rope, take and silu_mul as measured on Zen 3."""
-    vectors = op.columns / tile.lanes
-    each = {
-        "norm": vectors * 18.0 + 60,
-        "add": vectors * 1.5,
-        "rope": vectors * 9.0,
-        "silu_mul": vectors * ((_EXP + 4) / issue.fma + _DIVIDE),
-        "take": vectors * 9.0,
-        "embedding": op.columns * (8.0 if op.format.quantised else 2.0),
-        "argmax": vectors * _FMA_LATENCY + op.columns,
-    }[op.kind]
+    columns = op.operator.columns
+    vectors = columns / tile.lanes
+    if op.kind in TABLES:
+        each = columns * (8.0 if op.operator.format.quantised else 2.0)
+    elif op.kind in NORMS:
+        each = vectors * 18.0 + 60
+    elif op.kind in NONLINEARITIES:
+        each = vectors * ((_EXP + 4) / issue.fma + _DIVIDE)
+    elif op.kind == "argmax":
+        each = vectors * _FMA_LATENCY + columns
+    else:
+        each = vectors * _VECTOR_CYCLES[op.kind]
     return op.rows * each * issue.scalar_penalty

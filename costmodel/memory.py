@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.shape import F32, DecoderShape
+from costmodel.decoder import DecoderSpec
+from costmodel.format import F32
 from targets.device import Board
 
 PROCESS_BYTES = 150_000_000  # Python, numpy, TVM's runtime and two libraries; assumed
@@ -50,15 +51,15 @@ class Memory:
         )
 
 
-def model_memory(shape: DecoderShape, context: int, weights: tuple[int, int], rows: int = PREFILL_ROWS) -> Memory:
+def model_memory(spec: DecoderSpec, context: int, weights: tuple[int, int], rows: int = PREFILL_ROWS) -> Memory:
     """What one model needs with `context` rows of KV cache; `rows` tokens are computed at once.
 
     `weights` are the bytes that the CPU and the GPU read (Placement.weight_bytes). Activations: the residual stream,
     q, k, v and the gated product of one layer, and the logits.
     """
-    q = shape.heads * shape.head_dim
-    width = 4 * shape.hidden + 2 * q + 2 * shape.kv_heads * shape.head_dim + 3 * shape.ffn + shape.vocab
-    return Memory(*weights, shape.kv_bytes(context), F32 * rows * width, 0)
+    heads = max(2 * op.head_dim * (op.heads + op.kv_heads) for op in spec.attentions)
+    width = 4 * spec.hidden + heads + 3 * spec.ffn + spec.vocab
+    return Memory(*weights, spec.kv_bytes(context), F32 * rows * width, 0)
 
 
 def available_bytes(board: Board) -> int:

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from costmodel.decoder import DecoderSpec
 from costmodel.estimate import Estimate
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part, Place
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, processors
-from costmodel.shape import F32, DecoderShape
 from costmodel.work import Op, step_units
 from targets.device import Cluster
 from targets.errors import UserError
@@ -51,7 +51,7 @@ class Placement:
         """No border."""
         return len(self.segments) == 1
 
-    def place(self, shape: DecoderShape) -> Place:
+    def place(self, spec: DecoderSpec) -> Place:
         """The rule of a placement on one cluster and the GPU: whole, its second segment, or one kind of part."""
         sides = ["gpu" if isinstance(s.processor, GpuSlice) else "cpu" for s in self.segments]
         apart = [(side, s.part) for side, s in zip(sides, self.segments, strict=True) if s.part and side != sides[0]]
@@ -60,62 +60,54 @@ class Placement:
         if len(sides) == 1:
             return Place(sides[0])
         named = self.segments[1]
-        return Place(sides[1], "", _unit(shape, named.start), _unit(shape, named.end - 1))
+        return Place(sides[1], "", _unit(spec, named.start), _unit(spec, named.end - 1))
 
-    def weight_bytes(self, shape: DecoderShape) -> tuple[int, int]:
+    def weight_bytes(self, spec: DecoderSpec) -> tuple[int, int]:
         """Bytes of weights that the CPU reads from the mapped file, and those of which the GPU has a copy."""
         sides = [0, 0]
         for segment in self.segments:
-            size = sum(shape.unit_bytes[segment.start : segment.end])
+            size = sum(spec.unit_bytes[segment.start : segment.end])
             if segment.part:
-                ffn = _ffn_bytes(shape, segment.start - 1)
-                size = ffn if segment.part == FFN else size - ffn
+                size = spec.part_bytes(Part(segment.part, segment.start - 1))
             sides[isinstance(segment.processor, GpuSlice)] += size
-        table = tied_twice(shape, self.families[0], self.families[-1])
+        table = tied_twice(spec, self.families[0], self.families[-1])
         sides[isinstance(self.segments[0].processor, GpuSlice)] += table
         return sides[0], sides[1]
 
-    def text(self, shape: DecoderShape) -> str:
+    def text(self, spec: DecoderSpec) -> str:
         """For people: ``gpu``, or ``a76 x4: embedding to layer 11; gpu: layer 12 to head``."""
         if self.whole:
             return self.segments[0].processor.name
         by_kind = {s.part: s.processor.name for s in self.segments if s.part}
         if by_kind:
             return "; ".join(f"{name}: {part} of every layer" for part, name in by_kind.items())
-        return "; ".join(f"{s.processor.name}: {_units(shape, s.start, s.end)}" for s in self.segments)
+        return "; ".join(f"{s.processor.name}: {_units(spec, s.start, s.end)}" for s in self.segments)
 
 
-def _units(shape: DecoderShape, start: int, end: int) -> str:
+def _units(spec: DecoderSpec, start: int, end: int) -> str:
     def name(unit: int) -> str:
-        found = _unit(shape, unit)
+        found = _unit(spec, unit)
         return f"layer {found}" if found.isdecimal() else found
 
     return name(start) if end == start + 1 else f"{name(start)} to {name(end - 1)}"
 
 
-def _unit(shape: DecoderShape, unit: int) -> str:
-    return EMBEDDING if unit == 0 else HEAD if unit == shape.units - 1 else str(unit - 1)
+def _unit(spec: DecoderSpec, unit: int) -> str:
+    return EMBEDDING if unit == 0 else HEAD if unit == len(spec.units) - 1 else str(unit - 1)
 
 
-def _ffn_bytes(shape: DecoderShape, layer: int) -> int:
-    """Weights of a layer's FFN: its products and its norms, half of the layer's."""
-    found = shape.layers[layer]
-    norms = found.norms // 2 * shape.hidden * (2 if found.norm_bias else 1)
-    return sum(p.nbytes for p in (*found.ffn_in, found.down)) + F32 * norms
-
-
-def tied_twice(shape: DecoderShape, first: str, last: str) -> int:
+def tied_twice(spec: DecoderSpec, first: str, last: str) -> int:
     """Bytes of the table where a tied matrix is kept on both sides: embedding and head not both on the GPU or CPU."""
-    apart = shape.tied and (first == "gpu") != (last == "gpu")
-    return shape.embedding.nbytes(shape.hidden, shape.vocab) if apart else 0
+    apart = spec.tied and (first == "gpu") != (last == "gpu")
+    return spec.embedding.matrix_bytes if apart else 0
 
 
 class ModelCosts:
     """Steps of one model at one context, priced on every processor; results are kept."""
 
-    def __init__(self, roofline: Roofline, shape: DecoderShape, context: int) -> None:
+    def __init__(self, roofline: Roofline, spec: DecoderSpec, context: int) -> None:
         """`context`: tokens in the KV cache before the step."""
-        self.roofline, self.shape, self.context = roofline, shape, context
+        self.roofline, self.spec, self.context = roofline, spec, context
         self.slices = processors(roofline.board)
         self._units: dict[tuple[str, int], list[Estimate]] = {}
         self._whole_s: dict[tuple[str, str, int], float] = {}
@@ -131,7 +123,7 @@ class ModelCosts:
     def counted(self, n: int) -> list[tuple[Op, ...]]:
         """The operators of a step of n tokens."""
         if n not in self._counted:  # once, because equal layers are recognised by identity
-            self._counted[n] = step_units(self.shape, n, self.context)
+            self._counted[n] = step_units(self.spec, n, self.context)
         return self._counted[n]
 
     def step(self, placement: Placement, n: int) -> Estimate:
@@ -141,7 +133,7 @@ class ModelCosts:
             if before is None or before.name != segment.processor.name:
                 estimate = estimate + self.roofline.step_overhead(segment.processor)
             if before is not None:
-                estimate = estimate + self.roofline.border(before, segment.processor, n * self.shape.hidden)
+                estimate = estimate + self.roofline.border(before, segment.processor, n * self.spec.hidden)
             for unit in self.segment_units(segment, n):
                 estimate = estimate + unit
             before = segment.processor
@@ -151,14 +143,14 @@ class ModelCosts:
         """The units of a segment in a step of n tokens, or the one part of a layer."""
         if not segment.part:
             return self.units(segment.processor, n)[segment.start : segment.end]
-        key = (segment.processor.name, -n)  # of halves of layers
+        key = (segment.processor.name, -n)  # of parts of layers
         if key not in self._units:
-            halves: dict[int, list[tuple[Op, ...]]] = {}
+            parts: dict[int, list[tuple[Op, ...]]] = {}
             for unit in self.counted(n):
-                if id(unit) not in halves:
-                    middle = next((i for i, op in enumerate(unit) if op.name == "ffn_norm"), len(unit))
-                    halves[id(unit)] = [unit[:middle], unit[middle:]]
-            split = [half for unit in self.counted(n) for half in halves[id(unit)]]
+                if id(unit) not in parts:
+                    ffn = tuple(op for op in unit if op.operator.part.kind == FFN)
+                    parts[id(unit)] = [tuple(op for op in unit if op.operator.part.kind != FFN), ffn]
+            split = [part for unit in self.counted(n) for part in parts[id(unit)]]
             self._units[key] = self.roofline.units(split, segment.processor)
         return [self._units[key][2 * segment.start + (segment.part == FFN)]]
 
@@ -174,7 +166,7 @@ class ModelCosts:
 
     def whole(self, processor: Processor) -> Placement:
         """The model on one processor."""
-        return Placement((Segment(processor, 0, self.shape.units),))
+        return Placement((Segment(processor, 0, len(self.spec.units)),))
 
     def placed(self, place: Place, cores: CpuSlice | None, gpu: GpuSlice | None) -> Placement:
         """What a rule says, on these processors.
@@ -182,7 +174,7 @@ class ModelCosts:
         Raises:
             UserError: the rule names a layer that the model does not have, or a GPU that is not there.
         """
-        layers = len(self.shape.layers)
+        layers = self.spec.layers
         sides: dict[str, Processor | None] = {"cpu": cores, "gpu": gpu}
         if place.kind:
             rows = [(Part(EMBEDDING), ""), *((Part(k, i), k) for i in range(layers) for k in (ATTENTION, FFN))]
@@ -209,7 +201,7 @@ class ModelCosts:
         for cores in [p for p in slices if isinstance(p, CpuSlice)]:
             placement = self.placed(place, cores, gpu)
             time = sum(times * self.step_s(placement, n) for times, n in steps)
-            found.append((time, tied_twice(self.shape, placement.families[0], placement.families[-1]), placement))
+            found.append((time, tied_twice(self.spec, placement.families[0], placement.families[-1]), placement))
         return [min(found, key=lambda f: f[0])]
 
     def frontier(
@@ -231,14 +223,14 @@ class ModelCosts:
         table = {family: self._segment_costs([p for p in slices if p.family == family], steps) for family in families}
         border = {(a, b): self._border(a, b, slices, steps) for a in families for b in families if a != b}
         best: dict[int, tuple[float, int, Cuts]] = {}
-        for segments in _cuts(families, self.shape.units):
+        for segments in _cuts(families, len(self.spec.units)):
             time, before = 0.0, ""
             for family, start, end in segments:
                 time += table[family][start][end][0]
                 if before:
                     time += border[before, family]
                 before = family
-            more = tied_twice(self.shape, segments[0][0], before)
+            more = tied_twice(self.spec, segments[0][0], before)
             if more not in best or (time, len(segments)) < best[more][:2]:
                 best[more] = (time, len(segments), segments)
         frontier: list[tuple[float, int, Placement]] = []
@@ -252,7 +244,7 @@ class ModelCosts:
         self, slices: Sequence[Processor], steps: Sequence[tuple[float, int]]
     ) -> list[list[tuple[float, Processor]]]:
         """[start][end] -> (seconds, slice): a segment of units on the fastest of the slices of a family."""
-        units = self.shape.units
+        units = len(self.spec.units)
         best: list[list[tuple[float, Processor]]] = [[] for _ in range(units)]
         for processor in slices:
             prefix = [0.0] * (units + 1)
@@ -274,9 +266,7 @@ class ModelCosts:
 
     def _border(self, a: str, b: str, slices: Sequence[Processor], steps: Sequence[tuple[float, int]]) -> float:
         first = {p.family: p for p in reversed(slices)}
-        return sum(
-            times * self.roofline.border(first[a], first[b], n * self.shape.hidden).total_s for times, n in steps
-        )
+        return sum(times * self.roofline.border(first[a], first[b], n * self.spec.hidden).total_s for times, n in steps)
 
 
 _CUTS: dict[tuple[tuple[str, ...], int], list[Cuts]] = {}

@@ -10,17 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from costmodel.decoder import NORMS, DecoderSpec
 from costmodel.estimate import Estimate, total
 from costmodel.factors import Factors
 from costmodel.kernels import kernel_cycles
-from costmodel.shape import DecoderShape
 from costmodel.work import Op, step_units
 from targets.device import Board, Cluster, Gpu
 from targets.mali.tile import gpu_tile
 
 # Operations a weight before it is multiplied: convert; at 8 bits also widen, subtract zero, scale; at 4 also mask.
 _GPU_UNPACK = {"float32": 0.0, "float16": 1.0, "bfloat16": 1.0, "int8": 4.0, "int4": 5.0}
-_GPU_KERNELS = {"norm": 2, "attention": 3}  # of one operator (targets/mali/kernels); others have one
+_GPU_KERNELS = {**dict.fromkeys(NORMS, 2), "attention": 3}  # of one operator (targets/mali/kernels); others have one
 _PAGE_BYTES = 4096
 _NEAR_BYTES_PER_CYCLE = {"x86-64": 32.0, "aarch64": 16.0}  # one core from its own level-2 cache
 
@@ -158,7 +158,7 @@ class Roofline:
 
     def step(
         self,
-        shape: DecoderShape,
+        spec: DecoderSpec,
         processor: Processor,
         n: int,
         past: int,
@@ -167,14 +167,14 @@ class Roofline:
         in_a_row: int | None = None,
     ) -> Estimate:
         """A whole step of n new tokens after `past`, on one processor; the last two arguments as in `units`."""
-        units = self.units(step_units(shape, n, past, batch), processor, beside_bytes, in_a_row)
+        units = self.units(step_units(spec, n, past, batch), processor, beside_bytes, in_a_row)
         return total([self.step_overhead(processor), *units])
 
-    def prompt(self, shape: DecoderShape, processor: Processor, tokens: int, past: int, chunk: int) -> Estimate:
+    def prompt(self, spec: DecoderSpec, processor: Processor, tokens: int, past: int, chunk: int) -> Estimate:
         """A prompt of some tokens after `past`, in whole chunks, each with the logits of one row."""
         parts = []
         for start in range(past, past + tokens, chunk):
-            parts += [self.step_overhead(processor), *self.units(step_units(shape, chunk, start, 1, 1), processor)]
+            parts += [self.step_overhead(processor), *self.units(step_units(spec, chunk, start, 1, 1), processor)]
         return total(parts)
 
     def step_overhead(self, processor: Processor) -> Estimate:
@@ -271,9 +271,10 @@ class Roofline:
         f, gpu = self.factors, processor.gpu
         flops, walks = op.flops, 1
         if op.kind == "linear":
-            rows = gpu_tile(gpu).rows(op.rows, 8 if op.format.bits < 32 else 4)
+            stored, k, columns = op.operator.format, op.operator.k, op.operator.columns
+            rows = gpu_tile(gpu).rows(op.rows, 8 if stored.bits < 32 else 4)
             walks = -(-op.rows // rows)
-            flops = 2.0 * (op.k + f.gpu_item_steps) * op.columns * walks * (rows + _GPU_UNPACK[op.format.dtype])
+            flops = 2.0 * (k + f.gpu_item_steps) * columns * walks * (rows + _GPU_UNPACK[stored.dtype])
         read = op.bytes_of("weights") * walks + op.bytes_of("kv") + op.activation_bytes
         memory = read / (f.gpu_bandwidth * gpu.bandwidth_gb_per_s * 1e9)
         share = f.gpu_attention if op.kind == "attention" else f.gpu_compute

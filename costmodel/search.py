@@ -18,11 +18,11 @@ from dataclasses import replace
 from itertools import product
 
 from costmodel.contention import Load, together_bytes_per_s
+from costmodel.decoder import DecoderSpec
 from costmodel.memory import PROCESS_BYTES, Memory, available_bytes, model_memory
 from costmodel.place import Place
 from costmodel.placement import ModelCosts, Placement, disjoint, shared_cluster
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, all_cores, dram_bytes, processors
-from costmodel.shape import DecoderShape
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, overlapped_round, sequential_round
 from costmodel.variants import (
     NGRAM,
@@ -56,11 +56,11 @@ class Search:
         self._costs: dict[int, ModelCosts] = {}
         self._loads: dict[tuple[int, str, int], Load] = {}
 
-    def costs(self, shape: DecoderShape) -> ModelCosts:
+    def costs(self, spec: DecoderSpec) -> ModelCosts:
         """Priced steps of a model, kept."""
-        if id(shape) not in self._costs:
-            self._costs[id(shape)] = ModelCosts(self.roofline, shape, self.question.context)
-        return self._costs[id(shape)]
+        if id(spec) not in self._costs:
+            self._costs[id(spec)] = ModelCosts(self.roofline, spec, self.question.context)
+        return self._costs[id(spec)]
 
     def decide(self) -> Decision:
         """The best variant and the leading ones.
@@ -79,7 +79,7 @@ class Search:
                 found += self._target_only(slices, q.target_place)
             found += self._speculative(slices)
         found = [self._against(v, baseline) for v in _best_of_each(found)]
-        names = " and ".join(shapes[0].name for shapes in (q.targets, q.drafts if q.gamma else ()) if shapes)
+        names = " and ".join(specs[0].name for specs in (q.targets, q.drafts if q.gamma else ()) if specs)
         fitting = sorted(self._fitting(found, names), key=rank)
         best = fitting[0]
         leading = [replace(best, reason=self._why_chosen(best, baseline))]
@@ -135,10 +135,10 @@ class Search:
                     yield from self._overlapped(target, draft, gamma)
 
     def _wholes(
-        self, shape: DecoderShape, steps: Sequence[tuple[float, int]], slices: Sequence[Processor]
+        self, spec: DecoderSpec, steps: Sequence[tuple[float, int]], slices: Sequence[Processor]
     ) -> list[Placement]:
         """The model whole on each kind of processor, with the fastest thread count for a mix of steps."""
-        costs = self.costs(shape)
+        costs = self.costs(spec)
         best: dict[str, tuple[float, Placement]] = {}
         for processor in slices:
             placement = costs.whole(processor)
@@ -147,14 +147,14 @@ class Search:
                 best[processor.family] = (time, placement)
         return [placement for _, placement in best.values()]
 
-    def _ngram(self, target: DecoderShape, gamma: int, slices: Sequence[Processor]) -> Iterable[Variant]:
+    def _ngram(self, target: DecoderSpec, gamma: int, slices: Sequence[Processor]) -> Iterable[Variant]:
         place = self.question.target_place
         for placement in self._wholes(target, ((1.0, gamma + 1),), slices) if place is None else ():
             yield self.price(NGRAM, target, placement, gamma=gamma)
         yield from self._with_borders(target, gamma, slices, place, mode=NGRAM)
 
     def _sequential(
-        self, target: DecoderShape, draft: DecoderShape, gamma: int, slices: Sequence[Processor]
+        self, target: DecoderSpec, draft: DecoderSpec, gamma: int, slices: Sequence[Processor]
     ) -> Iterable[Variant]:
         """Both models whole, on every pair of kinds of processors; and the best pair of placements that fits."""
         q = self.question
@@ -171,11 +171,11 @@ class Search:
 
     def _with_borders(
         self,
-        target: DecoderShape,
+        target: DecoderSpec,
         gamma: int,
         slices: Sequence[Processor],
         place: Place | None,
-        draft: DecoderShape | None = None,
+        draft: DecoderSpec | None = None,
         mode: str = TARGET_ONLY,
     ) -> Iterable[Variant]:
         """The fastest pair of placements that fits the memory (else the smallest), unless it is both models whole.
@@ -198,7 +198,7 @@ class Search:
         if place is not None or draft_place is not None or not (first[2].whole and second[2].whole):
             yield self.price(SEQUENTIAL, target, first[2], draft, second[2], gamma)
 
-    def _overlapped(self, target: DecoderShape, draft: DecoderShape, gamma: int) -> Iterable[Variant]:
+    def _overlapped(self, target: DecoderSpec, draft: DecoderSpec, gamma: int) -> Iterable[Variant]:
         slices = self.costs(target).slices
         for here, there in product(slices, slices):
             if disjoint(here, there):
@@ -210,9 +210,9 @@ class Search:
     def price(
         self,
         mode: str,
-        target: DecoderShape,
+        target: DecoderSpec,
         placement: Placement,
-        draft: DecoderShape | None = None,
+        draft: DecoderSpec | None = None,
         drafter: Placement | None = None,
         gamma: int = 0,
         alpha: Acceptance | None = None,
@@ -234,7 +234,7 @@ class Search:
         )
 
     def round_costs(
-        self, target: DecoderShape, placement: Placement, draft: DecoderShape | None, drafter: Placement | None
+        self, target: DecoderSpec, placement: Placement, draft: DecoderSpec | None, drafter: Placement | None
     ) -> RoundCosts:
         """The terms of a sequential round under placements of both models."""
         costs = self.costs(target)
@@ -249,31 +249,31 @@ class Search:
             sampling_s=lambda rows: self._sampling_s(target, rows) * (2 if draft is not None and rows > 1 else 1),
         )
 
-    def _sampling_s(self, target: DecoderShape, rows: int) -> float:
+    def _sampling_s(self, target: DecoderSpec, rows: int) -> float:
         """Turning logits into probabilities and drawing, on one thread of the first cluster; 0 when greedy."""
         if not self.question.sampled:
             return 0.0
         hz = self.question.board.clusters[0].frequency_ghz * 1e9
         return rows * target.vocab * self.question.factors.sampling_cycles / hz
 
-    def _load(self, shape: DecoderShape, processor: Processor, n: int) -> Load:
-        key = (id(shape), processor.name, n)
+    def _load(self, spec: DecoderSpec, processor: Processor, n: int) -> Load:
+        key = (id(spec), processor.name, n)
         if key not in self._loads:
-            costs = self.costs(shape)
+            costs = self.costs(spec)
             estimate = costs.step(costs.whole(processor), n)
             self._loads[key] = Load(estimate.total_s, estimate.memory_s, dram_bytes(costs.counted(n)))
         return self._loads[key]
 
     def _memory(
-        self, target: DecoderShape, placement: Placement, draft: DecoderShape | None, drafter: Placement | None
+        self, target: DecoderSpec, placement: Placement, draft: DecoderSpec | None, drafter: Placement | None
     ) -> Memory:
         memory = Memory(process_bytes=PROCESS_BYTES) + self.model_memory(target, placement)
         return memory if draft is None or drafter is None else memory + self.model_memory(draft, drafter)
 
-    def model_memory(self, shape: DecoderShape, placement: Placement) -> Memory:
+    def model_memory(self, spec: DecoderSpec, placement: Placement) -> Memory:
         """What one model keeps in memory."""
         rows = self.question.cache_rows or self.question.context
-        return model_memory(shape, rows, placement.weight_bytes(shape))
+        return model_memory(spec, rows, placement.weight_bytes(spec))
 
     # -- comparison -----------------------------------------------------------------------------------------------
 

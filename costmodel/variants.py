@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.memory import Memory
 from costmodel.place import Place
 from costmodel.placement import Placement
 from costmodel.roofline import CpuSlice
-from costmodel.shape import DecoderShape
 from costmodel.speculative import MOST_GAMMA, Acceptance, Round, check_acceptance
 from costmodel.vocabulary import one_vocabulary
 from targets.device import Board
@@ -53,8 +53,8 @@ class Question:
     """
 
     board: Board
-    targets: tuple[DecoderShape, ...]
-    drafts: tuple[DecoderShape, ...] = ()
+    targets: tuple[DecoderSpec, ...]
+    drafts: tuple[DecoderSpec, ...] = ()
     alpha: Acceptance = 0.8
     context: int = 512
     factors: Factors = field(default_factory=Factors)
@@ -115,9 +115,9 @@ class Variant:
     """
 
     mode: str
-    target: DecoderShape
+    target: DecoderSpec
     target_placement: Placement
-    draft: DecoderShape | None
+    draft: DecoderSpec | None
     draft_placement: Placement | None
     round: Round
     memory: Memory

@@ -8,13 +8,30 @@ A multiply-add counts two operations.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 
-from costmodel.shape import F32, DecoderShape, Format, Layer, Product
+from costmodel.decoder import NORMS, TABLES, DecoderSpec, Operator
+from costmodel.format import F32
+from costmodel.place import HEAD
 from targets.errors import UserError
 
-_BEND = 20.0  # operations of a sigmoid, a GELU or a tanh, counted as its exp and division are written
+_NONLINEARITY = 20.0  # operations of a sigmoid, a GELU or a tanh, counted as its exp and division are written
+# kind -> rows of the operator's width that are read and written for a token, and operations for each value
+_ROWWISE = {
+    "add": (2, 1, 1.0),
+    "bias": (1, 1, 1.0),
+    "scale": (1, 1, 1.0),
+    "take": (1, 1, 0.0),
+    "rms_norm": (1, 1, 4.0),
+    "add_rms_norm": (2, 2, 5.0),
+    "layer_norm": (1, 1, 7.0),
+    "rope": (2, 1, 3.0),
+    "silu_mul": (2, 1, _NONLINEARITY),
+    "gelu_mul": (2, 1, _NONLINEARITY),
+    "gelu": (1, 1, _NONLINEARITY),
+    "tanh": (1, 1, _NONLINEARITY),
+}
 
 
 @dataclass(frozen=True)
@@ -29,34 +46,35 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Op:
-    """One kernel call.
+    """One kernel call of a step.
 
     Attributes:
-        name: for example ``layers.3.gate``.
-        kind: linear, attention, norm, rope, silu_mul, add, take, embedding or argmax.
+        operator: what is called.
         rows: rows computed together: new tokens times sequences.
         flops: floating-point operations.
         traffic: bytes by kind and dtype.
         parallel: equal parts of its parallel region; 0 runs on one thread.
-        k, columns, format: of a linear; columns is the width of the row for the others.
-        heads, kv_heads, head_dim, past, window, batch: of an attention.
+        past: tokens in the KV cache before the step, of an attention.
+        batch: sequences, of an attention.
     """
 
-    name: str
-    kind: str
+    operator: Operator
     rows: int
     flops: float
     traffic: tuple[Traffic, ...]
     parallel: int = 0
-    k: int = 0
-    columns: int = 0
-    format: Format = field(default_factory=Format)
-    heads: int = 0
-    kv_heads: int = 0
-    head_dim: int = 0
     past: int = 0
-    window: int = 0
     batch: int = 1
+
+    @property
+    def kind(self) -> str:
+        """The operator's."""
+        return self.operator.kind
+
+    @property
+    def name(self) -> str:
+        """The operator's."""
+        return self.operator.name
 
     @property
     def read_bytes(self) -> float:
@@ -112,12 +130,12 @@ def totals(ops: Iterable[Op]) -> Totals:
 
 
 def step_units(
-    shape: DecoderShape, n: int, past: int, batch: int = 1, head_rows: int | None = None
+    spec: DecoderSpec, n: int, past: int, batch: int = 1, head_rows: int | None = None
 ) -> list[tuple[Op, ...]]:
-    """The operators of each unit (embedding, layers, head) of a step.
+    """The operators of each unit (embedding, layers, head) of a step; units that are alike are one object.
 
     Args:
-        shape: the decoder.
+        spec: the decoder.
         n: new tokens of each sequence.
         past: tokens in the KV cache before them.
         batch: sequences; their rows share one read of the weights.
@@ -128,136 +146,60 @@ def step_units(
     """
     if n < 1 or batch < 1 or past < 0:
         raise UserError(f"a step has n >= 1, batch >= 1, past >= 0; this one has {n}, {batch}, {past}")
-    rows = n * batch
-    made: dict[Layer, tuple[Op, ...]] = {}
-    units = [_embedding_ops(shape, rows)]
-    for layer in shape.layers:
-        if layer not in made:
-            made[layer] = tuple(_layer_ops(shape, layer, n, past, batch))
-        units.append(made[layer])
-    units.append(tuple(_head_ops(shape, rows, (n if head_rows is None else head_rows) * batch)))
+    logits = (n if head_rows is None else head_rows) * batch
+    counted: dict[int, tuple[Op, ...]] = {}
+    units = []
+    for unit in spec.units:
+        if id(unit) not in counted:
+            counted[id(unit)] = tuple(_count(op, spec, n, past, batch, logits) for op in unit)
+        units.append(counted[id(unit)])
     return units
 
 
-def step_ops(shape: DecoderShape, n: int, past: int, batch: int = 1, head_rows: int | None = None) -> list[Op]:
-    """The operators of a step in order, named by their layer; see `step_units`."""
-    named = []
-    for i, unit in enumerate(step_units(shape, n, past, batch, head_rows)):
-        prefix = f"layers.{i - 1}." if 0 < i <= len(shape.layers) else ""
-        named += [_renamed(op, prefix) for op in unit]
-    return named
+def step_ops(spec: DecoderSpec, n: int, past: int, batch: int = 1, head_rows: int | None = None) -> list[Op]:
+    """The operators of a step in order; see `step_units`. Those of layers name layer 0 where layers are alike."""
+    return [op for unit in step_units(spec, n, past, batch, head_rows) for op in unit]
 
 
-def _renamed(op: Op, prefix: str) -> Op:
-    return replace(op, name=prefix + op.name) if prefix else op
+def _count(op: Operator, spec: DecoderSpec, n: int, past: int, batch: int, logits: int) -> Op:
+    rows = n * batch
+    if op.kind in TABLES:
+        table = Traffic("weights", op.format.dtype, rows * op.format.nbytes(op.columns, 1))
+        return Op(op, rows, 0.0, (table, _activations(0, rows * op.columns)))
+    if op.kind == "attention":
+        return _attention(op, n, past, batch, spec.kv_bytes_per_value)
+    if op.part.kind == HEAD and op.kind not in NORMS:
+        rows = logits
+    if op.kind == "linear":
+        weights = Traffic("weights", op.format.dtype, op.matrix_bytes)
+        values = _activations(rows * op.k, rows * op.columns)
+        return Op(op, rows, 2.0 * rows * op.k * op.columns, (weights, values), parallel=op.columns)
+    if op.kind == "argmax":
+        choice = Traffic("activations", "int64", 0, 8 * rows)
+        return Op(op, rows, 1.0 * rows * op.columns, (_activations(rows * op.columns, 0), choice))
+    read, written, flops = _ROWWISE[op.kind]
+    traffic: tuple[Traffic, ...] = (_activations(read * rows * op.columns, written * rows * op.columns),)
+    if op.small_values:
+        traffic += (Traffic("weights", "float32", F32 * op.small_values),)
+    return Op(op, rows, flops * rows * op.columns, traffic)
 
 
 def _activations(read: float, written: float) -> Traffic:
     return Traffic("activations", "float32", F32 * read, F32 * written)
 
 
-def _embedding_ops(shape: DecoderShape, rows: int) -> tuple[Op, ...]:
-    table = Traffic("weights", shape.embedding.dtype, rows * shape.embedding.nbytes(shape.hidden, 1))
-    traffic = (table, _activations(0, rows * shape.hidden))
-    ops = [Op("embedding", "embedding", rows, 0.0, traffic, columns=shape.hidden, format=shape.embedding)]
-    if shape.embedding_scaled:
-        ops.append(_serial("embedding_scale", "add", rows, shape.hidden, 1.0, 1))
-    if shape.position_rows:
-        ops.append(replace(ops[0], name="positions"))
-        ops.append(_serial("positions_add", "add", rows, shape.hidden, 1.0, 2))
-    return tuple(ops)
-
-
-def _linear(product: Product, rows: int) -> list[Op]:
-    weights = Traffic("weights", product.format.dtype, product.format.nbytes(product.k, product.columns))
-    traffic = (weights, _activations(rows * product.k, rows * product.columns))
-    flops = 2.0 * rows * product.k * product.columns
-    fields = {"k": product.k, "columns": product.columns, "format": product.format}
-    ops = [Op(product.name, "linear", rows, flops, traffic, parallel=product.columns, **fields)]  # type: ignore[arg-type]
-    if product.bias:
-        ops.append(_serial(product.name + "_bias", "add", rows, product.columns, 1.0, 1, product.columns))
-    return ops
-
-
-def _serial(name: str, kind: str, rows: int, width: int, flops_each: float, operands: int, weights: int = 0) -> Op:
-    """A kernel that runs on one thread over rows of `width` values, reading `operands` of them."""
-    traffic = [_activations(operands * rows * width, rows * width)]
-    if weights:
-        traffic.append(Traffic("weights", "float32", F32 * weights))
-    return Op(name, kind, rows, flops_each * rows * width, tuple(traffic), columns=width)
-
-
-def _layer_ops(shape: DecoderShape, layer: Layer, n: int, past: int, batch: int) -> Iterable[Op]:
-    rows = n * batch
-    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    yield from _norm("attention", shape.hidden, rows, layer)
-    for product in layer.attention_in:
-        yield from _linear(product, rows)
-    if len(layer.attention_in) == 1:
-        for name, width in (("take_q", q), ("take_k", kv), ("take_v", kv)):
-            yield _serial(name, "take", rows, width, 0.0, 1)
-    for name, width in (("q", q), ("k", kv)):
-        if layer.qk_norm:
-            yield _serial(f"{name}_norm", "norm", rows, width, 4.0, 1, shape.head_dim)
-        if layer.rope:
-            yield _serial(f"rope_{name}", "rope", rows, width, 3.0, 2)
-    yield _attention(shape, layer, n, past, batch)
-    yield from _linear(layer.out, rows)
-    if layer.norms > 2:
-        yield _serial("attention_post_norm", "norm", rows, shape.hidden, 4.0, 1, shape.hidden)
-    yield from _norm("ffn", shape.hidden, rows, layer)
-    for product in layer.ffn_in:
-        yield from _linear(product, rows)
-    if layer.packed_ffn:
-        for name in ("take_gate", "take_up"):
-            yield _serial(name, "take", rows, shape.ffn, 0.0, 1)
-    operands, name = (2, f"{layer.activation}_mul") if layer.gated else (1, layer.activation)
-    yield _serial(name, "silu_mul", rows, shape.ffn, _BEND, operands)
-    yield from _linear(layer.down, rows)
-    if layer.norms > 2:
-        yield _serial("ffn_post_norm", "norm", rows, shape.hidden, 4.0, 1, shape.hidden)
-
-
-def _norm(name: str, hidden: int, rows: int, layer: Layer) -> Iterable[Op]:
-    """A norm of the sum of a block's input and output: one kernel, or, with a bias, an addition and a layer norm."""
-    if not layer.norm_bias:
-        yield _serial(f"{name}_norm", "norm", rows, hidden, 4.0, 2, hidden)
-        return
-    yield _serial(f"{name}_add", "add", rows, hidden, 1.0, 2)
-    yield _serial(f"{name}_norm", "norm", rows, hidden, 7.0, 1, 2 * hidden)
-
-
-def _attention(shape: DecoderShape, layer: Layer, n: int, past: int, batch: int) -> Op:
+def _attention(op: Operator, n: int, past: int, batch: int, bytes_per_value: int) -> Op:
     """Scores and weighted sum: 4 x heads x head_dim operations for each visible key of each row, and a cap's tanh."""
-    visible = sum(visible_keys(past + t, layer.window) for t in range(n))
-    span = past + n if not layer.window else min(past + n, layer.window + n - 1)
-    kv_row = 2 * shape.kv_heads * shape.head_dim * shape.kv_bytes_per_value
-    kv = Traffic("kv", "float32", batch * kv_row * span, batch * kv_row * n)
-    q = shape.heads * shape.head_dim
-    traffic = (kv, _activations(batch * n * (q + 2 * shape.kv_heads * shape.head_dim), batch * n * q))
-    each = 4.0 * q + (_BEND * shape.heads if layer.softcap else 0.0)
-    return Op(
-        *("attention", "attention", n * batch, each * visible * batch, traffic),
-        parallel=shape.kv_heads,
-        columns=q,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        past=past,
-        window=layer.window,
-        batch=batch,
-    )
+    visible = sum(visible_keys(past + t, op.window) for t in range(n))
+    span = past + n if not op.window else min(past + n, op.window + n - 1)
+    kv_values = 2 * op.kv_heads * op.head_dim
+    kv = Traffic("kv", "float32", batch * kv_values * bytes_per_value * span, batch * kv_values * bytes_per_value * n)
+    q = op.heads * op.head_dim
+    traffic = (kv, _activations(batch * n * (q + kv_values), batch * n * q))
+    each = 4.0 * q + (_NONLINEARITY * op.heads if op.softcap else 0.0)
+    return Op(op, n * batch, each * visible * batch, traffic, parallel=op.kv_heads, past=past, batch=batch)
 
 
 def visible_keys(position: int, window: int) -> int:
     """Keys that the token at `position` (from 0) attends to, itself included."""
     return min(position + 1, window) if window else position + 1
-
-
-def _head_ops(shape: DecoderShape, rows: int, head_rows: int) -> Iterable[Op]:
-    yield from _norm("final", shape.hidden, rows, shape.layers[-1])
-    yield from _linear(shape.head, head_rows)
-    if shape.head_softcap:
-        yield _serial("head_softcap", "silu_mul", head_rows, shape.vocab, _BEND, 1)
-    traffic = (_activations(head_rows * shape.vocab, 0), Traffic("activations", "int64", 0, 8 * head_rows))
-    yield Op("argmax", "argmax", head_rows, 1.0 * head_rows * shape.vocab, traffic, columns=shape.vocab)

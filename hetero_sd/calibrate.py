@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.calibrate import Fit, Point, fit
-from costmodel.shape import DecoderShape
+from costmodel.decoder import DecoderSpec
 from costmodel.variants import factors_of
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_factors, with_gpu
 from hetero_sd.predict import load_shapes, write_text
@@ -88,7 +88,7 @@ def read_measured(path: Path) -> dict[str, Any]:
     return data
 
 
-def points_of(data: dict[str, Any], path: Path, shapes: dict[str, DecoderShape], cluster: str) -> list[Point]:
+def points_of(data: dict[str, Any], path: Path, shapes: dict[str, DecoderSpec], cluster: str) -> list[Point]:
     """The measured steps of the models given.
 
     Raises:
@@ -137,7 +137,7 @@ def residuals(found: Fit) -> list[dict[str, Any]]:
     """Every point with its prediction."""
     return [
         {
-            "model": r.point.shape.name,
+            "model": r.point.spec.name,
             "processor": r.point.cluster,
             "threads": r.point.threads,
             "n": r.point.n,
@@ -170,7 +170,7 @@ def text(found: Fit, out: Path) -> str:
         p = r.point
         mark = " held out" if r.held_out else "" if p.stable else " unstable"
         lines.append(
-            f"  {p.shape.name[:27]:28}{p.threads:>8}{p.n:>4}{p.past:>6}{1e3 * p.seconds:>9.3f} ms"
+            f"  {p.spec.name[:27]:28}{p.threads:>8}{p.n:>4}{p.past:>6}{1e3 * p.seconds:>9.3f} ms"
             f"{1e3 * r.predicted_s:>9.3f} ms{100 * r.error:>+8.1f} %{mark}"
         )
     lines.append(f"written: {out} and {out.with_suffix('.factors.json').name}")

@@ -7,8 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from costmodel.decoder import DecoderSpec
 from costmodel.place import Place
-from costmodel.shape import DecoderShape
 from costmodel.speculative import check_acceptance
 from hetero_sd.build import BuiltModel, Sizes, build_model
 from hetero_sd.bundle import (
@@ -166,7 +166,7 @@ def _wishes(request: CompileRequest) -> Wishes:
     return Wishes(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths)
 
 
-def _import(role: str, path: Path, context: int, tokenizer: TokenizerFiles) -> tuple[Decoder, DecoderShape]:
+def _import(role: str, path: Path, context: int, tokenizer: TokenizerFiles) -> tuple[Decoder, DecoderSpec]:
     """One model of the pair as a graph, and its shape, from which its cost is predicted."""
     from passes.count_work import count_work
     from passes.import_onnx import canonicalise

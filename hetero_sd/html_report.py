@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
+from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
 from costmodel.roofline import CpuSlice, GpuSlice, Processor
-from costmodel.shape import DecoderShape
 from costmodel.speculative import MOST_GAMMA, at_position, expected_tokens
 from costmodel.variants import Variant, gb
 from costmodel.work import step_ops, totals
@@ -137,7 +137,7 @@ def _verify_curves(p: Prediction) -> str:
     return f'<h2>T(n) of {escape(best.target.name)} by processor</h2>{chart}<p class="note">{note}</p>'
 
 
-def _fastest_wholes(p: Prediction, shape: DecoderShape) -> list[Placement]:
+def _fastest_wholes(p: Prediction, shape: DecoderSpec) -> list[Placement]:
     costs = p.search.costs(shape)
     fastest: dict[str, Placement] = {}
     for processor in costs.slices:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from costmodel.shape import DecoderShape, Format, Layer
+from costmodel.decoder import NONLINEARITIES, NORMS, DecoderSpec, Operator
+from costmodel.format import Format
+from costmodel.place import ATTENTION, FFN, Part
 from passes.count_work import count_work
 from passes.import_onnx import LONGEST_CONTEXT, PIPELINE, Decoder, DecoderFacts, canonicalise
 from passes.import_onnx.check_vocabulary import refusals
@@ -45,6 +47,7 @@ _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "lower_group_query": ("GroupQueryAttention read", ("GroupQueryAttention",)),
     "exact_quantised": ("activations of quantised products left exact (accuracy_level 0)", ()),
     "check_vocabulary": ("nodes left, all of the canonical vocabulary", ()),
+    "label_parts": ("nodes that compute rows, labelled with layer and part", ()),
 }
 
 
@@ -56,7 +59,7 @@ class Inspection:
         path: the file.
         context: tokens it was checked for.
         facts: what it is; None if it is refused.
-        shape: its layers and formats; None if it is refused.
+        shape: its operators; None if it is refused.
         cache: where its key/value cache is.
         tokenizer: what lies beside it.
         log: what each pass did, as far as they came.
@@ -66,7 +69,7 @@ class Inspection:
     path: Path
     context: int
     facts: DecoderFacts | None
-    shape: DecoderShape | None
+    shape: DecoderSpec | None
     cache: str
     tokenizer: str
     log: tuple[PassLog, ...]
@@ -135,9 +138,7 @@ def as_json(found: Inspection) -> str:
         "context": found.context,
         "compiles": not found.refused,
         "facts": None if found.facts is None else dataclasses.asdict(found.facts),
-        "layers": None if found.shape is None else [dataclasses.asdict(layer) for layer in found.shape.layers],
-        "head": None if found.shape is None else dataclasses.asdict(found.shape.head),
-        "embedding": None if found.shape is None else dataclasses.asdict(found.shape.embedding),
+        "operators": None if found.shape is None else [dataclasses.asdict(op) for op in found.shape.operators],
         "weight_bytes": None if found.shape is None else found.shape.weight_bytes,
         "cache": found.cache,
         "tokenizer": found.tokenizer,
@@ -180,13 +181,13 @@ def as_text(found: Inspection) -> str:
     return "\n".join(lines)
 
 
-def _rows(f: DecoderFacts, shape: DecoderShape) -> list[tuple[str, str]]:
-    layer = shape.layers[0]
+def _rows(f: DecoderFacts, shape: DecoderSpec) -> list[tuple[str, str]]:
     head = "is the embedding's table" if f.tied else "has its own weights"
     pairs = "neighbours" if f.rope is not None and f.rope.interleaved else "halves"
-    no_rope = "none, positions are learned" if shape.position_rows else "none"
+    learned = any(op.kind == "positions" for op in shape.operators)
+    no_rope = "none, positions are learned" if learned else "none"
     turned = "" if f.rope is None else f"{f.rope.rotary_dim} of a head's {f.head_dim} elements, {pairs} pair up, "
-    windows = [layer.window for layer in shape.layers]
+    windows = [op.window for op in shape.attentions]
     local = [str(i) for i, w in enumerate(windows) if w]
     scope = "all layers" if len(local) == len(windows) else f"layer {', '.join(local)}, none in the others"
     pads = {"none": "nothing is masked out", "right": "right only (the export takes lengths)"}.get(f.padding, f.padding)
@@ -196,9 +197,9 @@ def _rows(f: DecoderFacts, shape: DecoderShape) -> list[tuple[str, str]]:
         ("layers", f"{f.layers}, hidden {f.hidden}, feed-forward {f.ffn}"),
         ("heads", f"{f.heads} of {f.head_dim}, {f.kv_heads} for keys and values"),
         ("vocabulary", f"{f.vocab}, the head {head}"),
-        ("quantisation", f"products {_formats(shape)}; embedding {_format(shape.embedding)}"),
-        ("attention", _attention(layer)),
-        ("feed-forward", _ffn(layer)),
+        ("quantisation", f"matrix multiplications {_formats(shape)}; embedding {_format(shape.embedding.format)}"),
+        ("attention", _attention(shape.part(Part(ATTENTION)))),
+        ("feed-forward", _ffn(shape)),
         ("rotation", no_rope if f.rope is None else f"{turned}positions: {_POSITIONS[f.rope.positions]}"),
         ("window", f"{f.window} tokens in {scope}" if f.window else "none"),
         ("padding", pads),
@@ -206,23 +207,30 @@ def _rows(f: DecoderFacts, shape: DecoderShape) -> list[tuple[str, str]]:
     ]
 
 
-def _attention(layer: Layer) -> str:
-    packed = "q, k, v in one product" if len(layer.attention_in) == 1 else "q, k, v apart"
-    parts = [packed, *(["with bias"] if layer.attention_in[0].bias else [])]
-    parts += ["q and k normalised"] if layer.qk_norm else []
-    parts += ["scores capped"] if layer.softcap else []
-    return ", ".join(parts)
+def _attention(operators: tuple[Operator, ...]) -> str:
+    by_name = {op.name: op for op in operators}
+    packed = "q, k, v in one matrix multiplication" if "qkv" in by_name else "q, k, v apart"
+    parts = [packed, *(["with bias"] if {"q_bias", "qkv_bias"} & by_name.keys() else [])]
+    if "q_norm" in by_name:
+        parts.append("q and k normalised" + (" as whole rows" if by_name["q_norm"].groups == 1 else ""))
+    return ", ".join([*parts, *(["scores capped"] if by_name["attention"].softcap else [])])
 
 
-def _ffn(layer: Layer) -> str:
-    gate = "gate and up in one product" if layer.packed_ffn else "gate and up apart" if layer.gated else "no gate"
-    kind = "layer norms" if layer.norm_bias else "RMS norms"
-    return f"{layer.activation.upper()}, {gate}; {layer.norms} {kind} a layer"
+def _ffn(shape: DecoderSpec) -> str:
+    operators = shape.part(Part(FFN))
+    nonlinearity = next(op.kind for op in operators if op.kind in NONLINEARITIES)
+    packed = any(op.name == "gate_up" for op in operators)
+    gate = "gate and up in one matrix multiplication" if packed else "gate and up apart"
+    norms = [
+        op for op in (*shape.part(Part(ATTENTION)), *operators) if op.kind in NORMS and op.name[:2] not in ("q_", "k_")
+    ]
+    kind = "layer norms" if norms[0].kind == "layer_norm" else "RMS norms"
+    name = nonlinearity.removesuffix("_mul").upper()
+    return f"{name}, {gate if nonlinearity.endswith('_mul') else 'no gate'}; {len(norms)} {kind} a layer"
 
 
-def _formats(shape: DecoderShape) -> str:
-    products = [p for layer in shape.layers for p in layer.products] + [shape.head]
-    return ", ".join(dict.fromkeys(_format(p.format) for p in products))
+def _formats(shape: DecoderSpec) -> str:
+    return ", ".join(dict.fromkeys(_format(op.format) for op in shape.operators if op.kind == "linear"))
 
 
 def _format(stored: Format) -> str:

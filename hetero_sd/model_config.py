@@ -1,4 +1,4 @@
-"""A Hugging Face config.json -> DecoderShape: what a model would cost, asked before exporting it.
+"""A Hugging Face config.json -> DecoderSpec: what a model would cost, asked before exporting it.
 
 Sizes and switches as the `transformers` configurations of each family define them. Weights get the format that the
 user names, since a config.json does not say how an export will store them.
@@ -11,23 +11,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from costmodel.shape import DecoderShape, Format, Layer, Product
+from costmodel.decoder import DecoderSpec
+from costmodel.format import Format
+from costmodel.standard_decoder import BOTH, POST, Blocks, standard_decoder
 from targets.errors import UserError
 
 _LARGEST_BYTES = 1 << 20
-_GEMMA = {"tied": True, "head_dim": 256, "activation": "gelu", "embedding_scaled": True}
+_GEMMA = {"tied": True, "head_dim": 256, "nonlinearity": "gelu", "embedding_scaled": True}
 _FAMILIES: dict[str, dict[str, Any]] = {  # model_type -> what differs from a Llama
     "llama": {},
     "smollm": {},
     "smollm3": {},
     "mistral": {"window": "always"},
     "qwen2": {"qkv_bias": True},
-    "qwen3": {"qk_norm": True},
+    "qwen3": {"qk_norm": "head"},
+    "olmo2": {"qk_norm": "row", "norms": POST},
+    "granite": {"embedding_scaled": True, "residual_scaled": True, "logits_scaled": True},
     "gemma": _GEMMA,
-    "gemma2": {**_GEMMA, "norms": 4, "window": "every second", "softcap": True, "head_softcap": True},
-    "gemma3_text": {**_GEMMA, "norms": 4, "window": "5 of 6", "qk_norm": True},
+    "gemma2": {**_GEMMA, "norms": BOTH, "window": "every second", "softcap": True, "head_softcap": True},
+    "gemma3_text": {**_GEMMA, "norms": BOTH, "window": "5 of 6", "qk_norm": "head"},
     "phi3": {"packed": True, "window": "always"},
 }
+_SWITCHES = (
+    *("packed", "qk_norm", "norms", "nonlinearity", "softcap"),
+    *("embedding_scaled", "residual_scaled", "logits_scaled", "head_softcap"),
+)
 _FORMATS = {
     "float32": Format("float32"),
     "float16": Format("float16"),
@@ -38,7 +46,7 @@ FORMAT_NAMES = tuple(_FORMATS)
 _MOST = {"layers": 1024, "width": 1 << 20, "vocab": 1 << 24}
 
 
-def shapes_from_config(path: Path, formats: Sequence[str]) -> tuple[DecoderShape, ...]:
+def shapes_from_config(path: Path, formats: Sequence[str]) -> tuple[DecoderSpec, ...]:
     """The decoder of a config.json in each weight format.
 
     Args:
@@ -85,7 +93,7 @@ def _name(config: dict[str, Any], path: Path) -> str:
     return path.absolute().parent.name if path.name == "config.json" else path.stem
 
 
-def _shape(config: dict[str, Any], path: Path, name: str, family: dict[str, Any], fmt: Format) -> DecoderShape:
+def _shape(config: dict[str, Any], path: Path, name: str, family: dict[str, Any], fmt: Format) -> DecoderSpec:
     hidden = _whole(config, path, "hidden_size")
     heads = _whole(config, path, "num_attention_heads")
     kv_heads = _whole(config, path, "num_key_value_heads", heads)
@@ -97,35 +105,18 @@ def _shape(config: dict[str, Any], path: Path, name: str, family: dict[str, Any]
     for key, value in (("hidden_size", hidden), ("intermediate_size", ffn)):
         if fmt.block and value % fmt.block:
             raise UserError(f"{path}: {key} {value} is not a multiple of {fmt.block}, the block of {fmt.dtype} weights")
-    biased = bool(config.get("attention_bias", family.get("qkv_bias", False)))
-    ffn_bias = bool(config.get("mlp_bias", False))
-    q, kv = heads * head_dim, kv_heads * head_dim
-    packed = bool(family.get("packed"))
-    attention_in = (("qkv", q + 2 * kv),) if packed else (("q", q), ("k", kv), ("v", kv))
-    ffn_in = (("gate_up", 2 * ffn),) if packed else (("gate", ffn), ("up", ffn))
-
-    def layer(window: int) -> Layer:
-        return Layer(
-            attention_in=tuple(Product(n, hidden, width, fmt, biased) for n, width in attention_in),
-            out=Product("o", q, hidden, fmt, bool(config.get("attention_bias", False))),
-            ffn_in=tuple(Product(n, hidden, width, fmt, ffn_bias) for n, width in ffn_in),
-            down=Product("down", ffn, hidden, fmt, ffn_bias),
-            window=window,
-            qk_norm=bool(family.get("qk_norm")),
-            norms=int(family.get("norms", 2)),
-            softcap=bool(family.get("softcap")),
-            activation=str(family.get("activation", "silu")),
-        )
-
-    return DecoderShape(
-        *(f"{name} {fmt.dtype}", heads, kv_heads, head_dim, hidden, ffn, vocab),
-        layers=tuple(layer(window) for window in _windows(config, path, family, layers)),
-        embedding=fmt,
-        head=Product("head", hidden, vocab, fmt),
-        tied=bool(config.get("tie_word_embeddings", family.get("tied", False))),
-        embedding_scaled=bool(family.get("embedding_scaled")),
-        head_softcap=bool(family.get("head_softcap")),
+    blocks = Blocks(
+        *(hidden, heads, kv_heads, head_dim, ffn, vocab, fmt),
+        qkv_bias=bool(config.get("attention_bias", family.get("qkv_bias", False))),
+        out_bias=bool(config.get("attention_bias", False)),
+        ffn_bias=bool(config.get("mlp_bias", False)),
+        **{name: family[name] for name in _SWITCHES if name in family},
     )
+    tied = bool(config.get("tie_word_embeddings", family.get("tied", False)))
+    try:
+        return standard_decoder(f"{name} {fmt.dtype}", blocks, _windows(config, path, family, layers), tied)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _windows(config: dict[str, Any], path: Path, family: dict[str, Any], layers: int) -> list[int]:

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from costmodel.decoder import DecoderSpec
 from costmodel.memory import available_bytes
 from costmodel.place import Place
 from costmodel.placement import Placement
 from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.search import Search
-from costmodel.shape import DecoderShape
 from costmodel.variants import TARGET_ONLY, Question, Variant
 from hetero_sd.place import place_models, place_text
 from hetero_sd.plan_prediction import plan_prediction
@@ -109,7 +109,7 @@ class Plan:
 
 
 def make_plan(
-    board: Board, shapes: Mapping[str, DecoderShape], context: int, wishes: Wishes | None = None
+    board: Board, shapes: Mapping[str, DecoderSpec], context: int, wishes: Wishes | None = None
 ) -> tuple[Plan, Prediction]:
     """Decide for a board, and return the plan with the prediction that led to it.
 
@@ -153,9 +153,7 @@ def whole_context(board: Board, context: int) -> int:
     return -(-max(context, PREFILL_CHUNK) // lanes) * lanes
 
 
-def _plan(
-    asked: Prediction, free: Prediction, shapes: Mapping[str, DecoderShape], wishes: Wishes, context: int
-) -> Plan:
+def _plan(asked: Prediction, free: Prediction, shapes: Mapping[str, DecoderSpec], wishes: Wishes, context: int) -> Plan:
     best, board = asked.decision.best, asked.question.board
     placements = {"target": best.target_placement}
     drafter = _drafter_beside(free, best, shapes, wishes)
@@ -193,7 +191,7 @@ def _plan(
 
 
 def _drafter_beside(
-    free: Prediction, best: Variant, shapes: Mapping[str, DecoderShape], wishes: Wishes
+    free: Prediction, best: Variant, shapes: Mapping[str, DecoderSpec], wishes: Wishes
 ) -> Placement | None:
     """Where the drafter runs; beside a target that runs alone too, where it fits, because the run decides anew."""
     if best.draft_placement is not None or "draft" not in shapes:
@@ -217,7 +215,7 @@ def _cores(placements: Mapping[str, Placement], board: Board) -> tuple[Cluster, 
 
 
 def _target_widths(
-    search: Search, best: Variant, draft: DecoderShape | None, drafter: Placement | None, wishes: Wishes
+    search: Search, best: Variant, draft: DecoderSpec | None, drafter: Placement | None, wishes: Wishes
 ) -> tuple[int, ...]:
     """Those of the plan, and those that the run may come to prefer when it accepts less or more than was expected."""
     widths = {*_SHORT_WIDTHS, best.gamma + 1, *wishes.widths}
@@ -233,7 +231,7 @@ def _target_widths(
 
 def _reasons(
     asked: Prediction,
-    shapes: Mapping[str, DecoderShape],
+    shapes: Mapping[str, DecoderSpec],
     placements: Mapping[str, Placement],
     cluster: Cluster,
     threads: int,
@@ -263,7 +261,7 @@ def _reasons(
     return reasons
 
 
-def _why_there(search: Search, shape: DecoderShape, placement: Placement, n: int) -> str:
+def _why_there(search: Search, shape: DecoderSpec, placement: Placement, n: int) -> str:
     """The step's time here and whole on the other processor."""
     costs, board = search.costs(shape), search.question.board
     here = f"a step of {_tokens(n)} is predicted to take {1e3 * costs.step_s(placement, n):.3g} ms"
@@ -283,7 +281,7 @@ def _why_there(search: Search, shape: DecoderShape, placement: Placement, n: int
 
 
 def _why_threads(
-    search: Search, shape: DecoderShape, placement: Placement, cluster: Cluster, threads: int, n: int
+    search: Search, shape: DecoderSpec, placement: Placement, cluster: Cluster, threads: int, n: int
 ) -> str:
     """The cluster with the step's time there, and the next best choice where the target runs on the CPU."""
     title = f"CPU cluster {cluster.name} with {threads} of {cluster.count} cores ({cluster.core.name})"

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
-from costmodel.shape import DecoderShape
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, expected_tokens, sequential_round
 from hetero_sd.predict import Prediction
 
 
 def plan_prediction(
     asked: Prediction,
-    shapes: Mapping[str, DecoderShape],
+    shapes: Mapping[str, DecoderSpec],
     placements: Mapping[str, Placement],
     target_widths: Sequence[int],
     draft_widths: Sequence[int],

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.roofline import CpuSlice
 from costmodel.search import Search
-from costmodel.shape import DecoderShape
 from costmodel.speculative import MOST_GAMMA, Acceptance, break_even_alpha
 from costmodel.uncertainty import Interval, interval
 from costmodel.variants import SEQUENTIAL, TARGET_ONLY, Decision, Question, Variant, factors_of
@@ -192,7 +192,7 @@ def gain_of(search: Search, variant: Variant, baseline: Variant) -> Callable[[fl
     return gain
 
 
-def load_shapes(path: Path, formats: Sequence[str], context: int) -> tuple[DecoderShape, ...]:
+def load_shapes(path: Path, formats: Sequence[str], context: int) -> tuple[DecoderSpec, ...]:
     """The decoder of an ONNX file, or of a config.json in each format.
 
     Raises:

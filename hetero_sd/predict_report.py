@@ -7,10 +7,10 @@ import textwrap
 from dataclasses import asdict
 from typing import Any
 
+from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
 from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.search import Search
-from costmodel.shape import DecoderShape
 from costmodel.uncertainty import Interval, used_processors
 from costmodel.variants import OVERLAPPED, TARGET_ONLY, Variant, gb
 from hetero_sd.predict import Prediction, bundle_question, compilable
@@ -197,7 +197,7 @@ def _row(variant: Variant, sure: str) -> list[str]:
     return [head, *more]
 
 
-def models_of(variant: Variant) -> list[tuple[str, DecoderShape, Placement]]:
+def models_of(variant: Variant) -> list[tuple[str, DecoderSpec, Placement]]:
     """Title, shape and placement of each model of a variant."""
     models = [("target", variant.target, variant.target_placement)]
     if variant.draft is not None and variant.draft_placement is not None:
@@ -205,7 +205,7 @@ def models_of(variant: Variant) -> list[tuple[str, DecoderShape, Placement]]:
     return models
 
 
-def where_text(placement: Placement, shape: DecoderShape) -> str:
+def where_text(placement: Placement, shape: DecoderSpec) -> str:
     """Where a model runs, for people; the GPU's times are predicted."""
     return placement.text(shape).replace("gpu", "gpu (predicted)")
 

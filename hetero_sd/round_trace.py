@@ -10,9 +10,9 @@ from typing import Any
 
 from costmodel.contention import Load as _Load
 from costmodel.contention import side_by_side, together_bytes_per_s
+from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement, shared_cluster
 from costmodel.roofline import GpuSlice, dram_bytes
-from costmodel.shape import DecoderShape
 from costmodel.variants import OVERLAPPED
 from hetero_sd.predict import Prediction
 
@@ -60,7 +60,7 @@ def round_spans(p: Prediction) -> list[Span]:
 
 
 def _step(
-    p: Prediction, spans: list[Span], shape: DecoderShape, placement: Placement, n: int, clock: float, name: str
+    p: Prediction, spans: list[Span], shape: DecoderSpec, placement: Placement, n: int, clock: float, name: str
 ) -> float:
     """Append a step, one span for each segment; return when it ends."""
     costs, before = p.search.costs(shape), None

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from costmodel.decoder import DecoderSpec
 from costmodel.search import Search
-from costmodel.shape import DecoderShape
 from costmodel.uncertainty import interval
 from costmodel.variants import Question, factors_of
 from hetero_sd.model_config import FORMAT_NAMES
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def sweep_point(
-    targets: tuple[DecoderShape, ...], drafts: tuple[DecoderShape, ...], board: Any, alpha: float, context: int
+    targets: tuple[DecoderSpec, ...], drafts: tuple[DecoderSpec, ...], board: Any, alpha: float, context: int
 ) -> dict[str, Any]:
     """One row; where nothing fits, the row says so under `problem`."""
     row: dict[str, Any] = {
@@ -116,7 +116,7 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _pair(text: str, formats: Sequence[str], context: int) -> tuple[tuple[DecoderShape, ...], tuple[DecoderShape, ...]]:
+def _pair(text: str, formats: Sequence[str], context: int) -> tuple[tuple[DecoderSpec, ...], tuple[DecoderSpec, ...]]:
     paths = [Path(part) for part in text.split(",")]
     if not 1 <= len(paths) <= 2:
         raise UserError(f"--pair {text!r}: give TARGET or TARGET,DRAFT")

@@ -1,185 +1,320 @@
-"""Canonical ONNX decoder -> DecoderShape: the joint between the graph and the arithmetic of its cost.
+"""Canonical ONNX decoder -> DecoderSpec: one operator of the cost model for each kernel that the lowering will call.
 
-Sizes come from the products themselves, so a graph with packed projections, biases or layers in different formats is
-counted as it is. Nothing is changed and no weight is read.
+Node by node, in order: sizes and formats are the node's own, its part is the label that the importer wrote. Nodes that
+a kernel computes together are one operator, as the fusions of the pipeline make them:
+
+    Add, RMSNormalization of the sum      -> add_rms_norm      (passes/fuse_add_norm.py)
+    Sigmoid, Mul, Mul                     -> silu_mul          (passes/fuse_gated_ffn.py)
+    Gelu, Mul                             -> gelu_mul
+
+Nothing is changed and no weight is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from costmodel.shape import DecoderShape, Format, Layer, Product
+from costmodel.decoder import DecoderSpec, Operator
+from costmodel.format import Format
+from costmodel.place import ATTENTION, EMBEDDING, HEAD, Part
 from passes.import_onnx import Decoder
 from passes.import_onnx.check_vocabulary import initializer_of
-from passes.import_onnx.state import attribute
+from passes.import_onnx.label_parts import computed_nodes, part_of, row_inputs
+from passes.import_onnx.state import attribute, describe
 from targets.errors import UserError
 
-_PRODUCTS = ("MatMul", "MatMulNBits")
-_NORMS = ("RMSNormalization", "LayerNormalization")
+LINEAR = ("MatMul", "MatMulNBits")
+_SAME_ROW = ("Reshape", "Split", "Mul", "Add")  # with one computed input: a view, a part, a factor, a bias
 
 
-def count_work(decoder: Decoder, name: str) -> DecoderShape:
-    """The shape of a decoder, its weights as the kernels store them.
+def count_work(decoder: Decoder, name: str) -> DecoderSpec:
+    """The operators of a decoder, its weights as the kernels store them.
 
     Args:
         decoder: in canonical form.
         name: for messages, usually the file's.
+
+    Raises:
+        UserError: a nonlinearity has no kernel; the message names its node.
     """
-    facts, nodes = decoder.facts, list(decoder.model.graph)
-    attentions = [node for node in nodes if node.op_type == "Attention"]
-    order = {id(node): i for i, node in enumerate(nodes)}
-    products = [node for node in nodes if node.op_type in _PRODUCTS]
-    inputs = [_products_before(node, order) for node in attentions]
-    head, taken = products[-1], {id(p) for group in inputs for p in group}
-    norms = [node for node in nodes if node.op_type in _NORMS and not _by_head(node)]
-    tables = [node for node in nodes if _reads_table(node)]
-    embedding = next(node for node in tables if node.inputs[1].name == "input_ids")
-    layers = []
-    for i, node in enumerate(attentions):
-        end = order[id(attentions[i + 1])] if i + 1 < len(attentions) else len(nodes)
-        rest = [p for p in products if order[id(node)] < order[id(p)] < end and id(p) not in taken and p is not head]
-        layers.append(_layer(node, inputs[i], rest, norms, len(attentions)))
-    positions = [_size(node.inputs[0])[0] for node in tables if node is not embedding]
-    return DecoderShape(
-        name=name,
-        heads=facts.heads,
-        kv_heads=facts.kv_heads,
-        head_dim=facts.head_dim,
-        hidden=facts.hidden,
-        ffn=facts.ffn,
-        vocab=facts.vocab,
-        layers=tuple(layers),
-        embedding=_embedding_format(embedding),
-        head=_product("head", head),
-        tied=facts.tied,
-        position_rows=sum(positions),
-        embedding_scaled=any(user.op_type == "Mul" for user, _ in embedding.outputs[0].uses()),
-        head_softcap=any(node.op_type == "Tanh" and order[id(node)] > order[id(head)] for node in nodes),
-    )
+    counter = _Counter(computed_nodes(decoder.model.graph), decoder.facts.head_dim)
+    operators = list(counter.operators())
+    vocab = next(op.columns for op in operators if op.kind == "linear" and op.part.kind == HEAD)
+    operators.append(Operator("argmax", "argmax", Part(HEAD), vocab))
+    return DecoderSpec(name, tuple(operators), decoder.facts.tied)
 
 
-def _layer(attention: Any, before: list[Any], after: list[Any], norms: list[Any], layers: int) -> Layer:
-    """Products around one attention: those it reads, then o, gate and up, down; every layer has as many norms."""
-    if len(after) not in (3, 4) or len(before) not in (1, 3):
-        raise UserError(
-            f"a layer has {len(before)} products before its attention and {len(after)} after it; 3 or one packed, then "
-            "o, one or two of the feed-forward block and its last are known"
-        )
-    out, *ffn, down = after
-    in_names = ("qkv",) if len(before) == 1 else ("q", "k", "v")
-    packed = len(ffn) == 1 and _size_of(ffn[0])[1] == 2 * _size_of(down)[0]
-    ffn_names = ("gate", "up") if len(ffn) == 2 else ("gate_up",) if packed else ("up",)
-    mask = attention.inputs[3].producer() if attention.inputs[3] is not None else None
-    return Layer(
-        attention_in=tuple(_product(n, p) for n, p in zip(in_names, before, strict=True)),
-        out=_product("o", out),
-        ffn_in=tuple(_product(n, p) for n, p in zip(ffn_names, ffn, strict=True)),
-        down=_product("down", down),
+class _Counter:
+    """Walks the nodes; knows how wide each row is and which nodes a later one's kernel computes."""
+
+    def __init__(self, nodes: list[Any], head_dim: int) -> None:
+        self.nodes, self.head_dim = nodes, head_dim
+        self.width: dict[Any, int] = {}  # value -> numbers of a row
+        self.groups: dict[Any, int] = {}  # value seen by head -> heads
+        self.fused = {inner for node in nodes for inner in _inside(node)}
+        self.names = _Names(nodes)
+
+    def operators(self) -> Iterator[Operator]:
+        """The operators in order."""
+        for node in self.nodes:
+            for op in _COUNT[node.op_type](self, node):
+                self.width.setdefault(node.outputs[0], op.columns)
+                if node not in self.fused:
+                    yield op
+
+    def row(self, node: Any) -> int:
+        """Numbers of a row that a node reads."""
+        return next(self.width[value] for value in row_inputs(node) if value in self.width)
+
+    def operator(self, node: Any, kind: str, columns: int, **more: Any) -> Operator:
+        """An operator of a node's part."""
+        return Operator(kind, self.names(node, kind), _part(node), columns, **more)
+
+
+def _part(node: Any) -> Part:
+    part = part_of(node)
+    assert part is not None, f"{describe(node)} has no label"
+    return part
+
+
+def _table(c: _Counter, node: Any) -> Iterator[Operator]:
+    if node.op_type == "GatherBlockQuantized":
+        stored = _blocks(node, 2, 3)
+        rows = int(initializer_of(node.inputs[0]).const_value.shape[0])
+        columns = _quantised_width(node)
+    else:
+        stored = Format(_dtype(initializer_of(node.inputs[0])))
+        rows, columns = matrix_size(node.inputs[0])
+    kind = "embedding" if node.inputs[1].name == "input_ids" else "positions"
+    yield c.operator(node, kind, columns, k=rows, format=stored)
+
+
+def _linear(c: _Counter, node: Any) -> Iterator[Operator]:
+    quantised = node.op_type == "MatMulNBits"
+    k, columns = linear_size(node)
+    stored = _blocks(node, 2, 3) if quantised else Format(_dtype(initializer_of(node.inputs[1])))
+    made = c.operator(node, "linear", columns, k=k, format=stored)
+    yield made
+    if quantised and _given(node, 5):
+        yield Operator("bias", f"{made.name}_bias", made.part, columns)
+
+
+def _add(c: _Counter, node: Any) -> Iterator[Operator]:
+    kind = "add" if len(row_inputs(node)) == 2 else "bias"
+    yield c.operator(node, kind, c.row(node))
+
+
+def _mul(c: _Counter, node: Any) -> Iterator[Operator]:
+    rows = row_inputs(node)
+    if len(rows) == 1:
+        yield c.operator(node, "scale", c.row(node))
+        return
+    kinds = {inner.op_type for inner in _inside(node)}
+    if not kinds and node not in c.fused:
+        raise UserError(f"{describe(node)}: a product of two computed values that is no gate has no kernel")
+    yield c.operator(node, "gelu_mul" if kinds == {"Gelu"} else "silu_mul", c.row(node))
+
+
+def _gelu(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "gelu", c.row(node))
+
+
+def _sigmoid(c: _Counter, node: Any) -> Iterator[Operator]:
+    if node not in c.fused:
+        raise UserError(f"{describe(node)}: a SiLU that gates nothing has no kernel")
+    yield c.operator(node, "silu_mul", c.row(node))
+
+
+def _tanh(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "tanh", c.row(node))
+
+
+def _rms_norm(c: _Counter, node: Any) -> Iterator[Operator]:
+    source = node.inputs[0]
+    kind = "add_rms_norm" if source.producer() in c.fused else "rms_norm"
+    yield c.operator(node, kind, c.width[source], groups=c.groups.get(source, 1))
+    c.groups[node.outputs[0]] = c.groups.get(source, 1)
+
+
+def _layer_norm(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "layer_norm", c.row(node))
+
+
+def _reshape(c: _Counter, node: Any) -> Iterator[Operator]:
+    """Only how a row is seen: no kernel."""
+    shape = [int(d) for d in node.inputs[1].const_value.numpy()]
+    c.groups[node.outputs[0]] = shape[2] if len(shape) == 4 else 1
+    c.width[node.outputs[0]] = c.row(node)
+    yield from ()
+
+
+def _rope(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "rope", c.row(node))
+
+
+def _attention(c: _Counter, node: Any) -> Iterator[Operator]:
+    heads, kv_heads = attribute(node, "q_num_heads"), attribute(node, "kv_num_heads")
+    mask = node.inputs[3].producer() if node.inputs[3] is not None else None
+    yield c.operator(
+        *(node, "attention", heads * c.head_dim),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=c.head_dim,
         window=0 if mask is None else int(attribute(mask, "window", 0)),
-        qk_norm=_passes(attention.inputs[0], "RMSNormalization"),
-        norms=(len(norms) - 1) // layers,
-        softcap=float(attribute(attention, "softcap", 0.0)) > 0,
-        rope=_passes(attention.inputs[0], "RotaryEmbedding"),
-        norm_bias=norms[0].op_type == "LayerNormalization" and _given(norms[0], 2),
-        activation="gelu" if _activation(down).op_type == "Gelu" else "silu",
+        softcap=float(attribute(node, "softcap", 0.0)) > 0,
     )
 
 
-def _products_before(attention: Any, order: dict[int, int]) -> list[Any]:
-    """The products that q, k and v come from, in order; one where they are packed."""
-    found: dict[int, Any] = {}
-    for value in attention.inputs[:3]:
+def _split(c: _Counter, node: Any) -> Iterator[Operator]:
+    for value, size in zip(node.outputs, node.inputs[1].const_value.numpy(), strict=True):
+        c.width[value] = int(size)
+        yield Operator("take", c.names.taken(value), _part(node), int(size))
+
+
+_COUNT: dict[str, Callable[[_Counter, Any], Iterator[Operator]]] = {
+    "Gather": _table,
+    "GatherBlockQuantized": _table,
+    "MatMul": _linear,
+    "MatMulNBits": _linear,
+    "Add": _add,
+    "Mul": _mul,
+    "Gelu": _gelu,
+    "Sigmoid": _sigmoid,
+    "Tanh": _tanh,
+    "RMSNormalization": _rms_norm,
+    "LayerNormalization": _layer_norm,
+    "Reshape": _reshape,
+    "RotaryEmbedding": _rope,
+    "Attention": _attention,
+    "Split": _split,
+}
+
+
+def _inside(node: Any) -> list[Any]:
+    """The nodes before this one that its kernel computes, too."""
+    if node.op_type == "RMSNormalization":
+        source = node.inputs[0].producer()
+        first = next((user for user, _ in node.inputs[0].uses() if user.op_type == node.op_type), None)
+        added = source is not None and source.op_type == "Add" and len(row_inputs(source)) == 2
+        return [source] if added and first is node else []
+    if node.op_type != "Mul" or len(row_inputs(node)) != 2:
+        return []
+    for value in node.inputs:
+        maker = value.producer()
+        if maker is not None and maker.op_type == "Gelu":
+            return [maker]
+        sigmoid = _silu(maker)
+        if sigmoid is not None:
+            return [sigmoid, maker]
+    return []
+
+
+def _silu(node: Any) -> Any:
+    """The Sigmoid of x * Sigmoid(x), or None where a node is something else."""
+    if node is None or node.op_type != "Mul":
+        return None
+    for value, other in (node.inputs, node.inputs[::-1]):
+        maker = value.producer()
+        if maker is not None and maker.op_type == "Sigmoid" and maker.inputs[0] is other:
+            return maker
+    return None
+
+
+class _Names:
+    """What people call an operator: by its part, and by where its result goes."""
+
+    def __init__(self, nodes: list[Any]) -> None:
+        self._last: dict[Part, Any] = {}  # the last matrix multiplication of each part
+        self._attended: dict[Any, bool] = {}  # node -> its layer's attention stands before it
+        attended = False
+        for node in nodes:
+            attended = (attended or node.op_type == "Attention") and _part(node).kind == ATTENTION
+            self._attended[node] = attended
+            if node.op_type in LINEAR:
+                self._last[_part(node)] = node
+
+    def __call__(self, node: Any, kind: str) -> str:
+        """The name of a node's operator."""
+        part = _part(node).kind
+        if kind == "linear":
+            return self._linear(node, part)
+        if kind == "bias":
+            maker = next(value.producer() for value in row_inputs(node))
+            return f"{self(maker, 'linear')}_bias" if maker.op_type in LINEAR else f"{part}_bias"
+        if kind in ("rms_norm", "add_rms_norm", "layer_norm"):
+            return self._norm(node, part)
+        if kind == "rope":
+            return f"rope_{_operand(node.outputs[0])}"
+        if kind == "add":
+            return "positions_add" if part == EMBEDDING else f"{part}_add"
+        if kind == "scale" and part == HEAD:
+            after_tanh = row_inputs(node)[0].producer().op_type == "Tanh"
+            before_tanh = any(user.op_type == "Tanh" for user, _ in node.outputs[0].uses())
+            return "cap_up" if after_tanh else "cap_down" if before_tanh else "logits_scale"
+        return {"scale": f"{part}_scale", "tanh": "cap"}.get(kind, kind)
+
+    def _linear(self, node: Any, part: str) -> str:
+        users = [user for user, _ in _after_bias(node).uses()]
+        split = any(user.op_type == "Split" for user in users)
+        if part == ATTENTION:
+            return "o" if self._attended[node] else "qkv" if split else _operand(node.outputs[0])
+        if part == HEAD:
+            return "head"
+        if node is self._last[_part(node)]:
+            return "down"
+        bends = any(user.op_type in ("Sigmoid", "Gelu") for user in users)
+        gated = any(user.op_type == "Mul" for u in users for user, _ in u.outputs[0].uses())
+        return "gate_up" if split else "gate" if bends and gated else "up"
+
+    def _norm(self, node: Any, part: str) -> str:
+        if part == HEAD:
+            return "final_norm"
+        maker = row_inputs(node)[0].producer()
+        while maker is not None and len(row_inputs(maker)) == 1 and maker.op_type in _SAME_ROW:
+            maker = row_inputs(maker)[0].producer()
+        own = maker is not None and _part(maker) == _part(node) and maker.op_type != "Add"
+        if part == ATTENTION and own and not self._attended[node]:
+            return f"{_operand(node.outputs[0])}_norm"
+        return f"{part}_post_norm" if own else f"{part}_norm"
+
+    def taken(self, value: Any) -> str:
+        """The name of the kernel that takes one output of a Split."""
         node = value.producer()
-        while node.op_type not in _PRODUCTS:
-            node = next(v.producer() for v in node.inputs if v is not None and v.producer() is not None)
-        found[id(node)] = node
-    return sorted(found.values(), key=lambda node: order[id(node)])
+        if _part(node).kind == ATTENTION:
+            return f"take_{_operand(value)}"
+        gate = any(user.op_type in ("Sigmoid", "Gelu") for user, _ in value.uses())
+        return "take_gate" if gate else "take_up"
 
 
-def _reads_table(node: Any) -> bool:
-    """Whether a node gathers rows of a weight: the embedding, or learned positions."""
-    if node.op_type != "Gather":
-        return bool(node.op_type == "GatherBlockQuantized")
-    value = node.inputs[0]
-    while value.producer() is not None:
-        if value.producer().op_type not in ("Cast", "Transpose"):
-            return False
-        value = value.producer().inputs[0]
-    return value.const_value is not None and len(value.const_value.shape) > 1
+def _after_bias(node: Any) -> Any:
+    """The result of a matrix multiplication with its bias, where one is added."""
+    uses = [user for user, _ in node.outputs[0].uses()]
+    biased = len(uses) == 1 and uses[0].op_type == "Add" and len(row_inputs(uses[0])) == 1
+    return uses[0].outputs[0] if biased else node.outputs[0]
 
 
-def _activation(down: Any) -> Any:
-    """The node that bends what the last product of an FFN reads: a Gelu, or the Sigmoid of a SiLU."""
-    todo = [down.inputs[0].producer()]
+def _operand(value: Any) -> str:
+    """Which operand of an attention a value becomes: q, k or v; empty where it becomes none."""
+    todo = [value]
     while todo:
-        node = todo.pop(0)
-        if node.op_type in ("Gelu", "Sigmoid"):
-            return node
-        todo += [v.producer() for v in node.inputs if v is not None and v.producer() is not None]
-    raise UserError("a feed-forward block has no activation that this version knows")
+        current = todo.pop(0)
+        for user, i in current.uses():
+            if user.op_type == "Attention":
+                return "qkv"[i]
+            if user.op_type not in (*LINEAR, "Split"):
+                todo += user.outputs
+    return ""
 
 
-def _passes(value: Any, op_type: str) -> bool:
-    """Whether a query meets such a node on its way from the product."""
-    node = value.producer()
-    while node.op_type not in _PRODUCTS:
-        if node.op_type == op_type:
-            return True
-        node = next(v.producer() for v in node.inputs if v is not None and v.producer() is not None)
-    return False
-
-
-def _by_head(norm: Any) -> bool:
-    producer = norm.inputs[0].producer()
-    return producer is not None and producer.op_type == "Reshape"
-
-
-def _product(name: str, node: Any) -> Product:
-    if node.op_type == "MatMulNBits":
-        k, columns = _size_of(node)
-        biased = len(node.inputs) > 5 and node.inputs[5] is not None
-        return Product(name, k, columns, _blocks(node, node.inputs[2], _given(node, 3)), biased or _bias(node))
-    weight = initializer_of(node.inputs[1])
-    k, columns = _size(node.inputs[1])
-    return Product(name, k, columns, Format(_dtype(weight)), _bias(node))
-
-
-def _size_of(node: Any) -> tuple[int, int]:
-    """(inputs, outputs) of a product."""
+def linear_size(node: Any) -> tuple[int, int]:
+    """(inputs, outputs) of a matrix multiplication."""
     if node.op_type == "MatMulNBits":
         return int(attribute(node, "K")), int(attribute(node, "N"))
-    return _size(node.inputs[1])
+    return matrix_size(node.inputs[1])
 
 
-def _given(node: Any, i: int) -> bool:
-    return len(node.inputs) > i and node.inputs[i] is not None
-
-
-def _blocks(node: Any, scale: Any, zeros: bool) -> Format:
-    bits = int(attribute(node, "bits", 4))
-    return Format(f"int{bits}", int(attribute(node, "block_size")), _dtype(initializer_of(scale)), zeros)
-
-
-def _embedding_format(node: Any) -> Format:
-    if node.op_type == "GatherBlockQuantized":
-        return _blocks(node, node.inputs[2], _given(node, 3))
-    return Format(_dtype(initializer_of(node.inputs[0])))
-
-
-def _bias(node: Any) -> bool:
-    """Whether the product's only use adds a vector of weights."""
-    uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or uses[0][0].op_type != "Add":
-        return False
-    return any(v.producer() is None and v.const_value is not None for v in uses[0][0].inputs)
-
-
-def _dtype(value: Any) -> str:
-    name = str(value.const_value.dtype.name).lower()
-    return {"float": "float32"}.get(name, name)
-
-
-def _size(value: Any) -> tuple[int, int]:
+def matrix_size(value: Any) -> tuple[int, int]:
     """(rows, columns) of a weight expression."""
     transposed = False
     while value.producer() is not None:
@@ -187,3 +322,28 @@ def _size(value: Any) -> tuple[int, int]:
         value = value.producer().inputs[0]
     rows, columns = (int(d) for d in value.const_value.shape)
     return (columns, rows) if transposed else (rows, columns)
+
+
+def _quantised_width(node: Any) -> int:
+    """Numbers in a row of a block-quantised table."""
+    stored = initializer_of(node.inputs[0]).const_value
+    packed = str(stored.dtype) == "UINT8"
+    width = 1
+    for d in stored.shape[1:]:
+        width *= int(d)
+    return width * (8 // int(attribute(node, "bits", 4)) if packed else 1)
+
+
+def _given(node: Any, i: int) -> bool:
+    return len(node.inputs) > i and node.inputs[i] is not None
+
+
+def _blocks(node: Any, scale: int, zeros: int) -> Format:
+    bits = int(attribute(node, "bits", 4))
+    dtype = _dtype(initializer_of(node.inputs[scale]))
+    return Format(f"int{bits}", int(attribute(node, "block_size")), dtype, _given(node, zeros))
+
+
+def _dtype(value: Any) -> str:
+    name = str(value.const_value.dtype.name).lower()
+    return {"float": "float32"}.get(name, name)

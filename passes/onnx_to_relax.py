@@ -18,7 +18,8 @@ from tvm import relax, tirx
 
 from passes import dialect as D
 from passes.import_onnx import Decoder, DecoderFacts
-from targets.errors import UserError
+from passes.import_onnx.check_vocabulary import is_weight
+from passes.import_onnx.label_parts import computed_nodes
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _add(e: _Emitter, node: Any) -> _Value:
 
 def _multiply(e: _Emitter, node: Any) -> _Value:
     for value, other in (node.inputs, node.inputs[::-1]):
-        if _is_weight(other):  # a factor: the vocabulary has only one-element ones
+        if is_weight(other):  # a factor: the vocabulary has only one-element ones
             factor = float(other.const_value.numpy().reshape(-1)[0])
             return _Value(e.emit(D.scale(e.expr(value), factor=factor)))
     return _Value(e.emit(relax.op.multiply(*(e.expr(i) for i in node.inputs))))
@@ -223,59 +224,27 @@ def _split(e: _Emitter, node: Any) -> tuple[_Value, ...]:
     return tuple(out)
 
 
-# operator -> (which inputs are computed values, how it is emitted); None: every input that is not a weight
-_EMIT: dict[tuple[str, str], tuple[tuple[int, ...], Callable[[_Emitter, Any], Any]]] = {
-    ("", "Gather"): ((), _gather),
-    ("com.microsoft", "GatherBlockQuantized"): ((1,), _embedding_nbits),
-    ("", "MatMul"): ((0,), _matmul),
-    ("com.microsoft", "MatMulNBits"): ((0,), _matmul_nbits),
-    ("", "Add"): ((0, 1), _add),
-    ("", "Mul"): ((0, 1), _multiply),
-    ("", "Sigmoid"): ((0,), _sigmoid),
-    ("", "Gelu"): ((0,), _gelu),
-    ("", "Tanh"): ((0,), _tanh),
-    ("", "LayerNormalization"): ((0,), _layer_norm),
-    ("", "RMSNormalization"): ((0,), _rms_norm),
-    ("", "Reshape"): ((0,), _reshape),
-    ("", "RotaryEmbedding"): ((0,), _rope),
-    ("", "Attention"): ((0, 1, 2, 4, 5), _attention),
-    ("", "Split"): ((0,), _split),
+_EMIT: dict[tuple[str, str], Callable[[_Emitter, Any], Any]] = {
+    ("", "Gather"): _gather,
+    ("com.microsoft", "GatherBlockQuantized"): _embedding_nbits,
+    ("", "MatMul"): _matmul,
+    ("com.microsoft", "MatMulNBits"): _matmul_nbits,
+    ("", "Add"): _add,
+    ("", "Mul"): _multiply,
+    ("", "Sigmoid"): _sigmoid,
+    ("", "Gelu"): _gelu,
+    ("", "Tanh"): _tanh,
+    ("", "LayerNormalization"): _layer_norm,
+    ("", "RMSNormalization"): _rms_norm,
+    ("", "Reshape"): _reshape,
+    ("", "RotaryEmbedding"): _rope,
+    ("", "Attention"): _attention,
+    ("", "Split"): _split,
 }
 
 
-def _is_weight(value: Any) -> bool:
-    """Whether a value is an initialiser behind nothing but Cast, Transpose and Reshape."""
-    while value.producer() is not None:
-        if value.producer().op_type not in ("Cast", "Transpose", "Reshape"):
-            return False
-        value = value.producer().inputs[0]
-    return value.const_value is not None
-
-
-def _computed_nodes(graph: Any) -> list[Any]:
-    """Nodes the outputs need as data, in order; masks and positions drop out: they are attributes and `pos` here."""
-    needed: set[str] = {o.name for o in graph.outputs}
-    nodes = []
-    for node in reversed(graph):
-        if not any(o.name in needed for o in node.outputs):
-            continue
-        known = _EMIT.get((node.domain, node.op_type))
-        if known is None:
-            raise UserError(
-                f"operator {node.domain or 'ai.onnx'}.{node.op_type} (node {node.name!r}) is not in the decoder "
-                "vocabulary; see `hetero-sd compile --help` for what is supported"
-            )
-        needed.update(i.name for k in known[0] if not _is_weight(i := node.inputs[k]))
-        nodes.append(node)
-    return nodes[::-1]
-
-
 def onnx_to_relax(decoder: Decoder) -> RelaxDecoder:
-    """Translate a canonical decoder.
-
-    Raises:
-        UserError: an operator is outside the vocabulary; the message names it and its node.
-    """
+    """Translate a canonical decoder: its labelled nodes, as masks and positions are attributes and `pos` here."""
     facts, graph = decoder.facts, decoder.model.graph
     n, past = tirx.Var("n", "int64"), tirx.Var("p", "int64")
     ids = relax.Var("input_ids", D.tensor([1, n], "int64"))
@@ -288,9 +257,9 @@ def onnx_to_relax(decoder: Decoder) -> RelaxDecoder:
     e = _Emitter(bb, n, past, {v.name: _Value(v) for v in (ids, *caches)})
     with bb.function("main"):
         with bb.dataflow():
-            for node in _computed_nodes(graph):
+            for node in computed_nodes(graph):
                 e.node = node
-                made = _EMIT[node.domain, node.op_type][1](e, node)
+                made = _EMIT[node.domain, node.op_type](e, node)
                 made = made if isinstance(made, tuple) else (made,)
                 e.values.update((o.name, v) for o, v in zip(node.outputs, made, strict=False))
             result = bb.emit_output(relax.Tuple([e.values[o.name].expr for o in graph.outputs]))

@@ -122,7 +122,7 @@ def lower_decoder(
     dump = dump or IrDump()
     imported = onnx_to_relax(decoder)
     main = _run(dump("0-import", imported.mod), DecoderInterface())["main"]
-    placed = place_ops(main, place, decoder.facts.layers, why)
+    placed = place_ops(main, imported.origins, place, decoder.facts.layers, why)
     parts = partition(main, [op.processor for op in placed])
     functions = {processor: dict(made) for processor, made in parts.functions.items()}
     whole = partition(main, ["cpu"] * len(placed)) if fallback and "gpu" in functions else None

@@ -10,6 +10,7 @@ import onnx_ir
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.import_onnx import Decoder, DecoderFacts, RopeFacts
+from passes.import_onnx.label_parts import label
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -143,7 +144,9 @@ class TinyDecoder:
             weight_dtype=f"int{self.bits}" if self.bits else self.dtype,
             family="llama",
         )
-        return Decoder(onnx_ir.from_proto(proto or self.proto()), facts, [])
+        model = onnx_ir.from_proto(proto or self.proto())
+        label(model.graph)
+        return Decoder(model, facts, [])
 
     def proto(self) -> Any:
         """The onnx.ModelProto."""

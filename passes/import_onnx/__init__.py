@@ -22,6 +22,7 @@ from passes.import_onnx.fold_constants import fold_constants
 from passes.import_onnx.fuse_activations import fuse_activations
 from passes.import_onnx.fuse_attention import fuse_attention
 from passes.import_onnx.fuse_rms_norm import fuse_rms_norm
+from passes.import_onnx.label_parts import label_parts
 from passes.import_onnx.learned_positions import learned_positions
 from passes.import_onnx.load import load
 from passes.import_onnx.lower_dequantize import lower_dequantize
@@ -58,6 +59,7 @@ PIPELINE: list[Pass] = [
     lower_group_query,
     exact_quantised,
     check_vocabulary,
+    label_parts,
 ]
 
 

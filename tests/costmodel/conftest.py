@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from costmodel.shape import DecoderShape, Format, Layer, Product
+from costmodel.decoder import DecoderSpec
+from costmodel.format import Format
+from costmodel.standard_decoder import Blocks, standard_decoder
 from targets.boards import load_board
 from targets.device import Board
 
@@ -21,20 +23,12 @@ def decoder(
     ffn: int,
     vocab: int,
     weights: Format | None = None,
-    qk_norm: bool = False,
-) -> DecoderShape:
+    qk_norm: str = "",
+    window: int = 0,
+) -> DecoderSpec:
     """A Llama-shaped decoder with a tied head."""
-    fmt = weights or Format("float16")
-    q, kv = heads * head_dim, kv_heads * head_dim
-    layer = Layer(
-        (Product("q", hidden, q, fmt), Product("k", hidden, kv, fmt), Product("v", hidden, kv, fmt)),
-        Product("o", q, hidden, fmt),
-        (Product("gate", hidden, ffn, fmt), Product("up", hidden, ffn, fmt)),
-        Product("down", ffn, hidden, fmt),
-        qk_norm=qk_norm,
-    )
-    head = Product("head", hidden, vocab, fmt)
-    return DecoderShape(name, heads, kv_heads, head_dim, hidden, ffn, vocab, (layer,) * layers, fmt, head, tied=True)
+    blocks = Blocks(hidden, heads, kv_heads, head_dim, ffn, vocab, weights or Format("float16"), qk_norm=qk_norm)
+    return standard_decoder(name, blocks, [window] * layers, tied=True)
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +37,7 @@ def published() -> dict[str, Any]:
     return {
         "Llama-3.2-1B": lambda w=None: decoder("Llama-3.2-1B", 2048, 16, 32, 8, 64, 8192, 128256, w),
         "Llama-3.2-3B": lambda w=None: decoder("Llama-3.2-3B", 3072, 28, 24, 8, 128, 8192, 128256, w),
-        "Qwen3-0.6B": lambda w=None: decoder("Qwen3-0.6B", 1024, 28, 16, 8, 128, 3072, 151936, w, qk_norm=True),
+        "Qwen3-0.6B": lambda w=None: decoder("Qwen3-0.6B", 1024, 28, 16, 8, 128, 3072, 151936, w, qk_norm="head"),
         "SmolLM2-135M": lambda w=None: decoder("SmolLM2-135M", 576, 30, 9, 3, 64, 1536, 49152, w),
     }
 

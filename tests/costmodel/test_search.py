@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
+from costmodel.format import Format
 from costmodel.place import Part, Place
 from costmodel.placement import Placement, Segment, disjoint
 from costmodel.roofline import CpuSlice, processors
 from costmodel.search import Search
-from costmodel.shape import DecoderShape, Format, Product
 from costmodel.variants import NGRAM, OVERLAPPED, SEQUENTIAL, TARGET_ONLY, Question, Variant
 from targets.device import Board
 from targets.errors import UserError
@@ -43,7 +44,7 @@ def brute_force(search: Search) -> Iterator[Variant]:
     """Everything that may run, priced one by one."""
     q = search.question
     for target in q.targets:
-        placements = list(every_placement(q.board, target.units))
+        placements = list(every_placement(q.board, len(target.units)))
         for placement in placements:
             if not q.one_process or len(cores_of(placement)) <= 1:
                 yield search.price(TARGET_ONLY, target, placement)
@@ -51,7 +52,7 @@ def brute_force(search: Search) -> Iterator[Variant]:
             for gamma, placement in product(range(1, q.most_gamma + 1), placements):
                 yield search.price(NGRAM, target, placement, gamma=gamma)
         for draft in q.drafts:
-            drafters = list(every_placement(q.board, draft.units))
+            drafters = list(every_placement(q.board, len(draft.units)))
             for gamma, placement, drafter in product(range(1, q.most_gamma + 1), placements, drafters):
                 if q.one_process and len(cores_of(placement, drafter)) > 1:
                     continue
@@ -101,10 +102,11 @@ def test_equals_brute_force(
     assert search.decide().best.tokens_per_s == pytest.approx(max(v.tokens_per_s for v in fitting), rel=1e-9)
 
 
-def with_half_head(shape: DecoderShape) -> DecoderShape:
+def with_half_head(shape: DecoderSpec) -> DecoderSpec:
     """A head and an embedding of float16: a border beside the head can pay."""
     half = Format("float16")
-    return replace(shape, embedding=half, head=Product("head", shape.hidden, shape.vocab, half))
+    matrices = (shape.embedding, shape.head)
+    return replace(shape, operators=tuple(replace(op, format=half) if op in matrices else op for op in shape.operators))
 
 
 @pytest.mark.parametrize("one_process", [False, True])
@@ -184,7 +186,7 @@ def test_a_rule_by_kind_is_priced_by_its_parts(published: Any, rk3588: Board) ->
     assert ffn.text(shape) == "a76 x4: attention of every layer; gpu: ffn of every layer"
 
 
-def pair(published: Any, weights: Format | None = None) -> tuple[DecoderShape, DecoderShape]:
+def pair(published: Any, weights: Format | None = None) -> tuple[DecoderSpec, DecoderSpec]:
     return published["Llama-3.2-3B"](weights), published["Llama-3.2-1B"](weights)
 
 

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from costmodel.shape import Format
+from costmodel.decoder import DecoderSpec, Operator
+from costmodel.format import Format
+from costmodel.place import Part
 from costmodel.work import Op, step_ops, step_units, totals
 from targets.errors import UserError
 
@@ -47,13 +49,19 @@ def test_int4_bytes_by_hand() -> None:
     assert Format("int4", 32, "float16").nbytes(2048, 8192) == 2048 * 8192 // 2 + 8192 * 64 * 2
 
 
+def of_layer(ops: list[Op]) -> dict[str, Op]:
+    """The operators by name; of layers that are alike the last one stands for all."""
+    return {op.name: op for op in ops}
+
+
 def test_decode_flops_by_hand(published: Any) -> None:
     shape = published["Llama-3.2-1B"]()
-    ops = {op.name: op for op in step_ops(shape, n=1, past=100)}
-    assert ops["layers.0.gate"].flops == 2 * 2048 * 8192
-    assert ops["head"].flops == 2 * 2048 * 128256
-    assert ops["layers.0.attention"].flops == 4 * 32 * 64 * 101  # scores and weighted sum over 101 keys
-    linears = sum(op.flops for op in ops.values() if op.kind == "linear")
+    ops = step_ops(shape, n=1, past=100)
+    named = of_layer(ops)
+    assert named["gate"].flops == 2 * 2048 * 8192
+    assert named["head"].flops == 2 * 2048 * 128256
+    assert named["attention"].flops == 4 * 32 * 64 * 101  # scores and weighted sum over 101 keys
+    linears = sum(op.flops for op in ops if op.kind == "linear")
     assert linears == 2 * (1_235_814_400 - (16 * 2 + 1) * 2048)  # every matrix once, the tied one as the head
 
 
@@ -91,15 +99,14 @@ def test_batch_multiplies_kv_but_not_weights(published: Any) -> None:
 
 def test_a_prompt_chunk_needs_one_row_of_logits(published: Any) -> None:
     shape = published["SmolLM2-135M"]()
-    chunk = {op.name: op for op in step_ops(shape, 32, 0, head_rows=1)}
+    chunk = of_layer(step_ops(shape, 32, 0, head_rows=1))
     assert chunk["head"].flops == 2 * 576 * 49152
-    assert chunk["layers.0.down"].flops == 32 * 2 * 576 * 1536
+    assert chunk["argmax"].flops == 49152
+    assert chunk["down"].flops == 32 * 2 * 576 * 1536
 
 
 def test_sliding_window_bounds_the_keys(make_decoder: Any) -> None:
-    full = make_decoder("full", 64, 1, 4, 2, 16, 96, 512)
-    layer = type(full.layers[0])(**{**full.layers[0].__dict__, "window": 8})
-    windowed = type(full)(**{**full.__dict__, "layers": (layer,)})
+    full, windowed = (make_decoder("d", 64, 1, 4, 2, 16, 96, 512, window=w) for w in (0, 8))
 
     def attention(shape: Any) -> Op:
         return next(op for op in step_ops(shape, 1, 100) if op.kind == "attention")
@@ -108,13 +115,23 @@ def test_sliding_window_bounds_the_keys(make_decoder: Any) -> None:
     assert attention(full).flops == 4 * 4 * 16 * 101
 
 
+def test_a_norm_with_the_residual_addition_moves_both_rows(published: Any) -> None:
+    first, second = (
+        op for op in step_ops(published["Llama-3.2-1B"](), 3, 0)[:20] if op.name in ("attention_norm", "ffn_norm")
+    )
+    assert (first.kind, first.read_bytes, first.written_bytes) == ("rms_norm", 4 * (3 + 1) * 2048, 4 * 3 * 2048)
+    assert (second.kind, second.read_bytes) == ("add_rms_norm", 4 * (2 * 3 + 1) * 2048)
+    assert second.written_bytes == 2 * 4 * 3 * 2048
+
+
 def test_units_are_embedding_layers_head(published: Any) -> None:
     shape = published["Llama-3.2-1B"]()
     units = step_units(shape, 1, 0)
-    assert len(units) == shape.units == 16 + 2
+    assert len(units) == len(shape.units) == 16 + 2
     assert [op.kind for op in units[0]] == ["embedding"]
     assert units[-1][-1].kind == "argmax"
-    assert units[1] is units[2]  # equal layers are counted once
+    assert units[2] is units[3]  # equal layers are counted once
+    assert units[1] is not units[2]  # nothing is added before the first norm
 
 
 @pytest.mark.parametrize(("n", "past", "batch"), [(0, 0, 1), (1, -1, 1), (1, 0, 0)])
@@ -133,3 +150,19 @@ def test_unknown_format_is_refused() -> None:
         Format("int3")
     with pytest.raises(UserError, match="blocks of 0"):
         Format("int4")
+
+
+def test_lists_that_are_no_decoder_are_refused(make_decoder: Any) -> None:
+    good = make_decoder("good", 64, 1, 4, 2, 16, 96, 512)
+    without = {
+        "no layers": tuple(op for op in good.operators if op.kind != "attention"),
+        "0 operators of kind embedding": tuple(op for op in good.operators if op.kind != "embedding"),
+        "2 operators of kind argmax": (*good.operators, good.operators[-1]),
+    }
+    for message, operators in without.items():
+        with pytest.raises(UserError, match=message):
+            DecoderSpec("bad", operators, tied=True)
+    with pytest.raises(UserError, match="'convolution' is not known"):
+        Operator("convolution", "c", Part("head"), 1)
+    with pytest.raises(UserError, match="q: k is 0"):
+        Operator("linear", "q", Part("attention", 3), 1)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from costmodel.decoder import DecoderSpec
+from costmodel.format import Format
 from costmodel.search import Search
-from costmodel.shape import DecoderShape, Format, Layer, Product
+from costmodel.standard_decoder import Blocks, standard_decoder
 from costmodel.variants import Question, factors_of
 from hetero_sd.plan import Wishes, make_plan, whole_context
 from hetero_sd.predict import AlphaFile
@@ -18,18 +20,10 @@ from targets.device import Board
 from targets.errors import UserError
 
 
-def shape(name: str, hidden: int, layers: int, heads: int, ffn: int, vocab: int = 128256) -> DecoderShape:
+def shape(name: str, hidden: int, layers: int, heads: int, ffn: int, vocab: int = 128256) -> DecoderSpec:
     """A Llama with int4 weights, 8 KV heads."""
-    weights, dim = Format("int4", 32, "float16"), hidden // heads
-    products = {"q": hidden, "k": 8 * dim, "v": 8 * dim}
-    layer = Layer(
-        tuple(Product(n, hidden, c, weights) for n, c in products.items()),  # type: ignore[arg-type]
-        Product("o", hidden, hidden, weights),
-        (Product("gate", hidden, ffn, weights), Product("up", hidden, ffn, weights)),
-        Product("down", ffn, hidden, weights),
-    )
-    head = Product("head", hidden, vocab, weights)
-    return DecoderShape(name, heads, 8, dim, hidden, ffn, vocab, (layer,) * layers, weights, head, tied=True)
+    blocks = Blocks(hidden, heads, 8, hidden // heads, ffn, vocab, Format("int4", 32, "float16"))
+    return standard_decoder(name, blocks, [0] * layers, tied=True)
 
 
 TARGET, DRAFT = shape("3B", 3072, 12, 24, 8192), shape("1B", 2048, 5, 32, 8192)

@@ -21,7 +21,7 @@ from passes.decoder_interface import DecoderInterface
 from passes.import_onnx import canonicalise
 from passes.onnx_to_relax import onnx_to_relax
 from passes.partition import Partition, partition
-from passes.place_ops import parts, place_ops
+from passes.place_ops import place_ops
 from passes.rebuild import bindings
 from passes.testing import TinyDecoder, run_onnx
 from passes.write_subgraphs import write_subgraphs
@@ -39,11 +39,14 @@ BEFORE = 5  # tokens in the caches
 
 
 def cut(rule: str) -> Partition:
-    return partition(MAIN, [op.processor for op in place_ops(MAIN, Place.parse(rule), TINY.layers, "a test")])
+    return partition(
+        MAIN, [op.processor for op in place_ops(MAIN, IMPORTED.origins, Place.parse(rule), TINY.layers, "a test")]
+    )
 
 
 def test_parts_of_a_decoder() -> None:
-    named = list(zip([D.op_name(b.value) for b in bindings(MAIN)], parts(MAIN, 2), strict=True))
+    placed = place_ops(MAIN, IMPORTED.origins, Place.parse("cpu"), 2, "a test")
+    named = list(zip([D.op_name(b.value) for b in bindings(MAIN)], [op.part for op in placed], strict=True))
     assert [part.text for name, part in named if name == "hsd.linear"] == [
         *["attention of layer 0"] * 4, *["ffn of layer 0"] * 3, *["attention of layer 1"] * 4, *["ffn of layer 1"] * 3,
         "head",
@@ -165,7 +168,7 @@ def test_onnx_pieces_chained_are_the_model(rule: str, tmp_path: Path) -> None:
     decoder = canonicalise(EXPORTS / "llama-dynamo-fp32" / "model.onnx", 64)
     imported = onnx_to_relax(decoder)
     main = DecoderInterface()(imported.mod)["main"]
-    placed = place_ops(main, Place.parse(rule), decoder.facts.layers, "a test")
+    placed = place_ops(main, imported.origins, Place.parse(rule), decoder.facts.layers, "a test")
     paths = write_subgraphs(decoder, imported.origins, placed, tmp_path)
     assert len(paths) == len(partition(main, [op.processor for op in placed]).segments)
     facts, rng = decoder.facts, np.random.default_rng(0)

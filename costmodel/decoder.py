@@ -1,0 +1,236 @@
+"""What a decoder is made of: a list of operators, each with its part, sizes and weight format.
+
+One entry is one kernel call of a step, whatever the number of new tokens. passes/count_work.py makes the list from an
+ONNX file, costmodel/standard_decoder.py from the switches of a config.json; what a step costs (work.py), what weights
+take, what runs where: all of it is read off this list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from costmodel.format import F32, Format
+from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
+from targets.errors import UserError
+
+TABLES = ("embedding", "positions")  # read one row a token
+NONLINEARITIES = ("silu_mul", "gelu_mul", "gelu", "tanh")
+NORMS = ("rms_norm", "add_rms_norm", "layer_norm")
+KINDS = (
+    *TABLES,
+    *("linear", "bias", "add", "scale", "take", "rope", "attention", "argmax"),
+    *NORMS,
+    *NONLINEARITIES,
+)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One kernel of a decoder.
+
+    Attributes:
+        kind: of KINDS, the names of the decoder dialect (passes/dialect.py) without their prefix.
+        name: unique in its part: "q", "gate", "attention_norm".
+        part: which part of which layer it belongs to.
+        columns: values of a row that it writes; of an argmax, that it reads.
+        k: values of a row that a linear reads; rows of a table.
+        format: of the matrix of a linear or a table; without meaning for others.
+        groups: equal parts of a row that a norm treats alone: heads.
+        heads, kv_heads, head_dim: of an attention.
+        window: keys that an attention sees, 0 for all.
+        softcap: an attention's scores pass through tanh.
+    """
+
+    kind: str
+    name: str
+    part: Part
+    columns: int
+    k: int = 0
+    format: Format = field(default_factory=Format)
+    groups: int = 1
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    window: int = 0
+    softcap: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse kinds and sizes that no kernel has."""
+        if self.kind not in KINDS:
+            raise UserError(f"operator kind {self.kind!r} is not known; known: {', '.join(KINDS)}")
+        sizes = {"columns": self.columns, "groups": self.groups}
+        if self.kind in ("linear", *TABLES):
+            sizes["k"] = self.k
+        if self.kind == "attention":
+            sizes |= {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim}
+        for key, value in sizes.items():
+            if value < 1:
+                raise UserError(f"{self.part.text}: {self.name}: {key} is {value}; it must be at least 1")
+        if self.kind == "attention" and self.heads % self.kv_heads:
+            raise UserError(f"{self.part.text}: {self.heads} heads cannot share {self.kv_heads} KV heads evenly")
+
+    @property
+    def small_values(self) -> int:
+        """Float32 weights beside a matrix: a norm's scale (and shift), a bias."""
+        each = {"rms_norm": 1, "add_rms_norm": 1, "layer_norm": 2, "bias": 1}.get(self.kind, 0)
+        return each * self.columns // self.groups
+
+    @property
+    def matrix_values(self) -> int:
+        """Weights of a linear or a table."""
+        return self.k * self.columns if self.kind in ("linear", *TABLES) else 0
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of a linear's or a table's weights as they are stored: tables by row."""
+        if self.kind in TABLES:
+            return self.format.nbytes(self.columns, self.k)
+        return self.format.nbytes(self.k, self.columns) if self.kind == "linear" else 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all its weights."""
+        return self.matrix_bytes + F32 * self.small_values
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A decoder.
+
+    Attributes:
+        name: for people.
+        operators: in the order of a step.
+        tied: embedding and head share one matrix.
+        kv_bytes_per_value: of the KV cache.
+    """
+
+    name: str
+    operators: tuple[Operator, ...]
+    tied: bool
+    kv_bytes_per_value: int = F32
+
+    def __post_init__(self) -> None:
+        """Refuse lists that are no decoder."""
+        if not self.attentions:
+            raise UserError(f"{self.name}: there are no layers")
+        for kind, part in (("embedding", EMBEDDING), ("linear", HEAD), ("argmax", HEAD)):
+            found = [op for op in self.operators if op.kind == kind and op.part.kind == part]
+            if len(found) != 1:
+                raise UserError(f"{self.name}: {len(found)} operators of kind {kind} in the {part}; a decoder has one")
+
+    # -- sizes ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def attentions(self) -> tuple[Operator, ...]:
+        """The attention of each layer."""
+        return tuple(op for op in self.operators if op.kind == "attention")
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self.attentions)
+
+    @cached_property
+    def embedding(self) -> Operator:
+        """The table of the tokens."""
+        return next(op for op in self.operators if op.kind == "embedding")
+
+    @cached_property
+    def head(self) -> Operator:
+        """The matrix multiplication that makes the logits."""
+        return next(op for op in self.operators if op.kind == "linear" and op.part.kind == HEAD)
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return self.embedding.columns
+
+    @property
+    def vocab(self) -> int:
+        """Logits of a row."""
+        return self.head.columns
+
+    @cached_property
+    def ffn(self) -> int:
+        """Values that the last matrix multiplication of the widest feed-forward part reads."""
+        return max(self.linears(Part(FFN, i))[-1].k for i in range(self.layers))
+
+    def linears(self, part: Part) -> tuple[Operator, ...]:
+        """The matrix multiplications of a part."""
+        return tuple(op for op in self.part(part) if op.kind == "linear")
+
+    def part(self, part: Part) -> tuple[Operator, ...]:
+        """The operators of a part."""
+        return self._by_part.get(part, ())
+
+    @cached_property
+    def _by_part(self) -> dict[Part, tuple[Operator, ...]]:
+        found: dict[Part, list[Operator]] = {}
+        for op in self.operators:
+            found.setdefault(op.part, []).append(op)
+        return {part: tuple(ops) for part, ops in found.items()}
+
+    @cached_property
+    def units(self) -> tuple[tuple[Operator, ...], ...]:
+        """What a border may separate: the embedding, each layer, the head.
+
+        Layers that cost the same are one and the same object, whose operators name layer 0; so each is counted and
+        priced once.
+        """
+        alike: dict[tuple[Operator, ...], tuple[Operator, ...]] = {}
+        found = [self.part(Part(EMBEDDING))]
+        for i in range(self.layers):
+            ops = (*self.part(Part(ATTENTION, i)), *self.part(Part(FFN, i)))
+            ops = tuple(replace(op, part=Part(op.part.kind)) for op in ops) if i else ops
+            found.append(alike.setdefault(ops, ops))
+        return (*found, self.part(Part(HEAD)))
+
+    # -- weights --------------------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, a tied matrix once."""
+        return sum(op.matrix_values + op.small_values for op in self._stored)
+
+    @property
+    def _stored(self) -> tuple[Operator, ...]:
+        """Operators with weights of their own: not the embedding that reads the head's."""
+        return tuple(op for op in self.operators if not (self.tied and op.kind == "embedding"))
+
+    @cached_property
+    def unit_bytes(self) -> tuple[int, ...]:
+        """Bytes of weights of each unit; a tied matrix counts with the head."""
+        first, *rest = self.units
+        tables = sum(op.weight_bytes for op in first if not (self.tied and op.kind == "embedding"))
+        return (tables, *(sum(op.weight_bytes for op in unit) for unit in rest))
+
+    def part_bytes(self, part: Part) -> int:
+        """Bytes of weights of a part; a tied matrix counts with the head."""
+        return sum(op.weight_bytes for op in self.part(part) if not (self.tied and op.kind == "embedding"))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, as they are mapped."""
+        return sum(self.unit_bytes)
+
+    @property
+    def weight_bytes_by_dtype(self) -> dict[str, int]:
+        """Bytes of all weights by the format of their matrix; norms and biases are float32."""
+        sizes: dict[str, int] = {}
+        for op in self._stored:
+            for dtype, size in ((op.format.dtype, op.matrix_bytes), ("float32", F32 * op.small_values)):
+                if size:
+                    sizes[dtype] = sizes.get(dtype, 0) + size
+        return dict(sorted(sizes.items()))
+
+    @property
+    def main_dtype(self) -> str:
+        """The format with the most bytes."""
+        sizes = self.weight_bytes_by_dtype
+        return max(sizes, key=lambda k: sizes[k])
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of the KV cache for that many tokens: keys and values of every layer."""
+        values = sum(2 * op.kv_heads * op.head_dim for op in self.attentions)
+        return values * self.kv_bytes_per_value * tokens

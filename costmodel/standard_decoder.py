@@ -1,0 +1,157 @@
+"""The operator list of a decoder of the usual form, from its sizes and switches.
+
+For a model that is known by its configuration only. The form is Llama's (Touvron et al. 2023) with what other families
+changed in it; what does not fit it comes from an ONNX file (passes/count_work.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from costmodel.decoder import DecoderSpec, Operator
+from costmodel.format import Format
+from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
+from targets.errors import UserError
+
+PRE, POST, BOTH = "pre", "post", "both"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sizes and switches that all layers share.
+
+    Attributes:
+        hidden, heads, kv_heads, head_dim, ffn, vocab: sizes.
+        format: of every matrix.
+        packed: q, k, v are one matrix multiplication, and gate and up are.
+        qkv_bias, out_bias, ffn_bias: which matrix multiplications have a bias.
+        qk_norm: "" none, "head": q and k are normalised by head, "row": as a whole.
+        norms: RMS norms before each block, on what comes out of it, or both.
+        nonlinearity: "silu" or "gelu", gated.
+        softcap: an attention's scores pass through tanh.
+        embedding_scaled, residual_scaled, logits_scaled: where a number is multiplied in.
+        head_softcap: logits pass through tanh.
+    """
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    format: Format = field(default_factory=Format)
+    packed: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    ffn_bias: bool = False
+    qk_norm: str = ""
+    norms: str = PRE
+    nonlinearity: str = "silu"
+    softcap: bool = False
+    embedding_scaled: bool = False
+    residual_scaled: bool = False
+    logits_scaled: bool = False
+    head_softcap: bool = False
+
+
+def standard_decoder(name: str, blocks: Blocks, windows: Sequence[int], tied: bool) -> DecoderSpec:
+    """The decoder.
+
+    Args:
+        name: for people.
+        blocks: its sizes and switches.
+        windows: for each layer the tokens that its attention sees, 0 for all.
+        tied: embedding and head share one matrix.
+
+    Raises:
+        UserError: sizes contradict each other.
+    """
+    for key in ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab"):
+        if getattr(blocks, key) < 1:
+            raise UserError(f"{name}: {key} is {getattr(blocks, key)}; it must be at least 1")
+    if blocks.heads % blocks.kv_heads:
+        raise UserError(f"{name}: {blocks.heads} heads cannot share {blocks.kv_heads} KV heads evenly")
+    operators = list(_embedding(blocks))
+    for i, window in enumerate(windows):
+        operators += _attention(blocks, Part(ATTENTION, i), window)
+        operators += _ffn(blocks, Part(FFN, i), i + 1 == len(windows))
+    operators += _head(blocks)
+    return DecoderSpec(name, tuple(operators), tied)
+
+
+def _embedding(b: Blocks) -> Iterator[Operator]:
+    part = Part(EMBEDDING)
+    yield Operator("embedding", "embedding", part, b.hidden, b.vocab, b.format)
+    if b.embedding_scaled:
+        yield Operator("scale", "embedding_scale", part, b.hidden)
+
+
+def _attention(b: Blocks, part: Part, window: int) -> Iterator[Operator]:
+    q, kv = b.heads * b.head_dim, b.kv_heads * b.head_dim
+    yield from _before(b, part, "attention")
+    if b.packed:
+        yield from _linear("qkv", part, b.hidden, q + 2 * kv, b.format, b.qkv_bias)
+        for name, width in (("take_q", q), ("take_k", kv), ("take_v", kv)):
+            yield Operator("take", name, part, width)
+    for name, width, heads in (("q", q, b.heads), ("k", kv, b.kv_heads), ("v", kv, 0)):
+        if not b.packed:
+            yield from _linear(name, part, b.hidden, width, b.format, b.qkv_bias)
+        if not heads:
+            continue
+        if b.qk_norm:
+            yield Operator("rms_norm", f"{name}_norm", part, width, groups=heads if b.qk_norm == "head" else 1)
+        yield Operator("rope", f"rope_{name}", part, width)
+    sizes = {"heads": b.heads, "kv_heads": b.kv_heads, "head_dim": b.head_dim}
+    yield Operator("attention", "attention", part, q, window=window, softcap=b.softcap, **sizes)  # type: ignore[arg-type]
+    yield from _linear("o", part, q, b.hidden, b.format, b.out_bias)
+    yield from _after(b, part, "attention", b.norms == POST)
+
+
+def _ffn(b: Blocks, part: Part, last: bool) -> Iterator[Operator]:
+    yield from _before(b, part, "ffn")
+    if b.packed:
+        yield from _linear("gate_up", part, b.hidden, 2 * b.ffn, b.format, b.ffn_bias)
+    for name in ("gate", "up"):
+        if b.packed:
+            yield Operator("take", f"take_{name}", part, b.ffn)
+        else:
+            yield from _linear(name, part, b.hidden, b.ffn, b.format, b.ffn_bias)
+    yield Operator(f"{b.nonlinearity}_mul", f"{b.nonlinearity}_mul", part, b.ffn)
+    yield from _linear("down", part, b.ffn, b.hidden, b.format, b.ffn_bias)
+    yield from _after(b, part, "ffn", b.norms == POST and not last)
+
+
+def _before(b: Blocks, part: Part, name: str) -> Iterator[Operator]:
+    """The norm before a block; from the second block on one kernel with the residual addition before it."""
+    if b.norms != POST:
+        first = part == Part(ATTENTION, 0)
+        yield Operator("rms_norm" if first else "add_rms_norm", f"{name}_norm", part, b.hidden)
+
+
+def _after(b: Blocks, part: Part, name: str, add: bool) -> Iterator[Operator]:
+    """What a block's result passes on its way to the residual stream; most additions are the next norm's kernel's."""
+    if b.norms != PRE:
+        yield Operator("rms_norm", f"{name}_post_norm", part, b.hidden)
+    if b.residual_scaled:
+        yield Operator("scale", f"{name}_scale", part, b.hidden)
+    if add:
+        yield Operator("add", f"{name}_add", part, b.hidden)
+
+
+def _head(b: Blocks) -> Iterator[Operator]:
+    part = Part(HEAD)
+    yield Operator("add_rms_norm", "final_norm", part, b.hidden)
+    yield from _linear("head", part, b.hidden, b.vocab, b.format, False)
+    if b.logits_scaled:
+        yield Operator("scale", "logits_scale", part, b.vocab)
+    if b.head_softcap:
+        for kind, name in (("scale", "cap_down"), ("tanh", "cap"), ("scale", "cap_up")):
+            yield Operator(kind, name, part, b.vocab)
+    yield Operator("argmax", "argmax", part, b.vocab)
+
+
+def _linear(name: str, part: Part, k: int, columns: int, stored: Format, bias: bool) -> Iterator[Operator]:
+    yield Operator("linear", name, part, columns, k, stored)
+    if bias:
+        yield Operator("bias", f"{name}_bias", part, columns)

@@ -11,6 +11,7 @@ from typing import Any
 from costmodel.shape import DecoderShape, Format, Layer, Product
 from passes.import_onnx import Decoder
 from passes.import_onnx.check_vocabulary import initializer_of
+from passes.import_onnx.facts import embedding_of
 from passes.import_onnx.state import attribute
 from targets.errors import UserError
 
@@ -33,7 +34,7 @@ def count_work(decoder: Decoder, name: str) -> DecoderShape:
     head, taken = products[-1], {id(p) for group in inputs for p in group}
     norms = [node for node in nodes if node.op_type in _NORMS and not _by_head(node)]
     tables = [node for node in nodes if _reads_table(node)]
-    embedding = next(node for node in tables if node.inputs[1].name == "input_ids")
+    embedding = embedding_of(decoder.model.graph)
     layers = []
     for i, node in enumerate(attentions):
         end = order[id(attentions[i + 1])] if i + 1 < len(attentions) else len(nodes)

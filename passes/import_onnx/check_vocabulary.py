@@ -10,6 +10,7 @@ from typing import Any
 
 from passes.import_onnx.functions import DOMAIN
 from passes.import_onnx.shapes import known_shapes, points
+from passes.import_onnx.sort_nodes import sort_nodes
 from passes.import_onnx.state import Importing, PassLog, attribute, constant, describe
 from targets.errors import UserError
 
@@ -33,7 +34,7 @@ def check_vocabulary(imp: Importing) -> PassLog:
     Raises:
         UserError: a node outside the vocabulary; the message names operator, node and reason.
     """
-    imp.graph.sort()
+    sort_nodes(imp.graph)
     refused = list(refusals(imp))
     for node, reason in refused:  # what tells the kind of model says more than what was met first
         if any(node.op_type in operators for operators, _ in _KINDS):

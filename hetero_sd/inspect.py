@@ -228,5 +228,6 @@ def _formats(shape: DecoderShape) -> str:
 def _format(stored: Format) -> str:
     if not stored.quantised:
         return stored.dtype
-    zeros = "zero points" if stored.zeros else "symmetric"
+    zeros = "zero points" if stored.zero_dtype == "uint8" else f"{stored.zero_dtype} zero points"
+    zeros = zeros if stored.zeros else "symmetric"
     return f"{stored.dtype} in blocks of {stored.block}, {zeros}, {stored.scale_dtype} scales"

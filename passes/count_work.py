@@ -139,7 +139,7 @@ def _product(name: str, node: Any) -> Product:
     if node.op_type == "MatMulNBits":
         k, columns = _size_of(node)
         biased = len(node.inputs) > 5 and node.inputs[5] is not None
-        return Product(name, k, columns, _blocks(node, node.inputs[2], _given(node, 3)), biased or _bias(node))
+        return Product(name, k, columns, _blocks(node), biased or _bias(node))
     weight = initializer_of(node.inputs[1])
     k, columns = _size(node.inputs[1])
     return Product(name, k, columns, Format(_dtype(weight)), _bias(node))
@@ -156,14 +156,15 @@ def _given(node: Any, i: int) -> bool:
     return len(node.inputs) > i and node.inputs[i] is not None
 
 
-def _blocks(node: Any, scale: Any, zeros: bool) -> Format:
-    bits = int(attribute(node, "bits", 4))
-    return Format(f"int{bits}", int(attribute(node, "block_size")), _dtype(initializer_of(scale)), zeros)
+def _blocks(node: Any) -> Format:
+    bits, zeros = int(attribute(node, "bits", 4)), _given(node, 3)
+    zero = _dtype(initializer_of(node.inputs[3])) if zeros else "uint8"
+    return Format(f"int{bits}", int(attribute(node, "block_size", 128)), _dtype(initializer_of(node.inputs[2])), zeros, zero)
 
 
 def _embedding_format(node: Any) -> Format:
     if node.op_type == "GatherBlockQuantized":
-        return _blocks(node, node.inputs[2], _given(node, 3))
+        return _blocks(node)
     return Format(_dtype(initializer_of(node.inputs[0])))
 
 

@@ -30,6 +30,8 @@ _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "find_head_dim": ("cache inputs given their head dimension", ()),
     "fold_constants": ("constants computed, idle nodes removed", ()),
     "lower_dequantize": ("dequantised weights made block-quantised products", ("DequantizeLinear",)),
+    "unfuse_onnxruntime": ("nodes of onnxruntime's optimiser written out", ("FusedMatMul", "SkipLayerNormalization")),
+    "check_logits": ("logits of every token", ()),
     "resolve_shapes": ("shapes of computed values taken from the inputs", ("Shape",)),
     "fuse_rms_norm": (
         "norms recognised",

@@ -18,13 +18,15 @@ class Format:
         dtype: float32, float16, bfloat16, int8 or int4.
         block: input values that share a scale; 0 without scales.
         scale_dtype: of the scales.
-        zeros: a zero point (one byte, as the packed layout keeps it) for each scale.
+        zeros: a zero point for each scale.
+        zero_dtype: of the zero points: uint8 (one byte, as the packed layout keeps them), float16 or float32.
     """
 
     dtype: str = "float32"
     block: int = 0
     scale_dtype: str = "float32"
     zeros: bool = False
+    zero_dtype: str = "uint8"
 
     def __post_init__(self) -> None:
         """Refuse formats that no kernel reads."""
@@ -50,5 +52,6 @@ class Format:
         size = columns * k * self.bits // 8
         if self.block:
             blocks = columns * -(-k // self.block)
-            size += blocks * (_BITS[self.scale_dtype] // 8 + (1 if self.zeros else 0))
+            zero = _BITS.get(self.zero_dtype, 8) // 8 if self.zeros else 0
+            size += blocks * (_BITS[self.scale_dtype] // 8 + zero)
         return size

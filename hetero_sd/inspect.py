@@ -32,6 +32,8 @@ _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "find_head_dim": ("cache inputs given their head dimension", ()),
     "fold_constants": ("constants computed, idle nodes removed", ()),
     "lower_dequantize": ("dequantised weights made block-quantised products", ("DequantizeLinear",)),
+    "unfuse_onnxruntime": ("nodes of onnxruntime's optimiser written out", ("FusedMatMul", "SkipLayerNormalization")),
+    "check_logits": ("logits of every token", ()),
     "resolve_shapes": ("shapes of computed values taken from the inputs", ("Shape",)),
     "fuse_rms_norm": (
         "norms recognised",
@@ -236,5 +238,6 @@ def _formats(shape: DecoderSpec) -> str:
 def _format(stored: Format) -> str:
     if not stored.quantised:
         return stored.dtype
-    zeros = "zero points" if stored.zeros else "symmetric"
+    zeros = "zero points" if stored.zero_dtype == "uint8" else f"{stored.zero_dtype} zero points"
+    zeros = zeros if stored.zeros else "symmetric"
     return f"{stored.dtype} in blocks of {stored.block}, {zeros}, {stored.scale_dtype} scales"

@@ -80,7 +80,7 @@ def _part(node: Any) -> Part:
 
 def _table(c: _Counter, node: Any) -> Iterator[Operator]:
     if node.op_type == "GatherBlockQuantized":
-        stored = _blocks(node, 2, 3)
+        stored = _blocks(node)
         rows = int(initializer_of(node.inputs[0]).const_value.shape[0])
         columns = _quantised_width(node)
     else:
@@ -93,7 +93,7 @@ def _table(c: _Counter, node: Any) -> Iterator[Operator]:
 def _linear(c: _Counter, node: Any) -> Iterator[Operator]:
     quantised = node.op_type == "MatMulNBits"
     k, columns = linear_size(node)
-    stored = _blocks(node, 2, 3) if quantised else Format(_dtype(initializer_of(node.inputs[1])))
+    stored = _blocks(node) if quantised else Format(_dtype(initializer_of(node.inputs[1])))
     made = c.operator(node, "linear", columns, k=k, format=stored)
     yield made
     if quantised and _given(node, 5):
@@ -338,10 +338,12 @@ def _given(node: Any, i: int) -> bool:
     return len(node.inputs) > i and node.inputs[i] is not None
 
 
-def _blocks(node: Any, scale: int, zeros: int) -> Format:
-    bits = int(attribute(node, "bits", 4))
-    dtype = _dtype(initializer_of(node.inputs[scale]))
-    return Format(f"int{bits}", int(attribute(node, "block_size")), dtype, _given(node, zeros))
+def _blocks(node: Any) -> Format:
+    """The format of a block-quantised matrix or table: bits and block are attributes, the rest is in the tensors."""
+    bits, zeros = int(attribute(node, "bits", 4)), _given(node, 3)
+    zero = _dtype(initializer_of(node.inputs[3])) if zeros else "uint8"
+    scale = _dtype(initializer_of(node.inputs[2]))
+    return Format(f"int{bits}", int(attribute(node, "block_size", 128)), scale, zeros, zero)
 
 
 def _dtype(value: Any) -> str:

@@ -82,10 +82,14 @@ def _linear_reference(bb: Any, attrs: Any, x: Any, w: Any) -> Any:
 
 
 def _dequantise(bb: Any, attrs: Any, q: Any, scale: Any, zero: Any, rows: int, width: int) -> Any:
-    """float32 [rows, width] from ONNX's layout: q [rows, blocks, bytes], scale and zero [rows, blocks]."""
+    """float32 [rows, width] from ONNX's layout: q [rows, blocks, bytes], scale and zero [rows, blocks].
+
+    Zero points are packed like q, or floats.
+    """
     bits, block, has_zero = int(attrs["bits"]), int(attrs["block"]), bool(int(attrs["zeros"]))
     per, blocks = 8 // bits, -(-width // block)
     mask = tirx.const((1 << bits) - 1, "uint8")
+    packed = str(zero.ty.dtype) == "uint8"
 
     def nibble(byte: Any, i: Any) -> Any:
         return ((byte >> ((i % per) * bits).astype("uint8")) & mask).astype("float32")
@@ -93,7 +97,9 @@ def _dequantise(bb: Any, attrs: Any, q: Any, scale: Any, zero: Any, rows: int, w
     def body(q: Any, scale: Any, zero: Any) -> Any:
         def value(r: Any, c: Any) -> Any:
             b = c // block
-            z = nibble(zero[r, b // per], b) if has_zero else tirx.const(float(1 << (bits - 1)), "float32")
+            z = tirx.const(float(1 << (bits - 1)), "float32")
+            if has_zero:
+                z = nibble(zero[r, b // per], b) if packed else zero[r, b].astype("float32")
             return (nibble(q[r, b, (c % block) // per], c) - z) * scale[r, b].astype("float32")
 
         return te.compute((rows, width), value, name="dequantise")
@@ -101,7 +107,7 @@ def _dequantise(bb: Any, attrs: Any, q: Any, scale: Any, zero: Any, rows: int, w
     q = bb.emit(R.reshape(q, (rows, blocks, block // per)))
     scale = bb.emit(R.reshape(scale, (rows, blocks)))
     if has_zero:
-        zero = bb.emit(R.reshape(zero, (rows, -(-blocks // per))))
+        zero = bb.emit(R.reshape(zero, (rows, -(-blocks // per) if packed else blocks)))
     return bb.emit_te(body, q, scale, zero, primfunc_name_hint="dequantise")
 
 

@@ -77,11 +77,11 @@ def _table(tile: CpuTile) -> dict[str, Legalise]:
         return _kernel(bb, func, f"linear_{n}_{k}_{columns}", [x, w], call.ty)
 
     def lower_linear_nbits(bb: Any, call: Any) -> Any:
-        x, _, scale, _ = call.args
+        x, _, scale, zero = call.args
         _, n, k = _sizes(x)
         bits, block, columns = (int(call.attrs[a]) for a in ("bits", "block", "columns"))
         zeros = bool(int(call.attrs["zeros"]))
-        func = linear_nbits(tile, n, k, columns, bits, block, str(scale.ty.dtype), zeros)
+        func = linear_nbits(tile, n, k, columns, bits, block, str(scale.ty.dtype), zeros, str(zero.ty.dtype))
         return _kernel(bb, func, f"linear_{bits}bit_{n}_{k}_{columns}", list(call.args), call.ty)
 
     def lower_embedding(bb: Any, call: Any) -> Any:
@@ -91,11 +91,11 @@ def _table(tile: CpuTile) -> dict[str, Legalise]:
         return _kernel(bb, func, f"embedding_{n}", [w, ids], call.ty)
 
     def lower_embedding_nbits(bb: Any, call: Any) -> Any:
-        scale, ids = call.args[1], call.args[3]
+        _, scale, zero, ids = call.args
         n = _sizes(ids)[1]
         vocab, width, bits, block = (int(call.attrs[a]) for a in ("vocab", "width", "bits", "block"))
         zeros = bool(int(call.attrs["zeros"]))
-        func = embedding_nbits(tile, n, vocab, width, bits, block, str(scale.ty.dtype), zeros)
+        func = embedding_nbits(tile, n, vocab, width, bits, block, str(scale.ty.dtype), zeros, str(zero.ty.dtype))
         return _kernel(bb, func, f"embedding_{bits}bit_{n}", list(call.args), call.ty)
 
     def lower_rms_norm(bb: Any, call: Any) -> Any:

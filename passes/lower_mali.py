@@ -50,6 +50,11 @@ def _dtype(weight: Any) -> str:
     return "float16" if dtype == "uint16" else dtype
 
 
+def _zero_dtype(zero: Any) -> str:
+    """The type of zero points: bytes, or as weights."""
+    return "uint8" if str(zero.ty.dtype) == "uint8" else _dtype(zero)
+
+
 def _table(tile: GpuTile) -> dict[str, Legalise]:
     def lower_linear(bb: Any, call: Any) -> Any:
         x, w = call.args
@@ -59,10 +64,11 @@ def _table(tile: GpuTile) -> dict[str, Legalise]:
         return kernel_call(bb, func, f"linear_{n}_{k}_{columns}", [x, w], call.ty)
 
     def lower_linear_nbits(bb: Any, call: Any) -> Any:
-        x, _, by, _ = call.args
+        x, _, by, zero = call.args
         _, n, k = sizes(x)
         bits, block, columns = (int(call.attrs[a]) for a in ("bits", "block", "columns"))
-        func = linear_nbits(tile, n, k, columns, bits, block, _dtype(by), bool(int(call.attrs["zeros"])))
+        stored = (_dtype(by), bool(int(call.attrs["zeros"])), _zero_dtype(zero))
+        func = linear_nbits(tile, n, k, columns, bits, block, *stored)
         return kernel_call(bb, func, f"linear_{bits}bit_{n}_{k}_{columns}", list(call.args), call.ty)
 
     def lower_embedding(bb: Any, call: Any) -> Any:
@@ -72,10 +78,11 @@ def _table(tile: GpuTile) -> dict[str, Legalise]:
         return kernel_call(bb, func, f"embedding_{n}", [w, ids], call.ty)
 
     def lower_embedding_nbits(bb: Any, call: Any) -> Any:
-        by, ids = call.args[1], call.args[3]
+        _, by, zero, ids = call.args
         n = sizes(ids)[1]
         vocab, width, bits, block = (int(call.attrs[a]) for a in ("vocab", "width", "bits", "block"))
-        func = embedding_nbits(tile, n, vocab, width, bits, block, _dtype(by), bool(int(call.attrs["zeros"])))
+        stored = (_dtype(by), bool(int(call.attrs["zeros"])), _zero_dtype(zero))
+        func = embedding_nbits(tile, n, vocab, width, bits, block, *stored)
         return kernel_call(bb, func, f"embedding_{bits}bit_{n}", list(call.args), call.ty)
 
     def lower_rms_norm(bb: Any, call: Any) -> Any:

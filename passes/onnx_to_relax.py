@@ -107,7 +107,7 @@ def _zero_point(e: _Emitter, node: Any, i: int) -> tuple[Any, int]:
 def _embedding_nbits(e: _Emitter, node: Any) -> _Value:
     q, scale = e.weight(node.inputs[0])[0], e.weight(node.inputs[2])[0]
     zero, zeros = _zero_point(e, node, 3)
-    bits, block = _attr(node, "bits", 4), _attr(node, "block_size")
+    bits, block = _attr(node, "bits", 4), _attr(node, "block_size", 128)
     vocab = int(D.shape_of(q)[0])
     width = int(np.prod([int(d) for d in D.shape_of(q)[1:]])) * 8 // bits
     return _Value(

@@ -140,7 +140,7 @@ class PackWeights:
                 name, (blocks, k, stored), dtype, lambda q: pack_quantised(q.reshape(n, -1), bits, k, panel)
             )
         packed = (blocks, k_blocks, panel)
-        if kind == "scale":
+        if kind == "scale" or dtype != "uint8":  # zero points of HQQ are floats, stored as the scales are
             return PackedWeight(name, packed, dtype, lambda s: to_panels(s.reshape(n, k_blocks).T, panel))
         return PackedWeight(
             name,

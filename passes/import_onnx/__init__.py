@@ -14,6 +14,7 @@ from typing import Any
 
 from passes.import_onnx.add_cache import add_cache
 from passes.import_onnx.canonical_products import canonical_products
+from passes.import_onnx.check_logits import check_logits
 from passes.import_onnx.check_vocabulary import check_vocabulary
 from passes.import_onnx.exact_quantised import exact_quantised
 from passes.import_onnx.facts import DecoderFacts, RopeFacts, decoder_facts
@@ -33,6 +34,7 @@ from passes.import_onnx.pick_branch import pick_branch
 from passes.import_onnx.resolve_shapes import resolve_shapes
 from passes.import_onnx.split_packed import split_packed
 from passes.import_onnx.state import Importing, Pass, PassLog, run_pass
+from passes.import_onnx.unfuse_onnxruntime import unfuse_onnxruntime
 from passes.import_onnx.upcast_to_float32 import upcast_to_float32
 from passes.import_onnx.widen_bfloat16 import widen_bfloat16
 from targets.errors import UserError
@@ -47,6 +49,8 @@ PIPELINE: list[Pass] = [
     find_head_dim,
     fold_constants,
     lower_dequantize,
+    unfuse_onnxruntime,
+    check_logits,
     resolve_shapes,
     fuse_rms_norm,
     norm_by_head,

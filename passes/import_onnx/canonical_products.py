@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.shapes import Known, known_shapes, points
-from passes.import_onnx.state import Declined, Importing, PassLog, add_initializer, attribute, describe, emit, scalar
+from passes.import_onnx.state import (
+    Declined,
+    Importing,
+    PassLog,
+    add_initializer,
+    attribute,
+    describe,
+    emit,
+    replace_uses,
+    scalar,
+)
 
 
 def canonical_products(imp: Importing) -> PassLog:
@@ -28,11 +38,6 @@ def canonical_products(imp: Importing) -> PassLog:
         except Declined as reason:
             notes.append(f"{describe(node)}: {reason}")
     return PassLog("canonical_products", matched, tuple(notes))
-
-
-def _replace(old: Any, new: Any) -> None:
-    new.shape, new.type = old.shape, old.type
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def _rows(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> tuple[Any, list[Any]] | None:
@@ -65,7 +70,7 @@ def _div(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
         return False
     y = node.outputs[0]
     factor = add_initializer(imp.graph, f"{y.name}.factor", np.array(1.0 / divisor, np.float32))
-    _replace(y, emit(node, "Mul", [node.inputs[0], factor], outputs=[f"{y.name}.scaled"]).outputs[0])
+    replace_uses(y, emit(node, "Mul", [node.inputs[0], factor], outputs=[f"{y.name}.scaled"]).outputs[0])
     return True
 
 
@@ -82,13 +87,13 @@ def _gemm(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
     if bias and bias[0] is not None:
         product = emit(node, "Add", [product, bias[0]], outputs=[f"{node.outputs[0].name}.biased"]).outputs[0]
     if rows is None:
-        _replace(node.outputs[0], product)
+        replace_uses(node.outputs[0], product)
         return True
     for back in rows[1]:
         product.shape, product.type = back.shape, back.type
         for k in known:
             k[product] = k[back]
-        back.replace_all_uses_with(product, replace_graph_outputs=True)
+        replace_uses(back, product)
     return True
 
 
@@ -97,9 +102,9 @@ def _reshape(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
     if not all(x in k and y in k for k in known):
         return False
     if all(k[x].shape == k[y].shape for k in known):
-        if y.is_graph_output():
+        if y.is_graph_output() and (x.producer() is None or x.is_graph_output()):
             return False
-        y.replace_all_uses_with(x)
+        replace_uses(y, x)
         return True
     shapes = [k[y].shape for k in known]
     by_head = (
@@ -120,7 +125,7 @@ def _swish(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
         raise Declined(f"alpha is {attribute(node, 'alpha')}, not 1")
     x, y = node.inputs[0], node.outputs[0]
     gate = emit(node, "Sigmoid", [x], outputs=[f"{y.name}.sigmoid"]).outputs[0]
-    _replace(y, emit(node, "Mul", [x, gate], outputs=[f"{y.name}.silu"]).outputs[0])
+    replace_uses(y, emit(node, "Mul", [x, gate], outputs=[f"{y.name}.silu"]).outputs[0])
     return True
 
 

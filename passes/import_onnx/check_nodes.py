@@ -26,6 +26,7 @@ _ONNXRUNTIME: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "MatMulNBits": (3, 6, ("K", "N", "block_size")),
     "GatherBlockQuantized": (3, 4, ()),
     "QuickGelu": (1, 1, ()),
+    "FusedMatMul": (2, 2, ()),
     "FastGelu": (1, 2, ()),
     "BiasGelu": (2, 2, ()),
     "Gelu": (1, 1, ()),

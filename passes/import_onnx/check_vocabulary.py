@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import onnx_ir as ir
+
 from passes.import_onnx.functions import DOMAIN
 from passes.import_onnx.shapes import known_shapes, points
+from passes.import_onnx.sort_nodes import sort_nodes
 from passes.import_onnx.state import Importing, PassLog, attribute, constant, describe
 from targets.errors import UserError
 
 _SMALLEST_BLOCK = 16
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # bfloat16 was widened
 _WEIGHT_OPERATORS = ("Cast", "Transpose", "Reshape")
 _KINDS = [  # operators that tell what kind of model it is
     (
@@ -33,7 +37,7 @@ def check_vocabulary(imp: Importing) -> PassLog:
     Raises:
         UserError: a node outside the vocabulary; the message names operator, node and reason.
     """
-    imp.graph.sort()
+    sort_nodes(imp.graph)
     refused = list(refusals(imp))
     for node, reason in refused:  # what tells the kind of model says more than what was met first
         if any(node.op_type in operators for operators, _ in _KINDS):
@@ -129,14 +133,32 @@ def _nbits(node: Any) -> str:
     if block < _SMALLEST_BLOCK or block & (block - 1):
         return f"blocks of {block} are not a power of two from {_SMALLEST_BLOCK} on"
     blocks = -(-k // block)
-    sizes = [n * blocks * (block * bits // 8), n * blocks, n * -(-blocks * bits // 8), None, n]
-    for value, size in zip(node.inputs[1:], sizes, strict=False):
-        if value is None:
-            continue
-        if not is_weight(value):
-            return f"{value.name} is computed, not a weight"
-        if initializer_of(value).const_value.size != size:
-            return f"{value.name} has {initializer_of(value).const_value.size} numbers, K, N and block_size need {size}"
+    packed, zeros = (ir.DataType.UINT8,), n * -(-blocks * bits // 8)
+    if len(node.inputs) > 3 and is_weight(node.inputs[3]) and _tensor(node.inputs[3]).dtype in _FLOATS:
+        if bits != 4:
+            return f"zero points that are fractions with {bits} bits: onnxruntime has them with 4 bits only"
+        zeros = n * blocks  # as HQQ writes them, one for each scale
+    sizes = [n * blocks * (block * bits // 8), n * blocks, zeros, None, n]
+    for value, size, types in zip(
+        node.inputs[1:], sizes, (packed, _FLOATS, (*packed, *_FLOATS), (), _FLOATS), strict=False
+    ):
+        if value is not None and (reason := _stored(value, size, types)):
+            return reason
+    return ""
+
+
+def _tensor(value: Any) -> Any:
+    return initializer_of(value).const_value
+
+
+def _stored(value: Any, size: int, types: tuple[Any, ...]) -> str:
+    """Why a value is no weight of that many numbers of one of those types; empty if it is."""
+    if not is_weight(value):
+        return f"{value.name} is computed, not a weight"
+    if _tensor(value).dtype not in types:
+        return f"{value.name} is of type {_tensor(value).dtype.name}; {', '.join(t.name for t in types)} is supported"
+    if _tensor(value).size != size:
+        return f"{value.name} has {_tensor(value).size} numbers, K, N and block_size need {size}"
     return ""
 
 
@@ -147,7 +169,16 @@ def _gather_quantized(node: Any) -> str:
     data, scales = (initializer_of(node.inputs[i]).const_value for i in (0, 2))
     if len(data.shape) < 2 or len(scales.shape) != 2 or data.shape[0] != scales.shape[0] or not data.size:
         return f"a weight {list(data.shape)} with scales {list(scales.shape)}"
-    return ""
+    bits, block = attribute(node, "bits", 4), attribute(node, "block_size", 128)
+    if bits not in (4, 8):
+        return f"{bits} bits are not supported"
+    if data.dtype != ir.DataType.UINT8:
+        return f"its weight is of type {data.dtype.name}; UINT8, INT4 and UINT4 are supported"
+    blocks = -(-(int(data.size) // int(data.shape[0])) * 8 // bits // block)
+    if int(scales.shape[1]) != blocks:
+        return f"{scales.shape[1]} scales a row, width and block_size need {blocks}"
+    zeros = int(data.shape[0]) * -(-blocks * bits // 8)
+    return _stored(node.inputs[3], zeros, (ir.DataType.UINT8,)) if len(node.inputs) > 3 and node.inputs[3] else ""
 
 
 def _norm(node: Any) -> str:

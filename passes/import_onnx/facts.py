@@ -76,7 +76,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
     layers = imp.facts["layers"]
     _agree("layers", {layers, len(attentions)}, "cache inputs and Attention nodes")
     heads = _agree("query heads", {attribute(n, "q_num_heads") for n in attentions}, "the layers")
-    embedding = next(n for n in nodes if n.op_type in ("Gather", "GatherBlockQuantized"))
+    embedding = embedding_of(imp.graph)
     head = _producer_of_logits(imp)
     vocab, hidden = _embedding_size(embedding)
     head_vocab, head_hidden = _product_size(head)
@@ -96,7 +96,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
         rope=_rope(imp, nodes),
         tied=_weight(embedding) is _weight(head),
         weight_dtype=_weight_dtype(nodes),
-        family=_family(nodes),
+        family=_family(nodes, embedding),
         window=max((attribute(n, "window", 0) for n in nodes if n.op_type == "CausalMask"), default=0),
         batch=imp.facts["batch"],
         padding=_padding(imp, nodes),
@@ -110,6 +110,18 @@ def _agree(what: str, values: set[Any], where: str) -> Any:
     if len(values) > 1:
         raise UserError(f"{where} disagree about the {what}: {', '.join(map(str, sorted(values)))}")
     return next(iter(values))
+
+
+def embedding_of(graph: Any) -> Any:
+    """The node that takes rows of a weight by input_ids; a table of positions is another one.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    found = [n for n in graph if n.op_type in ("Gather", "GatherBlockQuantized") and n.inputs[1].name == "input_ids"]
+    if len(found) != 1:
+        raise UserError(f"input_ids choose rows of {len(found)} tables; a decoder has one embedding")
+    return found[0]
 
 
 def _producer_of_logits(imp: Importing) -> Any:
@@ -183,8 +195,7 @@ def _rope(imp: Importing, nodes: list[Any]) -> RopeFacts | None:
     return RopeFacts(_agree("rotated elements", dims, "the layers"), bool(interleaved), kind)
 
 
-def _family(nodes: list[Any]) -> str:
-    embedding = next(n for n in nodes if n.op_type in ("Gather", "GatherBlockQuantized"))
+def _family(nodes: list[Any], embedding: Any) -> str:
     norms = [n for n in nodes if n.op_type == "RMSNormalization"]
     by_head = any(n.inputs[0].producer() is not None and n.inputs[0].producer().op_type == "Reshape" for n in norms)
     if not norms:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.shapes import Known, known_shapes, points, run_node, small_result
-from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant
+from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant, replace_uses
 
 _MOST_ELEMENTS = 1024
 _LONGEST_VECTOR = 1 << 16  # norm weights: Gemma's norms multiply by 1 + weight
@@ -66,16 +66,12 @@ def _remove_idle(imp: Importing, known: dict[Any, Known]) -> int:
         if node.domain or (node.op_type not in ("Identity", "Cast", "Dropout") and not alone):
             continue
         source, target = node.inputs[0], node.outputs[0]
-        if target.is_graph_output() and (source.is_graph_input() or source.producer() is None):
+        if target.is_graph_output() and (source.producer() is None or source.is_graph_output()):
             continue
         if node.op_type == "Cast":
             dtype = known[source].dtype if source in known else source.dtype
             if dtype is None or int(dtype) != attribute(node, "to"):
                 continue
-        if target.is_graph_output():
-            name, target.name = target.name, f"{target.name}.idle"
-            source.name = name
-            source.shape, source.type = target.shape, target.type
-        target.replace_all_uses_with(source, replace_graph_outputs=True)
+        replace_uses(target, source)
         removed += 1
     return removed

@@ -18,7 +18,17 @@ import numpy as np
 
 from passes.import_onnx.probe import Piece
 from passes.import_onnx.shapes import Known, known_shapes, points
-from passes.import_onnx.state import Declined, Importing, PassLog, add_initializer, attribute, describe, emit, scalar
+from passes.import_onnx.state import (
+    Declined,
+    Importing,
+    PassLog,
+    add_initializer,
+    attribute,
+    describe,
+    emit,
+    replace_uses,
+    scalar,
+)
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Tanh", "Erf", "Neg", "Cast", "Identity"}
 _BOUND = 1.6e-5  # of values up to 8
@@ -60,7 +70,7 @@ def _written_out(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
     actual = run(numbers)
     for approximate, formula in (("tanh", _gelu_tanh), ("none", _gelu_erf)):
         if np.abs(actual - formula(numbers)).max() < _BOUND:
-            _replace(y, emit(node, "Gelu", [x], {"approximate": approximate}, outputs=[f"{y.name}.gelu"]).outputs[0])
+            replace_uses(y, emit(node, "Gelu", [x], {"approximate": approximate}, outputs=[f"{y.name}.gelu"]).outputs[0])
             return True
     cap = float(run(np.array([1e9]))[0])
     small = 1e-3
@@ -93,14 +103,7 @@ def _write_capped(imp: Importing, node: Any, x: Any, y: Any, inside: float, cap:
     ]
     small = emit(node, "Mul", [x, factors[0]], outputs=[f"{y.name}.small"]).outputs[0]
     bent = emit(node, "Tanh", [small], outputs=[f"{y.name}.bent"]).outputs[0]
-    _replace(y, emit(node, "Mul", [bent, factors[1]], outputs=[f"{y.name}.capped"]).outputs[0])
-
-
-def _replace(old: Any, new: Any) -> None:
-    new.shape, new.type = old.shape, old.type
-    if old.is_graph_output():
-        new.name, old.name = old.name, f"{old.name}.exported"
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    replace_uses(y, emit(node, "Mul", [bent, factors[1]], outputs=[f"{y.name}.capped"]).outputs[0])
 
 
 def _operands(node: Any) -> list[Any]:
@@ -159,7 +162,7 @@ def _operator(approximate: str) -> Callable[[Importing, Any, dict[Any, Known]], 
         if len(node.inputs) > 1 and node.inputs[1] is not None:
             x = emit(node, "Add", [x, node.inputs[1]], outputs=[f"{node.outputs[0].name}.biased"]).outputs[0]
         name = f"{node.outputs[0].name}.gelu"
-        _replace(node.outputs[0], emit(node, "Gelu", [x], {"approximate": approximate}, outputs=[name]).outputs[0])
+        replace_uses(node.outputs[0], emit(node, "Gelu", [x], {"approximate": approximate}, outputs=[name]).outputs[0])
         return True
 
     return rewrite

@@ -20,7 +20,7 @@ from passes.import_onnx.prove_mask import prove_mask
 from passes.import_onnx.prove_rope import Rope, Rotation, check_unrotated
 from passes.import_onnx.prove_rotation import layout, layouts, prove_rotation
 from passes.import_onnx.shapes import Known, Point, known_shapes, points
-from passes.import_onnx.state import Declined, Importing, PassLog, describe
+from passes.import_onnx.state import Declined, Importing, PassLog, describe, replace_uses
 from passes.import_onnx.write_attention import Proven, as_rows, replace_present, write_attention
 
 Shapes = dict[Any, Known]
@@ -84,7 +84,7 @@ def _fuse(imp: Importing, site: Site, known: Shapes, active: set[Any], at: Point
     proven = Proven(query, key, value, keys.past.name, values.past.name, heads, float(np.float32(scale)), mask, rope)
     output, present_key, present_value = write_attention(imp, before, proven)
     output.shape = rows.shape
-    rows.replace_all_uses_with(output, replace_graph_outputs=True)
+    replace_uses(rows, output)
     for cache, new in ((keys, present_key), (values, present_value)):
         replace_present(imp, cache.past.name.replace("past_key_values", "present"), cache.present, new)
 

@@ -19,6 +19,7 @@ from passes.import_onnx.check_nodes import check_nodes
 from passes.import_onnx.check_tensors import check_tensors
 from passes.import_onnx.pick_branch import hoist_branches
 from passes.import_onnx.read_proto import read_proto
+from passes.import_onnx.sort_nodes import sort_nodes
 from passes.import_onnx.state import describe
 from targets.errors import UserError
 
@@ -54,7 +55,7 @@ def load(path: Path) -> Any:
                 tensor.const_value.base_dir = path.parent
         _flatten(model)
         _check_control_flow(path, model)
-        model.graph.sort()
+        sort_nodes(model.graph)
     except UserError:
         raise
     except Exception as error:  # onnx_ir raises many classes for graphs that make no sense

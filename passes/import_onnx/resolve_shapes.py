@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.shapes import Point, known_shapes, points
+from passes.import_onnx.sort_nodes import sort_nodes
 from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, emit
 
 
@@ -38,7 +39,7 @@ def resolve_shapes(imp: Importing) -> PassLog:
         node.outputs[0].replace_all_uses_with(joined)
         imp.graph.remove(node, safe=True)
         matched += 1
-    imp.graph.sort()
+    sort_nodes(imp.graph)
     return PassLog("resolve_shapes", matched, tuple(notes))
 
 

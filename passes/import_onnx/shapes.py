@@ -208,7 +208,7 @@ _OPERATORS = {
         "FastGelu",
         "Gelu",
     ),
-    *("Gemm", "GatherBlockQuantized", "GroupQueryAttention", "LayerNormalization", "MatMulNBits", "MultiHeadAttention"),
+    *("FusedMatMul", "Gemm", "GatherBlockQuantized", "GroupQueryAttention", "LayerNormalization", "MatMulNBits", "MultiHeadAttention"),
     *("Positions", "QuickGelu", "RMSNormalization", "RotaryEmbedding", "Shape", "SimplifiedLayerNormalization"),
     *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax", "Softplus", "Swish", "Relu", "TopK"),
     *(
@@ -238,6 +238,29 @@ def _skip_norm(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
 def _matmul_nbits(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
     shape = known[node.inputs[0]].shape
     return [(*shape[:-1], attribute(node, "N"))] if shape and shape[-1] == attribute(node, "K") else []
+
+
+def fused_permutation(node: Any, side: str, rank: int) -> list[int]:
+    """The permutation of operand "A" or "B" of a FusedMatMul that makes it one of MatMul."""
+    perm = list(range(rank))
+    if attribute(node, f"transBatch{side}", 0):  # the first dimension is the rows', the batch ones follow
+        perm = [*perm[1:-1], perm[0], perm[-1]]
+    if attribute(node, f"trans{side}", 0):
+        perm[-2:] = perm[:-3:-1]
+    return perm
+
+
+def _fused_matmul(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    shapes = [known[v].shape for v in node.inputs[:2]]
+    if any(len(s) < 2 for s in shapes):
+        return []
+    a, b = ([s[i] for i in fused_permutation(node, x, len(s))] for x, s in zip("AB", shapes, strict=True))
+    if a[-1] != b[-2]:
+        return []
+    try:
+        return [(*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), a[-2], b[-1])]
+    except ValueError:
+        return []
 
 
 def _norm(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
@@ -293,6 +316,7 @@ _RULES = {
     "QuickGelu": (1, _same),
     "Gelu": (1, _same),
     "MatMulNBits": (1, _matmul_nbits),
+    "FusedMatMul": (2, _fused_matmul),
     "GatherBlockQuantized": (3, _gather_quantized),
     "GroupQueryAttention": (4, _attention),
     "MultiHeadAttention": (3, _attention),

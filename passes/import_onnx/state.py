@@ -69,15 +69,30 @@ class Importing:
 Pass = Callable[[Importing], PassLog]
 
 
+_NAMING = ("normalise_io_names", "add_cache")  # the passes that may change which outputs the graph has
+
+
 def run_pass(run: Pass, imp: Importing) -> PassLog:
-    """Run a pass, log it, and drop the nodes it left without users."""
-    before = list(imp.graph)
+    """Run a pass, log it, and drop the nodes it left without users.
+
+    Raises:
+        AssertionError: the graph's outputs have other names or another order than before; inputs likewise.
+    """
+    before, names = list(imp.graph), interface_names(imp.graph)
     entry = run(imp)
+    assert run.__name__ in _NAMING or interface_names(imp.graph) == names, (
+        f"{run.__name__} changed inputs or outputs from {names} to {interface_names(imp.graph)}"
+    )
     common.RemoveUnusedNodesPass()(imp.model)
     gone = (node for node in before if node.graph is None)
     entry = replace(entry, replaced=tuple(f"{node.op_type} {node.name}" for node in gone))
     imp.log.append(entry)
     return entry
+
+
+def interface_names(graph: Any) -> tuple[list[str], list[str]]:
+    """Names of the inputs and of the outputs, in order."""
+    return [v.name for v in graph.inputs], [v.name for v in graph.outputs]
 
 
 def describe(node: Any) -> str:
@@ -116,10 +131,18 @@ def add_initializer(graph: Any, name: str, numbers: np.ndarray) -> Any:
 
 
 def replace_uses(old: Any, new: Any) -> None:
-    """Let everything read `new` instead of `old`; where `old` is an output of the graph, `new` takes its name."""
+    """Let everything read `new` instead of `old`; where `old` is an output of the graph, `new` takes its name.
+
+    `new` gets the type and the shape of `old` then, and where it has none of its own. A value that is an input, a
+    constant or another output keeps its name: an Identity of it becomes the output.
+    """
     if old.is_graph_output():
+        if new.producer() is None or new.is_graph_output():
+            new = emit(old.producer(), "Identity", [new], outputs=[f"{old.name}.same"]).outputs[0]
         new.name, old.name = old.name, f"{old.name}.replaced"
         new.type, new.shape = old.type, old.shape
+    new.type = old.type if new.type is None else new.type
+    new.shape = old.shape if new.shape is None else new.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 

@@ -33,7 +33,15 @@ def embedding(tile: CpuTile, n: int, vocab: int, width: int, dtype: str) -> Any:
 
 @functools.cache
 def embedding_nbits(
-    tile: CpuTile, n: int, vocab: int, width: int, bits: int, block: int, scale_dtype: str, zeros: bool
+    tile: CpuTile,
+    n: int,
+    vocab: int,
+    width: int,
+    bits: int,
+    block: int,
+    scale_dtype: str,
+    zeros: bool,
+    zero_dtype: str = "uint8",
 ) -> Any:
     """The PrimFunc (q, scale, zero, ids[1, n] int64, y[1, n, width]); layouts as in linear_nbits."""
     panel = tile.panel
@@ -46,7 +54,7 @@ def embedding_nbits(
     def embedding_nbits(
         q: T.Buffer((blocks, width, stored), "uint8"),
         scale: T.Buffer((blocks, k_blocks, panel), scale_dtype),
-        zero: T.Buffer(zero_shape, "uint8"),
+        zero: T.Buffer(zero_shape, zero_dtype),
         ids: T.Buffer((1, n), "int64"),
         y: T.Buffer((1, n, width), "float32"),
     ):

@@ -7,7 +7,7 @@ Packed layout, for panels of `panel` columns (columns past N hold zero scales):
   q     8 bit: [blocks, K, panel] uint8;  4 bit: [blocks, K, panel / 2] uint8, column j in the low nibble of byte j,
         column j + panel / 2 in the high nibble
   scale [blocks, K / block, panel]
-  zero  [blocks, K / block, panel] uint8, only where the model has zero points (else 2^(bits-1))
+  zero  [blocks, K / block, panel] uint8, float16 or float32, only where the model has zero points (else 2^(bits-1))
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from targets.cortex_a.tile import CpuTile
 
 @functools.cache
 def linear_nbits(
-    tile: CpuTile, n: int, k: int, columns: int, bits: int, block: int, scale_dtype: str, zeros: bool
+    tile: CpuTile,
+    n: int,
+    k: int,
+    columns: int,
+    bits: int,
+    block: int,
+    scale_dtype: str,
+    zeros: bool,
+    zero_dtype: str = "uint8",
 ) -> Any:
     """The PrimFunc (x, q, scale, zero, y); without zero points pass any [1, 1, 1] uint8 tensor as zero.
 
@@ -45,7 +53,7 @@ def linear_nbits(
         x: T.Buffer((1, n, k), "float32"),
         q: T.Buffer((blocks, k, stored), "uint8"),
         scale: T.Buffer((blocks, k_blocks, panel), scale_dtype),
-        zero: T.Buffer(zero_shape, "uint8"),
+        zero: T.Buffer(zero_shape, zero_dtype),
         y: T.Buffer((1, n, columns), "float32"),
     ):
         T.func_attr({"tirx.noalias": True})

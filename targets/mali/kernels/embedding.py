@@ -49,7 +49,15 @@ def embedding(tile: GpuTile, n: int, vocab: int, width: int, dtype: str) -> Any:
 
 @functools.cache
 def embedding_nbits(
-    tile: GpuTile, n: int, vocab: int, width: int, bits: int, block: int, scale_dtype: str, zeros: bool
+    tile: GpuTile,
+    n: int,
+    vocab: int,
+    width: int,
+    bits: int,
+    block: int,
+    scale_dtype: str,
+    zeros: bool,
+    zero_dtype: str = "uint8",
 ) -> Any:
     """The PrimFunc (q, scale, zero, ids[1, n] int64, y[1, n, width]); layouts as in linear_nbits."""
     panel, size, half = tile.panel, tile.group, tile.panel // 2
@@ -57,13 +65,14 @@ def embedding_nbits(
     groups = -(-items // size)
     stored, scale_storage, half_scale = half if bits == 4 else panel, storage(scale_dtype), scale_dtype == "float16"
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
+    half_zero, zero_storage = zeros and zero_dtype == "float16", storage(zero_dtype)
     middle = float(1 << (bits - 1))
 
     @T.prim_func(s_tir=True)
     def embedding_nbits(
         q: T.Buffer((blocks, width, stored), "uint8"),
         scale: T.Buffer((blocks, k_blocks, panel), scale_storage),
-        zero: T.Buffer(zero_shape, "uint8"),
+        zero: T.Buffer(zero_shape, zero_storage),
         ids: T.Buffer((1, n), "int64"),
         y: T.Buffer((1, n, width), "float32"),
     ):
@@ -87,7 +96,9 @@ def embedding_nbits(
                         )
                     else:
                         value[0] = T.Cast("float32", q[row[0] // panel, vi % width, row[0] % panel])
-                    if zeros:
+                    if half_zero:
+                        value[1] = load_half(zero, row[0] // panel, vi % width // block, row[0] % panel)
+                    elif zeros:
                         value[1] = T.Cast("float32", zero[row[0] // panel, vi % width // block, row[0] % panel])
                     else:
                         value[1] = T.float32(middle)

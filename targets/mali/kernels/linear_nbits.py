@@ -19,7 +19,15 @@ from targets.mali.tile import GpuTile
 
 @functools.cache
 def linear_nbits(
-    tile: GpuTile, n: int, k: int, columns: int, bits: int, block: int, scale_dtype: str, zeros: bool
+    tile: GpuTile,
+    n: int,
+    k: int,
+    columns: int,
+    bits: int,
+    block: int,
+    scale_dtype: str,
+    zeros: bool,
+    zero_dtype: str = "uint8",
 ) -> Any:
     """The PrimFunc (x, q, scale, zero, y); without zero points pass any [1, 1, 1] uint8 tensor as zero."""
     panel, size, half = tile.panel, tile.group, tile.panel // 2
@@ -32,7 +40,9 @@ def linear_nbits(
     stored = half if bits == 4 else panel
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     middle = float(1 << (bits - 1))
-    native, number = tile.native_half, "float16" if tile.native_half else "float32"
+    native = tile.native_half and zero_dtype == "uint8"  # the difference to a fraction is not exact in half
+    number = "float16" if native else "float32"
+    half_zero, zero_storage = zeros and zero_dtype == "float16", storage(zero_dtype)
     ragged, half_scale, scale_storage = columns % panel != 0, scale_dtype == "float16", storage(scale_dtype)
 
     @T.prim_func(s_tir=True)
@@ -40,7 +50,7 @@ def linear_nbits(
         x: T.Buffer((1, n, k), "float32"),
         q: T.Buffer((blocks, k, stored), "uint8"),
         scale: T.Buffer((blocks, k_blocks, panel), scale_storage),
-        zero: T.Buffer(zero_shape, "uint8"),
+        zero: T.Buffer(zero_shape, zero_storage),
         y: T.Buffer((1, n, columns), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
@@ -75,12 +85,17 @@ def linear_nbits(
                                 else:
                                     for v in T.vectorized(lanes):
                                         by[j * lanes + v] = scale[vi // per, kb, j * half + vi % per * lanes + v]
-                                for v in T.vectorized(lanes):
-                                    at[j * lanes + v] = (
-                                        T.cast(zero[vi // per, kb, j * half + vi % per * lanes + v], number)
-                                        if zeros
-                                        else T.cast(T.float32(middle), number)
+                                if half_zero:
+                                    at[T.Ramp(j * lanes, 1, lanes)] = load_half(
+                                        zero, vi // per, kb, j * half + vi % per * lanes, lanes=lanes
                                     )
+                                else:
+                                    for v in T.vectorized(lanes):
+                                        at[j * lanes + v] = (
+                                            T.cast(zero[vi // per, kb, j * half + vi % per * lanes + v], number)
+                                            if zeros
+                                            else T.cast(T.float32(middle), number)
+                                        )
                             for ko in T.serial(T.min(tail, k - kb * block) // unroll):
                                 for ki in T.unroll(unroll):
                                     for j in T.unroll(parts):

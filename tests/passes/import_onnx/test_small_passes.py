@@ -210,7 +210,7 @@ def test_gemm_and_swish_and_idle_reshape() -> None:
         "m.product = MatMul(x, w.transposed)",
         "m.biased = Add(m.product, v)",
         "y.sigmoid = Sigmoid(m.biased)",
-        "y.silu = Mul(m.biased, y.sigmoid)",
+        "y = Mul(m.biased, y.sigmoid)",
     ]
 
 

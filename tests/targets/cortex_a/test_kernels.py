@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import tvm
 
-from passes.pack_weights import pack_quantised, to_panels
+from passes.pack_weights import pack_quantised, to_panels, unpack_bits
 from targets.boards import load_board
 from targets.cortex_a.kernels.argmax import argmax
 from targets.cortex_a.kernels.attention import attention_cached
@@ -127,6 +127,30 @@ def test_linear_and_embedding_nbits(tile: CpuTile, bits: int, zeros: bool, k: in
     assert np.array_equal(run(func, q, scale, zero, ids, out=((1, 5, k), "float32"))[0], w[ids[0]])
     y = run(func, q, scale * F32(1.01), zero, ids, out=((1, 5, k), "float32"))
     assert not np.array_equal(y[0], w[ids[0]])
+
+
+@TILES
+@pytest.mark.parametrize("zero_dtype", ["float32", "float16"])
+def test_zero_points_that_are_fractions(tile: CpuTile, zero_dtype: str) -> None:
+    """HQQ's: a weight is (q - zero) * scale in float32; three blocks a column, the last one short."""
+    bits, k, columns, block = 4, 80, 40, 32
+    onnx, _ = quantised(bits, k, columns, block, zeros=False)
+    fractions = (7 + 3 * normal(columns, 3, seed=4)).astype(zero_dtype)
+    codes = unpack_bits(onnx["q"], bits, k).astype(F32)
+    w = (codes - np.repeat(fractions.astype(F32), block, 1)[:, :k]) * np.repeat(onnx["scale"], block, 1)[:, :k]
+    q, scale = pack_quantised(onnx["q"], bits, k, tile.panel), to_panels(onnx["scale"].T, tile.panel)
+    zero, rows, outputs = to_panels(fractions.T, tile.panel), normal(1, 5, k), []
+    for n in (1, 3, 5):
+        func = linear_nbits(tile, n, k, columns, bits, block, "float32", True, zero_dtype)
+        outputs.append(run(func, rows[:, :n], q, scale, zero, out=((1, n, columns), "float32")))
+        np.testing.assert_allclose(outputs[-1], rows[:, :n] @ w.T, atol=1e-4, rtol=0)
+    assert all(np.array_equal(y, outputs[-1][:, : y.shape[1]]) for y in outputs)
+    ids = np.array([[0, 7, 8, 15, 39]])
+    func = embedding_nbits(tile, 5, columns, k, bits, block, "float32", True, zero_dtype)
+    assert np.array_equal(run(func, q, scale, zero, ids, out=((1, 5, k), "float32"))[0], w[ids[0]])
+    rounded = np.round(zero)  # the twin: the same zero points as whole numbers
+    y = run(func, q, scale, rounded, ids, out=((1, 5, k), "float32"))
+    assert np.abs(y[0] - w[ids[0]]).max() > 1e-3
 
 
 @TILES

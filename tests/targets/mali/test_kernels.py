@@ -117,6 +117,33 @@ def test_linear_and_embedding_nbits(
     assert np.abs(y[0] - w[ids[0]]).max() > 1e-3
 
 
+@pytest.mark.parametrize(("tile", "zero_dtype"), [(MALI, "float32"), (SMALL, "float16")], ids=tile_name)
+def test_zero_points_that_are_fractions(run: Run, tile: GpuTile, zero_dtype: str) -> None:
+    """HQQ's: a weight is (q - zero) * scale in float32; three blocks a column, the last one short."""
+    from passes.pack_weights import pack_quantised, to_panels, unpack_bits
+    from targets.mali.kernels.embedding import embedding_nbits
+    from targets.mali.kernels.linear_nbits import linear_nbits
+
+    bits, k, columns, block = 4, 80, 41, 32
+    onnx, _ = quantised(bits, k, columns, block, zeros=False)
+    fractions = (7 + 3 * normal(columns, 3, seed=4)).astype(zero_dtype)
+    codes = unpack_bits(onnx["q"], bits, k).astype(F32)
+    w = (codes - np.repeat(fractions.astype(F32), block, 1)[:, :k]) * np.repeat(onnx["scale"], block, 1)[:, :k]
+    q, scale = pack_quantised(onnx["q"], bits, k, tile.panel), to_panels(onnx["scale"].T, tile.panel)
+    zero, rows, outputs = to_panels(fractions.T, tile.panel), normal(1, 5, k), []
+    for n in (1, 5):
+        func = linear_nbits(tile, n, k, columns, bits, block, "float32", True, zero_dtype)
+        outputs.append(run(func, rows[:, :n], q, scale, zero, out=((1, n, columns), "float32")))
+        np.testing.assert_allclose(outputs[-1], rows[:, :n] @ w.T, atol=1e-3, rtol=1e-5)
+    assert np.array_equal(outputs[0], outputs[1][:, :1])
+    ids = np.array([[0, 7, 8, 15, 40]])
+    func = embedding_nbits(tile, 5, columns, k, bits, block, "float32", True, zero_dtype)
+    y = run(func, q, scale, zero, ids, out=((1, 5, k), "float32"))
+    np.testing.assert_allclose(y[0], w[ids[0]], rtol=1e-6, atol=1e-7)
+    y = run(func, q, scale, np.round(zero), ids, out=((1, 5, k), "float32"))  # the twin: whole zero points
+    assert np.abs(y[0] - w[ids[0]]).max() > 1e-3
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_embedding(run: Run, dtype: str) -> None:
     from passes.pack_weights import to_panels

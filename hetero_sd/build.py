@@ -13,6 +13,7 @@ import numpy.typing as npt
 from costmodel.place import Place
 from hetero_sd.runtime.weights import Tensor, write_weights
 from passes.cache_in_place import key_shape, value_shape
+from passes.check_finite import check_finite
 from passes.import_onnx import Decoder
 from passes.make_entries import step_name
 from passes.pack_weights import PackedWeight
@@ -95,7 +96,8 @@ def build_model(
         subgraphs: folder for the segments as ONNX files, or None.
 
     Raises:
-        UserError: an operator has no kernel on its processor, or the placement names layers that are not there.
+        UserError: an operator has no kernel on its processor, the placement names layers that are not there, or a
+            weight is not finite.
     """
     tiles: dict[str, CpuTile | GpuTile] = {"cpu": cpu_tile(core), **({"gpu": gpu_tile(gpu)} if gpu else {})}
     lowered = lower_decoder(
@@ -103,12 +105,12 @@ def build_model(
     )
     if subgraphs is not None:
         write_subgraphs(decoder, lowered.origins, lowered.placed, subgraphs)
+    weights = bundle / "weights" / f"{name}.safetensors"
+    weights.parent.mkdir(exist_ok=True)
+    write_weights(weights, _tensors(name, lowered, progress))  # first: a weight can be refused, which takes no time
     libraries = {processor: bundle / "lib" / f"{name}_{processor}.so" for processor in lowered.modules}
     for processor, library in libraries.items():
         _build_library(lowered.modules[processor], processor, core, library)
-    weights = bundle / "weights" / f"{name}.safetensors"
-    weights.parent.mkdir(exist_ok=True)
-    write_weights(weights, _tensors(lowered, progress))
 
     facts = decoder.facts
     manifest = {
@@ -172,7 +174,7 @@ def _build_library(mod: Any, processor: str, core: Core, path: Path) -> None:
     executable.export_library(str(path), fcompile=link_function(core))
 
 
-def _tensors(lowered: LoweredDecoder, progress: Progress) -> Iterator[Tensor]:
+def _tensors(role: str, lowered: LoweredDecoder, progress: Progress) -> Iterator[Tensor]:
     """The packed weights one by one, so that at most one of them is in memory."""
     total = sum(_nbytes(p) for p in lowered.packed)
     done = 0
@@ -182,6 +184,7 @@ def _tensors(lowered: LoweredDecoder, progress: Progress) -> Iterator[Tensor]:
             nonlocal done
             source = lowered.weights[weight.name]
             array = weight.pack(source.numpy())
+            check_finite(f"{role} model: weight {source.name or weight.name!r}", array)
             if hasattr(source, "release"):
                 source.release()  # unmaps the file, whose pages would count as ours
             done += array.nbytes

@@ -17,6 +17,7 @@ import numpy as np
 from tvm import relax, tirx
 
 from passes import dialect as D
+from passes.check_finite import check_attributes
 from passes.import_onnx import Decoder, DecoderFacts
 from passes.import_onnx.check_vocabulary import is_weight
 from passes.import_onnx.label_parts import computed_nodes
@@ -78,6 +79,8 @@ class _Emitter:
 
     def emit(self, call: Any) -> Any:
         """Bind a call in the function and return its variable."""
+        if isinstance(call, relax.Call) and call.attrs is not None:
+            check_attributes(dict(call.attrs.items()), self.node)
         self.origins.append(self.node)
         return self.bb.emit(call)
 

@@ -9,9 +9,22 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from targets.errors import UserError
+
 
 class ContextFull(Exception):
     """A forward pass was asked to write KV rows beyond the model's context."""
+
+
+class NotFiniteError(UserError):
+    """A model computed NaN or infinity; the message is one line that names it."""
+
+    def __init__(self, model: str, where: str = "") -> None:
+        """Name the model, and where in the text it happened."""
+        super().__init__(
+            f"the {model} computed logits that are not finite{where}: copy the bundle again, or build it again and "
+            "check it with `hetero-sd verify`"
+        )
 
 
 class Model(Protocol):
@@ -31,6 +44,7 @@ class Model(Protocol):
 
         Raises:
             ContextFull: ``pos + n > context``.
+            NotFiniteError: a logit of these rows is NaN or infinite; so do the other two.
         """
 
     def argmax(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.int64]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetero_sd.runtime.chain import Chain, GpuFailed, last_line
-from hetero_sd.runtime.interface import ContextFull, Models
+from hetero_sd.runtime.interface import ContextFull, Models, NotFiniteError
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model_facts import SegmentFacts, read_model_facts
 from hetero_sd.runtime.weights import Weights
@@ -130,7 +130,10 @@ class CompiledModel:
     def _evaluate(
         self, entry: str, ids: Sequence[int], width: int, pos: int, which: int, row: int | None = None
     ) -> npt.NDArray[Any]:
-        """Logits (``which`` 0) or choices (1) of an entry point; a GPU that fails hands over to the CPU."""
+        """Logits (``which`` 0) or choices (1) of an entry point; a GPU that fails hands over to the CPU.
+
+        A choice below 0 says that a logit of its row is not finite (targets/*/kernels/argmax.py).
+        """
         if min(ids) < 0 or max(ids) >= self.vocab:
             raise ValueError(f"token ids must be 0 to {self.vocab - 1}: {list(ids)}")
         numbers, tensor = self._inputs[width]
@@ -138,7 +141,9 @@ class CompiledModel:
         numbers[len(ids) :] = 0  # rows beyond the ids are computed and not used
         chain = self._chain
         try:
-            rows: npt.NDArray[Any] = chain.host(chain.run(entry, tensor, pos, row)[which])[0]
+            made = chain.run(entry, tensor, pos, row)
+            choices: npt.NDArray[Any] = chain.host(made[1])[0]
+            rows = choices if which else chain.host(made[0])[0]
         except Exception as error:
             if chain.gpu is None or not self._facts.fallback:
                 raise
@@ -146,6 +151,9 @@ class CompiledModel:
             if pos:
                 self.extend(self._fed[:pos], 0)
             return self._evaluate(entry, ids, width, pos, which, row)
+        for i, choice in enumerate(choices.tolist()[: len(ids)]):
+            if choice < 0:
+                raise NotFiniteError(self.name, f" after {pos + 1 + (i if row is None else row)} tokens")
         self._fed[pos:] = ids
         return rows
 

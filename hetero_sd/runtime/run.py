@@ -14,7 +14,7 @@ from typing import Any
 
 from hetero_sd.runtime import text as text_files
 from hetero_sd.runtime.generate import Request
-from hetero_sd.runtime.interface import Models
+from hetero_sd.runtime.interface import Models, NotFiniteError
 from hetero_sd.runtime.live_gamma import LiveGamma
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.options import parse_options
@@ -37,8 +37,8 @@ Loader = Callable[[Bundle, bool], Models]
 def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loader | None = None) -> int:
     """Run the command on the bundle in ``folder`` and return its exit code.
 
-    0 done, 1 the doctor found a problem, 2 a mistake of the user, 3 the GPU failed (both one line on standard error),
-    130 interrupted, 141 the reader of the output left.
+    0 done, 1 the doctor found a problem, 2 a mistake of the user, 3 the GPU failed or the target's logits are not
+    finite (2 and 3 with one line on standard error), 130 interrupted, 141 the reader of the output left.
 
     Args:
         folder: the bundle.
@@ -62,7 +62,7 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
         return 0
     except UserError as error:
         print(f"run.py: error: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, NotFiniteError) else 2
     except OpenCLError as error:
         print(f"run.py: error: the GPU failed: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
         return 3
@@ -193,6 +193,8 @@ def _answer(session: Session, prompt: Prompt, ids: list[int], plan: dict[str, An
             print(piece, end="", flush=True)
 
     answer = session.answer(prompt, ids, show)
+    if answer.trace.lost_drafter is not None:
+        print(f"run.py: note: {answer.trace.lost_drafter}; the target went on alone", file=sys.stderr)
     if not options.json:
         print(flush=True)
         return answer

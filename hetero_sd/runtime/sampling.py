@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from targets.errors import UserError
+from hetero_sd.runtime.interface import NotFiniteError
 
 Distribution = npt.NDArray[np.float64]
 
@@ -38,11 +38,11 @@ def probabilities(logits: npt.NDArray[np.floating], sampling: Sampling) -> Distr
     number of ids kept is exact. One row at a time: the order of summation must not depend on neighbouring rows.
 
     Raises:
-        UserError: the logits hold NaN or no finite value, which a correctly compiled model never gives.
+        NotFiniteError: the logits hold NaN, infinity or no finite value, which a correctly compiled model never gives.
     """
     best = float(logits.max())
     if not np.isfinite(best):
-        raise UserError("the model computed logits that are not finite: check the bundle with `hetero-sd verify`")
+        raise NotFiniteError("model")
     ids = _best_ids(logits, sampling.top_k) if 0 < sampling.top_k < len(logits) else np.arange(len(logits))
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
         p = np.exp((logits[ids].astype(np.float64) - best) / sampling.temperature)

@@ -2,7 +2,8 @@
 
 Leviathan et al. 2023 (arXiv 2211.17192) and Chen et al. 2023 (arXiv 2302.01318); p is the target's distribution,
 q the drafter's, both after the same processing. Sampled output has the target's law, greedy output is the
-target's own, token by token.
+target's own, token by token. A drafter whose logits are not finite is left out for the rest of the text, which is the
+target's in any case.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from hetero_sd.runtime.generate import Request, first_token, record_token
-from hetero_sd.runtime.interface import Model
+from hetero_sd.runtime.interface import Model, NotFiniteError
 from hetero_sd.runtime.policy import GammaPolicy
 from hetero_sd.runtime.sampling import Dice, Distribution, Sampling, probabilities
 from hetero_sd.runtime.trace import Stopwatch, Trace
@@ -63,6 +64,7 @@ def speculate(
             accepted, extra = accept_sampled(logits, drafted, q, request.sampling, dice)
             watch.book("sampling")
         drafter.keep(len(tokens) + accepted)
+        trace.lost_drafter = drafter.lost
         new_tokens = [*drafted[:accepted], extra]
 
         trace.rounds.append(watch.round(len(drafted), accepted, caught_up))
@@ -103,10 +105,11 @@ class Drafter:
         self._common = min(model.vocab, target_vocab)
         self._sampling = sampling
         self._length = 0  # leading tokens of the text whose KV rows are valid
+        self.lost: str | None = None  # why it drafts no more
 
     def room(self, length: int) -> int:
         """Return how many tokens can be drafted after ``length`` tokens before the drafter's context is full."""
-        return max(0, self._model.context - length + 1)
+        return 0 if self.lost else max(0, self._model.context - length + 1)
 
     def catch_up(self, tokens: Sequence[int]) -> float:
         """Feed what is missing but for two tokens, which :meth:`propose` feeds; return the seconds it took.
@@ -118,34 +121,47 @@ class Drafter:
         if end <= self._length + 1:
             return 0.0
         watch = Stopwatch()
-        self._model.extend(self._known(tokens[self._length : end]), self._length)
-        self._length = end
+        try:
+            self._model.extend(self._known(tokens[self._length : end]), self._length)
+            self._length = end
+        except NotFiniteError as error:
+            self.lost = str(error)
         watch.book("catch up")
         return watch.booked["catch up"]
 
     def propose(
         self, tokens: Sequence[int], gamma: int, watch: Stopwatch, dice: Dice
     ) -> tuple[list[int], list[Distribution]]:
-        """Return gamma drafted tokens and, when sampling, the distributions q they were drawn from."""
+        """Return gamma drafted tokens and, when sampling, the distributions q they were drawn from.
+
+        They are fewer where the drafter was lost, or is lost on the way.
+        """
         drafted: list[int] = []
         q: list[Distribution] = []
         pending = list(tokens[self._length :])
-        for _ in range(gamma):
-            if self._sampling.greedy:
-                token = self._best(pending)
-            else:
-                logits = self._model.forward(self._known(pending), self._length)[-1, : self._common]
-                watch.book("draft")
-                q.append(np.zeros(self._target_vocab))
-                q[-1][: self._common] = probabilities(logits, self._sampling)
-                token = dice.draw(q[-1])
-                watch.book("sampling")
-            self._length += len(pending)
-            drafted.append(token)
-            pending = [token]
+        try:
+            while len(drafted) < gamma and not self.lost:
+                drafted.append(self._draw(pending, q, watch, dice))
+                self._length += len(pending)
+                pending = drafted[-1:]
+        except NotFiniteError as error:
+            self.lost = str(error)
         if gamma:
             watch.book("draft")
         return drafted, q
+
+    def _draw(self, pending: Sequence[int], q: list[Distribution], watch: Stopwatch, dice: Dice) -> int:
+        """Feed ``pending`` and draft a token; when sampling, its distribution is appended to ``q``."""
+        if self._sampling.greedy:
+            return self._best(pending)
+        logits = self._model.forward(self._known(pending), self._length)[-1, : self._common]
+        watch.book("draft")
+        ours = probabilities(logits, self._sampling)
+        q.append(np.zeros(self._target_vocab))
+        q[-1][: self._common] = ours
+        token = dice.draw(q[-1])
+        watch.book("sampling")
+        return token
 
     def keep(self, length: int) -> None:
         """Roll the cache back to the first ``length`` tokens; the text agrees with the drafts up to there."""

@@ -34,7 +34,8 @@ class Trace:
     """The record of one generation, filled in while it runs.
 
     ``finish_reason`` is "eos", "length" (max_new_tokens), "context" (the KV cache is full), "stop" (a stop string;
-    set by the reader of the stream), or None while it runs.
+    set by the reader of the stream), or None while it runs. ``lost_drafter`` says why the drafter was left out from
+    some round on; None where it was not.
     """
 
     prompt_tokens: int = 0
@@ -42,6 +43,7 @@ class Trace:
     finish_reason: str | None = None
     prefill_s: float = 0.0
     draft_prefill_s: float = 0.0
+    lost_drafter: str | None = None
     rounds: list[Round] = field(default_factory=list)
 
     @property

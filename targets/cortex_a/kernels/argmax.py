@@ -12,7 +12,12 @@ from targets.cortex_a.tile import CpuTile
 
 @functools.cache
 def argmax(tile: CpuTile, n: int, vocab: int) -> Any:
-    """The PrimFunc (logits[1, n, vocab], ids[1, n] int64): first the maximum over lanes, then the id that has it."""
+    """The PrimFunc (logits[1, n, vocab], ids[1, n] int64): first the maximum over lanes, then the id that has it.
+
+    A row with a logit that is NaN or infinite gets id -1. Without its sign bit, a float32 that is not finite is an
+    integer of at least 0x7F800000, so the largest of these integers tells; it is found beside the maximum, from the
+    same loads, and does not depend on how a compiler orders comparisons with NaN.
+    """
     lanes = tile.lanes
     full = vocab // lanes
 
@@ -23,20 +28,33 @@ def argmax(tile: CpuTile, n: int, vocab: int) -> Any:
             with T.sblock("row"):
                 vm = T.axis.spatial(n, m)
                 best = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+                magnitudes = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
                 top = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                magnitude = T.sblock_alloc_buffer((1,), "int32", scope="local")
                 for v in T.vectorized(lanes):
-                    best[v] = T.float32(-3.4e38)
+                    best[v] = T.min_value("float32")
+                    magnitudes[v] = 0
                 for i in T.serial(full):
                     for v in T.vectorized(lanes):
                         best[v] = T.max(best[v], logits[0, vm, i * lanes + v])
-                top[0] = T.float32(-3.4e38)
+                        magnitudes[v] = T.max(
+                            magnitudes[v], T.reinterpret("int32", logits[0, vm, i * lanes + v]) & T.int32(0x7FFFFFFF)
+                        )
+                top[0] = T.min_value("float32")
+                magnitude[0] = 0
                 for v in T.serial(lanes):
                     top[0] = T.max(top[0], best[v])
+                    magnitude[0] = T.max(magnitude[0], magnitudes[v])
                 for i in T.serial(vocab - full * lanes):
                     top[0] = T.max(top[0], logits[0, vm, full * lanes + i])
+                    magnitude[0] = T.max(
+                        magnitude[0], T.reinterpret("int32", logits[0, vm, full * lanes + i]) & T.int32(0x7FFFFFFF)
+                    )
                 ids[0, vm] = T.int64(0)
                 for i in T.serial(vocab):
                     if logits[0, vm, vocab - 1 - i] == top[0]:
                         ids[0, vm] = T.Cast("int64", vocab - 1 - i)
+                if magnitude[0] >= T.int32(0x7F800000):
+                    ids[0, vm] = T.int64(-1)
 
     return argmax

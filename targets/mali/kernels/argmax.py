@@ -19,7 +19,11 @@ def argmax_parts(vocab: int) -> int:
 
 @functools.cache
 def argmax(tile: GpuTile, n: int, vocab: int) -> Any:
-    """The PrimFunc (logits[1, n, vocab], ids[1, n] int64, best, at[n, argmax_parts])."""
+    """The PrimFunc (logits[1, n, vocab], ids[1, n] int64, best, at[n, argmax_parts]).
+
+    A row with a logit that is NaN or infinite gets id -1, and so does a part of it in `at`: without its sign bit, a
+    float32 that is not finite is an integer of at least 0x7F800000, whatever a driver makes of comparisons with NaN.
+    """
     size, parts = tile.group, argmax_parts(vocab)
     items = n * parts
     groups, row_groups = -(-items // size), -(-n // size)
@@ -39,12 +43,20 @@ def argmax(tile: GpuTile, n: int, vocab: int) -> Any:
                     T.where(g * size + t < items)
                     top = T.sblock_alloc_buffer((1,), "float32", scope="local")
                     where = T.sblock_alloc_buffer((1,), "int32", scope="local")
-                    top[0] = T.float32(-3.4e38)
+                    magnitude = T.sblock_alloc_buffer((1,), "int32", scope="local")
+                    top[0] = T.min_value("float32")
                     where[0] = vi % parts * PART
+                    magnitude[0] = 0
                     for i in T.serial(T.min(PART, vocab - vi % parts * PART)):
                         if logits[0, vi // parts, vi % parts * PART + i] > top[0]:
                             top[0] = logits[0, vi // parts, vi % parts * PART + i]
                             where[0] = vi % parts * PART + i
+                        magnitude[0] = T.max(
+                            magnitude[0],
+                            T.reinterpret("int32", logits[0, vi // parts, vi % parts * PART + i]) & T.int32(0x7FFFFFFF),
+                        )
+                    if magnitude[0] >= T.int32(0x7F800000):
+                        where[0] = -1
                     best[vi // parts, vi % parts] = top[0]
                     at[vi // parts, vi % parts] = where[0]
         for g in T.thread_binding(row_groups, thread="blockIdx.x"):
@@ -54,12 +66,17 @@ def argmax(tile: GpuTile, n: int, vocab: int) -> Any:
                     T.where(g * size + t < n)
                     top = T.sblock_alloc_buffer((1,), "float32", scope="local")
                     where = T.sblock_alloc_buffer((1,), "int32", scope="local")
-                    top[0] = T.float32(-3.4e38)
+                    lost = T.sblock_alloc_buffer((1,), "int32", scope="local")
+                    top[0] = T.min_value("float32")
                     where[0] = 0
+                    lost[0] = 0
                     for i in T.serial(parts):
+                        lost[0] = T.min(lost[0], at[vm, i])
                         if best[vm, i] > top[0]:
                             top[0] = best[vm, i]
                             where[0] = at[vm, i]
+                    if lost[0] < 0:
+                        where[0] = -1
                     ids[0, vm] = T.Cast("int64", where[0])
 
     return argmax

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from hetero_sd.runtime.interface import ContextFull
+from hetero_sd.runtime.interface import ContextFull, NotFiniteError
 from targets.mali import opencl_runtime
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,7 +38,10 @@ class TableModel:
             raise ContextFull(f"{pos} + {len(ids)} > {self.context}")
         self.fed.append((pos, len(ids)))
         self.rows[pos:] = ids
-        return np.stack([self.table[self._state(pos + i + 1)] for i in range(len(ids))])
+        logits = np.stack([self.table[self._state(pos + i + 1)] for i in range(len(ids))])
+        if not np.isfinite(logits).all():
+            raise NotFiniteError(self.name)
+        return logits
 
     def argmax(self, ids: Sequence[int], pos: int) -> np.ndarray:
         return self.forward(ids, pos).argmax(-1)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from hetero_sd.runtime.interface import NotFiniteError
 from hetero_sd.runtime.sampling import Dice, Sampling, probabilities
-from targets.errors import UserError
 
 # few distinct values, so that ties are common; exactly representable in float32
 rows = st.lists(st.integers(-8, 8).map(lambda i: i / 4), min_size=1, max_size=40)
@@ -72,7 +72,7 @@ def test_tiny_temperature_is_greedy_and_quiet():
 
 @pytest.mark.parametrize("bad", [[np.nan, 1.0], [-np.inf, -np.inf], [np.inf, 0.0]])
 def test_broken_logits_are_reported(bad):
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(NotFiniteError, match="not finite"):
         probabilities(np.array(bad, np.float32), Sampling(1.0))
 
 

@@ -274,6 +274,21 @@ def test_argmax_takes_the_lowest_of_equals(tile: CpuTile, vocab: int) -> None:
     assert ids[0].tolist() == logits[0].argmax(-1).tolist()
 
 
+@TILES
+@pytest.mark.parametrize("vocab", [64, 50, 3])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_argmax_of_a_row_that_is_not_finite_is_minus_one(tile: CpuTile, vocab: int, bad: float) -> None:
+    """Wherever it stands, and in its row alone; the largest finite number is one."""
+    for at in sorted({0, 2, vocab // 2, vocab - 1}):
+        logits = normal(1, 3, vocab)
+        logits[0, 0, at], logits[0, 2, at] = np.finfo(F32).max, np.finfo(F32).min
+        finite = run(argmax(tile, 3, vocab), logits, out=((1, 3), "int64"))[0]
+        assert finite.tolist() == logits[0].argmax(-1).tolist()
+        logits[0, 1, at] = bad
+        ids = run(argmax(tile, 3, vocab), logits, out=((1, 3), "int64"))[0]
+        assert ids.tolist() == [finite[0], -1, finite[2]]
+
+
 def test_take() -> None:
     x = normal(1, 4, 24)
     assert np.array_equal(run(take_row(4, 24), x, 2, out=((1, 1, 24), "float32"))[0, 0], x[0, 2])

@@ -350,6 +350,26 @@ def test_argmax_takes_the_lowest_of_equals(run: Run, tile: GpuTile, vocab: int) 
     assert ids[0].tolist() == logits[0].argmax(-1).tolist()
 
 
+@pytest.mark.parametrize(("tile", "vocab"), [(MALI, 512), (SMALL, 515)], ids=tile_name)
+def test_argmax_of_a_row_that_is_not_finite_is_minus_one(run: Run, tile: GpuTile, vocab: int) -> None:
+    from targets.mali.kernels.argmax import argmax, argmax_parts
+
+    scratch = [((3, argmax_parts(vocab)), "float32"), ((3, argmax_parts(vocab)), "int32")]
+
+    def ids(logits: Array) -> list[int]:
+        found: list[int] = run(argmax(tile, 3, vocab), logits, out=((1, 3), "int64"), scratch=scratch)[0].tolist()
+        return found
+
+    for at in (0, 255, 256, vocab - 1):
+        logits = normal(1, 3, vocab)
+        logits[0, 0, at], logits[0, 2, at] = np.finfo(F32).max, np.finfo(F32).min
+        finite = ids(logits)
+        assert finite == logits[0].argmax(-1).tolist()
+        for bad in (np.nan, -np.nan, np.inf, -np.inf):
+            logits[0, 1, at] = bad
+            assert ids(logits) == [finite[0], -1, finite[2]]
+
+
 def test_take(run: Run) -> None:
     from targets.mali.kernels.take import learned_positions, take_columns, take_row
 

@@ -1,0 +1,84 @@
+"""Logits that are NaN or infinite: the target's stop the run, the drafter's only the drafting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hetero_sd.runtime.generate import Request, generate
+from hetero_sd.runtime.interface import NotFiniteError
+from hetero_sd.runtime.policy import FixedGamma
+from hetero_sd.runtime.sampling import Sampling
+from hetero_sd.runtime.speculate import speculate
+from hetero_sd.runtime.trace import Trace
+
+GREEDY, SAMPLED = Sampling(), Sampling(1.0, seed=3)
+BAD = [np.nan, np.inf, -np.inf]
+
+
+def text(target: Any, draft: Any, sampling: Sampling, prompt: tuple[int, ...] = (1, 2)) -> tuple[list[int], Trace]:
+    trace, request = Trace(), Request(40, frozenset(), sampling)
+    stream = (
+        generate(target, prompt, request, trace)
+        if draft is None
+        else speculate(target, draft, prompt, request, FixedGamma(3), trace)
+    )
+    return list(stream), trace
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("speculative", [False, True])
+@pytest.mark.parametrize("bad", BAD)
+def test_the_target_stops_the_generation(
+    pair: Callable[..., Any], sampling: Sampling, speculative: bool, bad: float
+) -> None:
+    target, draft = pair(0, 0.5)
+    draft = draft if speculative else None
+    assert len(text(target, draft, sampling)[0]) == 40  # the twin: finite logits
+    target.table[:, 2] = bad
+    with pytest.raises(NotFiniteError, match="the target computed logits that are not finite"):
+        text(target, draft, sampling)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_drafter_that_is_lost_changes_no_greedy_token(pair: Callable[..., Any], bad: float) -> None:
+    """Wherever the text comes to the bad row: in the prompt, at the first drafted token or after some."""
+    drafted_before = []
+    for row in range(11):
+        target, draft = pair(row, 0.5)
+        wanted, trace = text(target, draft, GREEDY)
+        assert trace.lost_drafter is None
+        draft.table[row, 1] = bad
+        found, trace = text(target, draft, GREEDY)
+        assert found == wanted
+        if trace.lost_drafter is not None:
+            assert "the draft computed logits that are not finite" in trace.lost_drafter
+            last = max((i for i, r in enumerate(trace.rounds) if r.drafted), default=-1)
+            assert len(trace.rounds) > last + 2
+            drafted_before.append(sum(r.drafted for r in trace.rounds))
+    assert len(drafted_before) >= 8
+    assert min(drafted_before) == 0
+    assert max(drafted_before) > 3
+
+
+def test_a_lost_drafter_leaves_the_targets_law(pair: Callable[..., Any]) -> None:
+    """Frequencies of the third token with a drafter that is lost while it drafts, against the target's own."""
+    counts = np.zeros((2, 4))
+    for seed in range(3000):
+        for which in range(2):
+            target, draft = pair(5, 0.5, vocab=4, states=5)
+            draft.table[3, 0] = np.nan
+            found, _ = text_of(target, draft if which else None, seed)
+            counts[which, found[2]] += 1
+    share = counts / counts.sum(1, keepdims=True)
+    assert np.abs(share[0] - share[1]).max() < 0.04  # standard error of a difference: 0.013
+
+
+def text_of(target: Any, draft: Any, seed: int) -> tuple[list[int], Trace]:
+    trace, request = Trace(), Request(3, frozenset(), Sampling(1.0, seed=seed))
+    if draft is None:
+        return list(generate(target, [1], request, trace)), trace
+    return list(speculate(target, draft, [1], request, FixedGamma(2), trace)), trace

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from requirements import need
 
 from passes.import_onnx import canonicalise
 from passes.synthetic import LLAMA_1B, LLAMA_3B, LlamaShape, write_llama
@@ -41,8 +42,8 @@ class Compiled:
 
 
 def compiled(folder: Path, shape: LlamaShape, dtype: str, file_bytes: int | None) -> Compiled:
-    if shutil.disk_usage(folder).free < 9 << 30:
-        pytest.skip("less than 9 GB of disk free: the model and its bundle need 6 GB")
+    free = shutil.disk_usage(folder).free
+    need(free >= 9 << 30, "less than 9 GiB of disk free", "the model and its bundle need 6 GB: free some")
     model = folder / "model.onnx"
     write_llama(model, shape, dtype, file_bytes=file_bytes)
     source_bytes = sum(p.stat().st_size for p in folder.iterdir())

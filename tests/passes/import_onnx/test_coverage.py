@@ -466,8 +466,8 @@ def table() -> str:
 
 
 @pytest.mark.slow
-def test_table_is_up_to_date() -> None:
-    assert TABLE.read_text() == table(), "run: PYTHONPATH=.:tests/data python tests/passes/import_onnx/test_coverage.py"
+def test_table_is_up_to_date(golden: Any) -> None:
+    golden(str(TABLE), table())
 
 
 if __name__ == "__main__":

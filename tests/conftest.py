@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cpu_times import CpuTimes
 from golden import Golden
 from requirements import missing
 from unpack_families import unpack_families
@@ -22,8 +23,13 @@ unpack_families(Path(__file__).parent / "data")  # tests are named by its folder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--update-golden`: golden files become what is found."""
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden files; review them with git diff")
+    parser.addoption("--cpu-times", type=Path, metavar="FILE", help="append the CPU seconds of each test to FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if file := config.getoption("--cpu-times"):
+        config.pluginmanager.register(CpuTimes(file.absolute()))
 
 
 @pytest.fixture(scope="session")

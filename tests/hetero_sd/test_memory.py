@@ -61,6 +61,7 @@ def compiled(folder: Path, shape: LlamaShape, dtype: str, file_bytes: int | None
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_peak_memory_of_a_1b_model(tmp_path: Path) -> None:
     found = compiled(tmp_path, LLAMA_1B, "float16", None)
     assert found.source_bytes > 2 << 30  # more than one protobuf file can hold
@@ -69,6 +70,7 @@ def test_peak_memory_of_a_1b_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_peak_memory_of_a_3b_model_of_int4_in_many_files(tmp_path: Path) -> None:
     """Measured: 0.72 of its size; the largest weight, the embedding, is in memory twice while it is packed."""
     found = compiled(tmp_path, LLAMA_3B, "int4", 500 << 20)

@@ -62,6 +62,7 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_no_leak_over_ten_thousand_tokens(model: Any, opencl: Any) -> None:
     def generate(tokens: int) -> list[int]:
         token, made = 1, []

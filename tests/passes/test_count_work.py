@@ -114,7 +114,11 @@ def test_phi3_by_hand() -> None:
     assert [ops[f"layers.0.take_{n}"].written_bytes for n in ("gate", "up")] == [4 * 3 * 32] * 2
 
 
-@pytest.mark.parametrize("export", [*sorted(p.parent.name for p in EXPORTS.glob("*/model.onnx")), *FAMILIES])
+NAMES = [*sorted(p.parent.name for p in EXPORTS.glob("*/model.onnx")), *FAMILIES]
+QUICK = {"llama-dynamo-fp16", "llama-genai-int4", "qwen2-genai-fp32", "gemma2-dynamo-fp32", "qwen3-genai-int8"}
+
+
+@pytest.mark.parametrize("export", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_bytes_are_those_of_the_packed_weights(export: str) -> None:
     """Every byte that the bundle maps, but for the rope tables, is in the shape: read it off the packed tensors."""
     folder = DATA / ("families" if export in FAMILIES else "exports") / export

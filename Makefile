@@ -6,7 +6,7 @@ PARALLEL := -n 2 --dist loadgroup
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench wheel
+.PHONY: help setup demo test deep check bench wheel
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,14 +21,17 @@ $(STAMP): pyproject.toml
 demo: setup ## compile the example pair, translate with it, print predicted beside measured
 	$(BIN)/python examples/translation/demo.py
 
-test: setup ## run all tests (the emulated board is built where root and Debian's packages can be had)
-	$(BIN)/python -m pytest $(PARALLEL)
+test: setup ## run the tests but for the deep ones (20 minutes on two cores; an emulated board where it can be built)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not deep'
 
-check: setup ## ruff, mypy and all tests
+deep: setup ## run the deep tests: 10,000 damaged files, every coverage cell, long emulated runs (40 minutes)
+	$(BIN)/python -m pytest $(PARALLEL) -m deep
+
+check: setup ## ruff, mypy and `make test`
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not deep'
 
 bench: setup ## print the benchmarks
 	$(BIN)/python benchmarks/decode.py

@@ -12,12 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cpu_times import CpuTimes
+from golden import Golden
+from requirements import missing
 from unpack_families import unpack_families
 
-INSTALL = "run tests/opencl/setup.sh"
 BOARD, COVERAGE = "the emulated board", "test_coverage.py"
 LONGEST = (BOARD, "test_place.py", "test_fuzz.py", COVERAGE, "test_compile.py")
 unpack_families(Path(__file__).parent / "data")  # tests are named by its folders, so before they are collected
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the golden files; review them with git diff")
+    parser.addoption("--cpu-times", type=Path, metavar="FILE", help="append the CPU seconds of each test to FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if file := config.getoption("--cpu-times"):
+        config.pluginmanager.register(CpuTimes(file.absolute()))
+
+
+@pytest.fixture(scope="session")
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Compares text with a file of tests/golden."""
+    return Golden(request.config.getoption("--update-golden"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,13 +56,6 @@ def _rank(item: pytest.Item) -> int:
     return next((i for i, name in enumerate(LONGEST) if marker.args[0].startswith(name)), len(LONGEST))
 
 
-def absent(what: str) -> None:
-    """Skip with the reason; with CI set, where everything must be there, fail."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{what}: {INSTALL}")
-    pytest.skip(f"{what}: {INSTALL}")
-
-
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
     """Take back what a test sets: run.py sets TVM's variables, and a later test's child process would see them."""
@@ -63,8 +74,7 @@ def runtime_library() -> Path:
     try:
         return opencl_runtime.ensure()
     except UserError as error:
-        absent(str(error))
-        raise
+        missing(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +88,7 @@ def opencl(runtime_library: Path) -> Any:
     try:
         opencl.devices()
     except opencl_runtime.OpenCLError as error:
-        absent(str(error))
+        missing(str(error))
     opencl.set_cache_folder(None)
     return opencl
 

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from requirements import missing
 
 from targets import elf
 from targets.errors import UserError
@@ -24,12 +25,6 @@ PACKAGES = ("hetero_sd", "passes", "costmodel", "targets")
 LIBRARIES = {t: f"targets/mali/opencl_runtime/lib/{t}/{opencl_runtime.LIBRARY}" for t in ("x86-64", "aarch64")}
 
 
-def absent(what: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The wheel of a copy of the project, and what building it said."""
@@ -37,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         try:
             building.find_compiler(target)
         except UserError as error:
-            absent(f"{error}: run tests/opencl/setup.sh")
+            missing(str(error))
     copy, out = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         shutil.copyfile(ROOT / name, copy / name)
@@ -47,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environment())
     said = done.stdout + done.stderr
     if done.returncode != 0 and "No matching distribution" in said:
-        absent("the build requirements of the wheel cannot be had from PyPI here")
+        missing("the build requirements of the wheel cannot be had", "let pip reach PyPI")
     assert done.returncode == 0, said[-3000:]
     [path] = out.glob("*.whl")
     return path, said
@@ -106,7 +101,6 @@ def test_an_installed_wheel_needs_no_compiler(wheel: tuple[Path, str], tmp_path:
 def test_without_a_compiler_the_wheel_says_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("setuptools", reason="setuptools builds the wheel; it is in the extra dev")
     from setuptools import Distribution
 
     monkeypatch.syspath_prepend(str(ROOT))
@@ -125,7 +119,6 @@ def test_without_a_compiler_the_wheel_says_what_it_lacks(
 
 
 def test_an_editable_install_asks_for_no_tvm(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("setuptools", reason="setuptools builds the wheel; it is in the extra dev")
     monkeypatch.syspath_prepend(str(ROOT))
     from setuptools import build_meta
 

@@ -15,6 +15,7 @@ from targets.boards import load_board
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPORTS = ROOT / "tests" / "data" / "exports"
+QUICK = {"llama-dynamo-fp16", "llama-genai-int4", "qwen2-genai-fp32", "qwen3-genai-int4"}  # the others in `make deep`
 LLAMA, DRAFT = EXPORTS / "llama-dynamo-fp32", EXPORTS / "llama-drafter-dynamo-fp32"
 
 
@@ -31,7 +32,14 @@ def compile_args(out: Path, **changed: str | Path | None) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("export", sorted(p.name for p in EXPORTS.iterdir() if (p / "model.onnx").is_file()))
+@pytest.mark.parametrize(
+    "export",
+    [
+        p.name if p.name in QUICK else pytest.param(p.name, marks=pytest.mark.deep)
+        for p in sorted(EXPORTS.iterdir())
+        if (p / "model.onnx").is_file()
+    ],
+)
 def test_every_export_compiles_and_verifies(export: str, tmp_path: Path) -> None:
     source = EXPORTS / export / "model.onnx"
     out = tmp_path / "bundle"

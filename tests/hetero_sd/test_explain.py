@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from golden import Golden
 
 from hetero_sd.cli import main
 from hetero_sd.malioc import inspect_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "translation" / "draft" / "model.onnx"
-GOLDEN = ROOT / "tests" / "golden" / "hetero_sd"
 
 # The form of `malioc --format json` of version 8: a list of properties for each variant of a shader.
 REPORT = {
@@ -57,9 +57,9 @@ def malioc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
-def test_table_as_people_read_it(malioc: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_as_people_read_it(malioc: Any, capsys: pytest.CaptureFixture[str], golden: Golden) -> None:
     text = explained(capsys, "--place", "gpu", "--width", "5")
-    assert text == (GOLDEN / "explain_rk3588.txt").read_text("utf-8")
+    golden("hetero_sd/explain_rk3588.txt", text)
 
 
 def test_json_has_every_buffer_and_adds_up(malioc: Any, capsys: pytest.CaptureFixture[str]) -> None:

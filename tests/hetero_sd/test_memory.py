@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from requirements import need
 
 from passes.import_onnx import canonicalise
 from passes.synthetic import LLAMA_1B, LLAMA_3B, LlamaShape, write_llama
@@ -41,8 +42,8 @@ class Compiled:
 
 
 def compiled(folder: Path, shape: LlamaShape, dtype: str, file_bytes: int | None) -> Compiled:
-    if shutil.disk_usage(folder).free < 9 << 30:
-        pytest.skip("less than 9 GB of disk free: the model and its bundle need 6 GB")
+    free = shutil.disk_usage(folder).free
+    need(free >= 9 << 30, "less than 9 GiB of disk free", "the model and its bundle need 6 GB: free some")
     model = folder / "model.onnx"
     write_llama(model, shape, dtype, file_bytes=file_bytes)
     source_bytes = sum(p.stat().st_size for p in folder.iterdir())
@@ -60,6 +61,7 @@ def compiled(folder: Path, shape: LlamaShape, dtype: str, file_bytes: int | None
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_peak_memory_of_a_1b_model(tmp_path: Path) -> None:
     found = compiled(tmp_path, LLAMA_1B, "float16", None)
     assert found.source_bytes > 2 << 30  # more than one protobuf file can hold
@@ -68,6 +70,7 @@ def test_peak_memory_of_a_1b_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_peak_memory_of_a_3b_model_of_int4_in_many_files(tmp_path: Path) -> None:
     """Measured: 0.72 of its size; the largest weight, the embedding, is in memory twice while it is packed."""
     found = compiled(tmp_path, LLAMA_3B, "int4", 500 << 20)

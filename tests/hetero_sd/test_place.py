@@ -159,6 +159,7 @@ def test_a_bundle_with_a_cpu_variant_survives_the_gpu(
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_100_random_failures_change_no_token(released: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any OpenCL call may fail at any time: the text is the CPU's, whole or split, with a drafter on the GPU too."""
     from hetero_sd.runtime.generate import Request

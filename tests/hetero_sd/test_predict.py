@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from golden import Golden
 
 from hetero_sd.cli import main
 
 ROOT = Path(__file__).parent.parent
 EXPORTS = ROOT / "data" / "exports"
-GOLDEN = ROOT / "golden" / "hetero_sd"
 
 LLAMA_1B = {
     "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
@@ -44,9 +44,11 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 
 
 @pytest.mark.parametrize("board", ["imx95", "rk3588"])
-def test_text_as_people_read_it(pair: list[str], capsys: pytest.CaptureFixture[str], board: str) -> None:
+def test_text_as_people_read_it(
+    pair: list[str], capsys: pytest.CaptureFixture[str], board: str, golden: Golden
+) -> None:
     text = predicted(capsys, [*pair, "--board", board, "--alpha", "0.8"])
-    assert text == (GOLDEN / f"predict_{board}.txt").read_text("utf-8")
+    golden(f"hetero_sd/predict_{board}.txt", text)
 
 
 @pytest.mark.parametrize("board", ["imx95", "rk3588"])

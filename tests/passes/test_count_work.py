@@ -168,7 +168,11 @@ def listed(shape: DecoderSpec) -> Counter[tuple[Any, ...]]:
     return Counter((op.kind, *more.get(op.kind, lambda op: (op.columns,))(op)) for op in shape.operators)
 
 
-@pytest.mark.parametrize("export", [*sorted(p.parent.name for p in EXPORTS.glob("*/model.onnx")), *FAMILIES])
+NAMES = [*sorted(p.parent.name for p in EXPORTS.glob("*/model.onnx")), *FAMILIES]
+QUICK = {"llama-dynamo-fp16", "llama-genai-int4", "qwen2-genai-fp32", "gemma2-dynamo-fp32", "qwen3-genai-int8"}
+
+
+@pytest.mark.parametrize("export", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_the_list_is_what_the_lowering_calls(export: str) -> None:
     """Kind, sizes, format and number of every kernel; and every byte that the bundle maps, but for the rope tables."""
     folder = DATA / ("families" if export in FAMILIES else "exports") / export

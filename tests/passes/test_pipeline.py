@@ -31,6 +31,7 @@ VARIANTS = {
     "4 bit": {"bits": 4},
     "8 bit": {"bits": 8},
 }
+QUICK = {"plain", "4 bit"}  # the others are slow
 
 
 class Compiled:
@@ -62,7 +63,7 @@ def scaled_error(ours: Array, reference: Array) -> float:
     return float(np.abs(ours - reference).max() / max(1.0, np.abs(reference).max()))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [v if v in QUICK else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS])
 def test_equals_onnxruntime(variant: str, tmp_path: Path) -> None:
     tiny = TinyDecoder(**VARIANTS[variant])
     proto = tiny.proto()
@@ -120,8 +121,8 @@ def test_a_changed_model_is_noticed(what: str) -> None:
         next(a for a in nodes["Attention"][1].attribute if a.name == "scale").f *= 1.01
     else:
         next(a for a in nodes["RMSNormalization"][0].attribute if a.name == "epsilon").f *= 100
-    lowered = lower_decoder_for_cpu(tiny.decoder(proto), TILE, CONTEXT, (8, 3), PREFILL)
-    assert scaled_error(Compiled(tiny, lowered).logits(ids, [8, 3, 3]), expected[0][0]) > 2e-6
+    lowered = lower_decoder_for_cpu(tiny.decoder(proto), TILE, CONTEXT, (8,), PREFILL)
+    assert scaled_error(Compiled(tiny, lowered).logits(ids[:8], [8]), expected[0][0][:8]) > 2e-6
 
 
 def test_unknown_operator_is_refused_by_name() -> None:

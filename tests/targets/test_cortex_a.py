@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from requirements import only_where
 
 from targets.boards import load_board
 from targets.cortex_a import core, core_names
@@ -59,8 +60,7 @@ def test_the_target_of_the_host_has_only_what_the_machine_reports() -> None:
     import dataclasses
 
     host = load_board("host", measure=False).clusters[0].core
-    if host.llvm_cpu != "native":
-        pytest.skip(f"this machine is a known core, {host.name}, and its target is not LLVM's guess")
+    only_where(host.llvm_cpu == "native", f"this machine is a known core, {host.name}; its target is not LLVM's guess")
     whole = tvm_target(host)
     assert whole.attrs["mcpu"] != "native"
     hidden = host.llvm_features[0]  # as if a virtual machine masked it

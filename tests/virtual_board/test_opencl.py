@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from requirements import need_program
 
 from targets.mali import opencl_runtime
 
@@ -39,9 +39,7 @@ except opencl_runtime.OpenCLError as error:
 
 
 def test_kernels_run_through_the_cross_compiled_runtime(opencl_board: Any, tmp_path: Path) -> None:
-    compiler = shutil.which("aarch64-linux-gnu-g++")
-    if compiler is None:
-        pytest.skip("no aarch64-linux-gnu-g++: run tests/opencl/setup.sh")
+    compiler = need_program("aarch64-linux-gnu-g++")
     inputs, outputs = tmp_path / "inputs", tmp_path / "outputs"
     outputs.mkdir()
     opencl_runtime.build(inputs, target="aarch64")

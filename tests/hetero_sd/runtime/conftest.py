@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from requirements import need_program
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from hetero_sd.runtime.interface import ContextFull, NotFiniteError
@@ -121,13 +120,9 @@ def tokenizers_by_kind() -> dict[str, Tokenizer]:
 @pytest.fixture(scope="session")
 def fake_opencl(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The stand-in for an OpenCL driver, tests/targets/mali/fake_opencl.cc, compiled."""
-    if shutil.which("g++") is None:
-        message = "no g++: run tests/opencl/setup.sh"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+    compiler = need_program("g++")
     library = tmp_path_factory.mktemp("driver") / "libOpenCL.so"
     source = ROOT / "tests/targets/mali/fake_opencl.cc"
     flags = ["-std=c++17", "-fPIC", "-shared", f"-I{opencl_runtime.SOURCES}"]
-    subprocess.run(["g++", *flags, source, "-o", library], check=True)
+    subprocess.run([compiler, *flags, source, "-o", library], check=True)
     return str(library)

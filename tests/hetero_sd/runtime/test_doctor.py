@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from requirements import need, need_program
 
 from hetero_sd.cli import main as command
 from hetero_sd.runtime import doctor, machine
@@ -200,10 +199,7 @@ def test_probe_says_why_nothing_opens() -> None:
 
 def test_probe_agrees_with_the_runtime() -> None:
     found = probe()
-    if not found.devices:
-        if os.environ.get("CI") == "true":
-            pytest.fail("no OpenCL device: run tests/opencl/setup.sh")
-        pytest.skip("no OpenCL device: run tests/opencl/setup.sh")
+    need(found.devices, "no OpenCL device")
     device = found.devices[0]
     assert device.name
     assert device.version.startswith("OpenCL ")
@@ -213,9 +209,7 @@ def test_probe_agrees_with_the_runtime() -> None:
 
 def fake_driver(folder: Path, body: str) -> str:
     """Compile an OpenCL library whose first function does `body`."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler to make a driver that crashes")
+    compiler = need_program("gcc", "cc")
     source, library = folder / "driver.c", folder / "libOpenCL.so"
     source.write_text(
         f"#include <stdlib.h>\n#include <unistd.h>\nint clGetPlatformIDs(void) {{ {body} return -1001; }}\n"

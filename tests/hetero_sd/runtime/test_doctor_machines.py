@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from golden import Golden
 
 from hetero_sd.runtime import doctor, kernel_check, machine, opencl_probe
 from hetero_sd.runtime.manifest import Bundle, write_manifest
 from targets.mali import opencl_runtime
 
 ROOT = Path(__file__).resolve().parents[3]
-GOLDEN = ROOT / "tests/golden/hetero_sd/runtime/doctor_machines.txt"
 SUBJECTS = ("gpu", "opencl", "folder", "kernels", "bundle")
 G610 = {
     "FAKE_PLATFORM": "ARM Platform",
@@ -62,7 +62,7 @@ def said(findings: list[doctor.Finding], *paths: object) -> str:
     return text.replace(f"{getpass.getuser()} may not", "USER may not").replace(f" {getpass.getuser()},", " USER,")
 
 
-def test_machines(fake_opencl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines(fake_opencl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden) -> None:
     monkeypatch.delenv("RUSTICL_ENABLE", raising=False)
     monkeypatch.setattr(machine, "_group", lambda path: "render")
     blocks = []
@@ -77,7 +77,7 @@ def test_machines(fake_opencl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 patch.setenv(variable, value)
             findings = doctor.examine(folder, fake_opencl, root)
         blocks.append(f"== {name}\n{said(findings, root, folder, fake_opencl)}\n")
-    assert "\n".join(blocks) == GOLDEN.read_text("utf-8")
+    golden("hetero_sd/runtime/doctor_machines.txt", "\n".join(blocks))
 
 
 def test_no_loader_names_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from requirements import only_where
 
 from costmodel.place import Place
 from hetero_sd.runtime.manifest import Bundle, write_manifest
@@ -61,6 +62,7 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_no_leak_over_ten_thousand_tokens(model: Any, opencl: Any) -> None:
     def generate(tokens: int) -> list[int]:
         token, made = 1, []
@@ -90,8 +92,7 @@ def test_weights_are_shared_with_the_mapped_file(
     from hetero_sd.runtime.model import load_models
     from hetero_sd.runtime.weights import Weights
 
-    if opencl.devices()[0]["type"] != "cpu":
-        pytest.skip("only a CPU's driver is sure to share memory with the host")
+    only_where(opencl.devices()[0]["type"] == "cpu", "only a CPU's driver is sure to share memory with the host")
     weights = Weights(bundle / "weights/target.safetensors")
     total = sum(weights[name].nbytes for name in weights)
     assert opencl.memory()["imported_bytes"] == total

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from requirements import only_where
 
 from hetero_sd.runtime.live_gamma import LiveGamma
 from hetero_sd.runtime.options import parse_options
@@ -19,14 +20,12 @@ from targets.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 
-GOLDEN = Path(__file__).resolve().parents[2] / "golden/hetero_sd/runtime"
 
-
-def test_help(capsys):
+def test_help(capsys, golden):
     with pytest.raises(SystemExit) as caught:
         parse_options(["--help"])
     assert caught.value.code == 0
-    assert capsys.readouterr().out == (GOLDEN / "help.txt").read_text("utf-8")
+    golden("hetero_sd/runtime/help.txt", capsys.readouterr().out)
 
 
 def test_defaults_are_greedy_and_the_plans():
@@ -192,8 +191,8 @@ def test_threads_stay_on_the_cluster_of_the_plan():
         assert cluster_cores(damaged, board) == []
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: there is nothing to choose")
 def test_tvm_runs_on_the_cores_of_the_cluster():
+    only_where(len(os.sched_getaffinity(0)) > 1, "one core: there is nothing to choose")
     first, *_ = sorted(os.sched_getaffinity(0))
     code = f"""
 import os

@@ -24,7 +24,6 @@ from hetero_sd.runtime.weights import write_weights
 from targets.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-GOLDEN = ROOT / "tests/golden/hetero_sd/runtime"
 PLAN = {"gamma": 3, "mode": "sequential", "threads": 2, "prediction": {"draft_step_s": 0.01}}
 
 
@@ -113,13 +112,12 @@ def test_threads_and_environment_are_set_before_loading(folder, load):
     assert [call[1:] for call in load.calls] == [(True, "2", "1"), (False, "1", "1")]
 
 
-def test_json_lines(folder, load, capsys, tmp_path):
+def test_json_lines(folder, load, capsys, tmp_path, golden):
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"prompt": "hello"}\n{"token_ids": [3, 4, 5, 6]}\n')
     assert main(folder, ["--prompts", str(prompts), "--json"], load) == 0
     lines = [without_times(json.loads(line)) for line in capsys.readouterr().out.splitlines()]
-    got = json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
-    assert got == (GOLDEN / "two_prompts.json").read_text("utf-8")
+    golden("hetero_sd/runtime/two_prompts.json", json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
 
 
 @pytest.mark.parametrize("mode", [["--mode", "target-only"], ["--gamma", "1"], ["--gamma", "5"], []])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from requirements import need_program
 
 from targets.boards import load_board
 from targets.mali.tile import GpuTile, gpu_tile
@@ -417,11 +417,7 @@ def test_oclgrind_finds_nothing_in_any_kernel(runtime_library: Path, factories: 
     Without optimisation, because Oclgrind does not know LLVM's `freeze`, which optimised divisions contain. That it
     finds a planted fault is shown in test_opencl_processes.py.
     """
-    if shutil.which("oclgrind") is None:
-        message = "no oclgrind: run tests/opencl/setup.sh"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+    need_program("oclgrind")
     log, used = tmp_path / "log", tmp_path / "used"
     checks = ("--data-races", "--uninitialized", "--build-options", "-cl-opt-disable", "--log", str(log))
     pytest_ = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", __file__)

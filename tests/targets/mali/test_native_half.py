@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from requirements import need_program
 
 from targets.boards import load_board
 from targets.device import Board
@@ -22,12 +21,7 @@ TILE = GpuTile(native_half=True)
 @pytest.fixture(scope="module")
 def spir64() -> Any:
     """Compiles OpenCL C for spir64; returns what the compiler says."""
-    clang = shutil.which("clang") or shutil.which("clang-14")
-    if clang is None:
-        message = "no clang: run tests/opencl/setup.sh"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+    clang = need_program("clang", "clang-14")
     half = ["-Xclang", "-cl-ext=+cl_khr_fp16"]
     options = [
         "-x",

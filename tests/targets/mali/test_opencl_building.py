@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from requirements import need, need_program
 
 from targets import elf
 from targets.errors import UserError
@@ -14,13 +14,6 @@ from targets.mali import opencl_runtime
 from targets.mali.opencl_runtime import building
 
 SOURCES = opencl_runtime.SOURCES
-
-
-def absent(what: str) -> None:
-    message = f"{what}: run tests/opencl/setup.sh"
-    if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
 
 
 def test_library_for_this_machine_loads_on_old_systems(runtime_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,9 +24,8 @@ def test_library_for_this_machine_loads_on_old_systems(runtime_library: Path, mo
 
 
 def test_symbols_stay_inside(runtime_library: Path) -> None:
-    if shutil.which("nm") is None:
-        absent("no nm")
-    done = subprocess.run(["nm", "-D", "--defined-only", runtime_library], capture_output=True, text=True, check=True)
+    command = [need_program("nm"), "-D", "--defined-only", runtime_library]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [line for line in done.stdout.splitlines() if " A " not in line] == []
 
 
@@ -99,8 +91,7 @@ def declared() -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
 
 def test_declarations_agree_with_khronos(tmp_path: Path) -> None:
     """abi.h against Debian's opencl-c-headers, by the compiler."""
-    if not Path("/usr/include/CL/cl.h").is_file():
-        absent("no CL/cl.h")
+    need(Path("/usr/include/CL/cl.h").is_file(), "no CL/cl.h")
     constants, functions = declared()
     assert len(constants) > 35
     assert len(functions) == 35

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from requirements import need_program
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -186,11 +186,7 @@ OCLGRIND = ("oclgrind", "--data-races", "--uninitialized")
 
 @pytest.fixture
 def oclgrind() -> tuple[str, ...]:
-    if shutil.which("oclgrind") is None:
-        message = "no oclgrind: run tests/opencl/setup.sh"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+    need_program("oclgrind")
     return OCLGRIND
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from requirements import only_where
 
 from targets.mali.opencl_runtime import OpenCLError
 
@@ -115,8 +116,7 @@ def test_host_view_is_handed_over(opencl: Any, vm: Any, device: Any) -> None:
 
 
 def test_unified_memory_is_not_copied(opencl: Any, vm: Any, device: Any) -> None:
-    if not opencl.devices()[0]["unified_memory"]:
-        pytest.skip("the device has no unified memory")
+    only_where(opencl.devices()[0]["unified_memory"], "the device has no unified memory")
     x, w = inputs(2)
     x_device = tensor(x, device)
     view = np.from_dlpack(opencl.host_view(x_device))
@@ -136,8 +136,7 @@ def aligned(count: int, offset: int = 0) -> np.ndarray:
 
 
 def test_a_weight_is_read_where_it_lies(opencl: Any, load_kernels: Callable[..., Any], device: Any) -> None:
-    if opencl.devices()[0]["type"] != "cpu":
-        pytest.skip("only a CPU's driver is sure to share memory with the host")
+    only_where(opencl.devices()[0]["type"] == "cpu", "only a CPU's driver is sure to share memory with the host")
     scale = load_kernels({"scale": SCALE}).get_function("scale")
     x = aligned(64)
     x[:] = np.arange(64)

@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
-# Installs an OpenCL that runs on the CPU, for the tests that need an OpenCL device (tests/targets/mali). As root:
+# Installs the Debian packages that tests need beyond what `make setup` brings. As root, once:
 #
-#   tests/opencl/setup.sh
+#   tests/setup.sh
+#
+# Without one of them its tests are skipped and name this script; with CI=true they fail.
 #
 #   ocl-icd-libopencl1    the loader, libOpenCL.so.1, that the runtime opens
 #   pocl-opencl-icd       PoCL: a driver whose device is this machine's CPU; it stands in for the GPU
 #   oclgrind              a simulator that finds reads out of bounds, uninitialised values and races in kernels
 #   opencl-c-headers      Khronos' header, which one test compares our declarations with
 #   clang                 compiles kernels with half arithmetic, which no driver here has, for spir64
-#   g++, g++-aarch64-linux-gnu   build the runtime for this machine and for a board
+#   g++, g++-aarch64-linux-gnu   build the runtime for this machine and for a board; gcc builds drivers that crash
+#   binutils              nm and readelf, which tests compare our ELF reader with
+#   chromium              draws the HTML report
+#
+# The emulated AArch64 board (tests/virtual_board/build.sh) is not installed: its tests fetch its packages into
+# ~/.cache/hetero_sd when they first run. Its OpenCL needs root then, too.
 #
 # Without root, `pip install pyopencl pocl-binary-distribution` brings a loader and PoCL for x86-64. Point HSD_OPENCL_LIB
 # at pyopencl/.libs/libOpenCL-*.so* and PYOPENCL_HOME at the folder pyopencl, without which that loader crashes.
@@ -17,4 +24,4 @@ set -euo pipefail
 
 apt-get update -qq
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-  ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers clang g++ g++-aarch64-linux-gnu
+  ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers clang g++ g++-aarch64-linux-gnu binutils chromium

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodel.speculative import expected_tokens
-from hetero_sd.predict import write_text
 from hetero_sd.runtime.interface import Model
 from targets.errors import UserError
+from targets.files import write_text
 
 FORMAT = 1
 DEFAULT_NEW_TOKENS = 64

@@ -10,7 +10,7 @@ import pytest
 from costmodel.speculative import expected_tokens
 from hetero_sd.acceptance import ReferenceDecoder, judge, summary, wilson
 from hetero_sd.cli import main
-from hetero_sd.predict import read_alpha_file
+from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.runtime.trace import Round
 from targets.errors import UserError
 

@@ -9,7 +9,7 @@ import pytest
 
 from hetero_sd.cli import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 EXPORTS = ROOT / "data" / "exports"
 GOLDEN = ROOT / "golden" / "hetero_sd"
 

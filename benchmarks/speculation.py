@@ -135,38 +135,15 @@ def as_text(table: list[dict[str, Any]], options: argparse.Namespace, sentences:
 
 def chart(table: list[dict[str, Any]], options: argparse.Namespace) -> str:
     """Speed-up over draft length as SVG, with the spread of the rounds."""
-    width, height, left, bottom, top = 560, 300, 60, 50, 40
-    most = max(1.5, max(row["most"] for row in table)) * 1.05
+    from hetero_sd.predict.charts import Axis, columns_with_range
+    from hetero_sd.predict.figure import standalone
 
-    def x(gamma: int) -> float:
-        return left + (gamma + 0.5) * (width - left - 20) / len(table)
-
-    def y(value: float) -> float:
-        return height - bottom - value / most * (height - bottom - top)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-        'font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{left}" y="20" font-size="14">Speed-up over the target alone, example pair, x86-64 host, '
-        f"{options.threads} thread</text>",
-    ]
-    for tick in [t / 4 for t in range(int(most * 4) + 1)]:
-        stroke = "#444" if tick == 1 else "#ddd"
-        parts.append(f'<path d="M{left} {y(tick):.1f}H{width - 20}" stroke="{stroke}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}x</text>')
-    for row in table:
-        cx, best = x(row["gamma"]), row["speedup"] == max(r["speedup"] for r in table)
-        colour = "#1a7f37" if best else "#8bb8e8" if row["gamma"] else "#bbb"
-        parts.append(
-            f'<rect x="{cx - 16:.1f}" y="{y(row["speedup"]):.1f}" width="32" '
-            f'height="{y(0) - y(row["speedup"]):.1f}" fill="{colour}"/>'
-        )
-        parts.append(f'<path d="M{cx:.1f} {y(row["least"]):.1f}V{y(row["most"]):.1f}" stroke="#333"/>')
-        parts.append(f'<text x="{cx:.1f}" y="{y(0) - 6:.1f}" text-anchor="middle">{row["speedup"]:.2f}</text>')
-        parts.append(f'<text x="{cx:.1f}" y="{height - 30}" text-anchor="middle">{row["gamma"]}</text>')
-    parts.append(f'<text x="{width / 2}" y="{height - 10}" text-anchor="middle">drafted tokens a round (gamma)</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
+    most = max(1.5, *(row["most"] for row in table))
+    title = f"speed-up over the target alone, example pair, x86-64 host, {threads}"
+    axes = Axis("drafted tokens a round (gamma)", -0.6, len(table) - 0.4), Axis(title, 0.0, 1.05 * most)
+    columns = [(str(row["gamma"]), row["speedup"], row["least"], row["most"]) for row in table]
+    return standalone(columns_with_range("speed-up over draft length", *axes, columns))
 
 
 if __name__ == "__main__":

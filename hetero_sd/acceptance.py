@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,14 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodel.speculative import expected_tokens
-from hetero_sd.predict import write_text
 from hetero_sd.runtime.interface import Model
 from targets.errors import UserError
+from targets.files import write_text
 
 FORMAT = 1
 DEFAULT_NEW_TOKENS = 64
 DEFAULT_GAMMA = 8
-_Z_95 = 1.959964
 _RESAMPLES = 1000
 
 EXAMPLE = """\
@@ -157,10 +155,10 @@ def summary(prompts: Sequence[Judged], gamma: int, seed: int = 0) -> dict[str, A
 
 def wilson(passed: int, seen: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927)."""
-    p, z2 = passed / seen, _Z_95**2
-    centre = (p + z2 / (2 * seen)) / (1 + z2 / seen)
-    half = _Z_95 * math.sqrt(p * (1 - p) / seen + z2 / (4 * seen**2)) / (1 + z2 / seen)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    bounds = binomtest(passed, seen).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def _bootstrap(prompts: Sequence[Judged], seed: int) -> tuple[float, float]:

@@ -15,10 +15,11 @@ from costmodel.calibrate import Fit, Point, fit
 from costmodel.decoder import DecoderSpec
 from costmodel.variants import factors_of
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_factors, with_gpu
-from hetero_sd.predict import load_shapes, write_text
+from hetero_sd.predict.inputs import load_shapes
 from targets.boards import board_names, load_board
 from targets.device import Board
 from targets.errors import UserError
+from targets.files import read_object, write_text
 
 _LARGEST_BYTES = 4 << 20
 _MOST_ROWS = 12
@@ -75,15 +76,8 @@ def read_measured(path: Path) -> dict[str, Any]:
     Raises:
         UserError: unreadable, or something else.
     """
-    try:
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise UserError(f"{path}: larger than {_LARGEST_BYTES} bytes, so run.py --calibrate did not write it")
-        data = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: not valid JSON") from None
-    if not isinstance(data, dict) or data.get("format") != 1 or not isinstance(data.get("points"), list):
+    data = read_object(path, "a file of run.py --calibrate", _LARGEST_BYTES)
+    if data.get("format") != 1 or not isinstance(data.get("points"), list):
         raise UserError(f"{path}: not written by run.py --calibrate of this version")
     return data
 

@@ -10,7 +10,7 @@ from targets.device import Board, read_board
 from targets.errors import UserError
 
 _HOW = "run.py --calibrate: largest element of a 256 MB array"
-_GPU_HOW = "run.py --calibrate: OpenCL kernel that reads 256 MB"
+GPU_HOW = "run.py --calibrate: OpenCL kernel that reads 256 MB"
 
 
 def with_bandwidth(board: Board, cluster: str, measured: Sequence[dict[str, Any]]) -> Board:
@@ -64,7 +64,7 @@ def with_gpu(board: Board, measured: Sequence[dict[str, Any]]) -> Board:
     gpu = table.get("gpu") or _unknown_gpu(costs["device"])
     rates = [e["gb_per_s"][0] for m in found for e in _bandwidths(m) if e["readers"] == ["gpu"]]
     if rates:
-        gpu["bandwidth_gb_per_s"] = {"value": round(max(rates), 3), "kind": "measured", "source": _GPU_HOW}
+        gpu["bandwidth_gb_per_s"] = {"value": round(max(rates), 3), "kind": "measured", "source": GPU_HOW}
         _raise_peak(table, [max(rates)])
     start = "run.py --calibrate: half of an empty kernel and the wait for its end"
     launch = max(1e-9, float(costs["start_s"]) / 2)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hetero_sd import acceptance, calibrate, explain, predict, sweep
+from hetero_sd import acceptance, calibrate, explain
+from hetero_sd.commands import predict, sweep
 from hetero_sd.place import RULES
 from targets.boards import board_names
 from targets.errors import UserError

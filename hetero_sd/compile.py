@@ -21,7 +21,8 @@ from hetero_sd.bundle import (
 )
 from hetero_sd.place import place_text
 from hetero_sd.plan import Plan, Wishes, check_gamma, make_plan, whole_context
-from hetero_sd.predict import Prediction, read_alpha_file
+from hetero_sd.predict.inputs import read_alpha_file
+from hetero_sd.predict.predict import Prediction
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.tokenizer_files import TokenizerFiles, check_pair, find_tokenizer

@@ -22,8 +22,9 @@ from costmodel.variants import TARGET_ONLY, Question, Variant
 from hetero_sd.place import place_models, place_text
 from hetero_sd.plan_prediction import plan_prediction
 from hetero_sd.plan_verdict import plan_verdict, rounded
-from hetero_sd.predict import DEFAULT_ALPHA, AlphaFile, Prediction, predict, read_factors
-from hetero_sd.predict_report import variant_json
+from hetero_sd.predict.inputs import AlphaFile, read_factors
+from hetero_sd.predict.predict import DEFAULT_ALPHA, Prediction, predict
+from hetero_sd.predict.text import variant_json
 from targets.cortex_a.tile import cpu_tile
 from targets.device import Board, Cluster
 from targets.errors import UserError

@@ -12,7 +12,7 @@ from typing import Any
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, expected_tokens, sequential_round
-from hetero_sd.predict import Prediction
+from hetero_sd.predict.predict import Prediction
 
 
 def plan_prediction(

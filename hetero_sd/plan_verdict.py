@@ -8,8 +8,8 @@ from typing import Any
 from costmodel.roofline import GpuSlice
 from costmodel.uncertainty import used_processors
 from costmodel.variants import TARGET_ONLY, Variant
-from hetero_sd.predict import Prediction
-from hetero_sd.predict_report import models_of, rate, where_text
+from hetero_sd.predict.predict import Prediction
+from hetero_sd.predict.text import gpu_kernels_measured, models_of, rate, where_text
 
 
 def plan_verdict(asked: Prediction, free: Prediction, given: Sequence[str], has_draft: bool, draft_bytes: int) -> str:
@@ -26,7 +26,7 @@ def plan_verdict(asked: Prediction, free: Prediction, given: Sequence[str], has_
     speed = f"{rate(best.tokens_per_s)} tokens/s predicted ({rate(sure.low)} to {rate(sure.high)})"
     board = asked.question.board.name
     said = [f"On {board}: {describe(best)}: {speed}, {best.against_best:.2f} x the best single processor alone."]
-    if any(isinstance(p, GpuSlice) for p in used_processors(best)) and "gpu_bandwidth" not in _fitted(asked):
+    if any(isinstance(p, GpuSlice) for p in used_processors(best)) and not gpu_kernels_measured(asked.question):
         said.append("The GPU's times come from the board's numbers; none of its kernels was measured there.")
     if given:
         said.append(_override(best, free.decision.best, given))
@@ -76,7 +76,3 @@ def _not_drafting(free: Prediction) -> str:
         f"Speculation does not pay: its best, gamma {other.gamma}, reaches {rate(other.tokens_per_s)} tokens/s at "
         f"acceptance {free.alpha_source}; {pays}."
     )
-
-
-def _fitted(p: Prediction) -> set[str]:
-    return set(p.question.board.factors)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hetero_sd.compile import CompileResult
-from hetero_sd.predict_report import variant_table
+from hetero_sd.predict.text import variant_table
 from hetero_sd.verify import MOST_NEAR_TIES, VerifyResult
 
 _WIDTH = 118

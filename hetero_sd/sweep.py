@@ -1,11 +1,11 @@
-"""`hetero-sd sweep`: predictions for many pairs, boards, acceptances and contexts, as CSV."""
+"""Predictions for many pairs, boards, acceptances and contexts: a table, one row a point."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ from costmodel.decoder import DecoderSpec
 from costmodel.search import Search
 from costmodel.uncertainty import interval
 from costmodel.variants import Question, factors_of
-from hetero_sd.model_config import FORMAT_NAMES
-from hetero_sd.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CONTEXT, load_shapes, write_text
-from targets.boards import board_names, load_board
+from hetero_sd.predict.inputs import check_formats, load_shapes
+from targets.boards import load_board
 from targets.errors import UserError
 
 COLUMNS = (
@@ -24,53 +23,45 @@ COLUMNS = (
 )
 MOST_POINTS = 100_000
 
-EXAMPLE = """\
-example:
-  hetero-sd sweep --pair 3b/config.json,1b/config.json --board imx95,rk3588 --alpha 0.6,0.7,0.8 --out sweep.csv
-"""
+
+Rows = Sequence[dict[str, Any]]
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
-    p.add_argument(
-        "--pair",
-        metavar="TARGET[,DRAFT]",
-        action="append",
-        required=True,
-        help="model.onnx or config.json of each (repeatable)",
-    )
-    p.add_argument("--board", metavar="B[,B]", required=True, help=f"{', '.join(board_names())}, or board files")
-    p.add_argument("--alpha", metavar="P[,P]", default=str(DEFAULT_ALPHA), help="acceptances (default 0.8)")
-    p.add_argument("--context", metavar="N[,N]", default=str(DEFAULT_CONTEXT), help="contexts (default 512)")
-    p.add_argument("--weights", metavar="F[,F]", default="float16", help="formats of a config.json's weights")
-    p.add_argument("--out", metavar="FILE.csv", type=Path, required=True, help="the table")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+@dataclass(frozen=True)
+class SweepRequest:
+    """What the user asks: every pair on every board, at every context and acceptance.
+
+    Attributes:
+        pairs: files of target and drafter, or of the target alone; ONNX or config.json.
+        boards: names or paths of board files.
+        alphas: acceptances of a drafted token.
+        contexts: tokens in the KV cache.
+        weights: formats that the weights of a config.json are considered in.
+    """
+
+    pairs: tuple[tuple[Path, ...], ...]
+    boards: tuple[str, ...]
+    alphas: tuple[float, ...]
+    contexts: tuple[int, ...]
+    weights: tuple[str, ...]
 
 
-def run(options: argparse.Namespace) -> int:
-    """The subcommand."""
-    from rich.console import Console
-    from rich.progress import track
+def sweep(request: SweepRequest, track: Callable[[Sequence[Any]], Iterable[Any]] = iter) -> Rows:
+    """A row for every point, the acceptance changing fastest; `track` sees the points go by.
 
-    alphas = _numbers(options.alpha, "--alpha", 0.0, 1.0)
-    contexts = [int(c) for c in _numbers(options.context, "--context", 1, LARGEST_CONTEXT, whole=True)]
-    formats = options.weights.split(",")
-    for name in formats:
-        if name not in FORMAT_NAMES:
-            raise UserError(f"--weights {name!r} is not a format; formats: {', '.join(FORMAT_NAMES)}")
-    boards = [load_board(name) for name in options.board.split(",")]
-    pairs = [_pair(text, formats, max(contexts)) for text in options.pair]
-    points = [(pair, b, a, c) for pair in pairs for b in boards for c in contexts for a in alphas]
+    Raises:
+        UserError: a file cannot be used, or there are too many points.
+    """
+    check_formats(request.weights)
+    boards = [load_board(name) for name in request.boards]
+    pairs = [_shapes(paths, request.weights, max(request.contexts)) for paths in request.pairs]
+    points = [(pair, b, c, a) for pair in pairs for b in boards for c in request.contexts for a in request.alphas]
     if len(points) > MOST_POINTS:
         raise UserError(f"{len(points)} points are more than {MOST_POINTS}; give fewer values")
-    console = Console(stderr=True, quiet=options.quiet)
-    rows = [
+    return [
         sweep_point(targets, drafts, board, alpha, context)
-        for (targets, drafts), board, alpha, context in track(points, "  predict", console=console, transient=True)
+        for (targets, drafts), board, context, alpha in track(points)
     ]
-    write_text(options.out, to_csv(rows))
-    print(f"{len(rows)} points in {options.out}")
-    return 0
 
 
 def sweep_point(
@@ -116,22 +107,9 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _pair(text: str, formats: Sequence[str], context: int) -> tuple[tuple[DecoderSpec, ...], tuple[DecoderSpec, ...]]:
-    paths = [Path(part) for part in text.split(",")]
-    if not 1 <= len(paths) <= 2:
-        raise UserError(f"--pair {text!r}: give TARGET or TARGET,DRAFT")
+def _shapes(
+    paths: Sequence[Path], formats: Sequence[str], context: int
+) -> tuple[tuple[DecoderSpec, ...], tuple[DecoderSpec, ...]]:
+    """The shapes of target and drafter."""
     shapes = [load_shapes(path, formats, context) for path in paths]
     return shapes[0], shapes[1] if len(shapes) > 1 else ()
-
-
-def _numbers(text: str, option: str, low: float, high: float, whole: bool = False) -> list[float]:
-    values = []
-    for part in text.split(","):
-        try:
-            value = float(int(part)) if whole else float(part)
-        except ValueError:
-            raise UserError(f"{option} {part!r} is not a {'whole ' if whole else ''}number") from None
-        if not low <= value <= high:
-            raise UserError(f"{option} {part} must lie between {low:g} and {high:g}")
-        values.append(value)
-    return values

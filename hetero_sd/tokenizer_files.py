@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from costmodel.vocabulary import one_vocabulary
-from hetero_sd.runtime.text import FILES
+from hetero_sd.runtime.text import FILES, generation_eos, tokenizer_eos
 from targets.errors import UserError
 
 _LARGEST_BYTES = 256 << 20
@@ -144,15 +144,12 @@ def _stated_eos(tokenizer: Any, folders: Sequence[Path]) -> tuple[list[int], str
     for folder in dict.fromkeys(folders):
         for name, key in (("generation_config.json", None), ("genai_config.json", "model")):
             table = _read_object(folder / name)
-            stated = (table.get(key) or {} if key else table).get("eos_token_id")
-            ids = [i for i in (stated if isinstance(stated, list) else [stated]) if type(i) is int]
+            ids = generation_eos(table.get(key) or {} if key else table)
             if ids:
                 return sorted(set(ids)), str(folder / name)
-        token = _read_object(folder / "tokenizer_config.json").get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        found = tokenizer.token_to_id(token) if isinstance(token, str) else None
-        if found is not None:
-            return [found], str(folder / "tokenizer_config.json")
+        ids = tokenizer_eos(tokenizer, _read_object(folder / "tokenizer_config.json"))
+        if ids:
+            return ids, str(folder / "tokenizer_config.json")
     return [], ""
 
 

@@ -1,11 +1,11 @@
-"""The house's arrows: targets <- costmodel <- passes <- hetero_sd <- tests; nobody imports to the right."""
+"""The arrows between packages: targets <- costmodel <- passes <- hetero_sd <- tests; none to the right, no circle."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,52 @@ def imported(path: Path) -> Iterator[str]:
             yield from (a.name for a in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Name -> file of every module of the four packages."""
+    found = {}
+    for package in ORDER[:-1]:
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported_modules(name: str, path: Path, known: Container[str]) -> set[str]:
+    """What a module imports of ours, inside functions too, but not for type checkers only."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            node.body = []
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                submodule = f"{module}.{alias.name}"
+                found.add(submodule if submodule in known else module)
+    return {n for n in found if n in known and n != name}
+
+
+def circles(root: Path) -> list[list[str]]:
+    """Modules that import one another, directly or through others."""
+    known = modules(root)
+    arrows = {name: imported_modules(name, path, known) for name, path in known.items()}
+    reached: dict[str, set[str]] = {}
+    for start in arrows:
+        seen, to_do = set(), [start]
+        while to_do:
+            new = arrows[to_do.pop()] - seen
+            seen |= new
+            to_do += new
+        reached[start] = seen
+    groups = {frozenset(b for b in reached[a] if a in reached[b]) for a in arrows if a in reached[a]}
+    return sorted(sorted(group) for group in groups)
 
 
 def offences(root: Path) -> list[str]:
@@ -42,6 +88,29 @@ def test_an_import_to_the_right_is_found(tmp_path: Path) -> None:
     (tmp_path / "targets").mkdir()
     (tmp_path / "targets" / "planted.py").write_text("import hetero_sd\n")
     assert offences(tmp_path) == ["targets/planted.py imports hetero_sd"]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert circles(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "back", "found"),
+    [
+        ("from targets import b", "from targets.a import X", True),
+        ("import targets.b", "def f():\n    from targets import a", True),
+        ("from . import b", "from .c import Y", True),  # through a third
+        ("from targets import b", "if TYPE_CHECKING:\n    from targets.a import X", False),
+        ("from targets import b", "", False),
+    ],
+)
+def test_a_circle_is_found(tmp_path: Path, there: str, back: str, found: bool) -> None:
+    (tmp_path / "targets").mkdir()
+    files = {"__init__": "", "a": there, "b": back, "c": "import targets.a"}
+    for name, text in files.items():
+        (tmp_path / "targets" / f"{name}.py").write_text(text + "\n")
+    through = [["targets.a", "targets.b", *(["targets.c"] if ".c" in back else [])]]
+    assert circles(tmp_path) == (through if found else [])
 
 
 def test_siblings_are_ours() -> None:

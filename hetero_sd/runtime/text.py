@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +67,12 @@ class Text:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _special_token(self, key: str) -> str | None:
-        """Return e.g. the bos_token of tokenizer_config.json, given as a string or as an object with `content`."""
-        value = self._config.get(key)
-        if isinstance(value, dict):
-            value = value.get("content")
-        return value if isinstance(value, str) else None
+        """Return e.g. the bos_token of tokenizer_config.json."""
+        return special_token(self._config, key)
 
     def _eos_ids(self, generation_config: dict[str, Any]) -> list[int]:
         """Return the end-of-text ids that the two configuration files state."""
-        stated = generation_config.get("eos_token_id")
-        ids = [i for i in (stated if isinstance(stated, list) else [stated]) if type(i) is int]
-        token = self._special_token("eos_token")
-        named = self._tokenizer.token_to_id(token) if token is not None else None
-        return ids if named is None else [*ids, named]
+        return [*generation_eos(generation_config), *tokenizer_eos(self._tokenizer, self._config)]
 
     def _chat_template(self, path: Path | None) -> str | None:
         """Return the chat template: its own file, or the entry of tokenizer_config.json."""
@@ -116,6 +109,27 @@ class Text:
             )
         except Exception as error:  # whatever a template can do wrong
             raise UserError(f"the chat template fails ({_one_line(error)}): give --no-chat-template") from None
+
+
+def generation_eos(config: Mapping[str, Any]) -> list[int]:
+    """Return the end-of-text ids of a generation_config.json: one, several, or none."""
+    stated = config.get("eos_token_id")
+    return [i for i in (stated if isinstance(stated, list) else [stated]) if type(i) is int]
+
+
+def tokenizer_eos(tokenizer: Any, config: Mapping[str, Any]) -> list[int]:
+    """Return the id of the eos_token that a tokenizer_config.json names, if the tokenizer knows it."""
+    token = special_token(config, "eos_token")
+    found = None if token is None else tokenizer.token_to_id(token)
+    return [] if found is None else [int(found)]
+
+
+def special_token(config: Mapping[str, Any], key: str) -> str | None:
+    """Return a token of a tokenizer_config.json, given as a string or as an object with `content`."""
+    value = config.get(key)
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
 
 
 def _read(path: Path) -> str:

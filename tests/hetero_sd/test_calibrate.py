@@ -11,7 +11,7 @@ from costmodel.calibrate import Point, predict_point
 from costmodel.factors import Factors
 from hetero_sd.calibrate import to_toml
 from hetero_sd.cli import main
-from hetero_sd.model_config import shapes_from_config
+from hetero_sd.predict.config_json import shapes_from_config
 from targets.boards import board_names, load_board
 
 CONFIG = {

@@ -14,7 +14,7 @@ from costmodel.search import Search
 from costmodel.standard_decoder import Blocks, standard_decoder
 from costmodel.variants import Question, factors_of
 from hetero_sd.plan import Wishes, make_plan, whole_context
-from hetero_sd.predict import AlphaFile
+from hetero_sd.predict.inputs import AlphaFile
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError

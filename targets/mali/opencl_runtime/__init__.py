@@ -11,26 +11,18 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import platform
 from importlib import metadata
 from pathlib import Path
 
 from targets.errors import UserError
+from targets.mali.opencl_runtime.library import LIBRARY, SOURCES, machine
 
-SOURCES = Path(__file__).resolve().parent / "src"
-LIBRARY = "libhetero_sd_opencl.so"
+__all__ = ["LIBRARY", "SOURCES", "OpenCLError", "machine"]
 _LOADED = "hetero_sd.opencl.devices"  # a function that only our runtime registers
 
 
 class OpenCLError(RuntimeError):
     """An OpenCL call failed, or the device cannot serve a request; the message names call, status and kernel."""
-
-
-def machine() -> str:
-    """Return the architecture of this process as a folder name: ``x86-64`` or ``aarch64`` (else what Python says)."""
-    return {"x86_64": "x86-64", "amd64": "x86-64", "arm64": "aarch64"}.get(
-        platform.machine().lower(), platform.machine()
-    )
 
 
 def build_key(target: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from targets import elf
 from targets.errors import UserError
-from targets.mali import opencl_runtime
+from targets.mali.opencl_runtime.library import LIBRARY, SOURCES, machine
 
 OLDEST_GLIBC = (2, 28)  # Debian 10, Ubuntu 20.04: what the TVM wheel itself asks for
 OLDEST_GLIBCXX = (3, 4, 25)  # GCC 8
@@ -44,11 +44,11 @@ def build(out_dir: Path, compiler: str | None, target: str) -> Path:
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".building-") as scratch:
         objects = []
-        for source in sorted(opencl_runtime.SOURCES.glob("*.cc")):
+        for source in sorted(SOURCES.glob("*.cc")):
             objects.append(str(Path(scratch, f"{source.stem}.o")))
             _run([*command, *includes, "-DTVM_RUNTIME_EXPORTS", "-c", str(source), "-o", objects[-1]])
-        library = Path(scratch, opencl_runtime.LIBRARY)
-        exports = f"-Wl,--version-script={opencl_runtime.SOURCES / 'exports.map'}"
+        library = Path(scratch, LIBRARY)
+        exports = f"-Wl,--version-script={SOURCES / 'exports.map'}"
         _run([*command, "-shared", "-s", exports, *objects, "-ldl", "-o", str(library)])
         if elf.machine(library) != target:
             raise UserError(
@@ -56,8 +56,8 @@ def build(out_dir: Path, compiler: str | None, target: str) -> Path:
             )
         if "libstdc++.so.6" not in elf.needed_versions(library):
             raise UserError(f"{command[0]} does not use libstdc++, which TVM's C++ interface needs: take g++")
-        os.replace(library, out_dir / opencl_runtime.LIBRARY)
-    return out_dir / opencl_runtime.LIBRARY
+        os.replace(library, out_dir / LIBRARY)
+    return out_dir / LIBRARY
 
 
 def find_compiler(target: str) -> str:
@@ -66,7 +66,7 @@ def find_compiler(target: str) -> str:
     Raises:
         UserError: there is none; the message names the Debian package.
     """
-    native = target == opencl_runtime.machine()
+    native = target == machine()
     for name in ["g++"] if native else [_CROSS_COMPILERS[target]]:
         found = shutil.which(name)
         if found:

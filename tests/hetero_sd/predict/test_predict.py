@@ -10,7 +10,7 @@ from golden import Golden
 
 from hetero_sd.cli import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 EXPORTS = ROOT / "data" / "exports"
 
 LLAMA_1B = {

@@ -12,10 +12,13 @@ from costmodel.placement import Placement
 from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.search import Search
 from costmodel.uncertainty import Interval, used_processors
-from costmodel.variants import OVERLAPPED, TARGET_ONLY, Variant, gb
-from hetero_sd.predict import Prediction, bundle_question, compilable
+from costmodel.variants import OVERLAPPED, TARGET_ONLY, Question, Variant, factors_of, gb
+from hetero_sd.calibrated_board import GPU_HOW
+from hetero_sd.predict.predict import Prediction, bundle_question, compilable
+from targets.device import Board
 
 _WIDTH = 118
+_GPU_KERNELS = ("gpu_bandwidth", "gpu_compute", "gpu_attention")  # factors that a calibration fits to steps on a GPU
 MOST_ROWS = 8
 CURVE = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
 
@@ -37,7 +40,9 @@ def predict_text(p: Prediction) -> str:
         lines.append(f"  {_short(f'{title} on {where_text(placement, shape)}', 28):28}{times}")
         lines.append(f"    n = 1: {costs.step(placement, 1).explain()}")
     lines += ["", f"numbers of board {p.question.board.name} behind the chosen variant"]
-    lines += [f"  {path} = {value}: {kind}, {_short(source, 80)}" for path, value, kind, source in facts_used(p)]
+    lines += [
+        f"  {path} = {_value(value)}: {kind}, {_short(source, 80)}" for path, value, kind, source in facts_used(p)
+    ]
     factors = ", ".join(f"{name} {value:g}" for name, value in p.question.factors.to_json().items())
     lines += textwrap.wrap(f"  factors: {factors}", _WIDTH, subsequent_indent="    ")
     return "\n".join(lines)
@@ -83,7 +88,7 @@ def notes(p: Prediction) -> list[str]:
     """What a reader must know beside the verdict."""
     best, found = p.decision.best, []
     if any(isinstance(s, GpuSlice) for s in used_processors(best)):
-        found.append("the GPU's times are predicted from the board's numbers: no GPU kernel was measured on this board")
+        found.append(gpu_note(p.question))
     if best.mode == OVERLAPPED:
         found.append("the overlapped mode is predicted; this version runs drafter and target one after the other")
     if not compilable(best):
@@ -109,7 +114,33 @@ def notes(p: Prediction) -> list[str]:
     return found
 
 
-def facts_used(p: Prediction) -> list[tuple[str, str, str, str]]:
+def gpu_note(question: Question) -> str:
+    """What the GPU's times rest on, by the origin of the board's numbers."""
+    board = question.board
+    if gpu_kernels_given(question):
+        return "the GPU's times rest on the factors that were given"
+    if gpu_kernels_measured(question):
+        origins = {board.provenance[f"factors.{name}"].source for name in _GPU_KERNELS if name in board.factors}
+        return f"the GPU's times rest on kernels measured on this board: {'; '.join(sorted(origins))}"
+    if board.provenance["gpu.bandwidth_gb_per_s"].source == GPU_HOW:
+        rests = "its bandwidth and its launches, measured on this board; no kernel of a model was measured on it"
+        return f"the GPU's times are predicted from {rests}"
+    return "the GPU's times are predicted from the board's numbers: no GPU kernel was measured on this board"
+
+
+def gpu_kernels_given(question: Question) -> bool:
+    """Whether the question has other factors for the GPU's kernels than its board: those of a calibration."""
+    given, own = question.factors.to_json(), factors_of(question.board).to_json()
+    return any(given[name] != own[name] for name in _GPU_KERNELS)
+
+
+def gpu_kernels_measured(question: Question) -> bool:
+    """Whether a calibration fitted the factors of the GPU's kernels."""
+    origins = [question.board.provenance.get(f"factors.{name}") for name in _GPU_KERNELS]
+    return gpu_kernels_given(question) or any(o is not None and o.kind == "measured" for o in origins)
+
+
+def facts_used(p: Prediction) -> list[tuple[str, Any, str, str]]:
     """(path, value, kind, source) of the board's numbers that the chosen variant rests on."""
     board, paths = p.question.board, []
     for processor in used_processors(p.decision.best):
@@ -125,7 +156,7 @@ def facts_used(p: Prediction) -> list[tuple[str, str, str, str]]:
     rows = []
     for path in dict.fromkeys(paths):
         origin = board.provenance[path]
-        rows.append((path, _value(board, path), origin.kind, origin.source))
+        rows.append((path, _at(board, path), origin.kind, origin.source))
     return rows
 
 
@@ -145,7 +176,7 @@ def predict_json(p: Prediction) -> str:
         "baseline": variant_json(p.decision.baseline, None),
         "factors": q.factors.to_json(),
         "facts": [
-            {"path": path, "value": value, "kind": kind, "source": source}
+            {"path": path, "value": _value(value), "kind": kind, "source": source}
             for path, value, kind, source in facts_used(p)
         ],
     }
@@ -224,11 +255,16 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def _value(board: Any, path: str) -> str:
+def _at(board: Board, path: str) -> Any:
+    """The number at a path of `provenance`."""
     parts = path.split(".")
-    item = board
+    item: Any = board
     if parts[0] == "clusters":
         item, parts = board.cluster(parts[1]), parts[2:]
     for part in parts:
         item = getattr(item, part)
+    return item
+
+
+def _value(item: Any) -> str:
     return f"{item:g}" if isinstance(item, float) else str(item)

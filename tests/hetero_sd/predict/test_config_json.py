@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from hetero_sd.model_config import shapes_from_config
+from hetero_sd.predict.config_json import shapes_from_config
 from passes.count_work import count_work
 from passes.import_onnx import canonicalise
 from targets.errors import UserError
 
-EXPORTS = Path(__file__).parent.parent / "data" / "exports"
+EXPORTS = Path(__file__).parent.parent.parent / "data" / "exports"
 
 # The published config.json files, reduced to what is read.
 LLAMA_1B = {

@@ -14,12 +14,12 @@ from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement, shared_cluster
 from costmodel.roofline import GpuSlice, dram_bytes
 from costmodel.variants import OVERLAPPED
-from hetero_sd.predict import Prediction
+from hetero_sd.predict.predict import Prediction
 
 Span = tuple[str, str, float, float, str]  # lane, name, start, duration in seconds, explanation
 
 
-def round_trace(p: Prediction) -> dict[str, Any]:
+def chrome_trace(p: Prediction) -> dict[str, Any]:
     """The trace: process = the board, thread = a processor, times in microseconds."""
     spans = round_spans(p)
     lanes = list(dict.fromkeys(span[0] for span in spans))

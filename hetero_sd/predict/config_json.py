@@ -6,7 +6,6 @@ user names, since a config.json does not say how an export will store them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from costmodel.decoder import DecoderSpec
 from costmodel.format import Format
 from costmodel.standard_decoder import BOTH, POST, Blocks, standard_decoder
 from targets.errors import UserError
+from targets.files import read_object
 
-_LARGEST_BYTES = 1 << 20
 _GEMMA = {"tied": True, "head_dim": 256, "nonlinearity": "gelu", "embedding_scaled": True}
 _FAMILIES: dict[str, dict[str, Any]] = {  # model_type -> what differs from a Llama
     "llama": {},
@@ -56,7 +55,7 @@ def shapes_from_config(path: Path, formats: Sequence[str]) -> tuple[DecoderSpec,
     Raises:
         UserError: unreadable, of an unknown family, or with missing or contradictory sizes.
     """
-    config = _read(path)
+    config: Any = read_object(path, "a config.json")
     if "text_config" in config and config.get("model_type") not in _FAMILIES:
         config = config["text_config"]
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -68,22 +67,6 @@ def shapes_from_config(path: Path, formats: Sequence[str]) -> tuple[DecoderSpec,
         raise UserError(f"{path}: a mixture of experts is not supported")
     name = _name(config, path)
     return tuple(_shape(config, path, name, _FAMILIES[family], _FORMATS[f]) for f in formats)
-
-
-def _read(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_BYTES + 1)
-        if len(content) > _LARGEST_BYTES:
-            raise UserError(f"{path}: larger than {_LARGEST_BYTES} bytes, so this is not a config.json")
-        config = json.loads(content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: not valid JSON") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not a JSON object, so this is not a config.json")
-    return config
 
 
 def _name(config: dict[str, Any], path: Path) -> str:

@@ -1,0 +1,83 @@
+"""`hetero-sd predict`: what a pair will cost on a board, before anything is exported or compiled."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from hetero_sd.predict.config_json import FORMAT_NAMES
+from hetero_sd.predict.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, PredictRequest, answer
+from targets.boards import board_names
+from targets.errors import UserError
+from targets.files import write_text
+
+EXAMPLE = """\
+example:
+  hetero-sd predict Llama-3.2-3B/config.json --draft Llama-3.2-1B/config.json --board imx95 --alpha 0.8
+
+TARGET and the drafter are ONNX files, whose weights are counted as they are stored, or a Hugging Face config.json.
+Predictions for a GPU rest on the board's numbers until `hetero-sd calibrate` has fitted them to kernels measured there.
+"""
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    """The options of the subcommand."""
+    p.add_argument("target", metavar="TARGET", type=Path, help="model.onnx or config.json")
+    p.add_argument("--draft", metavar="DRAFT", type=Path, help="model.onnx or config.json of a smaller model")
+    p.add_argument("--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a file")
+    p.add_argument("--alpha", metavar="P", type=float, help=f"acceptance of a drafted token (default {DEFAULT_ALPHA})")
+    p.add_argument("--alpha-file", metavar="FILE", type=Path, help="what `hetero-sd acceptance` wrote")
+    p.add_argument(
+        "--ngram-alpha", metavar="P", type=float, help="consider drafting from the text, with this acceptance"
+    )
+    p.add_argument(
+        "--context", metavar="N", type=int, default=DEFAULT_CONTEXT, help="tokens in the KV cache (default 512)"
+    )
+    p.add_argument(
+        "--weights",
+        metavar="F[,F]",
+        default="float16",
+        help=f"formats of a config.json's weights: {', '.join(FORMAT_NAMES)} (default float16)",
+    )
+    p.add_argument("--sampled", action="store_true", help="tokens are sampled, not the best ones")
+    p.add_argument("--factors", metavar="FILE", type=Path, help="factors of a calibration, in place of the board's")
+    p.add_argument("--json", action="store_true", help="print the prediction as JSON")
+    p.add_argument("--trace", metavar="FILE", type=Path, help="write a round as a Chrome trace (Perfetto)")
+    p.add_argument("--report", metavar="FILE", type=Path, help="write the report as one HTML file")
+
+
+def run(options: argparse.Namespace) -> int:
+    """The subcommand."""
+    for path in (options.trace, options.report):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.absolute().parent}")
+    prediction = answer(request_of(options))
+    if options.trace is not None:
+        from hetero_sd.predict.chrome_trace import chrome_trace
+
+        write_text(options.trace, json.dumps(chrome_trace(prediction), indent=1) + "\n")
+    if options.report is not None:
+        from hetero_sd.predict.html import html_report
+
+        write_text(options.report, html_report(prediction))
+    from hetero_sd.predict.text import predict_json, predict_text
+
+    print(predict_json(prediction) if options.json else predict_text(prediction))
+    return 0
+
+
+def request_of(options: argparse.Namespace) -> PredictRequest:
+    """The request that the options make."""
+    return PredictRequest(
+        target=options.target,
+        board=options.board,
+        draft=options.draft,
+        alpha=options.alpha,
+        alpha_file=options.alpha_file,
+        ngram_alpha=options.ngram_alpha,
+        context=options.context,
+        weights=tuple(options.weights.split(",")),
+        sampled=options.sampled,
+        factors=options.factors,
+    )

@@ -1,0 +1,81 @@
+"""`hetero-sd sweep`: predictions for many pairs, boards, acceptances and contexts, as CSV."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hetero_sd.predict.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CONTEXT
+from hetero_sd.sweep import SweepRequest, sweep, to_csv
+from targets.boards import board_names
+from targets.errors import UserError
+from targets.files import write_text
+
+EXAMPLE = """\
+example:
+  hetero-sd sweep --pair 3b/config.json,1b/config.json --board imx95,rk3588 --alpha 0.6,0.7,0.8 --out sweep.csv
+"""
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    """The options of the subcommand."""
+    p.add_argument(
+        "--pair",
+        metavar="TARGET[,DRAFT]",
+        action="append",
+        required=True,
+        help="model.onnx or config.json of each (repeatable)",
+    )
+    p.add_argument("--board", metavar="B[,B]", required=True, help=f"{', '.join(board_names())}, or board files")
+    p.add_argument("--alpha", metavar="P[,P]", default=str(DEFAULT_ALPHA), help="acceptances (default 0.8)")
+    p.add_argument("--context", metavar="N[,N]", default=str(DEFAULT_CONTEXT), help="contexts (default 512)")
+    p.add_argument("--weights", metavar="F[,F]", default="float16", help="formats of a config.json's weights")
+    p.add_argument("--out", metavar="FILE.csv", type=Path, required=True, help="the table")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(options: argparse.Namespace) -> int:
+    """The subcommand."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True, quiet=options.quiet)
+    rows = sweep(request_of(options), lambda points: track(points, "  predict", console=console, transient=True))
+    write_text(options.out, to_csv(rows))
+    print(f"{len(rows)} points in {options.out}")
+    return 0
+
+
+def request_of(options: argparse.Namespace) -> SweepRequest:
+    """The request that the options make.
+
+    Raises:
+        UserError: a list holds something else than it should.
+    """
+    return SweepRequest(
+        pairs=tuple(_pair(text) for text in options.pair),
+        boards=tuple(options.board.split(",")),
+        alphas=tuple(_numbers(options.alpha, "--alpha", 0.0, 1.0)),
+        contexts=tuple(int(c) for c in _numbers(options.context, "--context", 1, LARGEST_CONTEXT, whole=True)),
+        weights=tuple(options.weights.split(",")),
+    )
+
+
+def _pair(text: str) -> tuple[Path, ...]:
+    paths = tuple(Path(part) for part in text.split(","))
+    if not 1 <= len(paths) <= 2:
+        raise UserError(f"--pair {text!r}: give TARGET or TARGET,DRAFT")
+    return paths
+
+
+def _numbers(text: str, option: str, low: float, high: float, whole: bool = False) -> list[float]:
+    values = []
+    for part in text.split(","):
+        try:
+            value = float(int(part)) if whole else float(part)
+        except ValueError:
+            raise UserError(f"{option} {part!r} is not a {'whole ' if whole else ''}number") from None
+        if not low <= value <= high:
+            raise UserError(f"{option} {part} must lie between {low:g} and {high:g}")
+        values.append(value)
+    return values

@@ -1,0 +1,239 @@
+"""The charts of the report, drawn with matplotlib; figure.py writes them and gives them their colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
+
+from hetero_sd.predict.figure import BANDS, FAINT, INK, PAPER, SERIES, drawn, laid_out
+from hetero_sd.predict.units import plain
+
+GAINS = (0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5)  # borders of the bands of a map of gains
+_DASHES = ("-", (0, (6, 2)), (0, (3, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named series of points; `dashed` for limits rather than results."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A highlighted point with a label."""
+
+    x: float
+    y: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A range with its title; `log` for a logarithmic scale."""
+
+    title: str
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a timeline: lane, name, start and duration in seconds, what its time is made of, which colour it has."""
+
+    lane: str
+    name: str
+    start: float
+    duration: float
+    why: str
+    series: int
+
+
+def line_chart(name: str, x: Axis, y: Axis, lines: Sequence[Line], marks: Sequence[Mark], narrow: bool = False) -> str:
+    """Lines over two axes; `name` says in words what it shows and is the chart's label."""
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, x, y)
+        for i, line in enumerate(lines):
+            style = ":" if line.dashed else _DASHES[i % len(_DASHES)]
+            xs, ys = zip(*line.points, strict=True)
+            colour = INK if line.dashed else SERIES[i % len(SERIES)]
+            axes.plot(xs, ys, color=colour, linestyle=style, linewidth=2, label=line.name)
+        _legend(figure, axes.get_legend_handles_labels()[0], narrow)
+        _mark(figure, axes, marks)
+
+    return drawn(name, draw, narrow, 340 if not narrow else 300 + 19 * ((len(lines) + 1) // 2))
+
+
+def gain_map(
+    name: str, x: Axis, y: Axis, value: Callable[[float, float], float], marks: Sequence[Mark], narrow: bool = False
+) -> str:
+    """A map of a gain in bands: blue where it is above 1, red where it is below."""
+    cells = 60
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, x, y, grid=False)
+        xs = [x.low + (x.high - x.low) * i / cells for i in range(cells + 1)]
+        ys = [y.low + (y.high - y.low) * i / cells for i in range(cells + 1)]
+        gains = [[value(vx, vy) for vx in xs] for vy in ys]
+        axes.contourf(xs, ys, gains, levels=[0.0, *GAINS, 1e9], colors=BANDS)
+        titles = [f"below {GAINS[0]:g} x", *(f"{a:g} to {b:g} x" for a, b in pairwise(GAINS))]
+        titles.append(f"above {GAINS[-1]:g} x")
+        patches = [Patch(facecolor=c, label=t) for c, t in zip(BANDS, titles, strict=True)]
+        _legend(figure, patches if narrow else patches[::-1], narrow)
+        _mark(figure, axes, marks)
+
+    return drawn(name, draw, narrow, 360 if not narrow else 400)
+
+
+def timeline(name: str, bars: Sequence[Bar], series: Sequence[str], narrow: bool = False) -> str:
+    """Lanes of bars; a bar's explanation is its tooltip, `series` names the colours."""
+    lanes = list(dict.fromkeys(bar.lane for bar in bars))
+    end = max(bar.start + bar.duration for bar in bars)
+    titles = {f"bar-{i}": f"{bar.name}: {bar.why}" for i, bar in enumerate(bars)}
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, Axis("ms", 0.0, 1e3 * end), Axis("", len(lanes) - 0.5, -0.5), grid=False)
+        axes.set_yticks(range(len(lanes)), [lane.replace(", ", ",\n") for lane in lanes])
+        axes.tick_params(axis="y", length=0)
+        texts = []
+        for i, bar in enumerate(bars):
+            width, left = 1e3 * max(bar.duration, end / 500), 1e3 * bar.start
+            [shape] = axes.barh([lanes.index(bar.lane)], [width], 0.7, [left], color=SERIES[bar.series])
+            shape.set_gid(f"bar-{i}")
+            shape.set_edgecolor(PAPER)
+            shape.set_linewidth(0.5)
+            middle = (left + width / 2, lanes.index(bar.lane))
+            texts.append((shape, axes.text(*middle, bar.name, color=PAPER, ha="center", va="center", in_layout=False)))
+        patches = [Patch(facecolor=SERIES[i], label=title) for i, title in enumerate(series)]
+        _legend(figure, patches, narrow, below=True)
+        renderer = laid_out(figure)
+        for shape, text in texts:
+            if text.get_window_extent(renderer).width + 8 > shape.get_window_extent(renderer).width:
+                text.remove()
+
+    return drawn(name, draw, narrow, 44 * len(lanes) + (86 if not narrow else 110), titles)
+
+
+def stacked_bars(
+    name: str,
+    rows: Sequence[tuple[str, Sequence[tuple[str, float]]]],
+    limit: tuple[str, float],
+    unit: str,
+    narrow: bool = False,
+) -> str:
+    """Stacked horizontal bars, each with its sum, against a named limit."""
+    names = list(dict.fromkeys(part for _, parts in rows for part, _ in parts))
+    titles: dict[str, str] = {}
+
+    def draw(figure: Figure) -> None:
+        most = max(limit[1], *(sum(v for _, v in parts) for _, parts in rows))
+        axes = _axes(figure, Axis(unit, 0.0, (1.5 if narrow else 1.15) * most), Axis("", len(rows) - 0.5, -0.5), False)
+        axes.set_yticks(range(len(rows)), [title.replace(", ", ",\n") if narrow else title for title, _ in rows])
+        axes.tick_params(axis="y", length=0)
+        for y, (_, parts) in enumerate(rows):
+            left = 0.0
+            for i, (part, value) in enumerate(parts):
+                [shape] = axes.barh([y], [value], 0.65, [left], color=SERIES[names.index(part)])
+                shape.set_gid(f"part-{y}-{i}")
+                titles[f"part-{y}-{i}"] = f"{part}: {plain(value, 3)} {unit}"
+                left += value
+            total = f"{left:.2f} {unit}"
+            axes.annotate(total, (left, y), (5, 0), textcoords="offset points", va="center", color=INK)
+        axes.axvline(limit[1], color=INK, linestyle="--", linewidth=1.5, zorder=0.5)
+        handles: list[Patch | Line2D] = [Patch(facecolor=SERIES[i], label=n) for i, n in enumerate(names)]
+        handles.append(Line2D([], [], color=INK, linestyle="--", label=f"{limit[1]:.2f} {unit} {limit[0]}"))
+        _legend(figure, handles, narrow, below=True)
+
+    return drawn(name, draw, narrow, (44 if narrow else 34) * len(rows) + (140 if narrow else 90), titles)
+
+
+def columns_with_range(
+    name: str, x: Axis, y: Axis, columns: Sequence[tuple[str, float, float, float]], narrow: bool = False
+) -> str:
+    """Columns (title, value, least, most) with their range, the highest in another colour; a line at 1."""
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, x, y)
+        axes.set_xticks(range(len(columns)), [title for title, *_ in columns])
+        best = max(value for _, value, *_ in columns)
+        for i, (_, value, least, most) in enumerate(columns):
+            axes.bar([i], [value], 0.7, color=SERIES[2 if value == best else 0])
+            axes.plot([i, i], [least, most], color=INK, linewidth=1.5)
+            axes.text(i, 0.02 * y.high, f"{value:.2f}", ha="center", va="bottom", color=PAPER)
+        axes.axhline(1.0, color=INK, linewidth=1)
+
+    return drawn(name, draw, narrow, 320)
+
+
+def _axes(figure: Figure, x: Axis, y: Axis, grid: bool = True) -> Axes:
+    """Axes with plain numbers; the y axis' title stands above it, where it needs no turning."""
+    axes = figure.add_subplot()
+    axes.set_xlim(x.low, x.high)
+    axes.set_ylim(y.low, y.high)
+    for axis, scale in ((axes.xaxis, x), (axes.yaxis, y)):
+        if scale.log:
+            (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+            axis.set_minor_locator(NullLocator())
+        else:
+            axis.set_major_locator(MaxNLocator(6))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axes.set_xlabel(x.title, color=INK)
+    axes.set_title(y.title, loc="left", fontsize=12, color=INK)
+    axes.tick_params(color=INK, labelcolor=INK)
+    axes.tick_params(axis="x", pad=9)  # clear of the lowest number of the y axis
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+    if grid:
+        axes.grid(color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+    return axes
+
+
+def _legend(figure: Figure, handles: Sequence[Artist], narrow: bool, below: bool = False) -> None:
+    """The names of the series: beside a wide chart, else below."""
+    if narrow or below:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2 if narrow else 6, labelcolor=INK)
+    else:
+        figure.legend(handles=handles, loc="outside right upper", labelcolor=INK)
+
+
+def _mark(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
+    """Circles with labels, each at the first place beside its circle where it is inside and covers no other label."""
+    renderer = laid_out(figure)
+    taken: list[Bbox] = []
+    inside = axes.get_window_extent()
+    for mark in marks:
+        axes.plot([mark.x], [mark.y], "o", color=INK, markerfacecolor=PAPER, markeredgewidth=2, markersize=8, zorder=5)
+        found: Annotation | None = None
+        for dx, dy in ((9, 9), (9, -18), (-9, 9), (-9, -18), (9, 24), (-9, 24), (9, -34), (-9, -34), (9, 40), (-9, 40)):
+            if found is not None:
+                found.remove()
+            found = axes.annotate(
+                *(mark.label, (mark.x, mark.y), (dx, dy)),
+                textcoords="offset points",
+                ha="left" if dx > 0 else "right",
+                color=INK,
+                weight="bold",
+                zorder=6,
+                gid="label",
+            )
+            box = found.get_window_extent(renderer)
+            if inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1:
+                if not any(box.overlaps(other) for other in taken):
+                    break
+        assert found is not None
+        taken.append(found.get_window_extent(renderer).padded(2))

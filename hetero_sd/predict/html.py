@@ -1,0 +1,225 @@
+"""The report of a prediction: one self-contained HTML file that an engineer can forward.
+
+report.html.jinja has its words and looks; here is what fills it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from costmodel.decoder import DecoderSpec
+from costmodel.estimate import seconds
+from costmodel.placement import Placement
+from costmodel.roofline import CpuSlice, GpuSlice, Processor
+from costmodel.speculative import MOST_GAMMA, Acceptance, at_position, expected_tokens
+from costmodel.variants import TARGET_ONLY, Variant, gb
+from costmodel.work import step_ops, totals
+from hetero_sd.predict.charts import Axis, Bar, Line, Mark, gain_map, line_chart, stacked_bars, timeline
+from hetero_sd.predict.chrome_trace import round_spans
+from hetero_sd.predict.figure import STYLE
+from hetero_sd.predict.predict import Prediction
+from hetero_sd.predict.text import MOST_ROWS, facts_used, gpu_note, models_of, notes, rate, verdict, where_text
+from hetero_sd.predict.units import with_unit
+
+_ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+_STEPS = ("verify, decode", "draft", "loop")  # colours of the timeline
+
+
+def html_report(p: Prediction) -> str:
+    """The page: verdict, variants, and the charts behind them."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        chart_style=Markup(STYLE),
+        board=p.question.board,
+        verdict=verdict(p),
+        notes=notes(p),
+        variants=_variants(p),
+        speculation=_speculation(p),
+        verify=_verify_curves(p),
+        roofline=_roofline(p),
+        round=_round(p),
+        memory=_memory(p),
+        facts=_facts(p),
+    )
+
+
+def _both(draw: Callable[..., str], *arguments: Any) -> dict[str, Markup]:
+    """A chart for wide and for narrow screens; the page shows one of them."""
+    return {"wide": Markup(draw(*arguments)), "narrow": Markup(draw(*arguments, narrow=True))}
+
+
+def _variants(p: Prediction) -> dict[str, Any]:
+    rows = [
+        _variant(v, f"{rate(i.low)} to {rate(i.high)}", "best" if v == p.decision.best else "")
+        for v, i in list(zip(p.decision.leading, p.intervals, strict=True))[:MOST_ROWS]
+    ]
+    rows += [_variant(v, "does not fit", "no") for v in p.decision.not_fitting[:MOST_ROWS]]
+    titles = ["mode", "gamma", "tokens/s", "interval", "x same", "x best", "memory", "where, and why"]
+    return {"titles": titles, "rows": rows}
+
+
+def _variant(v: Variant, sure: str, style: str) -> dict[str, Any]:
+    where = "; ".join(f"{title} {shape.name} on {where_text(place, shape)}" for title, shape, place in models_of(v))
+    numbers = [str(v.gamma or "-"), rate(v.tokens_per_s), sure, f"{v.against_same:.2f}", f"{v.against_best:.2f}"]
+    return {"style": style, "cells": [v.mode, *numbers, gb(v.memory.total_bytes), (where, v.reason)]}
+
+
+def _speculation(p: Prediction) -> dict[str, Any] | None:
+    """Speed-up over gamma and acceptance, and the break-even map, for the best variant that drafts."""
+    best = p.speculative
+    if best is None or best.draft is None or best.draft_placement is None:
+        return None
+    base = p.decision.baseline.tokens_per_s
+    models = (best.mode, best.target, best.target_placement, best.draft, best.draft_placement)
+    alone = p.search.price(TARGET_ONLY, best.target, best.target_placement).tokens_per_s
+
+    def gain(alpha: Acceptance, gamma: int) -> float:
+        return (p.search.price(*models, gamma, alpha).tokens_per_s if gamma else alone) / base
+
+    def curve(alpha: Acceptance) -> list[tuple[float, float]]:
+        return [(g, gain(alpha, g)) for g in range(MOST_GAMMA + 1)]
+
+    lines = [Line(f"acceptance {a:g}", curve(a)) for a in reversed(_ALPHAS)]
+    lines.append(Line("as asked", curve(p.question.alpha), dashed=True))
+    top = max(y for line in lines for _, y in line.points)
+    mark = Mark(best.gamma, gain(p.question.alpha, best.gamma), f"gamma {best.gamma}: {best.against_best:.2f} x")
+    axes = Axis("gamma, drafted tokens a round", 0, MOST_GAMMA), Axis("speed over baseline", 0, 1.08 * top)
+    where = ", ".join(f"{title} on {where_text(place, shape)}" for title, shape, place in models_of(best))
+    return {
+        "where": f"{best.mode}: {where}",
+        "chart": _both(line_chart, "speed over draft length and acceptance", *axes, lines, [mark]),
+        **_break_even(p, best, best.draft, best.draft_placement),
+    }
+
+
+def _break_even(p: Prediction, best: Variant, draft: DecoderSpec, place: Placement) -> dict[str, Any]:
+    """S = E / (gamma c + T(gamma + 1) / T(1)) at its best gamma, on the target's own verify curve."""
+    costs = p.search.costs(best.target)
+    one = costs.step_s(best.target_placement, 1)
+    curve = [costs.step_s(best.target_placement, g + 1) / one for g in range(MOST_GAMMA + 1)]
+    c = p.search.costs(draft).step_s(place, 1) / one
+    alpha = at_position(p.question.alpha, 1)
+
+    def best_gain(a: float, ratio: float) -> float:
+        return max(expected_tokens(a, g) / (g * ratio + curve[g]) for g in range(1, MOST_GAMMA + 1))
+
+    axes = Axis("acceptance", 0.0, 1.0), Axis("c = draft step / target step", 0.0, max(1.0, 1.2 * c))
+    marks = [Mark(alpha, c, "this pair")]
+    return {"map": _both(gain_map, "where speculation pays", *axes, best_gain, marks), "c": f"{c:.3f}"}
+
+
+def _verify_curves(p: Prediction) -> dict[str, Any]:
+    best = p.decision.best
+    costs = p.search.costs(best.target)
+    placements = _fastest_wholes(p, best.target)
+    lines = [
+        Line(_name(place), [(n, 1e3 * costs.step_s(place, n)) for n in range(1, MOST_GAMMA + 2)])
+        for place in placements
+    ]
+    at = 1e3 * costs.step_s(best.target_placement, best.gamma + 1)
+    top = max(at, *(y for line in lines for _, y in line.points))
+    axes = Axis("n, tokens in one step", 1, MOST_GAMMA + 1), Axis("ms", 0, 1.05 * top)
+    chart = _both(line_chart, "time of a step", *axes, lines, [Mark(best.gamma + 1, at, f"n = {best.gamma + 1}")])
+    note = "Stairs come from the kernels' row tiles."
+    if any(isinstance(_processor(place), GpuSlice) for place in placements):
+        said = gpu_note(p.question)
+        note += f" {said[0].upper()}{said[1:]}."
+    return {"target": best.target.name, "chart": chart, "note": note}
+
+
+def _fastest_wholes(p: Prediction, shape: DecoderSpec) -> list[Placement]:
+    costs = p.search.costs(shape)
+    fastest: dict[str, Placement] = {}
+    for processor in costs.slices:
+        placement = costs.whole(processor)
+        kept = fastest.get(processor.family)
+        if kept is None or costs.step_s(placement, 4) < costs.step_s(kept, 4):
+            fastest[processor.family] = placement
+    return list(fastest.values())
+
+
+def _roofline(p: Prediction) -> dict[str, Markup]:
+    """Arithmetic intensity against rate: the limits of each processor, and the chosen target's steps on it."""
+    best, lines, marks = p.decision.best, [], []
+    for placement in _fastest_wholes(p, best.target):
+        peak, reads = _limits(p, _processor(placement))
+        lines.append(Line(_name(placement), [(0.1, 0.1 * reads), (peak / reads, peak), (200.0, peak)]))
+    costs = p.search.costs(best.target)
+    for n in (1, 4, 16):
+        work = totals(step_ops(best.target, n, p.question.context))
+        reached = work.flops / costs.step_s(best.target_placement, n) / 1e9
+        marks.append(Mark(work.flops / work.bytes, reached, f"n = {n}"))
+    top = 2 * max(y for line in lines for _, y in line.points)
+    axes = Axis("operations a byte", 0.1, 200.0, log=True), Axis("GFLOP/s", 0.1, top, log=True)
+    return _both(line_chart, "roofline", *axes, lines, marks)
+
+
+def _limits(p: Prediction, processor: Processor) -> tuple[float, float]:
+    """What kernels reach on a processor: GFLOP/s and GB/s."""
+    f = p.question.factors
+    if isinstance(processor, GpuSlice):
+        return f.gpu_compute * processor.gpu.fp32_gflops, f.gpu_bandwidth * processor.gpu.bandwidth_gb_per_s
+    assert isinstance(processor, CpuSlice)
+    cluster, threads = processor.parts[0]
+    reads = min(threads * cluster.bandwidth_one_thread_gb_per_s, cluster.bandwidth_all_threads_gb_per_s)
+    return cluster.fp32_gflops * threads / cluster.count, f.bandwidth * reads
+
+
+def _round(p: Prediction) -> dict[str, Any]:
+    spans = round_spans(p)
+    bars = [Bar(*span, series=_step_kind(span[1])) for span in spans]
+    rows = [
+        {"style": "", "cells": [lane, name, seconds(start), seconds(duration), why]}
+        for lane, name, start, duration, why in spans
+    ]
+    return {
+        "chart": _both(timeline, "one round", bars, _STEPS),
+        "titles": ["processor", "step", "start", "time", "made of"],
+        "rows": rows,
+    }
+
+
+def _step_kind(name: str) -> int:
+    """The index in _STEPS of a span."""
+    if name.startswith(("verify", "decode")):
+        return 0
+    return 1 if "draft" in name or "guess" in name else 2
+
+
+def _memory(p: Prediction) -> dict[str, Markup]:
+    rows = []
+    for v in [*p.decision.leading[:4], *p.decision.not_fitting[:2]]:
+        m = v.memory
+        parts = [("weights", m.mapped_bytes), ("GPU copies", m.gpu_bytes), ("KV cache", m.kv_bytes)]
+        parts += [("activations", m.activation_bytes), ("process", m.process_bytes)]
+        rows.append((f"{v.mode}, gamma {v.gamma}", [(name, count / 1e9) for name, count in parts]))
+    return _both(stacked_bars, "memory", rows, ("free", p.search.free_bytes / 1e9), "GB")
+
+
+def _facts(p: Prediction) -> dict[str, Any]:
+    rows = [
+        {"style": "", "cells": [path, with_unit(path, value), kind, source]}
+        for path, value, kind, source in facts_used(p)
+    ]
+    factors = ", ".join(f"{name} {with_unit(name, value)}" for name, value in p.question.factors.to_json().items())
+    return {"titles": ["number", "value", "kind", "source"], "rows": rows, "factors": factors}
+
+
+def _processor(placement: Placement) -> Processor:
+    return placement.segments[0].processor
+
+
+def _name(placement: Placement) -> str:
+    processor = _processor(placement)
+    return "gpu (predicted)" if isinstance(processor, GpuSlice) else processor.name

@@ -1,0 +1,96 @@
+"""What a question is read from: models, a measured acceptance, the factors of a calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from costmodel.decoder import DecoderSpec
+from costmodel.factors import Factors
+from costmodel.speculative import MOST_GAMMA
+from costmodel.variants import factors_of
+from hetero_sd.predict.config_json import FORMAT_NAMES, shapes_from_config
+from targets.device import Board
+from targets.errors import UserError
+from targets.files import read_object
+
+
+@dataclass(frozen=True)
+class AlphaFile:
+    """What `hetero-sd acceptance` measured.
+
+    Attributes:
+        alpha: acceptance by position.
+        low, high: its 95 % bounds, by position.
+        source: the file.
+    """
+
+    alpha: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    source: str
+
+
+def check_formats(names: Sequence[str]) -> None:
+    """Refuse a weight format that is not known.
+
+    Raises:
+        UserError: which one, and those that are known.
+    """
+    for name in names:
+        if name not in FORMAT_NAMES:
+            raise UserError(f"--weights {name!r} is not a format; formats: {', '.join(FORMAT_NAMES)}")
+
+
+def load_shapes(path: Path, formats: Sequence[str], context: int) -> tuple[DecoderSpec, ...]:
+    """The decoder of an ONNX file, or of a config.json in each format.
+
+    Raises:
+        UserError: no such file, or not a decoder of a kind we know.
+    """
+    if not path.is_file():
+        raise UserError(f"model {path}: there is no such file")
+    if path.suffix == ".json":
+        return shapes_from_config(path, formats)
+    from passes.count_work import count_work
+    from passes.import_onnx import canonicalise
+
+    return (count_work(canonicalise(path, max(2, context)), path.absolute().parent.name + "/" + path.name),)
+
+
+def read_alpha_file(path: Path, sampled: bool = False) -> AlphaFile:
+    """What `hetero-sd acceptance` wrote, for greedy or sampled decoding.
+
+    Raises:
+        UserError: unreadable, or a probability outside [0, 1].
+    """
+    data = read_object(path, "an acceptance file")
+    mode = "sampled" if sampled else "greedy"
+    data = data.get(mode, data)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: nothing was measured for {mode} decoding; measure it with `hetero-sd acceptance`")
+    alpha = data.get("alpha_by_position")
+    bounds = data.get("interval_by_position")
+    if not isinstance(alpha, list) or not 1 <= len(alpha) <= MOST_GAMMA or not isinstance(bounds, list):
+        raise UserError(
+            f"{path}: alpha_by_position or interval_by_position is missing; write it with `hetero-sd acceptance`"
+        )
+    if len(bounds) != len(alpha) or not all(isinstance(b, list) and len(b) == 2 for b in bounds):
+        raise UserError(f"{path}: interval_by_position must hold a pair for each of {len(alpha)} positions")
+    for value in [*alpha, *(x for b in bounds for x in b)]:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise UserError(f"{path}: {str(value)[:40]} is not a probability; it must lie between 0 and 1")
+    low, high = ([float(b[i]) for b in bounds] for i in (0, 1))
+    return AlphaFile(tuple(map(float, alpha)), tuple(low), tuple(high), f"measured, {path.name}")
+
+
+def read_factors(path: Path | None, board: Board) -> Factors:
+    """The factors of a file, else those of the board.
+
+    Raises:
+        UserError: unreadable, or an unknown factor.
+    """
+    if path is None:
+        return factors_of(board)
+    return Factors.from_json(read_object(path, "a calibration").get("factors"), str(path))

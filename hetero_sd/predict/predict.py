@@ -1,0 +1,151 @@
+"""What a pair will cost on a board, before anything is exported or compiled: a question, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from costmodel.roofline import CpuSlice
+from costmodel.search import Search
+from costmodel.speculative import Acceptance, break_even_alpha
+from costmodel.uncertainty import Interval, interval
+from costmodel.variants import SEQUENTIAL, TARGET_ONLY, Decision, Question, Variant
+from hetero_sd.predict.inputs import AlphaFile, check_formats, load_shapes, read_alpha_file, read_factors
+from targets.boards import load_board
+from targets.errors import UserError
+
+DEFAULT_ALPHA = 0.8
+DEFAULT_CONTEXT = 512
+LARGEST_CONTEXT = 1 << 20
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What the user asks.
+
+    Attributes:
+        target: an ONNX file, or a Hugging Face config.json.
+        board: name or path of a board file.
+        draft: the same of a smaller model, or None.
+        alpha: acceptance of a drafted token; None assumes DEFAULT_ALPHA.
+        alpha_file: what `hetero-sd acceptance` wrote, in place of `alpha`.
+        ngram_alpha: consider drafting from the text, with this acceptance.
+        context: tokens in the KV cache.
+        weights: formats that the weights of a config.json are considered in.
+        sampled: tokens are sampled, not the best ones.
+        factors: factors of a calibration, in place of the board's.
+    """
+
+    target: Path
+    board: str | Path
+    draft: Path | None = None
+    alpha: float | None = None
+    alpha_file: Path | None = None
+    ngram_alpha: float | None = None
+    context: int = DEFAULT_CONTEXT
+    weights: tuple[str, ...] = ("float16",)
+    sampled: bool = False
+    factors: Path | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer and how sure it is.
+
+    Attributes:
+        search: prices further variants of the same question.
+        decision: the ranked variants.
+        intervals: of each leading variant.
+        alpha_source: where the acceptance comes from.
+        pays_from: the smallest acceptance from which the best speculative variant gains on the baseline, or None.
+    """
+
+    search: Search
+    decision: Decision
+    intervals: tuple[Interval, ...]
+    alpha_source: str
+    pays_from: float | None
+
+    @property
+    def question(self) -> Question:
+        """What was asked."""
+        return self.search.question
+
+    @property
+    def speculative(self) -> Variant | None:
+        """The best variant that drafts with a model."""
+        return next((v for v in self.decision.leading if v.gamma and v.draft is not None), None)
+
+
+def answer(request: PredictRequest) -> Prediction:
+    """Read what the request names, and predict.
+
+    Raises:
+        UserError: a file cannot be used, numbers contradict each other, or the question has no answer.
+    """
+    if request.alpha is not None and request.alpha_file is not None:
+        raise UserError("--alpha and --alpha-file contradict each other: leave one out")
+    if not 1 <= request.context <= LARGEST_CONTEXT:
+        raise UserError(f"--context {request.context}: must be from 1 to {LARGEST_CONTEXT} tokens")
+    measured = None if request.alpha_file is None else read_alpha_file(request.alpha_file, request.sampled)
+    alpha: Acceptance = DEFAULT_ALPHA if request.alpha is None else request.alpha
+    check_formats(request.weights)
+    board, drafts = load_board(request.board), request.draft
+    question = Question(
+        board=board,
+        targets=load_shapes(request.target, request.weights, request.context),
+        drafts=() if drafts is None else load_shapes(drafts, request.weights, request.context),
+        alpha=alpha if measured is None else measured.alpha,
+        context=request.context,
+        factors=read_factors(request.factors, board),
+        ngram_alpha=request.ngram_alpha,
+        sampled=request.sampled,
+    )
+    question.check()
+    return predict(question, measured)
+
+
+def predict(question: Question, measured: AlphaFile | None = None) -> Prediction:
+    """Decide, and say how sure it is.
+
+    Raises:
+        UserError: the question has no answer.
+    """
+    search = Search(question)
+    decision = search.decide()
+    bounds = None if measured is None else (measured.low, measured.high)
+    intervals = tuple(interval(search, v, bounds) for v in decision.leading)
+    source = f"{question.alpha:g}, given or assumed" if isinstance(question.alpha, float) else "by position"
+    prediction = Prediction(search, decision, intervals, source if measured is None else measured.source, None)
+    best = prediction.speculative
+    if best is None:
+        return prediction
+    gain = gain_of(search, best, decision.baseline)
+    return Prediction(search, decision, intervals, prediction.alpha_source, break_even_alpha(gain))
+
+
+def gain_of(search: Search, variant: Variant, baseline: Variant) -> Callable[[float], float]:
+    """Acceptance -> speed of a variant over the baseline's, placement and draft length kept."""
+
+    def gain(alpha: float) -> float:
+        priced = search.price(
+            *(variant.mode, variant.target, variant.target_placement, variant.draft, variant.draft_placement),
+            variant.gamma,
+            alpha,
+        )
+        return priced.tokens_per_s / baseline.tokens_per_s
+
+    return gain
+
+
+def compilable(variant: Variant) -> bool:
+    """Whether a bundle can run it: target only or sequential, everything on the CPU with one slice of one cluster."""
+    placements = [p for p in (variant.target_placement, variant.draft_placement) if p is not None]
+    cores = {s.processor.name for p in placements for s in p.segments if isinstance(s.processor, CpuSlice)}
+    return variant.mode in (TARGET_ONLY, SEQUENTIAL) and len(cores) <= 1 and not any("+" in name for name in cores)
+
+
+def bundle_question(question: Question) -> Question:
+    """The same question for what a bundle can run."""
+    return replace(question, one_process=True, ngram_alpha=None, overlapped=False)

@@ -1,0 +1,90 @@
+"""What a prediction says of the GPU's numbers agrees with where they come from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from costmodel.variants import factors_of
+from hetero_sd.calibrated_board import with_gpu
+from hetero_sd.predict.html import html_report
+from hetero_sd.predict.predict import Prediction, PredictRequest, answer
+from hetero_sd.predict.text import predict_json, predict_text
+from targets.boards import load_board
+from targets.device import Board
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "num_hidden_layers": 16, "vocab_size": 128256, "tie_word_embeddings": True,
+}  # fmt: skip
+UNMEASURED = "no GPU kernel was measured on this board"
+DEVICE = {"name": "a GPU", "compute_units": 4, "clock_mhz": 800, "max_work_group": 256}
+COSTS = {"device": DEVICE, "start_s": 5e-5, "queued_s": 5e-6}
+
+
+def fast_gpu(**factors: dict[str, Any]) -> Board:
+    """A board whose GPU is the fastest processor, with factors as a calibration writes them."""
+    data = load_board("rk3588").to_json()
+    data["dram"]["peak_bandwidth_gb_per_s"]["value"] = 1000.0
+    data["gpu"]["bandwidth_gb_per_s"]["value"], data["gpu"]["fp32_gflops"]["value"] = 900.0, 50_000.0
+    data["gpu"]["launch_overhead_s"]["value"] = 1e-9
+    return Board.from_json(data | {"factors": factors}, "test")
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+
+    def on(board: Board, **given: float) -> Prediction:
+        factors = replace(factors_of(board), **given)
+        monkeypatch.setattr("hetero_sd.predict.predict.load_board", lambda name: board)
+        monkeypatch.setattr("hetero_sd.predict.predict.read_factors", lambda path, board: factors)
+        return answer(PredictRequest(tmp_path / "config.json", "a board"))
+
+    return on
+
+
+def fitted(value: float, kind: str = "measured") -> dict[str, Any]:
+    return {"value": value, "kind": kind, "source": "fitted to 12 steps of run.py --calibrate"}
+
+
+def said(p: Prediction) -> list[str]:
+    """Text, JSON and page, each on one line."""
+    assert "gpu" in predict_text(p).splitlines()[0]
+    return [" ".join(made.split()).replace("&#39;", "'") for made in (predict_text(p), predict_json(p), html_report(p))]
+
+
+def test_an_unmeasured_gpu_is_said_to_be_unmeasured(predicted: Any) -> None:
+    for text in said(predicted(fast_gpu())):
+        assert UNMEASURED in text
+    for text in said(predicted(fast_gpu(gpu_bandwidth=fitted(0.6, "assumed")))):
+        assert UNMEASURED in text
+
+
+def test_after_a_calibration_its_kernels_were_measured(predicted: Any) -> None:
+    board = fast_gpu(gpu_bandwidth=fitted(0.7), gpu_compute=fitted(0.4))
+    for text in said(predicted(board)):
+        assert UNMEASURED not in text
+        assert "rest on kernels measured on this board: fitted to 12 steps of run.py --calibrate" in text
+
+
+def test_a_calibration_that_ran_no_model_on_the_gpu(predicted: Any) -> None:
+    bandwidths = [{"readers": ["gpu"], "gb_per_s": [900.0]}]
+    board = with_gpu(fast_gpu(), [{"gpu": COSTS, "bandwidths": bandwidths}])
+    for text in said(predicted(board)):
+        assert UNMEASURED not in text
+        assert "its bandwidth and its launches, measured on this board; no kernel of a model was measured on it" in text
+
+
+def test_factors_of_a_file(predicted: Any) -> None:
+    for text in said(predicted(fast_gpu(), gpu_compute=0.7)):
+        assert UNMEASURED not in text
+        assert "rest on the factors that were given" in text
+
+
+def test_a_chart_without_a_gpu_says_nothing_of_it(predicted: Any) -> None:
+    assert "GPU" not in html_report(predicted(load_board("rpi5"))).split("row tiles.")[1].split("</p>")[0]

@@ -61,7 +61,7 @@ def load(name: str, processor: str, folder: Path) -> Any:
 
 
 def reader(processors: list[str]) -> Any:
-    from hetero_sd.runtime.measure import BandwidthReader
+    from targets.host.bandwidth import BandwidthReader
 
     if "2" in processors:
         return BandwidthReader(2, (0, 1))

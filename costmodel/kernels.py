@@ -18,7 +18,6 @@ from costmodel.work import Op, visible_keys
 from targets.cortex_a.tile import SERIAL_WEIGHTS, CpuTile, cpu_tile
 from targets.device import Core
 
-_IN_ORDER = ("cortex-a53", "cortex-a55")
 _FMA_LATENCY = 4.0
 _UNPACK_INT4 = 6.0  # operations a vector of weights: mask or shift, widen twice, to float, subtract zero, scale
 _UNPACK_INT8 = 4.0  # widen, to float, subtract zero, scale
@@ -57,9 +56,9 @@ class Issue:
 
 def issue_of(core: Core) -> Issue:
     """The issue rates of a core."""
-    in_order = core.name in _IN_ORDER
     fma = core.fp32_flops_per_cycle / (2 * (core.vector_bits // 32))
-    return Issue(fma, 0.5 if in_order else 2.0, in_order, 1.0 if core.isa == "x86-64" else 0.0)
+    load = 0.5 if core.in_order else 2.0
+    return Issue(fma, load, core.in_order, 1.0 if core.isa == "x86-64" else 0.0)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Core:
         has_dotprod: int8 dot product (SDOT, VNNI).
         has_fp16: float16 arithmetic.
         has_i8mm: int8 matrix multiply (SMMLA).
+        in_order: instructions start in the order of the program, so loads and arithmetic do not hide each other.
     """
 
     name: str = field(metadata=label())
@@ -59,6 +60,7 @@ class Core:
     has_dotprod: bool = field(metadata=one_of())
     has_fp16: bool = field(metadata=one_of())
     has_i8mm: bool = field(metadata=one_of())
+    in_order: bool = field(metadata=one_of())
 
 
 @dataclass(frozen=True)

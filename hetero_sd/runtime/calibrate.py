@@ -20,8 +20,9 @@ from typing import Any
 from hetero_sd.runtime.calibrate_gpu import GpuCosts
 from hetero_sd.runtime.contention import measure_bandwidths
 from hetero_sd.runtime.interface import Models
-from hetero_sd.runtime.measure import LEAST_REPEATS, BandwidthReader, Step, take_turns
+from hetero_sd.runtime.measure import LEAST_REPEATS, Step, take_turns
 from targets.errors import UserError
+from targets.host.bandwidth import BandwidthReader
 
 FORMAT = 1
 MOST_SECONDS = 600

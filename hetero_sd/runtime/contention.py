@@ -11,7 +11,7 @@ from typing import Any
 
 from hetero_sd.runtime.calibrate_gpu import GpuCosts
 from hetero_sd.runtime.machine import clusters
-from hetero_sd.runtime.measure import BandwidthReader
+from targets.host.bandwidth import BandwidthReader
 
 GPU = "gpu"
 _REPEATS = 5

@@ -8,23 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_PARTS = {  # "CPU part" of Arm's cores in /proc/cpuinfo: the MIDR_EL1 numbers of their reference manuals
-    "0xd03": "Cortex-A53",
-    "0xd04": "Cortex-A35",
-    "0xd05": "Cortex-A55",
-    "0xd07": "Cortex-A57",
-    "0xd08": "Cortex-A72",
-    "0xd09": "Cortex-A73",
-    "0xd0a": "Cortex-A75",
-    "0xd0b": "Cortex-A76",
-    "0xd0d": "Cortex-A77",
-    "0xd41": "Cortex-A78",
-    "0xd46": "Cortex-A510",
-    "0xd47": "Cortex-A710",
-    "0xd4d": "Cortex-A715",
-    "0xd80": "Cortex-A520",
-    "0xd81": "Cortex-A720",
-}
+from targets.host.cpuinfo import core_name, read_cpus, read_memory, read_number, read_text
 
 
 @dataclass(frozen=True)
@@ -77,20 +61,13 @@ def clusters(root: Path = Path("/")) -> list[CpuCluster]:
     """Return the CPUs grouped by kind, capacity and clock, fastest first."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") and root == Path("/") else None
     groups: dict[tuple[str, int, int, int, str], list[int]] = {}
-    for block in _text(root / "proc/cpuinfo").split("\n\n"):
-        fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in block.splitlines())}
-        if not fields.get("processor", "").isdigit():
-            continue
-        cpu = int(fields["processor"])
-        name = fields.get("model name", "unknown CPU")
-        if part := fields.get("CPU part"):
-            maker = fields.get("CPU implementer", "")
-            name = _PARTS.get(part, "") if maker == "0x41" else ""
-            name = name or f"core {part} of maker {maker}"
+    for cpu, fields in read_cpus(root).items():
+        name = core_name(fields) if "CPU part" in fields else fields.get("model name", "unknown CPU")
+        name = name.title() if name.startswith("cortex-") else name
         folder = root / f"sys/devices/system/cpu/cpu{cpu}"
-        clocks = [_number(folder / "cpufreq" / f"cpuinfo_{end}_freq") // 1000 for end in ("min", "max")]
-        governor = _text(folder / "cpufreq/scaling_governor")
-        key = (name, _number(folder / "cpu_capacity"), clocks[0], clocks[1], governor)
+        clocks = [read_number(folder / "cpufreq" / f"cpuinfo_{end}_freq") // 1000 for end in ("min", "max")]
+        governor = read_text(folder / "cpufreq/scaling_governor")
+        key = (name, read_number(folder / "cpu_capacity"), clocks[0], clocks[1], governor)
         groups.setdefault(key, []).append(cpu)
     found = [
         CpuCluster(name, tuple(cpus), tuple(c for c in cpus if allowed is None or c in allowed), cap, low, high, gov)
@@ -101,9 +78,9 @@ def clusters(root: Path = Path("/")) -> list[CpuCluster]:
 
 def memory_bytes(root: Path = Path("/")) -> dict[str, int]:
     """Return ``total``, ``available`` and ``swap``; 0 where the system does not say."""
-    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE))
+    sizes = read_memory(root)
     names = {"total": "MemTotal", "available": "MemAvailable", "swap": "SwapTotal"}
-    return {name: int(sizes.get(key, 0)) * 1024 for name, key in names.items()}
+    return {name: sizes.get(key, 0) for name, key in names.items()}
 
 
 def glibc_version() -> tuple[int, ...]:
@@ -116,7 +93,7 @@ def mount_of(folder: Path, root: Path = Path("/")) -> Mount | None:
     """Return the file system that holds ``folder``, or None where /proc/mounts is silent."""
     place = str(folder.resolve())
     best: Mount | None = None
-    for line in _text(root / "proc/mounts").splitlines():
+    for line in read_text(root / "proc/mounts").splitlines():
         fields = line.split()
         if len(fields) < 4:
             continue
@@ -144,16 +121,4 @@ def _group(path: Path) -> str:
     try:
         return grp.getgrgid(path.stat().st_gid).gr_name
     except (KeyError, OSError):
-        return ""
-
-
-def _number(path: Path) -> int:
-    text = _text(path)
-    return int(text) if text.isdigit() else 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
         return ""

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 LEAST_REPEATS = 5
-_BANDWIDTH_BYTES = 256 << 20
 _UNSTABLE = 0.15  # bandwidth before and after a step may differ by this share
 _ERROR = 0.05  # the standard error of a median may be this share of it
 _SHORTEST_S = 6e-3  # shorter steps are repeated back to back up to this time
@@ -82,46 +77,3 @@ def take_turns(steps: Sequence[Step], read: Callable[[], float], more: Callable[
             step.samples.append((seconds, before, after))
             before = after
         passes += 1
-
-
-class BandwidthReader:
-    """GB/s at which some threads read a large array together: the largest element of an int32 array (numpy)."""
-
-    def __init__(self, threads: int, cpus: Sequence[int] = ()) -> None:
-        """Fill the array; `cpus` pins each thread to a CPU of its own."""
-        self._parts = np.array_split(np.ones(_BANDWIDTH_BYTES // 4, np.int32), threads)
-        self._cpus = list(cpus) or None
-
-    def __call__(self) -> float:
-        """Read it once."""
-        return self._read(None)
-
-    def until(self, stop: threading.Event) -> float:
-        """Read it again and again until `stop` is set; GB/s of all of it."""
-        return self._read(stop)
-
-    def _read(self, stop: threading.Event | None) -> float:
-        gate = threading.Barrier(len(self._parts) + 1)
-        counts = [0] * len(self._parts)
-
-        def read(index: int) -> None:
-            if self._cpus is not None:
-                os.sched_setaffinity(0, {self._cpus[index]})
-            gate.wait()
-            while True:
-                self._parts[index].max()
-                counts[index] += 1
-                if stop is None or stop.is_set():
-                    break
-            gate.wait()
-
-        workers = [threading.Thread(target=read, args=(i,)) for i in range(len(self._parts))]
-        for worker in workers:
-            worker.start()
-        gate.wait()
-        start = time.perf_counter()
-        gate.wait()
-        elapsed = time.perf_counter() - start
-        for worker in workers:
-            worker.join()
-        return sum(n * part.nbytes for n, part in zip(counts, self._parts, strict=True)) / elapsed / 1e9

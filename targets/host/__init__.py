@@ -13,17 +13,9 @@ from typing import Any
 from targets.cortex_a import core_tables
 from targets.device import Board, read_board
 from targets.errors import UserError
+from targets.host.cpuinfo import core_name, read_cpus, read_memory, read_text
 from targets.host.features import present_features
 
-_PARTS = {  # "CPU part" of /proc/cpuinfo, implementer 0x41 (Arm)
-    "0xd03": "cortex-a53",
-    "0xd05": "cortex-a55",
-    "0xd08": "cortex-a72",
-    "0xd09": "cortex-a73",
-    "0xd0b": "cortex-a76",
-    "0xd41": "cortex-a78",
-    "0xd44": "cortex-x1",
-}
 _ROOT = Path("/")
 _GIB = 1 << 30
 
@@ -40,7 +32,7 @@ def host_board(measure: bool = True, root: Path = _ROOT, split: bool = False) ->
     Raises:
         UserError: neither x86-64 nor AArch64, /proc cannot be read, or one CPU cannot be split.
     """
-    cpus = _read_cpuinfo(root)
+    cpus = _usable_cpus(root)
     isa = _isa(cpus)
     groups = list(_group_by_core(cpus, isa).items())
     if split:
@@ -53,13 +45,13 @@ def host_board(measure: bool = True, root: Path = _ROOT, split: bool = False) ->
     last_cache = max((c["l3"] or c["l2"] for c in caches.values()), default=0)
     rates = _read_rates(cpu_count, last_cache, memory["MemAvailable"]) if measure else _assumed_rates()
     clusters = []
-    for index, (core_name, group) in enumerate(groups):
+    for index, (name, group) in enumerate(groups):
         first, cache = cpus[group[0]], caches[group[0]]
         every = {**rates["all"], "value": min(_number(rates["all"]), round(len(group) * _number(rates["one"]), 2))}
         clusters.append(
             {
                 "name": f"cpu{index}" if len(groups) > 1 else "cpu",
-                "core": core_tables().get(core_name) or _core_table(first, isa, cache["l1d"]),
+                "core": core_tables().get(name) or _core_table(first, isa, cache["l1d"]),
                 "count": _fact(len(group), "measured", "CPUs of this kind that this process may use"),
                 "frequency_ghz": _frequency(root, group[0], first),
                 "cpu_ids": _fact(group, "measured", "sched_getaffinity"),
@@ -121,20 +113,13 @@ def _fact(value: object, kind: str, source: str) -> dict[str, object]:
     return {"value": value, "kind": kind, "source": source}
 
 
-def _read_cpuinfo(root: Path) -> dict[int, dict[str, str]]:
-    """CPU number -> its fields in /proc/cpuinfo, for the CPUs that this process may use."""
-    try:
-        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"board host needs /proc/cpuinfo, which cannot be read: {error.strerror}") from None
-    cpus: dict[int, dict[str, str]] = {}
-    for block in text.split("\n\n"):
-        pairs = (line.partition(":") for line in block.splitlines() if ":" in line)
-        fields = {key.strip(): value.strip() for key, _, value in pairs}
-        if fields.get("processor", "").isdigit():
-            cpus[int(fields["processor"])] = fields
+def _usable_cpus(root: Path) -> dict[int, dict[str, str]]:
+    """The CPUs that this process may use."""
+    cpus = read_cpus(root)
+    if not cpus:
+        raise UserError("board host needs /proc/cpuinfo, which cannot be read")
     usable = os.sched_getaffinity(0) if root == _ROOT else set(cpus)
-    return {cpu: fields for cpu, fields in sorted(cpus.items()) if cpu in usable}
+    return {cpu: fields for cpu, fields in cpus.items() if cpu in usable}
 
 
 def _isa(cpus: dict[int, dict[str, str]]) -> str:
@@ -150,10 +135,7 @@ def _group_by_core(cpus: dict[int, dict[str, str]], isa: str) -> dict[str, list[
     """Core name -> CPU numbers, biggest cores first; x86-64 is one group, named for the instruction set."""
     groups: dict[str, list[int]] = {}
     for cpu, fields in cpus.items():
-        part = fields.get("CPU part", "unknown")
-        arm = fields.get("CPU implementer") == "0x41"
-        name = isa if isa == "x86-64" else _PARTS.get(part, f"part-{part}") if arm else f"part-{part}"
-        groups.setdefault(name, []).append(cpu)
+        groups.setdefault(isa if isa == "x86-64" else core_name(fields), []).append(cpu)
     return dict(sorted(groups.items(), key=lambda item: _peak_flops(item[0]), reverse=True))
 
 
@@ -190,11 +172,12 @@ def _core_table(fields: dict[str, str], isa: str, l1d_bytes: int) -> dict[str, A
         "has_dotprod": _fact(dotprod, "measured", seen),
         "has_fp16": _fact(bool(flags & {"asimdhp", "avx512_fp16"}), "measured", seen),
         "has_i8mm": _fact("i8mm" in flags, "measured", seen),
+        "in_order": _fact(False, "assumed", "Linux does not say; x86-64 cores and large Arm cores are not"),
     }
 
 
 def _frequency(root: Path, cpu: int, fields: dict[str, str]) -> dict[str, object]:
-    text = _text(root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq")
+    text = read_text(root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq")
     if text.isdigit():
         return _fact(round(int(text) / 1e6, 3), "measured", "cpufreq/cpuinfo_max_freq: the highest clock")
     try:
@@ -209,10 +192,10 @@ def _caches(root: Path, cpu: int) -> dict[str, int]:
     sizes = {"l1d": 0, "l2": 0, "l3": 0}
     for index in range(8):
         folder = root / f"sys/devices/system/cpu/cpu{cpu}/cache/index{index}"
-        level, kind, size = (_text(folder / name) for name in ("level", "type", "size"))
+        level, kind, size = (read_text(folder / name) for name in ("level", "type", "size"))
         if kind == "Instruction" or not size.endswith("K") or not size[:-1].isdigit():
             continue
-        sharers = max(1, bin(int(_text(folder / "shared_cpu_map").replace(",", "") or "1", 16)).count("1"))
+        sharers = max(1, bin(int(read_text(folder / "shared_cpu_map").replace(",", "") or "1", 16)).count("1"))
         if level == "1":
             sizes["l1d"] = int(size[:-1]) * 1024
         elif level == "2":
@@ -224,20 +207,9 @@ def _caches(root: Path, cpu: int) -> dict[str, int]:
 
 def _memory_bytes(root: Path) -> dict[str, int]:
     """MemTotal and MemAvailable in bytes, not above the limit of the container."""
-    sizes = {}
-    for line in _text(root / "proc/meminfo").splitlines():
-        key, _, rest = line.partition(":")
-        if rest.strip().endswith("kB"):
-            sizes[key] = int(rest.split()[0]) * 1024
+    sizes = read_memory(root)
     if "MemTotal" not in sizes:
         raise UserError("board host needs /proc/meminfo, which cannot be read")
-    limits = [_text(root / "sys/fs/cgroup" / name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
+    limits = [read_text(root / "sys/fs/cgroup" / name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
     most = min([sizes["MemTotal"], *(int(limit) for limit in limits if limit.isdigit())])
     return {"MemTotal": most, "MemAvailable": min(most, sizes.get("MemAvailable", most))}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

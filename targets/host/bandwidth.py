@@ -1,4 +1,4 @@
-"""Sustained DRAM reads of this machine, measured with numpy: one thread, and a thread on each CPU.
+"""Sustained DRAM reads of this machine, measured with numpy: one thread, and several together.
 
 The largest element of an int32 array: numpy reads it with vector instructions and releases the lock of the
 interpreter, so threads run side by side. On the development machine (Zen 3, two virtual cores) it read no slower than
@@ -7,8 +7,10 @@ a loop in C with AVX2, where the sum of the same array reached 80 % of it.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,33 +28,53 @@ def measure_read_bandwidth(threads: int, last_cache_bytes: int, available_bytes:
         available_bytes: free memory; at most a quarter of it is used.
     """
     size = min(max(8 * last_cache_bytes, _SMALLEST_BYTES), _LARGEST_BYTES, available_bytes // 4)
-    buffer = np.ones(size // 4, dtype=np.int32)  # written, so that the pages exist
-    one = _best_rate([buffer])
-    return one, max(one, _best_rate(np.array_split(buffer, threads)))
+    one, every = _best_rate(1, size), _best_rate(threads, size)
+    return one, max(one, every)
 
 
-def _best_rate(parts: list[np.ndarray]) -> float:
-    """GB/s at which a thread for each part reads all parts."""
-    best_s = min(_read_once(parts) for _ in range(_REPEATS))
-    return sum(part.nbytes for part in parts) / best_s / 1e9
+def _best_rate(threads: int, size_bytes: int) -> float:
+    reader = BandwidthReader(threads, size_bytes=size_bytes)
+    return max(reader() for _ in range(_REPEATS))
 
 
-def _read_once(parts: list[np.ndarray]) -> float:
-    """Seconds until all parts were read; the threads exist and wait before the clock starts."""
-    gate = threading.Barrier(len(parts) + 1)
+class BandwidthReader:
+    """GB/s at which some threads read a large array together; they exist and wait before the clock starts."""
 
-    def read(part: np.ndarray) -> None:
+    def __init__(self, threads: int, cpus: Sequence[int] = (), size_bytes: int = _SMALLEST_BYTES) -> None:
+        """Fill the array, so that its pages exist; `cpus` pins each thread to a CPU of its own."""
+        self._parts = np.array_split(np.ones(size_bytes // 4, np.int32), threads)
+        self._cpus = list(cpus) or None
+
+    def __call__(self) -> float:
+        """Read it once."""
+        return self._read(None)
+
+    def until(self, stop: threading.Event) -> float:
+        """Read it again and again until `stop` is set; GB/s of all of it."""
+        return self._read(stop)
+
+    def _read(self, stop: threading.Event | None) -> float:
+        gate = threading.Barrier(len(self._parts) + 1)
+        counts = [0] * len(self._parts)
+
+        def read(index: int) -> None:
+            if self._cpus is not None:
+                os.sched_setaffinity(0, {self._cpus[index]})
+            gate.wait()
+            while True:
+                self._parts[index].max()
+                counts[index] += 1
+                if stop is None or stop.is_set():
+                    break
+            gate.wait()
+
+        workers = [threading.Thread(target=read, args=(i,)) for i in range(len(self._parts))]
+        for worker in workers:
+            worker.start()
         gate.wait()
-        part.max()
+        start = time.perf_counter()
         gate.wait()
-
-    workers = [threading.Thread(target=read, args=(part,)) for part in parts]
-    for worker in workers:
-        worker.start()
-    gate.wait()
-    start = time.perf_counter()
-    gate.wait()
-    elapsed = time.perf_counter() - start
-    for worker in workers:
-        worker.join()
-    return elapsed
+        elapsed = time.perf_counter() - start
+        for worker in workers:
+            worker.join()
+        return sum(n * part.nbytes for n, part in zip(counts, self._parts, strict=True)) / elapsed / 1e9

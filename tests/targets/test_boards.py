@@ -41,6 +41,7 @@ def small_board() -> dict[str, Any]:
                     "has_dotprod": fact(True),
                     "has_fp16": fact(True),
                     "has_i8mm": fact(False),
+                    "in_order": fact(True),
                 },
                 "count": fact(2),
                 "frequency_ghz": fact(2),

@@ -6,13 +6,14 @@ counted as it is. Nothing is changed and no weight is read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from costmodel.shape import DecoderShape, Format, Layer, Product
 from passes.import_onnx import Decoder
 from passes.import_onnx.check_vocabulary import initializer_of
 from passes.import_onnx.facts import embedding_of
-from passes.import_onnx.state import attribute
+from passes.import_onnx.state import attribute, describe
 from targets.errors import UserError
 
 _PRODUCTS = ("MatMul", "MatMulNBits")
@@ -30,7 +31,7 @@ def count_work(decoder: Decoder, name: str) -> DecoderShape:
     attentions = [node for node in nodes if node.op_type == "Attention"]
     order = {id(node): i for i, node in enumerate(nodes)}
     products = [node for node in nodes if node.op_type in _PRODUCTS]
-    inputs = [_products_before(node, order) for node in attentions]
+    inputs = [_products_before(node) for node in attentions]
     head, taken = products[-1], {id(p) for group in inputs for p in group}
     norms = [node for node in nodes if node.op_type in _NORMS and not _by_head(node)]
     tables = [node for node in nodes if _reads_table(node)]
@@ -86,15 +87,29 @@ def _layer(attention: Any, before: list[Any], after: list[Any], norms: list[Any]
     )
 
 
-def _products_before(attention: Any, order: dict[int, int]) -> list[Any]:
-    """The products that q, k and v come from, in order; one where they are packed."""
+def _products_before(attention: Any) -> list[Any]:
+    """The products that q, k and v come from, in that order; one where they are packed.
+
+    Raises:
+        UserError: one of them comes from no product.
+    """
     found: dict[int, Any] = {}
     for value in attention.inputs[:3]:
-        node = value.producer()
-        while node.op_type not in _PRODUCTS:
-            node = next(v.producer() for v in node.inputs if v is not None and v.producer() is not None)
+        *_, node = _way_back(value)
+        if node is None or node.op_type not in _PRODUCTS:
+            raise UserError(f"{describe(attention)} reads {value.name}, which comes from no product with a weight")
         found[id(node)] = node
-    return sorted(found.values(), key=lambda node: order[id(node)])
+    return list(found.values())
+
+
+def _way_back(value: Any) -> Iterator[Any]:
+    """The nodes from the one that makes a value to the product that it comes from, or to where none does."""
+    node = value.producer()
+    yield node
+    while node is not None and node.op_type not in _PRODUCTS:
+        node = next((v.producer() for v in node.inputs if v is not None and v.producer() is not None), None)
+        if node is not None:
+            yield node
 
 
 def _reads_table(node: Any) -> bool:
@@ -122,12 +137,7 @@ def _activation(down: Any) -> Any:
 
 def _passes(value: Any, op_type: str) -> bool:
     """Whether a query meets such a node on its way from the product."""
-    node = value.producer()
-    while node.op_type not in _PRODUCTS:
-        if node.op_type == op_type:
-            return True
-        node = next(v.producer() for v in node.inputs if v is not None and v.producer() is not None)
-    return False
+    return any(node is not None and node.op_type == op_type for node in _way_back(value))
 
 
 def _by_head(norm: Any) -> bool:
@@ -159,7 +169,9 @@ def _given(node: Any, i: int) -> bool:
 def _blocks(node: Any) -> Format:
     bits, zeros = int(attribute(node, "bits", 4)), _given(node, 3)
     zero = _dtype(initializer_of(node.inputs[3])) if zeros else "uint8"
-    return Format(f"int{bits}", int(attribute(node, "block_size", 128)), _dtype(initializer_of(node.inputs[2])), zeros, zero)
+    return Format(
+        f"int{bits}", int(attribute(node, "block_size", 128)), _dtype(initializer_of(node.inputs[2])), zeros, zero
+    )
 
 
 def _embedding_format(node: Any) -> Format:

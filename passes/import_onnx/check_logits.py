@@ -22,9 +22,11 @@ def check_logits(imp: Importing) -> PassLog:
     if len(shapes) < 2 or all(len(s) == 3 and s[1] == p.new for s, p in zip(shapes, at, strict=True)):
         return PassLog("check_logits", 0)
     if len({s[1:] for s in shapes}) > 1:
-        raise UserError(f"the logits have the shape {list(shapes[0])} for {at[0].new} new tokens of {at[0].batch} texts")
+        raise UserError(
+            f"the logits have the shape {list(shapes[0])} for {at[0].new} new tokens of {at[0].batch} texts"
+        )
+    rows = "one token" if len(shapes[0]) < 3 or shapes[0][1] == 1 else f"{shapes[0][1]} tokens"
     raise UserError(
-        f"the logits are those of {'one token' if len(shapes[0]) < 3 or shapes[0][1] == 1 else f'{shapes[0][1]} tokens'}"
-        ", but verifying drafts needs the logits of all tokens: export again with logits_to_keep=0 (transformers; "
-        "num_logits_to_keep before 4.49), or prune_lm_head=false (onnxruntime-genai's builder)"
+        f"the logits are those of {rows}, but verifying drafts needs the logits of all tokens: export again with "
+        "logits_to_keep=0 (transformers; num_logits_to_keep before 4.49), or prune_lm_head=false (onnxruntime-genai's builder)"
     )

@@ -70,7 +70,9 @@ def _written_out(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
     actual = run(numbers)
     for approximate, formula in (("tanh", _gelu_tanh), ("none", _gelu_erf)):
         if np.abs(actual - formula(numbers)).max() < _BOUND:
-            replace_uses(y, emit(node, "Gelu", [x], {"approximate": approximate}, outputs=[f"{y.name}.gelu"]).outputs[0])
+            replace_uses(
+                y, emit(node, "Gelu", [x], {"approximate": approximate}, outputs=[f"{y.name}.gelu"]).outputs[0]
+            )
             return True
     cap = float(run(np.array([1e9]))[0])
     small = 1e-3

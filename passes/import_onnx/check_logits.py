@@ -28,5 +28,5 @@ def check_logits(imp: Importing) -> PassLog:
     rows = "one token" if len(shapes[0]) < 3 or shapes[0][1] == 1 else f"{shapes[0][1]} tokens"
     raise UserError(
         f"the logits are those of {rows}, but verifying drafts needs the logits of all tokens: export again with "
-        "logits_to_keep=0 (transformers; num_logits_to_keep before 4.49), or prune_lm_head=false (onnxruntime-genai's builder)"
+        "logits_to_keep=0 (transformers; num_logits_to_keep before 4.49), or prune_lm_head=false (genai's builder)"
     )

@@ -12,6 +12,7 @@ from typing import NoReturn
 from hetero_sd import acceptance, calibrate, explain
 from hetero_sd.commands import predict, sweep
 from hetero_sd.place import RULES
+from hetero_sd.runtime.internal_error import report, show_traceback
 from targets.boards import board_names
 from targets.errors import UserError
 
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="hetero-sd",
         description="Compile ONNX LLMs for Cortex-A and Mali, with speculative decoding.",
+        epilog="Exit codes: 0 done, 1 a check failed, 2 a mistake in what was given, 70 an internal error (HSD_DEBUG=1 "
+        "shows its traceback), 130 interrupted.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -132,9 +135,15 @@ def _command(commands: argparse._SubParsersAction[_Parser], name: str, what: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted, 141 nobody reads on."""
+    """Run the command line.
+
+    0 done, 1 a check failed, 2 a mistake of the user, 70 an internal error (HSD_DEBUG=1 shows its traceback),
+    130 interrupted, 141 the reader of the output left.
+    """
+    command = "reading the options"
     try:
         options = _parser().parse_args(arguments)
+        command = options.command
         commands = {
             "compile": _compile,
             "verify": _verify,
@@ -153,11 +162,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         return 141
     except UserError as error:
+        if error.__cause__ is not None:
+            show_traceback(error)
         print(f"hetero-sd: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic in the tokenizers library is no Exception
+        return report("hetero-sd", command, error)
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from costmodel.format import Format
 from costmodel.place import ATTENTION, FFN, Part
 from passes.count_work import count_work
 from passes.import_onnx import LONGEST_CONTEXT, PIPELINE, Decoder, DecoderFacts, canonicalise
-from passes.import_onnx.check_vocabulary import refusals
+from passes.import_onnx.check_vocabulary import refusals, tells_kind
 from passes.import_onnx.load import load
 from passes.import_onnx.state import Importing, PassLog, describe, run_pass
 from targets.errors import UserError
@@ -116,17 +116,20 @@ def _tokenizer(path: Path, vocab: int | None) -> str:
 def _refused(path: Path, context: int, reason: str) -> Inspection:
     imp = Importing(load(path), context)
     kinds: dict[tuple[str, str], list[str]] = {}
+    told: dict[tuple[str, str], list[str]] = {}  # those that say by themselves what kind of model it is
     try:
         for run in PIPELINE:
             if run.__name__ == "check_vocabulary":
                 for node, why in refusals(imp):
                     if not reason.startswith(describe(node)):
-                        kinds.setdefault((f"{node.domain or 'ai.onnx'}.{node.op_type}", why), []).append(node.name)
+                        found = told if tells_kind(node) else kinds
+                        found.setdefault((f"{node.domain or 'ai.onnx'}.{node.op_type}", why), []).append(node.name)
             run_pass(run, imp)
     except Exception:  # the reason is known already; here only what came before it is wanted
         pass
     layers, heads = imp.facts.get("layers"), imp.facts.get("kv_heads")
     known = "unknown" if layers is None else f"{layers} layers of {heads} heads" if layers else "none"
+    kinds = told or kinds  # where there are such, what is left besides is their consequence
     left = [f"{op} ({len(names)} x, first node {names[0]!r}): {why}" for (op, why), names in kinds.items()]
     more = [f"and {len(left) - _MOST_KINDS} more kinds of nodes"] if len(left) > _MOST_KINDS else []
     lines = (reason, *left[:_MOST_KINDS], *more)

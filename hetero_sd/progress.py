@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
+from hetero_sd.runtime.internal_error import step
+
 Advance = Callable[[str, int, int], None]
 
 
@@ -39,7 +41,8 @@ class Progress:
 
         try:
             with self._console.status(f"  {what} ...") if self._console.is_terminal else contextlib.nullcontext():
-                yield advance
+                with step(what):
+                    yield advance
         finally:
             if task:
                 bars.stop()

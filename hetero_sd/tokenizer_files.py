@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from costmodel.vocabulary import one_vocabulary
 from hetero_sd.runtime.text import FILES, generation_eos, tokenizer_eos
 from targets.errors import UserError
+from targets.lfs import is_lfs_pointer, lfs_reason
 
 _LARGEST_BYTES = 256 << 20
 _MOST_DIFFERING = 0.01  # of the tokens: a few special ones are renamed between members of a family
@@ -109,6 +110,8 @@ def _read_tokenizer(file: Path) -> Any:
     Raises:
         UserError: too large, or not one of the tokenizers library.
     """
+    if is_lfs_pointer(file):
+        raise UserError(f"{file}: {lfs_reason(file)}")
     try:
         if file.stat().st_size > _LARGEST_BYTES:
             raise UserError(f"{file}: larger than {_LARGEST_BYTES} bytes, so this is not a tokenizer")

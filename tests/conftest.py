@@ -20,6 +20,7 @@ from unpack_families import unpack_families
 BOARD, COVERAGE = "the emulated board", "test_coverage.py"
 LONGEST = (BOARD, "test_place.py", "test_fuzz.py", COVERAGE, "test_compile.py")
 unpack_families(Path(__file__).parent / "data")  # tests are named by its folders, so before they are collected
+unpack_families(Path(__file__).parent / "data", "cases")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -26,4 +26,12 @@ except KeyboardInterrupt:
 except ModuleNotFoundError as error:
     print(f"run.py: error: no module {error.name}: pip install -r {here / 'requirements.txt'}", file=sys.stderr)
     sys.exit(2)
+except Exception as error:
+    import os
+
+    if os.environ.get("HSD_DEBUG", "0") not in ("", "0"):
+        raise
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    print(f"run.py: internal error (starting): {reason}; HSD_DEBUG=1 shows the traceback", file=sys.stderr)
+    sys.exit(70)
 '''

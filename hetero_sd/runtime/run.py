@@ -15,6 +15,7 @@ from typing import Any
 from hetero_sd.runtime import text as text_files
 from hetero_sd.runtime.generate import Request
 from hetero_sd.runtime.interface import Models, NotFiniteError
+from hetero_sd.runtime.internal_error import report, step
 from hetero_sd.runtime.live_gamma import LiveGamma
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.options import parse_options
@@ -38,7 +39,8 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
     """Run the command on the bundle in ``folder`` and return its exit code.
 
     0 done, 1 the doctor found a problem, 2 a mistake of the user, 3 the GPU failed or the target's logits are not
-    finite (2 and 3 with one line on standard error), 130 interrupted, 141 the reader of the output left.
+    finite, 70 an internal error (each of them one line on standard error; HSD_DEBUG=1 shows the traceback of the
+    last), 130 interrupted, 141 the reader of the output left.
 
     Args:
         folder: the bundle.
@@ -72,6 +74,10 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         return 141
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic in the tokenizers library is no Exception
+        return report("run.py", "running the bundle", error)
 
 
 def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
@@ -87,7 +93,8 @@ def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
     if text is None and not options.json:
         raise UserError("the bundle has no tokenizer, so there is no text to show: give --json")
     prepare_environment(choose_threads(options.threads, bundle.plan))  # before TVM is imported
-    models = (load or _load_models)(bundle, options.huge_pages)
+    with step("loading the models"):
+        models = (load or _load_models)(bundle, options.huge_pages)
     session = _session(bundle, within_vocabulary(models, _vocabulary(bundle)), text, options)
 
     answers: list[Answer] = []
@@ -192,7 +199,8 @@ def _answer(session: Session, prompt: Prompt, ids: list[int], plan: dict[str, An
         if not options.json:
             print(piece, end="", flush=True)
 
-    answer = session.answer(prompt, ids, show)
+    with step("answering"):
+        answer = session.answer(prompt, ids, show)
     if answer.trace.lost_drafter is not None:
         print(f"run.py: note: {answer.trace.lost_drafter}; the target went on alone", file=sys.stderr)
     if not options.json:

@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from targets.errors import UserError
 
 FOLDER = "tokenizer"
+_ALWAYS_GIVEN = ("bos_token", "eos_token")
+_SPECIAL = ("pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 
@@ -41,6 +43,7 @@ class Text:
         self._tokenizer.no_padding()
         self._config = _read_object(find("tokenizer_config.json"))
         self.eos_ids = frozenset(self._eos_ids(_read_object(find("generation_config.json"))))
+        self._named: tuple[str, ...] = ()  # chat templates by name without a default one
         self._template = self._chat_template(find("chat_template.jinja"))
 
     @property
@@ -56,8 +59,13 @@ class Text:
         """Return the ids of a user's ``text``, put in the chat template if there is one and ``chat`` is true.
 
         Raises:
-            UserError: jinja2 is missing, or the template fails.
+            UserError: jinja2 is missing, the template fails, or there are several and none is the default.
         """
+        if chat and self._named:
+            raise UserError(
+                f"tokenizer_config.json has chat templates by name ({', '.join(self._named)[:200]}) and none is called "
+                "default: put the one to use into chat_template.jinja beside it, or give --no-chat-template"
+            )
         if self._template is None or not chat:
             return self.encode(text)
         return self.encode(self._render(self._template, text), special=False)
@@ -80,8 +88,10 @@ class Text:
             return _read(path)
         template = self._config.get("chat_template")
         if isinstance(template, list):  # several by name
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            template = named.get("default")
+            template = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
+        if isinstance(template, dict):
+            self._named = tuple(template) if "default" not in template else ()
+            template = template.get("default")
         return template if isinstance(template, str) else None
 
     def _render(self, template: str, text: str) -> str:
@@ -95,17 +105,19 @@ class Text:
             raise ValueError(message)
 
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()]
         )
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+        environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = fail
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
         try:
             return environment.from_string(template).render(
                 messages=[{"role": "user", "content": text}],
+                tools=None,
+                documents=None,
                 add_generation_prompt=True,
-                bos_token=self._special_token("bos_token") or "",
-                eos_token=self._special_token("eos_token") or "",
+                **{key: self._special_token(key) or "" for key in _ALWAYS_GIVEN},
+                **{key: token for key in _SPECIAL if (token := self._special_token(key)) is not None},
             )
         except Exception as error:  # whatever a template can do wrong
             raise UserError(f"the chat template fails ({_one_line(error)}): give --no-chat-template") from None
@@ -130,6 +142,36 @@ def special_token(config: Mapping[str, Any], key: str) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter ``tojson`` with the arguments that transformers gives it."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _generation_tag() -> Any:
+    """The tag ``{% generation %}...{% endgeneration %}``, which marks what the model says: here its content alone."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012 (jinja2's own form)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+        def _content(self, caller: Any) -> Any:
+            return caller()
+
+    return Generation
 
 
 def _read(path: Path) -> str:

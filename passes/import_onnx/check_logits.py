@@ -25,8 +25,8 @@ def check_logits(imp: Importing) -> PassLog:
         raise UserError(
             f"the logits have the shape {list(shapes[0])} for {at[0].new} new tokens of {at[0].batch} texts"
         )
+    rows = "one token" if len(shapes[0]) < 3 or shapes[0][1] == 1 else f"{shapes[0][1]} tokens"
     raise UserError(
-        f"the logits are those of {'one token' if len(shapes[0]) < 3 or shapes[0][1] == 1 else f'{shapes[0][1]} tokens'}"
-        ", but verifying drafts needs the logits of all tokens: export again with logits_to_keep=0 (transformers; "
-        "num_logits_to_keep before 4.49), or prune_lm_head=false (onnxruntime-genai's builder)"
+        f"the logits are those of {rows}, but verifying drafts needs the logits of all tokens: export again with "
+        "logits_to_keep=0 (transformers; num_logits_to_keep before 4.49), or prune_lm_head=false (genai's builder)"
     )

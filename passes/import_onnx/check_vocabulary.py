@@ -19,7 +19,23 @@ from targets.errors import UserError
 _SMALLEST_BLOCK = 16
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # bfloat16 was widened
 _WEIGHT_OPERATORS = ("Cast", "Transpose", "Reshape")
-_KINDS = [  # operators that tell what kind of model it is
+_KINDS = [  # operators that tell what kind of model it is, or who wrote it
+    (
+        {"DynamicQuantizeLinear", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul"},
+        " (DynamicQuantizeLinear and MatMulInteger compute with 8-bit activations, as quantize_dynamic writes them: "
+        "give the float32 file, or its weights alone quantised, as by onnxruntime's MatMulNBitsQuantizer)",
+    ),
+    (
+        {
+            "FusedMatMul",
+            "FusedGemm",
+            "BiasSoftmax",
+            "EmbedLayerNormalization",
+            "BiasDropout",
+            "DecoderMaskedSelfAttention",
+        },
+        " (onnxruntime's optimiser wrote it: give the file before that, or save it at level basic, ORT_ENABLE_BASIC)",
+    ),
     (
         {"TopK", "MoE", "QMoE"},
         " (it chooses experts, as mixtures of experts do: use a dense model)",
@@ -40,7 +56,7 @@ def check_vocabulary(imp: Importing) -> PassLog:
     sort_nodes(imp.graph)
     refused = list(refusals(imp))
     for node, reason in refused:  # what tells the kind of model says more than what was met first
-        if any(node.op_type in operators for operators, _ in _KINDS):
+        if tells_kind(node):
             raise UserError(f"{describe(node)}: {reason}")
     for node, reason in refused:
         raise UserError(_why(imp, node) or f"{describe(node)}: {reason}")
@@ -70,6 +86,11 @@ def refusals(imp: Importing) -> Iterator[tuple[Any, str]]:
     for node in imp.graph:
         if reason := _refusal(node):
             yield node, reason
+
+
+def tells_kind(node: Any) -> bool:
+    """Whether the operator of a node that is left says by itself why the model is refused."""
+    return any(node.op_type in operators for operators, _ in _KINDS)
 
 
 def is_weight(value: Any) -> bool:

@@ -6,6 +6,7 @@ initialisers and model-local functions are inlined, so that later passes see one
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from passes.import_onnx.read_proto import read_proto
 from passes.import_onnx.sort_nodes import sort_nodes
 from passes.import_onnx.state import describe
 from targets.errors import UserError
+from targets.lfs import is_lfs_pointer, lfs_reason
 
+_WITH_PAST = "decoder_with_past_model.onnx"
+logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # it warns of files that are refused here, in one line
 _OLDEST_OPSET = 13  # before it, Split, Squeeze and ReduceSum had their sizes as attributes
 
 
@@ -37,6 +41,8 @@ def load(path: Path) -> Any:
         raise UserError(f"{path}: this is a folder; give the .onnx file in it")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
+    if is_lfs_pointer(path):
+        raise UserError(f"{path}: {lfs_reason(path)}")
     try:
         proto = read_proto(path)
     except ValueError as error:
@@ -45,6 +51,7 @@ def load(path: Path) -> Any:
         raise UserError(f"{path}: not an ONNX file: it has no graph")
     _check_opsets(path, proto)
     check_names(path, proto)
+    _check_pulled(path, proto)
     check_tensors(path, proto)
     try:
         with warnings.catch_warnings():
@@ -78,6 +85,15 @@ def _check_opsets(path: Path, proto: Any) -> None:
         raise UserError(f"{path}: an operator set is listed in two versions")
 
 
+def _check_pulled(path: Path, proto: Any) -> None:
+    """No weights file beside the model is a pointer to one that was not downloaded."""
+    stated = {e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"}
+    for location in sorted(stated):
+        file = path.parent / location
+        if file.name == location and is_lfs_pointer(file):
+            raise UserError(f"{path}: {lfs_reason(file)}")
+
+
 def _one_line(error: Exception) -> str:
     shown = " ".join(str(error).split())[:200] or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in shown)
@@ -100,4 +116,15 @@ def _check_control_flow(path: Path, model: Any) -> None:
             continue
         for name, attr in node.attributes.items():
             if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-                raise UserError(f"{path}: {describe(node)} has a subgraph ({name}); export without control flow")
+                advice = _without_control_flow(path, model)
+                raise UserError(f"{path}: {describe(node)} has a subgraph ({name}); {advice}")
+
+
+def _without_control_flow(path: Path, model: Any) -> str:
+    """What to do about an If; optimum merges the decoder of the first token and the one with a past into one file."""
+    beside = path.parent / _WITH_PAST
+    if path.name != _WITH_PAST and beside.is_file():
+        return f"give {beside}, the same decoder without control flow"
+    if any("use_cache_branch" in str(v.name) for v in model.graph.inputs):
+        return f"this is a merged decoder: give its {_WITH_PAST}, or export again with optimum's --no-post-process"
+    return "export without control flow"

@@ -208,15 +208,8 @@ _OPERATORS = {
         "FastGelu",
         "Gelu",
     ),
-    *(
-        "FusedMatMul",
-        "Gemm",
-        "GatherBlockQuantized",
-        "GroupQueryAttention",
-        "LayerNormalization",
-        "MatMulNBits",
-        "MultiHeadAttention",
-    ),
+    "FusedMatMul",
+    *("Gemm", "GatherBlockQuantized", "GroupQueryAttention", "LayerNormalization", "MatMulNBits", "MultiHeadAttention"),
     *("Positions", "QuickGelu", "RMSNormalization", "RotaryEmbedding", "Shape", "SimplifiedLayerNormalization"),
     *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax", "Softplus", "Swish", "Relu", "TopK"),
     *(

@@ -1,4 +1,7 @@
-"""The exports of the coverage table lie packed in tests/data/families.tar.xz; tests see them unpacked beside it."""
+"""Exports lie packed in tests/data/*.tar.xz; tests see them unpacked beside the archive.
+
+families.tar.xz has those of the coverage table, cases.tar.xz those that once failed.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ import tempfile
 from pathlib import Path
 
 
-def unpack_families(data: Path) -> Path:
-    """Unpack `data`/families.tar.xz to `data`/families unless that has been done; returns the folder."""
-    archive, folder = data / "families.tar.xz", data / "families"
+def unpack_families(data: Path, name: str = "families") -> Path:
+    """Unpack `data`/`name`.tar.xz to `data`/`name` unless that has been done; returns the folder."""
+    archive, folder = data / f"{name}.tar.xz", data / name
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     mark = folder / ".sha256"
     if mark.is_file() and mark.read_text() == digest:
         return folder
     with tempfile.TemporaryDirectory(dir=data) as scratch:
-        fresh = Path(scratch) / "families"
+        fresh = Path(scratch) / name
         with tarfile.open(archive) as content:
             content.extractall(fresh, filter="data")
         (fresh / ".sha256").write_text(digest)

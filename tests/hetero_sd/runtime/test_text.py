@@ -103,6 +103,48 @@ def test_template_helpers_of_common_templates(folder):
     assert text.decode(text.encode_prompt("ü")) == '[{"role": "user", "content": "ü"}]4'
 
 
+def test_the_tag_that_marks_what_the_model_says(folder):
+    """Templates for training have it; what it encloses is rendered like the rest, and its variables stay inside."""
+    said = "{% generation %}{{ m.content }}{{ x }}{% endgeneration %}"
+    template = "{% set x = 'a' %}{% for m in messages %}" + said + "{% endfor %}"
+    write(folder, "chat_template.jinja", template)
+    text = load(folder)
+    assert text.encode_prompt("hi") == text.encode("hia", special=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rendered"),
+    [
+        ("", '{"b": "ü", "a": 1}'),
+        ("ensure_ascii=True", '{"b": "\\u00fc", "a": 1}'),
+        ("separators=(',', ':')", '{"b":"ü","a":1}'),
+        ("sort_keys=True", '{"a": 1, "b": "ü"}'),
+        ("indent=1", '{\n "b": "ü",\n "a": 1\n}'),
+        ("indent=none, ensure_ascii=false, separators=(', ', ':'), sort_keys=true", '{"a":1, "b":"ü"}'),
+    ],
+)
+def test_json_with_the_arguments_that_transformers_takes(folder, arguments, rendered):
+    write(folder, "chat_template.jinja", "{{ {'b': 'ü', 'a': 1} | tojson(" + arguments + ") }}")
+    text = load(folder)
+    assert text.encode_prompt("") == text.encode(rendered, special=False)
+
+
+def test_what_transformers_defines_as_none_is_none(folder):
+    template = "{% if tools is defined and tools is none and documents is none %}y{% else %}n{% endif %}"
+    write(folder, "chat_template.jinja", template)
+    text = load(folder)
+    assert text.encode_prompt("") == text.encode("y", special=False)
+
+
+def test_several_templates_without_a_default_are_said(folder):
+    named = [{"name": "rag", "template": "r"}, {"name": "tool_use", "template": "t"}]
+    write(folder, "tokenizer_config.json", {"chat_template": named})
+    text = load(folder)
+    with pytest.raises(UserError, match=r"by name \(rag, tool_use\) and none is called default.*--no-chat-template"):
+        text.encode_prompt("hi")
+    assert text.encode_prompt("hi", chat=False) == text.encode("hi")
+
+
 def test_without_jinja2_the_message_says_what_to_do(folder, monkeypatch):
     write(folder, "chat_template.jinja", TEMPLATE)
     text = load(folder)

@@ -1,0 +1,108 @@
+"""What nobody foresaw is one line and exit code 70; the traceback is there for those who ask for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hetero_sd import cli
+from hetero_sd.progress import Progress
+from hetero_sd.runtime import run
+from hetero_sd.runtime.internal_error import EXIT_CODE, report, step
+from hetero_sd.runtime.launcher import LAUNCHER
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def fails(error: BaseException):
+    def command(*_):
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize("error", [ValueError("two\nlines \x1b[31m"), AssertionError(), RuntimeError("x" * 5000)])
+def test_an_unexpected_exception_is_one_line(error, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_doctor", fails(error))
+    assert cli.main(["doctor"]) == EXIT_CODE == 70
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+    assert len(err) < 700
+    assert err.startswith(f"hetero-sd: internal error (doctor): {type(error).__name__}")
+    assert "report it" in err
+
+
+def test_debugging_shows_the_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_doctor", fails(ValueError("that")))
+    monkeypatch.setenv("HSD_DEBUG", "1")
+    assert cli.main(["doctor"]) == EXIT_CODE
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("hetero-sd: internal error")
+
+
+def test_a_panic_is_no_exception_and_said_too(monkeypatch, capsys):
+    class PanicException(BaseException):
+        pass
+
+    monkeypatch.setattr(cli, "_doctor", fails(PanicException("in Rust")))
+    assert cli.main(["doctor"]) == EXIT_CODE
+    assert "PanicException: in Rust" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "/a/b"), "/a/b: No space left on device"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_internal_error(error, said, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_doctor", fails(error))
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err == f"hetero-sd: error: {said} (doctor)\n"
+
+
+def test_interrupts_and_exits_are_as_before(monkeypatch):
+    monkeypatch.setattr(cli, "_doctor", fails(KeyboardInterrupt()))
+    assert cli.main(["doctor"]) == 130
+    monkeypatch.setattr(cli, "_doctor", fails(SystemExit(5)))
+    with pytest.raises(SystemExit):
+        cli.main(["doctor"])
+
+
+def test_the_innermost_step_is_named(capsys):
+    try:
+        with Progress(quiet=True).step("target: import model.onnx"), step("reading"):
+            raise KeyError("a")
+    except KeyError as error:
+        assert report("hetero-sd", "compile", error) == EXIT_CODE  # noqa: PT017 (it is caught to be reported)
+    assert "internal error (reading): KeyError: 'a'" in capsys.readouterr().err
+
+
+def test_on_the_device(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "_run", fails(ZeroDivisionError("of something")))
+    assert run.main(tmp_path, ["--prompt", "x"]) == EXIT_CODE
+    err = capsys.readouterr().err
+    assert err.startswith("run.py: internal error (running the bundle): ZeroDivisionError: of something")
+    assert err.count("\n") == 1
+
+
+def test_the_launcher_says_what_fails_before_the_command(tmp_path):
+    (tmp_path / "run.py").write_text(LAUNCHER)
+    broken = tmp_path / "python" / "hetero_sd" / "runtime"
+    broken.mkdir(parents=True)
+    for package in (broken, broken.parent):
+        (package / "__init__.py").touch()
+    (broken / "run.py").write_text("raise ValueError('a\\nb')")
+    command = [sys.executable, str(tmp_path / "run.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        70,
+        "run.py: internal error (starting): ValueError: a b; HSD_DEBUG=1 shows the traceback\n",
+    )

@@ -20,6 +20,8 @@ from hetero_sd.runtime.weights import Weights
 from targets import elf
 from targets.errors import UserError
 
+_TVM_LIBRARY = "__tvm_ffi__library_bin"  # the symbol under which TVM finds what is packed into a library
+
 
 class GpuFailed(Exception):
     """The GPU cannot be used, or failed while generating; the message is one line."""
@@ -105,6 +107,8 @@ class Chain:
 
         library = bundle.path(facts.libraries[processor])
         elf.check_loadable(library)
+        if _TVM_LIBRARY not in elf.defined_symbols(library):
+            raise UserError(f"{library} has no kernels of ours: copy or build the bundle again")
         try:
             module = tvm.runtime.load_module(str(library))
             return VirtualMachine(module, [self.gpu, tvm.cpu()] if processor == "gpu" else tvm.cpu())
@@ -164,7 +168,9 @@ def _opencl_device(bundle: Bundle, facts: ModelFacts) -> Any:
     from targets.mali import opencl, opencl_runtime
 
     assert facts.opencl_runtime is not None
-    if opencl_runtime.load(bundle.path(facts.opencl_runtime)) == "ours":
+    library = bundle.path(facts.opencl_runtime)
+    elf.check_loadable(library)
+    if opencl_runtime.load(library) == "ours":
         try:
             opencl.devices()
         except opencl_runtime.OpenCLError as error:

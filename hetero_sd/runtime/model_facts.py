@@ -6,9 +6,11 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from targets.errors import UserError
+from targets.mali.opencl_runtime import LIBRARY
 
 PROCESSORS = ("cpu", "gpu")
 _MOST = 1 << 31  # of any single size
@@ -102,6 +104,8 @@ def read_model_facts(role: str, table: Mapping[str, Any]) -> ModelFacts:
         )
         if facts.widths[0] != 1 or caches.get("dtype") != "float32":
             raise ValueError("no entry point for one token, or caches that are not float32")
+        if facts.opencl_runtime is not None and PurePosixPath(facts.opencl_runtime).name != LIBRARY:
+            raise ValueError(f"{facts.opencl_runtime!r} is not the OpenCL runtime {LIBRARY}")
         _check_caches(facts)
         for segments in filter(None, (facts.chain, facts.fallback)):
             _check_segments(segments, _size(table["layers"], _MOST_LAYERS))

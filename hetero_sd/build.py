@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodel.place import Place
+from hetero_sd.runtime.library_facts import ENTRY, facts_json
 from hetero_sd.runtime.weights import Tensor, write_weights
 from passes.cache_in_place import key_shape, value_shape
 from passes.check_finite import check_finite
@@ -77,6 +78,7 @@ def build_model(
     why: str = "as given",
     fallback: bool = False,
     subgraphs: Path | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
 ) -> BuiltModel:
     """Compile a decoder into `bundle`/lib, one library per processor, and `bundle`/weights.
 
@@ -94,6 +96,7 @@ def build_model(
         why: where the placement comes from, for its reasons.
         fallback: add the whole model for the CPU to a placement that needs the GPU.
         subgraphs: folder for the segments as ONNX files, or None.
+        tokenizer: the manifest's `tokenizer`, which the libraries keep beside the other facts (library_facts.py).
 
     Raises:
         UserError: an operator has no kernel on its processor, the placement names layers that are not there, or a
@@ -107,10 +110,9 @@ def build_model(
         write_subgraphs(decoder, lowered.origins, lowered.placed, subgraphs)
     weights = bundle / "weights" / f"{name}.safetensors"
     weights.parent.mkdir(exist_ok=True)
-    write_weights(weights, _tensors(name, lowered, progress))  # first: a weight can be refused, which takes no time
+    # before the kernels, which take long: a weight may be refused
+    write_weights(weights, _tensors(name, lowered, progress), {"model": name})
     libraries = {processor: bundle / "lib" / f"{name}_{processor}.so" for processor in lowered.modules}
-    for processor, library in libraries.items():
-        _build_library(lowered.modules[processor], processor, core, library)
 
     facts = decoder.facts
     manifest = {
@@ -134,6 +136,9 @@ def build_model(
             "value_shape": list(value_shape(facts.kv_heads, facts.head_dim, sizes.context)),
         },
     }
+    kept = facts_json(name, manifest, [(p.name, p.dtype, p.shape) for p in lowered.packed], tokenizer)
+    for processor, library in libraries.items():
+        _build_library(_with_facts(lowered.modules[processor], kept), processor, core, library)
     if "gpu" in libraries:
         assert runtime is not None, "a bundle for a GPU carries the OpenCL runtime"
         manifest["opencl_runtime"] = runtime.relative_to(bundle).as_posix()
@@ -160,6 +165,15 @@ def _segment(lowered: LoweredSegment) -> dict[str, Any]:
         "chooses": segment.chooses,
         "params": list(lowered.params),
     }
+
+
+def _with_facts(mod: Any, text: str) -> Any:
+    """The module with a function that returns `text`, which the runtime compares with the manifest."""
+    import tvm
+    from tvm import relax
+
+    returns = relax.Function([], tvm.ir.StringImm(text), ret_ty=relax.AnyType()).with_attr("global_symbol", ENTRY)
+    return tvm.IRModule({**dict(mod.functions.items()), tvm.ir.GlobalVar(ENTRY): returns}, attrs=mod.attrs)
 
 
 def _build_library(mod: Any, processor: str, core: Core, path: Path) -> None:

@@ -131,7 +131,10 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
         # 3. each model: lower, build, pack
         models = {}
         for role in plan.places:
-            models[role] = _build(*(role, decoders.pop(role), plan, board, folder, opencl_runtime, request, progress))
+            models[role] = _build(
+                *(role, decoders.pop(role), plan, board, folder, opencl_runtime, request, progress),
+                tokenizer=tokenizer,
+            )
         _check_memory(board, models)
 
         # 4. what the device needs besides
@@ -150,7 +153,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
                 "models": {role: built.manifest for role, built in models.items()},
                 "plan": plan.to_json(),
                 "board": board.to_json(),
-                "tokenizer": {"eos_ids": list(tokenizer.eos_ids), "vocab": tokenizer.vocab},
+                "tokenizer": tokenizer.to_json(),
             }
             write_manifest(folder, contents)
         size = folder_bytes(folder)
@@ -190,6 +193,7 @@ def _build(
     opencl_runtime: Path | None,
     request: CompileRequest,
     progress: Progress,
+    tokenizer: TokenizerFiles,
 ) -> BuiltModel:
     """Compile one model of the pair."""
     steps = plan.target_widths if role == "target" else plan.draft_widths
@@ -202,6 +206,7 @@ def _build(
             *(role, decoder, core, board.gpu, place, sizes, folder, advance, opencl_runtime, dump, why),
             fallback=request.cpu_fallback,
             subgraphs=request.subgraphs and request.subgraphs / role,
+            tokenizer=tokenizer.to_json(),
         )
 
 

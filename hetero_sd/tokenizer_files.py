@@ -36,6 +36,10 @@ class TokenizerFiles:
     eos_ids: tuple[int, ...]
     eos_source: str
 
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {"eos_ids": list(self.eos_ids), "vocab": self.vocab}
+
     def copy_to(self, folder: Path) -> None:
         """Copy what the device needs."""
         folder.mkdir(parents=True)

@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hetero_sd.runtime import library_facts
+from hetero_sd.runtime.library_facts import check_library, check_weights
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model_facts import ModelFacts, SegmentFacts
 from hetero_sd.runtime.weights import Weights
+from targets import elf
 from targets.errors import UserError
+
+_TVM_LIBRARY = "__tvm_ffi__library_bin"  # the symbol under which TVM finds what is packed into a library
 
 
 class GpuFailed(Exception):
@@ -36,6 +41,9 @@ class Chain:
         self.segments = segments
         self._keep_mapped = weights
         machines = {s.processor: self._load(bundle, facts, s.processor) for s in segments}
+        for segment in segments:
+            tensors = _checked(bundle, facts, segment.processor, machines[segment.processor])
+            check_weights(weights, facts.weights, tensors, segment.params)
         self._segments = [_Loaded(s, facts, machines[s.processor], self._fixed(s, facts, weights)) for s in segments]
         self._inputs: dict[tuple[str, str], Any] = {}
         self.alone = self._segments[0] if len(self._segments) == 1 and self.gpu is None else None
@@ -98,6 +106,9 @@ class Chain:
         from tvm.runtime.vm import VirtualMachine
 
         library = bundle.path(facts.libraries[processor])
+        elf.check_loadable(library)
+        if _TVM_LIBRARY not in elf.defined_symbols(library):
+            raise UserError(f"{library} has no kernels of ours: copy or build the bundle again")
         try:
             module = tvm.runtime.load_module(str(library))
             return VirtualMachine(module, [self.gpu, tvm.cpu()] if processor == "gpu" else tvm.cpu())
@@ -114,9 +125,7 @@ class Chain:
         shapes = [facts.key_shapes[segment.processor], facts.value_shape] * len(segment.layers)
         try:
             caches = [tvm.runtime.empty(shape, "float32", device) for shape in shapes]
-            return [*caches, *(self._param(p, _named(weights, p), segment.processor) for p in segment.params)]
-        except UserError:
-            raise
+            return [*caches, *(self._param(p, weights[p], segment.processor) for p in segment.params)]
         except Exception as error:
             if segment.processor == "gpu":
                 raise GpuFailed(last_line(error)) from None
@@ -159,7 +168,9 @@ def _opencl_device(bundle: Bundle, facts: ModelFacts) -> Any:
     from targets.mali import opencl, opencl_runtime
 
     assert facts.opencl_runtime is not None
-    if opencl_runtime.load(bundle.path(facts.opencl_runtime)) == "ours":
+    library = bundle.path(facts.opencl_runtime)
+    elf.check_loadable(library)
+    if opencl_runtime.load(library) == "ours":
         try:
             opencl.devices()
         except opencl_runtime.OpenCLError as error:
@@ -167,10 +178,14 @@ def _opencl_device(bundle: Bundle, facts: ModelFacts) -> Any:
     return tvm.opencl()
 
 
-def _named(weights: Weights, name: str) -> Any:
-    if name not in weights:
-        raise UserError(f"the weights have no tensor {name!r}, which the manifest lists: build the bundle again")
-    return weights[name]
+def _checked(bundle: Bundle, facts: ModelFacts, processor: str, machine: Any) -> dict[str, list[Any]]:
+    """The types of the weights that a loaded library expects, after its facts were compared with the manifest."""
+    library = facts.libraries[processor]
+    try:
+        text = str(machine[library_facts.ENTRY]())
+    except Exception:
+        raise UserError(f"{library} does not say what it was compiled for: build the bundle again") from None
+    return check_library(library, text, facts.role, bundle.models[facts.role], bundle.tokenizer)
 
 
 def last_line(error: BaseException) -> str:

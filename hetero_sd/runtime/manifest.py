@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
 _FILE_KEYS = ("library", "weights", "file")
+_COMPLETE = ("lib", "weights", "tokenizer")  # folders in which every file is listed
 _FILE_SUFFIXES = (".so", ".safetensors")
 
 
@@ -29,7 +31,7 @@ class Bundle:
     """An opened bundle: its manifest as a dict, and verified paths of its files."""
 
     def __init__(self, folder: Path) -> None:
-        """Read and check the manifest of ``folder``, the sizes of all files, and that ``lib/`` holds nothing else.
+        """Read and check the manifest of ``folder``, the sizes of all files, and that its main folders hold no others.
 
         Raises:
             UserError: something is missing, malformed, unlisted, outside the folder or of another size.
@@ -42,10 +44,14 @@ class Bundle:
         for name, facts in self._files.items():
             _check_facts(name, facts)
             self._check_size(name, facts["bytes"])
-        for name in _named_files(self.manifest.get("models", {})):
+        try:
+            named = list(_named_files(self.manifest.get("models", {})))
+        except RecursionError:
+            raise UserError(f"{self.folder / MANIFEST}: `models` is nested too deep: build the bundle again") from None
+        for name in named:
             if name not in self._files:
                 raise UserError(f"{self.folder / MANIFEST}: models name {name!r}, which `files` does not list")
-        for path in _walk(self.folder / "lib"):
+        for path in (p for part in _COMPLETE for p in _walk(self.folder / part)):
             name = path.relative_to(self.folder).as_posix()
             if name not in self._files:
                 raise UserError(f"{path} is not listed in {MANIFEST}: remove it or build the bundle again")
@@ -104,7 +110,7 @@ class Bundle:
         try:
             if path.stat().st_size > _MAX_MANIFEST_BYTES:
                 raise UserError(f"{path} is larger than {_MAX_MANIFEST_BYTES} bytes: this is no bundle of ours")
-            manifest = json.loads(path.read_text("utf-8"))
+            manifest = json.loads(path.read_text("utf-8"), parse_constant=_no_number, parse_float=_finite)
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}: is {self.folder} a bundle?") from None
         except (ValueError, RecursionError):
@@ -181,6 +187,17 @@ def hash_file(path: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     return digest.hexdigest()
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is beyond float64")
+    return value
 
 
 def _check_facts(name: str, facts: Any) -> None:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from hetero_sd.runtime.chain import Chain, GpuFailed, last_line
 from hetero_sd.runtime.interface import ContextFull, Models, NotFiniteError
 from hetero_sd.runtime.manifest import Bundle
-from hetero_sd.runtime.model_facts import SegmentFacts, read_model_facts
+from hetero_sd.runtime.manifest_checks import check_models
+from hetero_sd.runtime.model_facts import SegmentFacts
 from hetero_sd.runtime.weights import Weights
 from targets.errors import UserError
 
@@ -43,9 +44,9 @@ class CompiledModel:
             UserError: the libraries or the weights do not fit the description in the manifest, or this machine has no
                 usable GPU and the bundle no variant for the CPU.
         """
+        facts = check_models(bundle)[name]
         import tvm
 
-        facts = read_model_facts(name, bundle.models[name])
         self.name, self.vocab, self.context = name, facts.vocab, facts.context
         self._facts, self._bundle, self._note = facts, bundle, note or (lambda _: None)
         self._widths, self._chunk = facts.widths, facts.prefill_width
@@ -53,6 +54,8 @@ class CompiledModel:
         self._inputs = {n: _shared_ids(n) for n in {*self._widths, self._chunk}}
         self._tensor = tvm.runtime.tensor
         self._weights = Weights(bundle.path(facts.weights, hashed=False), huge_pages)
+        if self._weights.metadata.get("model") != name:
+            raise UserError(f"{facts.weights} does not hold the weights of the {name}: copy or build the bundle again")
         self._fed: list[int] = []
         try:
             self._chain = self._load(facts.chain)
@@ -194,5 +197,5 @@ def load_models(bundle: Bundle, huge_pages: bool = False) -> Models:
     def note(line: str) -> None:
         print(f"run.py: note: {line}", file=sys.stderr)
 
-    draft = CompiledModel("draft", bundle, huge_pages, note) if bundle.models.get("draft") else None
+    draft = CompiledModel("draft", bundle, huge_pages, note) if "draft" in check_models(bundle) else None
     return Models(CompiledModel("target", bundle, huge_pages, note), draft)

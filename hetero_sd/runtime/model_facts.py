@@ -6,9 +6,11 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from targets.errors import UserError
+from targets.mali.opencl_runtime import LIBRARY
 
 PROCESSORS = ("cpu", "gpu")
 _MOST = 1 << 31  # of any single size
@@ -43,6 +45,7 @@ class ModelFacts:
     """One entry of the manifest's ``models``.
 
     Attributes:
+        role: "target" or "draft".
         libraries: path of the library in the bundle, by processor.
         weights: path of the weights.
         vocab: token ids 0 to vocab - 1.
@@ -56,6 +59,7 @@ class ModelFacts:
         opencl_runtime: path in the bundle of the library that gives TVM the GPU; None where no segment needs one.
     """
 
+    role: str
     libraries: dict[str, str]
     weights: str
     vocab: int
@@ -85,11 +89,12 @@ def read_model_facts(role: str, table: Mapping[str, Any]) -> ModelFacts:
         caches, libraries = table["caches"], table["libraries"]
         processors = [_one_of(p, PROCESSORS) for p in _object(libraries)]
         facts = ModelFacts(
+            role=role,
             libraries={p: _text(libraries[p]) for p in processors},
             weights=_text(table["weights"]),
             vocab=_size(table["vocab"]),
             context=_size(table["context"]),
-            widths=tuple(sorted(_sizes(table["widths"]))),
+            widths=_ascending(table["widths"]),
             prefill_width=_size(table["prefill_width"]),
             chain=_chain(table["chain"], processors),
             fallback=_chain(table["fallback"], ["cpu"]) if table.get("fallback") else (),
@@ -99,6 +104,11 @@ def read_model_facts(role: str, table: Mapping[str, Any]) -> ModelFacts:
         )
         if facts.widths[0] != 1 or caches.get("dtype") != "float32":
             raise ValueError("no entry point for one token, or caches that are not float32")
+        if facts.opencl_runtime is not None and PurePosixPath(facts.opencl_runtime).name != LIBRARY:
+            raise ValueError(f"{facts.opencl_runtime!r} is not the OpenCL runtime {LIBRARY}")
+        _check_caches(facts)
+        for segments in filter(None, (facts.chain, facts.fallback)):
+            _check_segments(segments, _size(table["layers"], _MOST_LAYERS))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(f"manifest.json: models.{role}: {reason}: build the bundle again") from None
@@ -111,6 +121,33 @@ def read_model_facts(role: str, table: Mapping[str, Any]) -> ModelFacts:
     return facts
 
 
+def _check_caches(facts: ModelFacts) -> None:
+    """A value cache [1, kv_heads, context, head_dim] and key caches [1, kv_heads, context / l, head_dim, l]."""
+    if len(facts.value_shape) != 4 or facts.value_shape[0] != 1 or facts.value_shape[2] != facts.context:
+        raise ValueError(f"a value cache of shape {list(facts.value_shape)} does not hold a context of {facts.context}")
+    _, heads, rows, width = facts.value_shape
+    for shape in facts.key_shapes.values():
+        if len(shape) != 5 or (*shape[:2], shape[2] * shape[4], shape[3]) != (1, heads, rows, width):
+            raise ValueError(
+                f"a key cache of shape {list(shape)} does not fit a value cache of shape {list(facts.value_shape)}"
+            )
+
+
+def _check_segments(segments: tuple[SegmentFacts, ...], layers: int) -> None:
+    """Every layer has one cache, every value is computed once, and only what chooses takes a row."""
+    cached = [layer for segment in segments for layer in segment.layers]
+    if sorted(cached) != list(range(layers)):
+        raise ValueError(f"the segments have caches of layers {cached[:20]}, the model has {layers} layers")
+    values = [name for segment in segments for name in segment.outputs]
+    if len(set(values)) < len(values) or "input_ids" in values:
+        raise ValueError(f"a value of {', '.join(values)[:80]} is computed twice")
+    if len({(segment.processor, segment.prefix) for segment in segments}) < len(segments):
+        raise ValueError("two segments have the same entry points")
+    for segment in segments:
+        if segment.chooses != ("choice" in segment.outputs) or segment.chooses != ("logits" in segment.outputs):
+            raise ValueError(f"`chooses` is {segment.chooses} for a segment with outputs {', '.join(segment.outputs)}")
+
+
 def _chain(value: Any, processors: list[str]) -> tuple[SegmentFacts, ...]:
     """Segments whose inputs are the ids or come from segments before, and which end with logits and choice."""
     segments, known = [], {"input_ids"}
@@ -121,7 +158,7 @@ def _chain(value: Any, processors: list[str]) -> tuple[SegmentFacts, ...]:
             inputs=_names(entry["inputs"]),
             outputs=_names(entry["outputs"]),
             layers=tuple(_size(layer, _MOST_LAYERS, least=0) for layer in _list(entry["layers"], least=0)),
-            chooses=entry["chooses"] is True,
+            chooses=_truth(entry["chooses"]),
             params=tuple(_text(p) for p in _list(entry["params"], least=0)),
         )
         if strange := set(segment.inputs) - known:
@@ -141,6 +178,19 @@ def _size(value: Any, most: int = _MOST, least: int = 1) -> int:
 
 def _sizes(value: Any) -> tuple[int, ...]:
     return tuple(_size(v) for v in _list(value, 64))
+
+
+def _ascending(value: Any) -> tuple[int, ...]:
+    sizes = _sizes(value)
+    if list(sizes) != sorted(set(sizes)):
+        raise ValueError(f"{list(sizes)} does not rise")
+    return sizes
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{str(value)[:80]!r} is neither true nor false")
+    return value
 
 
 def _list(value: Any, most: int = 1 << 20, least: int = 1) -> list[Any]:

@@ -18,6 +18,7 @@ from hetero_sd.runtime.interface import Models, NotFiniteError
 from hetero_sd.runtime.internal_error import report, step
 from hetero_sd.runtime.live_gamma import LiveGamma
 from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.manifest_checks import check_plan
 from hetero_sd.runtime.options import parse_options
 from hetero_sd.runtime.policy import choose_policy
 from hetero_sd.runtime.program_cache import use_cache
@@ -83,6 +84,7 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
 def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
     """Check everything, load the models, answer every prompt."""
     bundle = Bundle(folder)
+    check_plan(bundle)
     if options.check:
         bundle.verify_all()
     if options.calibrate is not None:

@@ -113,6 +113,10 @@ class Weights(Mapping[str, Array]):
         """Number of tensors."""
         return len(self._entries)
 
+    def entry(self, name: str) -> Entry:
+        """Return what the header says of a tensor."""
+        return self._entries[name]
+
     def dtype(self, name: str) -> str:
         """Return the stored dtype, where "bfloat16" is told from "uint16"."""
         return self._entries[name].dtype

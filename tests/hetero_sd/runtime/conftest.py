@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +17,11 @@ from requirements import need_program
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from hetero_sd.runtime.interface import ContextFull, NotFiniteError
+from hetero_sd.runtime.manifest import write_manifest
 from targets.mali import opencl_runtime
 
 ROOT = Path(__file__).resolve().parents[3]
+EXPORTS = ROOT / "tests" / "data" / "exports"
 
 
 class TableModel:
@@ -126,3 +133,50 @@ def fake_opencl(tmp_path_factory: pytest.TempPathFactory) -> str:
     flags = ["-std=c++17", "-fPIC", "-shared", f"-I{opencl_runtime.SOURCES}"]
     subprocess.run([compiler, *flags, source, "-o", library], check=True)
     return str(library)
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiled pair for this machine: a target of two layers, a drafter of one, a context of 64; without Python."""
+    from hetero_sd.cli import main
+
+    out = tmp_path_factory.mktemp("tiny_pair") / "bundle"
+    target, draft = EXPORTS / "llama-dynamo-fp32", EXPORTS / "llama-drafter-dynamo-fp32"
+    options = ["--tokenizer", target, "--board", "host", "--context", "64", "--gamma", "1", "--out", out]
+    assert main([*map(str, ["compile", target / "model.onnx", "--draft", draft / "model.onnx", *options])]) == 0
+    shutil.rmtree(out / "python")
+    contents = json.loads((out / "manifest.json").read_text())
+    write_manifest(out, {key: value for key, value in contents.items() if key not in ("files", "format_version")})
+    return out
+
+
+class Worker:
+    """A process of bundle_worker.py."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__).parent / "bundle_worker.py")]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TVM_NUM_THREADS": ""}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def run(self, folder: Path, *arguments: str, without_facts: bool = False) -> dict[str, Any]:
+        """How `run.py` ends on a bundle: {"code", "out", "err"}."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        question = {"folder": str(folder), "arguments": arguments, "without_facts": without_facts}
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator[Worker]:
+    """Runs bundles in processes of their own, one after another."""
+    worker = Worker()
+    yield worker
+    worker.process.kill()
+    worker.process.wait()

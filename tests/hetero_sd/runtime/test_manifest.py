@@ -109,9 +109,11 @@ def test_folder_in_place_of_a_file_is_refused(folder):
     refused(folder, r"run\.py .* is not a file")
 
 
-def test_unlisted_library_is_refused(folder):
-    (folder / "lib/extra.so").write_text("code")
-    refused(folder, r"lib/extra\.so is not listed")
+@pytest.mark.parametrize("name", ["lib/extra.so", "weights/extra", "tokenizer/chat_template.jinja"])
+def test_unlisted_files_of_the_main_folders_are_refused(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("code")
+    refused(folder, rf"{name} is not listed")
 
 
 def test_unlisted_other_files_are_no_matter(folder):
@@ -235,6 +237,8 @@ def test_unknown_version_is_refused(folder, version):
         ("[" * 200_000, "not valid JSON"),
         ("\udcff", "not valid JSON"),
         ("[]", "no object `files`"),
+        ('{"files": {}, "format_version": 1, "plan": {"gamma": NaN}}', "not valid JSON"),
+        ('{"files": {}, "format_version": 1, "plan": {"gamma": 1e999}}', "not valid JSON"),
         ('{"files": []}', "no object `files`"),
         ('{"files": {}, "format_version": 1, "models": []}', None),
         ('{"files": {}, "format_version": 1, "models": [1]}', "`models` is not an object"),
@@ -243,8 +247,8 @@ def test_unknown_version_is_refused(folder, version):
 )
 def test_malformed_manifest_is_refused(folder, text, match):
     (folder / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    for library in (folder / "lib").iterdir():
-        library.unlink()
+    for file in (*(folder / "lib").iterdir(), *(folder / "weights").iterdir()):
+        file.unlink()
     if match is None:
         assert Bundle(folder).models == {}
     else:

@@ -155,8 +155,7 @@ COMPILED_QUICK = {"llama-genai-int4-asymmetric", "qwen3-genai-int8", "phi3-dynam
 
 def deep_but_for(quick: set[str], names: list[str]) -> list[Any]:
     """Parameters: the cells, those outside `quick` for `make deep` only."""
-    deep = [pytest.mark.slow, pytest.mark.deep]
-    return [n if n in quick else pytest.param(n, marks=deep) for n in names]
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.deep) for n in names]
 
 
 def test_all_data_stays_small() -> None:

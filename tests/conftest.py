@@ -39,12 +39,16 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.config.getoption("--update-golden"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `pytest -n`: a file's tests share a process, and so its fixtures; the longest go first.
 
     The board's tests have one process of their own. The coverage table has no fixtures: each cell is on its own.
+    A deep test is a slow test, too.
     """
     for item in items:
+        if item.get_closest_marker("deep"):
+            item.add_marker(pytest.mark.slow)
         on_board = {"virtual_board", "opencl_board"} & set(getattr(item, "fixturenames", ()))
         cell = item.callspec.params.get("name", "") if item.path.name == COVERAGE and hasattr(item, "callspec") else ""
         item.add_marker(pytest.mark.xdist_group(BOARD if on_board else f"{item.path.name} {item.path.parent} {cell}"))

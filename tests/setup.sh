@@ -12,7 +12,7 @@
 #   clang                 compiles kernels with half arithmetic, which no driver here has, for spir64
 #   g++, g++-aarch64-linux-gnu   build the runtime for this machine and for a board; gcc builds drivers that crash
 #   binutils              nm and readelf, which tests compare our ELF reader with
-#   chromium, fonts-dejavu-core  draw the report; DejaVu Sans is as wide as the font that its charts were measured with
+#   chromium, fonts-dejavu-core  draw the HTML report; DejaVu Sans is the font that its charts were measured with
 #
 # The emulated AArch64 board (tests/virtual_board/build.sh) is not installed: its tests fetch its packages into
 # ~/.cache/hetero_sd when they first run. Its OpenCL needs root then, too.

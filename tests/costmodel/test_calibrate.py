@@ -59,6 +59,7 @@ def test_factors_stay_within_bounds(make_decoder: Any, rk3588: Any) -> None:
     assert all(low * 0.999 <= getattr(factors, name) <= high * 1.001 for name, (low, high) in BOUNDS.items())
 
 
+@pytest.mark.slow
 def test_unstable_points_are_listed_but_not_fitted(make_decoder: Any, rk3588: Any) -> None:
     points = scripted(make_decoder, rk3588, TRUE)[:12]
     wild = replace(points[3], seconds=50 * points[3].seconds, stable=False)

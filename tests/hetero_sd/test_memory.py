@@ -60,7 +60,6 @@ def compiled(folder: Path, shape: LlamaShape, dtype: str, file_bytes: int | None
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.deep
 def test_peak_memory_of_a_1b_model(tmp_path: Path) -> None:
     found = compiled(tmp_path, LLAMA_1B, "float16", None)
@@ -69,7 +68,6 @@ def test_peak_memory_of_a_1b_model(tmp_path: Path) -> None:
     assert 2 * LLAMA_1B.parameters <= found.packed_bytes < 1.01 * found.source_bytes
 
 
-@pytest.mark.slow
 @pytest.mark.deep
 def test_peak_memory_of_a_3b_model_of_int4_in_many_files(tmp_path: Path) -> None:
     """Measured: 0.72 of its size; the largest weight, the embedding, is in memory twice while it is packed."""

@@ -158,7 +158,6 @@ def test_a_bundle_with_a_cpu_variant_survives_the_gpu(
         assert done.stderr.count("CL_OUT_OF_RESOURCES") == ("HSD_OPENCL_FAULT" in env)
 
 
-@pytest.mark.slow
 @pytest.mark.deep
 def test_100_random_failures_change_no_token(released: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any OpenCL call may fail at any time: the text is the CPU's, whole or split, with a drafter on the GPU too."""

@@ -15,7 +15,7 @@ from hetero_sd.progress import Progress
 from hetero_sd.verify import verify_bundle
 from passes.import_onnx.testing import write_word_tokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.deep, pytest.mark.virtual_board]
+pytestmark = [pytest.mark.deep, pytest.mark.virtual_board]
 
 _DATA = Path(__file__).resolve().parents[1] / "data"
 # soft GELU gate, norms before and after, q and k norm, a window in every second layer; 4 bit blocks, lengths for a mask

@@ -12,7 +12,7 @@ import pytest
 
 from hetero_sd.cli import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.deep, pytest.mark.virtual_board]
+pytestmark = [pytest.mark.deep, pytest.mark.virtual_board]
 
 _EXPORTS = Path(__file__).resolve().parents[1] / "data" / "exports"
 _TARGET, _DRAFT = _EXPORTS / "llama-dynamo-fp32", _EXPORTS / "llama-drafter-dynamo-fp32"

@@ -61,7 +61,6 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.slow
 @pytest.mark.deep
 def test_no_leak_over_ten_thousand_tokens(model: Any, opencl: Any) -> None:
     def generate(tokens: int) -> list[int]:

@@ -127,7 +127,14 @@ def _table(model: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [_scale, _window, _epsilon, _norm_weight, _table])
-@pytest.mark.parametrize("name", ["llama-dynamo-fp32", "qwen3-dynamo-fp32", "llama-dynamo-fp16", "qwen2-genai-int4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen3-dynamo-fp32",
+        "qwen2-genai-int4",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama-dynamo-fp32", "llama-dynamo-fp16")),
+    ],
+)
 def test_a_changed_twin_differs(name: str, change: Any) -> None:
     path = EXPORTS / name / "model.onnx"
     decoder, reference = canonicalise(path, 64), ReferenceModel(path, threads=1)

@@ -153,10 +153,11 @@ QUICK = {*COMPILED, *DIALECTS, "mistral-optimum-fp32", "phi3-genai-int4", "gemma
 COMPILED_QUICK = {"llama-genai-int4-asymmetric", "qwen3-genai-int8", "phi3-dynamo-fp16", "gemma3-dynamo23-fp32"}
 
 
-def deep_but_for(quick: set[str], names: list[str]) -> list[Any]:
-    """Parameters: the cells, those outside `quick` for `make deep` only."""
-    deep = [pytest.mark.slow, pytest.mark.deep]
-    return [n if n in quick else pytest.param(n, marks=deep) for n in names]
+def by_speed(tested: set[str], names: list[str]) -> list[Any]:
+    """The cells as parameters: outside `tested` they are deep, within it slow but for a few and the dialects."""
+    slow = tested - COMPILED_QUICK - {*DIALECTS}
+    marks = {n: pytest.mark.slow if n in tested else pytest.mark.deep for n in names}
+    return [pytest.param(n, marks=marks[n]) if n in slow or n not in tested else n for n in names]
 
 
 def test_all_data_stays_small() -> None:
@@ -165,7 +166,7 @@ def test_all_data_stays_small() -> None:
     assert sum(p.stat().st_size for p in parts) <= MOST_BYTES
 
 
-@pytest.mark.parametrize("name", deep_but_for(QUICK, TESTED))
+@pytest.mark.parametrize("name", by_speed(QUICK, TESTED))
 def test_same_numbers_and_a_twin_that_differs(name: str) -> None:
     decoder, canonical, _ = imported(name)
     assert worst(name, canonical) < BOUND
@@ -173,7 +174,7 @@ def test_same_numbers_and_a_twin_that_differs(name: str) -> None:
         assert worst(name, twin, few=True) > BOUND
 
 
-@pytest.mark.parametrize("name", deep_but_for(QUICK, TESTED))
+@pytest.mark.parametrize("name", by_speed(QUICK, TESTED))
 def test_norm_weights_and_biases_are_random(name: str) -> None:
     """Otherwise a norm or a bias that the import lost would not show in the numbers."""
     graph = imported(name)[0].model.graph
@@ -191,7 +192,7 @@ WINDOWED = [n for n in TESTED if n.startswith(("mistral", "gemma2", "gemma3"))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", deep_but_for(QUICK, WINDOWED))
+@pytest.mark.parametrize("name", by_speed(QUICK, WINDOWED))
 def test_windows_are_those_of_the_export(name: str) -> None:
     """Keys outside the window change nothing in a layer that has one: asked of the export, then of its facts."""
     decoder, _, reference = imported(name)
@@ -209,7 +210,7 @@ def test_windows_are_those_of_the_export(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", deep_but_for(QUICK, [n for n in WINDOWED if n not in WINDOW_LEFT_OUT]))
+@pytest.mark.parametrize("name", by_speed(QUICK, [n for n in WINDOWED if n not in WINDOW_LEFT_OUT]))
 def test_a_twin_without_its_window_differs(name: str) -> None:
     decoder, _, reference = imported(name)
     masks = [n for n in decoder.model.graph if n.op_type == "CausalMask" and n.attributes["window"].value]
@@ -226,7 +227,7 @@ def test_a_twin_without_its_window_differs(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", deep_but_for(QUICK, [n for n in TESTED if "-genai" in n]))
+@pytest.mark.parametrize("name", by_speed(QUICK, [n for n in TESTED if "-genai" in n]))
 def test_padding_on_the_left_means_nothing_to_lengths(name: str) -> None:
     """GroupQueryAttention takes lengths: the export's own numbers of padded and bare tokens differ, so facts say so."""
     decoder, _, reference = imported(name)
@@ -241,7 +242,7 @@ def test_padding_on_the_left_means_nothing_to_lengths(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", deep_but_for(QUICK, TESTED))
+@pytest.mark.parametrize("name", by_speed(QUICK, TESTED))
 def test_reference_bodies(name: str) -> None:
     """Our Relax operators in their stock definitions give the export's logits and caches."""
     decoder, _, reference = imported(name)
@@ -276,7 +277,7 @@ def _one_element_off(vector: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", deep_but_for(COMPILED_QUICK, COMPILED))
+@pytest.mark.parametrize("name", by_speed(COMPILED_QUICK, COMPILED))
 def test_compiled_for_this_host(name: str) -> None:
     decoder, _, reference = imported(name)
     ids = np.random.default_rng(1).integers(0, decoder.facts.vocab, 14).tolist()

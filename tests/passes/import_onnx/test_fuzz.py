@@ -41,7 +41,6 @@ def report(failures: list[str]) -> str:
     return f"{len(failures)} failures; to see one again: {again}\n" + "\n".join(failures[:20])
 
 
-@pytest.mark.slow
 @pytest.mark.deep
 def test_damaged_files_end_in_one_line_or_success() -> None:
     workers = 2

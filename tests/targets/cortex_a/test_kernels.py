@@ -30,6 +30,7 @@ Array = npt.NDArray[Any]
 AVX2 = CpuTile(lanes=8, panel=16, accumulators=12)
 NEON = CpuTile(lanes=4, panel=16, accumulators=24)
 TILES = pytest.mark.parametrize("tile", [AVX2, NEON], ids=["avx2", "neon"])
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)  # more sizes: a minute of compiling in all
 F32 = np.float32
 
 
@@ -64,7 +65,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 @TILES
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize(("k", "columns"), [(64, 48), (34, 50), (512, 96)])
+@pytest.mark.parametrize(("k", "columns"), [SLOW(64, 48), (34, 50), SLOW(512, 96)])
 def test_linear(tile: CpuTile, dtype: str, k: int, columns: int) -> None:
     w = normal(k, columns, seed=1).astype(dtype)
     rows = normal(1, 13, k)
@@ -107,7 +108,7 @@ def quantised(bits: int, k: int, columns: int, block: int, zeros: bool) -> tuple
 @TILES
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("zeros", [False, True])
-@pytest.mark.parametrize(("k", "block"), [(64, 32), (96, 128), (80, 32)])
+@pytest.mark.parametrize(("k", "block"), [SLOW(64, 32), SLOW(96, 128), (80, 32)])
 def test_linear_and_embedding_nbits(tile: CpuTile, bits: int, zeros: bool, k: int, block: int) -> None:
     columns, rows = 40, normal(1, 5, k)
     onnx, w = quantised(bits, k, columns, block, zeros)
@@ -175,7 +176,7 @@ def attention_reference(q: Array, k: Array, v: Array, scale: float, window: int,
 
 
 @TILES
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (5, 0.0), (0, 3.0), (9, 2.0)])
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), SLOW(5, 0.0), SLOW(0, 3.0), (9, 2.0)])
 def test_attention_cached(tile: CpuTile, window: int, softcap: float) -> None:
     heads, kv_heads, dim, context, total = 4, 2, 32, 32, 20
     q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)

@@ -36,7 +36,12 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 @pytest.mark.parametrize(
     ("tile", "dtype", "k", "columns"),
-    [(MALI, "float32", 64, 48), (SMALL, "float32", 34, 50), (MALI, "float16", 34, 50), (SMALL, "float16", 64, 48)],
+    [
+        (MALI, "float32", 64, 48),
+        pytest.param(SMALL, "float32", 34, 50, marks=pytest.mark.slow),
+        (MALI, "float16", 34, 50),
+        pytest.param(SMALL, "float16", 64, 48, marks=pytest.mark.slow),
+    ],
     ids=tile_name,
 )
 def test_linear(run: Run, tile: GpuTile, dtype: str, k: int, columns: int) -> None:
@@ -169,6 +174,7 @@ def attention_reference(q: Array, k: Array, v: Array, scale: float, window: int,
     return y.reshape(t, heads * dim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tile", "window", "softcap", "dim"),
     [(MALI, 0, 0.0, 32), (SMALL, 5, 3.0, 6), (MALI, 41, 2.0, 32)],

@@ -14,6 +14,8 @@ from requirements import need_program
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+pytestmark = pytest.mark.slow  # five seconds of CPU a test: each starts processes that import TVM
+
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, done.stderr

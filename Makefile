@@ -36,5 +36,5 @@ check: setup ## ruff, mypy and `make test`
 bench: setup ## print the benchmarks
 	$(BIN)/python benchmarks/decode.py
 
-wheel: setup ## build dist/*.whl, the OpenCL runtime for x86-64 and AArch64 in it (needs g++ and aarch64-linux-gnu-g++)
+wheel: setup ## build dist/*.whl, the OpenCL runtime for x86-64 and AArch64 in it
 	HSD_WHEEL_LIBRARIES=require $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,9 +1,9 @@
 """How a wheel of this project is built: setuptools, and the OpenCL runtime compiled for x86-64 and AArch64.
 
-A wheel carries both libraries, because a host puts the board's one into bundles. They are compiled against the headers
-of the TVM wheel, which is therefore asked for when a wheel is built, and not for an editable install. Where a compiler
-is missing the wheel lacks that library and the build says so; ``HSD_WHEEL_LIBRARIES=require`` makes it an error, as for
-a release. No binary is part of the repository.
+A wheel carries both libraries, because a host puts the board's one into bundles. They are compiled with Zig against the
+headers of the TVM wheel; both packages are therefore asked for when a wheel is built, and not for an editable install.
+Where that fails the wheel lacks the library and the build says so; ``HSD_WHEEL_LIBRARIES=require`` makes it an error,
+as for a release. No binary is part of the repository.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from setuptools.build_meta import *  # noqa: F403  (the hooks that stay as they 
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-TARGETS = ("x86-64", "aarch64")
+COMPILED_WITH = ("apache-tvm", "ziglang")
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, str] | None = None) -> list[str]:
-    """Ask for the TVM that the project depends on; its wheel has the headers."""
+    """Ask for the TVM that the project depends on, whose wheel has the headers, and for the compiler."""
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    tvm = [name for name in dependencies if name.startswith("apache-tvm")]
-    return [*build_meta.get_requires_for_build_wheel(config_settings), *tvm]
+    needed = [name for name in dependencies if name.startswith(COMPILED_WITH)]
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *needed]
 
 
 class BuildWithRuntime(build_py):
@@ -41,6 +41,7 @@ class BuildWithRuntime(build_py):
         sys.path.insert(0, str(ROOT))
         from targets.errors import UserError
         from targets.mali import opencl_runtime
+        from targets.mali.opencl_runtime.building import TARGETS
 
         for target in TARGETS:
             print(f"compiling the OpenCL runtime for {target}", file=sys.stderr)

@@ -32,6 +32,21 @@ _HOST_ONLY = (
 _SUFFIXES = (".py", ".toml", ".typed")
 
 
+def refuse_existing(out: Path) -> None:
+    """Refuse a folder that is there, before any work.
+
+    Raises:
+        UserError: `out` exists, if only as a link to nothing, or its parent is no folder.
+    """
+    if os.path.lexists(out):
+        raise UserError(f"--out {out}: already exists; give a new folder or remove it")
+    parent = next((p for p in out.absolute().parents if os.path.lexists(p)), None)
+    if parent is not None and not parent.is_dir():
+        raise UserError(f"--out {out}: {parent} is not a folder")
+    if parent is not None and not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: {parent} cannot be written")
+
+
 @contextlib.contextmanager
 def new_bundle(out: Path) -> Iterator[Path]:
     """A folder to fill; it replaces nothing and becomes `out` when the block ends without an exception.
@@ -39,8 +54,7 @@ def new_bundle(out: Path) -> Iterator[Path]:
     Raises:
         UserError: `out` exists, or its parent cannot be written.
     """
-    if out.exists():
-        raise UserError(f"--out {out}: already exists; give a new folder or remove it")
+    refuse_existing(out)
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
@@ -49,7 +63,11 @@ def new_bundle(out: Path) -> Iterator[Path]:
     try:
         work.chmod(0o755)
         yield work
-        os.replace(work, out)
+        try:
+            os.rename(work, out)
+        except OSError as error:
+            reason = "another compile wrote it meanwhile" if os.path.lexists(out) else error.strerror
+            raise UserError(f"--out {out}: cannot be written: {reason}; give a new folder") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -72,7 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         "--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a board file"
     )
     c.add_argument("--out", metavar="DIR", type=Path, required=True, help="the new bundle's folder")
-    c.add_argument("--context", metavar="N", type=int, default=1024, help="tokens the KV caches hold (default 1024)")
+    c.add_argument(
+        "--context",
+        metavar="N",
+        type=int,
+        help="tokens the KV caches hold (default 1024, fewer if a model ends before)",
+    )
     c.add_argument("--gamma", metavar="N", type=_gamma, help="drafted tokens a round (default auto: the plan decides)")
     c.add_argument("--alpha", metavar="P", type=float, help="acceptance of a drafted token (default 0.8 is assumed)")
     c.add_argument("--alpha-file", metavar="FILE", type=Path, help="what `hetero-sd acceptance` measured")
@@ -102,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
 
     i = _command(commands, "inspect", "what an ONNX file is and whether it compiles", _INSPECT_EXAMPLE)
     i.add_argument("model", metavar="FILE.onnx", type=Path, help="the export")
-    i.add_argument("--context", metavar="N", type=int, default=1024, help="tokens to check it for (default 1024)")
+    i.add_argument(
+        "--context", metavar="N", type=int, help="tokens to check it for (default 1024, fewer if the model ends before)"
+    )
     i.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     explain.add_options(_command(commands, "explain", "what each kernel moves, and how it is cut", explain.EXAMPLE))

@@ -16,11 +16,12 @@ from hetero_sd.bundle import (
     copy_opencl_runtime,
     folder_bytes,
     new_bundle,
+    refuse_existing,
     write_launcher,
     write_requirements,
 )
 from hetero_sd.place import place_text
-from hetero_sd.plan import Plan, Wishes, check_gamma, make_plan, whole_context
+from hetero_sd.plan import Plan, Wishes, check_gamma, make_plan, rows_within, whole_context
 from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.progress import Progress
@@ -48,7 +49,7 @@ class CompileRequest:
         board: a board's name, or the path of a .toml file.
         out: the bundle's folder; must not exist.
         draft: ONNX file of the drafter, or None.
-        context: tokens that fit the KV caches.
+        context: tokens that fit the KV caches; None takes DEFAULT_CONTEXT, or fewer where a model has fewer positions.
         gamma: drafted tokens a round; None lets the plan decide.
         eos: end-of-text ids; empty takes the stated ones.
         target_widths: entry points of the target, in new tokens, besides those the plan needs.
@@ -67,7 +68,7 @@ class CompileRequest:
     board: str
     out: Path
     draft: Path | None = None
-    context: int = DEFAULT_CONTEXT
+    context: int | None = None
     gamma: int | None = None
     eos: tuple[int, ...] = ()
     target_widths: tuple[int, ...] = ()
@@ -83,13 +84,14 @@ class CompileRequest:
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What was decided and written; `prediction` ranks the plan's own choices."""
+    """What was decided and written; `prediction` ranks the plan's own choices, `notes` are sentences for the user."""
 
     plan: Plan
     prediction: Prediction
     bundle_bytes: int
     tokenizer: TokenizerFiles
     models: dict[str, BuiltModel]
+    notes: tuple[str, ...] = ()
 
 
 def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult:
@@ -105,18 +107,17 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
         if not path.is_file():
             what = "this is a folder; give the .onnx file in it" if path.is_dir() else "there is no such file"
             raise UserError(f"{role} model {path}: {what}")
-    if not 2 <= request.context <= MOST_CONTEXT:
+    if request.context is not None and not 2 <= request.context <= MOST_CONTEXT:
         raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
+    refuse_existing(request.out)
     wishes = _wishes(request)
     board = load_board(request.board, measure=False)
     tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
 
     # 2. the models as graphs, and what runs where
-    context = whole_context(board, request.context)
-    decoders, shapes = {}, {}
-    for role, path in sources.items():
-        with progress.step(f"{role}: import {path.name}"):
-            decoders[role], shapes[role] = _import(role, path, context, tokenizer)
+    imported, context, notes = _import_within(request.context, sources, board, tokenizer, progress)
+    decoders = {role: decoder for role, (decoder, _) in imported.items()}
+    shapes = {role: shape for role, (_, shape) in imported.items()}
     if request.draft is not None:
         vocab = {role: shape.vocab for role, shape in shapes.items()}
         check_pair(request.target, vocab["target"], request.draft, vocab["draft"], tokenizer)
@@ -157,7 +158,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             }
             write_manifest(folder, contents)
         size = folder_bytes(folder)
-    return CompileResult(plan, prediction, size, tokenizer, models)
+    return CompileResult(plan, prediction, size, tokenizer, models, notes)
 
 
 def _wishes(request: CompileRequest) -> Wishes:
@@ -168,6 +169,42 @@ def _wishes(request: CompileRequest) -> Wishes:
         check_acceptance(request.alpha)
     measured = None if request.alpha_file is None else read_alpha_file(request.alpha_file)
     return Wishes(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths)
+
+
+Imported = dict[str, "tuple[Decoder, DecoderSpec]"]
+
+
+def _import_within(
+    asked: int | None, sources: dict[str, Path], board: Board, tokenizer: TokenizerFiles, progress: Progress
+) -> tuple[Imported, int, tuple[str, ...]]:
+    """(the models by role, rows of their caches, what to tell the user): as many rows as all models have positions for.
+
+    The drafter comes first: it is the smaller one, and what is refused because of it costs no import of the target.
+
+    Raises:
+        UserError: a model has fewer positions than the context that was asked for, or too few for any.
+    """
+    from passes.import_onnx import ContextTooLong
+
+    context, done = whole_context(board, asked or DEFAULT_CONTEXT), False
+    notes: tuple[str, ...] = ()
+    while not done:
+        imported: Imported = {}
+        try:
+            for role in sorted(sources, key=list(sources).index, reverse=True):
+                with progress.step(f"{role}: import {sources[role].name}"):
+                    imported[role] = _import(role, sources[role], context, tokenizer)
+            done = True
+        except ContextTooLong as error:
+            rows = rows_within(board, error.longest)
+            if asked is not None or rows == 0:
+                tiles = "" if rows in (0, error.longest) else f" ({rows}, in whole tiles of this board's kernels)"
+                raise UserError(f"{error}{tiles}") from None
+            context = rows
+            notes = (
+                f"context {rows} tokens, not {DEFAULT_CONTEXT}: {sources[role]} has positions for {error.longest}",
+            )
+    return {role: imported[role] for role in sources}, context, notes
 
 
 def _import(role: str, path: Path, context: int, tokenizer: TokenizerFiles) -> tuple[Decoder, DecoderSpec]:

@@ -25,6 +25,7 @@ example:
 difference reaches the DRAM. Nothing is measured and no weight is read.
 """
 MOST_WIDTH = 256
+DEFAULT_CONTEXT = 1024
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ExplainRequest:
         place: where the parts of the model run, as `compile --place` takes it for one model.
         width: new tokens of the step.
         past: tokens in the KV cache before them.
-        context: tokens that fit the cache.
+        context: tokens that fit the cache; None: 1024, or fewer where the model has fewer positions.
         prefill: a prompt chunk, whose head computes one row only.
     """
 
@@ -46,7 +47,7 @@ class ExplainRequest:
     place: str = "cpu"
     width: int = 1
     past: int | None = None
-    context: int = 1024
+    context: int | None = None
     prefill: bool = False
 
 
@@ -133,10 +134,12 @@ def explain(request: ExplainRequest) -> Explanation:
         raise UserError(f"--width {request.width}: must be 1 to {MOST_WIDTH} tokens")
     if not request.model.is_file():
         raise UserError(f"model {request.model}: there is no such file")
-    past = max(0, request.context - request.width) // 2 if request.past is None else request.past
-    if past < 0 or past + request.width > request.context:
-        raise UserError(f"--past {past} and --width {request.width} do not fit --context {request.context} tokens")
-    lowered = _lower(request, board, place)
+    decoder, context = _import(request, board)
+    request = dataclasses.replace(request, context=context)
+    past = max(0, context - request.width) // 2 if request.past is None else request.past
+    if past < 0 or past + request.width > context:
+        raise UserError(f"--past {past} and --width {request.width} do not fit --context {context} tokens")
+    lowered = _lower(decoder, context, request, board, place)
     found: dict[tuple[str, str], OperatorRow] = {}
     for name, processor, module in _entries(lowered, request):
         for row in _rows(module, name, processor, past):
@@ -159,8 +162,19 @@ def _place(rule: str, board: Board) -> Place:
     return place
 
 
-def _lower(request: ExplainRequest, board: Board, place: Place) -> Any:
-    from passes.import_onnx import canonicalise
+def _import(request: ExplainRequest, board: Board) -> tuple[Any, int]:
+    """The decoder and the tokens its cache holds."""
+    from hetero_sd.plan import rows_within
+    from passes.import_onnx import canonicalise, canonicalise_up_to
+
+    if request.context is not None:
+        return canonicalise(request.model, request.context), request.context
+    decoder, positions = canonicalise_up_to(request.model, DEFAULT_CONTEXT)
+    rows = rows_within(board, positions) or positions
+    return (decoder if rows == positions else canonicalise(request.model, rows)), rows
+
+
+def _lower(decoder: Any, context: int, request: ExplainRequest, board: Board, place: Place) -> Any:
     from passes.pipeline import lower_decoder
     from targets.cortex_a.tile import cpu_tile
     from targets.mali.tile import gpu_tile
@@ -168,8 +182,7 @@ def _lower(request: ExplainRequest, board: Board, place: Place) -> Any:
     tiles: dict[str, Any] = {"cpu": cpu_tile(board.clusters[0].core)}
     if board.gpu is not None:
         tiles["gpu"] = gpu_tile(board.gpu)
-    decoder = canonicalise(request.model, request.context)
-    return lower_decoder(decoder, tiles, place, request.context, [request.width], request.width)
+    return lower_decoder(decoder, tiles, place, context, [request.width], request.width)
 
 
 def _entries(lowered: Any, request: ExplainRequest) -> list[tuple[str, str, Any]]:
@@ -316,7 +329,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--place", metavar="WHERE", default="cpu", help="cpu, gpu, gpu:0-3, gpu:ffn, ... (default cpu)")
     parser.add_argument("--width", metavar="N", type=int, default=1, help="new tokens of the step (default 1)")
     parser.add_argument("--past", metavar="N", type=int, help="tokens in the cache before (default: half the context)")
-    parser.add_argument("--context", metavar="N", type=int, default=1024, help="tokens the cache holds (default 1024)")
+    parser.add_argument("--context", metavar="N", type=int, help="tokens the cache holds (default 1024 at most)")
     parser.add_argument("--prefill", action="store_true", help="a prompt chunk: the head computes one row only")
     parser.add_argument("--json", action="store_true", help="print everything, by buffer, as JSON")
 

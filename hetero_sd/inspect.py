@@ -12,12 +12,13 @@ from costmodel.decoder import NONLINEARITIES, NORMS, DecoderSpec, Operator
 from costmodel.format import Format
 from costmodel.place import ATTENTION, FFN, Part
 from passes.count_work import count_work
-from passes.import_onnx import LONGEST_CONTEXT, PIPELINE, Decoder, DecoderFacts, canonicalise
+from passes.import_onnx import LONGEST_CONTEXT, PIPELINE, Decoder, DecoderFacts, canonicalise, canonicalise_up_to
 from passes.import_onnx.check_vocabulary import refusals, tells_kind
 from passes.import_onnx.load import load
 from passes.import_onnx.state import Importing, PassLog, describe, run_pass
 from targets.errors import UserError
 
+DEFAULT_CONTEXT = 1024
 _MOST_KINDS = 8  # kinds of refused nodes, and notes of a pass, that are shown
 _POSITIONS = {
     "input": "the input position_ids",
@@ -78,17 +79,23 @@ class Inspection:
     refused: tuple[str, ...]
 
 
-def inspect(path: Path, context: int) -> Inspection:
+def inspect(path: Path, context: int | None = None) -> Inspection:
     """Run the import and keep what each pass said; a model that is refused is a result, not an error.
+
+    Without a context it is checked for DEFAULT_CONTEXT, or as many as the model has positions for.
 
     Raises:
         UserError: the file cannot be read at all.
     """
     load(path)
-    if not 2 <= context <= LONGEST_CONTEXT:
+    if context is not None and not 2 <= context <= LONGEST_CONTEXT:
         raise UserError(f"--context {context}: must be 2 to {LONGEST_CONTEXT} tokens")
+    given, context = context, context or DEFAULT_CONTEXT
     try:
-        decoder = canonicalise(path, context)
+        if given is None:
+            decoder, context = canonicalise_up_to(path, context)
+        else:
+            decoder = canonicalise(path, given)
         shape = count_work(decoder, path.name)
     except UserError as error:
         return _refused(path, context, str(error).removeprefix(f"{path}: "))

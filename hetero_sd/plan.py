@@ -154,6 +154,13 @@ def whole_context(board: Board, context: int) -> int:
     return -(-max(context, PREFILL_CHUNK) // lanes) * lanes
 
 
+def rows_within(board: Board, positions: int) -> int:
+    """The most rows of KV cache for a model with that many positions, in whole tiles; 0 where there are too few."""
+    lanes = max(cpu_tile(cluster.core).lanes for cluster in board.clusters)
+    rows = positions // lanes * lanes
+    return rows if rows >= whole_context(board, 1) else 0
+
+
 def _plan(asked: Prediction, free: Prediction, shapes: Mapping[str, DecoderSpec], wishes: Wishes, context: int) -> Plan:
     best, board = asked.decision.best, asked.question.board
     placements = {"target": best.target_placement}

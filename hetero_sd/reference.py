@@ -6,6 +6,7 @@ block-quantised ones are used as they are with accuracy_level 0, and onnxruntime
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,7 @@ class ReferenceModel:
 
 
 def make_session(model: Any, path: Path, threads: int = 0) -> Any:
-    """An unoptimised CPU session of an `onnx_ir` model whose external weights lie beside `path`.
+    """An unoptimised CPU session of an `onnx_ir` model, which was read from `path`; weights are read from their files.
 
     Raises:
         UserError: onnxruntime refuses the model, for instance an operator it has on GPUs only.
@@ -147,9 +148,27 @@ def make_session(model: Any, path: Path, threads: int = 0) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    options.add_session_config_entry(_EXTERNAL_FOLDER, str(path.parent))
+    proto = ir.to_proto(model)
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(_below_one_folder(model, proto) or path.parent))
     try:
-        content = ir.to_proto(model).SerializeToString()
+        content = proto.SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise UserError(f"{path}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}") from error
+
+
+def _below_one_folder(model: Any, proto: Any) -> Path | None:
+    """Name the external files from one folder, which onnxruntime asks for; a hub's cache has them in another one."""
+    files = {
+        name: Path(value.const_value.path)
+        for name, value in model.graph.initializers.items()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    if not files:
+        return None
+    folder = Path(os.path.commonpath([file.parent for file in files.values()]))
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data if tensor.name in files else ():
+            if entry.key == "location":
+                entry.value = str(files[tensor.name].relative_to(folder))
+    return folder

@@ -6,6 +6,7 @@ import json
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 
 from hetero_sd.compile import CompileResult
 from hetero_sd.predict.text import variant_table
@@ -26,6 +27,7 @@ def compile_text(result: CompileResult, out: Path) -> str:
     ]
     eos = ", ".join(map(str, result.tokenizer.eos_ids))
     lines.append(f"  - end of text: id {eos}, from {Path(result.tokenizer.eos_source).name}")
+    lines += [f"  - {note}" for note in result.notes]
     lines += ["", *variant_table(result.prediction, _MOST_VARIANTS), ""]
     lines.append(f"{'model':8}{'layers':>8}{'weights':>10}{'in ONNX':>10}{'packed':>10}{'library':>10}  entry points")
     for role, built in result.models.items():
@@ -35,7 +37,9 @@ def compile_text(result: CompileResult, out: Path) -> str:
         lines.append(
             f"{role:8}{m['layers']:>8}{m['weight_dtype']:>10}{sizes}  {widths} and prefill {m['prefill_width']}"
         )
-    lines.append(f"bundle {out}: {_size(result.bundle_bytes)}; run it with: python {out}/run.py --prompt TEXT")
+    lines.append(
+        f"bundle {out}: {_size(result.bundle_bytes)}; run it with: python {quote(str(out / 'run.py'))} --prompt TEXT"
+    )
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ from hetero_sd.runtime.opencl_probe import NO_PLATFORM, OpenCLState, probe_apart
 from hetero_sd.runtime.program_cache import cache_folder, writable
 from targets.errors import UserError
 from targets.mali import opencl_runtime
-from targets.mali.opencl_runtime.building import find_compiler
+from targets.zig import has_zig
 
 OLDEST_GLIBC = (2, 28)  # what the wheels of TVM's runtime and our libraries ask for
 OLDEST_PYTHON = (3, 10)
@@ -256,11 +256,9 @@ def _runtime() -> Finding:
         return Finding("opencl", "ok", f"runtime {library}")
     if not opencl_runtime.SOURCES.is_dir():
         return Finding("opencl", "ok", "this bundle carries no OpenCL runtime: its models run on the CPU")
-    try:
-        compiler = find_compiler(opencl_runtime.machine())
-    except UserError as error:
-        return Finding("opencl", "note", str(error))
-    return Finding("opencl", "ok", f"the runtime will be built with {compiler} when it is first needed")
+    if not has_zig():
+        return Finding("opencl", "note", "the OpenCL runtime cannot be built here", "pip install ziglang")
+    return Finding("opencl", "ok", "the runtime will be built with zig when it is first needed")
 
 
 def _nodes(nodes: list[machine.GpuNode]) -> Iterator[Finding]:

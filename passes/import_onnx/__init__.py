@@ -16,6 +16,7 @@ from passes.import_onnx.add_cache import add_cache
 from passes.import_onnx.canonical_products import canonical_products
 from passes.import_onnx.check_logits import check_logits
 from passes.import_onnx.check_vocabulary import check_vocabulary
+from passes.import_onnx.context_limit import ContextTooLong, check_stated_positions, too_long
 from passes.import_onnx.exact_quantised import exact_quantised
 from passes.import_onnx.facts import DecoderFacts, RopeFacts, decoder_facts
 from passes.import_onnx.find_head_dim import find_head_dim
@@ -39,7 +40,17 @@ from passes.import_onnx.upcast_to_float32 import upcast_to_float32
 from passes.import_onnx.widen_bfloat16 import widen_bfloat16
 from targets.errors import UserError
 
-__all__ = ["LONGEST_CONTEXT", "PIPELINE", "Decoder", "DecoderFacts", "PassLog", "RopeFacts", "canonicalise"]
+__all__ = [
+    "LONGEST_CONTEXT",
+    "PIPELINE",
+    "ContextTooLong",
+    "Decoder",
+    "DecoderFacts",
+    "PassLog",
+    "RopeFacts",
+    "canonicalise",
+    "canonicalise_up_to",
+]
 
 PIPELINE: list[Pass] = [
     normalise_io_names,
@@ -94,6 +105,7 @@ def canonicalise(path: Path, context: int) -> Decoder:
         context: positions the rope tables shall cover, at least 2.
 
     Raises:
+        ContextTooLong: the export has fewer positions than the context.
         UserError: not a readable ONNX file, or not a decoder of a kind we know; one line naming file and reason.
     """
     if not 2 <= context <= LONGEST_CONTEXT:
@@ -102,13 +114,29 @@ def canonicalise(path: Path, context: int) -> Decoder:
     stored = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     imp = Importing(model, context, largest_bytes=_SMALLEST_LIMIT_BYTES + 2 * stored)
     try:
+        check_stated_positions(imp)
         for run in PIPELINE:
             run_pass(run, imp)
         facts = decoder_facts(imp)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise too_long(imp, f"{path}: {error}") from error
     except Exception as error:  # a graph that is well formed but makes no sense can fail anywhere
         step = PIPELINE[len(imp.log)].__name__ if len(imp.log) < len(PIPELINE) else "decoder_facts"
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{path}: {step} can make no sense of the graph ({reason}); does onnx.checker pass?") from error
     return Decoder(imp.model, facts, imp.log)
+
+
+def canonicalise_up_to(path: Path, most: int) -> tuple[Decoder, int]:
+    """The decoder for the longest context of at most `most` tokens that the export has positions for, and that context.
+
+    Raises:
+        UserError: as `canonicalise`.
+    """
+    while True:
+        try:
+            return canonicalise(path, most), most
+        except ContextTooLong as error:
+            if error.longest < 2:
+                raise
+            most = error.longest

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from passes.import_onnx.attention_sites import attention_sites
+from passes.import_onnx.context_limit import limit_context
 from passes.import_onnx.paths import activations
 from passes.import_onnx.shapes import Known, Point, known_shapes, points
 from passes.import_onnx.state import Declined, Importing, PassLog, describe, emit
@@ -34,6 +35,7 @@ def add_cache(imp: Importing) -> PassLog:
             if isinstance(site, str):
                 raise Declined(site)
             if imp.context > LONGEST:
+                limit_context(imp, LONGEST)
                 raise Declined(
                     f"a graph without cache inputs is proven at its full length, which is possible up to {LONGEST} "
                     f"tokens; export text-generation-with-past, or compile with --context {LONGEST} or less"

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from passes.import_onnx.check_names import nodes_of
+from passes.import_onnx.external_data import external_file
 from targets.errors import UserError
 
 _MOST_DIMENSIONS = 16
@@ -79,21 +80,11 @@ def _check_numbers(path: Path, tensor: Any, elements: int, bits: int) -> None:
 
 def _check_external(path: Path, tensor: Any, needed: int) -> Path:
     entries = {e.key: e.value for e in tensor.external_data}
-    location = entries.get("location", "")
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
     except ValueError as error:
         raise UserError(f"{path}: {tensor.name} has an external offset or length that is no number") from error
-    folder = path.parent.resolve()
-    try:
-        file = (folder / location).resolve()
-        inside, there = folder in file.parents, file.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, or not a path
-        raise UserError(f"{path}: {tensor.name} lies in {location[:80]!r}, which is no usable path") from error
-    if not inside:
-        raise UserError(f"{path}: {tensor.name} points outside the model's folder ({location})")
-    if not there:
-        raise UserError(f"{path}: the weights file {location} is missing; copy it beside the model")
+    file = external_file(path, tensor.name, entries.get("location", ""))
     if length != needed:
         raise UserError(f"{path}: {tensor.name} claims {length} bytes, its shape needs {needed}")
     size = file.stat().st_size

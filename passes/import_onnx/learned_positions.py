@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.check_vocabulary import initializer_of, is_weight
+from passes.import_onnx.context_limit import limit_context
 from passes.import_onnx.probe import Piece, default_input, spread
 from passes.import_onnx.shapes import Point
 from passes.import_onnx.state import Declined, Importing, PassLog, attribute, describe
@@ -37,6 +38,7 @@ def learned_positions(imp: Importing) -> PassLog:
             continue
         rows = int(table.shape[0])
         if rows < imp.context:
+            limit_context(imp, rows)
             raise UserError(
                 f"{describe(node)}: the model has {rows} learned positions, the context is {imp.context}; "
                 f"compile with --context {rows} or less"

@@ -18,6 +18,7 @@ import onnx_ir.passes.common as common
 from passes.import_onnx.check_names import check_names
 from passes.import_onnx.check_nodes import check_nodes
 from passes.import_onnx.check_tensors import check_tensors
+from passes.import_onnx.external_data import external_file
 from passes.import_onnx.pick_branch import hoist_branches
 from passes.import_onnx.read_proto import read_proto
 from passes.import_onnx.sort_nodes import sort_nodes
@@ -59,7 +60,7 @@ def load(path: Path) -> Any:
             model = ir.from_proto(proto)
         for tensor in model.graph.initializers.values():
             if isinstance(tensor.const_value, ir.ExternalTensor):
-                tensor.const_value.base_dir = path.parent
+                tensor.const_value = _in_file(path, tensor.const_value)
         _flatten(model)
         _check_control_flow(path, model)
         sort_nodes(model.graph)
@@ -69,6 +70,13 @@ def load(path: Path) -> Any:
         raise UserError(f"{path}: the graph is malformed ({_one_line(error)})") from error
     check_nodes(path, model)
     return model
+
+
+def _in_file(path: Path, tensor: Any) -> Any:
+    """The tensor in the file that its location leads to: onnx_ir itself follows no link out of a folder."""
+    file = external_file(path, tensor.name, str(tensor.location))
+    where = {"location": file.name, "base_dir": file.parent, "offset": tensor.offset, "length": tensor.length}
+    return ir.ExternalTensor(**where, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
 
 
 def _check_opsets(path: Path, proto: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from passes.import_onnx.context_limit import limit_context
 from passes.import_onnx.paths import activations, source_of
 from passes.import_onnx.probe import Piece
 from passes.import_onnx.prove_mask import Case, Mask, visible
@@ -128,6 +129,7 @@ def _rope(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, R
         if cos.ndim != 2 or sin.shape != cos.shape:
             raise UserError(f"the rope tables of the export ({node.inputs[7].name}) are no two matrices of one shape")
         if len(cos) < imp.context:
+            limit_context(imp, len(cos))
             raise UserError(
                 f"the rope tables of the export ({node.inputs[7].name}) have {len(cos)} positions, the context is "
                 f"{imp.context}; compile with --context {len(cos)} or less"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from passes.import_onnx.context_limit import limit_context
 from passes.import_onnx.probe import Piece
 from passes.import_onnx.shapes import Point
 from passes.import_onnx.state import Importing, PassLog, attribute, describe
@@ -70,6 +71,7 @@ def pick_branch(imp: Importing) -> PassLog:
         first, last = _chosen(imp, piece, 1), _chosen(imp, piece, imp.context)
         if first != last:
             length = _longest_like(imp, piece, first)
+            limit_context(imp, length)
             raise UserError(
                 f"{describe(node)}: beyond {length} tokens the export rotates the whole text by other tables "
                 f"(LongRoPE), so cached keys are no longer right; compile with --context {length} or less"

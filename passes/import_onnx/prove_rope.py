@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from passes.import_onnx.context_limit import limit_context
 from passes.import_onnx.probe import Piece, default_input, shaped
 from passes.import_onnx.shapes import Point
 from passes.import_onnx.state import Declined, Importing
@@ -142,6 +143,7 @@ def _check_length(rotation: Rotation) -> None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if np.array_equal(second(middle), alone) else (low, middle)
+    limit_context(rotation.imp, low)
     raise Declined(f"{_LENGTH_DEPENDENT} beyond {low} tokens; compile with --context {low} or less")
 
 

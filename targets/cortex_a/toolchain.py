@@ -1,19 +1,15 @@
 """The linker that turns TVM's object files into a shared library for a core: ``ex.export_library(path, fcompile=...)``.
 
 For this machine's own instruction set it is the system's C compiler; for the other one Debian's cross compiler if
-there is one. Otherwise it is Zig's C compiler from the PyPI package ``ziglang``, which needs no root: clang and lld
-with the symbol lists of every glibc, told to link against 2.28. The library is the same byte for byte wherever it is
+there is one. Otherwise it is Zig's C compiler (targets/zig.py). The library is the same byte for byte wherever it is
 linked with the same linker: no build id, no debug sections (they hold nothing of ours), no path in it.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,13 +17,12 @@ from pathlib import Path
 from targets.device import Core
 from targets.elf import machine, newest_glibc
 from targets.errors import UserError
+from targets.zig import OLDEST_GLIBC, has_zig, zig, zig_environment
 
-OLDEST_GLIBC = (2, 28)  # Debian 10, and what the device's TVM and numpy wheels (manylinux_2_28) need anyway
 LinkFunction = Callable[..., None]
 
 _SYSTEM = {"aarch64": ("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-g++"), "x86-64": ("x86_64-linux-gnu-gcc",)}
 _DEBIAN = {"aarch64": "gcc-aarch64-linux-gnu", "x86-64": "gcc-x86-64-linux-gnu"}
-_ZIG = {"aarch64": "aarch64-linux-gnu.2.28", "x86-64": "x86_64-linux-gnu.2.28"}
 _FLAGS = ("-shared", "-fPIC", "-Wl,--build-id=none", "-Wl,--strip-debug", "-Wl,--as-needed")
 
 
@@ -53,6 +48,17 @@ def link_function(core: Core, prefer: str | None = None) -> LinkFunction:
     return link
 
 
+def host_link() -> LinkFunction:
+    """The function for libraries that this machine itself loads; it asks for no compiler to be installed.
+
+    Raises:
+        UserError: no linker; the message says what to install.
+    """
+    from targets.boards import load_board
+
+    return link_function(load_board("host", measure=False).clusters[0].core)
+
+
 def host_isa() -> str:
     """Instruction set of the machine that compiles."""
     return {"x86_64": "x86-64", "aarch64": "aarch64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
@@ -63,34 +69,19 @@ def _command(isa: str, prefer: str | None) -> list[str]:
     system = next((path for name in names if (path := shutil.which(name))), None)
     if system and prefer != "zig":
         return [system]
-    if prefer != "system" and importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "cc", "-target", _ZIG[isa]]
+    if prefer != "system" and has_zig():
+        return zig("cc", isa)
     raise UserError(f"no linker for {isa} here: pip install ziglang, or install Debian's {_DEBIAN[isa]}")
 
 
 def _link(command: list[str], output: Path, arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:  # the linker's own files land here, not in the user's folder
         full = [*command, *_FLAGS, "-o", str(output.absolute()), *arguments]
-        done = subprocess.run(full, cwd=scratch, env=_environment(scratch), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            full, cwd=scratch, env=zig_environment(scratch), capture_output=True, text=True, check=False
+        )
     if done.returncode != 0:
         raise RuntimeError(f"linking {output} failed: {' '.join(full)}\n{done.stdout}{done.stderr}")
-
-
-def _environment(scratch: str) -> dict[str, str]:
-    """The caller's environment, with Zig's caches in a folder of ours, or in ``scratch`` where that is not writable.
-
-    The cache (about 60 MB: glibc's start files, made at the first link in half a minute) lies in $HSD_ZIG_CACHE, by
-    default hetero_sd/zig in the user's cache folder.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    cache = Path(os.environ.get("HSD_ZIG_CACHE") or Path(home) / "hetero_sd" / "zig")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        writable = os.access(cache, os.W_OK)
-    except OSError:
-        writable = False
-    folder = str(cache) if writable else scratch
-    return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder, "SOURCE_DATE_EPOCH": "0"}
 
 
 def _check(library: Path, core: Core) -> None:

@@ -1,9 +1,9 @@
 """The OpenCL runtime: a library that gives the stock TVM wheel the device ``opencl``.
 
-``src`` is its C++17 source. It is compiled against the headers inside the installed TVM wheel, opens libOpenCL when it
-is first used, and needs nothing newer than glibc 2.28 and GCC 8's libstdc++. TVM loads it through the entry point
-``tvm.backends`` (:func:`autoload`) where a built library lies ready; :func:`ensure` builds one where a compiler is
-there. On a TVM with an OpenCL runtime of its own, ours stands aside.
+``src`` is its C++17 source. It is compiled with Zig against the headers inside the installed TVM wheel, opens libOpenCL
+when it is first used, and needs nothing newer than glibc 2.28 and GCC 8's libstdc++. TVM loads it through the entry
+point ``tvm.backends`` (:func:`autoload`) where a built library lies ready; :func:`ensure` builds one where there is
+none. On a TVM with an OpenCL runtime of its own, ours stands aside.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def find(target: str | None = None) -> Path | None:
     return None
 
 
-def build(out_dir: Path, compiler: str | None = None, target: str | None = None) -> Path:
+def build(out_dir: Path, target: str | None = None) -> Path:
     """Compile the runtime into ``out_dir`` and return the library; see :func:`.building.build`."""
     from targets.mali.opencl_runtime.building import build as build_library
 
-    return build_library(out_dir, compiler, target or machine())
+    return build_library(out_dir, target or machine())
 
 
 def ensure(target: str | None = None) -> Path:
-    """Return a library for ``target``; build it into the cache folder, once (about half a minute), if there is none.
+    """Return a library for ``target``; build it into the cache folder, once (a few minutes), if there is none.
 
     Args:
         target: ``x86-64`` or ``aarch64``; None is this machine.

@@ -1,7 +1,11 @@
-"""Compiling the OpenCL runtime with a system g++, for this machine or across for AArch64.
+"""Compiling the OpenCL runtime with Zig's C++ compiler, for this machine and for AArch64 alike: no other is needed.
 
-TVM passes ``std::string`` to devices, so the library must use the C++ library that TVM's wheel uses: libstdc++. zig
-and clang with libc++ compile it, but the result would not link up when it is loaded; it is refused.
+TVM's libraries use libstdc++, Zig compiles against libc++ and links it statically. That is right as long as nothing of
+the C++ library's own crosses the border, and nothing does: TVM's interface is its C functions, objects of its own
+layout and virtual functions; of a ``std::string`` only a reference is passed, to a function that ignores it. Exceptions
+do cross: the runtime throws from functions that TVM calls, and TVM catches. So throwing, catching, unwinding and the
+memory of exceptions are libstdc++'s and libgcc's, which the process has anyway (:data:`_SHARED`); the linker sees them
+in stand-ins made here, which hold those names and nothing else. ``src/exceptions.cc`` has what libc++ asks for beyond.
 """
 
 from __future__ import annotations
@@ -9,70 +13,75 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 from targets import elf
 from targets.errors import UserError
-from targets.mali.opencl_runtime.library import LIBRARY, SOURCES, machine
+from targets.mali.opencl_runtime.library import LIBRARY, SOURCES
+from targets.zig import OLDEST_GLIBC, zig, zig_environment
 
-OLDEST_GLIBC = (2, 28)  # Debian 10, Ubuntu 20.04: what the TVM wheel itself asks for
 OLDEST_GLIBCXX = (3, 4, 25)  # GCC 8
+TARGETS = ("x86-64", "aarch64")
 
-_CROSS_COMPILERS = {"aarch64": "aarch64-linux-gnu-g++", "x86-64": "x86_64-linux-gnu-g++"}
-_DEBIAN_PACKAGES = {"aarch64": "g++-aarch64-linux-gnu", "x86-64": "g++-x86-64-linux-gnu"}
+_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-DTVM_RUNTIME_EXPORTS", "-w")
+_LINK = ("-shared", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none")
+_CLASS_INFO = tuple(
+    f"_ZTVN10__cxxabiv1{name}E"  # virtual tables of the descriptions of types: a class, one with a base, with several
+    for name in ("17__class_type_info", "20__si_class_type_info", "21__vmi_class_type_info")
+)
+_SHARED: dict[
+    str, dict[str, tuple[str, ...]]
+] = {  # library -> version -> names: the Itanium C++ ABI, section 2, and what new and delete are called in it
+    "libstdc++.so.6": {
+        "CXXABI_1.3": (
+            *("__cxa_allocate_exception", "__cxa_free_exception", "__cxa_throw", "__cxa_rethrow", "__cxa_begin_catch"),
+            *("__cxa_end_catch", "__cxa_get_globals", "__cxa_get_globals_fast", "__cxa_current_exception_type"),
+            *("__cxa_guard_acquire", "__cxa_guard_release", "__cxa_guard_abort", "__cxa_pure_virtual"),
+            *("__cxa_call_unexpected", "__gxx_personality_v0", "__dynamic_cast", *_CLASS_INFO),
+        ),
+        "CXXABI_1.3.7": ("__cxa_thread_atexit",),
+        "CXXABI_1.3.8": ("__cxa_throw_bad_array_new_length",),
+        "CXXABI_1.3.9": ("_ZdlPvm", "_ZdaPvm"),
+        "CXXABI_1.3.11": (
+            *("__cxa_init_primary_exception", "_ZnwmSt11align_val_t", "_ZdlPvSt11align_val_t"),
+            "_ZdlPvmSt11align_val_t",
+        ),
+        "GLIBCXX_3.4": ("_ZSt9terminatev", "_Znwm", "_Znam", "_ZdlPv", "_ZdaPv", "_ZnwmRKSt9nothrow_t"),
+        "GLIBCXX_3.4.20": ("_ZSt15get_new_handlerv", "_ZSt13get_terminatev"),
+    },
+    "libgcc_s.so.1": {"GCC_3.0": ("_Unwind_Resume", "_Unwind_RaiseException", "_Unwind_DeleteException")},
+}
 
 
-def build(out_dir: Path, compiler: str | None, target: str) -> Path:
-    """Compile the sources one by one and link them; nothing is left behind when it fails.
+def build(out_dir: Path, target: str) -> Path:
+    """Compile and link the sources; nothing is left behind when it fails.
 
     Args:
         out_dir: where the library goes; made if need be.
-        compiler: a g++ that compiles for ``target``; None looks for the system's.
         target: ``x86-64`` or ``aarch64``.
 
     Raises:
-        UserError: unknown target, no compiler, no TVM headers, a failed compilation (its first error), or a compiler
-            whose C++ library is not libstdc++.
+        UserError: unknown target, no compiler, no TVM headers, a failed compilation (its first error), or a library
+            that boards could not load.
     """
-    if target not in _CROSS_COMPILERS:
+    if target not in TARGETS:
         raise UserError(f"the OpenCL runtime is for x86-64 and aarch64, not {target}")
-    command = [compiler or find_compiler(target), "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden"]
+    zig("c++", target)
     includes = [f"-isystem{folder}" for folder in _header_folders()]
     out_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out_dir, prefix=".building-") as scratch:
-        objects = []
-        for source in sorted(SOURCES.glob("*.cc")):
-            objects.append(str(Path(scratch, f"{source.stem}.o")))
-            _run([*command, *includes, "-DTVM_RUNTIME_EXPORTS", "-c", str(source), "-o", objects[-1]])
-        library = Path(scratch, LIBRARY)
+    with tempfile.TemporaryDirectory(dir=out_dir, prefix=".building-") as name:
+        scratch = Path(name)
+        stand_ins = [_stand_in(scratch, library, target) for library in _SHARED]
+        sources = sorted(map(str, SOURCES.glob("*.cc")))
+        library = scratch / LIBRARY
         exports = f"-Wl,--version-script={SOURCES / 'exports.map'}"
-        _run([*command, "-shared", "-s", exports, *objects, "-ldl", "-o", str(library)])
-        if elf.machine(library) != target:
-            raise UserError(
-                f"{command[0]} compiles for {elf.machine(library)}, not {target}: give a compiler for {target}"
-            )
-        if "libstdc++.so.6" not in elf.needed_versions(library):
-            raise UserError(f"{command[0]} does not use libstdc++, which TVM's C++ interface needs: take g++")
+        arguments = [*_FLAGS, *includes, *_LINK, exports, *sources, *stand_ins, "-ldl", "-o", str(library)]
+        _run([*zig("c++", target), *arguments], scratch)
+        _check(library)
         os.replace(library, out_dir / LIBRARY)
     return out_dir / LIBRARY
-
-
-def find_compiler(target: str) -> str:
-    """Return the system's g++ for ``target``.
-
-    Raises:
-        UserError: there is none; the message names the Debian package.
-    """
-    native = target == machine()
-    for name in ["g++"] if native else [_CROSS_COMPILERS[target]]:
-        found = shutil.which(name)
-        if found:
-            return found
-    package = "g++" if native else _DEBIAN_PACKAGES[target]
-    raise UserError(f"no C++ compiler for {target} to build the OpenCL runtime with: apt-get install {package}")
 
 
 def newer_than_oldest(library: Path) -> list[str]:
@@ -85,6 +94,28 @@ def newer_than_oldest(library: Path) -> list[str]:
             if match and tuple(int(part) for part in match[2].split(".")) > limits[match[1]]:
                 too_new.append(version)
     return sorted(too_new)
+
+
+def _stand_in(folder: Path, library: str, target: str) -> str:
+    """A library of that name with the shared symbols in their versions, to link against; its path."""
+    source, versions, made = folder / f"{library}.c", folder / f"{library}.map", folder / library
+    names = [name for group in _SHARED[library].values() for name in group]
+    source.write_text("".join(f"void *{n}[16];\n" if n in _CLASS_INFO else f"void {n}(void) {{}}\n" for n in names))
+    versions.write_text("".join(f"{v} {{ {'; '.join(group)}; }};\n" for v, group in _SHARED[library].items()))
+    flags = ["-O2", "-fPIC", "-shared", "-w", f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"]
+    _run([*zig("cc", target), *flags, str(source), "-o", str(made)], folder)
+    return str(made)
+
+
+def _check(library: Path) -> None:
+    """Refuse a library that has an exception machinery of its own, or that old boards cannot load."""
+    missing = sorted(set(_SHARED) - set(elf.needed_versions(library)))
+    if missing:
+        raise UserError(
+            f"the OpenCL runtime was linked without {' and '.join(missing)}: TVM could not catch its errors"
+        )
+    if too_new := newer_than_oldest(library):
+        raise UserError(f"the OpenCL runtime would need {', '.join(too_new)}, which old boards lack")
 
 
 def _header_folders() -> list[Path]:
@@ -101,11 +132,9 @@ def _header_folders() -> list[Path]:
     return folders
 
 
-def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise UserError(f"cannot run the compiler {command[0]}: {error.strerror}") from None
+def _run(command: list[str], scratch: Path) -> None:
+    environment = zig_environment(str(scratch))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch, env=environment)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
-        raise UserError(f"{command[0]} failed to build the OpenCL runtime: {lines[0]}")
+        raise UserError(f"zig c++ failed to build the OpenCL runtime: {lines[0]}")

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodel.place import Place
+from hetero_sd.bundle import copy_thread_pool
 from hetero_sd.runtime.weights import Tensor, write_weights
 from passes.cache_in_place import key_shape, value_shape
 from passes.import_onnx import Decoder
@@ -106,6 +107,7 @@ def build_model(
     libraries = {processor: bundle / "lib" / f"{name}_{processor}.so" for processor in lowered.modules}
     for processor, library in libraries.items():
         _build_library(lowered.modules[processor], processor, core, library)
+    copy_thread_pool(bundle, core.isa)
     weights = bundle / "weights" / f"{name}.safetensors"
     weights.parent.mkdir(exist_ok=True)
     write_weights(weights, _tensors(lowered, progress))

@@ -17,6 +17,8 @@ from hetero_sd.runtime.chain import Chain, GpuFailed, last_line
 from hetero_sd.runtime.interface import ContextFull, Models
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model_facts import SegmentFacts, read_model_facts
+from hetero_sd.runtime.thread_pool import LIBRARY, PoolError, ThreadPool, why_tvms_pool
+from hetero_sd.runtime.threads import choose_threads, usable_cpus
 from hetero_sd.runtime.weights import Weights
 from targets.errors import UserError
 
@@ -54,6 +56,8 @@ class CompiledModel:
         self._tensor = tvm.runtime.tensor
         self._weights = Weights(bundle.path(facts.weights, hashed=False), huge_pages)
         self._fed: list[int] = []
+        self.threads = choose_threads(None, bundle.plan)
+        self.pool, self.why_tvms_pool = self._open_pool()
         try:
             self._chain = self._load(facts.chain)
         except GpuFailed as error:
@@ -153,9 +157,28 @@ class CompiledModel:
         self._chain = self._load(self._facts.fallback)
         self._note(f"{self.name}: {reason}; it runs on the CPU now")
 
+    def _open_pool(self) -> tuple[ThreadPool | None, str | None]:
+        """Our thread pool for this model's kernels, or None and why TVM's is used."""
+        why = why_tvms_pool(self._bundle)
+        if why is not None:
+            return None, why
+        try:
+            return ThreadPool(self._bundle.path(LIBRARY), usable_cpus(), self.threads), None
+        except PoolError as error:
+            return None, str(error)
+
+    def _attach(self, pool: ThreadPool) -> None:
+        try:
+            pool.attach(self._bundle.path(self._facts.libraries["cpu"]))
+        except PoolError as error:
+            pool.close()
+            self.pool, self.why_tvms_pool = None, str(error)
+
     def _load(self, segments: Sequence[SegmentFacts]) -> Chain:
         """Load a chain and run one step, in which TVM compares every shape and type, and a GPU builds its kernels."""
         chain = Chain(self._bundle, self._facts, segments, self._weights)
+        if self.pool is not None and any(segment.processor == "cpu" for segment in segments):
+            self._attach(self.pool)
         try:
             chain.host(chain.run("step_1", self._inputs[1][1], 0)[1])
         except Exception as error:

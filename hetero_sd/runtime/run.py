@@ -122,8 +122,9 @@ def _calibrate(bundle: Bundle, options: Namespace, load: Loader) -> None:
 def _load_models(bundle: Bundle, huge_pages: bool) -> Models:
     """Load the models, and with them TVM."""
     from hetero_sd.runtime.model import load_models
+    from hetero_sd.runtime.thread_pool import why_tvms_pool
 
-    stay_on_cluster(bundle.plan, int(os.environ["TVM_NUM_THREADS"]))
+    stay_on_cluster(bundle.plan, int(os.environ["TVM_NUM_THREADS"]), why_tvms_pool(bundle) is not None)
     return load_models(bundle, huge_pages)
 
 

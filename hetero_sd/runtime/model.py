@@ -68,6 +68,14 @@ class CompiledModel:
             self._take_over(f"no usable GPU: {error}")
 
     @property
+    def thread_facts(self) -> dict[str, Any]:
+        """What runs the CPU kernels: ``threads``, ``pool`` ("ours" or "tvm"), ``why_tvms``, the workers' share."""
+        counts = None if self.pool is None else self.pool.counts()
+        share = counts["worker_tasks"] / counts["tasks"] if counts and counts["tasks"] else None
+        pool = "tvm" if self.pool is None else "ours"
+        return {"threads": self.threads, "pool": pool, "why_tvms": self.why_tvms_pool, "worker_share": share}
+
+    @property
     def on_fallback(self) -> bool:
         """Whether the CPU took over from the GPU."""
         return self._chain.segments is self._facts.fallback

@@ -50,7 +50,7 @@ class PoolError(Exception):
 
 class _Counts(ctypes.Structure):
     names = ("regions", "tasks", "worker_tasks", "late", "inline_busy")
-    _fields_ = [(name, ctypes.c_uint64) for name in names]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in names]
 
 
 class _Errors(ctypes.Structure):
@@ -123,9 +123,15 @@ class ThreadPool:
         self._library.hsd_pool_counts(self._lane, ctypes.byref(counts))
         return {name: int(getattr(counts, name)) for name in _Counts.names}
 
-    def region_cost_s(self, rounds: int = 301, work_s: float = 20e-6) -> float:
-        """Seconds that a parallel region adds to its work: the median of regions of one task a thread."""
-        cost: float = self._library.hsd_pool_region_cost(self._lane, rounds, int(work_s * 1e9))
+    def region_cost_s(self, rounds: int = 301, work_s: float = 20e-6, quantile: float = 0.5) -> float:
+        """Seconds that a parallel region adds to its work, measured.
+
+        Args:
+            rounds: regions of one task a thread.
+            work_s: what each task takes; where a worker is late, its task's time is part of the cost.
+            quantile: which of the regions; 0.5 is the median.
+        """
+        cost: float = self._library.hsd_pool_region_cost(self._lane, rounds, int(work_s * 1e9), quantile)
         return max(0.0, cost)
 
     def close(self) -> None:
@@ -154,7 +160,7 @@ def _load(path: Path) -> Any:
         raise PoolError(f"{path} has version {version}, this runtime needs {_ABI}")
     library.hsd_pool_launch.restype = ctypes.c_void_p
     library.hsd_pool_region_cost.restype = ctypes.c_double
-    library.hsd_pool_region_cost.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_int64]
+    library.hsd_pool_region_cost.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_double]
     library.hsd_pool_spin.argtypes = [ctypes.c_int64]
     library.hsd_pool_errors(ctypes.byref(_tvms_errors()))
     return library

@@ -161,9 +161,9 @@ static int ascending(const void* a, const void* b) {
   return (x > y) - (x < y);
 }
 
-double hsd_pool_region_cost(int32_t lane, int32_t rounds, int64_t work_ns) {
+double hsd_pool_region_cost(int32_t lane, int32_t rounds, int64_t work_ns, double quantile) {
   hsd_lane* of = open_lane(lane);
-  if (of == NULL || rounds < 1 || work_ns < 0) return -1.0;
+  if (of == NULL || rounds < 1 || work_ns < 0 || !(quantile >= 0.0 && quantile < 1.0)) return -1.0;
   int64_t* extra = malloc(sizeof *extra * (size_t)rounds);
   if (extra == NULL) return -1.0;
   int32_t threads = atomic_load(&of->threads);
@@ -173,7 +173,7 @@ double hsd_pool_region_cost(int32_t lane, int32_t rounds, int64_t work_ns) {
     extra[i] = hsd_now_ns() - start - work_ns;
   }
   qsort(extra, (size_t)rounds, sizeof *extra, ascending);
-  double median = (double)extra[rounds / 2] * 1e-9;
+  double cost = (double)extra[(int32_t)(quantile * rounds)] * 1e-9;
   free(extra);
-  return median;
+  return cost;
 }

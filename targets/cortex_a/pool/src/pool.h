@@ -62,9 +62,9 @@ HSD_API int32_t hsd_pool_set(int32_t lane, int32_t threads, int32_t tasks_per_th
 HSD_API int32_t hsd_pool_counts(int32_t lane, hsd_counts* counts);
 /* Nanoseconds that a worker looks for work before it sleeps; for all crews. */
 HSD_API void hsd_pool_spin(int64_t spin_ns);
-/* Seconds that a region adds to its work: median of `rounds` regions of one task a thread, each task of work_ns.
- * Negative for no lane. */
-HSD_API double hsd_pool_region_cost(int32_t lane, int32_t rounds, int64_t work_ns);
+/* Seconds that a region adds to its work: of `rounds` regions of one task a thread, each task of work_ns, the one at
+ * `quantile` (0.5 is the median). Negative for no lane. */
+HSD_API double hsd_pool_region_cost(int32_t lane, int32_t rounds, int64_t work_ns, double quantile);
 /* Closes a lane; the last one of a crew joins its threads. A library that still points here runs on one thread. */
 HSD_API int32_t hsd_pool_close(int32_t lane);
 

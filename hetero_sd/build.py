@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodel.place import Place
+from hetero_sd.bundle import copy_thread_pool
 from hetero_sd.runtime.library_facts import ENTRY, facts_json
 from hetero_sd.runtime.weights import Tensor, write_weights
 from passes.cache_in_place import key_shape, value_shape
@@ -108,6 +109,7 @@ def build_model(
     )
     if subgraphs is not None:
         write_subgraphs(decoder, lowered.origins, lowered.placed, subgraphs)
+    copy_thread_pool(bundle, core.isa)
     weights = bundle / "weights" / f"{name}.safetensors"
     weights.parent.mkdir(exist_ok=True)
     # before the kernels, which take long: a weight may be refused

@@ -2,7 +2,7 @@
 
     manifest.json         every file's size and SHA-256, the models, the plan
     run.py                the command
-    lib/, weights/        one library per processor and model, its weights as safetensors
+    lib/, weights/        one library per processor and model, its weights as safetensors; the thread pool
     tokenizer/            the tokenizer's files
     python/               the part of our packages the device needs, import paths unchanged
     site/                 with --vendor-wheels: TVM's runtime, numpy, tokenizers for AArch64
@@ -21,12 +21,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hetero_sd.runtime.launcher import LAUNCHER
+from hetero_sd.runtime.thread_pool import LIBRARY
 from targets.errors import UserError
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DEVICE_PACKAGES = ("hetero_sd/__init__.py", "hetero_sd/runtime", "costmodel", "targets")
 _HOST_ONLY = (
     *("targets/cortex_a/kernels", "targets/cortex_a/toolchain.py", "targets/cortex_a/tvm_target.py"),
+    "targets/cortex_a/pool",
     *("targets/mali/kernels", "targets/mali/tvm_target.py"),
 )
 _SUFFIXES = (".py", ".toml", ".typed")
@@ -96,6 +98,20 @@ def copy_opencl_runtime(folder: Path, isa: str) -> Path:
     copy.parent.mkdir(parents=True)
     shutil.copyfile(library, copy)
     return copy
+
+
+def copy_thread_pool(folder: Path, isa: str) -> None:
+    """Put the thread pool for an instruction set into a bundle, once.
+
+    Raises:
+        UserError: it cannot be built here.
+    """
+    from targets.cortex_a import pool
+
+    copy = folder / LIBRARY
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(pool.ensure(isa), copy)
 
 
 def write_launcher(folder: Path) -> None:

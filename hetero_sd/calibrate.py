@@ -14,7 +14,7 @@ from typing import Any
 from costmodel.calibrate import Fit, Point, fit
 from costmodel.decoder import DecoderSpec
 from costmodel.variants import factors_of
-from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_factors, with_gpu
+from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_factors, with_gpu, with_region_cost
 from hetero_sd.predict.inputs import load_shapes
 from targets.boards import board_names, load_board
 from targets.device import Board
@@ -57,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
     points = [
         p for data, path in zip(measured, options.measured, strict=True) for p in points_of(data, path, shapes, cluster)
     ]
-    calibrated = with_gpu(with_bandwidth(board, cluster, measured), measured)
+    calibrated = with_region_cost(with_bandwidth(board, cluster, measured), cluster, measured)
+    calibrated = with_gpu(calibrated, measured)
     held = set(sorted({p.n for p in points})[1::2])
     start = replace(factors_of(calibrated), **measured_factors(calibrated, measured))
     found = fit(calibrated, points, lambda p: p.n in held, start)

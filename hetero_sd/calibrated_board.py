@@ -50,6 +50,30 @@ def with_bandwidth(board: Board, cluster: str, measured: Sequence[dict[str, Any]
     return read_board(table, "the calibrated board", {})
 
 
+def with_region_cost(board: Board, cluster: str, measured: Sequence[dict[str, Any]]) -> Board:
+    """The board with what a parallel region of the cluster costs, as our thread pool measured it with most threads.
+
+    Raises:
+        UserError: the measurement is damaged.
+    """
+    costs: dict[int, float] = {}
+    try:
+        for m in measured:
+            costs.update({int(threads): float(cost) for threads, cost in (m.get("region_cost_s") or {}).items()})
+        assert all(threads > 1 and 0 <= cost < 1 for threads, cost in costs.items())
+    except (AssertionError, AttributeError, TypeError, ValueError):
+        raise UserError("the measured cost of a region is damaged: run `run.py --calibrate` again") from None
+    if not costs:
+        return board
+    table, most = _table(board), max(costs)
+    source = f"run.py --calibrate: what a region of {most} threads adds to its work"
+    for c in table["clusters"]:
+        if c["name"] == cluster:
+            value = float(f"{max(1e-9, costs[most]):.3g}")
+            c["launch_overhead_s"] = {"value": value, "kind": "measured", "source": source}
+    return read_board(table, "the calibrated board", {})
+
+
 def with_gpu(board: Board, measured: Sequence[dict[str, Any]]) -> Board:
     """The board with the GPU's measured bandwidth and launch; a GPU that its file does not have is added.
 

@@ -84,6 +84,7 @@ def calibrate(models: Models, threads: int, seconds: float, out: Path, note: Cal
         "bandwidth_one_thread_gb_per_s": BandwidthReader(1)(),
         "bandwidths": bandwidths,
         "gpu": costs,
+        "region_cost_s": _region_cost_s(here),
         "points": [step.point() for step in timed],
         "passes": passes,
         "slowed": slowed(timed),
@@ -116,6 +117,12 @@ def steps_of(model: Any) -> list[Step]:
             facts = {**place, "n": tokens, "past": past, "chunk": chunk}
             steps.append(Step(facts, lambda n=tokens, past=past: model.extend([1] * n, past)))  # type: ignore[misc]
     return steps
+
+
+def _region_cost_s(models: list[Any]) -> dict[str, float]:
+    """Seconds that a parallel region adds, by threads; empty where TVM's pool runs the kernels, or one thread does."""
+    pools = [pool for pool in (getattr(model, "pool", None) for model in models) if pool is not None]
+    return {str(pool.threads): pool.region_cost_s(rounds=2001) for pool in pools[:1] if pool.threads > 1}
 
 
 def _device_facts() -> dict[str, Any]:

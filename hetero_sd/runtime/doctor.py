@@ -18,6 +18,8 @@ from hetero_sd.runtime.kernel_check import KernelCheck, check_kernels, gpu_libra
 from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.opencl_probe import NO_PLATFORM, OpenCLState, probe_apart
 from hetero_sd.runtime.program_cache import cache_folder, writable
+from hetero_sd.runtime.thread_pool import LIBRARY, PoolError, ThreadPool, why_tvms_pool
+from hetero_sd.runtime.threads import choose_threads, usable_cpus
 from targets.errors import UserError
 from targets.mali import opencl_runtime
 from targets.zig import has_zig
@@ -203,13 +205,32 @@ def _bundle(folder: Path, opencl_lib: str | None, has_device: bool) -> list[Find
         return []
     try:
         bundle = Bundle(folder)
+        threads = _thread_pool(bundle)
         if not gpu_libraries(bundle):
-            return [Finding("kernels", "ok", "the bundle has no GPU kernels: its models run on the CPU")]
+            return [threads, Finding("kernels", "ok", "the bundle has no GPU kernels: its models run on the CPU")]
         if not has_device:
-            return [_without_gpu(bundle)]
-        return [*kernel_findings(check_kernels(folder, opencl_lib)), *_cache()]
+            return [threads, _without_gpu(bundle)]
+        return [threads, *kernel_findings(check_kernels(folder, opencl_lib)), *_cache()]
     except UserError as error:
         return [Finding("bundle", "problem", str(error), "copy the bundle again")]
+
+
+def _thread_pool(bundle: Bundle) -> Finding:
+    """Say whose thread pool runs the CPU kernels, and what a parallel region of ours costs here."""
+    why = why_tvms_pool(bundle)
+    threads = choose_threads(None, bundle.plan)
+    if why is None:
+        try:
+            pool = ThreadPool(bundle.path(LIBRARY), usable_cpus(), threads)
+        except PoolError as error:
+            why = str(error)
+    if why is not None:
+        mend = "unset HSD_THREAD_POOL" if why.startswith("HSD_") else "compile the bundle again"
+        return Finding("threads", "note", f"TVM's thread pool is used, which suffers on a busy machine: {why}", mend)
+    cost_us = 1e6 * pool.region_cost_s()
+    pool.close()
+    cost = f"a parallel region of {threads} threads adds {cost_us:.1f} us" if threads > 1 else "one thread"
+    return Finding("threads", "ok", f"our thread pool: {cost}")
 
 
 def _without_gpu(bundle: Bundle) -> Finding:

@@ -18,6 +18,8 @@ from hetero_sd.runtime.interface import ContextFull, Models, NotFiniteError
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.manifest_checks import check_models
 from hetero_sd.runtime.model_facts import SegmentFacts
+from hetero_sd.runtime.thread_pool import LIBRARY, PoolError, ThreadPool, why_tvms_pool
+from hetero_sd.runtime.threads import choose_threads, usable_cpus
 from hetero_sd.runtime.weights import Weights
 from targets.errors import UserError
 
@@ -57,6 +59,8 @@ class CompiledModel:
         if self._weights.metadata.get("model") != name:
             raise UserError(f"{facts.weights} does not hold the weights of the {name}: copy or build the bundle again")
         self._fed: list[int] = []
+        self.threads = choose_threads(None, bundle.plan)
+        self.pool, self.why_tvms_pool = self._open_pool()
         try:
             self._chain = self._load(facts.chain)
         except GpuFailed as error:
@@ -65,6 +69,14 @@ class CompiledModel:
                     f"this bundle runs on the GPU by OpenCL: {error}; `run.py --doctor` says what mends it"
                 ) from None
             self._take_over(f"no usable GPU: {error}")
+
+    @property
+    def thread_facts(self) -> dict[str, Any]:
+        """What runs the CPU kernels: ``threads``, ``pool`` ("ours" or "tvm"), ``why_tvms``, the workers' share."""
+        counts = None if self.pool is None else self.pool.counts()
+        share = counts["worker_tasks"] / counts["tasks"] if counts and counts["tasks"] else None
+        pool = "tvm" if self.pool is None else "ours"
+        return {"threads": self.threads, "pool": pool, "why_tvms": self.why_tvms_pool, "worker_share": share}
 
     @property
     def on_fallback(self) -> bool:
@@ -164,9 +176,28 @@ class CompiledModel:
         self._chain = self._load(self._facts.fallback)
         self._note(f"{self.name}: {reason}; it runs on the CPU now")
 
+    def _open_pool(self) -> tuple[ThreadPool | None, str | None]:
+        """Our thread pool for this model's kernels, or None and why TVM's is used."""
+        why = why_tvms_pool(self._bundle)
+        if why is not None:
+            return None, why
+        try:
+            return ThreadPool(self._bundle.path(LIBRARY), usable_cpus(), self.threads), None
+        except PoolError as error:
+            return None, str(error)
+
+    def _attach(self, pool: ThreadPool) -> None:
+        try:
+            pool.attach(self._bundle.path(self._facts.libraries["cpu"]))
+        except PoolError as error:
+            pool.close()
+            self.pool, self.why_tvms_pool = None, str(error)
+
     def _load(self, segments: Sequence[SegmentFacts]) -> Chain:
         """Load a chain and run one step, in which TVM compares every shape and type, and a GPU builds its kernels."""
         chain = Chain(self._bundle, self._facts, segments, self._weights)
+        if self.pool is not None and any(segment.processor == "cpu" for segment in segments):
+            self._attach(self.pool)
         try:
             chain.host(chain.run("step_1", self._inputs[1][1], 0)[1])
         except Exception as error:

@@ -103,9 +103,9 @@ def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
     for prompt, ids in _encoded(session, given):
         answers.append(_answer(session, prompt, ids, bundle.plan, options))
         if options.stats and given is None:
-            print(stats_table(stats_json([answers[-1].trace], bundle.plan)), file=sys.stderr)
+            print(stats_table(_stats(session, answers[-1:], bundle.plan)), file=sys.stderr)
     if options.stats and given is not None:
-        print(stats_table(stats_json([answer.trace for answer in answers], bundle.plan)), file=sys.stderr)
+        print(stats_table(_stats(session, answers, bundle.plan)), file=sys.stderr)
     if options.save_logits is not None:
         sequences = [(answer.prompt_ids, answer.trace.token_ids) for answer in answers]
         save_logits(options.save_logits, models.target, sequences)
@@ -131,8 +131,9 @@ def _calibrate(bundle: Bundle, options: Namespace, load: Loader) -> None:
 def _load_models(bundle: Bundle, huge_pages: bool) -> Models:
     """Load the models, and with them TVM."""
     from hetero_sd.runtime.model import load_models
+    from hetero_sd.runtime.thread_pool import why_tvms_pool
 
-    stay_on_cluster(bundle.plan, int(os.environ["TVM_NUM_THREADS"]))
+    stay_on_cluster(bundle.plan, int(os.environ["TVM_NUM_THREADS"]), why_tvms_pool(bundle) is not None)
     return load_models(bundle, huge_pages)
 
 
@@ -194,6 +195,12 @@ def _mode(session: Session) -> str:
     return "live" if isinstance(session.policy, LiveGamma) else "speculative"
 
 
+def _stats(session: Session, answers: Sequence[Answer], plan: dict[str, Any]) -> dict[str, Any]:
+    """Return what the run measured, and what ran the CPU kernels, where the target says it."""
+    facts = getattr(session.models.target, "thread_facts", None)
+    return {**stats_json([answer.trace for answer in answers], plan), **({"threads": facts} if facts else {})}
+
+
 def _answer(session: Session, prompt: Prompt, ids: list[int], plan: dict[str, Any], options: Namespace) -> Answer:
     """Answer one prompt: streamed to the terminal, or as one JSON line."""
 
@@ -212,7 +219,7 @@ def _answer(session: Session, prompt: Prompt, ids: list[int], plan: dict[str, An
     stats = {
         "mode": _mode(session),
         "seed": None if sampling.greedy else sampling.seed,
-        **stats_json([answer.trace], plan),
+        **_stats(session, [answer], plan),
     }
     line = {"prompt": prompt.given, "token_ids": answer.trace.token_ids, "text": answer.text, "stats": stats}
     print(json.dumps(line), flush=True)

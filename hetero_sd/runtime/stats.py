@@ -112,7 +112,17 @@ def stats_table(stats: Mapping[str, Any]) -> str:
     if len(stats["gammas"]) > 1:
         used = ", ".join(f"{gamma} in {rounds}" for gamma, rounds in stats["gammas"].items())
         lines.append(f"tokens drafted in a round: {used} rounds")
+    if stats.get("threads"):
+        lines.append(threads_text(stats["threads"]))
     return "\n".join(lines)
+
+
+def threads_text(facts: Mapping[str, Any]) -> str:
+    """Return the line for people of a model's ``thread_facts``."""
+    if facts["pool"] == "tvm":
+        return f"threads: {facts['threads']} of TVM's pool: {facts['why_tvms']}"
+    share = "" if facts["worker_share"] is None else f", workers ran {100 * facts['worker_share']:.0f} % of the tasks"
+    return f"threads: {facts['threads']} of our pool{share}"
 
 
 def _row(term: str, unit: str, measured: float | None, predicted: Any) -> dict[str, Any]:

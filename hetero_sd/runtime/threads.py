@@ -7,26 +7,44 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from targets.errors import UserError
+
 
 def choose_threads(option: int | None, plan: Mapping[str, Any]) -> int:
     """Return --threads, else TVM_NUM_THREADS, else the plan's ``threads``, else the number of physical cores.
 
-    TVM's own default is half the hardware threads, which is wrong on every CPU without SMT.
+    TVM's own default is half the hardware threads, which is wrong on every CPU without SMT. A plan for a machine with
+    more CPUs than this process may use gets those there are.
+
+    Raises:
+        UserError: more threads are asked for than this process may use CPUs.
     """
     if option is not None:
-        return option
+        return _within_cpus(option, "--threads")
     stated = os.environ.get("TVM_NUM_THREADS", "")
     if stated.isdecimal() and int(stated) > 0:
-        return int(stated)
+        return _within_cpus(int(stated), "TVM_NUM_THREADS")
     planned = plan.get("threads")
-    return planned if type(planned) is int and planned > 0 else physical_cores()
+    return min(planned, len(usable_cpus())) if type(planned) is int and planned > 0 else physical_cores()
+
+
+def usable_cpus() -> list[int]:
+    """Return the CPUs that this process may use."""
+    return sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
+def _within_cpus(threads: int, name: str) -> int:
+    usable = len(usable_cpus())
+    if threads > usable:
+        many = "1 CPU" if usable == 1 else f"{usable} CPUs"
+        raise UserError(f"{name} {threads}: this process may use {many}, more threads would wait for each other")
+    return threads
 
 
 def physical_cores(sysfs: Path = Path("/sys/devices/system/cpu")) -> int:
     """Return the number of cores this process may run on, counting SMT siblings once."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = set()
-    for cpu in allowed:
+    for cpu in usable_cpus():
         try:
             siblings = (sysfs / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text("ascii").strip()
         except OSError:
@@ -52,13 +70,17 @@ def cluster_cores(plan: Mapping[str, Any], allowed: Set[int]) -> list[int]:
     return sorted(set(cores)) if set(cores) < set(allowed) else []
 
 
-def stay_on_cluster(plan: Mapping[str, Any], threads: int) -> None:
-    """Keep TVM's threads on the cores of the plan's cluster; its own choice is always the fastest cores.
+def stay_on_cluster(plan: Mapping[str, Any], threads: int, tvms_pool: bool = True) -> None:
+    """Keep the calling thread and the kernels' threads on the cores of the plan's cluster.
 
-    Call it when TVM is loaded. More threads than cores in the cluster are left to TVM.
+    Our pools stay where the thread is that opens them. TVM's own choice is always the fastest cores, so it is told;
+    call this when TVM is loaded. More threads than cores in the cluster are left where they are.
     """
     cores = cluster_cores(plan, os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if not cores or threads > len(cores):
+        return
+    if not tvms_pool:
+        os.sched_setaffinity(0, cores)
         return
     import tvm
 

@@ -7,6 +7,7 @@ nothing: the best id below `vocab` counts then, for target and drafter alike, so
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,12 @@ class WithinVocabulary:
         self._model = model
         self.vocab = vocab
         self.context, self.name = model.context, model.name
+
+    @property
+    def thread_facts(self) -> dict[str, Any] | None:
+        """See :attr:`hetero_sd.runtime.model.CompiledModel.thread_facts`; None for a model that has none."""
+        facts: dict[str, Any] | None = getattr(self._model, "thread_facts", None)
+        return facts
 
     def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
         """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.interface.Model`."""

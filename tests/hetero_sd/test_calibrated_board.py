@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from costmodel.factors import Factors
-from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_gpu
+from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_gpu, with_region_cost
 from targets.boards import load_board
 from targets.errors import UserError
 
@@ -95,3 +95,21 @@ def test_factors_that_were_measured_by_themselves() -> None:
 def test_damaged_bandwidths_are_refused(entry: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="the measured bandwidths are damaged"):
         with_bandwidth(load_board("rk3588"), "a76", [measured(bandwidths=[entry])])
+
+
+def test_a_region_costs_what_most_threads_measured() -> None:
+    before = load_board("rk3588")
+    board = with_region_cost(
+        before, "a76", [measured(region_cost_s={"4": 2.5e-6}), measured(region_cost_s={"2": 1e-6})]
+    )
+    assert board.cluster("a76").launch_overhead_s == 2.5e-6
+    assert board.provenance["clusters.a76.launch_overhead_s"].kind == "measured"
+    assert board.cluster("a55").launch_overhead_s == before.cluster("a55").launch_overhead_s
+    for none in ({}, {"region_cost_s": {}}, {"region_cost_s": None}):
+        assert with_region_cost(before, "a76", [measured(**none)]).cluster("a76") == before.cluster("a76")
+
+
+@pytest.mark.parametrize("damage", [[1], 3, {"x": 1.0}, {"2": "x"}, {"2": -1.0}, {"2": float("nan")}, {"1": 1e-6}])
+def test_a_damaged_region_cost_is_refused(damage: Any) -> None:
+    with pytest.raises(UserError, match="cost of a region is damaged"):
+        with_region_cost(load_board("rk3588"), "a76", [measured(region_cost_s=damage)])

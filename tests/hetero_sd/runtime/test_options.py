@@ -155,6 +155,7 @@ def test_piped_bytes_that_are_not_text(monkeypatch):
 
 
 def test_threads_by_precedence(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 5})
     monkeypatch.setenv("TVM_NUM_THREADS", "3")
     assert choose_threads(2, {"threads": 4}) == 2
     assert choose_threads(None, {"threads": 4}) == 3
@@ -164,6 +165,18 @@ def test_threads_by_precedence(monkeypatch):
     monkeypatch.delenv("TVM_NUM_THREADS")
     for plan in ({}, {"threads": 0}, {"threads": "4"}, {"threads": True}):
         assert choose_threads(None, plan) == physical_cores() >= 1
+
+
+def test_more_threads_than_cpus_are_refused(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {2, 5})
+    monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
+    assert choose_threads(2, {}) == 2
+    with pytest.raises(UserError, match="--threads 3: this process may use 2 CPUs"):
+        choose_threads(3, {})
+    assert choose_threads(None, {"threads": 8}) == 2  # the plan was made for another machine
+    monkeypatch.setenv("TVM_NUM_THREADS", "3")
+    with pytest.raises(UserError, match="TVM_NUM_THREADS 3: this process may use 2 CPUs"):
+        choose_threads(None, {})
 
 
 def test_siblings_count_once(tmp_path, monkeypatch):

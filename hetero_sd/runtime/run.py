@@ -97,7 +97,7 @@ def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
     prepare_environment(choose_threads(options.threads, bundle.plan))  # before TVM is imported
     with step("loading the models"):
         models = (load or _load_models)(bundle, options.huge_pages)
-    session = _session(bundle, within_vocabulary(models, _vocabulary(bundle)), text, options)
+    session = _session(bundle, within_vocabulary(models, bundle.tokenizer.get("vocab")), text, options)
 
     answers: list[Answer] = []
     for prompt, ids in _encoded(session, given):
@@ -164,17 +164,7 @@ def _eos_ids(bundle: Bundle, text: Text | None) -> frozenset[int]:
     stated = bundle.tokenizer.get("eos_ids")
     if stated is None:
         return text.eos_ids if text else frozenset()
-    if not isinstance(stated, list) or not all(type(i) is int for i in stated):
-        raise UserError("manifest.json: tokenizer.eos_ids is not a list of integers: build the bundle again")
     return frozenset(stated)
-
-
-def _vocabulary(bundle: Bundle) -> int | None:
-    """Return the number of ids the tokenizer has; None where the manifest does not say."""
-    stated = bundle.tokenizer.get("vocab")
-    if stated is not None and (type(stated) is not int or stated < 1):
-        raise UserError("manifest.json: tokenizer.vocab is not a number of ids: build the bundle again")
-    return stated
 
 
 def _session(bundle: Bundle, models: Models, text: Text | None, options: Namespace) -> Session:

@@ -170,3 +170,25 @@ def test_a_weight_above_the_largest_allocation_is_named(bundle: Path, fake_openc
     assert len(done.stderr.splitlines()) == 1
     assert "tensor " in done.stderr
     assert "is larger than CL_DEVICE_MAX_MEM_ALLOC_SIZE = 16384 bytes of a GPU" in done.stderr
+
+
+def test_nan_on_the_gpu_stops_argmax_forward_and_extend(bundle: Path, tmp_path: Path, released: None) -> None:
+    from hetero_sd.runtime.interface import NotFiniteError
+    from hetero_sd.runtime.model import load_models
+    from hetero_sd.runtime.weights import Weights
+
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    calls = (lambda m: m.argmax([1, 2], 0), lambda m: m.forward([1], 0), lambda m: m.extend(list(range(1, 20)), 0))
+    intact = load_models(Bundle(folder)).target
+    for call in calls:
+        call(intact)
+    path = folder / "weights" / "target.safetensors"
+    (name,) = [n for n in Weights(path) if n.endswith("model.norm.weight")]
+    with path.open("r+b") as file:
+        file.seek(Weights(path).entry(name).offset)
+        file.write(np.float32(np.nan).tobytes())
+    spoilt = load_models(Bundle(folder)).target
+    for call in calls:
+        with pytest.raises(NotFiniteError, match="the target computed logits that are not finite"):
+            call(spoilt)

@@ -7,6 +7,8 @@ import itertools
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from hetero_sd.runtime.manifest import hash_file
 
+ROOT = Path(__file__).resolve().parents[3]
 Path_ = tuple[str | int, ...]
 HUGE = 1 << 40
 OTHER_TYPES = (None, True, 7, -0.5, "x", [], {}, [1, "x"], {"x": 1}, "\ud800", 1e308)
@@ -251,3 +254,39 @@ def test_a_library_without_our_functions_gets_one_line(mutable: Bundle) -> None:
         )
     finally:
         library.write_bytes(whole)
+
+
+CHECKED_BY_TVM = """
+import os, sys
+os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+import tvm
+from pathlib import Path
+from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.model import CompiledModel
+model = CompiledModel("target", Bundle(Path(sys.argv[1])))
+(segment,) = model._chain._segments
+ids, fixed = model._inputs[1][1], segment.fixed
+step = segment.entries["step_1"]
+step(ids, 0, *fixed)
+wrong = {"shape": (1, 2, 32, 32), "rank": (2, 64, 32), "dtype": (1, 2, 64, 32)}
+for what, shape in wrong.items():
+    cache = tvm.runtime.empty(shape, "float16" if what == "dtype" else "float32")
+    try:
+        step(ids, 0, fixed[0], cache, *fixed[2:])
+    except Exception as error:
+        print(what, "cache.0.value" in str(error))
+for arguments in ([ids, 0, *fixed[:-1]], [ids, *fixed], [ids, 0, *fixed, fixed[-1]]):
+    try:
+        step(*arguments)
+    except Exception:
+        print("number")
+"""
+
+
+def test_tvm_checks_what_its_entry_points_are_given(tiny_pair: Path) -> None:
+    """The second line of defence: a cache or weight of another type, shape or number never reaches a kernel."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKED_BY_TVM, str(tiny_pair)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    expected = ["shape True", "rank True", "dtype True", "number", "number", "number"]
+    assert done.stdout.splitlines() == expected, done.stderr

@@ -211,12 +211,13 @@ def test_wrong_options_and_bundles(folder, load, capsys, tmp_path):
     capsys.readouterr()
     assert "target.safetensors does not match" in error(capsys, "--prompt", "a", "--check", folder=folder, load=load)
     (folder / "tokenizer/tokenizer.json").write_text("x")
-    write_bundle(folder, tokenizer={"eos_ids": "end"})
+    write_bundle(folder)
     assert "tokenizer.json is not a tokenizer" in error(capsys, "--prompt", "a", folder=folder, load=load)
 
 
-def test_malformed_eos_ids(folder, load, capsys):
-    write_bundle(folder, tokenizer={"eos_ids": ["end"]})
+@pytest.mark.parametrize("stated", ["end", ["end"], [True], {}, 2])
+def test_malformed_eos_ids(folder, load, capsys, stated):
+    write_bundle(folder, tokenizer={"eos_ids": stated})
     assert "eos_ids is not a list of integers" in error(capsys, "--prompt", "a", folder=folder, load=load)
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from requirements import need
 
 from targets import elf
 from targets.cortex_a import pool
@@ -49,8 +50,8 @@ def sanitizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "a.c").write_text("int main(void) { return 0; }\n")
     command = [*compiler(), "-fsanitize=thread", str(folder / "a.c"), "-o", str(folder / "a")]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode != 0 or run(folder / "a").returncode != 0:
-        pytest.skip(f"no ThreadSanitizer: {(made.stderr.strip() or 'its program does not start').splitlines()[0]}")
+    reason = made.stderr.strip().splitlines()[:1] or ["its program does not start"]
+    need(made.returncode == 0 and run(folder / "a").returncode == 0, f"no ThreadSanitizer ({reason[0]})")
     return "-fsanitize=thread"
 
 

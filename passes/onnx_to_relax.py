@@ -18,6 +18,7 @@ from tvm import relax, tirx
 
 from passes import dialect as D
 from passes.import_onnx import Decoder, DecoderFacts
+from passes.import_onnx.functions import DOMAIN
 from targets.errors import UserError
 
 
@@ -164,6 +165,9 @@ def _sigmoid(e: _Emitter, node: Any) -> _Value:
 
 
 def _gelu(e: _Emitter, node: Any) -> _Value:
+    if node.domain:  # the function of the canonical form, whose constants are those of the export
+        constants = {name: _attr(node, name) for name in ("slope", "cubic")}
+        return _Value(e.emit(D.gelu(e.expr(node.inputs[0]), tanh=1, **constants)))
     return _Value(e.emit(D.gelu(e.expr(node.inputs[0]), tanh=int(_attr(node, "approximate", "none") == "tanh"))))
 
 
@@ -233,6 +237,7 @@ _EMIT: dict[tuple[str, str], tuple[tuple[int, ...], Callable[[_Emitter, Any], An
     ("", "Mul"): ((0, 1), _multiply),
     ("", "Sigmoid"): ((0,), _sigmoid),
     ("", "Gelu"): ((0,), _gelu),
+    (DOMAIN, "Gelu"): ((0,), _gelu),
     ("", "Tanh"): ((0,), _tanh),
     ("", "LayerNormalization"): ((0,), _layer_norm),
     ("", "RMSNormalization"): ((0,), _rms_norm),

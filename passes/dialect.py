@@ -9,7 +9,7 @@ semantics for tests. Tensors are [1, n, width]; head h of a row occupies columns
     hsd.rms_norm(x, w) {eps, groups}                            hsd.add_rms_norm(x, r, w) {eps} -> (x + r, norm)
     hsd.rope(x, cos, sin, pos) {heads, rotary_dim, interleaved} hsd.silu_mul(gate, up)
     hsd.layer_norm(x, w, b) {eps}                               hsd.gelu_mul(gate, up) {tanh}
-    hsd.learned_positions(w, ids, pos)                          hsd.gelu(x) {tanh}
+    hsd.learned_positions(w, ids, pos)                          hsd.gelu(x) {tanh, slope, cubic: if they are rounded}
     hsd.scale(x) {factor}                                       hsd.tanh(x)
     hsd.attention(q, k, v, past_k, past_v) {heads, kv_heads, scale, window, softcap} -> (o, present_k, present_v)
     hsd.attention_cached(q, k, v, keys, values, pos) {...}      hsd.argmax(logits) -> ids
@@ -148,7 +148,17 @@ def _layer_norm_reference(bb: Any, attrs: Any, x: Any, w: Any, b: Any) -> Any:
 
 
 def _gelu_reference(bb: Any, attrs: Any, x: Any) -> Any:
-    return bb.emit(R.nn.gelu_tanh(x) if int(attrs["tanh"]) else R.nn.gelu(x))
+    if not int(attrs["tanh"]) or not gelu_constants(attrs):
+        return bb.emit(R.nn.gelu_tanh(x) if int(attrs["tanh"]) else R.nn.gelu(x))
+    one, half, slope, cubic = (relax.const(c, "float32") for c in (1.0, 0.5, *gelu_constants(attrs)))
+    square = bb.emit(R.multiply(bb.emit(R.multiply(x, x)), cubic))
+    inner = bb.emit(R.multiply(bb.emit(R.multiply(x, slope)), bb.emit(R.add(square, one))))
+    return bb.emit(R.multiply(bb.emit(R.multiply(x, half)), bb.emit(R.add(bb.emit(R.tanh(inner)), one))))
+
+
+def gelu_constants(attrs: Any) -> tuple[float, ...]:
+    """(slope, cubic) of a GELU whose constants the export has rounded; empty: the exact ones (lanes_gelu)."""
+    return (float(attrs["slope"]), float(attrs["cubic"])) if "slope" in attrs else ()
 
 
 def _gelu_mul_reference(bb: Any, attrs: Any, gate: Any, up: Any) -> Any:

@@ -32,7 +32,7 @@ class FuseGatedFfn:
 
         def gelu_mul(call: Any, found: Any) -> Any:
             value = found[activated]
-            return D.gelu_mul(found[g], found[u], tanh=int(value.attrs["tanh"]))
+            return D.gelu_mul(found[g], found[u], **dict(value.attrs.items()))
 
         def rewrite(func: Any) -> Any:
             func = rewrite_call(gated, lambda call, found: D.silu_mul(found[g], found[u]), func)

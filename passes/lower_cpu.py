@@ -68,6 +68,11 @@ def _whole_vectors(tile: CpuTile, width: int, what: str) -> int:
     return width
 
 
+def _gelu(attrs: Any) -> tuple[Any, ...]:
+    """Which GELU: by tanh or erf, and its constants where they are rounded."""
+    return bool(int(attrs["tanh"])), *D.gelu_constants(attrs)
+
+
 def _table(tile: CpuTile) -> dict[str, Legalise]:
     def lower_linear(bb: Any, call: Any) -> Any:
         x, w = call.args
@@ -124,12 +129,12 @@ def _table(tile: CpuTile) -> dict[str, Legalise]:
 
     def lower_gelu_mul(bb: Any, call: Any) -> Any:
         _, n, width = _sizes(call.args[0])
-        func = gelu_mul(tile, n, _whole_vectors(tile, width, "an FFN size"), bool(int(call.attrs["tanh"])))
+        func = gelu_mul(tile, n, _whole_vectors(tile, width, "an FFN size"), *_gelu(call.attrs))
         return _kernel(bb, func, f"gelu_mul_{n}", list(call.args), call.ty)
 
     def lower_gelu(bb: Any, call: Any) -> Any:
         _, n, width = _sizes(call.args[0])
-        func = gelu(tile, n, _whole_vectors(tile, width, "an FFN size"), bool(int(call.attrs["tanh"])))
+        func = gelu(tile, n, _whole_vectors(tile, width, "an FFN size"), *_gelu(call.attrs))
         return _kernel(bb, func, f"gelu_{n}", list(call.args), call.ty)
 
     def lower_tanh(bb: Any, call: Any) -> Any:

@@ -55,6 +55,11 @@ def _zero_dtype(zero: Any) -> str:
     return "uint8" if str(zero.ty.dtype) == "uint8" else _dtype(zero)
 
 
+def _gelu(attrs: Any) -> tuple[Any, ...]:
+    """Which GELU: by tanh or erf, and its constants where they are rounded."""
+    return bool(int(attrs["tanh"])), *D.gelu_constants(attrs)
+
+
 def _table(tile: GpuTile) -> dict[str, Legalise]:
     def lower_linear(bb: Any, call: Any) -> Any:
         x, w = call.args
@@ -169,8 +174,8 @@ def _table(tile: GpuTile) -> dict[str, Legalise]:
         "hsd.add_rms_norm": lower_add_rms_norm,
         "hsd.layer_norm": lower_layer_norm,
         "hsd.silu_mul": elementwise("silu_mul", lambda n, width, a: silu_mul(tile, n, width)),
-        "hsd.gelu_mul": elementwise("gelu_mul", lambda n, width, a: gelu_mul(tile, n, width, bool(int(a["tanh"])))),
-        "hsd.gelu": elementwise("gelu", lambda n, width, a: gelu(tile, n, width, bool(int(a["tanh"])))),
+        "hsd.gelu_mul": elementwise("gelu_mul", lambda n, width, a: gelu_mul(tile, n, width, *_gelu(a))),
+        "hsd.gelu": elementwise("gelu", lambda n, width, a: gelu(tile, n, width, *_gelu(a))),
         "hsd.tanh": elementwise("tanh", lambda n, width, a: tanh(tile, n, width)),
         "hsd.scale": elementwise("scale", lambda n, width, a: scale(tile, n, width, float(a["factor"]))),
         "hsd.learned_positions": lower_learned_positions,

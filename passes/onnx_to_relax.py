@@ -20,6 +20,7 @@ from passes import dialect as D
 from passes.check_finite import check_attributes
 from passes.import_onnx import Decoder, DecoderFacts
 from passes.import_onnx.check_vocabulary import is_weight
+from passes.import_onnx.functions import DOMAIN
 from passes.import_onnx.label_parts import computed_nodes
 
 
@@ -168,6 +169,9 @@ def _sigmoid(e: _Emitter, node: Any) -> _Value:
 
 
 def _gelu(e: _Emitter, node: Any) -> _Value:
+    if node.domain:  # the function of the canonical form, whose constants are those of the export
+        constants = {name: _attr(node, name) for name in ("slope", "cubic")}
+        return _Value(e.emit(D.gelu(e.expr(node.inputs[0]), tanh=1, **constants)))
     return _Value(e.emit(D.gelu(e.expr(node.inputs[0]), tanh=int(_attr(node, "approximate", "none") == "tanh"))))
 
 
@@ -236,6 +240,7 @@ _EMIT: dict[tuple[str, str], Callable[[_Emitter, Any], Any]] = {
     ("", "Mul"): _multiply,
     ("", "Sigmoid"): _sigmoid,
     ("", "Gelu"): _gelu,
+    (DOMAIN, "Gelu"): _gelu,
     ("", "Tanh"): _tanh,
     ("", "LayerNormalization"): _layer_norm,
     ("", "RMSNormalization"): _rms_norm,

@@ -290,6 +290,7 @@ _CHECKS = {
     ("", "Split"): _split,
     ("", "RotaryEmbedding"): _accept,
     ("", "Attention"): _attention,
+    (DOMAIN, "Gelu"): _accept,
     (DOMAIN, "CausalMask"): _accept,
     (DOMAIN, "Positions"): _accept,
 }

@@ -1,7 +1,8 @@
-"""The two model-local functions of the canonical form: the mask and the positions, with bodies onnxruntime can run.
+"""The model-local functions of the canonical form: mask, positions, a GELU; with bodies onnxruntime can run.
 
     hetero_sd::CausalMask(attention_mask | "", input_ids, past_key){window} -> float32 [batch, 1, new, past + new]
     hetero_sd::Positions(attention_mask | "", input_ids, past_key)          -> int64 [batch, new]
+    hetero_sd::Gelu(x){slope, cubic}: 0.5 x (1 + tanh(slope (x + cubic x^3)))  -> like x
 
 Later passes read them by name and never look inside. Hidden entries are the lowest finite number, not -inf, so that
 the row of a padding token, where everything is hidden, stays finite instead of spreading NaN through the caches.
@@ -87,3 +88,23 @@ def positions_function(padding: bool) -> Any:
         shape = body("Concat", body.dimension(input_ids, 0), new, axis=0)
         positions = body("Expand", body.arange(past, total), shape)
     return body.function("Positions", positions, [])
+
+
+def gelu_function() -> Any:
+    """Gelu with the constants of an export that has rounded them; ONNX's own operator has exact ones only."""
+    body = _Body(["x"])
+    (x,) = body.inputs
+
+    def number(value: float) -> Any:
+        return body("Constant", value=ir.tensor(np.float32(value)))
+
+    def given(name: str) -> Any:
+        made = body("Constant")
+        made.producer().attributes["value_float"] = ir.RefAttr("value_float", name, ir.AttributeType.FLOAT)
+        return made
+
+    cube = body("Mul", body("Mul", x, x), x)
+    inner = body("Mul", body("Add", x, body("Mul", cube, given("cubic"))), given("slope"))
+    share = body("Add", body("Tanh", inner), number(1.0))
+    attributes = [ir.Attr(name, ir.AttributeType.FLOAT, None) for name in ("slope", "cubic")]
+    return body.function("Gelu", body("Mul", body("Mul", x, number(0.5)), share), attributes)

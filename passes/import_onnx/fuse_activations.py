@@ -4,6 +4,9 @@
     x * 0.5 * (1 + erf(x / 1.414))                      ->  Gelu(x){approximate none}
     tanh(x / 30) * 30                                   ->  Mul(Tanh(Mul(x, 1 / 30)), 30)
 
+Exports in 16 bits round the constants, and converters to float32 leave them so: that is another function. Its own
+constants are kept: hetero_sd::Gelu(x){slope, cubic}, or Mul(Gelu(Mul(x, s)), 1 / s) where it is written with erf.
+
 Around each Tanh and Erf the nodes that use nothing but one value and scalar constants are collected; that piece is
 run on numbers and compared with the formulas, whatever the order or the operators of its arithmetic.
 """
@@ -16,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from passes.import_onnx.functions import DOMAIN, gelu_function
 from passes.import_onnx.probe import Piece
 from passes.import_onnx.shapes import Known, known_shapes, points
 from passes.import_onnx.state import (
@@ -31,8 +35,7 @@ from passes.import_onnx.state import (
 )
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Tanh", "Erf", "Neg", "Cast", "Identity"}
-_BOUND = 1.6e-5  # of values up to 8
-_ROUNDED = 2e-3  # what constants of 8 bits do to it: 3.4e-4 for both of them, times what the arithmetic adds
+_BOUND = 2e-6  # what float32 arithmetic does is below 1e-6, a constant of 11 bits makes more
 _LARGEST_CAP = 1e4  # what grows beyond it with its input is no cap
 
 
@@ -68,12 +71,9 @@ def _written_out(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
 
     numbers = np.concatenate([np.linspace(-8, 8, 61), [1e-3, -1e-3]])[: known[x].size]
     actual = run(numbers)
-    for approximate, formula in (("tanh", _gelu_tanh), ("none", _gelu_erf)):
-        if np.abs(actual - formula(numbers)).max() < _BOUND:
-            replace_uses(
-                y, emit(node, "Gelu", [x], {"approximate": approximate}, outputs=[f"{y.name}.gelu"]).outputs[0]
-            )
-            return True
+    if (made := _gelu(imp, node, x, f"{y.name}.gelu", numbers, actual)) is not None:
+        replace_uses(y, made)
+        return True
     cap = float(run(np.array([1e9]))[0])
     small = 1e-3
     factor = float(run(np.array([small]))[0]) / small
@@ -81,20 +81,59 @@ def _written_out(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
     if capped and np.abs(actual - cap * np.tanh(numbers * factor / cap)).max() < 1e-5 * np.abs(actual).max():
         _write_capped(imp, node, x, y, float(np.float32(factor / cap)), cap)
         return True
-    if np.abs(actual - _gelu_tanh(numbers)).max() < _ROUNDED:
-        raise Declined(
-            "it is a GELU whose constants the export rounded to 16 bits, so that it is another function; export in "
-            "float32 (weights may be quantised), or with onnxruntime-genai's builder in any precision"
-        )
     raise Declined("it is neither a GELU nor a soft cap c * tanh(x / c)")
 
 
-def _gelu_tanh(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+def _gelu(imp: Importing, node: Any, x: Any, name: str, numbers: np.ndarray, actual: np.ndarray) -> Any:
+    """The GELU that computes `actual` of `numbers`, exact or with rounded constants; None: it is none."""
+    exact = (math.sqrt(2 / math.pi), 0.044715)
+    pairs = [(slope, cubic) for slope in _as_stored(exact[0]) for cubic in _as_stored(exact[1])]
+    errors = [_error(actual, _gelu_tanh(numbers, *pair), numbers) for pair in pairs]
+    if min(errors) < _BOUND:
+        slope, cubic = pairs[errors.index(min(errors))]  # of equals the first, which is more exact
+        if (slope, cubic) == exact:
+            return emit(node, "Gelu", [x], {"approximate": "tanh"}, outputs=[name]).outputs[0]
+        imp.model.functions.setdefault((DOMAIN, "Gelu", ""), gelu_function())
+        imp.graph.opset_imports[DOMAIN] = 1
+        constants = {"slope": float(np.float32(slope)), "cubic": float(np.float32(cubic))}
+        return emit(node, "Gelu", [x], constants, domain=DOMAIN, name=name, outputs=[name]).outputs[0]
+    roots = [*_as_stored(math.sqrt(2)), *(1 / number for number in _as_stored(math.sqrt(0.5)))]
+    errors = [_error(actual, _gelu_erf(numbers, root), numbers) for root in roots]
+    best = roots[errors.index(min(errors))]
+    return _gelu_of_erf(imp, node, x, name, math.sqrt(2) / best) if min(errors) < _BOUND else None
 
 
-def _gelu_erf(x: np.ndarray) -> np.ndarray:
-    return np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x])
+def _error(actual: np.ndarray, expected: np.ndarray, numbers: np.ndarray) -> float:
+    """The largest difference, for numbers beyond 1 relative to them, as float32 rounds."""
+    return float((np.abs(actual - expected) / np.maximum(1, np.abs(numbers))).max())
+
+
+def _as_stored(number: float) -> list[float]:
+    """A constant as it is, in float16 and in bfloat16 (rounded to nearest)."""
+    bits = int(np.array(number, np.float32).view(np.uint32))
+    bfloat = np.array((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000, np.uint32).view(np.float32)
+    return list(dict.fromkeys([number, float(np.float16(number)), float(bfloat)]))
+
+
+def _gelu_of_erf(imp: Importing, node: Any, x: Any, name: str, factor: float) -> Any:
+    """0.5 x (1 + erf(s x / sqrt(2))) = Gelu(s x) / s."""
+    if abs(factor - 1) < 1e-7:
+        return emit(node, "Gelu", [x], {"approximate": "none"}, outputs=[name]).outputs[0]
+    inside, outside = (
+        add_initializer(imp.graph, f"{name}.{part}", np.array(number, np.float32))
+        for part, number in (("in", factor), ("out", 1 / factor))
+    )
+    scaled = emit(node, "Mul", [x, inside], outputs=[f"{name}.scaled"]).outputs[0]
+    made = emit(node, "Gelu", [scaled], {"approximate": "none"}, outputs=[f"{name}.exact"]).outputs[0]
+    return emit(node, "Mul", [made, outside], outputs=[name]).outputs[0]
+
+
+def _gelu_tanh(x: np.ndarray, slope: float, cubic: float) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(slope * (x + cubic * x**3)))
+
+
+def _gelu_erf(x: np.ndarray, root: float) -> np.ndarray:
+    return np.array([0.5 * v * (1 + math.erf(v / root)) for v in x])
 
 
 def _write_capped(imp: Importing, node: Any, x: Any, y: Any, inside: float, cap: float) -> None:

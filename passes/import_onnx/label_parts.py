@@ -15,6 +15,7 @@ from typing import Any
 
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
 from passes.import_onnx.check_vocabulary import is_weight
+from passes.import_onnx.functions import DOMAIN
 from passes.import_onnx.state import Importing, PassLog
 from targets.errors import UserError
 
@@ -29,6 +30,7 @@ ROW_INPUTS: dict[tuple[str, str], tuple[int, ...]] = {
     ("", "Mul"): (0, 1),
     ("", "Sigmoid"): (0,),
     ("", "Gelu"): (0,),
+    (DOMAIN, "Gelu"): (0,),
     ("", "Tanh"): (0,),
     ("", "LayerNormalization"): (0,),
     ("", "RMSNormalization"): (0,),

@@ -79,9 +79,10 @@ def silu_mul(tile: CpuTile, n: int, width: int) -> Any:
 
 
 @functools.cache
-def gelu_mul(tile: CpuTile, n: int, width: int, tanh: bool) -> Any:
-    """The PrimFunc (gate, up, y): y = gelu(gate) * up, all of [1, n, width]; `tanh`: which GELU (lanes_gelu)."""
+def gelu_mul(tile: CpuTile, n: int, width: int, tanh: bool, *constants: float) -> Any:
+    """The PrimFunc (gate, up, y): y = gelu(gate) * up, all of [1, n, width]; `tanh`, `constants`: see lanes_gelu."""
     lanes = tile.lanes
+    function: Any = lambda x: lanes_gelu(x, tanh, *constants)  # noqa: E731 (a kernel calls it by name)
 
     @T.prim_func(s_tir=True)
     def gelu_mul(
@@ -94,14 +95,14 @@ def gelu_mul(tile: CpuTile, n: int, width: int, tanh: bool) -> Any:
             with T.sblock("vector"):
                 vm, vi = T.axis.remap("SS", [m, i])
                 for v in T.vectorized(lanes):
-                    y[0, vm, vi * lanes + v] = lanes_gelu(gate[0, vm, vi * lanes + v], tanh) * up[0, vm, vi * lanes + v]
+                    y[0, vm, vi * lanes + v] = function(gate[0, vm, vi * lanes + v]) * up[0, vm, vi * lanes + v]
 
     return gelu_mul
 
 
-def gelu(tile: CpuTile, n: int, width: int, tanh: bool) -> Any:
-    """PrimFunc of x and y, both [1, n, width]: y is the GELU of x; `tanh`: which one (lanes_gelu)."""
-    return _unary(tile, n, width, "gelu tanh" if tanh else "gelu erf")
+def gelu(tile: CpuTile, n: int, width: int, tanh: bool, *constants: float) -> Any:
+    """PrimFunc of x and y, both [1, n, width]: y is the GELU of x; `tanh`, `constants`: which one (lanes_gelu)."""
+    return _unary(tile, n, width, "gelu tanh" if tanh else "gelu erf", *constants)
 
 
 def tanh(tile: CpuTile, n: int, width: int) -> Any:
@@ -115,13 +116,13 @@ def scale(tile: CpuTile, n: int, width: int, factor: float) -> Any:
 
 
 @functools.cache
-def _unary(tile: CpuTile, n: int, width: int, kind: str, factor: float = 1.0) -> Any:
+def _unary(tile: CpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
     lanes = tile.lanes
     function: Any = {
-        "gelu tanh": lambda x: lanes_gelu(x, tanh=True),
+        "gelu tanh": lambda x: lanes_gelu(x, True, *constants),
         "gelu erf": lambda x: lanes_gelu(x, tanh=False),
         "tanh": lanes_tanh,
-        "scale": lambda x: T.float32(factor) * x,
+        "scale": lambda x: T.float32(constants[0]) * x,
     }[kind]
 
     @T.prim_func(s_tir=True)

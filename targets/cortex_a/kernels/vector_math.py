@@ -35,14 +35,18 @@ def lanes_tanh(x: Any) -> Any:
     return T.float32(1) - T.float32(2) / (lanes_exp(T.float32(2) * x) + T.float32(1))
 
 
-def lanes_gelu(x: Any, tanh: bool) -> Any:
+GELU_SLOPE, GELU_CUBIC = 0.7978845608, 0.044715  # sqrt(2 / pi), and the constant that the approximation was fitted with
+
+
+def lanes_gelu(x: Any, tanh: bool, slope: float = GELU_SLOPE, cubic: float = GELU_CUBIC) -> Any:
     """GELU, x * Phi(x), for float32 lanes (Hendrycks and Gimpel 2016).
 
-    tanh: their approximation 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+    tanh: their approximation 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)), u = slope (x + cubic x^3), where an export may
+    have rounded slope = sqrt(2 / pi) and cubic = 0.044715.
     Otherwise Phi through erf by formula 7.1.26 of Abramowitz and Stegun, absolute error 1.5e-7.
     """
     if tanh:
-        u = T.float32(0.7978845608) * x * (T.float32(1) + T.float32(0.044715) * x * x)
+        u = T.float32(slope) * x * (T.float32(1) + T.float32(cubic) * x * x)
         return x / (T.float32(1) + lanes_exp(T.float32(-2) * u))
     size = tirx.max(x, T.float32(0) - x)
     t = T.float32(1) / (T.float32(1) + T.float32(0.3275911 * 0.5**0.5) * size)

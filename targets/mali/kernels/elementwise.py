@@ -21,14 +21,14 @@ def silu_mul(tile: GpuTile, n: int, width: int) -> Any:
     return _binary(tile, n, width, "silu_mul")
 
 
-def gelu_mul(tile: GpuTile, n: int, width: int, tanh: bool) -> Any:
-    """The PrimFunc (gate, up, y): y = gelu(gate) * up, all of [1, n, width]; `tanh`: which GELU (lanes_gelu)."""
-    return _binary(tile, n, width, "gelu_mul tanh" if tanh else "gelu_mul erf")
+def gelu_mul(tile: GpuTile, n: int, width: int, tanh: bool, *constants: float) -> Any:
+    """The PrimFunc (gate, up, y): y = gelu(gate) * up, all of [1, n, width]; `tanh`, `constants`: see lanes_gelu."""
+    return _binary(tile, n, width, "gelu_mul tanh" if tanh else "gelu_mul erf", *constants)
 
 
-def gelu(tile: GpuTile, n: int, width: int, tanh: bool) -> Any:
-    """GELU of every value, a PrimFunc (x, y) of [1, n, width]; `tanh`: which GELU (lanes_gelu)."""
-    return _unary(tile, n, width, "gelu tanh" if tanh else "gelu erf")
+def gelu(tile: GpuTile, n: int, width: int, tanh: bool, *constants: float) -> Any:
+    """GELU of every value, a PrimFunc (x, y) of [1, n, width]; `tanh`, `constants`: which GELU (lanes_gelu)."""
+    return _unary(tile, n, width, "gelu tanh" if tanh else "gelu erf", *constants)
 
 
 def tanh(tile: GpuTile, n: int, width: int) -> Any:
@@ -42,16 +42,17 @@ def scale(tile: GpuTile, n: int, width: int, factor: float) -> Any:
 
 
 _BINARY: dict[str, Any] = {
-    "add": lambda a, b: a + b,
-    "gelu_mul tanh": lambda gate, up: lanes_gelu(gate, tanh=True) * up,
-    "gelu_mul erf": lambda gate, up: lanes_gelu(gate, tanh=False) * up,
-    "silu_mul": lambda gate, up: gate / (T.float32(1) + lanes_exp(T.float32(0) - gate)) * up,
+    "add": lambda a, b, *_: a + b,
+    "gelu_mul tanh": lambda gate, up, *constants: lanes_gelu(gate, True, *constants) * up,
+    "gelu_mul erf": lambda gate, up, *_: lanes_gelu(gate, tanh=False) * up,
+    "silu_mul": lambda gate, up, *_: gate / (T.float32(1) + lanes_exp(T.float32(0) - gate)) * up,
 }
 
 
 @functools.cache
-def _binary(tile: GpuTile, n: int, width: int, kind: str) -> Any:
-    size, lanes, function = tile.group, tile.vector(width), _BINARY[kind]
+def _binary(tile: GpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
+    size, lanes = tile.group, tile.vector(width)
+    function: Any = lambda a, b: _BINARY[kind](a, b, *constants)  # noqa: E731 (a kernel calls it by name)
     items = n * width // lanes
     groups = -(-items // size)
 
@@ -104,15 +105,15 @@ def add_bias(tile: GpuTile, n: int, width: int) -> Any:
 
 
 @functools.cache
-def _unary(tile: GpuTile, n: int, width: int, kind: str, factor: float = 1.0) -> Any:
+def _unary(tile: GpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
     size, lanes = tile.group, tile.vector(width)
     items = n * width // lanes
     groups = -(-items // size)
     function: Any = {
-        "gelu tanh": lambda x: lanes_gelu(x, tanh=True),
+        "gelu tanh": lambda x: lanes_gelu(x, True, *constants),
         "gelu erf": lambda x: lanes_gelu(x, tanh=False),
         "tanh": lanes_tanh,
-        "scale": lambda x: T.float32(factor) * x,
+        "scale": lambda x: T.float32(constants[0]) * x,
     }[kind]
 
     @T.prim_func(s_tir=True)

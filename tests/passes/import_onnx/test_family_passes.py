@@ -63,7 +63,7 @@ def test_gelu_is_recognised_by_what_it_computes(body: str, k: float, approximate
     ("c", "k", "why"),
     [
         (0.05, 0.7978845608, "neither a GELU nor a soft cap"),
-        (0.044677734375, 0.796875, "whose constants the export rounded to 16 bits"),  # both in bfloat16
+        (0.0447, 0.7978845608, "neither a GELU nor a soft cap"),  # no 16-bit number near the constant
     ],
 )
 def test_another_formula_is_left_alone(c: float, k: float, why: str) -> None:
@@ -73,6 +73,47 @@ def test_another_formula_is_left_alone(c: float, k: float, why: str) -> None:
     assert entry.matched == 0
     assert why in entry.notes[0]
     assert lines(imp.graph) == before
+
+
+@pytest.mark.parametrize(
+    ("c", "k"),
+    [(0.044708251953125, 0.7978515625), (0.044715, 0.7978515625), (0.044677734375, 0.796875)],
+    ids=["both in float16", "one in float16", "both in bfloat16"],
+)
+def test_rounded_constants_are_kept(c: float, k: float) -> None:
+    """The function that is left has the numbers of the export; ONNX's operator would be off by several bounds."""
+    imp = activation(TANH, c=c, k=k)
+    assert run_pass(fuse_activations, imp).matched == 1
+    assert lines(imp.graph)[1] == f"y.gelu = hetero_sd.Gelu(x) {{cubic: {c:.6g}, slope: {k:.6g}}}"
+    numbers = np.linspace(-8, 8, 41).astype(np.float32)
+    node = imp.graph[1]
+    values = np.array([float(a.value) for _, a in sorted(node.attributes.items())])
+    assert np.allclose(values, [c, k], rtol=1e-7)
+    body = ir.Model(
+        ir.Graph([v := ir.Value(name="v", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([41]))],
+                 [(made := ir.node("Gelu", [v], dict(node.attributes), domain="hetero_sd")).outputs[0]],
+                 nodes=[made], opset_imports={"": 23, "hetero_sd": 1}, name="g"),
+        ir_version=10, functions=list(imp.model.functions.values()),
+    )  # fmt: skip
+    made.outputs[0].name, made.outputs[0].type = "w", ir.TensorType(ir.DataType.FLOAT)
+    options = onnxruntime.SessionOptions()
+    session = onnxruntime.InferenceSession(ir.to_proto(body).SerializeToString(), options)
+    (actual,) = session.run(None, {"v": numbers})
+    expected = 0.5 * numbers * (1 + np.tanh(k * (numbers + c * numbers.astype(np.float64) ** 3)))
+    exact = 0.5 * numbers * (1 + np.tanh(0.7978845608 * (numbers + 0.044715 * numbers.astype(np.float64) ** 3)))
+    assert np.abs(actual - expected).max() < 4e-6
+    assert np.abs(actual - exact).max() > 4e-6
+
+
+@pytest.mark.parametrize("k", [1.4140625, 1 / 0.70703125])
+def test_rounded_constants_of_erf_are_kept(k: float) -> None:
+    imp = activation(ERF, k=k)
+    assert run_pass(fuse_activations, imp).matched == 1
+    shown = lines(imp.graph)
+    assert shown[2] == "y.gelu.exact = Gelu(y.gelu.scaled) {approximate: none}"
+    inside, outside = (float(imp.graph.initializers[f"y.gelu.{part}"].const_value.numpy()) for part in ("in", "out"))
+    assert inside == pytest.approx(2**0.5 / k, rel=1e-7)
+    assert inside * outside == pytest.approx(1, rel=1e-7)
 
 
 def test_soft_cap() -> None:

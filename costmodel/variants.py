@@ -166,22 +166,31 @@ def fastest(variants: Sequence[Variant]) -> Variant:
 
 
 def why_not(variant: Variant, best: Variant) -> str:
-    """The number that decided against a variant: the term that costs it most, beside the chosen one's."""
+    """What decided against a variant: its time of a token beside the chosen one's, and the term that costs it most."""
     gap = 1 / variant.tokens_per_s - 1 / best.tokens_per_s
     if gap <= 1e-12:
         return "as fast as the chosen one"
+    here, there = _ms(1 / variant.tokens_per_s), _ms(1 / best.tokens_per_s)
+    whole = f"{here} ms a token, {100 * gap * best.tokens_per_s:.0f} % more than the {there} ms of the chosen one"
+    if variant.mode == best.mode == TARGET_ONLY:
+        return whole
     ours, theirs = terms(variant), terms(best)
     name = max(ours, key=lambda term: ours[term] - theirs[term])
-    r = variant.round
-    sentence = {
-        "verify": f"verifying {r.gamma + 1} tokens takes {_ms(r.verify_s)} ms for {r.tokens:.2f}",
-        "draft": f"drafting {r.gamma} token{'s' if r.gamma > 1 else ''} takes {_ms(r.draft_s)} ms for {r.tokens:.2f}",
-        "other": "the loop around a round",
-    }[name]
+    return f"{whole}; most of it: {_spends(variant, name)}, and in the chosen one {_spends(best, name)}"
+
+
+def _spends(variant: Variant, name: str) -> str:
+    """What a variant does in a term, with its time of a token."""
+    r, ms = variant.round, _ms(terms(variant)[name])
+    if name == "other":
+        return f"the loop around the steps takes {ms} ms a token"
+    if name == "draft":
+        drafts = f"drafting {r.gamma} token{'s' if r.gamma > 1 else ''} takes {_ms(r.draft_s)} ms"
+        return f"{drafts}, {ms} ms for each of the round's {r.tokens:.2f} tokens" if r.gamma else "nothing is drafted"
     if variant.mode == TARGET_ONLY:
-        sentence = "a step of the target gives one token"
-    longer = 100 * gap * best.tokens_per_s
-    return f"{sentence}: {_ms(ours[name])} ms a token against {_ms(theirs[name])}; {longer:.0f} % longer in all"
+        return f"a step of the target takes {ms} ms and gives one token"
+    verifies = f"verifying {r.gamma + 1} tokens takes {_ms(r.verify_s)} ms"
+    return f"{verifies}, {ms} ms for each of the round's {r.tokens:.2f} tokens"
 
 
 def terms(variant: Variant) -> dict[str, float]:

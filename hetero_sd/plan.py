@@ -264,8 +264,10 @@ def _reasons(
         reasons.append(f"gamma {best.gamma}: as given with --gamma {wishes.gamma}")
     else:
         others = [v for v in asked.decision.leading[1:] if (v.mode == TARGET_ONLY) != (best.mode == TARGET_ONLY)]
-        against = f"; against it, {others[0].mode} reaches {others[0].tokens_per_s:.2f} tokens/s" if others else ""
-        reasons.append(f"gamma {best.gamma}: {best.tokens_per_s:.2f} tokens/s predicted, the most{against}")
+        against = (
+            f"; the best {others[0].mode} variant is predicted to reach {others[0].tokens_per_s:.2f}" if others else ""
+        )
+        reasons.append(f"gamma {best.gamma}: predicted to be the fastest, {best.tokens_per_s:.2f} tokens/s{against}")
     return reasons
 
 
@@ -285,7 +287,7 @@ def _why_there(search: Search, shape: DecoderSpec, placement: Placement, n: int)
     if cores is not None:
         gpu = GpuSlice(board.gpu, cores.parts[0][0])
         others.append(("the GPU", costs.step_s(costs.whole(gpu), n)))
-    return f"{here}, whole on " + " and on ".join(f"{name} {1e3 * s:.3g} ms" for name, s in others)
+    return f"{here}; the whole model would take " + " and ".join(f"{1e3 * s:.3g} ms on {name}" for name, s in others)
 
 
 def _why_threads(
@@ -303,8 +305,8 @@ def _why_threads(
             times.append((costs.step_s(costs.placed(place, cores, gpu), n), cores))
     here = next(s for s, cores in times if cores.parts == ((cluster, threads),))
     others = sorted(((s, cores.name) for s, cores in times if cores.parts != ((cluster, threads),)))
-    beside = f"; {others[0][1]} would take {1e3 * others[0][0]:.3g} ms" if others else ""
-    return f"{title}: a step of the target of {_tokens(n)} in {1e3 * here:.3g} ms{beside}"
+    beside = f"; on {others[0][1]}, the next best, it would take {1e3 * others[0][0]:.3g} ms" if others else ""
+    return f"{title}: a step of the target of {_tokens(n)} is predicted to take {1e3 * here:.3g} ms{beside}"
 
 
 def _tokens(n: int) -> str:

@@ -3,35 +3,43 @@
 T(n) of the bundle's own entry points and prompts at several contexts, the bandwidth beside each; before that the
 bandwidth of every cluster and of the GPU, alone and two at a time, and what launches and hand-overs of the GPU cost.
 The state of the machine (governor, clocks, temperature) is recorded before and after. All points are taken in turn and
-repeated until the time is up, so that a slow spell hits all of them. `hetero-sd calibrate` turns the file into a board
-file.
+repeated until the time is up, so that a slow spell hits all of them; a step that would not end in time is not begun.
+`hetero-sd calibrate` turns the file into a board file.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hetero_sd.runtime.budget import Budget
 from hetero_sd.runtime.calibrate_gpu import GpuCosts
-from hetero_sd.runtime.contention import measure_bandwidths
+from hetero_sd.runtime.contention import cases_of, measure_bandwidths
 from hetero_sd.runtime.interface import Models
-from hetero_sd.runtime.measure import LEAST_REPEATS, Step, take_turns
+from hetero_sd.runtime.measure import LEAST_REPEATS, Step, take_turn
 from targets.errors import UserError
 from targets.host.bandwidth import BandwidthReader
 
 FORMAT = 1
 MOST_SECONDS = 600
-_WARM_S = 2.0  # a GPU reads this long before anything counts, so that its clock is up
+_WARM_S = 2.0  # a GPU reads this long before anything counts, so that its clock is up,
+_WARM_SHARE = 0.1  # or this share of the time
 _SLOWER = 0.9  # a clock, or the last pass beside the first, below this share of it is throttled
 
 
-def calibrate(models: Models, threads: int, seconds: float, out: Path, note: Callable[[str], None]) -> dict[str, Any]:
-    """Measure for about `seconds` and write the result to `out`.
+def calibrate(
+    models: Models,
+    threads: int,
+    seconds: float,
+    out: Path,
+    note: Callable[[str], None],
+    clock: Callable[[], float] | None = None,
+) -> dict[str, Any]:
+    """Measure for at most `seconds` and write the result to `out`; what there was no time for is said.
 
     Args:
         models: the bundle's models, loaded.
@@ -39,65 +47,86 @@ def calibrate(models: Models, threads: int, seconds: float, out: Path, note: Cal
         seconds: at most MOST_SECONDS.
         out: JSON file, written whole or not at all.
         note: receives progress, one line at a time.
+        clock: seconds that pass, for tests.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or there was no time for a single step.
     """
-    start, before = time.monotonic(), machine_state()
+    part = out.with_name(f".{out.name}.part")
+    _write(out, part, "")  # before the work
+    budget, before = Budget(min(seconds, MOST_SECONDS), clock), machine_state()
     here = [model for model in (models.target, models.draft) if model is not None]
     device = next((d for d in (getattr(model, "gpu_device", None) for model in here) if d is not None), None)
     gpu = None if device is None else GpuCosts(device)
     if gpu is not None:
         note("warming the GPU")
-        while time.monotonic() - start < _WARM_S:
-            gpu.gb_per_s()
+        while budget.spent_s < _WARM_S and budget.allows("warm", share=_WARM_SHARE):
+            with budget.spend("warm"):
+                gpu.gb_per_s()
     note("bandwidth of each processor, alone and two together")
-    bandwidths = measure_bandwidths(gpu)
+    read, one_thread = BandwidthReader(threads), BandwidthReader(1)()
+    bandwidths = measure_bandwidths(gpu, budget)
     costs = None if gpu is None else {**gpu.launches(), "hand_over": gpu.hand_overs(), "device": _device_facts()}
 
-    read = BandwidthReader(threads)
     steps = {True: [], False: []}  # type: dict[bool, list[Step]]
     for model in here:
+        note(f"filling the caches of {model.name}")
         steps[getattr(model, "gpu_device", None) is not None] += steps_of(model)
-    limit, longest = min(seconds, MOST_SECONDS), [0.0]
-
-    def more(passes: int) -> bool:
-        spent = time.monotonic() - start
-        if passes:
-            note(f"pass {passes}: {spent:.0f} s of {seconds:.0f} s")
-            longest[0] = spent / passes
-        return spent + longest[0] < MOST_SECONDS and (passes < LEAST_REPEATS or spent < limit)
 
     # A pass goes over the CPU's steps and then over the GPU's, each with the bandwidth of its own processor beside it.
     passes = 0
-    while more(passes):
-        take_turns(steps[False], read, lambda done: done < 1)
-        if gpu is not None:
-            take_turns(steps[True], gpu.gb_per_s, lambda done: done < 1)
+    while take_turn(steps[False], read, budget) and (gpu is None or take_turn(steps[True], gpu.gb_per_s, budget)):
         passes += 1
-    timed = [*steps[False], *steps[True]]
+        note(f"pass {passes}: {budget.spent_s:.0f} s of {budget.seconds:.0f} s")
+    timed = [step for step in [*steps[False], *steps[True]] if step.samples]
+    if not timed:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{budget.seconds:.0f} s were too short to time a single step: give more --calibrate-seconds")
+    for line in shortfall([*steps[False], *steps[True]], len(bandwidths), cases_of(gpu is not None)):
+        note(line)
     result = {
         "format": FORMAT,
         "threads": threads,
         "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
         "bandwidth_gb_per_s": median([r for step in steps[False] for s in step.samples for r in s[1:]] or [read()]),
-        "bandwidth_one_thread_gb_per_s": BandwidthReader(1)(),
+        "bandwidth_one_thread_gb_per_s": one_thread,
         "bandwidths": bandwidths,
         "gpu": costs,
         "region_cost_s": _region_cost_s(here),
         "points": [step.point() for step in timed],
+        "not_measured": [step.facts for step in [*steps[False], *steps[True]] if not step.samples],
         "passes": passes,
+        "seconds": budget.spent_s,
         "slowed": slowed(timed),
         "machine": {"before": before, "after": machine_state()},
     }
-    part = out.with_name(f".{out.name}.part")
+    _write(out, part, json.dumps(result, indent=1) + "\n")
+    os.replace(part, out)
+    return result
+
+
+def _write(out: Path, part: Path, text: str) -> None:
     try:
-        part.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-        os.replace(part, out)
+        part.write_text(text, "utf-8")
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
-    return result
+
+
+def shortfall(steps: list[Step], bandwidths: int, cases: int) -> list[str]:
+    """What there was no time for, one line each."""
+    lines, missing = [], sum(not step.samples for step in steps)
+    if bandwidths < cases:
+        lines.append(f"no time for {cases - bandwidths} of {cases} bandwidths: give more --calibrate-seconds")
+    if missing:
+        lines.append(f"no time for {missing} of {len(steps)} steps: give more --calibrate-seconds")
+    few = sum(0 < len(step.samples) < LEAST_REPEATS for step in steps)
+    if few:
+        lines.append(
+            f"{few} of {len(steps)} steps were timed fewer than {LEAST_REPEATS} times, which counts as unstable: "
+            "give more --calibrate-seconds"
+        )
+    return lines
 
 
 def steps_of(model: Any) -> list[Step]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from hetero_sd.runtime.budget import Budget
+
 LEAST_REPEATS = 5
 _UNSTABLE = 0.15  # bandwidth before and after a step may differ by this share
 _ERROR = 0.05  # the standard error of a median may be this share of it
@@ -77,3 +79,24 @@ def take_turns(steps: Sequence[Step], read: Callable[[], float], more: Callable[
             step.samples.append((seconds, before, after))
             before = after
         passes += 1
+
+
+def take_turn(steps: Sequence[Step], read: Callable[[], float], budget: Budget) -> bool:
+    """Time every step once, in turn, until one would not end in time; False where the budget ended it.
+
+    A step that was not timed yet is guessed from those that were: as long as the longest of them for a token.
+    """
+    if not budget.allows("read"):
+        return False
+    with budget.spend("read"):
+        before = read()
+    for step in steps:
+        tokens = step.facts.get("n", 1)
+        guess_s = tokens * max((budget.took_s(id(s)) / s.facts.get("n", 1) for s in steps), default=0.0)
+        if not budget.allows(id(step), guess_s):
+            return False
+        with budget.spend(id(step)):
+            seconds, after = step.time_s(), read()
+        step.samples.append((seconds, before, after))
+        before = after
+    return True

@@ -122,8 +122,8 @@ def _calibrate(bundle: Bundle, options: Namespace, load: Loader) -> None:
     result = calibrate(models, threads, seconds, options.calibrate, lambda line: print(f"  {line}", file=sys.stderr))
     unstable = sum(not point["stable"] for point in result["points"])
     print(
-        f"{options.calibrate}: {len(result['points'])} points, {unstable} of them unstable, "
-        f"{result['bandwidth_gb_per_s']:.1f} GB/s with {threads} threads"
+        f"{options.calibrate}: {len(result['points'])} points in {result['seconds']:.0f} s, "
+        f"{unstable} of them unstable, {result['bandwidth_gb_per_s']:.1f} GB/s with {threads} threads"
         + ("; the clock fell while measuring: cool the board and repeat" if throttled(result) else "")
     )
 

@@ -91,7 +91,8 @@ class OrtDecoder:
         for value in self.session.get_inputs():
             if value.name.startswith("past"):
                 rows = CONTEXT if self.shared else PAST
-                caches[value.name] = make(np.zeros((1, value.shape[1], rows, value.shape[3]), np.float32))
+                dtype = np.float16 if value.type == "tensor(float16)" else np.float32
+                caches[value.name] = make(np.zeros((1, value.shape[1], rows, value.shape[3]), dtype))
                 binding.bind_ortvalue_input(value.name, caches[value.name])
             else:
                 binding.bind_ortvalue_input(value.name, make(feeds[value.name]))
@@ -102,7 +103,8 @@ class OrtDecoder:
             else:
                 rows = PAST + n if past is not None else n
                 dims = [1, value.shape[1], rows, value.shape[3]] if past is not None else [1, rows, value.shape[2]]
-                out = self._ort.OrtValue.ortvalue_from_shape_and_type(dims, np.float32)
+                dtype = np.float16 if value.type == "tensor(float16)" else np.float32
+                out = self._ort.OrtValue.ortvalue_from_shape_and_type(dims, dtype)
             binding.bind_ortvalue_output(value.name, out)
         return lambda: self.session.run_with_iobinding(binding)
 

@@ -7,7 +7,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -75,7 +74,6 @@ static void* work(void* argument) {
   hsd_crew* crew = worker->crew;
   int64_t idle_since = 0;
   hsd_inside = true;
-  prctl(PR_SET_NAME, "hsd-pool");
   while (!atomic_load_explicit(&crew->stop, memory_order_relaxed)) {
     bool worked = false;
     for (int look = 0; look < 64 && !worked; look++) {
@@ -106,6 +104,7 @@ static int start_one(hsd_crew* crew, int32_t index) {
   if (crew->n_cpus > 0) pthread_attr_setaffinity_np(&attributes, sizeof set, &set);
   int failed = pthread_create(&worker->thread, &attributes, work, worker);
   pthread_attr_destroy(&attributes);
+  if (!failed) pthread_setname_np(worker->thread, "hsd-pool");
   return failed;
 }
 

@@ -148,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 interrupted, 141 the reader of the output left.
     """
     command = "reading the options"
+    if arguments is None:
+        _use_utf8()
     try:
         options = _parser().parse_args(arguments)
         command = options.command
@@ -180,6 +182,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except BaseException as error:  # a panic in the tokenizers library is no Exception
         return report("hetero-sd", command, error)
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where file names have another encoding: ONNX files name others in UTF-8."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -42,6 +42,12 @@ def load(path: Path) -> Any:
         raise UserError(f"{path}: this is a folder; give the .onnx file in it")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
+    try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{str(path)!a}: the file's name is not UTF-8, as names inside ONNX files are: rename it"
+        ) from None
     if is_lfs_pointer(path):
         raise UserError(f"{path}: {lfs_reason(path)}")
     try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +177,84 @@ def test_control_flow(tmp_path: Path) -> None:
     }"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "a.onnx")
     refused(tmp_path / "a.onnx", "has a subgraph")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 337550077\n"
+
+
+def test_a_pointer_in_the_place_of_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(POINTER)
+    with pytest.raises(UserError, match=r"model.onnx: model.onnx is a Git LFS pointer, .*: run `git lfs pull`"):
+        load(path)
+
+
+def test_a_pointer_in_the_place_of_the_weights(external: Path) -> None:
+    (external.parent / "model.onnx.data").write_bytes(POINTER)
+    with pytest.raises(UserError, match=r"model.onnx: model.onnx.data is a Git LFS pointer, .*: run `git lfs pull`"):
+        load(external)
+
+
+def branch(name: str) -> onnx.GraphProto:
+    node = onnx.helper.make_node("Neg", ["use_cache_branch_as_number"], [name])
+    return onnx.helper.make_graph([node], name, [], [onnx.helper.make_tensor_value_info(name, 1, None)])
+
+
+def merged(proto: onnx.ModelProto) -> None:
+    """As optimum merges the decoder of the first token with the one that has a past."""
+    use = onnx.helper.make_tensor_value_info("use_cache_branch", onnx.TensorProto.BOOL, [1])
+    proto.graph.input.append(use)
+    nodes = [
+        onnx.helper.make_node("Cast", ["use_cache_branch"], ["use_cache_branch_as_number"], to=1),
+        onnx.helper.make_node("If", ["use_cache_branch"], ["x"], then_branch=branch("a"), else_branch=branch("b")),
+    ]
+    proto.graph.node.extend(nodes)
+
+
+def test_a_merged_decoder_names_the_file_to_give(tmp_path: Path) -> None:
+    path = tmp_path / "decoder_model_merged.onnx"
+    shutil.copyfile(INLINE, path)
+    rewrite(path, merged)
+    reason = (
+        r"has a subgraph .*: give its decoder_with_past_model.onnx, or export again with optimum's --no-post-process"
+    )
+    with pytest.raises(UserError, match=reason):
+        load(path)
+    (tmp_path / "decoder_with_past_model.onnx").touch()
+    with pytest.raises(
+        UserError, match=r"; give .*/decoder_with_past_model.onnx, the same decoder without control flow"
+    ):
+        load(path)
+
+
+def test_what_the_libraries_warn_of_is_not_printed(tmp_path: Path) -> None:
+    """onnx_ir logs values that are defined twice and the like; the refusal is one line all the same."""
+    code = (
+        "import logging, sys; from pathlib import Path; from passes.import_onnx.load import load\n"
+        "logging.getLogger('onnx_ir._core').warning('twice'); print('read', load(Path(sys.argv[1])).graph.name != '')"
+    )
+    command = [sys.executable, "-c", code, str(INLINE)]
+    done = subprocess.run(command, cwd=EXPORTS.parents[2], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("read True\n", "")
+
+
+@pytest.mark.parametrize("name", ["modèle", "模型"])
+def test_a_name_of_other_letters_without_utf8_mode(tmp_path: Path, name: str) -> None:
+    """The command starts again in UTF-8 mode, so that inline weights are found in the file of that name."""
+    path = tmp_path / name / f"{name}.onnx"
+    path.parent.mkdir()
+    shutil.copyfile(INLINE, path)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", "import sys; from hetero_sd.cli import main; sys.exit(main())"]
+    command += ["inspect", str(path), "--context", "32"]
+    root = EXPORTS.parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{path}: compiles")
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"mod\xe8le.onnx")
+    shutil.copyfile(INLINE, path)
+    with pytest.raises(UserError, match=r"the file's name is not UTF-8"):
+        load(path)

@@ -313,10 +313,14 @@ def test_activations(tile: CpuTile) -> None:
     up, wide = normal(1, 2, 256, seed=1), x.astype(np.float64)
     erf = np.vectorize(math.erf)(wide / 2**0.5)
     by_tanh = 0.5 * wide * (1 + np.tanh((2 / np.pi) ** 0.5 * (wide + 0.044715 * wide**3)))
+    rounded = 0.5 * wide * (1 + np.tanh(0.796875 * (wide + 0.0446 * wide**3)))  # constants of an export
+    assert np.abs(rounded - by_tanh).max() > 1e-4
     cases = [
         (gelu(tile, 2, 256, True), (x,), by_tanh),
         (gelu(tile, 2, 256, False), (x,), 0.5 * wide * (1 + erf)),
         (gelu_mul(tile, 2, 256, True), (x, up), by_tanh * up),
+        (gelu(tile, 2, 256, True, 0.796875, 0.0446), (x,), rounded),
+        (gelu_mul(tile, 2, 256, True, 0.796875, 0.0446), (x, up), rounded * up),
         (tanh(tile, 2, 256), (x,), np.tanh(wide)),
         (scale(tile, 2, 256, 8.5), (x,), 8.5 * wide),
     ]

@@ -299,6 +299,11 @@ def test_activations(run: Run) -> None:
     approximate = wide * (1 + np.tanh((2 / np.pi) ** 0.5 * (wide + 0.044715 * wide**3))) / 2
     np.testing.assert_allclose(run(gelu(MALI, 2, 38, tanh=False), x, out=out), exact, atol=2e-6)
     np.testing.assert_allclose(run(gelu(MALI, 2, 38, tanh=True), x, out=out), approximate, atol=2e-6)
+    rounded = wide * (1 + np.tanh(0.796875 * (wide + 0.0446 * wide**3))) / 2  # constants of an export
+    np.testing.assert_allclose(run(gelu(MALI, 2, 38, True, 0.796875, 0.0446), x, out=out), rounded, atol=2e-6)
+    y = run(gelu_mul(MALI, 2, 38, True, 0.796875, 0.0446), x, up, out=out)
+    np.testing.assert_allclose(y, rounded * up, atol=4e-6)
+    assert np.abs(y - approximate * up).max() > 1e-4
     np.testing.assert_allclose(run(gelu_mul(MALI, 2, 38, tanh=False), x, up, out=out), exact * up, atol=4e-6)
     y = run(gelu_mul(MALI, 2, 38, tanh=True), x, up, out=out)
     np.testing.assert_allclose(y, approximate * up, atol=4e-6)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodel.speculative import expected_tokens
+from hetero_sd.progress import Progress
 from hetero_sd.runtime.interface import Model
 from targets.errors import UserError
 from targets.files import write_text
@@ -55,13 +56,15 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The subcommand."""
+    """The subcommand; 130 where it was interrupted and shows what it has so far."""
+    if options.out is not None and not options.out.absolute().parent.is_dir():
+        raise UserError(f"--out {options.out}: there is no folder {options.out.parent}")
     result = measure_acceptance(options)
     text = json.dumps(result, indent=1)
     if options.out is not None:
         write_text(options.out, text + "\n")
     print(text if options.json else acceptance_text(result))
-    return 0
+    return 130 if "partial" in result else 0
 
 
 class ReferenceDecoder:
@@ -178,8 +181,11 @@ def _bootstrap(prompts: Sequence[Judged], seed: int) -> tuple[float, float]:
 def measure_acceptance(options: argparse.Namespace) -> dict[str, Any]:
     """Run the pair over the prompts, greedily and sampled.
 
+    Ctrl-C ends it with what was judged until then: the result then has `partial`, a sentence.
+
     Raises:
         UserError: files that cannot be used, vocabularies that differ, numbers out of range.
+        KeyboardInterrupt: before anything was judged.
     """
     from hetero_sd.runtime.prompts import read_prompts
     from hetero_sd.runtime.text import Text
@@ -202,15 +208,25 @@ def measure_acceptance(options: argparse.Namespace) -> dict[str, Any]:
     if empty := next((p for p, ids in zip(prompts, encoded, strict=True) if not ids), None):
         raise UserError(f"{empty.where} is empty: give at least one token")
     context = max(map(len, encoded)) + options.max_new_tokens + options.gamma + 1
-    whole = [ReferenceDecoder(path, context) for path in (options.target, options.draft)]
+    progress, whole = Progress(quiet=options.json), []
+    for path in (options.target, options.draft):
+        with progress.step(f"load {path}"):
+            whole.append(ReferenceDecoder(path, context))
     check_pair(options.target, whole[0].vocab, options.draft, whole[1].vocab, tokenizer)
     target, draft = (WithinVocabulary(model, tokenizer.vocab) for model in whole)
     result: dict[str, Any] = {"format": FORMAT, "target": options.target.name, "draft": options.draft.name}
+    result |= {"greedy": None, "sampled": None}
     for mode, temperature in (("greedy", 0.0), ("sampled", options.temperature)):
-        result[mode] = None
         if mode == "greedy" or temperature > 0:
-            judged = _run(target, draft, encoded, options, temperature, frozenset(tokenizer.eos_ids), mode)
-            result[mode] = {"temperature": temperature, **summary(judged, options.gamma, options.seed)}
+            judged, complete = _run(target, draft, encoded, options, temperature, frozenset(tokenizer.eos_ids), mode)
+            seen = any(any(j.seen) for j in judged)
+            if not complete and not seen and mode == "greedy":
+                raise KeyboardInterrupt
+            if complete or seen:
+                result[mode] = {"temperature": temperature, **summary(judged, options.gamma, options.seed)}
+            if not complete:
+                result["partial"] = f"interrupted in prompt {len(judged)} of {len(encoded)} of the {mode} run"
+                break
     return result
 
 
@@ -222,10 +238,11 @@ def _run(
     temperature: float,
     eos: frozenset[int],
     mode: str,
-) -> list[Judged]:
-    """Speculate after every prompt and judge the rounds."""
+) -> tuple[list[Judged], bool]:
+    """Speculate after every prompt and judge the rounds; False where Ctrl-C ended it, within the last one."""
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     from hetero_sd.runtime.generate import Request
     from hetero_sd.runtime.policy import FixedGamma
@@ -233,22 +250,35 @@ def _run(
     from hetero_sd.runtime.speculate import speculate
     from hetero_sd.runtime.trace import Trace
 
-    found = []
-    console = Console(stderr=True, quiet=options.json)
-    for i, prompt in enumerate(track(encoded, f"  {mode}", console=console, transient=True)):
-        sampling = Sampling(temperature, 0, 1.0, options.seed + i)
-        trace, request = Trace(), Request(options.max_new_tokens, eos, sampling)
-        for _ in speculate(target, draft, prompt, request, FixedGamma(options.gamma), trace):
-            pass
-        found.append(judge(trace.rounds, options.gamma))
-    return found
+    found: list[Judged] = []
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
+    bars = Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True, quiet=options.json), transient=True)
+    most, trace = options.max_new_tokens, Trace()
+    with bars:
+        task = bars.add_task(mode, total=most * len(encoded))
+        try:
+            for i, prompt in enumerate(encoded):
+                sampling = Sampling(temperature, 0, 1.0, options.seed + i)
+                trace, request = Trace(), Request(most, eos, sampling)
+                for n, _ in enumerate(speculate(target, draft, prompt, request, FixedGamma(options.gamma), trace), 1):
+                    bars.update(task, completed=most * i + n)
+                found.append(judge(trace.rounds, options.gamma))
+                passed, seen = sum(sum(j.passed) for j in found), sum(sum(j.seen) for j in found)
+                sofar = f", {passed / seen:.3f} accepted" if seen else ""
+                bars.update(
+                    task, completed=most * (i + 1), description=f"{mode}, prompt {i + 1} of {len(encoded)}{sofar}"
+                )
+        except KeyboardInterrupt:
+            found.append(judge(trace.rounds, options.gamma))
+            return found, False
+    return found, True
 
 
 def acceptance_text(result: dict[str, Any]) -> str:
     """The result for people."""
-    lines = []
+    lines = [f"partial: {result['partial']}"] if "partial" in result else []
     for mode in ("greedy", "sampled"):
-        found = result[mode]
+        found = result.get(mode)
         if found is None:
             continue
         low, high = found["interval"]

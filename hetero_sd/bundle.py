@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from hetero_sd.runtime.launcher import LAUNCHER
+from hetero_sd.runtime.launcher import launcher
 from hetero_sd.runtime.thread_pool import LIBRARY
 from targets.errors import UserError
 
@@ -114,10 +114,10 @@ def copy_thread_pool(folder: Path, isa: str) -> None:
         shutil.copyfile(pool.ensure(isa), copy)
 
 
-def write_launcher(folder: Path) -> None:
-    """Write run.py."""
+def write_launcher(folder: Path, isa: str, board: str) -> None:
+    """Write run.py, for a board and its instruction set."""
     path = folder / "run.py"
-    path.write_text(LAUNCHER, "utf-8")
+    path.write_text(launcher(isa, board), "utf-8")
     path.chmod(0o755)
 
 

@@ -30,6 +30,7 @@ from hetero_sd.tokenizer_files import TokenizerFiles, check_pair, find_tokenizer
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
+from targets.mali.opencl_runtime import machine
 
 if TYPE_CHECKING:
     from passes.import_onnx import Decoder
@@ -84,7 +85,10 @@ class CompileRequest:
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What was decided and written; `prediction` ranks the plan's own choices, `notes` are sentences for the user."""
+    """What was decided and written; `prediction` ranks the plan's own choices, `notes` are sentences for the user.
+
+    `runs_here` says whether this machine has the board's instruction set.
+    """
 
     plan: Plan
     prediction: Prediction
@@ -92,6 +96,7 @@ class CompileResult:
     tokenizer: TokenizerFiles
     models: dict[str, BuiltModel]
     notes: tuple[str, ...] = ()
+    runs_here: bool = True
 
 
 def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult:
@@ -142,7 +147,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
         with progress.step("write the bundle"):
             tokenizer.copy_to(folder / "tokenizer")
             copy_device_python(folder / "python")
-            write_launcher(folder)
+            write_launcher(folder, board.isa, board.name)
             write_requirements(folder, version("apache-tvm"), _has_chat_template(folder / "tokenizer"))
         if request.vendor_python is not None:
             from hetero_sd.vendor import vendor_wheels
@@ -158,7 +163,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             }
             write_manifest(folder, contents)
         size = folder_bytes(folder)
-    return CompileResult(plan, prediction, size, tokenizer, models, notes)
+    return CompileResult(plan, prediction, size, tokenizer, models, notes, board.isa == machine())
 
 
 def _wishes(request: CompileRequest) -> Wishes:

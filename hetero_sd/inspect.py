@@ -43,6 +43,7 @@ _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "norm_by_head": ("norms of single heads", ("RMSNormalization",)),
     "split_packed": ("packed projections split", ("Slice", "Split")),
     "canonical_products": ("products and gates put in one form", ("Gemm", "Div", "Swish", "QuickGelu")),
+    "tie_equal_head": ("heads that are the embedding once more, stored once", ()),
     "fuse_activations": ("GELU and soft caps recognised", ("Tanh", "Erf", "Gelu", "FastGelu", "BiasGelu")),
     "add_cache": ("caches added", ()),
     "learned_positions": ("tables of learned positions", ("Gather",)),

@@ -37,10 +37,15 @@ def compile_text(result: CompileResult, out: Path) -> str:
         lines.append(
             f"{role:8}{m['layers']:>8}{m['weight_dtype']:>10}{sizes}  {widths} and prefill {m['prefill_width']}"
         )
-    lines.append(
-        f"bundle {out}: {_size(result.bundle_bytes)}; run it with: python {quote(str(out / 'run.py'))} --prompt TEXT"
-    )
+    lines.append(f"bundle {out}: {_size(result.bundle_bytes)}; {_how_to_run(result, out)}")
     return "\n".join(lines)
+
+
+def _how_to_run(result: CompileResult, out: Path) -> str:
+    """A command to copy."""
+    if result.runs_here:
+        return f"run it with: python {quote(str(out / 'run.py'))} --prompt TEXT"
+    return f"copy it to the board and run it there with: python3 {quote(f'{out.name}/run.py')} --prompt TEXT"
 
 
 def compile_json(result: CompileResult) -> str:

@@ -19,13 +19,15 @@ import numpy.typing as npt
 from hetero_sd.reference import ReferenceModel
 from hetero_sd.runtime.generate import Request, generate
 from hetero_sd.runtime.interface import Model
-from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.prompts import read_prompts
 from hetero_sd.runtime.run import load_text
 from hetero_sd.runtime.saved_logits import SavedLogits, read_logits
 from hetero_sd.runtime.threads import choose_threads
 from hetero_sd.runtime.trace import Trace
+from targets.device import Board
 from targets.errors import UserError
+from targets.mali.opencl_runtime import machine
 
 MOST_NEAR_TIES = 0.01
 _ROUNDOFF = 2.0**-24
@@ -114,6 +116,8 @@ def verify_bundle(folder: Path, against: Path, prompts: Path | None, saved: Path
         UserError: a file is missing or unusable, or bundle and ONNX file do not belong together.
     """
     bundle = Bundle(folder)
+    if saved is None:
+        _check_machine(bundle)
     bundle.verify_all()
     facts = bundle.models["target"]
     reference = ReferenceModel(against)
@@ -121,6 +125,15 @@ def verify_bundle(folder: Path, against: Path, prompts: Path | None, saved: Path
     pairs = [(reference.forward(s.token_ids), np.asarray(s.logits)) for s in sequences]
     scale = max(float(np.abs(r).max()) for r, _ in pairs)
     return compare(pairs, logit_bound(scale, facts["widest_sum"], facts["layers"]))
+
+
+def _check_machine(bundle: Bundle) -> None:
+    """Refuse a bundle that was compiled for another instruction set, before the reference is loaded."""
+    if "board" in bundle.manifest and (board := Board.from_json(bundle.manifest["board"], MANIFEST)).isa != machine():
+        raise UserError(
+            f"{bundle.folder} is for {board.isa} (board {board.name}) and cannot run here: "
+            "`run.py --save-logits F` there, then `verify --from F` here"
+        )
 
 
 def _run_here(bundle: Bundle, prompts: Path | None) -> Iterator[SavedLogits]:

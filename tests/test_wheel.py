@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from requirements import missing
 
-from targets import elf
-from targets.errors import UserError
+from targets import elf, zig
 from targets.mali import opencl_runtime
 from targets.mali.opencl_runtime import building
 
@@ -28,11 +27,6 @@ LIBRARIES = {t: f"targets/mali/opencl_runtime/lib/{t}/{opencl_runtime.LIBRARY}" 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The wheel of a copy of the project, and what building it said."""
-    for target in LIBRARIES:
-        try:
-            building.find_compiler(target)
-        except UserError as error:
-            missing(str(error))
     copy, out = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         shutil.copyfile(ROOT / name, copy / name)
@@ -107,15 +101,15 @@ def test_without_a_compiler_the_wheel_says_what_it_lacks(
     monkeypatch.syspath_prepend(str(ROOT))
     import wheel_backend
 
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(zig, "has_zig", lambda: False)
     command = wheel_backend.BuildWithRuntime(Distribution())
     command._build_runtime(tmp_path / "lib")
     said = capsys.readouterr().err
     for target in LIBRARIES:
-        assert f"warning: this wheel has no OpenCL runtime for {target}: no C++ compiler for {target}" in said
+        assert f"warning: this wheel has no OpenCL runtime for {target}: nothing compiles for {target} here" in said
     assert not (tmp_path / "lib").exists()
     monkeypatch.setenv("HSD_WHEEL_LIBRARIES", "require")
-    with pytest.raises(SystemExit, match=r"error: no C\+\+ compiler for x86-64"):
+    with pytest.raises(SystemExit, match=r"error: nothing compiles for x86-64 here"):
         command._build_runtime(tmp_path / "lib")
 
 
@@ -128,5 +122,5 @@ def test_an_editable_install_asks_for_no_tvm(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(build_meta, "get_requires_for_build_wheel", lambda settings: ["wheel"])
     requires = wheel_backend.get_requires_for_build_wheel()
     assert requires[0] == "wheel"
-    assert requires[1].startswith("apache-tvm==")
+    assert [name.split("==")[0] for name in requires[1:]] == ["apache-tvm", "ziglang"]
     assert wheel_backend.get_requires_for_build_editable.__module__ == "setuptools.build_meta"

@@ -1,12 +1,28 @@
-"""The text of ``DIR/run.py``, the command a user runs on the device."""
+"""The text of ``DIR/run.py``, the command a user runs on the device.
+
+On another machine it says so before it imports anything: what lies in ``site/`` is compiled for the device, too.
+"""
 
 from __future__ import annotations
 
-LAUNCHER = '''\
+_MACHINES = {"aarch64": ("aarch64", "arm64"), "x86-64": ("x86_64", "amd64")}  # as `uname -m` and Python say
+
+
+def launcher(isa: str, board: str) -> str:
+    """The script of a bundle for an instruction set, ``aarch64`` or ``x86-64``, and a board's name."""
+    return _LAUNCHER.replace("MACHINES", repr(_MACHINES[isa])).replace("BOARD", repr(f"{isa} (board {board})"))
+
+
+_LAUNCHER = '''\
 #!/usr/bin/env python3
 """Run the models of this folder: python run.py --help."""
 
+import platform
 import sys
+
+if platform.machine().lower() not in MACHINES:
+    what = "run.py: error: this bundle is for " + BOARD
+    sys.exit(print(f"{what}, this machine is {platform.machine()}: copy it to the board", file=sys.stderr) or 2)
 
 sys.dont_write_bytecode = True  # the folder may be read-only
 

@@ -35,6 +35,7 @@ from passes.import_onnx.pick_branch import pick_branch
 from passes.import_onnx.resolve_shapes import resolve_shapes
 from passes.import_onnx.split_packed import split_packed
 from passes.import_onnx.state import Importing, Pass, PassLog, run_pass
+from passes.import_onnx.tie_equal_head import tie_equal_head
 from passes.import_onnx.unfuse_onnxruntime import unfuse_onnxruntime
 from passes.import_onnx.upcast_to_float32 import upcast_to_float32
 from passes.import_onnx.widen_bfloat16 import widen_bfloat16
@@ -67,6 +68,7 @@ PIPELINE: list[Pass] = [
     norm_by_head,
     split_packed,
     canonical_products,
+    tie_equal_head,
     fuse_activations,
     add_cache,
     learned_positions,

@@ -131,3 +131,47 @@ def test_mistakes_end_in_one_line(
     out, err = capsys.readouterr()
     assert message in err
     assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(("calls", "expected"), [(0, "nothing"), (6, "greedy"), (100, "both")])
+def test_what_was_judged_until_ctrl_c_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, calls: int, expected: str
+) -> None:
+    """The interrupt comes at the k-th forward pass after the models were loaded."""
+    left = [calls + 2]  # one pass of each model tells its vocabulary
+    original = ReferenceDecoder.forward
+
+    def forward(self: ReferenceDecoder, ids: Any, pos: int) -> Any:
+        left[0] -= 1
+        if left[0] < 2:
+            raise KeyboardInterrupt
+        return original(self, ids, pos)
+
+    monkeypatch.setattr(ReferenceDecoder, "forward", forward)
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "alpha.json"
+    prompts.write_text("\n".join(json.dumps({"token_ids": [3 + i, 40, 17]}) for i in range(3)))
+    given = ["--prompts", str(prompts), "--tokenizer", str(TARGET), "--eos", "511", "--out", str(out)]
+    sizes = ["--max-new-tokens", "12", "--gamma", "3"]
+    assert main(["acceptance", str(TARGET / "model.onnx"), str(DRAFT / "model.onnx"), *given, *sizes]) == 130
+    shown = capsys.readouterr().out
+    if expected == "nothing":
+        assert (shown, out.exists()) == ("", False)
+        return
+    found = json.loads(out.read_text())
+    assert shown.startswith(f"partial: {found['partial']}\ngreedy: acceptance")
+    assert 0 < found["greedy"]["rounds"]
+    assert read_alpha_file(out).alpha
+    whole = 3
+    if expected == "greedy":
+        assert found["sampled"] is None
+        assert "of 3 of the greedy run" in found["partial"]
+        assert found["greedy"]["prompts"] < whole
+    else:
+        assert found["greedy"]["prompts"] == whole
+        assert "of 3 of the sampled run" in found["partial"]
+
+
+def test_a_folder_that_is_missing_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "missing" / "alpha.json")
+    assert main(["acceptance", "/nowhere.onnx", "/nowhere.onnx", "--prompts", "/nowhere", "--out", missing]) == 2
+    assert "there is no folder" in capsys.readouterr().err

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from hetero_sd.runtime.interface import Models
-from hetero_sd.runtime.launcher import LAUNCHER
+from hetero_sd.runtime.launcher import launcher
 from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.runtime.run import main
 from hetero_sd.runtime.saved_logits import read_logits, save_logits
 from hetero_sd.runtime.weights import write_weights
 from targets.errors import UserError
+from targets.mali.opencl_runtime import machine
 
 ROOT = Path(__file__).resolve().parents[3]
 PLAN = {"gamma": 3, "mode": "sequential", "threads": 2, "prediction": {"draft_step_s": 0.01}}
@@ -273,7 +274,7 @@ def device(folder):
             shutil.copy(source, to)
     (folder / "python/hetero_sd/__init__.py").touch()
     (folder / "python/hetero_sd/runtime/model.py").write_text(TOY)
-    (folder / "run.py").write_text(LAUNCHER)
+    (folder / "run.py").write_text(launcher(machine(), "host"))
     write_bundle(folder)
     for path in folder.rglob("*"):
         path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
@@ -358,3 +359,20 @@ def test_the_launcher_reports_a_mistake_in_one_line(device):
 def test_a_terminal_that_is_not_utf8(device):
     process = command(device, "--prompt", os.fsdecode(b"caf\xe9"))
     assert process.communicate()[1] == b"run.py: error: --prompt is not valid Unicode text: give UTF-8\n"
+
+
+@pytest.mark.parametrize("given", [(), ("--prompt", "x"), ("--doctor",), ("--check", "--no-such-option")], ids=str)
+def test_another_machine_is_said_first(tmp_path, given):
+    """Nothing is imported before, and nothing else of the bundle needs to be in order."""
+    other = {"x86-64": "aarch64", "aarch64": "x86-64"}[machine()]
+    (tmp_path / "run.py").write_text(launcher(other, "imx95"))
+    (tmp_path / "site").mkdir()
+    for name in ("numpy", "hetero_sd", "pathlib"):
+        (tmp_path / "site" / f"{name}.py").write_text("raise ImportError('compiled for another machine')")
+    done = command(tmp_path, *given, text=True)
+    out, err = done.communicate(timeout=60)
+    assert (done.returncode, out, err.count("\n")) == (2, "", 1)
+    assert f"run.py: error: this bundle is for {other} (board imx95), this machine is " in err
+    (tmp_path / "run.py").write_text(launcher(machine(), "host"))  # the negative control
+    done = command(tmp_path, *given, text=True)
+    assert "this bundle is for" not in done.communicate(timeout=60)[1]

@@ -1,0 +1,227 @@
+"""Every command that the documents show works as it is written.
+
+A command is a line of a code block, or a span of code in a sentence, that begins with a program of ours or of the
+shell. Each has an entry below that says how it is tried; one without an entry fails, and so does an entry that no
+document shows any more. Placeholders are files of the folder that the commands run in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hetero_sd.cli import _parser, main
+from hetero_sd.runtime.options import parse_options
+from targets.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPORTS = ROOT / "tests" / "data" / "exports"
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "examples/translation/README.md", "benchmarks/prediction.md")
+PROGRAMS = (
+    "hetero-sd",
+    "run.py",
+    "bundle/run.py",
+    "python",
+    "python3",
+    "make",
+    "pytest",
+    "pre-commit",
+    "pip",
+    "scp",
+    "ssh",
+)
+PAIR = "target/model.onnx --draft draft/model.onnx"
+VERIFY = "hetero-sd verify bundle --against target/model.onnx"
+
+RUN = {  # run as it stands, in a folder with the pair and a bundle of it for this machine
+    f"{VERIFY}",
+    f"{VERIFY} --from F",
+    "hetero-sd inspect FILE.onnx",
+    "hetero-sd predict target/config.json --draft draft/config.json --board imx95 --alpha 0.8 --report r.html",
+    "hetero-sd acceptance target/model.onnx draft/model.onnx --tokenizer . --prompts prompts.txt",
+    "hetero-sd explain target/model.onnx --board imx95",
+    "hetero-sd doctor",
+    "run.py --help",
+    "run.py --doctor",
+    "run.py --prompts prompts.txt --save-logits F",
+    "python bundle/run.py --prompt TEXT",
+}
+SLOW = {  # the same, but long: what is appended makes it shorter
+    f"hetero-sd compile {PAIR} --tokenizer . --board imx95 --out bundle": "",
+    "run.py --calibrate F": "--calibrate-seconds 3",
+}
+PARSED = {  # needs a board, or the steps of one measured without anything else running
+    "ssh board python3 bundle/run.py --prompt 'The dog sleeps.'",
+    "hetero-sd calibrate F --target target/model.onnx --board imx95 --out my-imx95.toml",
+    "run.py --calibrate",
+}
+ELSEWHERE = {  # takes what a test must not: an installation, all tests, a network, hours
+    "make demo": "Makefile",
+    "make test": "Makefile",
+    "make setup": "Makefile",
+    "make check": "Makefile",
+    "pre-commit install": ".pre-commit-config.yaml",
+    "pytest -m 'not slow'": "pyproject.toml",
+    "scp -r bundle board:": "README.md",
+    "pip install -r requirements-train.txt": "examples/translation/requirements-train.txt",
+    "python train.py --work WORK": "examples/translation/train.py",
+    "python export.py --work WORK": "examples/translation/export.py",
+    "python corpus.py --train train.jsonl": "examples/translation/corpus.py",
+    "python evaluate.py": "examples/translation/evaluate.py",
+    "python benchmarks/prediction.py": "benchmarks/prediction.py",
+}
+
+
+def code_of(text: str) -> Iterator[str]:
+    """Lines of code blocks, fenced or indented, and spans of code in the text between them."""
+    fenced, prose = False, []
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            yield line.strip()
+        else:
+            prose.append(line)
+    yield from re.findall(r"`([^`]+)`", " ".join(prose))
+
+
+def commands_of(text: str) -> set[str]:
+    """The commands in a document, without comments and the path of the virtual environment, quoted in one way."""
+    found = set()
+    for code in code_of(text):
+        for part in re.split(r"\s&&\s", code):
+            with contextlib.suppress(ValueError):  # a drawing with a quote in it
+                words = shlex.split(re.split(r"\s+#", part)[0])
+                if words and (word := words[0].removeprefix(".venv/bin/")) in PROGRAMS and words[1:]:
+                    found.add(shlex.join([word, *words[1:]]))
+        if drawn := re.search(r"\bpython bundle/run\.py$", code):
+            found.add(f"{drawn[0]} --prompt TEXT")
+    return found
+
+
+def documented() -> set[str]:
+    documents = [*(ROOT / name for name in DOCUMENTS), *(ROOT / "docs").rglob("*.md")]
+    return set().union(*(commands_of(path.read_text("utf-8")) for path in documents))
+
+
+def test_every_command_has_an_entry_and_every_entry_a_command() -> None:
+    assert documented() == RUN | set(SLOW) | PARSED | set(ELSEWHERE)
+
+
+def test_a_new_command_would_be_noticed() -> None:
+    """The negative control: in a block, in a fence, in a sentence; and what is no command is none."""
+    assert commands_of("    .venv/bin/hetero-sd new --thing 'a b'   # why") == {"hetero-sd new --thing 'a b'"}
+    assert commands_of("```\nmake it && ssh board true\n```") == {"make it", "ssh board true"}
+    assert commands_of("say `run.py\n--new` and `--option`, `sweep` or `make_plan`") == {"run.py --new"}
+    assert commands_of('`make` alone\n    target.onnx ─┐ "') == set()
+
+
+def test_every_option_in_a_sentence_exists() -> None:
+    known = {option for parser in _all_parsers() for option in parser._option_string_actions}
+    help_text = (ROOT / "tests/golden/hetero_sd/runtime/help.txt").read_text("utf-8")
+    known |= set(re.findall(r"--[a-z][a-z-]*", help_text))
+    spans = re.findall(r"`([^`\n]+)`", (ROOT / "README.md").read_text("utf-8"))
+    shown = {option for span in spans for option in re.findall(r"(?:^|\s)(--[a-z][a-z-]*)", span)}
+    assert len(shown) > 15
+    assert shown - known == set()
+
+
+def _all_parsers() -> list[object]:
+    parser = _parser()
+    subcommands = next(action for action in parser._actions if hasattr(action, "choices") and action.choices)
+    return [parser, *subcommands.choices.values()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything the commands name; the bundle is for this machine."""
+    folder = tmp_path_factory.mktemp("documented")
+    for role, export in (("target", "llama-dynamo-fp32"), ("draft", "llama-drafter-dynamo-fp32")):
+        shutil.copytree(EXPORTS / export, folder / role)
+    for path in (folder / "target").glob("*.json"):
+        shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(folder / "target/model.onnx", folder / "FILE.onnx")
+    (folder / "prompts.txt").write_text("The quick brown fox\nOnce upon a time\n")
+    [compile_it] = [command for command in SLOW if " compile " in command]
+    done = tried(compile_it.replace("--board imx95", "--board host --context 128"), folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def tried(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder; `run.py` is the bundle's."""
+    words = shlex.split(command)
+    programs = {
+        "hetero-sd": [sys.executable, "-m", "hetero_sd"],
+        "run.py": [sys.executable, "bundle/run.py"],
+        "python": [sys.executable],
+    }
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    full = [*programs[words[0]], *words[1:]]
+    return subprocess.run(full, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+ORDER = sorted(RUN, key=lambda command: ("--from" in command, command))  # what --from reads is written before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ORDER)
+def test_it_runs_as_written(place: Path, command: str) -> None:
+    if "--from F" in command and not (place / "F").exists():
+        assert tried("run.py --prompts prompts.txt --save-logits F", place).returncode == 0
+    done = tried(command, place)
+    findings = command.endswith("doctor") and done.returncode == 1  # the doctor found something, as it may
+    assert done.returncode == 0 or findings, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout or done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SLOW)
+def test_a_long_one_runs_as_written(place: Path, tmp_path: Path, command: str) -> None:
+    folder = place
+    if " compile " in command:
+        folder = tmp_path
+        for name in ("target", "draft", "tokenizer.json", "generation_config.json"):
+            if (place / name).exists():
+                (folder / name).symlink_to(place / name)
+    done = tried(f"{command} {SLOW[command]}", folder)
+    assert done.returncode == 0, done.stderr
+    if " compile " in command:  # and it says first that it is for another machine
+        [line] = [line for line in done.stdout.splitlines() if line.startswith("bundle ")]
+        assert ("copy it to the board" in line) == ("this bundle is for" in tried("run.py --help", folder).stderr)
+
+
+@pytest.mark.parametrize("command", sorted(PARSED))
+def test_its_options_are_known(command: str) -> None:
+    words = shlex.split(command)
+    if "run.py" in words[0] or words[0] == "ssh":
+        start = next(i for i, word in enumerate(words) if word.endswith("run.py"))
+        given = words[start + 1 :]
+        parse_options([*given, "F"] if given == ["--calibrate"] else given)
+        with pytest.raises(UserError):  # the negative control
+            parse_options([*words[start + 1 :], "--no-such-option"])
+    else:
+        _parser().parse_args(words[1:])
+        assert main([*words[1:], "--no-such-option"]) == 2
+
+
+@pytest.mark.parametrize("command", sorted(ELSEWHERE))
+def test_what_is_not_run_is_there(command: str) -> None:
+    words = shlex.split(command)
+    source = ROOT / ELSEWHERE[command]
+    assert source.is_file()
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", source.read_text("utf-8"), re.MULTILINE)
+    elif words[0] == "python":
+        compile(source.read_text("utf-8"), str(source), "exec")
+        assert all(f'"{option}"' in source.read_text("utf-8") for option in words if option.startswith("--"))

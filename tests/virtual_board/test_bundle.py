@@ -74,6 +74,7 @@ def test_the_board_gives_the_tokens_of_the_host(
         assert done.returncode == 0, done.stderr
         assert tokens(done.stdout) == expected, mode
     assert sum(json.loads(line)["stats"]["drafted"] for line in done.stdout.splitlines()) > 0
+    assert {json.loads(line)["stats"]["threads"]["pool"] for line in done.stdout.splitlines()} == {"ours"}
     result = verify_bundle(bundles["imx95"], _PAIR / "target" / "model.onnx", None, tmp_path / "logits")
     assert result.passed, result
 

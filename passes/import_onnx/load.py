@@ -91,6 +91,9 @@ def _flatten(model: Any) -> None:
     for node in model.graph:
         node.domain = "" if node.domain == "ai.onnx" else node.domain
         node.name = node.name or f"{node.op_type} of {node.outputs[0].name}"
+        for value in node.outputs:  # what the file says of types and shapes within the graph may be untrue
+            if not value.is_graph_output():
+                value.shape = value.type = None
 
 
 def _check_control_flow(path: Path, model: Any) -> None:

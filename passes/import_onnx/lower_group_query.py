@@ -33,13 +33,6 @@ from targets.errors import UserError
 
 # inputs: query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, ...
 _KNOWN_INPUTS = 9
-# attributes that change the result and are not translated: their neutral values
-_NEUTRAL = {
-    "smooth_softmax": (0, -1),
-    "qk_output": (0,),
-    "k_quant_type": ("NONE",),
-    "v_quant_type": ("NONE",),
-}
 
 
 def lower_group_query(imp: Importing) -> PassLog:
@@ -75,12 +68,10 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
             "its cache is a ring that holds the window alone (sliding_window_cache); build the model again with "
             "--extra_options windowed_kv_cache=false"
         )
-    for name, neutral in _NEUTRAL.items():
-        if attribute(node, name, neutral[0]) not in neutral:
-            raise Declined(f"{name}={attribute(node, name)} is not supported")
     heads, kv_heads, head_dim = attribute(node, "num_heads"), attribute(node, "kv_num_heads"), imp.facts["head_dim"]
     if kv_heads != imp.facts["kv_heads"] or node.inputs[0] not in known:
         raise Declined(f"it has {kv_heads} key/value heads, the cache {imp.facts['kv_heads']}")
+    _check_widths(node, known, heads * head_dim, kv_heads * head_dim)
     _prove_lengths(imp, node)
     query, key, value = node.inputs[:3]
     if key is None:
@@ -107,6 +98,17 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
     replace_uses(node.outputs[0], output)
     for past, old, new in zip((past_key, past_value), node.outputs[1:3], present, strict=True):
         replace_present(imp, past.name.replace("past_key_values", "present"), old, new)
+
+
+def _check_widths(node: Any, known: dict[Any, Known], query: int, key: int) -> None:
+    """The projections are as wide as num_heads, kv_num_heads and the cache say, one by one or packed."""
+    if (node.inputs[1] is None) != (node.inputs[2] is None):
+        raise Declined("it has a key without a value, or a value without a key")
+    widths = [query + 2 * key] if node.inputs[1] is None else [query, key, key]
+    for value, width in zip(node.inputs, widths, strict=False):
+        if value not in known or len(known[value].shape) != 3 or known[value].shape[-1] != width:
+            shape = known[value].shape if value in known else "unknown"
+            raise Declined(f"{value.name} has the shape {shape}, the numbers of heads and the cache need {width}")
 
 
 def _split(imp: Importing, node: Any, sizes: tuple[int, int, int]) -> list[Any]:

@@ -48,9 +48,14 @@ def check_vocabulary(imp: Importing) -> PassLog:
     used = {node.domain for node in imp.graph}
     for domain in [d for d in opsets if d and d not in used]:
         del opsets[domain]
+    for domain in used:  # onnxruntime does not insist that its own is imported
+        opsets.setdefault(domain, 1)
     for function in imp.model.functions.values():
         function.opset_imports[""] = 23
     imp.model.ir_version = 10
+    for value in imp.graph.outputs:
+        value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+    imp.graph.name = imp.graph.name or "decoder"
     return PassLog("check_vocabulary", len(imp.graph))
 
 
@@ -222,6 +227,8 @@ def _layer_norm(node: Any) -> str:
 def _split(node: Any) -> str:
     if attribute(node, "axis", 0) not in (-1, 2) or len(node.inputs) < 2 or constant(node.inputs[1]) is None:
         return "only a Split of the last axis into given sizes is supported"
+    if "num_outputs" in node.attributes:
+        return "it has both sizes and num_outputs"
     return ""
 
 

@@ -76,10 +76,12 @@ def _fuse(imp: Importing, site: Site, known: Shapes, active: set[Any], at: Point
         site.scores.shape = ir.Shape([None] * len(known[site.scores].shape))
     mask = prove_mask(imp, site, heads)
     _prove_weights(imp, site, known, at, heads)
+    scale = site.scale * query_factor * key_factor * mask.scale
+    if not scale > 0:
+        raise Declined(f"the scores are multiplied by {scale:g}")
     rows = _rows_after(imp, site.output, known, at, heads)
     imp.facts.setdefault("mask_notes", set()).update(mask.notes)
     imp.facts["single_token_decode"] = not mask.many_tokens_after_past
-    scale = site.scale * query_factor * key_factor * mask.scale
     before = rows.producer()
     query, key, value = (as_rows(before, v, len(known[v].shape)) for v in sources)
     proven = Proven(query, key, value, keys.past.name, values.past.name, heads, float(np.float32(scale)), mask, rope)

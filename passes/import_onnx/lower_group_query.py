@@ -79,6 +79,9 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
     past_key, past_value = node.inputs[3:5]
     if past_key is None or not past_key.is_graph_input() or not past_value.is_graph_input():
         raise Declined("its cache is no graph input")
+    for kind, past, present in zip(("key", "value"), (past_key, past_value), node.outputs[1:3], strict=False):
+        if not past.name.endswith(f".{kind}") or present.name != past.name.replace("past_key_values", "present"):
+            raise Declined(f"its past and present {kind} are {past.name} and {present.name}")
     scale = attribute(node, "scale", 0.0) or 1.0 / float(np.sqrt(head_dim))
     rope = None
     if attribute(node, "do_rotary", 0):
@@ -90,7 +93,11 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
         query, key = (as_rows(node, v, len(known[v].shape)) for v in sources)
         scale *= factor
     window = attribute(node, "local_window_size", -1)
+    if window == 0:
+        raise Declined("local_window_size=0 is no window; -1 is none")
     window = _prove_window(imp, node, window) if window > 0 else 0
+    if not scale > 0:
+        raise Declined(f"the scores are multiplied by {scale:g}")
     mask = Mask(window, imp.input("attention_mask") is not None, 1.0, softcap=attribute(node, "softcap", 0.0))
     proven = Proven(query, key, value, past_key.name, past_value.name, heads, float(np.float32(scale)), mask, rope)
     output, *present = write_attention(imp, node, proven)
@@ -122,6 +129,8 @@ def _split(imp: Importing, node: Any, sizes: tuple[int, int, int]) -> list[Any]:
 
 
 def _rope(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, Rope]) -> Rope:
+    if len(node.inputs) < 9 or node.inputs[7] is None or node.inputs[8] is None:
+        raise Declined("do_rotary=1 without the tables")
     interleaved = bool(attribute(node, "rotary_interleaved", 0))
     key = (node.inputs[7], node.inputs[8], interleaved)
     if key not in ropes:

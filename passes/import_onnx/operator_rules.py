@@ -21,6 +21,8 @@ from passes.import_onnx.functions import HIDDEN
 
 MICROSOFT = "com.microsoft"
 RUN = "probe, shapes"
+NO_EFFECT = ""  # unless another attribute or input has a value that is refused
+LIFTED = "load"  # onnx_ir makes an initialiser of it
 LAST_AXIS = "last_axis"  # passes/import_onnx/last_axis.py: it is the last axis, written as -1
 
 
@@ -67,7 +69,8 @@ class Rule:
 
 _SIZE = (1, (1 << 31) - 1)
 LARGEST = -HIDDEN
-_EPSILON = Range("fuse_rms_norm, facts", 0, LARGEST)
+SMALLEST = 1e-30
+_EPSILON = Range("fuse_rms_norm, onnx_to_relax", 0, LARGEST)
 _ROTARY: dict[str, str | Range | Must] = {
     "interleaved": RUN,
     **dict.fromkeys(("num_heads", "rotary_embedding_dim"), Range(RUN, 0, _SIZE[1])),  # 0: it is in the shape
@@ -114,7 +117,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         {
             "is_causal": "attention_sites",
             **dict.fromkeys(("q_num_heads", "kv_num_heads"), Range("fuse_attention", *_SIZE)),
-            "scale": "attention_sites",
+            "scale": Range("attention_sites", SMALLEST, LARGEST),
             "softcap": Range("attention_sites", 0, LARGEST),
             "qk_matmul_output_mode": "attention_sites",
             "softmax_precision": Must((0, 1), 0),  # float32, which everything is computed in
@@ -128,7 +131,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ),
     ("", "Clip"): Rule(inputs={1: RUN, 2: RUN}),
     ("", "Concat"): Rule({"axis": RUN}),  # one operand: nothing to read; a cache: fuse_attention runs it
-    ("", "Constant"): Rule({**dict.fromkeys(_CONSTANTS, "load"), "sparse_value": RUN}),
+    ("", "Constant"): Rule({**dict.fromkeys(_CONSTANTS, LIFTED), "sparse_value": RUN}),
     ("", "DequantizeLinear"): Rule(
         {
             "axis": "lower_dequantize",
@@ -138,7 +141,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         {2: "lower_dequantize"},
     ),
     ("", "Div"): Rule(),
-    ("", "Dropout"): Rule({"seed": "fold_constants"}, {1: "fold_constants", 2: "fold_constants"}),
+    ("", "Dropout"): Rule({"seed": NO_EFFECT}, {1: "fold_constants", 2: "fold_constants"}),
     ("", "Erf"): Rule(),
     ("", "Gather"): Rule({"axis": "check_vocabulary, learned_positions"}),
     ("", "Gelu"): Rule({"approximate": "fuse_activations"}),
@@ -155,7 +158,9 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ("", "Pow"): Rule(),
     ("", "RMSNormalization"): Rule({"axis": LAST_AXIS, "epsilon": _EPSILON, "stash_type": Must((1,), 1)}),
     ("", "Reciprocal"): Rule(),
-    ("", "ReduceMean"): Rule(dict.fromkeys(_AXES, "fuse_rms_norm"), {1: "fuse_rms_norm"}),
+    ("", "ReduceMean"): Rule(
+        {"axes": "fuse_rms_norm", "keepdims": "fuse_rms_norm", "noop_with_empty_axes": NO_EFFECT}, {1: "fuse_rms_norm"}
+    ),
     ("", "Reshape"): Rule({"allowzero": "check_vocabulary"}),
     ("", "RotaryEmbedding"): Rule(_ROTARY, {3: RUN}),
     ("", "Shape"): Rule(dict.fromkeys(("start", "end"), "resolve_shapes, shapes")),
@@ -190,10 +195,11 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     (MICROSOFT, "GroupQueryAttention"): Rule(
         {
             **dict.fromkeys(("num_heads", "kv_num_heads"), Range("lower_group_query", *_SIZE)),
-            **dict.fromkeys(("scale", "local_window_size"), "lower_group_query"),
+            "scale": Range("lower_group_query", 0, LARGEST),  # 0: one over the root of the heads' width
+            "local_window_size": Range("lower_group_query", -1, _SIZE[1]),
             "softcap": Range("lower_group_query", 0, LARGEST),
             **dict.fromkeys(("do_rotary", "rotary_interleaved", "sliding_window_cache"), "lower_group_query"),
-            **dict.fromkeys(("qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon"), "lower_group_query"),
+            **dict.fromkeys(("qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon"), NO_EFFECT),
             "causal": Must((1,), 1),
             "kv_cache_bit_width": Must((0,)),
             "smooth_softmax": Must((0, -1), -1),
@@ -221,9 +227,9 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     (MICROSOFT, "MultiHeadAttention"): Rule(
         {
             "num_heads": Range("fuse_attention", *_SIZE),
-            "scale": "attention_sites",
+            "scale": Range("attention_sites", 0, LARGEST),
             "unidirectional": "attention_sites",
-            "mask_filter_value": Range("it hides", HIDDEN, -1e4),
+            "mask_filter_value": Range(NO_EFFECT, HIDDEN, -1e4),
         },
         {place: "attention_sites" for place in (1, 2, 3, 4, 5, 6, 7, 8, 9)},
         required=1,

@@ -215,11 +215,10 @@ def check(seed: int) -> str:
     Raises:
         Failure: anything but one line or success, or another answer than onnxruntime's.
     """
-    from answers import compare
-
     from hetero_sd.cli import main
     from passes.import_onnx import canonicalise
     from targets.errors import UserError
+    from tests.passes.import_onnx.answers import compare
 
     with tempfile.TemporaryDirectory() as name:
         path = damaged(seed, Path(name))
@@ -316,7 +315,7 @@ def main() -> int:
     from passes.import_onnx import canonicalise
 
     canonicalise(FILES[-1], CONTEXT)  # what a first import leaves in memory belongs to no damaged file
-    import answers  # noqa: F401 (what importing it takes belongs to no damaged file)
+    import tests.passes.import_onnx.answers  # noqa: F401 (what importing it takes belongs to no damaged file)
 
     if options.plant:
         plant(options.plant)

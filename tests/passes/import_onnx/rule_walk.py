@@ -6,6 +6,7 @@ layer. All of them are changed at once, so that the layers go on to agree.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +28,47 @@ _TEXTS = {
     "k_quant_type": ("NONE", "PER_TENSOR"),
     "v_quant_type": ("NONE", "PER_CHANNEL"),
 }
-_ORT = {(s.domain, s.name): s for s in get_all_operator_schema()}
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What onnxruntime's schema says: types and defaults (as AttributeProto) of attributes, options of inputs."""
+
+    types: dict[str, str]
+    defaults: dict[str, bytes]
+    required: set[str]
+    inputs: list[str]
+
+
+@functools.cache
+def onnxruntime_schemas() -> dict[tuple[str, str], Stated]:
+    """By (domain, operator); copied out at once, because the objects do not outlive the call for long."""
+    found = {}
+    for schema in get_all_operator_schema():
+        if (schema.domain, schema.name) in RULES:
+            found[schema.domain, schema.name] = Stated(
+                {name: str(a.type).split(".")[-1] for name, a in schema.attributes.items()},
+                {name: bytes(a._default_value) for name, a in schema.attributes.items()},
+                {name for name, a in schema.attributes.items() if a.required},
+                [str(x.option).split(".")[-1] for x in schema.inputs],
+            )
+    return found
+
+
+def schema_of(domain: str, op_type: str, opset: int) -> Stated | None:
+    """The schema of an operator in that opset, by ONNX or else by onnxruntime; None: there is none."""
+    if domain or not onnx.defs.has(op_type):
+        return onnxruntime_schemas().get((domain, op_type))
+    try:
+        schema = onnx.defs.get_schema(op_type, opset)
+    except onnx.defs.SchemaError:
+        return None
+    return Stated(
+        {name: str(a.type).split(".")[-1] for name, a in schema.attributes.items()},
+        {name: a.default_value.SerializeToString() for name, a in schema.attributes.items()},
+        {name for name, a in schema.attributes.items() if a.required},
+        [str(x.option).split(".")[-1] for x in schema.inputs],
+    )
 
 
 @dataclass(frozen=True)
@@ -43,16 +84,6 @@ class Mutant:
         return f"{self.kind.split('|')[0]}: {self.what}"
 
 
-def schema_of(domain: str, op_type: str, opset: int) -> Any:
-    """The schema of an operator in that opset, by ONNX or else by onnxruntime; None: there is none."""
-    if not domain and onnx.defs.has(op_type):
-        try:
-            return onnx.defs.get_schema(op_type, opset)
-        except onnx.defs.SchemaError:
-            return None
-    return _ORT.get((domain, op_type))
-
-
 def kinds(proto: Any) -> dict[str, list[int]]:
     """Places in graph.node by kind."""
     made = {name: node for node in proto.graph.node for name in node.output}
@@ -66,7 +97,13 @@ def kinds(proto: Any) -> dict[str, list[int]]:
         if (node.domain, node.op_type) not in RULES:
             continue
         inputs = [
-            made[n].op_type if n in made else f"constant{len(constants[n])}" if n in constants else n and "input"
+            ""
+            if not n
+            else made[n].op_type
+            if n in made
+            else f"constant{len(constants[n])}"
+            if n in constants
+            else "input"
             for n in node.input
         ]
         after = sorted({user for n in node.output for user in users.get(n, {"output"})})
@@ -83,7 +120,7 @@ def mutants(proto: Any) -> Iterator[Mutant]:
         node = proto.graph.node[places[0]]
         schema = schema_of(node.domain, node.op_type, opset)
         for name in RULES[node.domain, node.op_type].attributes:
-            if schema is not None and name in schema.attributes:
+            if schema is not None and name in schema.types:
                 for value in _values(node, name, schema):
                     yield Mutant(kind, f"{name}={value}", _set(places, name, value))
         given = [i for i, name in enumerate(node.input) if name]
@@ -103,9 +140,9 @@ def mutants(proto: Any) -> Iterator[Mutant]:
             yield Mutant("opset", str(version), _opset(version))
 
 
-def _values(node: Any, name: str, schema: Any) -> list[Any]:
+def _values(node: Any, name: str, schema: Stated) -> list[Any]:
     old = next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)
-    kind = str(schema.attributes[name].type).split(".")[-1]
+    kind = schema.types[name]
     values: list[Any] = []
     if kind == "INT":
         values = [0, 1, -1, 2, 3, *([] if old is None else [old + 1, old - 1, 2 * old, old // 2])]

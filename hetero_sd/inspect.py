@@ -31,6 +31,7 @@ _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "pick_branch": ("branches decided for this context", ("If",)),
     "upcast_to_float32": ("16-bit values computed in float32, weights kept as stored", ()),
     "find_head_dim": ("cache inputs given their head dimension", ()),
+    "last_axis": ("axes of softmaxes and norms written as the last one", ()),
     "fold_constants": ("constants computed, idle nodes removed", ()),
     "lower_dequantize": ("dequantised weights made block-quantised products", ("DequantizeLinear",)),
     "unfuse_onnxruntime": ("nodes of onnxruntime's optimiser written out", ("FusedMatMul", "SkipLayerNormalization")),

@@ -25,6 +25,7 @@ from passes.import_onnx.fuse_activations import fuse_activations
 from passes.import_onnx.fuse_attention import fuse_attention
 from passes.import_onnx.fuse_rms_norm import fuse_rms_norm
 from passes.import_onnx.label_parts import label_parts
+from passes.import_onnx.last_axis import last_axis
 from passes.import_onnx.learned_positions import learned_positions
 from passes.import_onnx.load import load
 from passes.import_onnx.lower_dequantize import lower_dequantize
@@ -59,6 +60,7 @@ PIPELINE: list[Pass] = [
     upcast_to_float32,
     widen_bfloat16,
     find_head_dim,
+    last_axis,
     fold_constants,
     lower_dequantize,
     unfuse_onnxruntime,

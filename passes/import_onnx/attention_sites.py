@@ -64,6 +64,8 @@ def attention_sites(imp: Importing) -> Iterator[tuple[Any, Site | str]]:
 
 
 def _softmax(imp: Importing, node: Any) -> Site:
+    if attribute(node, "axis", -1) != -1:
+        raise Declined(f"its axis is {attribute(node, 'axis')}, not the last one")
     scores = _back_to_product(node.inputs[0])
     product = _forward_to_product(node.outputs[0])
     if product.inputs[0].producer() is None:

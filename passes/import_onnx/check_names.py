@@ -55,6 +55,8 @@ def _check_nodes(path: Path, nodes: Any) -> None:
         names = [node.name, node.op_type, node.domain, *node.input, *node.output]
         _check_printable(path, names, "a node")
         _check_printable(path, (s for a in node.attribute for s in (a.name, a.ref_attr_name)), "an attribute")
+        if len({a.name for a in node.attribute}) != len(node.attribute):
+            raise UserError(f"{path}: {_where(node)} states an attribute twice")
         texts = [s for a in node.attribute for s in (a.s, *a.strings)]
         _check_printable(path, (s.decode("utf-8", "replace") for s in texts), "an attribute's text")
 

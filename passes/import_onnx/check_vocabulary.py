@@ -13,7 +13,7 @@ import onnx_ir as ir
 from passes.import_onnx.functions import DOMAIN
 from passes.import_onnx.shapes import known_shapes, points
 from passes.import_onnx.sort_nodes import sort_nodes
-from passes.import_onnx.state import Importing, PassLog, attribute, constant, describe
+from passes.import_onnx.state import WRITTEN, Importing, PassLog, attribute, constant, describe
 from targets.errors import UserError
 
 _SMALLEST_BLOCK = 16
@@ -66,9 +66,14 @@ def check_vocabulary(imp: Importing) -> PassLog:
     used = {node.domain for node in imp.graph}
     for domain in [d for d in opsets if d and d not in used]:
         del opsets[domain]
+    for domain in used:  # onnxruntime does not insist that its own is imported
+        opsets.setdefault(domain, 1)
     for function in imp.model.functions.values():
         function.opset_imports[""] = 23
     imp.model.ir_version = 10
+    for value in imp.graph.outputs:
+        value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+    imp.graph.name = imp.graph.name or "decoder"
     return PassLog("check_vocabulary", len(imp.graph))
 
 
@@ -79,6 +84,21 @@ def _check_fit(imp: Importing) -> None:
         inputs = [known[v].shape for v in node.inputs if v is not None and v in known]
         if not all(v in known for v in node.outputs if v.uses() or v.is_graph_output()):
             raise UserError(f"{describe(node)}: its operands do not fit together ({', '.join(map(str, inputs))})")
+        if node.op_type in ("RMSNormalization", "LayerNormalization"):
+            for value in node.inputs[1:3]:
+                if known[value].shape != inputs[0][-1:]:
+                    raise UserError(
+                        f"{describe(node)}: {value.name} {known[value].shape} is no number for each element"
+                    )
+        if node.op_type == "GatherBlockQuantized" and known[node.inputs[0]].shape[0] != _rows(node.inputs[0]):
+            raise UserError(f"{describe(node)}: the rows of its weight are stored in another form")
+    logits, ids = (known[v].shape for v in (imp.graph.outputs[0], imp.graph.inputs[0]))
+    if imp.graph.outputs[0].name == "logits" and (len(logits) != 3 or logits[:2] != ids):
+        raise UserError(f"the logits have the shape {logits} for tokens {ids}, not [batch, tokens, vocabulary]")
+
+
+def _rows(value: Any) -> int:
+    return int(initializer_of(value).const_value.shape[0])
 
 
 def refusals(imp: Importing) -> Iterator[tuple[Any, str]]:
@@ -109,6 +129,16 @@ def initializer_of(value: Any) -> Any:
     return value
 
 
+def stored(value: Any) -> Any:
+    """The initialiser that a weight expression stores as it is or to be cast up to float32; None: it is rearranged."""
+    while value is not None and value.producer() is not None:
+        node = value.producer()
+        if node.op_type != "Cast" or _weight_operator(node):
+            return None
+        value = node.inputs[0]
+    return value if value is not None and value.const_value is not None else None
+
+
 def _why(imp: Importing, node: Any) -> str:
     """What a pass said about this node, or else the first pattern that was not recognised and left it behind."""
     notes = [note for entry in imp.log for note in entry.notes if "(node " in note]
@@ -126,7 +156,12 @@ def _refusal(node: Any) -> str:
 
 
 def _weight_operator(node: Any) -> str:
-    return "" if is_weight(node.outputs[0]) else "it is applied to a computed value, not to a weight"
+    if not is_weight(node.outputs[0]):
+        return "it is applied to a computed value, not to a weight"
+    dtype = initializer_of(node.inputs[0]).const_value.dtype
+    if node.op_type == "Cast" and (attribute(node, "to") != ir.DataType.FLOAT or not dtype.is_floating_point()):
+        return f"it makes a weight of {dtype.name} another one than float32"
+    return ""
 
 
 def _gather(node: Any) -> str:
@@ -176,6 +211,8 @@ def _stored(value: Any, size: int, types: tuple[Any, ...]) -> str:
     """Why a value is no weight of that many numbers of one of those types; empty if it is."""
     if not is_weight(value):
         return f"{value.name} is computed, not a weight"
+    if _transposed(value):
+        return f"{value.name} is stored in another form"
     if _tensor(value).dtype not in types:
         return f"{value.name} is of type {_tensor(value).dtype.name}; {', '.join(t.name for t in types)} is supported"
     if _tensor(value).size != size:
@@ -187,6 +224,8 @@ def _gather_quantized(node: Any) -> str:
     strange = next((v.name for v in (node.inputs[0], *node.inputs[2:]) if v is not None and not is_weight(v)), None)
     if strange is not None or node.inputs[1].name != "input_ids":
         return f"only rows of a weight by input_ids are supported ({strange or node.inputs[1].name} is computed)"
+    if any(v is not None and _transposed(v) for v in (node.inputs[0], *node.inputs[2:])):
+        return "its weight is stored in another form"
     data, scales = (initializer_of(node.inputs[i]).const_value for i in (0, 2))
     if len(data.shape) < 2 or len(scales.shape) != 2 or data.shape[0] != scales.shape[0] or not data.size:
         return f"a weight {list(data.shape)} with scales {list(scales.shape)}"
@@ -202,8 +241,18 @@ def _gather_quantized(node: Any) -> str:
     return _stored(node.inputs[3], zeros, (ir.DataType.UINT8,)) if len(node.inputs) > 3 and node.inputs[3] else ""
 
 
+def _transposed(value: Any) -> bool:
+    while value.producer() is not None:
+        if value.producer().op_type == "Transpose":
+            return True
+        value = value.producer().inputs[0]
+    return False
+
+
 def _norm(node: Any) -> str:
-    return "" if is_weight(node.inputs[1]) else "the scale is no weight"
+    if attribute(node, "axis", -1) != -1 or attribute(node, "stash_type", 1) != 1:
+        return "only a norm of the last axis in float32 is supported"
+    return "" if stored(node.inputs[1]) is not None else "the scale is no weight"
 
 
 def _matrix(value: Any) -> str:
@@ -218,16 +267,18 @@ def _matrix(value: Any) -> str:
 
 
 def _layer_norm(node: Any) -> str:
-    if attribute(node, "axis", -1) not in (-1, 2) or any(o.uses() for o in node.outputs[1:]):
-        return "only a norm of the last axis whose mean is not used is supported"
-    if len(node.inputs) < 3 or node.inputs[2] is None or not all(is_weight(v) for v in node.inputs[1:3]):
-        return "the scale and the bias are not both weights"
+    if any(o.uses() for o in node.outputs[1:]):
+        return "only a norm whose mean is not used is supported"
+    if len(node.inputs) < 3 or stored(node.inputs[2]) is None or _norm(node):
+        return _norm(node) or "the scale and the bias are not both weights"
     return ""
 
 
 def _split(node: Any) -> str:
     if attribute(node, "axis", 0) not in (-1, 2) or len(node.inputs) < 2 or constant(node.inputs[1]) is None:
         return "only a Split of the last axis into given sizes is supported"
+    if "num_outputs" in node.attributes:
+        return "it has both sizes and num_outputs"
     return ""
 
 
@@ -235,6 +286,8 @@ def _reshape(node: Any) -> str:
     if is_weight(node.outputs[0]):
         return ""
     shape = constant(node.inputs[1])
+    if attribute(node, "allowzero", 0):
+        return "allowzero=1 is not supported"
     if shape is None or shape.shape not in ((3,), (4,)) or shape[:2].tolist() != [0, 0]:
         return "only [batch, new, heads * dim] seen by head and back is supported"
     users = {n.op_type for n, _ in node.outputs[0].uses()}
@@ -245,7 +298,8 @@ def _reshape(node: Any) -> str:
 
 def _add(node: Any) -> str:
     weights = [v for v in node.inputs if is_weight(v)]
-    if not weights or (len(weights) == 1 and len(initializer_of(weights[0]).const_value.shape) == 1):
+    bias = stored(weights[0]) if len(weights) == 1 else None
+    if not weights or (bias is not None and len(bias.const_value.shape) == 1):
         return ""
     return "only a bias vector or another computed value can be added"
 
@@ -268,8 +322,9 @@ def _accept(node: Any) -> str:
     return ""
 
 
-def _attention(node: Any) -> str:
-    return "" if len(node.inputs) >= 6 and len(node.outputs) == 3 else "it has no cache"
+def _written_here(node: Any) -> str:
+    """An operator that has more to say than is translated: only nodes that a pass wrote are what they seem."""
+    return "" if WRITTEN in node.meta else "it was not recognised as part of an attention with a cache"
 
 
 _CHECKS = {
@@ -288,8 +343,8 @@ _CHECKS = {
     ("", "Gelu"): _accept,
     ("", "Tanh"): _accept,
     ("", "Split"): _split,
-    ("", "RotaryEmbedding"): _accept,
-    ("", "Attention"): _attention,
+    ("", "RotaryEmbedding"): _written_here,
+    ("", "Attention"): _written_here,
     (DOMAIN, "Gelu"): _accept,
     (DOMAIN, "CausalMask"): _accept,
     (DOMAIN, "Positions"): _accept,

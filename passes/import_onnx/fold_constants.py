@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.shapes import Known, known_shapes, points, run_node, small_result
-from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant, replace_uses
+from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant, replace_uses, scalar
 
 _MOST_ELEMENTS = 1024
 _LONGEST_VECTOR = 1 << 16  # norm weights: Gemma's norms multiply by 1 + weight
@@ -72,6 +72,15 @@ def _remove_idle(imp: Importing, known: dict[Any, Known]) -> int:
             dtype = known[source].dtype if source in known else source.dtype
             if dtype is None or int(dtype) != attribute(node, "to"):
                 continue
+        if node.op_type == "Dropout" and not _idle_dropout(node):
+            continue
         replace_uses(target, source)
         removed += 1
     return removed
+
+
+def _idle_dropout(node: Any) -> bool:
+    """Whether it drops nothing: its training mode is off, and its mask is not used."""
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    mask_used = any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
+    return not mask_used and (training is None or scalar(training) == 0.0)

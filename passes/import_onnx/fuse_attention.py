@@ -20,7 +20,7 @@ from passes.import_onnx.prove_mask import prove_mask
 from passes.import_onnx.prove_rope import Rope, Rotation, check_unrotated
 from passes.import_onnx.prove_rotation import layout, layouts, prove_rotation
 from passes.import_onnx.shapes import Known, Point, known_shapes, points
-from passes.import_onnx.state import Declined, Importing, PassLog, describe, replace_uses
+from passes.import_onnx.state import Declined, Importing, PassLog, attribute, describe, replace_uses
 from passes.import_onnx.write_attention import Proven, as_rows, replace_present, write_attention
 
 Shapes = dict[Any, Known]
@@ -62,6 +62,7 @@ def _fuse(imp: Importing, site: Site, known: Shapes, active: set[Any], at: Point
     heads = known[site.query].size // (at.batch * at.new * head_dim)
     if heads % kv_heads or heads * head_dim * at.batch * at.new != known[site.query].size:
         raise Declined(f"the query {known[site.query].shape} is not made of heads of {head_dim}")
+    _check_heads(site, known, head_dim)
     keys = _cache(imp, site.key, site, 0, "key")
     values = _cache(imp, site.value, site, 1, "value")
     key_factor = _prove_operand(imp, keys, known, heads, at, transposed=site.scores is not None)
@@ -74,11 +75,13 @@ def _fuse(imp: Importing, site: Site, known: Shapes, active: set[Any], at: Point
     if site.scores is not None and site.scores in known:  # [B, heads, S, total] or [B * heads, S, total]
         site.scores.shape = ir.Shape([None] * len(known[site.scores].shape))
     mask = prove_mask(imp, site, heads)
-    _prove_weights(imp, site, at, heads)
+    _prove_weights(imp, site, known, at, heads)
+    scale = site.scale * query_factor * key_factor * mask.scale
+    if not scale > 0:
+        raise Declined(f"the scores are multiplied by {scale:g}")
     rows = _rows_after(imp, site.output, known, at, heads)
     imp.facts.setdefault("mask_notes", set()).update(mask.notes)
     imp.facts["single_token_decode"] = not mask.many_tokens_after_past
-    scale = site.scale * query_factor * key_factor * mask.scale
     before = rows.producer()
     query, key, value = (as_rows(before, v, len(known[v].shape)) for v in sources)
     proven = Proven(query, key, value, keys.past.name, values.past.name, heads, float(np.float32(scale)), mask, rope)
@@ -151,17 +154,37 @@ def _ratio(actual: np.ndarray, expected: np.ndarray) -> float | None:
     return 1.0 if abs(factor - 1.0) < 1e-7 else factor
 
 
-def _prove_weights(imp: Importing, site: Site, at: Point, heads: int) -> None:
-    """The softmax result reaches the product with the values unchanged (a guard against NaN may be in between)."""
-    if site.weights is None or site.weights[0] is site.weights[1]:
+def _check_heads(site: Site, known: Shapes, head_dim: int) -> None:
+    """The operator's own numbers of heads are those of the cache; the decomposed form has them in its shapes."""
+    names = {"MultiHeadAttention": ("num_heads",) * 3, "Attention": ("q_num_heads", "kv_num_heads", "kv_num_heads")}
+    for value, name in zip((site.query, site.key, site.value), names.get(site.node.op_type, ()), strict=False):
+        shape, stated = known[value].shape, attribute(site.node, name)
+        heads = shape[1] if len(shape) == 4 else shape[-1] / head_dim
+        if len(shape) not in (3, 4) or (stated is None and len(shape) == 3) or stated not in (None, heads):
+            raise Declined(f"{value.name} {shape} is not made of {name}={stated} heads of {head_dim}")
+
+
+def _prove_weights(imp: Importing, site: Site, known: Shapes, at: Point, heads: int) -> None:
+    """What multiplies the values is the softmax of the masked scores over the keys; a guard against NaN may follow."""
+    if site.weights is None:
         return
+    shape = (at.batch, heads, at.new, at.past + at.new)
+    flat = (at.batch * heads, *shape[2:])
+    masked = known[site.masked].shape if site.masked in known else shape
+    if masked not in (shape, flat):
+        raise Declined(f"the softmax works on {masked}, not on {shape}")
+    scores = 3 * np.random.default_rng(3).standard_normal(masked).astype(np.float32)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    actual = Piece(imp, [site.masked], site.weights[1]).run(at, {site.masked: scores})
+    if actual.shape not in (shape, flat) or not np.abs(actual - weights.reshape(actual.shape)).max() < 1e-6:
+        raise Declined("what multiplies the values is not the softmax of the scores over the keys")
     softmax, operand = site.weights
-    rng = np.random.default_rng(3)
-    rank3 = site.scores.shape is not None and len(site.scores.shape) == 3
-    lead = (at.batch * heads,) if rank3 else (at.batch, heads)
-    weights = rng.random((*lead, at.new, at.past + at.new)).astype(np.float32)
-    if not np.array_equal(Piece(imp, [softmax], operand).run(at, {softmax: weights}), weights):
-        raise Declined("the softmax result is changed before the product with the values")
+    if softmax is not operand:  # nothing but the softmax's result decides what is passed on
+        weights = weights.reshape(masked)
+        actual = Piece(imp, [softmax], operand).run(at, {softmax: weights})
+        if actual.size != weights.size or not np.array_equal(actual.reshape(masked), weights):
+            raise Declined("the softmax result is changed before the product with the values")
 
 
 def _rows_after(imp: Importing, output: Any, known: Shapes, at: Point, heads: int) -> Any:

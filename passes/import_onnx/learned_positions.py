@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from passes.import_onnx.check_vocabulary import initializer_of, is_weight
+from passes.import_onnx.check_vocabulary import stored
 from passes.import_onnx.context_limit import limit_context
 from passes.import_onnx.probe import Piece, default_input, spread
 from passes.import_onnx.shapes import Point
 from passes.import_onnx.state import Declined, Importing, PassLog, attribute, describe
 from passes.import_onnx.write_attention import positions_value
 from targets.errors import UserError
+
+_LONGEST = 4096  # positions looked at one by one
 
 
 def learned_positions(imp: Importing) -> PassLog:
@@ -26,9 +28,9 @@ def learned_positions(imp: Importing) -> PassLog:
     """
     matched, notes = 0, []
     for node in list(imp.graph):
-        if node.domain or node.op_type != "Gather" or attribute(node, "axis", 0) or not is_weight(node.inputs[0]):
+        if node.domain or node.op_type != "Gather" or attribute(node, "axis", 0) or stored(node.inputs[0]) is None:
             continue
-        table = initializer_of(node.inputs[0]).const_value
+        table = stored(node.inputs[0]).const_value
         if node.inputs[1].name == "input_ids" or len(table.shape) != 2 or table.dtype.is_integer():
             continue
         try:
@@ -52,7 +54,8 @@ def _prove(imp: Importing, indices: Any) -> str:
     """Which positions the indices are: "input", "mask" or "past"."""
     piece = Piece(imp, [], indices)
     batch, context = imp.facts["batch"] or 2, imp.context
-    for new, past in ((2, 0), (1, min(3, context - 1)), (min(9, context), 0)):
+    longest = min(context, _LONGEST)
+    for new, past in ((2, 0), (1, min(3, context - 1)), (longest, 0), (1, context - 1)):
         if imp.facts.get("no_cache") and past:
             continue
         at = Point(batch, new, past)

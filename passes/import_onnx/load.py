@@ -119,9 +119,17 @@ def _flatten(model: Any) -> None:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
     model.graph.opset_imports[""] = model.graph.opset_imports.pop("ai.onnx", model.graph.opset_imports.get("", 0))
+    model.graph.doc_string = None
+    model.graph.metadata_props.clear()  # free text, which need not be text at all
     for node in model.graph:
+        node.doc_string = None
+        node.metadata_props.clear()
         node.domain = "" if node.domain == "ai.onnx" else node.domain
         node.name = node.name or f"{node.op_type} of {node.outputs[0].name}"
+        for value in node.outputs:  # what the file says of types and shapes within the graph may be untrue
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.shape = value.type = None
 
 
 def _check_control_flow(path: Path, model: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from passes.import_onnx.check_vocabulary import initializer_of, is_weight
+from passes.import_onnx.check_vocabulary import initializer_of, is_weight, stored
 from passes.import_onnx.state import (
     Declined,
     Importing,
@@ -53,11 +53,17 @@ def lower_dequantize(imp: Importing) -> PassLog:
 
 
 def _dequantise(imp: Importing, node: Any) -> bool:
-    if not all(v is None or is_weight(v) for v in node.inputs):
+    if any(v is not None and stored(v) is None for v in node.inputs):
         raise Declined("what is dequantised is computed, not a weight (quantised activations are not supported)")
-    tensors: list[Any] = [None if v is None else initializer_of(v).const_value for v in node.inputs]
+    tensors: list[Any] = [None if v is None else stored(v).const_value for v in node.inputs]
     q, scale, *zero = tensors
     _check_type(q)
+    if zero and zero[0] is not None and (zero[0].dtype != q.dtype or tuple(zero[0].shape) != tuple(scale.shape)):
+        raise Declined("the zero points are not of the type of the weight and the shape of the scales")
+    if attribute(node, "output_dtype", 0) not in (0, ir.DataType.FLOAT):
+        raise Declined(f"output_dtype={attribute(node, 'output_dtype')} is not supported")
+    if not -2 <= attribute(node, "axis", 1) < 2:
+        raise Declined(f"a matrix has no axis {attribute(node, 'axis')}")
     if len(q.shape) != 2:
         raise Declined(f"a weight with {len(q.shape)} dimensions; two are supported")
     products, rows, transposed = _users(node)

@@ -34,13 +34,6 @@ from targets.errors import UserError
 
 # inputs: query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, ...
 _KNOWN_INPUTS = 9
-# attributes that change the result and are not translated: their neutral values
-_NEUTRAL = {
-    "smooth_softmax": (0, -1),
-    "qk_output": (0,),
-    "k_quant_type": ("NONE",),
-    "v_quant_type": ("NONE",),
-}
 
 
 def lower_group_query(imp: Importing) -> PassLog:
@@ -76,12 +69,10 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
             "its cache is a ring that holds the window alone (sliding_window_cache); build the model again with "
             "--extra_options windowed_kv_cache=false"
         )
-    for name, neutral in _NEUTRAL.items():
-        if attribute(node, name, neutral[0]) not in neutral:
-            raise Declined(f"{name}={attribute(node, name)} is not supported")
     heads, kv_heads, head_dim = attribute(node, "num_heads"), attribute(node, "kv_num_heads"), imp.facts["head_dim"]
     if kv_heads != imp.facts["kv_heads"] or node.inputs[0] not in known:
         raise Declined(f"it has {kv_heads} key/value heads, the cache {imp.facts['kv_heads']}")
+    _check_widths(node, known, heads * head_dim, kv_heads * head_dim)
     _prove_lengths(imp, node)
     query, key, value = node.inputs[:3]
     if key is None:
@@ -89,6 +80,9 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
     past_key, past_value = node.inputs[3:5]
     if past_key is None or not past_key.is_graph_input() or not past_value.is_graph_input():
         raise Declined("its cache is no graph input")
+    for kind, past, present in zip(("key", "value"), (past_key, past_value), node.outputs[1:3], strict=False):
+        if not past.name.endswith(f".{kind}") or present.name != past.name.replace("past_key_values", "present"):
+            raise Declined(f"its past and present {kind} are {past.name} and {present.name}")
     scale = attribute(node, "scale", 0.0) or 1.0 / float(np.sqrt(head_dim))
     rope = None
     if attribute(node, "do_rotary", 0):
@@ -100,7 +94,11 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
         query, key = (as_rows(node, v, len(known[v].shape)) for v in sources)
         scale *= factor
     window = attribute(node, "local_window_size", -1)
+    if window == 0:
+        raise Declined("local_window_size=0 is no window; -1 is none")
     window = _prove_window(imp, node, window) if window > 0 else 0
+    if not scale > 0:
+        raise Declined(f"the scores are multiplied by {scale:g}")
     mask = Mask(window, imp.input("attention_mask") is not None, 1.0, softcap=attribute(node, "softcap", 0.0))
     proven = Proven(query, key, value, past_key.name, past_value.name, heads, float(np.float32(scale)), mask, rope)
     output, *present = write_attention(imp, node, proven)
@@ -108,6 +106,17 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
     replace_uses(node.outputs[0], output)
     for past, old, new in zip((past_key, past_value), node.outputs[1:3], present, strict=True):
         replace_present(imp, past.name.replace("past_key_values", "present"), old, new)
+
+
+def _check_widths(node: Any, known: dict[Any, Known], query: int, key: int) -> None:
+    """The projections are as wide as num_heads, kv_num_heads and the cache say, one by one or packed."""
+    if (node.inputs[1] is None) != (node.inputs[2] is None):
+        raise Declined("it has a key without a value, or a value without a key")
+    widths = [query + 2 * key] if node.inputs[1] is None else [query, key, key]
+    for value, width in zip(node.inputs, widths, strict=False):
+        if value not in known or len(known[value].shape) != 3 or known[value].shape[-1] != width:
+            shape = known[value].shape if value in known else "unknown"
+            raise Declined(f"{value.name} has the shape {shape}, the numbers of heads and the cache need {width}")
 
 
 def _split(imp: Importing, node: Any, sizes: tuple[int, int, int]) -> list[Any]:
@@ -121,6 +130,8 @@ def _split(imp: Importing, node: Any, sizes: tuple[int, int, int]) -> list[Any]:
 
 
 def _rope(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, Rope]) -> Rope:
+    if len(node.inputs) < 9 or node.inputs[7] is None or node.inputs[8] is None:
+        raise Declined("do_rotary=1 without the tables")
     interleaved = bool(attribute(node, "rotary_interleaved", 0))
     key = (node.inputs[7], node.inputs[8], interleaved)
     if key not in ropes:

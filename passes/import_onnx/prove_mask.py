@@ -153,6 +153,8 @@ def _run(
     scores = rng.standard_normal(shape).astype(np.float32)
     base, masked = shaped(base, shape), shaped(piece.run(at, {site.scores: scores}, **inputs), shape)
     seen = base > _HIDDEN_BELOW
+    if not seen.any():
+        raise Declined("the mask hides every key, or its numbers are not finite")
     if cap:
         straight = cap * np.arctanh(np.clip(masked / cap, -0.999, 0.999))
         factor = float(np.median(straight[seen] / scores[seen]))

@@ -14,19 +14,26 @@ import numpy as np
 from passes.import_onnx.shapes import Point, known_shapes, points
 from passes.import_onnx.sort_nodes import sort_nodes
 from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, emit
+from targets.errors import UserError
 
 
 def resolve_shapes(imp: Importing) -> PassLog:
-    """Rewrite every Shape node whose operand is no graph input."""
+    """Rewrite every Shape node whose operand is no graph input.
+
+    Raises:
+        UserError: the logits have another rank than 3.
+    """
     at = points(imp)
     known = [known_shapes(imp, p) for p in at]
+    _check_logits(imp, known[0])
     dimensions: dict[Any, Any] = {}
     matched, notes = 0, []
     for node in list(imp.graph):
         if node.domain or node.op_type != "Shape" or node.inputs[0].is_graph_input() or _is_output(node):
             continue
         shapes = [k[node.inputs[0]].shape if node.inputs[0] in k else None for k in known]
-        names = None if None in shapes else [_name(d, at) for d in zip(*shapes, strict=True)]
+        ranks = {None if s is None else len(s) for s in shapes}
+        names = None if None in ranks or len(ranks) > 1 else [_name(d, at) for d in zip(*shapes, strict=True)]
         if names is None or None in names:
             notes.append(f"the shape of {node.inputs[0].name} is no function of batch, new and past tokens")
             continue
@@ -41,6 +48,12 @@ def resolve_shapes(imp: Importing) -> PassLog:
         matched += 1
     sort_nodes(imp.graph)
     return PassLog("resolve_shapes", matched, tuple(notes))
+
+
+def _check_logits(imp: Importing, known: dict[Any, Any]) -> None:
+    logits = imp.graph.outputs[0]
+    if logits.name == "logits" and logits in known and len(known[logits].shape) != 3:
+        raise UserError(f"the logits have the shape {known[logits].shape}, not [batch, tokens, vocabulary]")
 
 
 def _is_output(node: Any) -> bool:

@@ -15,6 +15,8 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from passes.import_onnx.functions import DOMAIN
+from passes.import_onnx.operator_rules import RULES
 from passes.import_onnx.state import Importing, attribute, constant
 
 _MOST_ELEMENTS = 4096  # values computed, not only inferred: shapes and short ranges
@@ -87,11 +89,12 @@ def constant_known(imp: Importing, value: Any) -> Known:
 
 
 def infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
-    """Add what a node makes to `known`, if ONNX's rules reach it; operators no decoder has are left out.
+    """Add what a node makes to `known`, if ONNX's rules reach it.
 
+    Operators that are not in the table of operator_rules.py are left out: ONNX's rules are C++ and know no mercy.
     The passes ask for the same shapes again and again: an answer is kept with what it was computed from.
     """
-    if node.op_type not in _OPERATORS:
+    if (node.domain, node.op_type) not in RULES and node.domain != DOMAIN:
         return
     inputs = [None if v is None else known.get(v) for v in node.inputs]
     origin = (*inputs, *node.attributes.values(), imp.graph.opset_imports.get(""))
@@ -193,37 +196,6 @@ _BOUNDED = {
     *("Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round"),
     *("ScatterElements", "ScatterND", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub"),
     *("Sum", "Tanh", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor", "Range", "DequantizeLinear", "NonZero"),
-}
-# what decoders are written in: only of these ONNX's rules are asked, which are C++ and know no mercy
-_OPERATORS = {
-    *(
-        *_BOUNDED,
-        *_SIZED_BY,
-        "Attention",
-        "BiasGelu",
-        "CausalMask",
-        "Constant",
-        "Dropout",
-        "Einsum",
-        "FastGelu",
-        "Gelu",
-    ),
-    "FusedMatMul",
-    *("Gemm", "GatherBlockQuantized", "GroupQueryAttention", "LayerNormalization", "MatMulNBits", "MultiHeadAttention"),
-    *("Positions", "QuickGelu", "RMSNormalization", "RotaryEmbedding", "Shape", "SimplifiedLayerNormalization"),
-    *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax", "Softplus", "Swish", "Relu", "TopK"),
-    *(
-        "LogSoftmax",
-        "ReduceL2",
-        "Softsign",
-        "Elu",
-        "Selu",
-        "HardSwish",
-        "LeakyRelu",
-        "Mish",
-        "PRelu",
-        "ThresholdedRelu",
-    ),
 }
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+WRITTEN = "written by a pass"  # in the `meta` of nodes that are canonical by construction
+
 
 class Declined(Exception):
     """A pass found the shape of what it looks for but could not prove it; the message is the sentence why."""

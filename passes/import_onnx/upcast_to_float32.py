@@ -18,7 +18,7 @@ from passes.import_onnx.state import Importing, PassLog
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOATS = (*_HALF, ir.DataType.FLOAT)
-_TYPE_ATTRIBUTES = ("to", "dtype")
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
 def upcast_to_float32(imp: Importing) -> PassLog:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from passes.import_onnx.functions import DOMAIN, causal_mask_function, positions_function
 from passes.import_onnx.prove_mask import Mask
 from passes.import_onnx.prove_rope import Rope
-from passes.import_onnx.state import Importing, add_initializer, emit
+from passes.import_onnx.state import WRITTEN, Importing, add_initializer, emit
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def write_attention(imp: Importing, before: Any, proven: Proven) -> tuple[Any, A
     outputs = [name, f"{name}.present.key", f"{name}.present.value"]
     inputs = [query, key, proven.value, mask, *past]
     node = emit(before, "Attention", inputs, attributes, num_outputs=3, name=name, outputs=outputs)
+    node.meta[WRITTEN] = True
     for output in node.outputs:
         output.type = ir.TensorType(ir.DataType.FLOAT)
     return tuple(node.outputs)
@@ -114,6 +115,7 @@ def _rotate(before: Any, x: Any, cos: Any, sin: Any, positions: Any, heads: int,
     }
     name = f"{x.name}.rotated"
     node = emit(before, "RotaryEmbedding", [x, cos, sin, positions], attributes, name=name, outputs=[name])
+    node.meta[WRITTEN] = True
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     return node.outputs[0]
 

@@ -12,7 +12,7 @@ from targets.cortex_a.tile import CpuTile
 
 @functools.cache
 def argmax(tile: CpuTile, n: int, vocab: int) -> Any:
-    """The PrimFunc (logits[1, n, vocab], ids[1, n] int64): first the maximum over lanes, then the id that has it.
+    """The PrimFunc (logits[1, n, vocab], ids[1, n] int64): the maximum over lanes, then the lowest id that has it.
 
     A row with a logit that is NaN or infinite gets id -1. Without its sign bit, a float32 that is not finite is an
     integer of at least 0x7F800000, so the largest of these integers tells; it is found beside the maximum, from the
@@ -30,6 +30,8 @@ def argmax(tile: CpuTile, n: int, vocab: int) -> Any:
                 best = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
                 magnitudes = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
                 top = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                places = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
+                place = T.sblock_alloc_buffer((1,), "int32", scope="local")
                 magnitude = T.sblock_alloc_buffer((1,), "int32", scope="local")
                 for v in T.vectorized(lanes):
                     best[v] = T.min_value("float32")
@@ -50,11 +52,21 @@ def argmax(tile: CpuTile, n: int, vocab: int) -> Any:
                     magnitude[0] = T.max(
                         magnitude[0], T.reinterpret("int32", logits[0, vm, full * lanes + i]) & T.int32(0x7FFFFFFF)
                     )
-                ids[0, vm] = T.int64(0)
-                for i in T.serial(vocab):
-                    if logits[0, vm, vocab - 1 - i] == top[0]:
-                        ids[0, vm] = T.Cast("int64", vocab - 1 - i)
+                for v in T.vectorized(lanes):
+                    places[v] = vocab
+                for i in T.serial(full):
+                    for v in T.vectorized(lanes):
+                        places[v] = T.min(
+                            places[v], T.Select(logits[0, vm, i * lanes + v] == top[0], i * lanes + v, vocab)
+                        )
+                place[0] = vocab
+                for v in T.serial(lanes):
+                    place[0] = T.min(place[0], places[v])
+                for i in T.serial(vocab - full * lanes):
+                    if logits[0, vm, full * lanes + i] == top[0]:
+                        place[0] = T.min(place[0], full * lanes + i)
                 if magnitude[0] >= T.int32(0x7F800000):
-                    ids[0, vm] = T.int64(-1)
+                    place[0] = -1
+                ids[0, vm] = T.Cast("int64", place[0])
 
     return argmax

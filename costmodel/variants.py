@@ -176,21 +176,15 @@ def why_not(variant: Variant, best: Variant) -> str:
         return whole
     ours, theirs = terms(variant), terms(best)
     name = max(ours, key=lambda term: ours[term] - theirs[term])
-    return f"{whole}; most of it: {_spends(variant, name)}, and in the chosen one {_spends(best, name)}"
-
-
-def _spends(variant: Variant, name: str) -> str:
-    """What a variant does in a term, with its time of a token."""
-    r, ms = variant.round, _ms(terms(variant)[name])
-    if name == "other":
-        return f"the loop around the steps takes {ms} ms a token"
-    if name == "draft":
-        drafts = f"drafting {r.gamma} token{'s' if r.gamma > 1 else ''} takes {_ms(r.draft_s)} ms"
-        return f"{drafts}, {ms} ms for each of the round's {r.tokens:.2f} tokens" if r.gamma else "nothing is drafted"
-    if variant.mode == TARGET_ONLY:
-        return f"a step of the target takes {ms} ms and gives one token"
-    verifies = f"verifying {r.gamma + 1} tokens takes {_ms(r.verify_s)} ms"
-    return f"{verifies}, {ms} ms for each of the round's {r.tokens:.2f} tokens"
+    r, each = variant.round, f"{_ms(ours[name])} ms for each of {variant.round.tokens:.2f} tokens"
+    source = {
+        "verify": f"verifying {r.gamma + 1} tokens in {_ms(r.verify_s)} ms: {each}",
+        "draft": f"drafting {r.gamma} token{'s' if r.gamma > 1 else ''} in {_ms(r.draft_s)} ms: {each}",
+        "other": f"the loop around the steps: {_ms(ours[name])} ms a token",
+    }[name]
+    if variant.mode == TARGET_ONLY and name == "verify":
+        source = f"the target, whose step of {_ms(r.verify_s)} ms gives one token"
+    return f"{whole}, mostly from {source}, where the chosen one takes {_ms(theirs[name])} ms"
 
 
 def terms(variant: Variant) -> dict[str, float]:

@@ -183,3 +183,66 @@ def test_a_damaged_bundle_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFi
             assert path.name in error[0] or "manifest" in error[0]
             path.write_bytes(whole)
     assert manifest == json.loads((good / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "dangling link", "below a file"])
+def test_an_output_that_is_there_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def work(*given: object) -> None:
+        raise AssertionError("the import began")
+
+    monkeypatch.setattr("hetero_sd.compile._import", work)
+    out = tmp_path / "out"
+    if kind == "dangling link":
+        out.symlink_to(tmp_path / "nowhere")
+    elif kind in ("file", "below a file"):
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        if kind == "folder":
+            (out / "mine").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(compile_args(out / "bundle" if kind == "below a file" else out)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "is not a folder" in said if kind == "below a file" else "already exists; give a new folder" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_of_two_compiles_to_one_output_the_first_to_end_is_kept(tmp_path: Path) -> None:
+    from hetero_sd.bundle import new_bundle
+    from targets.errors import UserError
+
+    out = tmp_path / "out"
+
+    def late() -> None:
+        with new_bundle(out) as second:
+            (second / "who").write_text("second")
+            with new_bundle(out) as first:
+                (first / "who").write_text("first")
+
+    with pytest.raises(UserError, match="another compile wrote it meanwhile"):
+        late()
+    assert (out / "who").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [out]  # nothing of the second is left
+
+
+def test_a_printed_command_can_be_copied(tmp_path: Path) -> None:
+    """Also where the folder's name needs quotes; for another machine it says where to run it."""
+    import shlex
+    from types import SimpleNamespace
+
+    from hetero_sd.report import _how_to_run
+
+    out = tmp_path / "my bundle; rm"
+    for here in (True, False):
+        text = _how_to_run(SimpleNamespace(runs_here=here), out)  # type: ignore[arg-type]
+        words = shlex.split(text.split(": ")[1])
+        assert words == [
+            "python" if here else "python3",
+            str(out / "run.py") if here else f"{out.name}/run.py",
+            "--prompt",
+            "TEXT",
+        ]
+        assert ("copy it to the board" in text) != here

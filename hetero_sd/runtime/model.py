@@ -60,7 +60,8 @@ class CompiledModel:
             raise UserError(f"{facts.weights} does not hold the weights of the {name}: copy or build the bundle again")
         self._fed: list[int] = []
         self.threads = choose_threads(None, bundle.plan)
-        self.pool, self.why_tvms_pool = self._open_pool()
+        self.pool: ThreadPool | None = None
+        self.why_tvms_pool: str | None = None
         try:
             self._chain = self._load(facts.chain)
         except GpuFailed as error:
@@ -71,8 +72,13 @@ class CompiledModel:
             self._take_over(f"no usable GPU: {error}")
 
     @property
-    def thread_facts(self) -> dict[str, Any]:
-        """What runs the CPU kernels: ``threads``, ``pool`` ("ours" or "tvm"), ``why_tvms``, the workers' share."""
+    def thread_facts(self) -> dict[str, Any] | None:
+        """What runs the CPU kernels: ``threads``, ``pool`` ("ours" or "tvm"), ``why_tvms``, ``worker_share``.
+
+        None where the whole model runs on the GPU.
+        """
+        if self.processor == "gpu":
+            return None
         counts = None if self.pool is None else self.pool.counts()
         share = counts["worker_tasks"] / counts["tasks"] if counts and counts["tasks"] else None
         pool = "tvm" if self.pool is None else "ours"
@@ -176,28 +182,22 @@ class CompiledModel:
         self._chain = self._load(self._facts.fallback)
         self._note(f"{self.name}: {reason}; it runs on the CPU now")
 
-    def _open_pool(self) -> tuple[ThreadPool | None, str | None]:
-        """Our thread pool for this model's kernels, or None and why TVM's is used."""
-        why = why_tvms_pool(self._bundle)
-        if why is not None:
-            return None, why
+    def _put_pool_under_kernels(self) -> None:
+        """Give the loaded CPU library our thread pool, or note why TVM's is used."""
+        self.why_tvms_pool = why_tvms_pool(self._bundle)
+        if self.why_tvms_pool is not None:
+            return
         try:
-            return ThreadPool(self._bundle.path(LIBRARY), usable_cpus(), self.threads), None
+            self.pool = self.pool or ThreadPool(self._bundle.path(LIBRARY), usable_cpus(), self.threads)
+            self.pool.attach(self._bundle.path(self._facts.libraries["cpu"]))
         except PoolError as error:
-            return None, str(error)
-
-    def _attach(self, pool: ThreadPool) -> None:
-        try:
-            pool.attach(self._bundle.path(self._facts.libraries["cpu"]))
-        except PoolError as error:
-            pool.close()
             self.pool, self.why_tvms_pool = None, str(error)
 
     def _load(self, segments: Sequence[SegmentFacts]) -> Chain:
         """Load a chain and run one step, in which TVM compares every shape and type, and a GPU builds its kernels."""
         chain = Chain(self._bundle, self._facts, segments, self._weights)
-        if self.pool is not None and any(segment.processor == "cpu" for segment in segments):
-            self._attach(self.pool)
+        if any(segment.processor == "cpu" for segment in segments):
+            self._put_pool_under_kernels()
         try:
             chain.host(chain.run("step_1", self._inputs[1][1], 0)[1])
         except Exception as error:

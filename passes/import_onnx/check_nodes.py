@@ -58,6 +58,11 @@ def _check_rule(where: str, node: Any, rule: Rule) -> None:
         if isinstance(stated, Must) and attr.value not in stated.values:
             allowed = " or ".join(map(str, stated.values))
             raise UserError(f"{where} has {name}={attr.value}; only {allowed} is supported")
+    if node.op_type == "Split" and node.attributes.get("num_outputs") is not None:
+        if node.attributes["num_outputs"].value != len(node.outputs):
+            raise UserError(
+                f"{where} has num_outputs={node.attributes['num_outputs'].value}, but {len(node.outputs)} outputs"
+            )
     for place, reader in rule.inputs.items():
         if reader is None and place < len(node.inputs) and node.inputs[place] is not None:
             raise UserError(f"{where} has an input {place}, which is not supported")

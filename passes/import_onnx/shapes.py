@@ -120,6 +120,9 @@ def _infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
         return
     if _compute(imp, node, known):
         return
+    sizes = known[node.inputs[1]] if node.op_type == "Split" and len(node.inputs) > 1 and node.inputs[1] else None
+    if sizes is not None and sizes.shape != (len(node.outputs),):  # ONNX's rule would end the process
+        return
     opsets = dict(imp.graph.opset_imports)
     try:
         schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)

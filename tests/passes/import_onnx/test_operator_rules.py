@@ -328,6 +328,13 @@ def foreign(proto: Any) -> None:
     proto.opset_import.append(onnx.helper.make_opsetid("elsewhere", 1))
 
 
+def one_size_too_few(proto: Any) -> None:
+    for node in nodes(proto, "Split"):
+        del node.attribute[:]
+        node.attribute.append(onnx.helper.make_attribute("axis", 2))
+        node.input[1:] = [constant(proto, f"sizes {node.name}", np.array([64], np.int64))]
+
+
 def own_mask(proto: Any) -> None:
     nodes(proto, "Add")[0].op_type, nodes(proto, "Mul")[0].domain = "CausalMask", DOMAIN
     nodes(proto, "CausalMask")[0].domain = DOMAIN
@@ -364,6 +371,8 @@ FOUND = [
     ("gemma2-dynamo23-fp32", given("RMSNormalization", axis=1), r"has axis=1 of 3 dimensions; only the last axis"),
     ("gpt2-dynamo-fp32", given("LayerNormalization", stash_type=16), r"has stash_type=16; only 1 is supported"),
     ("gpt2-dynamo-fp32", positions_that_end, r"the rows of the table are not chosen by position"),
+    ("phi3-packed", given("Split", num_outputs=1), r"Split \(node .* has num_outputs=1, but 2"),  # ended the process
+    ("phi3-packed", one_size_too_few, r"Split \(node "),
     ("llama-genai-qdq", given("DequantizeLinear", axis=3), r"a matrix has no axis 3"),
 ]
 

@@ -265,7 +265,7 @@ def _run(
                 for n, _ in enumerate(speculate(target, draft, prompt, request, FixedGamma(options.gamma), trace), 1):
                     bars.update(task, completed=most * i + n)
                 found.append(judge(trace.rounds, options.gamma))
-                passed, seen = (sum(sum(part(j)) for j in found) for part in (lambda j: j.passed, lambda j: j.seen))
+                passed, seen = sum(sum(j.passed) for j in found), sum(sum(j.seen) for j in found)
                 sofar = f", {passed / seen:.3f} accepted" if seen else ""
                 bars.update(
                     task, completed=most * (i + 1), description=f"{mode}, prompt {i + 1} of {len(encoded)}{sofar}"

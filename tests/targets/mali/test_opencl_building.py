@@ -78,9 +78,10 @@ def test_both_machines_without_any_compiler_on_the_path(tmp_path: Path, monkeypa
 @pytest.mark.slow
 def test_an_exception_machinery_of_its_own_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: linked as Zig does it by itself, TVM could not catch what the runtime throws."""
+    shutil.copytree(SOURCES, tmp_path / "src", ignore=shutil.ignore_patterns("exceptions.cc"))
+    monkeypatch.setattr(opencl_runtime, "SOURCES", tmp_path / "src")
     monkeypatch.setattr(building, "_stand_in", lambda *given: "-lm")
-    monkeypatch.setattr(building, "_FLAGS", (*building._FLAGS, "-Wl,--allow-multiple-definition"))
-    with pytest.raises(UserError, match=r"linked without libgcc_s\.so\.1 and libstdc\+\+\.so\.6|failed to build"):
+    with pytest.raises(UserError, match=r"linked without libgcc_s\.so\.1 and libstdc\+\+\.so\.6"):
         opencl_runtime.build(tmp_path / "out", opencl_runtime.machine())
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -138,10 +139,11 @@ def test_declarations_agree_with_khronos(tmp_path: Path) -> None:
     headers = "".join(f"#include <{name}>\n" for name in ("CL/cl.h", "CL/cl_ext.h", "cstdint", "type_traits"))
     head = f"#define CL_TARGET_OPENCL_VERSION 120\n{headers}"
     program = tmp_path / "check.cc"
-    command = [*zig.zig("c++", opencl_runtime.machine()), "-isystem/usr/include", "-std=c++17", "-fsyntax-only", "-w"]
-    command = [*command, str(program)]
+    command = [*zig.zig("c++", opencl_runtime.machine()), "-isystem/usr/include", "-std=c++17", "-w", "-c"]
+    command = [*command, str(program), "-o", str(tmp_path / "check.o")]
     program.write_text(head + "\n".join(checks))
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = zig.zig_environment(str(tmp_path))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     program.write_text(head + "\n".join(checks).replace("== (long long)(-54)", "== (long long)(-53)"))
-    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    assert subprocess.run(command, capture_output=True, check=False, env=environment).returncode != 0

@@ -97,8 +97,9 @@ def test_twenty_thousand_regions(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_million_regions(tmp_path: Path) -> None:
-    done = run(stress(tmp_path), "1000000", "11")
+    done = run(stress(tmp_path), "2400000", "11")  # others run on one thread, as drawn, or beside another caller
     assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[1]) >= 1_000_000
 
 
 REPEATED = (

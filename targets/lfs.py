@@ -9,8 +9,10 @@ _LONGEST_BYTES = 1024  # the specification's own limit
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is a pointer; False where it cannot be read."""
+    """Whether a file is a pointer; False where it cannot be read, or is no regular file: opening a pipe would wait."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             content = file.read(_LONGEST_BYTES + 1)
     except OSError:

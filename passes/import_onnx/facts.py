@@ -40,7 +40,7 @@ class DecoderFacts:
         weight_dtype: "float32", "float16", "bfloat16", "int4" or "int8": of the largest share of the products' bytes.
         family: hint for people: "llama", "qwen2" (biased q, k, v), "qwen3" (q/k norm), "mistral" (a window), "phi3"
             (packed products), "gemma2" (scaled embedding, soft caps), "gemma3" (q/k norm), "gemma" (neither), "gpt2"
-            (layer norms).
+            (layer norms), "granite" (scaled residuals), "olmo2" (norms of what a block computed).
         window: the largest sliding window of any layer in tokens, 0: none.
         batch: fixed batch size, or None if it is free.
         padding: what attention_mask may hide: "left and right", "right" or "none" (the mask reads none).
@@ -203,6 +203,10 @@ def _family(nodes: list[Any], embedding: Any) -> str:
     if any(n.op_type == "Gelu" for n in nodes) and any(embedding.outputs[0] in n.inputs for n in nodes if _scales(n)):
         capped = any(attribute(n, "softcap", 0.0) for n in nodes if n.op_type == "Attention")
         return "gemma2" if capped else "gemma3" if by_head else "gemma"
+    if any(_scales(n) and any(u.op_type == "Add" for u, _ in n.outputs[0].uses()) for n in nodes):
+        return "granite"
+    if any(n.inputs[0].producer().op_type in ("MatMul", "MatMulNBits") for n in norms):
+        return "olmo2"
     if by_head:
         return "qwen3"
     biased = [n for n in nodes if n.op_type == "Add" and any(v.const_value is not None for v in n.inputs)]

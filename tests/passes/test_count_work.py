@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,11 @@ from targets.cortex_a.tile import cpu_tile
 
 DATA = Path(__file__).parent.parent / "data"
 EXPORTS = DATA / "exports"
-# every family whose blocks differ: gates, packing, biases, norms, learned positions, int8 and bfloat16
-FAMILIES = ["gpt2-dynamo-fp32", "gemma2-dynamo-fp32", "gemma3-optimum-fp32", "phi3-dynamo-fp32", "qwen3-genai-int8"]
+# every family whose blocks differ: gates, packing, biases, norms, multipliers, learned positions, int8
+FAMILIES = [
+    *("gpt2-dynamo-fp32", "gemma2-dynamo-fp32", "gemma3-optimum-fp32", "phi3-dynamo-fp32", "qwen3-genai-int8"),
+    *("granite-genai-int4", "olmo2-dynamo-fp32"),
+]
 
 
 def sizes(shape: DecoderSpec, layer: int = 0) -> list[tuple[str, int, int]]:
@@ -169,7 +171,7 @@ def listed(shape: DecoderSpec) -> Counter[tuple[Any, ...]]:
 
 
 NAMES = [*sorted(p.parent.name for p in EXPORTS.glob("*/model.onnx")), *FAMILIES]
-QUICK = {"llama-dynamo-fp16", "llama-genai-int4", "qwen2-genai-fp32", "gemma2-dynamo-fp32", "qwen3-genai-int8"}
+QUICK = {"llama-dynamo-fp16", "llama-genai-int4", "gemma2-dynamo-fp32", "granite-genai-int4", "olmo2-dynamo-fp32"}
 
 
 @pytest.mark.parametrize("export", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
@@ -179,8 +181,9 @@ def test_the_list_is_what_the_lowering_calls(export: str) -> None:
     decoder = canonicalise(folder / "model.onnx", 64)
     shape = count_work(decoder, export)
     lowered = lower_decoder_for_cpu(decoder, cpu_tile(core("cortex-a76")), 64, (1, N), 32)
-    assert called(lowered.mod) == listed(shape)
-    assert called(lowered.mod) != listed(replace(shape, operators=shape.operators[:-3] + shape.operators[-2:]))
+    expected = listed(shape)
+    assert called(lowered.mod) == expected
+    assert called(lowered.mod) != expected - Counter([next(iter(expected))])  # one kernel less
     stored: dict[str, int] = {p.name: int(np.prod(p.shape)) * np.dtype(p.dtype).itemsize for p in lowered.packed}
     ropes = [node for node in decoder.model.graph if node.op_type == "RotaryEmbedding"]
     tables = {value.name for node in ropes for value in node.inputs[1:3]}

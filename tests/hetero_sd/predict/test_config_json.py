@@ -109,13 +109,36 @@ def test_parameters_are_the_published_ones(tmp_path: Path, name: str) -> None:
     assert shape.parameters == parameters
 
 
-@pytest.mark.parametrize("export", ["llama-dynamo-fp32", "qwen2-dynamo-fp32", "qwen3-dynamo-fp32"])
-def test_config_and_export_of_one_model_agree(export: str) -> None:
-    folder = EXPORTS / export
-    (from_config,) = shapes_from_config(folder / "config.json", ["float32"])
-    from_graph = count_work(canonicalise(folder / "model.onnx", 64), from_config.name)
+# what tests/data/make_family_exports.py makes its models of
+TINY = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
+GEMMA = {"num_hidden_layers": 2, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+CELLS: dict[str, dict[str, Any]] = {  # a cell of the coverage table for each family that has a config.json
+    "llama-dynamo23-fp32": {"model_type": "llama"},
+    "llama3-dynamo-fp32": {"model_type": "llama", "tie_word_embeddings": True},
+    "mistral-dynamo-fp32": {"model_type": "mistral", "sliding_window": 4},
+    "phi3-dynamo-fp32": {"model_type": "phi3"},
+    "phi3-longrope-dynamo-fp32": {"model_type": "phi3"},
+    "qwen2-dynamo23-fp32": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3-dynamo24-fp32": {"model_type": "qwen3", "tie_word_embeddings": True},
+    "gemma2-dynamo-fp32": {"model_type": "gemma2", **GEMMA},
+    "gemma3-dynamo-fp32": {"model_type": "gemma3_text", **GEMMA},
+    "smollm-dynamo-fp32": {"model_type": "llama", "tie_word_embeddings": True, "num_key_value_heads": 1},
+    "granite-dynamo-fp32": {"model_type": "granite", "tie_word_embeddings": True},
+    "olmo2-dynamo-fp32": {"model_type": "olmo2"},
+}
+
+
+@pytest.mark.parametrize("export", CELLS)
+def test_config_and_export_of_one_model_are_the_same_operators(export: str, tmp_path: Path) -> None:
+    (from_config,) = shapes_from_config(write(tmp_path, TINY | CELLS[export]), ["float32"])
+    from_graph = count_work(canonicalise(EXPORTS.parent / "families" / export / "model.onnx", 32), from_config.name)
     assert Counter(from_config.operators) == Counter(from_graph.operators)  # q, k and v in any order
     assert from_config.tied == from_graph.tied
+    (other,) = shapes_from_config(write(tmp_path, TINY | CELLS[export] | {"attention_bias": True}), ["float32"])
+    assert Counter(other.operators) != Counter(from_graph.operators)
 
 
 def test_formats_and_windows(tmp_path: Path) -> None:

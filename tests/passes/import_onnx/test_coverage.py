@@ -61,10 +61,14 @@ COMPILED = [
     "mistral-genai11-int4", "phi3-dynamo-fp16", "phi3-longrope-genai-int4", "qwen2-genai-bf16",
     "qwen3-genai-int8", "qwen3-optimum-fp32", "qwen3-dynamo-no-cache-mask", "gemma2-dynamo24-fp32",
     "gemma3-dynamo23-fp32", "smollm-dynamo-fp32", "gpt2-legacy17-fp32", "glm-interleaved",
+    "granite-genai-int4", "olmo2-dynamo-fp32",
     "gemma3-dynamo-bf16", "gpt2-dynamo-eager-fp16",  # a GELU with the rounded constants of each
 ]  # fmt: skip
 CORE = load_board("host", measure=False).clusters[0].core
-ROWS = ("llama", "llama3", "mistral", "phi3", "phi3-longrope", "qwen2", "qwen3", "gemma2", "gemma3", "smollm", "gpt2")
+ROWS = (
+    *("llama", "llama3", "mistral", "phi3", "phi3-longrope", "qwen2", "qwen3", "gemma2", "gemma3", "smollm", "gpt2"),
+    *("granite", "olmo2"),
+)
 COLUMNS = {
     "dynamo": "dynamo, opset 18",
     "dynamo23": "dynamo, 23",

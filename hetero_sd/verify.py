@@ -72,15 +72,15 @@ def logit_bound(scale: float, widest: int, layers: int) -> float:
     the order of float32 sums differs. A sum of K products errs by about u sqrt(K) of its size (u = 2^-24, errors of
     random sign); 2 layers + 1 such sums follow one another in the residual stream (attention and FFN of each layer,
     the head), so the relative error grows as u sqrt(K (2 layers + 1)), our derivation. It is at least 1e-5: 1e-4 on
-    logits of scale 1 to 10, which holds for K (2 layers + 1) up to 28,000. Below scale 1 it shrinks with the logits:
-    a model that divides them (Granite, by 8 or 16) has margins that are smaller by as much.
+    logits of scale 10, for K (2 layers + 1) up to 28,000. It is relative at every scale: a model that divides its
+    logits (Granite, by 8 or 16) has errors and margins that are smaller by as much.
 
     Args:
         scale: largest |logit|.
         widest: K, the larger of hidden and FFN size.
         layers: decoder layers.
     """
-    return max(1e-5, _ROUNDOFF * math.sqrt(widest * (2 * layers + 1))) * max(scale, 10.0 * min(scale, 1.0))
+    return max(1e-5, _ROUNDOFF * math.sqrt(widest * (2 * layers + 1))) * scale
 
 
 def compare(pairs: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]], bound: float) -> VerifyResult:

@@ -57,7 +57,7 @@ RUN = {  # run as it stands, in a folder with the pair and a bundle of it for th
 }
 SLOW = {  # the same, but long: what is appended makes it shorter
     f"hetero-sd compile {PAIR} --tokenizer . --board imx95 --out bundle": "",
-    "run.py --calibrate F": "--calibrate-seconds 3",
+    "run.py --calibrate F": "--calibrate-seconds 30",
 }
 PARSED = {  # needs a board, or the steps of one measured without anything else running
     "ssh board python3 bundle/run.py --prompt 'The dog sleeps.'",

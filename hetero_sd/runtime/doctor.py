@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 
 from hetero_sd.runtime import machine
 from hetero_sd.runtime.kernel_check import KernelCheck, check_kernels, gpu_libraries
@@ -135,7 +136,9 @@ def _software() -> Iterator[Finding]:
         try:
             yield Finding("package", "ok", f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
-            yield Finding("package", "problem", f"no package {package}", f"{sys.executable} -m pip install {package}")
+            yield Finding(
+                "package", "problem", f"no package {package}", f"{quote(sys.executable)} -m pip install {package}"
+            )
 
 
 def _folder(folder: Path, root: Path) -> Iterator[Finding]:
@@ -144,7 +147,7 @@ def _folder(folder: Path, root: Path) -> Iterator[Finding]:
         return
     where = f"{folder} is on {mount.kind} at {mount.point}"
     if "noexec" in mount.options:
-        mend = f"sudo mount -o remount,exec {mount.point}"
+        mend = f"sudo mount -o remount,exec {quote(mount.point)}"
         yield Finding("folder", "problem", f"{where}, mounted noexec: its libraries cannot be loaded", mend)
     elif mount.kind in _FAT:
         text = f"{where}: no permissions, and files of at most 4 GB on FAT32"
@@ -288,9 +291,9 @@ def _nodes(nodes: list[machine.GpuNode]) -> Iterator[Finding]:
             yield Finding("gpu", "ok", f"{node.path}, kernel driver {node.driver}")
         else:
             user = getpass.getuser()
-            mend = f"sudo usermod -aG {node.group} {user}, then log in again"
+            mend = f"sudo usermod -aG {quote(node.group)} {quote(user)}, then log in again"
             if node.group in ("", "root"):
-                mend = f"sudo chmod 666 {node.path}"
+                mend = f"sudo chmod 666 {quote(node.path)}"
             yield Finding("gpu", "problem", f"{user} may not open {node.path} (kernel driver {node.driver})", mend)
 
 

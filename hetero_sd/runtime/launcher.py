@@ -18,6 +18,7 @@ _LAUNCHER = '''\
 """Run the models of this folder: python run.py --help."""
 
 import platform
+import shlex
 import sys
 
 if platform.machine().lower() not in MACHINES:
@@ -40,7 +41,8 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 except ModuleNotFoundError as error:
-    print(f"run.py: error: no module {error.name}: pip install -r {here / 'requirements.txt'}", file=sys.stderr)
+    listed = shlex.quote(str(here / "requirements.txt"))
+    print(f"run.py: error: no module {error.name}: pip install -r {listed}", file=sys.stderr)
     sys.exit(2)
 except Exception as error:
     import os

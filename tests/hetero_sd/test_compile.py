@@ -246,3 +246,26 @@ def test_a_printed_command_can_be_copied(tmp_path: Path) -> None:
             "TEXT",
         ]
         assert ("copy it to the board" in text) != here
+
+
+@pytest.mark.slow
+def test_a_bundle_for_a_mali_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh machine: nothing on the path, no OpenCL runtime built before."""
+    from targets import elf
+    from targets.mali import opencl_runtime
+    from targets.zig import zig_environment
+
+    monkeypatch.setenv(
+        "HSD_ZIG_CACHE", zig_environment(str(tmp_path))["ZIG_GLOBAL_CACHE_DIR"]
+    )  # glibc, libc++: minutes
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert opencl_runtime.find("aarch64") is None
+    out = tmp_path / "bundle"
+    assert main(compile_args(out, board="rk3588", place="gpu")) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    library = out / manifest["models"]["target"]["opencl_runtime"]
+    assert elf.machine(library) == "aarch64"
+    built = opencl_runtime.find("aarch64")
+    assert built is not None
+    assert built.read_bytes() == library.read_bytes()  # and the next compile takes it from the cache

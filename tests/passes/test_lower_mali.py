@@ -11,6 +11,7 @@ import pytest
 
 from passes.pipeline import lower_decoder_for_gpu
 from passes.testing import TinyDecoder, run_onnx
+from targets.cortex_a.toolchain import host_link
 from targets.errors import UserError
 from targets.mali.tile import GpuTile
 
@@ -35,7 +36,7 @@ class Compiled:
         proto = tiny.proto()
         lowered = lower_decoder_for_gpu(tiny.decoder(proto), TILE, CONTEXT, STEPS, PREFILL)
         target = tvm.target.Target({"kind": "opencl", "device": "mali", "host": {"kind": "llvm"}})
-        relax.build(lowered.mod, target).export_library(str(library))
+        relax.build(lowered.mod, target).export_library(str(library), fcompile=host_link())
         self.device = tvm.opencl()
         self.vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), [self.device, tvm.cpu()])
         packed = [p.pack(lowered.weights[p.name].numpy()) for p in lowered.packed]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from requirements import need_program
 
+from targets.cortex_a import core
+from targets.cortex_a.toolchain import link_function
 from targets.mali import opencl_runtime
 
 pytestmark = [pytest.mark.slow, pytest.mark.virtual_board]
@@ -39,7 +40,6 @@ except opencl_runtime.OpenCLError as error:
 
 
 def test_kernels_run_through_the_cross_compiled_runtime(opencl_board: Any, tmp_path: Path) -> None:
-    compiler = need_program("aarch64-linux-gnu-g++")
     inputs, outputs = tmp_path / "inputs", tmp_path / "outputs"
     outputs.mkdir()
     opencl_runtime.build(inputs, target="aarch64")
@@ -47,7 +47,7 @@ def test_kernels_run_through_the_cross_compiled_runtime(opencl_board: Any, tmp_p
     w = np.random.default_rng(1).standard_normal((64, 48), dtype=np.float32)
     np.savez(inputs / "inputs.npz", x=x, w=w)
     (inputs / "run.py").write_text(_RUN)
-    _matmul_relu().export_library(str(inputs / "module.so"), cc=compiler)
+    _matmul_relu().export_library(str(inputs / "module.so"), fcompile=link_function(core("cortex-a76")))
 
     done = opencl_board.run(
         ["/usr/bin/python3", "/job/run.py"],

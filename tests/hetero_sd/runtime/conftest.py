@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from requirements import need_program
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from hetero_sd.runtime.interface import ContextFull, NotFiniteError
 from hetero_sd.runtime.manifest import write_manifest
 from targets.mali import opencl_runtime
+from targets.zig import zig, zig_environment
 
 ROOT = Path(__file__).resolve().parents[3]
 EXPORTS = ROOT / "tests" / "data" / "exports"
@@ -127,11 +127,11 @@ def tokenizers_by_kind() -> dict[str, Tokenizer]:
 @pytest.fixture(scope="session")
 def fake_opencl(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The stand-in for an OpenCL driver, tests/targets/mali/fake_opencl.cc, compiled."""
-    compiler = need_program("g++")
     library = tmp_path_factory.mktemp("driver") / "libOpenCL.so"
     source = ROOT / "tests/targets/mali/fake_opencl.cc"
-    flags = ["-std=c++17", "-fPIC", "-shared", f"-I{opencl_runtime.SOURCES}"]
-    subprocess.run([compiler, *flags, source, "-o", library], check=True)
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", f"-I{opencl_runtime.SOURCES}"]
+    command = [*zig("c++", opencl_runtime.machine()), *flags, str(source), "-o", str(library)]
+    subprocess.run(command, check=True, env=zig_environment(str(library.parent)))
     return str(library)
 
 

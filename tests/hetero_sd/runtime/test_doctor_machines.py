@@ -14,6 +14,7 @@ from golden import Golden
 
 from hetero_sd.runtime import doctor, kernel_check, machine, opencl_probe
 from hetero_sd.runtime.manifest import Bundle, write_manifest
+from targets.cortex_a.toolchain import host_link
 from targets.mali import opencl_runtime
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -117,7 +118,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with target:
         module = dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(builder.get())
     path = tmp_path_factory.mktemp("kernels") / "target_gpu.so"
-    relax.build(module, target).export_library(str(path))
+    relax.build(module, target).export_library(str(path), fcompile=host_link())
     return path
 
 

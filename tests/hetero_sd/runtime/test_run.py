@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import stat
@@ -376,3 +377,14 @@ def test_another_machine_is_said_first(tmp_path, given):
     (tmp_path / "run.py").write_text(launcher(machine(), "host"))  # the negative control
     done = command(tmp_path, *given, text=True)
     assert "this bundle is for" not in done.communicate(timeout=60)[1]
+
+
+def test_the_command_that_installs_packages_can_be_copied(tmp_path):
+    folder = tmp_path / "my bundle"
+    (folder / "python/hetero_sd/runtime").mkdir(parents=True)
+    for name in ("hetero_sd/__init__.py", "hetero_sd/runtime/__init__.py"):
+        (folder / "python" / name).touch()
+    (folder / "python/hetero_sd/runtime/run.py").write_text("import no_such_module")
+    (folder / "run.py").write_text(launcher(machine(), "host"))
+    err = command(folder, text=True).communicate(timeout=60)[1]
+    assert shlex.split(err.split("no_such_module: ")[1]) == ["pip", "install", "-r", str(folder / "requirements.txt")]

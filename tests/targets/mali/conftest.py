@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from targets.cortex_a.toolchain import host_link
+
 Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -50,7 +52,9 @@ class Kernels:
 
         if id(func) not in self.loaded:  # the kernels are cached by their arguments, so their identity is a key
             path = self.folder / f"{len(self.loaded)}.so"
-            tvm.compile(func.with_attr("global_symbol", "main"), target=self.target).export_library(str(path))
+            tvm.compile(func.with_attr("global_symbol", "main"), target=self.target).export_library(
+                str(path), fcompile=host_link()
+            )
             self.loaded[id(func)] = func, tvm.runtime.load_module(str(path))
         tensors = [self.tensor(a) if isinstance(a, np.ndarray) else a for a in args]
         after = [self.tensor(np.full(shape, 77, dtype)) for shape, dtype in (out, *scratch)]
@@ -145,7 +149,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         schedules = [dl.gpu.Matmul(), dl.gpu.GEMV(), dl.gpu.Reduction(), dl.gpu.Fallback()]
         module = dl.ApplyDefaultSchedule(*schedules)(module)
     path = tmp_path_factory.mktemp("opencl") / "kernels.so"
-    relax.build(module, target).export_library(str(path))
+    relax.build(module, target).export_library(str(path), fcompile=host_link())
     return path
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from targets.cortex_a.tile import CpuTile
+from targets.cortex_a.toolchain import host_link
 from targets.mali.tile import GpuTile
 
 Array = npt.NDArray[Any]
@@ -129,7 +130,7 @@ def on_cpu(folder: Path, func: Any, inputs: list[Any], out: tuple[int, ...], dty
     import tvm
 
     path = folder / "kernel.so"
-    tvm.compile(func.with_attr("global_symbol", "main"), target="llvm").export_library(str(path))
+    tvm.compile(func.with_attr("global_symbol", "main"), target="llvm").export_library(str(path), fcompile=host_link())
     y = tvm.runtime.tensor(np.zeros(out, dtype))
     given = [tvm.runtime.tensor(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a for a in inputs]
     tvm.runtime.load_module(str(path))["main"](*given, y)

@@ -22,6 +22,8 @@ from passes.import_onnx import Decoder, DecoderFacts
 from passes.import_onnx.check_vocabulary import is_weight
 from passes.import_onnx.functions import DOMAIN
 from passes.import_onnx.label_parts import computed_nodes
+from passes.import_onnx.state import describe
+from targets.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,11 @@ _EMIT: dict[tuple[str, str], Callable[[_Emitter, Any], Any]] = {
 
 
 def onnx_to_relax(decoder: Decoder) -> RelaxDecoder:
-    """Translate a canonical decoder: its labelled nodes, as masks and positions are attributes and `pos` here."""
+    """Translate a canonical decoder: its labelled nodes, as masks and positions are attributes and `pos` here.
+
+    Raises:
+        UserError: an operator is outside the vocabulary; the message names it and its node.
+    """
     facts, graph = decoder.facts, decoder.model.graph
     n, past = tirx.Var("n", "int64"), tirx.Var("p", "int64")
     ids = relax.Var("input_ids", D.tensor([1, n], "int64"))
@@ -267,7 +273,10 @@ def onnx_to_relax(decoder: Decoder) -> RelaxDecoder:
         with bb.dataflow():
             for node in computed_nodes(graph):
                 e.node = node
-                made = _EMIT[node.domain, node.op_type](e, node)
+                emit = _EMIT.get((node.domain, node.op_type))
+                if emit is None:
+                    raise UserError(f"{describe(node)}: the operator is not in the decoder vocabulary of COVERAGE.md")
+                made = emit(e, node)
                 made = made if isinstance(made, tuple) else (made,)
                 e.values.update((o.name, v) for o, v in zip(node.outputs, made, strict=False))
             result = bb.emit_output(relax.Tuple([e.values[o.name].expr for o in graph.outputs]))

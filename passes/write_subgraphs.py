@@ -44,6 +44,8 @@ def write_subgraphs(decoder: Decoder, origins: Sequence[Any], placed: Sequence[P
         made = [value for node in nodes for value in node.outputs]
         outputs = [v for v in made if v in results or any(_segment(n, made_in) != i for n, _ in v.uses())]
         borders = [v for n in nodes for v in n.inputs if v is not None and made_in.get(v, i) != i]
+        for value in (*borders, *outputs):  # rows are float32, whatever the exporter computed in
+            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
         piece = ir.convenience.extract(graph, [*graph.inputs, *dict.fromkeys(borders)], outputs)
         for value in [v for v in piece.inputs if not v.uses()]:
             piece.inputs.remove(value)

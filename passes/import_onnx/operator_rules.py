@@ -237,7 +237,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         schema="onnxruntime",
     ),
     (MICROSOFT, "FusedMatMul"): Rule(
-        dict.fromkeys(("alpha", "transA", "transB", "transBatchA", "transBatchB"), "unfuse_onnxruntime"),
+        {"alpha": "unfuse_onnxruntime", **dict.fromkeys(("transA", "transB", "transBatchA", "transBatchB"), "shapes")},
         required=2,
         schema="onnxruntime",
     ),

@@ -219,9 +219,10 @@ def _matmul_nbits(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
 def fused_permutation(node: Any, side: str, rank: int) -> list[int]:
     """The permutation of operand "A" or "B" of a FusedMatMul that makes it one of MatMul."""
     perm = list(range(rank))
-    if attribute(node, f"transBatch{side}", 0):  # the first dimension is the rows', the batch ones follow
+    batch, matrix = {"A": ("transBatchA", "transA"), "B": ("transBatchB", "transB")}[side]
+    if attribute(node, batch, 0):  # the first dimension is the rows', the batch ones follow
         perm = [*perm[1:-1], perm[0], perm[-1]]
-    if attribute(node, f"trans{side}", 0):
+    if attribute(node, matrix, 0):
         perm[-2:] = perm[:-3:-1]
     return perm
 

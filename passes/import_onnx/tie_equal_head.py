@@ -9,7 +9,6 @@ equal bit for bit, so nothing that is computed changes.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -47,22 +46,21 @@ def _same(table: Any, weight: Any) -> bool | None:
     shape, other = tuple(table.shape), tuple(weight.shape)
     if table.dtype != weight.dtype or len(shape) != 2 or other not in (shape, shape[::-1]):
         return None
-    equal = _equal_bits(table, weight, other != shape)
-    for tensor in (table, weight):
-        if hasattr(tensor, "release"):
-            with contextlib.suppress(BufferError):  # somebody else looks at it still
-                tensor.release()  # unmaps the file, whose pages would count as ours
+    blocks = ((start, min(start + _BLOCK, shape[0])) for start in range(0, shape[0], _BLOCK))
+    equal = all(np.array_equal(_rows(table, *at, False), _rows(weight, *at, other != shape)) for at in blocks)
     return other != shape if equal else None
 
 
-def _equal_bits(table: Any, weight: Any, transposed: bool) -> bool:
-    a, b = (np.asarray(t.numpy()) for t in (table, weight))
-    b = b.T if transposed else b
-    bits = np.dtype(f"u{a.dtype.itemsize}")
-    blocks = (slice(i, i + _BLOCK) for i in range(0, len(a), _BLOCK))
-    return all(
-        np.array_equal(np.ascontiguousarray(a[s]).view(bits), np.ascontiguousarray(b[s]).view(bits)) for s in blocks
-    )
+def _rows(tensor: Any, start: int, stop: int, transposed: bool) -> np.ndarray:
+    """The bits of some rows, or columns, copied; of a file only they are mapped, so that no more memory is taken."""
+    numbers: np.ndarray
+    if isinstance(tensor, ir.ExternalTensor):
+        stored = tensor.dtype.numpy()
+        numbers = np.memmap(tensor.path, stored, "r", tensor.offset or 0, tuple(int(d) for d in tensor.shape))
+    else:
+        numbers = np.asarray(tensor.numpy())
+    chosen = np.ascontiguousarray(numbers[:, start:stop].T if transposed else numbers[start:stop])
+    return chosen.view(np.dtype(f"u{chosen.dtype.itemsize}"))
 
 
 def _read_instead(weight: Any, table: Any, transposed: bool) -> None:

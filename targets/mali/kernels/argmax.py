@@ -44,17 +44,16 @@ def argmax(tile: GpuTile, n: int, vocab: int) -> Any:
                     top = T.sblock_alloc_buffer((1,), "float32", scope="local")
                     where = T.sblock_alloc_buffer((1,), "int32", scope="local")
                     magnitude = T.sblock_alloc_buffer((1,), "int32", scope="local")
+                    logit = T.sblock_alloc_buffer((1,), "float32", scope="local")
                     top[0] = T.min_value("float32")
                     where[0] = vi % parts * PART
                     magnitude[0] = 0
                     for i in T.serial(T.min(PART, vocab - vi % parts * PART)):
-                        if logits[0, vi // parts, vi % parts * PART + i] > top[0]:
-                            top[0] = logits[0, vi // parts, vi % parts * PART + i]
+                        logit[0] = logits[0, vi // parts, vi % parts * PART + i]
+                        if logit[0] > top[0]:
+                            top[0] = logit[0]
                             where[0] = vi % parts * PART + i
-                        magnitude[0] = T.max(
-                            magnitude[0],
-                            T.reinterpret("int32", logits[0, vi // parts, vi % parts * PART + i]) & T.int32(0x7FFFFFFF),
-                        )
+                        magnitude[0] = T.max(magnitude[0], T.reinterpret("int32", logit[0]) & T.int32(0x7FFFFFFF))
                     if magnitude[0] >= T.int32(0x7F800000):
                         where[0] = -1
                     best[vi // parts, vi % parts] = top[0]

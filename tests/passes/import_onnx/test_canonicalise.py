@@ -219,7 +219,7 @@ def test_an_export_that_takes_one_token_after_a_past_says_so(loaded: dict[str, A
 
 
 def test_context_longer_than_the_tables_of_the_export() -> None:
-    with pytest.raises(UserError, match=r"have 256 positions, the context is 300; compile with --context 256 or less"):
+    with pytest.raises(UserError, match=r"has 256 positions, the context is 300; compile with --context 256 or less"):
         canonicalise(EXPORTS / "llama-genai-fp32" / "model.onnx", 300)
 
 

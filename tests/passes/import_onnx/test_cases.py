@@ -95,7 +95,7 @@ def test_what_the_exports_are() -> None:
     shape = count_work(imported("nb-hqq")[0], "")
     assert (shape.head.format.zeros, shape.head.format.zero_dtype) == (True, "float32")
     for name in ("g-gather-int4", "nb-gather"):
-        stored = count_work(imported(name)[0], "").embedding
+        stored = count_work(imported(name)[0], "").embedding.format
         assert (stored.dtype, stored.block, stored.zeros) == ("int4", 32, False)
 
 

@@ -25,7 +25,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "phi3-packed": {"layers": 1, "family": "phi3"},  # q, k, v in one product, gate and up in another
     "glm-interleaved": {"interleaved": True, "rotary_dim": 4, "family": "qwen2"},
     "smollm3-nope": {"layers": 2},  # the second layer does not rotate
-    "olmo2-post-norm": {},  # norms after the products, q and k norm over all heads
+    "olmo2-post-norm": {"family": "olmo2"},  # norms after the products, q and k norm over all heads
 }
 USUAL = {"layers": 1, "window": 0, "padding": "left and right", "family": "llama", "positions": "input"}
 CONTEXT = 64

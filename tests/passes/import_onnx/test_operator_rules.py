@@ -344,7 +344,7 @@ def own_mask(proto: Any) -> None:
 FOUND = [
     ("qwen2-dynamo-fp32", given("Softmax", axis=2), r"Softmax \(node .* has axis=2 of 4 dimensions; only the last"),
     ("qwen2-dynamo-fp32", given("ReduceMean", keepdims=2), r"ReduceMean \(node .* has keepdims=2; it is 0 or 1"),
-    ("qwen2-dynamo-fp32", epsilon_of_rank_4, r"the logits have the shape \(1, 2, 7, 512\)"),
+    ("qwen2-dynamo-fp32", epsilon_of_rank_4, r"the logits have the shape \[1, 2, 7, 512\]"),
     ("qwen2-dynamo-fp32", dropout_that_drops, r"Dropout \(node 'drop'\)"),
     ("qwen2-dynamo-fp32", weight_rounded_to_integers, r"Cast \(node 'small'\): it makes a weight of FLOAT another one"),
     ("qwen2-dynamo-fp32", mean_over_tokens_with_a_lie, r"the mean is not over the last axis"),

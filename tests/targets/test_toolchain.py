@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from requirements import only_where
+from requirements import need_program, only_where
 
 from targets.boards import load_board
 from targets.cortex_a import core
@@ -18,6 +18,7 @@ from targets.cortex_a.toolchain import host_isa, link_function
 from targets.device import Core
 from targets.elf import machine, needed_versions, newest_glibc
 from targets.errors import UserError
+from targets.zig import zig, zig_environment
 
 
 def host_core() -> Core:
@@ -40,9 +41,10 @@ def library(described: Core, path: Path, prefer: str | None = None) -> Path:
     return path
 
 
-def object_file(path: Path, source: str, compiler: list[str]) -> Path:
+def object_file(path: Path, source: str) -> Path:
     path.with_suffix(".c").write_text(source)
-    subprocess.run([*compiler, "-fPIC", "-c", str(path.with_suffix(".c")), "-o", str(path)], check=True)
+    command = [*zig("cc", host_isa()), "-O2", "-fPIC", "-c", str(path.with_suffix(".c")), "-o", str(path)]
+    subprocess.run(command, check=True, env=zig_environment(str(path.parent)))
     return path
 
 
@@ -80,10 +82,11 @@ def test_the_same_bytes_from_another_process(tmp_path: Path) -> None:
 def test_a_newer_glibc_is_refused(tmp_path: Path) -> None:
     """A library of the compiling machine itself may need its own glibc; one for a device may not."""
     only_where(host_isa() == "x86-64", "the made-up symbol version below is spelled for x86-64")
+    need_program("cc")  # its linker would take the newer glibc
     source = (
         '__asm__(".symver later, exp@GLIBC_2.29");\ndouble later(double);\ndouble f(double x) { return later(x); }\n'
     )
-    made = object_file(tmp_path / "f.o", source, ["cc"])
+    made = object_file(tmp_path / "f.o", source)
     native = host_core()
     import dataclasses
 
@@ -100,8 +103,8 @@ def test_a_library_for_another_machine_is_refused(tmp_path: Path) -> None:
     import dataclasses
 
     native = host_core()
-    made = object_file(tmp_path / "f.o", "int f(void) { return 1; }\n", ["cc"])
-    link = link_function(native, "system")
+    made = object_file(tmp_path / "f.o", "int f(void) { return 1; }\n")
+    link = link_function(native)
     link(str(tmp_path / "f.so"), [str(made)])
     other = "aarch64" if native.isa == "x86-64" else "x86-64"
     lying = dataclasses.replace(native, isa=other)
@@ -119,7 +122,7 @@ def test_no_linker_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_failed_link_shows_the_linkers_words(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"no-such-file\.o"):
-        link_function(host_core(), "system")(str(tmp_path / "f.so"), ["no-such-file.o"])
+        link_function(host_core())(str(tmp_path / "f.so"), ["no-such-file.o"])
 
 
 def cut(data: bytes) -> bytes:
@@ -148,8 +151,8 @@ def section_table_far_away(data: bytes) -> bytes:
     ],
 )
 def test_a_damaged_library_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes], message: str) -> None:
-    made = object_file(tmp_path / "f.o", "int f(void) { return 1; }\n", ["cc"])
-    link_function(host_core(), "system")(str(tmp_path / "f.so"), [str(made)])
+    made = object_file(tmp_path / "f.o", "int f(void) { return 1; }\n")
+    link_function(host_core())(str(tmp_path / "f.so"), [str(made)])
     data = (tmp_path / "f.so").read_bytes()
     damaged = tmp_path / "g.so"
     damaged.write_bytes(damage(data))

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from requirements import need, need_program
+from requirements import need
 
 from hetero_sd.cli import main as command
 from hetero_sd.runtime import doctor, machine
 from hetero_sd.runtime.opencl_probe import NO_PLATFORM, OpenCLDevice, OpenCLState, probe, probe_apart
 from hetero_sd.runtime.run import main as run_py
+from targets.mali import opencl_runtime
+from targets.zig import zig, zig_environment
 
 MALI = OpenCLDevice(
     platform="ARM Platform",
@@ -114,7 +116,7 @@ def test_folder(board: Path, tmp_path: Path, line: str, level: str, text: str) -
     assert finding.level == level
     assert text in finding.text
     if level == "problem":
-        assert finding.mend == f"sudo mount -o remount,exec {folder}"
+        assert finding.mend == f"sudo mount -o remount,exec '{folder}'"  # it has a space
 
 
 def test_a_good_gpu_has_no_problem() -> None:
@@ -209,12 +211,12 @@ def test_probe_agrees_with_the_runtime() -> None:
 
 def fake_driver(folder: Path, body: str) -> str:
     """Compile an OpenCL library whose first function does `body`."""
-    compiler = need_program("gcc", "cc")
     source, library = folder / "driver.c", folder / "libOpenCL.so"
     source.write_text(
         f"#include <stdlib.h>\n#include <unistd.h>\nint clGetPlatformIDs(void) {{ {body} return -1001; }}\n"
     )
-    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library], check=True)
+    command = [*zig("cc", opencl_runtime.machine()), "-O2", "-shared", "-fPIC", str(source), "-o", str(library)]
+    subprocess.run(command, check=True, env=zig_environment(str(folder)))
     return str(library)
 
 

@@ -10,7 +10,7 @@
 #   oclgrind              a simulator that finds reads out of bounds, uninitialised values and races in kernels
 #   opencl-c-headers      Khronos' header, which one test compares our declarations with
 #   clang                 compiles kernels with half arithmetic, which no driver here has, for spir64
-#   g++, g++-aarch64-linux-gnu   build the runtime for this machine and for a board; gcc builds drivers that crash
+#   g++                   builds the OpenCL runtime with sanitizers; its linker takes a glibc that boards lack
 #   binutils              nm and readelf, which tests compare our ELF reader with
 #   chromium, fonts-dejavu-core  draw the HTML report; DejaVu Sans is the font that its charts were measured with
 #
@@ -24,5 +24,5 @@ set -euo pipefail
 
 apt-get update -qq
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-  ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers clang g++ g++-aarch64-linux-gnu binutils \
+  ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers clang g++ binutils \
   chromium fonts-dejavu-core

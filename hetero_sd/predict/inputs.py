@@ -67,6 +67,7 @@ def read_alpha_file(path: Path, sampled: bool = False) -> AlphaFile:
     """
     data = read_object(path, "an acceptance file")
     mode = "sampled" if sampled else "greedy"
+    part = ", in part: it was interrupted" if "partial" in data else ""
     data = data.get(mode, data)
     if not isinstance(data, dict):
         raise UserError(f"{path}: nothing was measured for {mode} decoding; measure it with `hetero-sd acceptance`")
@@ -82,7 +83,7 @@ def read_alpha_file(path: Path, sampled: bool = False) -> AlphaFile:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise UserError(f"{path}: {str(value)[:40]} is not a probability; it must lie between 0 and 1")
     low, high = ([float(b[i]) for b in bounds] for i in (0, 1))
-    return AlphaFile(tuple(map(float, alpha)), tuple(low), tuple(high), f"measured, {path.name}")
+    return AlphaFile(tuple(map(float, alpha)), tuple(low), tuple(high), f"measured{part}, {path.name}")
 
 
 def read_factors(path: Path | None, board: Board) -> Factors:

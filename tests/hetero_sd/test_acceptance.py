@@ -95,6 +95,7 @@ def test_another_drafter_is_accepted_less_and_feeds_predict(tmp_path: Path, caps
     found = measured(tmp_path, DRAFT)
     assert found["greedy"]["alpha"] < 1.0
     read = read_alpha_file(tmp_path / "alpha.json")
+    assert read.source == "measured, alpha.json"
     assert list(read.alpha) == found["greedy"]["alpha_by_position"]
     sampled = read_alpha_file(tmp_path / "alpha.json", sampled=True)
     assert list(sampled.alpha) == found["sampled"]["alpha_by_position"]
@@ -161,6 +162,7 @@ def test_what_was_judged_until_ctrl_c_is_kept(
     assert shown.startswith(f"partial: {found['partial']}\ngreedy: acceptance")
     assert 0 < found["greedy"]["rounds"]
     assert read_alpha_file(out).alpha
+    assert read_alpha_file(out).source == "measured, in part: it was interrupted, alpha.json"
     whole = 3
     if expected == "greedy":
         assert found["sampled"] is None

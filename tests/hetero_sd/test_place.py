@@ -129,7 +129,7 @@ def test_a_gpu_bundle_verifies_and_its_rows_do_not_depend_on_n(
     result = verify_bundle(bundle, export / "model.onnx", None, None)
     assert result.passed, result
     other = verify_bundle(bundle, EXPORTS / "qwen2-genai-fp32" / "model.onnx", None, None)
-    assert not other.passed  # the twin: unquantised weights are another model
+    assert not other.passed  # the negative control: unquantised weights are another model
     target = load_models(Bundle(bundle)).target
     ids = PROMPTS[2]
     whole = target.forward(ids, 0)

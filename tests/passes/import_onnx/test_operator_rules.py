@@ -21,10 +21,10 @@ from passes.import_onnx.attention_sites import _SITES
 from passes.import_onnx.canonical_products import _REWRITES
 from passes.import_onnx.check_nodes import check_nodes
 from passes.import_onnx.check_vocabulary import _CHECKS, refusals
-from passes.import_onnx.functions import DOMAIN
 from passes.import_onnx.fuse_activations import _OPERATORS
+from passes.import_onnx.local_functions import DOMAIN
 from passes.import_onnx.operator_rules import FLOATS, LIFTED, NO_EFFECT, RULES, RUN, TEXTS, Must, Range
-from passes.import_onnx.state import Importing
+from passes.import_onnx.pass_context import Importing
 from passes.import_onnx.testing import CanonicalModel, case, importing
 from passes.onnx_to_relax import onnx_to_relax
 from targets.errors import UserError

@@ -11,8 +11,8 @@ from typing import Any
 
 from prediction_cases import CASES, CHUNK, PAIRS, Pair
 
-from costmodel.calibrate import Fit, Point, fit
 from costmodel.factors import Factors
+from costmodel.fit import Fit, Point, fit
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, dram_bytes
 from costmodel.speculative import RoundCosts, expected_tokens, sequential_round
 from costmodel.work import step_units

@@ -1,7 +1,7 @@
 """An operator on a processor: the roofline of Williams et al. 2009, with the kernels that are really used.
 
 Time = the longer of arithmetic and memory, plus the part of the shorter one that is not hidden. Arithmetic comes from
-the kernels' cycles (kernels.py), so it climbs in stairs of the register tile with the rows n; memory from the bytes
+the kernels' cycles (cpu_cycles.py), so it climbs in stairs of the register tile with the rows n; memory from the bytes
 that miss the caches. Parallel regions, kernel calls and GPU launches are added one by one.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from costmodel.cpu_cycles import kernel_cycles
 from costmodel.decoder import NORMS, DecoderSpec
 from costmodel.estimate import Estimate, total
 from costmodel.factors import Factors
-from costmodel.kernels import kernel_cycles
 from costmodel.work import Op, step_units
 from targets.device import Board, Cluster, Gpu
 from targets.mali.tile import gpu_tile

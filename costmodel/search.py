@@ -22,9 +22,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.memory import PROCESS_BYTES, Memory, available_bytes, model_memory
 from costmodel.place import Place
 from costmodel.placement import ModelCosts, Placement, disjoint, shared_cluster
-from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, all_cores, dram_bytes, processors
-from costmodel.speculative import Acceptance, RoundCosts, all_accepted, overlapped_round, sequential_round
-from costmodel.variants import (
+from costmodel.question import (
     NGRAM,
     OVERLAPPED,
     SEQUENTIAL,
@@ -37,6 +35,8 @@ from costmodel.variants import (
     rank,
     why_not,
 )
+from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, all_cores, dram_bytes, processors
+from costmodel.speculative import Acceptance, RoundCosts, all_accepted, overlapped_round, sequential_round
 from targets.errors import UserError
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from costmodel.question import Variant
 from costmodel.roofline import CpuSlice, GpuSlice, Processor
 from costmodel.search import Search
 from costmodel.speculative import Acceptance
-from costmodel.variants import Variant
 from targets.device import Board
 
 KIND_ERROR = {"measured": 0.05, "datasheet": 0.10, "assumed": 0.30}

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from costmodel.speculative import expected_tokens
 from hetero_sd.progress import Progress
-from hetero_sd.runtime.interface import Model
+from hetero_sd.runtime.model_protocol import Model
 from targets.errors import UserError
 from targets.files import write_text
 

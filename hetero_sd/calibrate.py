@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from costmodel.calibrate import Fit, Point, fit
 from costmodel.decoder import DecoderSpec
-from costmodel.variants import factors_of
+from costmodel.fit import Fit, Point, fit
+from costmodel.question import factors_of
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_factors, with_gpu, with_region_cost
 from hetero_sd.predict.inputs import load_shapes
 from targets.boards import board_names, load_board

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from costmodel.calibrate import BOUNDS, Fit
+from costmodel.fit import BOUNDS, Fit
 from targets.device import Board, read_board
 from targets.errors import UserError
 

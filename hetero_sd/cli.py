@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     v.add_argument("--from", dest="saved", metavar="F", type=Path, help="logits saved by run.py --save-logits")
     v.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
-    d = _command(commands, "doctor", "what this machine has, what is missing, and what mends it", _DOCTOR_EXAMPLE)
+    d = _command(commands, "doctor", "what this machine has, what is missing, and what fixes it", _DOCTOR_EXAMPLE)
     d.add_argument("bundle", metavar="DIR", type=Path, nargs="?", help="also look at the file system of this bundle")
     d.add_argument("--opencl-lib", metavar="FILE", help="the OpenCL library to open (default: the usual names)")
     d.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -200,8 +200,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _compile(options: argparse.Namespace) -> int:
     from hetero_sd.compile import CompileRequest, compile_bundle
+    from hetero_sd.compile_report import compile_json, compile_text
     from hetero_sd.progress import Progress
-    from hetero_sd.report import compile_json, compile_text
     from hetero_sd.vendor import PYTHONS
 
     if options.board_python not in PYTHONS:
@@ -230,7 +230,7 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from hetero_sd.report import verify_json, verify_text
+    from hetero_sd.compile_report import verify_json, verify_text
     from hetero_sd.verify import verify_bundle
 
     result = verify_bundle(options.bundle, options.against, options.prompts, options.saved)

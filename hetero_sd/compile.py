@@ -21,7 +21,7 @@ from hetero_sd.bundle import (
     write_requirements,
 )
 from hetero_sd.place import place_text
-from hetero_sd.plan import Plan, Wishes, check_gamma, make_plan, rows_within, whole_context
+from hetero_sd.plan import Overrides, Plan, check_gamma, make_plan, rows_within, whole_context
 from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.progress import Progress
@@ -115,7 +115,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     if request.context is not None and not 2 <= request.context <= MOST_CONTEXT:
         raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
     refuse_existing(request.out)
-    wishes = _wishes(request)
+    overrides = _overrides(request)
     board = load_board(request.board, measure=False)
     tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
 
@@ -126,7 +126,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     if request.draft is not None:
         vocab = {role: shape.vocab for role, shape in shapes.items()}
         check_pair(request.target, vocab["target"], request.draft, vocab["draft"], tokenizer)
-    plan, prediction = make_plan(board, shapes, context, wishes)
+    plan, prediction = make_plan(board, shapes, context, overrides)
 
     with new_bundle(request.out) as folder:
         opencl_runtime = None
@@ -166,14 +166,14 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     return CompileResult(plan, prediction, size, tokenizer, models, notes, board.isa == machine())
 
 
-def _wishes(request: CompileRequest) -> Wishes:
+def _overrides(request: CompileRequest) -> Overrides:
     check_gamma(request.gamma, MOST_GAMMA)
     if request.alpha is not None and request.alpha_file is not None:
         raise UserError("--alpha and --alpha-file contradict each other: leave one out")
     if request.alpha is not None:
         check_acceptance(request.alpha)
     measured = None if request.alpha_file is None else read_alpha_file(request.alpha_file)
-    return Wishes(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths)
+    return Overrides(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths)
 
 
 Imported = dict[str, "tuple[Decoder, DecoderSpec]"]

@@ -15,7 +15,7 @@ from passes.count_work import count_work
 from passes.import_onnx import LONGEST_CONTEXT, PIPELINE, Decoder, DecoderFacts, canonicalise, canonicalise_up_to
 from passes.import_onnx.check_vocabulary import refusals, tells_kind
 from passes.import_onnx.load import load
-from passes.import_onnx.state import Importing, PassLog, describe, run_pass
+from passes.import_onnx.pass_context import Importing, PassLog, describe, run_pass
 from targets.errors import UserError
 
 DEFAULT_CONTEXT = 1024

@@ -16,9 +16,9 @@ from costmodel.decoder import DecoderSpec
 from costmodel.memory import available_bytes
 from costmodel.place import Place
 from costmodel.placement import Placement
+from costmodel.question import TARGET_ONLY, Question, Variant
 from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.search import Search
-from costmodel.variants import TARGET_ONLY, Question, Variant
 from hetero_sd.place import place_models, place_text
 from hetero_sd.plan_prediction import plan_prediction
 from hetero_sd.plan_verdict import plan_verdict, rounded
@@ -37,7 +37,7 @@ _MOST_LIVE = 8
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Overrides:
     """What the user gives in place of the plan's own decisions; None decides.
 
     Attributes:
@@ -110,7 +110,7 @@ class Plan:
 
 
 def make_plan(
-    board: Board, shapes: Mapping[str, DecoderSpec], context: int, wishes: Wishes | None = None
+    board: Board, shapes: Mapping[str, DecoderSpec], context: int, overrides: Overrides | None = None
 ) -> tuple[Plan, Prediction]:
     """Decide for a board, and return the plan with the prediction that led to it.
 
@@ -118,34 +118,34 @@ def make_plan(
         board: the hardware.
         shapes: the target and, where there is one, the drafter, by role.
         context: rows of the KV caches (see `whole_context`); steps are priced at half of it.
-        wishes: what the user gives.
+        overrides: what the user gives.
 
     Raises:
         UserError: a rule cannot be followed, a number is out of range, or the memory is too small, with the numbers.
     """
-    wishes = wishes or Wishes()
+    overrides = overrides or Overrides()
     target, draft = shapes["target"], shapes.get("draft")
-    placed = place_models(wishes.place, board, draft is not None) if wishes.place is not None else {}
-    measured = wishes.alpha_file
+    placed = place_models(overrides.place, board, draft is not None) if overrides.place is not None else {}
+    measured = overrides.alpha_file
     free_question = Question(
         board=board,
         targets=(target,),
         drafts=() if draft is None else (draft,),
-        alpha=measured.alpha if measured else DEFAULT_ALPHA if wishes.alpha is None else wishes.alpha,
+        alpha=measured.alpha if measured else DEFAULT_ALPHA if overrides.alpha is None else overrides.alpha,
         context=max(1, context // 2),
-        factors=read_factors(wishes.factors, board),
+        factors=read_factors(overrides.factors, board),
         cache_rows=context,
         one_process=True,
         overlapped=False,
         one_tokenizer=True,
     )
     question = replace(free_question, target_place=placed.get("target"), draft_place=placed.get("draft"))
-    if wishes.gamma is not None:
-        drafts = question.drafts if wishes.gamma else ()
-        question = replace(question, gamma=wishes.gamma if drafts else None, drafts=drafts)
+    if overrides.gamma is not None:
+        drafts = question.drafts if overrides.gamma else ()
+        question = replace(question, gamma=overrides.gamma if drafts else None, drafts=drafts)
     free = predict(free_question, measured)
     asked = free if question == free_question else predict(question, measured)
-    return _plan(asked, free, shapes, wishes, context), free
+    return _plan(asked, free, shapes, overrides, context), free
 
 
 def whole_context(board: Board, context: int) -> int:
@@ -161,14 +161,16 @@ def rows_within(board: Board, positions: int) -> int:
     return rows if rows >= whole_context(board, 1) else 0
 
 
-def _plan(asked: Prediction, free: Prediction, shapes: Mapping[str, DecoderSpec], wishes: Wishes, context: int) -> Plan:
+def _plan(
+    asked: Prediction, free: Prediction, shapes: Mapping[str, DecoderSpec], overrides: Overrides, context: int
+) -> Plan:
     best, board = asked.decision.best, asked.question.board
     placements = {"target": best.target_placement}
-    drafter = _drafter_beside(free, best, shapes, wishes)
+    drafter = _drafter_beside(free, best, shapes, overrides)
     if drafter is not None:
         placements["draft"] = drafter
     cluster, threads = _cores(placements, board)
-    widths = _target_widths(asked.search, best, shapes.get("draft"), drafter, wishes)
+    widths = _target_widths(asked.search, best, shapes.get("draft"), drafter, overrides)
     draft_bytes = asked.search.model_memory(shapes["draft"], drafter).total_bytes if drafter is not None else 0
     memory = {**asdict(best.memory), "total_bytes": best.memory.total_bytes}
     memory = {**memory, "free_bytes": available_bytes(board), "drafter_bytes": draft_bytes}
@@ -176,7 +178,7 @@ def _plan(asked: Prediction, free: Prediction, shapes: Mapping[str, DecoderSpec]
     pairs = list(zip(free.decision.leading, free.intervals, strict=True))
     variants = [variant_json(v, sure) for v, sure in pairs]
     variants += [variant_json(v, None) for v in free.decision.not_fitting]
-    given = [name for name, value in (("gamma", wishes.gamma), ("place", wishes.place)) if value is not None]
+    given = [name for name, value in (("gamma", overrides.gamma), ("place", overrides.place)) if value is not None]
     return Plan(
         board=board.name,
         mode=best.mode,
@@ -191,7 +193,7 @@ def _plan(asked: Prediction, free: Prediction, shapes: Mapping[str, DecoderSpec]
         prefill_width=PREFILL_CHUNK,
         given=tuple(given),
         verdict=plan_verdict(asked, free, given, "draft" in shapes, draft_bytes),
-        reasons=tuple(_reasons(asked, shapes, placements, cluster, threads, wishes)),
+        reasons=tuple(_reasons(asked, shapes, placements, cluster, threads, overrides)),
         variants=tuple(rounded(v) for v in variants),
         memory=memory,
         prediction=rounded(prediction),
@@ -199,15 +201,15 @@ def _plan(asked: Prediction, free: Prediction, shapes: Mapping[str, DecoderSpec]
 
 
 def _drafter_beside(
-    free: Prediction, best: Variant, shapes: Mapping[str, DecoderSpec], wishes: Wishes
+    free: Prediction, best: Variant, shapes: Mapping[str, DecoderSpec], overrides: Overrides
 ) -> Placement | None:
     """Where the drafter runs; beside a target that runs alone too, where it fits, because the run decides anew."""
     if best.draft_placement is not None or "draft" not in shapes:
         return best.draft_placement
     cores = next((s.processor for s in best.target_placement.segments if isinstance(s.processor, CpuSlice)), None)
     question = replace(free.question, target_place=best.target_placement.place(best.target), cores=cores)
-    if wishes.place is not None:
-        question = replace(question, draft_place=place_models(wishes.place, question.board, True)["draft"])
+    if overrides.place is not None:
+        question = replace(question, draft_place=place_models(overrides.place, question.board, True)["draft"])
     leading = Search(question).decide().leading
     return next((v.draft_placement for v in leading if v.draft_placement is not None), None)
 
@@ -223,11 +225,11 @@ def _cores(placements: Mapping[str, Placement], board: Board) -> tuple[Cluster, 
 
 
 def _target_widths(
-    search: Search, best: Variant, draft: DecoderSpec | None, drafter: Placement | None, wishes: Wishes
+    search: Search, best: Variant, draft: DecoderSpec | None, drafter: Placement | None, overrides: Overrides
 ) -> tuple[int, ...]:
     """Those of the plan, and those that the run may come to prefer when it accepts less or more than was expected."""
-    widths = {*_SHORT_WIDTHS, best.gamma + 1, *wishes.widths}
-    if draft is not None and drafter is not None and wishes.gamma is None:
+    widths = {*_SHORT_WIDTHS, best.gamma + 1, *overrides.widths}
+    if draft is not None and drafter is not None and overrides.gamma is None:
         for alpha in _LIVE_ALPHAS:
             rounds = [
                 search.price("sequential", best.target, best.target_placement, draft, drafter, g, alpha)
@@ -243,7 +245,7 @@ def _reasons(
     placements: Mapping[str, Placement],
     cluster: Cluster,
     threads: int,
-    wishes: Wishes,
+    overrides: Overrides,
 ) -> list[str]:
     """One sentence for each decision; those of the models begin with their role."""
     board, best = asked.question.board, asked.decision.best
@@ -252,16 +254,16 @@ def _reasons(
     for role, placement in placements.items():
         n = best.gamma + 1 if role == "target" else 1
         where = place_text(placement.place(shapes[role]), gpu)
-        if wishes.place is not None:
-            why = f"as given with --place {wishes.place}"
+        if overrides.place is not None:
+            why = f"as given with --place {overrides.place}"
         else:
             why = _why_there(asked.search, shapes[role], placement, n)
         reasons.append(f"{role} on {where}: {why}")
     reasons.append(_why_threads(asked.search, shapes["target"], placements["target"], cluster, threads, best.gamma + 1))
     if "draft" not in shapes:
         reasons.append("target only: no draft model was given")
-    elif wishes.gamma is not None:
-        reasons.append(f"gamma {best.gamma}: as given with --gamma {wishes.gamma}")
+    elif overrides.gamma is not None:
+        reasons.append(f"gamma {best.gamma}: as given with --gamma {overrides.gamma}")
     else:
         others = [v for v in asked.decision.leading[1:] if (v.mode == TARGET_ONLY) != (best.mode == TARGET_ONLY)]
         against = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from costmodel.question import TARGET_ONLY, Variant
 from costmodel.roofline import GpuSlice
 from costmodel.uncertainty import used_processors
-from costmodel.variants import TARGET_ONLY, Variant
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.predict.text import gpu_kernels_measured, models_of, rate, where_text
 

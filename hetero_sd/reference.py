@@ -20,7 +20,7 @@ from passes.import_onnx.exact_quantised import exact_quantised
 from passes.import_onnx.find_head_dim import find_head_dim
 from passes.import_onnx.load import load
 from passes.import_onnx.normalise_io_names import normalise_io_names
-from passes.import_onnx.state import Importing
+from passes.import_onnx.pass_context import Importing
 from passes.import_onnx.upcast_to_float32 import upcast_to_float32
 from targets.errors import UserError
 

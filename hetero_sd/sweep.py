@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.decoder import DecoderSpec
+from costmodel.question import Question, factors_of
 from costmodel.search import Search
 from costmodel.uncertainty import interval
-from costmodel.variants import Question, factors_of
 from hetero_sd.predict.inputs import check_formats, load_shapes
 from targets.boards import load_board
 from targets.errors import UserError

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from hetero_sd.reference import ReferenceModel
 from hetero_sd.runtime.generate import Request, generate
-from hetero_sd.runtime.interface import Model
 from hetero_sd.runtime.manifest import MANIFEST, Bundle
+from hetero_sd.runtime.model_protocol import Model
 from hetero_sd.runtime.prompts import read_prompts
 from hetero_sd.runtime.run import load_text
 from hetero_sd.runtime.saved_logits import SavedLogits, read_logits

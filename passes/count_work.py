@@ -21,7 +21,7 @@ from costmodel.place import ATTENTION, EMBEDDING, HEAD, Part
 from passes.import_onnx import Decoder
 from passes.import_onnx.check_vocabulary import initializer_of
 from passes.import_onnx.label_parts import computed_nodes, part_of, row_inputs
-from passes.import_onnx.state import attribute, describe
+from passes.import_onnx.pass_context import attribute, describe
 from targets.errors import UserError
 
 LINEAR = ("MatMul", "MatMulNBits")
@@ -263,9 +263,9 @@ class _Names:
             return "head"
         if node is self._last[_part(node)]:
             return "down"
-        bends = any(user.op_type in ("Sigmoid", "Gelu") for user in users)
+        nonlinear = any(user.op_type in ("Sigmoid", "Gelu") for user in users)
         gated = any(user.op_type == "Mul" for u in users for user, _ in u.outputs[0].uses())
-        return "gate_up" if split else "gate" if bends and gated else "up"
+        return "gate_up" if split else "gate" if nonlinear and gated else "up"
 
     def _norm(self, node: Any, part: str) -> str:
         if part == HEAD:

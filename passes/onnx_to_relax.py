@@ -20,9 +20,9 @@ from passes import dialect as D
 from passes.check_finite import check_attributes
 from passes.import_onnx import Decoder, DecoderFacts
 from passes.import_onnx.check_vocabulary import is_weight
-from passes.import_onnx.functions import DOMAIN
 from passes.import_onnx.label_parts import computed_nodes
-from passes.import_onnx.state import describe
+from passes.import_onnx.local_functions import DOMAIN
+from passes.import_onnx.pass_context import describe
 from targets.errors import UserError
 
 

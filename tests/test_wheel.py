@@ -88,7 +88,9 @@ def test_an_installed_wheel_needs_no_compiler(wheel: tuple[Path, str], tmp_path:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"lib/{target}/{opencl_runtime.LIBRARY}" for target in LIBRARIES]
     assert not (tmp_path / "cache").exists()  # nothing was built
-    (site / "hetero_sd-0.1.0.dist-info/entry_points.txt").unlink()  # the twin: without the entry point it is not loaded
+    (
+        site / "hetero_sd-0.1.0.dist-info/entry_points.txt"
+    ).unlink()  # the negative control: without the entry point it is not loaded
     done = subprocess.run([python, "-c", PROGRAM], capture_output=True, text=True, check=False, env=env, cwd=tmp_path)
     assert "not loaded by import tvm" in done.stderr
 

@@ -12,8 +12,8 @@ from costmodel.contention import Load as _Load
 from costmodel.contention import side_by_side, together_bytes_per_s
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement, shared_cluster
+from costmodel.question import OVERLAPPED
 from costmodel.roofline import GpuSlice, dram_bytes
-from costmodel.variants import OVERLAPPED
 from hetero_sd.predict.predict import Prediction
 
 Span = tuple[str, str, float, float, str]  # lane, name, start, duration in seconds, explanation

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
+from costmodel.question import factors_of
 from costmodel.speculative import MOST_GAMMA
-from costmodel.variants import factors_of
 from hetero_sd.predict.config_json import FORMAT_NAMES, shapes_from_config
 from targets.device import Board
 from targets.errors import UserError

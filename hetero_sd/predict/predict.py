@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from costmodel.question import SEQUENTIAL, TARGET_ONLY, Decision, Question, Variant
 from costmodel.roofline import CpuSlice
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, break_even_alpha
 from costmodel.uncertainty import Interval, interval
-from costmodel.variants import SEQUENTIAL, TARGET_ONLY, Decision, Question, Variant
 from hetero_sd.predict.inputs import AlphaFile, check_formats, load_shapes, read_alpha_file, read_factors
 from targets.boards import load_board
 from targets.errors import UserError

@@ -9,10 +9,10 @@ from typing import Any
 
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
+from costmodel.question import OVERLAPPED, TARGET_ONLY, Question, Variant, factors_of, gb
 from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.search import Search
 from costmodel.uncertainty import Interval, used_processors
-from costmodel.variants import OVERLAPPED, TARGET_ONLY, Question, Variant, factors_of, gb
 from hetero_sd.calibrated_board import GPU_HOW
 from hetero_sd.predict.predict import Prediction, bundle_question, compilable
 from targets.device import Board

@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hetero_sd.runtime.bandwidths import cases_of, measure_bandwidths
 from hetero_sd.runtime.budget import Budget
 from hetero_sd.runtime.calibrate_gpu import GpuCosts
-from hetero_sd.runtime.contention import cases_of, measure_bandwidths
-from hetero_sd.runtime.interface import Models
 from hetero_sd.runtime.measure import LEAST_REPEATS, Step, take_turn
+from hetero_sd.runtime.model_protocol import Models
 from targets.errors import UserError
 from targets.host.bandwidth import BandwidthReader
 

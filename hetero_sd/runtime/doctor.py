@@ -1,4 +1,4 @@
-"""``hetero-sd doctor`` and ``run.py --doctor``: what this machine has, what is missing, and what mends it."""
+"""``hetero-sd doctor`` and ``run.py --doctor``: what this machine has, what is missing, and what fixes it."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Finding:
 
     Attributes:
         level: ``ok``, ``note`` (works, but worth knowing) or ``problem``.
-        mend: the command or the act that mends it; "" where there is nothing to mend.
+        fix: the command or the act that fixes it; "" where there is nothing to fix.
     """
 
     subject: str
     level: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(folder: Path | None = None, opencl_lib: str | None = None, root: Path = Path("/")) -> list[Finding]:
@@ -70,14 +70,14 @@ def run(folder: Path | None, as_json: bool, opencl_lib: str | None = None) -> in
 
 
 def report_text(findings: list[Finding]) -> str:
-    """Return one line a finding, and its mend on a line of its own."""
+    """Return one line a finding, and its fix on a line of its own."""
     marks = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
     width = max(len(finding.subject) for finding in findings)
     lines = []
     for finding in findings:
         lines.append(f"{marks[finding.level]}  {finding.subject:{width}}  {finding.text}")
-        if finding.mend:
-            lines.append(f"{'':{width + 11}}  -> {finding.mend}")
+        if finding.fix:
+            lines.append(f"{'':{width + 11}}  -> {finding.fix}")
     return "\n".join(lines)
 
 
@@ -98,10 +98,10 @@ def _cpu(root: Path) -> Iterator[Finding]:
             usable = _ranges(cluster.usable) or "none"
             yield Finding("cpu", "note", f"{text}; this process may use {usable}", "start it without taskset")
         elif cluster.governor in ("powersave", "ondemand", "conservative", "schedutil"):
-            mend = "echo performance | sudo tee " + " ".join(
+            fix = "echo performance | sudo tee " + " ".join(
                 f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor" for cpu in cluster.cpus
             )
-            yield Finding("cpu", "note", f"{text}; governor {cluster.governor}: clocks vary during measurements", mend)
+            yield Finding("cpu", "note", f"{text}; governor {cluster.governor}: clocks vary during measurements", fix)
         else:
             yield Finding("cpu", "ok", text + (f"; governor {cluster.governor}" if cluster.governor else ""))
 
@@ -147,8 +147,8 @@ def _folder(folder: Path, root: Path) -> Iterator[Finding]:
         return
     where = f"{folder} is on {mount.kind} at {mount.point}"
     if "noexec" in mount.options:
-        mend = f"sudo mount -o remount,exec {quote(mount.point)}"
-        yield Finding("folder", "problem", f"{where}, mounted noexec: its libraries cannot be loaded", mend)
+        fix = f"sudo mount -o remount,exec {quote(mount.point)}"
+        yield Finding("folder", "problem", f"{where}, mounted noexec: its libraries cannot be loaded", fix)
     elif mount.kind in _FAT:
         text = f"{where}: no permissions, and files of at most 4 GB on FAT32"
         yield Finding("folder", "note", text, f"cp -r {folder} ~/ if a file is larger or a library will not load")
@@ -164,8 +164,8 @@ def opencl_findings(state: OpenCLState, nodes: list[machine.GpuNode], kernel_rel
     drivers = {node.driver for node in nodes}
     absent = "problem" if nodes else "note"  # a machine without a GPU needs no OpenCL
     if state.crash:
-        mend = "install another release of the driver, or name another library with --opencl-lib"
-        findings.append(Finding("opencl", absent, f"the OpenCL driver {state.crash} when it was asked", mend))
+        fix = "install another release of the driver, or name another library with --opencl-lib"
+        findings.append(Finding("opencl", absent, f"the OpenCL driver {state.crash} when it was asked", fix))
     elif state.library is None:
         tried = "; ".join(f"{name}: {reason}" for name, reason in state.tried.items())
         packages = "ocl-icd-libopencl1" + (" mesa-opencl-icd" if drivers & set(_OPEN_DRIVERS) else "")
@@ -173,13 +173,13 @@ def opencl_findings(state: OpenCLState, nodes: list[machine.GpuNode], kernel_rel
     elif state.status != 0:
         code = "CL_PLATFORM_NOT_FOUND_KHR" if state.status == NO_PLATFORM else f"status {state.status}"
         text = f"{state.library} finds no driver ({code})"
-        findings.append(Finding("opencl", absent, text, _driver_mend(drivers)))
+        findings.append(Finding("opencl", absent, text, _driver_fix(drivers)))
     for name, version, devices in state.platforms:
         if devices == 0 and "rusticl" in name.lower() and not os.environ.get("RUSTICL_ENABLE"):
-            mend = f"export RUSTICL_ENABLE={'panfrost' if drivers & set(_OPEN_DRIVERS) else 'DRIVER'}"
-            findings.append(Finding("opencl", "problem", f"{name} ({version}) has no device: it is not enabled", mend))
+            fix = f"export RUSTICL_ENABLE={'panfrost' if drivers & set(_OPEN_DRIVERS) else 'DRIVER'}"
+            findings.append(Finding("opencl", "problem", f"{name} ({version}) has no device: it is not enabled", fix))
         elif devices == 0:
-            findings.append(Finding("opencl", "problem", f"{name} ({version}) has no device", _driver_mend(drivers)))
+            findings.append(Finding("opencl", "problem", f"{name} ({version}) has no device", _driver_fix(drivers)))
     for device in state.devices:
         text = f"{device.name} ({device.kind}, {device.platform}), {device.version}, driver {device.driver}"
         findings.append(Finding("opencl", "ok" if device.kind == "gpu" else "note", text))
@@ -193,12 +193,12 @@ def opencl_findings(state: OpenCLState, nodes: list[machine.GpuNode], kernel_rel
         found = re.match(r"OpenCL (\d+)\.(\d+)", device.version)
         if found and (int(found[1]), int(found[2])) < OLDEST_OPENCL:
             text = f"{device.name} has OpenCL {found[1]}.{found[2]}, kernels need 1.2"
-            mend = "install a newer driver, or compile with --place cpu"
-            findings.append(Finding("opencl", "problem" if device.kind == "gpu" else "note", text, mend))
+            fix = "install a newer driver, or compile with --place cpu"
+            findings.append(Finding("opencl", "problem" if device.kind == "gpu" else "note", text, fix))
         findings += _versions(device.driver + " " + device.version, kernel_release)
     if state.devices and all(device.kind != "gpu" for device in state.devices):
-        mend = _driver_mend(drivers) if nodes else ""
-        findings.append(Finding("opencl", absent, "no GPU among the devices", mend))
+        fix = _driver_fix(drivers) if nodes else ""
+        findings.append(Finding("opencl", absent, "no GPU among the devices", fix))
     return findings
 
 
@@ -228,8 +228,8 @@ def _thread_pool(bundle: Bundle) -> Finding:
         except PoolError as error:
             why = str(error)
     if why is not None:
-        mend = "unset HSD_THREAD_POOL" if why.startswith("HSD_") else "compile the bundle again"
-        return Finding("threads", "note", f"TVM's thread pool is used, which suffers on a busy machine: {why}", mend)
+        fix = "unset HSD_THREAD_POOL" if why.startswith("HSD_") else "compile the bundle again"
+        return Finding("threads", "note", f"TVM's thread pool is used, which suffers on a busy machine: {why}", fix)
     cost_us = 1e6 * pool.region_cost_s()
     pool.close()
     cost = f"a parallel region of {threads} threads adds {cost_us:.1f} us" if threads > 1 else "one thread"
@@ -241,22 +241,22 @@ def _without_gpu(bundle: Bundle) -> Finding:
     lost = [role for role in roles if not bundle.models[role].get("fallback")]
     if lost:
         text = f"the {' and the '.join(lost)} of the bundle cannot run here: no OpenCL device"
-        return Finding("kernels", "problem", text, "mend what is said of opencl, or compile with --place cpu")
+        return Finding("kernels", "problem", text, "fix what is said of opencl, or compile with --place cpu")
     return Finding("kernels", "note", "no OpenCL device: the bundle's models run on the CPU, for which it has them too")
 
 
 def kernel_findings(checks: list[KernelCheck]) -> list[Finding]:
     """Judge what became of the kernels of each library; at most five are named."""
-    mend = "install another release of the driver; until then compile with --place cpu"
+    fix = "install another release of the driver; until then compile with --place cpu"
     findings = []
     for check in checks:
         for name, reason in check.failed[:5]:
             text = f"{check.library}: kernel {name} does not build: {reason.partition('; its log: ')[2] or reason}"
-            findings.append(Finding("kernels", "problem", text, mend))
+            findings.append(Finding("kernels", "problem", text, fix))
         if len(check.failed) > 5:
-            findings.append(Finding("kernels", "problem", f"{check.library}: and {len(check.failed) - 5} more", mend))
+            findings.append(Finding("kernels", "problem", f"{check.library}: and {len(check.failed) - 5} more", fix))
         if check.problem:
-            findings.append(Finding("kernels", "problem", f"{check.library}: {check.problem}", mend))
+            findings.append(Finding("kernels", "problem", f"{check.library}: {check.problem}", fix))
         elif not check.failed:
             findings.append(Finding("kernels", "ok", f"{check.library}: all {check.kernels} kernels build"))
     return findings
@@ -291,13 +291,13 @@ def _nodes(nodes: list[machine.GpuNode]) -> Iterator[Finding]:
             yield Finding("gpu", "ok", f"{node.path}, kernel driver {node.driver}")
         else:
             user = getpass.getuser()
-            mend = f"sudo usermod -aG {quote(node.group)} {quote(user)}, then log in again"
+            fix = f"sudo usermod -aG {quote(node.group)} {quote(user)}, then log in again"
             if node.group in ("", "root"):
-                mend = f"sudo chmod 666 {quote(node.path)}"
-            yield Finding("gpu", "problem", f"{user} may not open {node.path} (kernel driver {node.driver})", mend)
+                fix = f"sudo chmod 666 {quote(node.path)}"
+            yield Finding("gpu", "problem", f"{user} may not open {node.path} (kernel driver {node.driver})", fix)
 
 
-def _driver_mend(drivers: set[str]) -> str:
+def _driver_fix(drivers: set[str]) -> str:
     if drivers & set(_OPEN_DRIVERS):
         return "sudo apt-get install mesa-opencl-icd, then export RUSTICL_ENABLE=panfrost"
     if "mali" in drivers:

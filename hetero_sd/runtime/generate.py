@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from hetero_sd.runtime.interface import Model
-from hetero_sd.runtime.sampling import Dice, Sampling, probabilities
+from hetero_sd.runtime.model_protocol import Model
+from hetero_sd.runtime.sampling import Rng, Sampling, probabilities
 from hetero_sd.runtime.trace import Stopwatch, Trace
 
 
@@ -20,26 +20,26 @@ class Request:
 
 
 def generate(
-    target: Model, prompt: Sequence[int], request: Request, trace: Trace, dice: Dice | None = None
+    target: Model, prompt: Sequence[int], request: Request, trace: Trace, rng: Rng | None = None
 ) -> Iterator[int]:
     """Yield the ids that follow ``prompt``, one forward pass each, and record the run in ``trace``.
 
     An end-of-text id is yielded as the last one. ``prompt`` holds 1 to ``target.context`` ids. The last token needs
     no KV row, so up to ``context - len(prompt) + 1`` tokens can be generated.
     """
-    dice = dice or Dice(request.sampling.seed)
-    token = first_token(target, prompt, request.sampling, trace, dice)
+    rng = rng or Rng(request.sampling.seed)
+    token = first_token(target, prompt, request.sampling, trace, rng)
     while True:
         record_token(token, request, target.context, trace)
         yield token
         if trace.finish_reason:
             return
         watch = Stopwatch()
-        token = _next_token(target, token, len(prompt) + len(trace.token_ids) - 1, request.sampling, watch, dice)
+        token = _next_token(target, token, len(prompt) + len(trace.token_ids) - 1, request.sampling, watch, rng)
         trace.rounds.append(watch.round(drafted=0, accepted=0))
 
 
-def first_token(target: Model, prompt: Sequence[int], sampling: Sampling, trace: Trace, dice: Dice) -> int:
+def first_token(target: Model, prompt: Sequence[int], sampling: Sampling, trace: Trace, rng: Rng) -> int:
     """Feed the prompt and return the token that follows it.
 
     Sampling needs the logits of the last row only, so the rows before it go through ``extend``.
@@ -51,13 +51,13 @@ def first_token(target: Model, prompt: Sequence[int], sampling: Sampling, trace:
     else:
         if len(prompt) > 1:
             target.extend(prompt[:-1], 0)
-        token = _next_token(target, prompt[-1], len(prompt) - 1, sampling, watch, dice)
+        token = _next_token(target, prompt[-1], len(prompt) - 1, sampling, watch, rng)
     watch.book("prefill")
     trace.prefill_s = sum(watch.booked.values())
     return token
 
 
-def _next_token(target: Model, last: int, pos: int, sampling: Sampling, watch: Stopwatch, dice: Dice) -> int:
+def _next_token(target: Model, last: int, pos: int, sampling: Sampling, watch: Stopwatch, rng: Rng) -> int:
     """Feed ``last`` at ``pos`` and choose its successor."""
     if sampling.greedy:
         token = int(target.argmax([last], pos)[0])
@@ -65,7 +65,7 @@ def _next_token(target: Model, last: int, pos: int, sampling: Sampling, watch: S
     else:
         logits = target.forward([last], pos)[0]
         watch.book("verify")
-        token = dice.draw(probabilities(logits, sampling))
+        token = rng.draw(probabilities(logits, sampling))
         watch.book("sampling")
     return token
 

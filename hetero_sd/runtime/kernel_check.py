@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hetero_sd.runtime.apart import ask_apart
 from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.subprocess_call import ask_apart
 from targets.errors import UserError
 from targets.mali import opencl_runtime
 

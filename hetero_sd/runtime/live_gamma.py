@@ -135,7 +135,7 @@ class LiveGamma:
             self._since_plain = 0
 
     def _settle(self) -> None:
-        """Pay for what was played since the last decision, in typical times: a pause of the system is nobody's loss."""
+        """Pay for what was played since the last decision, in typical times: a pause of the system costs nothing."""
         if self._bank_s is None:
             self._bank_s = ALLOWANCE_STEPS * self._plain_s
         else:

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hetero_sd.runtime.chain import Chain, GpuFailed, last_line
-from hetero_sd.runtime.interface import ContextFull, Models, NotFiniteError
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.manifest_checks import check_models
 from hetero_sd.runtime.model_facts import SegmentFacts
+from hetero_sd.runtime.model_protocol import ContextFull, Models, NotFiniteError
 from hetero_sd.runtime.thread_pool import LIBRARY, PoolError, ThreadPool, why_tvms_pool
 from hetero_sd.runtime.threads import choose_threads, usable_cpus
 from hetero_sd.runtime.weights import Weights
@@ -67,7 +67,7 @@ class CompiledModel:
         except GpuFailed as error:
             if not facts.fallback:
                 raise UserError(
-                    f"this bundle runs on the GPU by OpenCL: {error}; `run.py --doctor` says what mends it"
+                    f"this bundle runs on the GPU by OpenCL: {error}; `run.py --doctor` says what fixes it"
                 ) from None
             self._take_over(f"no usable GPU: {error}")
 
@@ -105,7 +105,7 @@ class CompiledModel:
         return self._chain.gpu
 
     def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
-        """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.interface.Model`."""
+        """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.model_protocol.Model`."""
         self._check(len(ids), pos)
         rows = [self._step(part, at, 0) for part, at in self._parts(ids, pos)]
         return rows[0] if len(rows) == 1 else np.concatenate(rows)

@@ -12,7 +12,7 @@ from ctypes import byref, c_char, c_int32, c_size_t, c_uint32, c_uint64, c_void_
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hetero_sd.runtime.apart import ask_apart
+from hetero_sd.runtime.subprocess_call import ask_apart
 
 LIBRARIES = ("libOpenCL.so.1", "libOpenCL.so", "libmali.so.1")
 NO_PLATFORM = -1001  # CL_PLATFORM_NOT_FOUND_KHR, the loader's answer where no driver is registered

@@ -14,11 +14,11 @@ from typing import Any
 
 from hetero_sd.runtime import text as text_files
 from hetero_sd.runtime.generate import Request
-from hetero_sd.runtime.interface import Models, NotFiniteError
 from hetero_sd.runtime.internal_error import report, step
 from hetero_sd.runtime.live_gamma import LiveGamma
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.manifest_checks import check_plan
+from hetero_sd.runtime.model_protocol import Models, NotFiniteError
 from hetero_sd.runtime.options import parse_options
 from hetero_sd.runtime.policy import choose_policy
 from hetero_sd.runtime.program_cache import use_cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hetero_sd.runtime.interface import NotFiniteError
+from hetero_sd.runtime.model_protocol import NotFiniteError
 
 Distribution = npt.NDArray[np.float64]
 
@@ -84,7 +84,7 @@ def _nucleus(p: Distribution, top_p: float) -> npt.NDArray[np.intp]:
         count *= 8
 
 
-class Dice:
+class Rng:
     """All random choices of a generation, from one seeded PCG64 stream."""
 
     def __init__(self, seed: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hetero_sd.runtime.interface import Model
+from hetero_sd.runtime.model_protocol import Model
 from hetero_sd.runtime.weights import Tensor, Weights, write_weights
 from targets.errors import UserError
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hetero_sd.runtime.generate import Request, generate
-from hetero_sd.runtime.interface import Models
+from hetero_sd.runtime.model_protocol import Models
 from hetero_sd.runtime.policy import GammaPolicy
 from hetero_sd.runtime.prompts import Prompt
 from hetero_sd.runtime.speculate import speculate

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from hetero_sd.runtime.generate import Request, first_token, record_token
-from hetero_sd.runtime.interface import Model, NotFiniteError
+from hetero_sd.runtime.model_protocol import Model, NotFiniteError
 from hetero_sd.runtime.policy import GammaPolicy
-from hetero_sd.runtime.sampling import Dice, Distribution, Sampling, probabilities
+from hetero_sd.runtime.sampling import Distribution, Rng, Sampling, probabilities
 from hetero_sd.runtime.trace import Stopwatch, Trace
 
 
@@ -26,14 +26,14 @@ def speculate(
     request: Request,
     policy: GammaPolicy,
     trace: Trace,
-    dice: Dice | None = None,
+    rng: Rng | None = None,
 ) -> Iterator[int]:
     """Yield the ids that follow ``prompt`` and record the run in ``trace``; see :func:`generate.generate`."""
-    dice = dice or Dice(request.sampling.seed)
+    rng = rng or Rng(request.sampling.seed)
     drafter = Drafter(draft, target.vocab, request.sampling)
     tokens = list(prompt)
     policy.begin(len(tokens), request.max_new_tokens)
-    new_tokens = [first_token(target, prompt, request.sampling, trace, dice)]
+    new_tokens = [first_token(target, prompt, request.sampling, trace, rng)]
     while True:
         for token in new_tokens:
             record_token(token, request, target.context, trace)
@@ -52,7 +52,7 @@ def speculate(
         trace.draft_prefill_s += caught_up
 
         watch = Stopwatch()
-        drafted, q = drafter.propose(tokens, gamma, watch, dice)
+        drafted, q = drafter.propose(tokens, gamma, watch, rng)
         pos = len(tokens) - 1  # the target has not seen the last token yet
         if request.sampling.greedy:
             best = target.argmax([tokens[-1], *drafted], pos)
@@ -61,7 +61,7 @@ def speculate(
         else:
             logits = target.forward([tokens[-1], *drafted], pos)
             watch.book("verify")
-            accepted, extra = accept_sampled(logits, drafted, q, request.sampling, dice)
+            accepted, extra = accept_sampled(logits, drafted, q, request.sampling, rng)
             watch.book("sampling")
         drafter.keep(len(tokens) + accepted)
         trace.lost_drafter = drafter.lost
@@ -80,7 +80,7 @@ def accept_greedy(best: Sequence[int] | np.ndarray, drafted: Sequence[int]) -> t
 
 
 def accept_sampled(
-    logits: np.ndarray, drafted: Sequence[int], q: Sequence[Distribution], sampling: Sampling, dice: Dice
+    logits: np.ndarray, drafted: Sequence[int], q: Sequence[Distribution], sampling: Sampling, rng: Rng
 ) -> tuple[int, int]:
     """Return how many drafted tokens are accepted, and the token sampled after them.
 
@@ -89,10 +89,10 @@ def accept_sampled(
     """
     for accepted, token in enumerate(drafted):
         p = probabilities(logits[accepted], sampling)
-        if not dice.accept(p[token], q[accepted][token]):
+        if not rng.accept(p[token], q[accepted][token]):
             residual = np.maximum(p - q[accepted], 0.0)
-            return accepted, dice.draw(residual if residual.any() else p)
-    return len(drafted), dice.draw(probabilities(logits[len(drafted)], sampling))
+            return accepted, rng.draw(residual if residual.any() else p)
+    return len(drafted), rng.draw(probabilities(logits[len(drafted)], sampling))
 
 
 class Drafter:
@@ -130,7 +130,7 @@ class Drafter:
         return watch.booked["catch up"]
 
     def propose(
-        self, tokens: Sequence[int], gamma: int, watch: Stopwatch, dice: Dice
+        self, tokens: Sequence[int], gamma: int, watch: Stopwatch, rng: Rng
     ) -> tuple[list[int], list[Distribution]]:
         """Return gamma drafted tokens and, when sampling, the distributions q they were drawn from.
 
@@ -141,7 +141,7 @@ class Drafter:
         pending = list(tokens[self._length :])
         try:
             while len(drafted) < gamma and not self.lost:
-                drafted.append(self._draw(pending, q, watch, dice))
+                drafted.append(self._draw(pending, q, watch, rng))
                 self._length += len(pending)
                 pending = drafted[-1:]
         except NotFiniteError as error:
@@ -150,7 +150,7 @@ class Drafter:
             watch.book("draft")
         return drafted, q
 
-    def _draw(self, pending: Sequence[int], q: list[Distribution], watch: Stopwatch, dice: Dice) -> int:
+    def _draw(self, pending: Sequence[int], q: list[Distribution], watch: Stopwatch, rng: Rng) -> int:
         """Feed ``pending`` and draft a token; when sampling, its distribution is appended to ``q``."""
         if self._sampling.greedy:
             return self._best(pending)
@@ -159,7 +159,7 @@ class Drafter:
         ours = probabilities(logits, self._sampling)
         q.append(np.zeros(self._target_vocab))
         q[-1][: self._common] = ours
-        token = dice.draw(q[-1])
+        token = rng.draw(q[-1])
         watch.book("sampling")
         return token
 

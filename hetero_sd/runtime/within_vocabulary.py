@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hetero_sd.runtime.interface import Model, Models
+from hetero_sd.runtime.model_protocol import Model, Models
 
 
 class WithinVocabulary:
@@ -35,7 +35,7 @@ class WithinVocabulary:
         return facts
 
     def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
-        """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.interface.Model`."""
+        """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.model_protocol.Model`."""
         return self._model.forward(ids, pos)[:, : self.vocab]
 
     def argmax(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.int64]:

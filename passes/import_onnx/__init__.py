@@ -32,10 +32,10 @@ from passes.import_onnx.lower_dequantize import lower_dequantize
 from passes.import_onnx.lower_group_query import lower_group_query
 from passes.import_onnx.norm_by_head import norm_by_head
 from passes.import_onnx.normalise_io_names import normalise_io_names
+from passes.import_onnx.pass_context import Importing, Pass, PassLog, run_pass
 from passes.import_onnx.pick_branch import pick_branch
 from passes.import_onnx.resolve_shapes import resolve_shapes
 from passes.import_onnx.split_packed import split_packed
-from passes.import_onnx.state import Importing, Pass, PassLog, run_pass
 from passes.import_onnx.tie_equal_head import tie_equal_head
 from passes.import_onnx.unfuse_onnxruntime import unfuse_onnxruntime
 from passes.import_onnx.upcast_to_float32 import upcast_to_float32

@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from passes.import_onnx.attention_sites import attention_sites
 from passes.import_onnx.context_limit import limit_context
-from passes.import_onnx.paths import activations
+from passes.import_onnx.dataflow import activations
+from passes.import_onnx.pass_context import Declined, Importing, PassLog, describe, emit
 from passes.import_onnx.shapes import Known, Point, known_shapes, points
-from passes.import_onnx.state import Declined, Importing, PassLog, describe, emit
 
 LONGEST = 1024  # tokens up to which a graph without cache is proven at its full length
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from passes.import_onnx.state import Declined, Importing, attribute
+from passes.import_onnx.pass_context import Declined, Importing, attribute
 
 _BEFORE_SOFTMAX = {
     *("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Reshape", "Max", "Min", "Clip", "Expand", "Tanh"),

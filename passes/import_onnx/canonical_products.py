@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from passes.import_onnx.shapes import Known, known_shapes, points
-from passes.import_onnx.state import (
+from passes.import_onnx.pass_context import (
     Declined,
     Importing,
     PassLog,
@@ -25,6 +24,7 @@ from passes.import_onnx.state import (
     replace_uses,
     scalar,
 )
+from passes.import_onnx.shapes import Known, known_shapes, points
 
 
 def canonical_products(imp: Importing) -> PassLog:

@@ -5,8 +5,8 @@ Exports for plain generation may cut the hidden states to the last token before 
 
 from __future__ import annotations
 
+from passes.import_onnx.pass_context import Importing, PassLog
 from passes.import_onnx.shapes import known_shapes, points
-from passes.import_onnx.state import Importing, PassLog
 from targets.errors import UserError
 
 

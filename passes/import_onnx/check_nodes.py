@@ -14,9 +14,9 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from passes.import_onnx.functions import DOMAIN
+from passes.import_onnx.local_functions import DOMAIN
 from passes.import_onnx.operator_rules import FLOATS, NAMES, RULES, SWITCHES, TEXTS, Must, Range, Rule
-from passes.import_onnx.state import describe
+from passes.import_onnx.pass_context import describe
 from targets.errors import UserError
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from passes.import_onnx.functions import DOMAIN
+from passes.import_onnx.local_functions import DOMAIN
+from passes.import_onnx.pass_context import WRITTEN, Importing, PassLog, attribute, constant, describe
 from passes.import_onnx.shapes import known_shapes, points
 from passes.import_onnx.sort_nodes import sort_nodes
-from passes.import_onnx.state import WRITTEN, Importing, PassLog, attribute, constant, describe
 from targets.errors import UserError
 
 _SMALLEST_BLOCK = 16

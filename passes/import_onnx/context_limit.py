@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from passes.import_onnx.state import Importing, describe
+from passes.import_onnx.pass_context import Importing, describe
 from targets.errors import UserError
 
 _FACT = "longest_context"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from passes.import_onnx.state import Importing, PassLog, attribute
+from passes.import_onnx.pass_context import Importing, PassLog, attribute
 
 
 def exact_quantised(imp: Importing) -> PassLog:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.check_vocabulary import initializer_of
-from passes.import_onnx.state import Importing, attribute
+from passes.import_onnx.pass_context import Importing, attribute
 from targets.errors import UserError
 
 

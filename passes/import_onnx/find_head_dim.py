@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from passes.import_onnx.pass_context import Importing, PassLog, attribute
 from passes.import_onnx.shapes import known_shapes, points
-from passes.import_onnx.state import Importing, PassLog, attribute
 from targets.errors import UserError
 
 

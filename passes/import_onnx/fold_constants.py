@@ -11,8 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from passes.import_onnx.pass_context import (
+    Importing,
+    PassLog,
+    add_initializer,
+    attribute,
+    constant,
+    replace_uses,
+    scalar,
+)
 from passes.import_onnx.shapes import Known, known_shapes, points, run_node, small_result
-from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant, replace_uses, scalar
 
 _MOST_ELEMENTS = 1024
 _LONGEST_VECTOR = 1 << 16  # norm weights: Gemma's norms multiply by 1 + weight

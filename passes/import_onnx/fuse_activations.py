@@ -19,10 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from passes.import_onnx.functions import DOMAIN, gelu_function
-from passes.import_onnx.probe import Piece
-from passes.import_onnx.shapes import Known, known_shapes, points
-from passes.import_onnx.state import (
+from passes.import_onnx.local_functions import DOMAIN, gelu_function
+from passes.import_onnx.pass_context import (
     Declined,
     Importing,
     PassLog,
@@ -33,6 +31,8 @@ from passes.import_onnx.state import (
     replace_uses,
     scalar,
 )
+from passes.import_onnx.run_subgraph import Piece
+from passes.import_onnx.shapes import Known, known_shapes, points
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Tanh", "Erf", "Neg", "Cast", "Identity"}
 _BOUND = 2e-6  # what float32 arithmetic does is below 1e-6, a constant of 11 bits makes more

@@ -14,13 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.import_onnx.attention_sites import Site, attention_sites
-from passes.import_onnx.paths import activations, source_of, targets_of
-from passes.import_onnx.probe import Piece
+from passes.import_onnx.dataflow import activations, source_of, targets_of
+from passes.import_onnx.pass_context import Declined, Importing, PassLog, attribute, describe, replace_uses
 from passes.import_onnx.prove_mask import prove_mask
 from passes.import_onnx.prove_rope import Rope, Rotation, check_unrotated
 from passes.import_onnx.prove_rotation import layout, layouts, prove_rotation
+from passes.import_onnx.run_subgraph import Piece
 from passes.import_onnx.shapes import Known, Point, known_shapes, points
-from passes.import_onnx.state import Declined, Importing, PassLog, attribute, describe, replace_uses
 from passes.import_onnx.write_attention import Proven, as_rows, replace_present, write_attention
 
 Shapes = dict[Any, Known]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from passes.import_onnx.state import (
+from passes.import_onnx.pass_context import (
     Declined,
     Importing,
     PassLog,

@@ -15,8 +15,8 @@ from typing import Any
 
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
 from passes.import_onnx.check_vocabulary import is_weight
-from passes.import_onnx.functions import DOMAIN
-from passes.import_onnx.state import Importing, PassLog
+from passes.import_onnx.local_functions import DOMAIN
+from passes.import_onnx.pass_context import Importing, PassLog
 from targets.errors import UserError
 
 LAYER, PART = "hetero_sd.layer", "hetero_sd.part"  # keys of a node's metadata, as Netron shows them

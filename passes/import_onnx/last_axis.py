@@ -12,8 +12,8 @@ from typing import Any
 import onnx_ir as ir
 
 from passes.import_onnx.operator_rules import LAST_AXIS, RULES
+from passes.import_onnx.pass_context import Importing, PassLog, attribute, describe
 from passes.import_onnx.shapes import known_shapes, points
-from passes.import_onnx.state import Importing, PassLog, attribute, describe
 from targets.errors import UserError
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from passes.import_onnx.check_vocabulary import stored
 from passes.import_onnx.context_limit import limit_context
-from passes.import_onnx.probe import Piece, default_input, spread
+from passes.import_onnx.pass_context import Declined, Importing, PassLog, attribute, describe
+from passes.import_onnx.run_subgraph import Piece, default_input, spread
 from passes.import_onnx.shapes import Point
-from passes.import_onnx.state import Declined, Importing, PassLog, attribute, describe
 from passes.import_onnx.write_attention import positions_value
 from targets.errors import UserError
 

@@ -19,10 +19,10 @@ from passes.import_onnx.check_names import check_names
 from passes.import_onnx.check_nodes import check_nodes
 from passes.import_onnx.check_tensors import check_tensors
 from passes.import_onnx.external_data import external_file
+from passes.import_onnx.pass_context import describe
 from passes.import_onnx.pick_branch import hoist_branches
 from passes.import_onnx.read_proto import read_proto
 from passes.import_onnx.sort_nodes import sort_nodes
-from passes.import_onnx.state import describe
 from targets.errors import UserError
 from targets.lfs import is_lfs_pointer, lfs_reason
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.import_onnx.check_vocabulary import initializer_of, is_weight, stored
-from passes.import_onnx.state import (
+from passes.import_onnx.pass_context import (
     Declined,
     Importing,
     PassLog,

@@ -13,13 +13,8 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.context_limit import limit_context
-from passes.import_onnx.paths import activations, source_of
-from passes.import_onnx.probe import Piece
-from passes.import_onnx.prove_mask import Case, Mask, visible
-from passes.import_onnx.prove_rope import Rope
-from passes.import_onnx.prove_rotation import prove_rotation
-from passes.import_onnx.shapes import Known, Point, known_shapes, points
-from passes.import_onnx.state import (
+from passes.import_onnx.dataflow import activations, source_of
+from passes.import_onnx.pass_context import (
     Declined,
     Importing,
     PassLog,
@@ -29,6 +24,11 @@ from passes.import_onnx.state import (
     emit,
     replace_uses,
 )
+from passes.import_onnx.prove_mask import Case, Mask, visible
+from passes.import_onnx.prove_rope import Rope
+from passes.import_onnx.prove_rotation import prove_rotation
+from passes.import_onnx.run_subgraph import Piece
+from passes.import_onnx.shapes import Known, Point, known_shapes, points
 from passes.import_onnx.write_attention import Proven, as_rows, replace_present, write_attention
 from targets.errors import UserError
 

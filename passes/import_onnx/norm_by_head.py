@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from passes.import_onnx.shapes import Known, known_shapes, points
-from passes.import_onnx.state import (
+from passes.import_onnx.pass_context import (
     Declined,
     Importing,
     PassLog,
@@ -24,6 +23,7 @@ from passes.import_onnx.state import (
     emit,
     replace_uses,
 )
+from passes.import_onnx.shapes import Known, known_shapes, points
 
 
 def norm_by_head(imp: Importing) -> PassLog:

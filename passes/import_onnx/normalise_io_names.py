@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from passes.import_onnx.state import Importing, PassLog
+from passes.import_onnx.pass_context import Importing, PassLog
 from targets.errors import UserError
 
 _INTEGERS = ("input_ids", "attention_mask", "position_ids")

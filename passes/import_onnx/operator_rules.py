@@ -1,8 +1,8 @@
 """Every operator that the importer accepts anywhere, and what becomes of each of its attributes and optional inputs.
 
 An attribute is read by the pass that is named, or has to have one of the values that change nothing. `RUN`: the
-operator is only ever run, by onnxruntime in probe.py or by ONNX's reference evaluator in shapes.py, which read all of
-it. Made against the schemas of ONNX (opset 13 to 28) and of onnxruntime 1.32; tests/passes/import_onnx/
+operator is only ever run, by onnxruntime in run_subgraph.py or by ONNX's reference evaluator in shapes.py, which read
+all of it. Made against the schemas of ONNX (opset 13 to 28) and of onnxruntime 1.32; tests/passes/import_onnx/
 test_operator_rules.py compares them. `check_nodes` refuses at the door what stands here with a required value, and any
 attribute that does not stand here.
 
@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from passes.import_onnx.functions import HIDDEN
+from passes.import_onnx.local_functions import HIDDEN
 
 MICROSOFT = "com.microsoft"
-RUN = "probe, shapes"
+RUN = "run_subgraph, shapes"
 NO_EFFECT = ""  # unless another attribute or input has a value that is refused
 LIFTED = "load"  # onnx_ir makes an initialiser of it
 LAST_AXIS = "last_axis"  # passes/import_onnx/last_axis.py: it is the last axis, written as -1

@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.import_onnx.context_limit import limit_context
-from passes.import_onnx.probe import Piece
+from passes.import_onnx.pass_context import Importing, PassLog, attribute, describe
+from passes.import_onnx.run_subgraph import Piece
 from passes.import_onnx.shapes import Point
-from passes.import_onnx.state import Importing, PassLog, attribute, describe
 from targets.errors import UserError
 
 _BRANCHES = ("then_branch", "else_branch")

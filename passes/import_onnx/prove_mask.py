@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.attention_sites import Site
-from passes.import_onnx.probe import Piece, shaped, spread
+from passes.import_onnx.pass_context import Declined, Importing
+from passes.import_onnx.run_subgraph import Piece, shaped, spread
 from passes.import_onnx.shapes import Point
-from passes.import_onnx.state import Declined, Importing
 
 _HIDDEN_BELOW = -1e4  # an added mask this low leaves nothing of a softmax term
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from passes.import_onnx.context_limit import limit_context
-from passes.import_onnx.probe import Piece, default_input, shaped
+from passes.import_onnx.pass_context import Declined, Importing
+from passes.import_onnx.run_subgraph import Piece, default_input, shaped
 from passes.import_onnx.shapes import Point
-from passes.import_onnx.state import Declined, Importing
 
 _CHUNK = 256  # positions run at a time
 _LENGTH_DEPENDENT = "the rotation of a position depends on the other positions beside it (LongRoPE, dynamic scaling)"

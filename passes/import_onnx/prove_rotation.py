@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from passes.import_onnx.pass_context import Declined, Importing
 from passes.import_onnx.prove_rope import Rope, Rotation, check_rope, check_unrotated, prove_rope
 from passes.import_onnx.shapes import Known, Point
-from passes.import_onnx.state import Declined, Importing
 
 
 def layouts(imp: Importing, source: Any, target: Any, known: dict[Any, Known], at: Point) -> tuple[str, str]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from passes.import_onnx.pass_context import Importing, PassLog, add_initializer, attribute, emit
 from passes.import_onnx.shapes import Point, known_shapes, points
 from passes.import_onnx.sort_nodes import sort_nodes
-from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, emit
 from targets.errors import UserError
 
 

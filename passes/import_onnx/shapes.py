@@ -15,9 +15,9 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from passes.import_onnx.functions import DOMAIN
+from passes.import_onnx.local_functions import DOMAIN
 from passes.import_onnx.operator_rules import RULES
-from passes.import_onnx.state import Importing, attribute, constant
+from passes.import_onnx.pass_context import Importing, attribute, constant
 
 _MOST_ELEMENTS = 4096  # values computed, not only inferred: shapes and short ranges
 
@@ -91,7 +91,8 @@ def constant_known(imp: Importing, value: Any) -> Known:
 def infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
     """Add what a node makes to `known`, if ONNX's rules reach it.
 
-    Operators that are not in the table of operator_rules.py are left out: ONNX's rules are C++ and know no mercy.
+    Operators that are not in the table of operator_rules.py are left out: ONNX's rules are C++, where a wrong input can
+    end the process.
     The passes ask for the same shapes again and again: an answer is kept with what it was computed from.
     """
     if (node.domain, node.op_type) not in RULES and node.domain != DOMAIN:

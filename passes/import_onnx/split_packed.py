@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from passes.import_onnx.pass_context import Importing, PassLog, add_initializer, attribute, constant, emit, replace_uses
 from passes.import_onnx.shapes import Known, known_shapes, points
-from passes.import_onnx.state import Importing, PassLog, add_initializer, attribute, constant, emit, replace_uses
 
 
 def split_packed(imp: Importing) -> PassLog:

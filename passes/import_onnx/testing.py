@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from passes.import_onnx.state import Importing
+from passes.import_onnx.pass_context import Importing
 
 _DOT = "_dot_"
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.import_onnx.check_vocabulary import initializer_of, is_weight
-from passes.import_onnx.state import Importing, PassLog, attribute, emit
+from passes.import_onnx.pass_context import Importing, PassLog, attribute, emit
 
 _BLOCK = 4096  # rows of the embedding that are compared at a time
 

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from passes.import_onnx.shapes import fused_permutation, known_shapes, points
-from passes.import_onnx.state import (
+from passes.import_onnx.pass_context import (
     Declined,
     Importing,
     PassLog,
@@ -26,6 +25,7 @@ from passes.import_onnx.state import (
     emit,
     replace_uses,
 )
+from passes.import_onnx.shapes import fused_permutation, known_shapes, points
 
 
 def unfuse_onnxruntime(imp: Importing) -> PassLog:

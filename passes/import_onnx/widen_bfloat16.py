@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from passes.import_onnx.state import Importing, PassLog
+from passes.import_onnx.pass_context import Importing, PassLog
 
 
 def widen_bfloat16(imp: Importing) -> PassLog:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from passes.import_onnx.functions import DOMAIN, causal_mask_function, positions_function
+from passes.import_onnx.local_functions import DOMAIN, causal_mask_function, positions_function
+from passes.import_onnx.pass_context import WRITTEN, Importing, add_initializer, emit
 from passes.import_onnx.prove_mask import Mask
 from passes.import_onnx.prove_rope import Rope
-from passes.import_onnx.state import WRITTEN, Importing, add_initializer, emit
 
 
 @dataclass(frozen=True)

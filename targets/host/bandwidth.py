@@ -40,9 +40,9 @@ def _best_rate(threads: int, size_bytes: int) -> float:
 class BandwidthReader:
     """GB/s at which some threads read a large array together; they exist and wait before the clock starts."""
 
-    def __init__(self, threads: int, cpus: Sequence[int] = (), size_bytes: int = _SMALLEST_BYTES) -> None:
-        """Fill the array, so that its pages exist; `cpus` pins each thread to a CPU of its own."""
-        self._parts = np.array_split(np.ones(size_bytes // 4, np.int32), threads)
+    def __init__(self, threads: int, cpus: Sequence[int] = (), size_bytes: int = 0) -> None:
+        """Fill the array, so that its pages exist; `cpus` pins each thread to a CPU of its own; 0 bytes: 256 MiB."""
+        self._parts = np.array_split(np.ones((size_bytes or _SMALLEST_BYTES) // 4, np.int32), threads)
         self._cpus = list(cpus) or None
 
     def __call__(self) -> float:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from costmodel.cpu_cycles import issue_of, kernel_cycles
 from costmodel.decoder import DecoderSpec, Operator
 from costmodel.factors import Factors
 from costmodel.format import Format
-from costmodel.kernels import issue_of, kernel_cycles
 from costmodel.place import EMBEDDING, FFN, HEAD, Part
 from costmodel.roofline import (
     CpuSlice,

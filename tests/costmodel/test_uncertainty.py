@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from costmodel.question import Question
 from costmodel.search import Search
 from costmodel.uncertainty import KIND_ERROR, interval
-from costmodel.variants import Question
 from targets.facts import Provenance
 
 

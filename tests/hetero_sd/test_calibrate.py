@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from costmodel.calibrate import Point, predict_point
 from costmodel.factors import Factors
+from costmodel.fit import Point, predict_point
 from hetero_sd.calibrate import to_toml
 from hetero_sd.cli import main
 from hetero_sd.predict.config_json import shapes_from_config
@@ -77,7 +77,7 @@ def test_the_board_file_says_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "gpu_compute" not in board.factors  # nobody measured it
     text = out.read_text()
     out.write_text(text[: text.index("[factors]")])
-    assert main(predicted) == 0  # the twin
+    assert main(predicted) == 0  # the negative control
     assert capsys.readouterr().out.splitlines()[0] != given.splitlines()[0]
     out.write_text(text.replace("[factors]\nbandwidth", "[factors]\nbandwidht"))
     assert main(predicted) == 2

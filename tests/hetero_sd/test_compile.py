@@ -233,7 +233,7 @@ def test_a_printed_command_can_be_copied(tmp_path: Path) -> None:
     import shlex
     from types import SimpleNamespace
 
-    from hetero_sd.report import _how_to_run
+    from hetero_sd.compile_report import _how_to_run
 
     out = tmp_path / "my bundle; rm"
     for here in (True, False):

@@ -124,7 +124,7 @@ def test_a_malformed_answer_is_unknown(malioc: Any, script: str) -> None:
     found, sentence = inspect_kernels(lambda: source, "Mali-G610")
     assert found == {}
     assert sentence.startswith("unknown, malioc did not answer as expected (a_kernel: ")
-    malioc(f"echo '{json.dumps(REPORT)}'")  # the twin: a proper answer is taken
+    malioc(f"echo '{json.dumps(REPORT)}'")  # the negative control: a proper answer is taken
     found, sentence = inspect_kernels(lambda: source, "Mali-G610")
     assert found["a", 0].work_registers == 47
 

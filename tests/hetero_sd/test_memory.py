@@ -101,4 +101,4 @@ def test_one_file_many_files_and_none_are_the_same_model(tmp_path: Path, dtype: 
         assert all(np.array_equal(one[k], other[k]) for k in one)
     write_llama(tmp_path / "many" / "model.onnx", shape, dtype, seed=1, file_bytes=2000)
     other = as_arrays(tmp_path / "many" / "model.onnx")
-    assert not all(np.array_equal(one[k], other[k]) for k in one)  # the twin
+    assert not all(np.array_equal(one[k], other[k]) for k in one)  # the negative control

@@ -96,13 +96,19 @@ def tokens(done: subprocess.CompletedProcess[str]) -> list[list[int]]:
     return [json.loads(line)["token_ids"] for line in done.stdout.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "places",
+    [
+        pytest.param(["cpu", "target=gpu:1-head"], marks=pytest.mark.slow),
+        pytest.param(["cpu", "draft=gpu", "target=gpu,draft=cpu", "gpu"], marks=pytest.mark.deep),
+        pytest.param(["cpu", "gpu:ffn", "target=cpu:0,draft=gpu"], marks=pytest.mark.deep),
+    ],
+    ids=["one split", "whole models", "other splits"],
+)
 def test_models_on_different_processors_give_the_targets_text(
-    opencl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opencl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: list[str]
 ) -> None:
     wanted = None
-    whole = ["cpu", "draft=gpu", "target=gpu,draft=cpu", "gpu"]
-    places = [*whole, "target=gpu:1-head", "gpu:ffn", "target=cpu:0,draft=gpu"]
     for i, place in enumerate(places):
         bundle = compiled(tmp_path / str(i), place, monkeypatch)
         manifest = json.loads((bundle / "manifest.json").read_text())
@@ -129,7 +135,7 @@ def test_a_gpu_bundle_verifies_and_its_rows_do_not_depend_on_n(
     result = verify_bundle(bundle, export / "model.onnx", None, None)
     assert result.passed, result
     other = verify_bundle(bundle, EXPORTS / "qwen2-genai-fp32" / "model.onnx", None, None)
-    assert not other.passed  # the twin: unquantised weights are another model
+    assert not other.passed  # the negative control: unquantised weights are another model
     target = load_models(Bundle(bundle)).target
     ids = PROMPTS[2]
     whole = target.forward(ids, 0)

@@ -10,10 +10,10 @@ import pytest
 
 from costmodel.decoder import DecoderSpec
 from costmodel.format import Format
+from costmodel.question import Question, factors_of
 from costmodel.search import Search
 from costmodel.standard_decoder import Blocks, standard_decoder
-from costmodel.variants import Question, factors_of
-from hetero_sd.plan import Wishes, make_plan, whole_context
+from hetero_sd.plan import Overrides, make_plan, whole_context
 from hetero_sd.predict.inputs import AlphaFile
 from targets.boards import load_board
 from targets.device import Board
@@ -64,7 +64,7 @@ def test_what_is_given_is_kept_and_priced() -> None:
     board = load_board("imx95")
     own, _ = make_plan(board, PAIR, 256)
     assert own.mode == "sequential"
-    plan, _ = make_plan(board, PAIR, 256, Wishes(gamma=7, place="target=gpu:4-11"))
+    plan, _ = make_plan(board, PAIR, 256, Overrides(gamma=7, place="target=gpu:4-11"))
     assert (plan.gamma, plan.given) == (7, ("gamma", "place"))
     assert plan.places == {"target": "gpu:4-11", "draft": "cpu"}
     ratio = own.prediction["tokens_per_s"] / plan.prediction["tokens_per_s"]
@@ -72,13 +72,13 @@ def test_what_is_given_is_kept_and_priced() -> None:
     assert f"predicted {ratio:.2f}x faster" in plan.verdict
     assert any(r.endswith("as given with --place target=gpu:4-11") for r in plan.reasons)
     assert "gamma 7: as given with --gamma 7" in plan.reasons
-    same, _ = make_plan(board, PAIR, 256, Wishes(gamma=own.gamma, place="cpu"))
+    same, _ = make_plan(board, PAIR, 256, Overrides(gamma=own.gamma, place="cpu"))
     assert "the plan would have decided the same" in same.verdict
     assert same.prediction["tokens_per_s"] == own.prediction["tokens_per_s"]
 
 
 def test_a_drafter_that_does_not_pay_stays_in_the_bundle_with_its_price() -> None:
-    plan, _ = make_plan(load_board("imx95"), PAIR, 256, Wishes(alpha=0.05))
+    plan, _ = make_plan(load_board("imx95"), PAIR, 256, Overrides(alpha=0.05))
     assert (plan.mode, plan.gamma) == ("target-only", 0)
     assert set(plan.places) == {"target", "draft"}
     assert "Speculation does not pay: its best, gamma 1, reaches" in plan.verdict
@@ -86,7 +86,7 @@ def test_a_drafter_that_does_not_pay_stays_in_the_bundle_with_its_price() -> Non
     assert f"takes {1e-6 * plan.memory['drafter_bytes']:.0f} MB of memory" in plan.verdict
     assert plan.memory["drafter_bytes"] > DRAFT.weight_bytes
     assert "live" in plan.prediction
-    zero, _ = make_plan(load_board("imx95"), PAIR, 256, Wishes(gamma=0))
+    zero, _ = make_plan(load_board("imx95"), PAIR, 256, Overrides(gamma=0))
     assert zero.mode == "target-only"
     assert "--gamma" in zero.verdict
 
@@ -101,14 +101,14 @@ def test_a_drafter_that_does_not_fit_is_left_out() -> None:
     with pytest.raises(
         UserError, match=r"3B and 1B fits no memory of board imx95: it needs at least \d\.\d+ GB, \d\.\d+ GB"
     ):
-        make_plan(small(load_board("imx95"), need), PAIR, 256, Wishes(gamma=2))
+        make_plan(small(load_board("imx95"), need), PAIR, 256, Overrides(gamma=2))
     with pytest.raises(UserError, match="3B fits no memory"):
         make_plan(small(load_board("imx95"), 1 << 29), PAIR, 256)
 
 
 def test_one_cluster_and_one_thread_count_for_both() -> None:
-    for wishes in (Wishes(), Wishes(gamma=4, place="cpu"), Wishes(place="target=cpu,draft=gpu")):
-        plan, prediction = make_plan(load_board("rk3588"), PAIR, 256, wishes)
+    for overrides in (Overrides(), Overrides(gamma=4, place="cpu"), Overrides(place="target=cpu,draft=gpu")):
+        plan, prediction = make_plan(load_board("rk3588"), PAIR, 256, overrides)
         assert 1 <= plan.threads <= load_board("rk3588").cluster(plan.cluster).count
         assert plan.cpu_ids == load_board("rk3588").cluster(plan.cluster).cpu_ids
         for variant in plan.variants:
@@ -121,7 +121,7 @@ def test_one_cluster_and_one_thread_count_for_both() -> None:
 def test_measured_acceptance_and_factors_of_the_board_decide() -> None:
     board = load_board("imx95")
     low = AlphaFile((0.05,), (0.04,), (0.06,), "measured, a.json")
-    plan, _ = make_plan(board, PAIR, 256, Wishes(alpha_file=low))
+    plan, _ = make_plan(board, PAIR, 256, Overrides(alpha_file=low))
     assert plan.mode == "target-only"
     assert "measured, a.json" in plan.verdict
     fact = {"value": 2.0, "kind": "measured", "source": "a test"}
@@ -141,7 +141,7 @@ def test_vocabularies_padded_differently_share_a_tokenizer() -> None:
 def test_widths_follow_the_plan_and_what_the_run_may_come_to_prefer() -> None:
     board = load_board("imx95")
     auto, _ = make_plan(board, PAIR, 256)
-    given, _ = make_plan(board, PAIR, 256, Wishes(gamma=4, widths=(11,)))
+    given, _ = make_plan(board, PAIR, 256, Overrides(gamma=4, widths=(11,)))
     assert given.target_widths == (1, 2, 4, 5, 8, 11)
     assert {1, 2, 4, 8, auto.gamma + 1} <= set(auto.target_widths)
     alone, _ = make_plan(board, {"target": TARGET}, 256)
@@ -149,16 +149,16 @@ def test_widths_follow_the_plan_and_what_the_run_may_come_to_prefer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "message"),
+    ("overrides", "message"),
     [
-        (Wishes(alpha=1.5), "acceptance 1.5 is not a probability"),
-        (Wishes(place="gpu:90"), "there is no layer 90"),
-        (Wishes(place="npu"), "cannot be read"),
+        (Overrides(alpha=1.5), "acceptance 1.5 is not a probability"),
+        (Overrides(place="gpu:90"), "there is no layer 90"),
+        (Overrides(place="npu"), "cannot be read"),
     ],
 )
-def test_impossible_wishes_are_refused(wishes: Wishes, message: str) -> None:
+def test_impossible_wishes_are_refused(overrides: Overrides, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_plan(load_board("imx95"), PAIR, 256, wishes)
+        make_plan(load_board("imx95"), PAIR, 256, overrides)
 
 
 def test_contexts_are_whole_tiles() -> None:

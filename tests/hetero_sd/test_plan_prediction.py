@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from costmodel.roofline import CpuSlice, GpuSlice, Roofline
-from hetero_sd.plan import Plan, Wishes, make_plan
+from hetero_sd.plan import Overrides, Plan, make_plan
 from hetero_sd.plan_prediction import acceptance_rate
 from hetero_sd.runtime.policy import read_predicted
 from hetero_sd.runtime.stats import comparison, summarise
@@ -19,7 +19,7 @@ def planned(gamma: int, place: str = "cpu", draft: bool = True) -> tuple[Plan, d
     shapes = {"target": count_work(TinyDecoder().decoder(), "target")}
     if draft:
         shapes["draft"] = count_work(TinyDecoder(layers=1).decoder(), "draft")
-    plan, _ = make_plan(load_board("rk3588"), shapes, 64, Wishes(gamma=gamma, place=place))
+    plan, _ = make_plan(load_board("rk3588"), shapes, 64, Overrides(gamma=gamma, place=place))
     return plan, shapes
 
 

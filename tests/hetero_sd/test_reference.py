@@ -1,4 +1,4 @@
-"""The float32 reference: runs every export, chunks and caches change nothing, twins of other weights differ."""
+"""The float32 reference: runs every export, chunks and caches change nothing, other weights are noticed."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_another_weight_gives_other_logits(tmp_path: Path) -> None:
     changed = onnx.numpy_helper.to_array(norm) * np.float32(1.001)
     norm.CopyFrom(onnx.numpy_helper.from_array(changed, norm.name))
     onnx.save(proto, tmp_path / "model.onnx")
-    twin = ReferenceModel(tmp_path / "model.onnx", threads=1).forward(IDS)
-    assert np.abs(twin - ReferenceModel(path, threads=1).forward(IDS)).max() > 1e-4
+    control = ReferenceModel(tmp_path / "model.onnx", threads=1).forward(IDS)
+    assert np.abs(control - ReferenceModel(path, threads=1).forward(IDS)).max() > 1e-4
 
 
 def test_block_quantised_products_keep_their_activations(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_every_stored_number_of_a_model_is_checked(variant: dict[str, object]) -
         with pytest.raises(UserError, match=f"target model: weight '{name}', stored as {whole.dtype}"):
             written(lowered(tiny))
         tiny._init[name] = whole
-    assert written(lowered(tiny)) == names  # the twin
+    assert written(lowered(tiny)) == names  # the negative control
 
 
 def test_a_number_that_overflows_where_it_is_stored_counts() -> None:

@@ -72,7 +72,9 @@ def test_attention_reads_what_each_row_sees() -> None:
     windowed = attention_cached(CPU, 1, heads, kv_heads, dim, 64, 0.2, 5, 0.0)
     assert by_name(count_traffic(windowed, scalar=past))["values"].read_bytes == 5 * row
     later = by_name(count_traffic(attention_cached(CPU, 3, heads, kv_heads, dim, 64, 0.2, 0, 0.0), scalar=past + 1))
-    assert later["values"].read_bytes == (22 + 23 + 24) * row  # the twin: one more key in the cache is three more rows
+    assert (
+        later["values"].read_bytes == (22 + 23 + 24) * row
+    )  # the negative control: one more key in the cache is three more rows
 
 
 def test_scratch_and_own_results_need_nothing() -> None:
@@ -88,7 +90,7 @@ def test_scratch_and_own_results_need_nothing() -> None:
     assert counted.needed_bytes == 2 * row + 2 * row + row + 2 * row + 2 * row
     assert counted.moved_bytes == sum(k.moved_bytes for k in counted.kernels)
     kept = count_traffic(add_rms_norm(GPU, 2, 128, 1e-5), outputs=3)
-    assert kept.needed_bytes == counted.needed_bytes + 2 * 2 * 4  # the twin: were the sums a result
+    assert kept.needed_bytes == counted.needed_bytes + 2 * 2 * 4  # the negative control: were the sums a result
 
 
 @pytest.mark.parametrize("tile", [GPU, CPU], ids=["gpu", "cpu"])

@@ -95,7 +95,7 @@ def test_equals_onnxruntime(variant: str, released: None, tmp_path: Path) -> Non
         [ours.run("step_3", ids[9:12], 9)[0], *(ours.run("step_1", [ids[i]], i)[0] for i in (12, 13))]
     )
     assert np.array_equal(again, whole[9:])
-    other = TinyDecoder(**{**VARIANTS[variant], "seed": 1})  # the twin: another model's logits are noticed
+    other = TinyDecoder(**{**VARIANTS[variant], "seed": 1})  # the negative control: another model's logits are noticed
     assert scaled_error(whole, reference(other, ids)) > 1e-2
 
 

@@ -157,7 +157,7 @@ def test_any_placement_gives_the_same_numbers(processors: list[str]) -> None:
     ours = run(vm, found, [3, 1, 4], past, weights)
     expected = run_onnx(TINY.proto(), [3, 1, 4], past)
     assert max(float(np.abs(a - b).max()) for a, b in zip(ours, expected, strict=True)) < 2e-5
-    weights["0.down"] = weights["0.down"] * np.float32(1.01)  # the twin
+    weights["0.down"] = weights["0.down"] * np.float32(1.01)  # the negative control
     other = run(vm, found, [3, 1, 4], past, weights)
     assert float(np.abs(other[0] - expected[0]).max()) > 1e-3
 

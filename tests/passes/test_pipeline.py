@@ -105,7 +105,7 @@ def test_reference_bodies_equal_onnxruntime() -> None:
 
 @pytest.mark.parametrize("what", ["nothing", "a weight", "the scale of attention", "an epsilon"])
 def test_a_changed_model_is_noticed(what: str) -> None:
-    """The twin of test_equals_onnxruntime: the same comparison fails when the compiled model is another one."""
+    """The negative control of test_equals_onnxruntime: the comparison fails when the compiled model is another one."""
     tiny = TinyDecoder()
     proto = tiny.proto()
     ids = np.random.default_rng(1).integers(0, tiny.vocab, 14).tolist()

@@ -33,8 +33,8 @@ def perturbed(source: Path, folder: Path) -> Path:
             numbers = np.array(onnx.numpy_helper.to_array(tensor))
             numbers[0] *= 1.5
             tensor.CopyFrom(onnx.numpy_helper.from_array(numbers, tensor.name))
-    onnx.save(model, folder / "twin.onnx")
-    return folder / "twin.onnx"
+    onnx.save(model, folder / "negative control.onnx")
+    return folder / "negative control.onnx"
 
 
 @pytest.mark.parametrize("cell", _CELLS)
@@ -54,5 +54,5 @@ def test_the_board_computes_the_logits_of_onnxruntime(virtual_board: Any, cell: 
     result = verify_bundle(bundle, source, None, out / "logits")
     assert result.passed, result
     assert result.rows >= 8
-    twin = verify_bundle(bundle, perturbed(source, model), None, out / "logits")
-    assert not twin.passed, twin
+    control = verify_bundle(bundle, perturbed(source, model), None, out / "logits")
+    assert not control.passed, control

@@ -78,7 +78,9 @@ def test_figures_by_hand(pair: list[str], capsys: pytest.CaptureFixture[str], bo
     rate = float(facts[f"clusters.{cluster}.bandwidth_all_threads_gb_per_s"]) * data["factors"]["bandwidth"] * 1e9
     step = data["baseline"]["round_s"]["verify"]
     assert (big + kv) / rate == pytest.approx(step, rel=0.08)
-    assert (big + small + kv) / rate != pytest.approx(step, rel=0.08)  # the twin: another model's weights too
+    assert (big + small + kv) / rate != pytest.approx(
+        step, rel=0.08
+    )  # the negative control: another model's weights too
 
     # 3. a round of gamma tokens: E = 1 + 0.8 + 0.64 + ..., and its speed
     spoken = next(v for v in leading + data["not_fitting"] if v["mode"] == "sequential")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from costmodel.variants import factors_of
+from costmodel.question import factors_of
 from hetero_sd.calibrated_board import with_gpu
 from hetero_sd.predict.html import html_report
 from hetero_sd.predict.predict import Prediction, PredictRequest, answer

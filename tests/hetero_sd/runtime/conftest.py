@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from hetero_sd.runtime.interface import ContextFull, NotFiniteError
 from hetero_sd.runtime.manifest import write_manifest
+from hetero_sd.runtime.model_protocol import ContextFull, NotFiniteError
 from targets.mali import opencl_runtime
 from targets.zig import zig, zig_environment
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hetero_sd.runtime import bandwidths, measure
 from hetero_sd.runtime import calibrate as C
-from hetero_sd.runtime import contention, measure
-from hetero_sd.runtime.interface import Models
+from hetero_sd.runtime.model_protocol import Models
 from targets.errors import UserError
+from targets.host import bandwidth
 
 
 class Still:
@@ -43,16 +44,16 @@ class Clock:
 
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_BANDWIDTH_BYTES", 1 << 16)
+    monkeypatch.setattr(bandwidth, "_SMALLEST_BYTES", 1 << 16)
     monkeypatch.setattr(measure, "_SHORTEST_S", 1e-5)
-    monkeypatch.setattr(contention, "_WINDOW_S", 0.001)
+    monkeypatch.setattr(bandwidths, "_WINDOW_S", 0.001)
 
 
 def test_every_width_at_every_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch)
     model, notes = Still(), []
-    monkeypatch.setattr(contention, "cpu_groups", lambda: [(0,), (1,)])
-    monkeypatch.setattr(contention, "_read_together", lambda case, gpu: [10.0] * len(case))
+    monkeypatch.setattr(bandwidths, "cpu_groups", lambda: [(0,), (1,)])
+    monkeypatch.setattr(bandwidths, "_read_together", lambda case, gpu: [10.0] * len(case))
     result = C.calibrate(Models(model), 2, 40, tmp_path / "m.json", notes.append, Clock(look_s=0.1))
     assert json.loads((tmp_path / "m.json").read_text()) == result
     points = [(p["n"], p["past"]) for p in result["points"] if not p["chunk"]]
@@ -98,13 +99,13 @@ def test_the_seconds_are_kept_whatever_a_step_takes(
     clock, notes = Clock(), []
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock.now_s)
     monkeypatch.setattr(C, "BandwidthReader", lambda threads: lambda: 10.0)
-    monkeypatch.setattr(contention, "cpu_groups", lambda: [(0,), (1,), (2,)])
+    monkeypatch.setattr(bandwidths, "cpu_groups", lambda: [(0,), (1,), (2,)])
 
     def read_together(case: Any, gpu: Any) -> list[float]:
         clock.now_s += 0.4
         return [10.0] * len(case)
 
-    monkeypatch.setattr(contention, "_read_together", read_together)
+    monkeypatch.setattr(bandwidths, "_read_together", read_together)
     result = C.calibrate(Models(Slow(clock, token_s)), 1, 40, tmp_path / "m.json", notes.append, clock)
     assert clock.now_s <= 40 + 1e-9
     assert clock.now_s > 20  # and most of it is used
@@ -119,13 +120,13 @@ def test_the_seconds_are_kept_whatever_a_step_takes(
 def test_bandwidths_leave_time_for_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch)
     clock, notes = Clock(look_s=0.001), []
-    monkeypatch.setattr(contention, "cpu_groups", lambda: [(i,) for i in range(8)])
+    monkeypatch.setattr(bandwidths, "cpu_groups", lambda: [(i,) for i in range(8)])
 
     def read_together(case: Any, gpu: Any) -> list[float]:
         clock.now_s += 1.0
         return [10.0] * len(case)
 
-    monkeypatch.setattr(contention, "_read_together", read_together)
+    monkeypatch.setattr(bandwidths, "_read_together", read_together)
     result = C.calibrate(Models(Still()), 1, 40, tmp_path / "m.json", notes.append, clock)
     assert 1 <= len(result["bandwidths"]) <= 12
     assert [len(entry["readers"]) for entry in result["bandwidths"][:8]] == [1] * 8  # each alone comes first
@@ -136,7 +137,7 @@ def test_bandwidths_leave_time_for_the_steps(tmp_path: Path, monkeypatch: pytest
 def test_too_short_for_a_single_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch)
     clock = Clock()
-    monkeypatch.setattr(contention, "_read_together", lambda case, gpu: [10.0] * len(case))
+    monkeypatch.setattr(bandwidths, "_read_together", lambda case, gpu: [10.0] * len(case))
     with pytest.raises(UserError, match="1 s were too short to time a single step: give more --calibrate-seconds"):
         C.calibrate(Models(Slow(clock, 1.0)), 1, 1, tmp_path / "m.json", lambda line: None, clock)
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hetero_sd.runtime import contention
+from hetero_sd.runtime import bandwidths
 from hetero_sd.runtime.calibrate_gpu import GpuCosts
 
 BYTES = 16 << 20
@@ -43,10 +43,10 @@ def test_hand_overs(costs: GpuCosts) -> None:
 
 
 def test_the_gpu_reads_alone_and_beside_each_cpu(costs: GpuCosts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contention, "_WINDOW_S", 0.01)
-    monkeypatch.setattr(contention, "_REPEATS", 1)
-    monkeypatch.setattr("hetero_sd.runtime.measure._BANDWIDTH_BYTES", 1 << 20)
-    found = contention.measure_bandwidths(costs)
-    groups = contention.cpu_groups()
+    monkeypatch.setattr(bandwidths, "_WINDOW_S", 0.01)
+    monkeypatch.setattr(bandwidths, "_REPEATS", 1)
+    monkeypatch.setattr("targets.host.bandwidth._SMALLEST_BYTES", 1 << 20)
+    found = bandwidths.measure_bandwidths(costs)
+    groups = bandwidths.cpu_groups()
     assert [e["readers"] for e in found if "gpu" in e["readers"]] == [["gpu"]] + [[list(g), "gpu"] for g in groups]
     assert all(rate > 0 for e in found for rate in e["gb_per_s"])

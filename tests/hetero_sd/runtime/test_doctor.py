@@ -40,7 +40,7 @@ def state(*devices: OpenCLDevice, status: int = 0, platforms: Any = None) -> Ope
 
 
 def problems(findings: list[doctor.Finding]) -> list[tuple[str, str]]:
-    return [(finding.text, finding.mend) for finding in findings if finding.level == "problem"]
+    return [(finding.text, finding.fix) for finding in findings if finding.level == "problem"]
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -76,7 +76,7 @@ def test_cpu_findings(board: Path) -> None:
     big, little = (finding for finding in doctor.examine(root=board) if finding.subject == "cpu")
     assert big.text == "2 x Cortex-A76 (CPUs 2-3), 408 to 2256 MHz, capacity 1024; governor performance"
     assert little.level == "note"
-    assert little.mend == (
+    assert little.fix == (
         "echo performance | sudo tee /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor "
         "/sys/devices/system/cpu/cpu1/cpufreq/scaling_governor"
     )
@@ -95,7 +95,7 @@ def test_memory(board: Path) -> None:
     assert machine.memory_bytes(board) == {"total": 8192000000, "available": 6144000000, "swap": 0}
     (board / "proc/meminfo").write_text("MemTotal: 8000000 kB\nMemAvailable: 100000 kB\n")
     [finding] = [finding for finding in doctor.examine(root=board) if finding.subject == "memory"]
-    assert (finding.level, finding.mend) == ("note", "end other programs")
+    assert (finding.level, finding.fix) == ("note", "end other programs")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_folder(board: Path, tmp_path: Path, line: str, level: str, text: str) -
     assert finding.level == level
     assert text in finding.text
     if level == "problem":
-        assert finding.mend == f"sudo mount -o remount,exec '{folder}'"  # it has a space
+        assert finding.fix == f"sudo mount -o remount,exec '{folder}'"  # it has a space
 
 
 def test_a_good_gpu_has_no_problem() -> None:
@@ -129,38 +129,38 @@ def test_a_good_gpu_has_no_problem() -> None:
 
 
 def test_versions_that_disagree() -> None:
-    [(text, mend)] = problems(doctor.opencl_findings(state(MALI), [KBASE], "g6p0-01eac0 (UK version 11.35)"))
+    [(text, fix)] = problems(doctor.opencl_findings(state(MALI), [KBASE], "g6p0-01eac0 (UK version 11.35)"))
     assert text == "libmali is g13p0 and the kernel driver g6p0: they must be of one release"
-    assert mend == "install the libmali of release g6p0"
+    assert fix == "install the libmali of release g6p0"
 
 
 def test_an_old_opencl() -> None:
     old = dataclasses.replace(MALI, version="OpenCL 1.1 v1.r2p0-devrel")
-    [(text, mend)] = problems(doctor.opencl_findings(state(old), [KBASE], ""))
+    [(text, fix)] = problems(doctor.opencl_findings(state(old), [KBASE], ""))
     assert text == "Mali-G610 has OpenCL 1.1, kernels need 1.2"
-    assert mend.endswith("--place cpu")
+    assert fix.endswith("--place cpu")
 
 
 def test_no_loader() -> None:
     missing = OpenCLState(None, {"libOpenCL.so.1": "no such file"})
-    [(text, mend)] = problems(doctor.opencl_findings(missing, [KBASE], ""))
+    [(text, fix)] = problems(doctor.opencl_findings(missing, [KBASE], ""))
     assert text == "no loader (libOpenCL.so.1: no such file)"
-    assert mend == "sudo apt-get install ocl-icd-libopencl1"
+    assert fix == "sudo apt-get install ocl-icd-libopencl1"
     assert problems(doctor.opencl_findings(missing, [], "")) == []  # no GPU, nothing lost
-    [(_, mend)] = problems(doctor.opencl_findings(missing, [PANTHOR], ""))
-    assert mend == "sudo apt-get install ocl-icd-libopencl1 mesa-opencl-icd"
+    [(_, fix)] = problems(doctor.opencl_findings(missing, [PANTHOR], ""))
+    assert fix == "sudo apt-get install ocl-icd-libopencl1 mesa-opencl-icd"
 
 
 @pytest.mark.parametrize(
-    ("node", "mend"),
+    ("node", "fix"),
     [
         (KBASE, "install the board vendor's libmali and write its path into /etc/OpenCL/vendors/mali.icd"),
         (PANTHOR, "sudo apt-get install mesa-opencl-icd, then export RUSTICL_ENABLE=panfrost"),
     ],
 )
-def test_loader_without_driver(node: machine.GpuNode, mend: str) -> None:
+def test_loader_without_driver(node: machine.GpuNode, fix: str) -> None:
     found = problems(doctor.opencl_findings(state(status=NO_PLATFORM), [node], ""))
-    assert found == [("libOpenCL.so.1 finds no driver (CL_PLATFORM_NOT_FOUND_KHR)", mend)]
+    assert found == [("libOpenCL.so.1 finds no driver (CL_PLATFORM_NOT_FOUND_KHR)", fix)]
 
 
 def test_rusticl_not_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +173,9 @@ def test_rusticl_not_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_permission(tmp_path: Path) -> None:
     node = machine.GpuNode("/dev/mali0", "mali", "render", False)
-    [(text, mend)] = problems(doctor.opencl_findings(state(MALI), [node], ""))
+    [(text, fix)] = problems(doctor.opencl_findings(state(MALI), [node], ""))
     assert "may not open /dev/mali0 (kernel driver mali)" in text
-    assert mend.startswith("sudo usermod -aG render ")
+    assert fix.startswith("sudo usermod -aG render ")
     bare = machine.GpuNode("/dev/mali0", "mali", "root", False)
     assert problems(doctor.opencl_findings(state(MALI), [bare], ""))[0][1] == "sudo chmod 666 /dev/mali0"
 
@@ -246,7 +246,7 @@ def test_text_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     findings = json.loads(capsys.readouterr().out)
     assert code == int(any(finding["level"] == "problem" for finding in findings))
     assert {"cpu", "memory", "python", "glibc", "package", "opencl"} <= {finding["subject"] for finding in findings}
-    assert all(set(finding) == {"subject", "level", "text", "mend"} for finding in findings)
+    assert all(set(finding) == {"subject", "level", "text", "fix"} for finding in findings)
 
     assert run_py(tmp_path, ["--doctor"]) in (0, 1)  # the folder need not even be a bundle
     assert " folder " in capsys.readouterr().out

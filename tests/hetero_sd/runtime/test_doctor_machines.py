@@ -90,7 +90,7 @@ def test_no_loader_names_what_was_tried(tmp_path: Path, monkeypatch: pytest.Monk
     finding = doctor.opencl_findings(opencl_probe.probe(), [node], "")[-1]
     assert finding.level == "problem"
     assert all(f"absent-{name}: " in finding.text for name in names)
-    assert finding.mend == "sudo apt-get install ocl-icd-libopencl1"
+    assert finding.fix == "sudo apt-get install ocl-icd-libopencl1"
     stated = doctor.opencl_findings(opencl_probe.probe(str(tmp_path / "libmali.so")), [node], "")[-1]
     assert stated.text.count("No such file") == 1
     assert str(tmp_path / "libmali.so") in stated.text
@@ -164,10 +164,10 @@ def test_gpu_libraries_are_found_by_name(gpu_bundle: Path) -> None:
 @pytest.mark.slow
 def test_every_kernel_of_a_bundle_is_built(of_bundle: Said) -> None:
     assert of_bundle() == "ok       kernels  lib/target_gpu.so: all 2 kernels build"
-    mend = "-> install another release of the driver; until then compile with --place cpu"
+    fix = "-> install another release of the driver; until then compile with --place cpu"
     assert of_bundle(FAKE_REFUSES="e-01f").splitlines() == [
         "PROBLEM  kernels  lib/target_gpu.so: kernel halve_it_kernel does not build: line 1: #error",
-        f"{'':20}{mend}",
+        f"{'':20}{fix}",
     ]
     assert of_bundle(FAKE_CRASHES="e-01f").splitlines()[0] == (
         "PROBLEM  kernels  lib/target_gpu.so: the driver crashed (SIGABRT) while it built kernel halve_it_kernel"
@@ -222,7 +222,7 @@ def test_where_kernels_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HSD_OPENCL_CACHE", str(tmp_path / "file" / "cache"))
     [finding] = doctor._cache()
-    assert (finding.level, finding.mend) == ("note", "run.py --cache-dir FOLDER")
+    assert (finding.level, finding.fix) == ("note", "run.py --cache-dir FOLDER")
     monkeypatch.setenv("HSD_OPENCL_CACHE", "")
     [finding] = doctor._cache()
     assert finding.text == "there is no folder to keep compiled kernels in: every start compiles them"

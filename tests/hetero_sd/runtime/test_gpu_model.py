@@ -80,7 +80,9 @@ def test_no_leak_over_ten_thousand_tokens(model: Any, opencl: Any) -> None:
     assert resident_bytes() - resident < 8 << 20  # 840 bytes a token would show
     import tvm
 
-    kept = [tvm.runtime.empty((64,), "float32", tvm.opencl()) for _ in range(3)]  # the twin: three more buffers do show
+    kept = [
+        tvm.runtime.empty((64,), "float32", tvm.opencl()) for _ in range(3)
+    ]  # the negative control: three more buffers do show
     assert opencl.memory()["buffers"] == held["buffers"] + len(kept)
 
 
@@ -173,8 +175,8 @@ def test_a_weight_above_the_largest_allocation_is_named(bundle: Path, fake_openc
 
 
 def test_nan_on_the_gpu_stops_argmax_forward_and_extend(bundle: Path, tmp_path: Path, released: None) -> None:
-    from hetero_sd.runtime.interface import NotFiniteError
     from hetero_sd.runtime.model import load_models
+    from hetero_sd.runtime.model_protocol import NotFiniteError
     from hetero_sd.runtime.weights import Weights
 
     folder = tmp_path / "bundle"

@@ -135,7 +135,7 @@ def test_it_follows_a_change_in_both_directions(seed: int) -> None:
     for phase, (_, alpha) in enumerate(change):
         chosen = by_phase[phase]
         assert expected_speed(chosen, machine, alpha) >= 0.95 * machine.best(alpha), (phase, len(chosen))
-    # the twin: the lengths of the good phases would lose in the bad ones, and the other way round
+    # the negative control: the lengths of the good phases would lose in the bad ones, and the other way round
     assert expected_speed(by_phase[1], machine, 0.05) < 0.95 * machine.best(0.05)
     assert expected_speed(by_phase[2], machine, 0.95) < 0.95 * machine.best(0.95)
 
@@ -183,7 +183,7 @@ def test_without_a_drafting_width_it_is_the_target_alone() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, 3.0])
 def test_greedy_text_is_the_targets_own(pair: Any, noise: float) -> None:
-    """Bit for bit, whatever is drafted; the twin's target prefers the opposite."""
+    """Bit for bit, whatever is drafted; the negative control's target prefers the opposite."""
     for seed in range(6):
         target, draft = pair(seed, noise, context=256)
         prompt, request = [1, 2, 3], Request(200)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hetero_sd.runtime.generate import Request, generate
-from hetero_sd.runtime.interface import NotFiniteError
+from hetero_sd.runtime.model_protocol import NotFiniteError
 from hetero_sd.runtime.policy import FixedGamma
 from hetero_sd.runtime.sampling import Sampling
 from hetero_sd.runtime.speculate import speculate
@@ -40,7 +40,7 @@ def test_the_target_stops_the_generation(
 ) -> None:
     target, draft = pair(0, 0.5)
     draft = draft if speculative else None
-    assert len(text(target, draft, sampling)[0]) == 40  # the twin: finite logits
+    assert len(text(target, draft, sampling)[0]) == 40  # the negative control: finite logits
     target.table[:, 2] = bad
     with pytest.raises(NotFiniteError, match="the target computed logits that are not finite"):
         text(target, draft, sampling)

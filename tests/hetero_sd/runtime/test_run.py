@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hetero_sd.runtime.interface import Models
 from hetero_sd.runtime.launcher import launcher
 from hetero_sd.runtime.manifest import write_manifest
+from hetero_sd.runtime.model_protocol import Models
 from hetero_sd.runtime.run import main
 from hetero_sd.runtime.saved_logits import read_logits, save_logits
 from hetero_sd.runtime.weights import write_weights
@@ -287,7 +287,7 @@ def device(folder):
 TOY = """
 import time
 import numpy as np
-from hetero_sd.runtime.interface import Models
+from hetero_sd.runtime.model_protocol import Models
 
 class Toy:
     vocab, context, name = 270, 4000, "toy"

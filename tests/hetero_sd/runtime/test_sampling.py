@@ -1,4 +1,4 @@
-"""Processing of logits against a slow reference, and the dice."""
+"""Processing of logits against a slow reference, and the rng."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from hetero_sd.runtime.interface import NotFiniteError
-from hetero_sd.runtime.sampling import Dice, Sampling, probabilities
+from hetero_sd.runtime.model_protocol import NotFiniteError
+from hetero_sd.runtime.sampling import Rng, Sampling, probabilities
 
 # few distinct values, so that ties are common; exactly representable in float32
 rows = st.lists(st.integers(-8, 8).map(lambda i: i / 4), min_size=1, max_size=40)
@@ -78,8 +78,8 @@ def test_broken_logits_are_reported(bad):
 
 def test_draws_follow_the_weights_and_never_take_weight_zero():
     weights = np.array([0.0, 1.0, 3.0, 0.0, 4.0, 0.0])
-    dice = Dice(0)
-    counts = np.bincount([dice.draw(weights) for _ in range(20_000)], minlength=6)
+    rng = Rng(0)
+    counts = np.bincount([rng.draw(weights) for _ in range(20_000)], minlength=6)
     assert counts[[0, 3, 5]].tolist() == [0, 0, 0]
     positive = weights > 0
     assert chisquare(counts[positive], 20_000 * weights[positive] / weights.sum()).pvalue > 1e-3
@@ -91,21 +91,21 @@ def test_largest_random_number_stays_on_a_possible_id():
         def random(self):
             return 1.0 - 2.0**-53
 
-    dice = Dice(0)
-    dice._generator = Largest()
+    rng = Rng(0)
+    rng._generator = Largest()
     for scale in (1.0, 1.0 + 2**-52, 0.1, 3.0):
-        assert dice.draw(scale * np.array([0.3, 0.7, 0.0])) == 1
+        assert rng.draw(scale * np.array([0.3, 0.7, 0.0])) == 1
 
 
 def test_acceptance_has_probability_p_over_q():
-    dice = Dice(1)
-    share = np.mean([dice.accept(0.3, 0.4) for _ in range(20_000)])
+    rng = Rng(1)
+    share = np.mean([rng.accept(0.3, 0.4) for _ in range(20_000)])
     assert share == pytest.approx(0.75, abs=0.015)  # 5 standard deviations
-    assert all(dice.accept(0.4, 0.4) for _ in range(100))
-    assert not any(dice.accept(0.0, 0.4) for _ in range(100))
+    assert all(rng.accept(0.4, 0.4) for _ in range(100))
+    assert not any(rng.accept(0.0, 0.4) for _ in range(100))
 
 
 def test_same_seed_same_choices():
     weights = np.ones(1000)
-    draws = [[dice.draw(weights) for _ in range(20)] for dice in (Dice(7), Dice(7), Dice(8))]
+    draws = [[rng.draw(weights) for _ in range(20)] for rng in (Rng(7), Rng(7), Rng(8))]
     assert draws[0] == draws[1] != draws[2]

@@ -1,4 +1,4 @@
-"""The law of sampled output: exact by enumeration of every random choice, and by chi-square with real dice."""
+"""The law of sampled output: exact by enumeration of every random choice, and by chi-square with real rng."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from hetero_sd.runtime.generate import Request, generate
 from hetero_sd.runtime.policy import FixedGamma
-from hetero_sd.runtime.sampling import Dice, Sampling, probabilities
+from hetero_sd.runtime.sampling import Rng, Sampling, probabilities
 from hetero_sd.runtime.speculate import Drafter, accept_sampled, speculate
 from hetero_sd.runtime.stats import acceptance_rate
 from hetero_sd.runtime.trace import Round, Stopwatch, Trace
@@ -20,7 +20,7 @@ SAMPLED = Sampling(temperature=1.0)
 
 
 class EveryChoice:
-    """Dice that, over repeated runs, take every possible path; ``weight`` is the probability of the current one."""
+    """Rng that, over repeated runs, take every possible path; ``weight`` is the probability of the current one."""
 
     def __init__(self) -> None:
         self._path: list[list] = []  # [branches still to take, the first is the current one]
@@ -51,21 +51,21 @@ class EveryChoice:
 
 
 def law_of(run):
-    """Return {result: probability} over all paths of ``run(dice)``."""
-    dice, law = EveryChoice(), defaultdict(float)
+    """Return {result: probability} over all paths of ``run(rng)``."""
+    rng, law = EveryChoice(), defaultdict(float)
     while True:
-        law[run(dice)] += dice.weight
-        if not dice.next_path():
+        law[run(rng)] += rng.weight
+        if not rng.next_path():
             return law
 
 
-def wrong_residual(logits, drafted, q, sampling, dice):
-    """As accept_sampled, but a rejected token is replaced by a sample from p: the twin that must be caught."""
+def wrong_residual(logits, drafted, q, sampling, rng):
+    """As accept_sampled, but a rejected token is replaced by a sample from p: negative control that must be caught."""
     for accepted, token in enumerate(drafted):
         p = probabilities(logits[accepted], sampling)
-        if not dice.accept(p[token], q[accepted][token]):
-            return accepted, dice.draw(p)
-    return len(drafted), dice.draw(probabilities(logits[len(drafted)], sampling))
+        if not rng.accept(p[token], q[accepted][token]):
+            return accepted, rng.draw(p)
+    return len(drafted), rng.draw(probabilities(logits[len(drafted)], sampling))
 
 
 def distance(one, other):
@@ -76,15 +76,15 @@ def whole_texts(pair, sampling, gamma, vocab=3, new=4, draft_vocab=None):
     """Laws of all texts of ``new`` tokens: by speculation, and by the target alone."""
 
     def by(stream):
-        def text(dice):
+        def text(rng):
             target, draft = pair(2, 1.5, vocab=vocab, draft_vocab=draft_vocab)
             trace = Trace()
-            return tuple(stream(target, draft, [1], Request(new, frozenset({2}), sampling), trace, dice))
+            return tuple(stream(target, draft, [1], Request(new, frozenset({2}), sampling), trace, rng))
 
         return law_of(text)
 
-    both = by(lambda t, d, ids, r, trace, dice: speculate(t, d, ids, r, FixedGamma(gamma), trace, dice))
-    return both, by(lambda t, d, ids, r, trace, dice: generate(t, ids, r, trace, dice))
+    both = by(lambda t, d, ids, r, trace, rng: speculate(t, d, ids, r, FixedGamma(gamma), trace, rng))
+    return both, by(lambda t, d, ids, r, trace, rng: generate(t, ids, r, trace, rng))
 
 
 @pytest.mark.parametrize("gamma", [1, 2])
@@ -115,8 +115,8 @@ def test_unprocessed_q_changes_the_law(pair, monkeypatch):
     """The drafter's samples must come from the q that acceptance is told."""
     honest = Drafter.propose
 
-    def tempered(self, tokens, gamma, watch, dice):
-        drafted, q = honest(self, tokens, gamma, watch, dice)
+    def tempered(self, tokens, gamma, watch, rng):
+        drafted, q = honest(self, tokens, gamma, watch, rng)
         return drafted, [np.sqrt(row) / np.sqrt(row).sum() for row in q]
 
     monkeypatch.setattr(Drafter, "propose", tempered)
@@ -129,11 +129,11 @@ def one_round(pair, accept, vocab=8, gamma=3):
     prompt = [1, 3, 2]
     target, draft = pair(4, 1.0, vocab=vocab, states=13)
 
-    def round_of(dice):
+    def round_of(rng):
         drafter = Drafter(draft, target.vocab, SAMPLED)
         drafter.catch_up(prompt)
-        drafted, q = drafter.propose(prompt, gamma, Stopwatch(), dice)
-        accepted, extra = accept(target.forward([2, *drafted], 2), drafted, q, SAMPLED, dice)
+        drafted, q = drafter.propose(prompt, gamma, Stopwatch(), rng)
+        accepted, extra = accept(target.forward([2, *drafted], 2), drafted, q, SAMPLED, rng)
         return (*drafted[:accepted], extra)
 
     target.extend(prompt[:-1], 0)
@@ -172,12 +172,12 @@ ALPHA = 0.20 + 0.25 + 0.05 + 0.12 + 0.05  # sum of min(p, q)
 
 def rounds(count, gamma, accept, seed):
     """Return the number accepted and the first emitted token of rounds with fixed p and q."""
-    dice, q = Dice(seed), probabilities(Q_LOGITS, SAMPLED)
+    rng, q = Rng(seed), probabilities(Q_LOGITS, SAMPLED)
     logits = np.stack([P_LOGITS] * (gamma + 1))
     out = []
     for _ in range(count):
-        drafted = [dice.draw(q) for _ in range(gamma)]
-        accepted, extra = accept(logits, drafted, [q] * gamma, SAMPLED, dice)
+        drafted = [rng.draw(q) for _ in range(gamma)]
+        accepted, extra = accept(logits, drafted, [q] * gamma, SAMPLED, rng)
         out.append((accepted, drafted[0] if accepted else extra))
     return out
 

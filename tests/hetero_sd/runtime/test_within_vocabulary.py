@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hetero_sd.runtime.generate import Request, generate
-from hetero_sd.runtime.interface import Models
+from hetero_sd.runtime.model_protocol import Models
 from hetero_sd.runtime.policy import FixedGamma
 from hetero_sd.runtime.sampling import Sampling
 from hetero_sd.runtime.speculate import speculate
@@ -41,7 +41,7 @@ def test_greedy_is_lossless_and_inside_the_tokenizer(padded) -> None:
 
 
 def test_without_the_cut_padding_is_answered(padded) -> None:
-    """The twin: the rows that must not win do win."""
+    """The negative control: the rows that must not win do win."""
     assert max(run(padded, gamma=0)) >= IDS
 
 

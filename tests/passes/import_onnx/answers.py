@@ -25,7 +25,7 @@ from hetero_sd.verify import logit_bound
 from passes.import_onnx import Decoder
 from passes.import_onnx.load import load
 from passes.import_onnx.normalise_io_names import normalise_io_names
-from passes.import_onnx.state import Importing
+from passes.import_onnx.pass_context import Importing
 from passes.import_onnx.testing import CanonicalModel, case
 from targets.errors import UserError
 

@@ -1,4 +1,4 @@
-"""The whole importer on every committed export: same numbers as the export itself, and twins that must differ."""
+"""The whole importer on every committed export: same numbers as the export itself; negative controls differ."""
 
 from __future__ import annotations
 

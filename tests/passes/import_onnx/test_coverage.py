@@ -174,8 +174,8 @@ def test_all_data_stays_small() -> None:
 def test_same_numbers_and_a_twin_that_differs(name: str) -> None:
     decoder, canonical, _ = imported(name)
     assert worst(name, canonical) < BOUND
-    with changed(decoder.model) as twin:
-        assert worst(name, twin, few=True) > BOUND
+    with changed(decoder.model) as control:
+        assert worst(name, control, few=True) > BOUND
 
 
 @pytest.mark.parametrize("name", by_speed(QUICK, TESTED))
@@ -268,16 +268,16 @@ def test_reference_bodies(name: str) -> None:
         actual = {n: x for n, x in outputs(feed, weights).items() if n in expected}
         assert worst_difference(actual, expected, feed["attention_mask"], past) < RELAX_BOUND
     vector = next(i for i, w in enumerate(weights) if len(w.shape) == 1)
-    twin = [tvm.runtime.tensor(w.numpy() * np.float32(1.01)) if i == vector else w for i, w in enumerate(weights)]
-    actual = {n: x for n, x in outputs(feed, twin).items() if n in expected}
+    control = [tvm.runtime.tensor(w.numpy() * np.float32(1.01)) if i == vector else w for i, w in enumerate(weights)]
+    actual = {n: x for n, x in outputs(feed, control).items() if n in expected}
     assert worst_difference(actual, expected, feed["attention_mask"], past) > RELAX_BOUND
 
 
 def _one_element_off(vector: np.ndarray) -> np.ndarray:
     """Not all of it: Gemma normalises before and after a block, so a common factor is lost again."""
-    twin = np.array(vector)
-    twin[0] *= 1.5
-    return twin
+    control = np.array(vector)
+    control[0] *= 1.5
+    return control
 
 
 @pytest.mark.slow
@@ -308,8 +308,8 @@ def test_compiled_for_this_host(name: str) -> None:
     assert np.abs(whole - expected).max() / scale < RELAX_BOUND
     assert np.array_equal(whole, logits([1] * 14, packed))  # a row's bits do not depend on how many are computed
     vector = next(i for i, a in enumerate(packed) if a.ndim == 1)
-    twin = [_one_element_off(a) if i == vector else a for i, a in enumerate(packed)]
-    assert np.abs(logits([5, 5, 3, 1], twin) - expected).max() / scale > RELAX_BOUND
+    control = [_one_element_off(a) if i == vector else a for i, a in enumerate(packed)]
+    assert np.abs(logits([5, 5, 3, 1], control) - expected).max() / scale > RELAX_BOUND
 
 
 @pytest.mark.slow
@@ -438,8 +438,8 @@ HEAD = f"""# What the importer reads
 
 Made by `PYTHONPATH=.:tests/data python tests/passes/import_onnx/test_coverage.py`. The same file holds the tests: all
 outputs of every cell that passes against onnxruntime, at several lengths, paddings and batches, through the canonical
-model and through the reference bodies of the Relax operators, each check with a twin that must differ; {len(COMPILED)}
-cells are compiled for the host and two for the emulated board. The exports are made by the scripts in `tests/data`.
+model and through the reference bodies of the Relax operators, each check with a negative control; {len(COMPILED)} cells
+are compiled for the host and two for the emulated board. The exports are made by the scripts in `tests/data`.
 
 Find your family's row and your exporter's column. A cell names what was exported: the precision, and what else is
 special (`17`, `18`: the opset; `eager`: attention written out, otherwise sdpa; `qdq`: blocked DequantizeLinear; `int4`

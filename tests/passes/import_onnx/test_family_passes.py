@@ -14,7 +14,7 @@ from passes.import_onnx.canonical_products import canonical_products
 from passes.import_onnx.fuse_activations import fuse_activations
 from passes.import_onnx.learned_positions import learned_positions
 from passes.import_onnx.lower_dequantize import lower_dequantize
-from passes.import_onnx.state import run_pass
+from passes.import_onnx.pass_context import run_pass
 from passes.import_onnx.testing import importing, lines
 from targets.errors import UserError
 
@@ -228,7 +228,7 @@ def test_dequantised_weights_become_blocks(kind: str, transposed: bool, zeros: b
     x = np.random.default_rng(1).standard_normal((1, 3, 48)).astype(np.float32)
     (y,) = session.run(None, {"x": x})
     np.testing.assert_allclose(y, x @ weight, atol=1e-3)
-    weight[5, 2] += 0.05  # the twin
+    weight[5, 2] += 0.05  # the negative control
     assert np.abs(y - x @ weight).max() > 1e-3
 
 

@@ -32,7 +32,7 @@ EXPORTS = {
     )
 }
 QUICK = ("nb-gpt2", "llama-dynamo-fp32", "qwen3-genai-int4", "phi3-packed", "g-gather-int4")
-BY_SPEED = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EXPORTS]
+BY_SPEED = [n if n in QUICK else pytest.param(n, marks=pytest.mark.deep) for n in EXPORTS]
 CONTEXT = 32
 
 

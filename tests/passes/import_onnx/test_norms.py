@@ -7,7 +7,7 @@ import pytest
 
 from passes.import_onnx.fuse_rms_norm import fuse_rms_norm
 from passes.import_onnx.norm_by_head import norm_by_head
-from passes.import_onnx.state import run_pass
+from passes.import_onnx.pass_context import run_pass
 from passes.import_onnx.testing import importing, lines
 
 FUSED = ["y.norm = RMSNormalization(x, w) {axis: -1, epsilon: 1e-05}", "z = Neg(y.norm)"]

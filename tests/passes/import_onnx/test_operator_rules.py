@@ -21,10 +21,10 @@ from passes.import_onnx.attention_sites import _SITES
 from passes.import_onnx.canonical_products import _REWRITES
 from passes.import_onnx.check_nodes import check_nodes
 from passes.import_onnx.check_vocabulary import _CHECKS, refusals
-from passes.import_onnx.functions import DOMAIN
 from passes.import_onnx.fuse_activations import _OPERATORS
+from passes.import_onnx.local_functions import DOMAIN
 from passes.import_onnx.operator_rules import FLOATS, LIFTED, NO_EFFECT, RULES, RUN, TEXTS, Must, Range
-from passes.import_onnx.state import Importing
+from passes.import_onnx.pass_context import Importing
 from passes.import_onnx.testing import CanonicalModel, case, importing
 from passes.onnx_to_relax import onnx_to_relax
 from targets.errors import UserError
@@ -213,10 +213,12 @@ def first_of() -> dict[tuple[str, str], str]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_every_change_of_every_kind_of_node(name: str, tmp_path: Path) -> None:
-    own = [m for m in mutants(onnx.load(FILES[name], load_external_data=False)) if m.kind == "opset"]
+    another_opset = sorted(FILES).index(name) % 4 == 0  # what an opset changes shows in a quarter of the files
+    every = mutants(onnx.load(FILES[name], load_external_data=False))
+    own = [m for m in every if m.kind == "opset" and another_opset]
     for mutant in mutants(onnx.load(FILES[name], load_external_data=False)):
         if mutant.kind != "opset" and first_of()[mutant.kind, mutant.what] == name:
             own.append(mutant)

@@ -10,7 +10,7 @@ from unpack_families import unpack_families
 
 from passes.import_onnx import PIPELINE
 from passes.import_onnx.load import load
-from passes.import_onnx.state import Importing, PassLog, emit, interface_names, replace_uses, run_pass
+from passes.import_onnx.pass_context import Importing, PassLog, emit, interface_names, replace_uses, run_pass
 from passes.import_onnx.testing import importing, lines
 
 DATA = Path(__file__).parents[2] / "data"

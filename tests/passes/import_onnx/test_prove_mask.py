@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from passes.import_onnx.attention_sites import Site
-from passes.import_onnx.functions import HIDDEN
+from passes.import_onnx.local_functions import HIDDEN
+from passes.import_onnx.pass_context import Declined, Importing
 from passes.import_onnx.prove_mask import Mask, prove_mask
-from passes.import_onnx.state import Declined, Importing
 from passes.import_onnx.testing import importing
 
 HEADS = 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from passes.import_onnx.pass_context import Declined
 from passes.import_onnx.prove_rope import Rope, Rotation, check_rope, check_unrotated, prove_rope
-from passes.import_onnx.state import Declined
 from passes.import_onnx.testing import importing
 
 CONTEXT, HEADS, DIM = 32, 2, 4
@@ -132,9 +132,9 @@ def test_what_is_no_rotation_is_refused(body: str, reason: str) -> None:
 def test_another_table_is_another_rotation() -> None:
     rope = prove_rope(rotation(INPUT_POSITIONS + ANGLES + BY_HALVES + "out = Add(yc, rs)"))
     assert rope is not None
-    twin = Rope(rope.rotary_dim, rope.interleaved, rope.cos, -rope.sin, rope.positions)
+    control = Rope(rope.rotary_dim, rope.interleaved, rope.cos, -rope.sin, rope.positions)
     with pytest.raises(Declined, match="depends on the other positions"):
-        check_rope(rotation(INPUT_POSITIONS + ANGLES + BY_HALVES + "out = Add(yc, rs)"), twin)
+        check_rope(rotation(INPUT_POSITIONS + ANGLES + BY_HALVES + "out = Add(yc, rs)"), control)
 
 
 def test_positions_shifted_by_the_mask_are_refused_beside_position_ids() -> None:

@@ -10,9 +10,9 @@ from passes.import_onnx.check_vocabulary import check_vocabulary
 from passes.import_onnx.exact_quantised import exact_quantised
 from passes.import_onnx.fold_constants import fold_constants
 from passes.import_onnx.normalise_io_names import normalise_io_names
+from passes.import_onnx.pass_context import run_pass
 from passes.import_onnx.resolve_shapes import resolve_shapes
 from passes.import_onnx.split_packed import split_packed
-from passes.import_onnx.state import run_pass
 from passes.import_onnx.testing import importing, lines
 from passes.import_onnx.upcast_to_float32 import upcast_to_float32
 from targets.errors import UserError

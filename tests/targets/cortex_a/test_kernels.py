@@ -79,7 +79,7 @@ def test_linear(tile: CpuTile, dtype: str, k: int, columns: int) -> None:
     for n, y in whole.items():
         assert np.array_equal(y, whole[13][:, :n]), f"rows of {n} differ from rows of 13"
     wrong = packed.copy()
-    wrong[0, 1, 2] += 1  # the twin: one weight off must show
+    wrong[0, 1, 2] += 1  # the negative control: one weight off must show
     y = run(linear(tile, 1, k, columns, dtype), rows[:, :1], wrong, out=((1, 1, columns), "float32"))
     assert np.abs(y - expected[:, :1]).max() > 2e-6 * k
 
@@ -149,7 +149,7 @@ def test_zero_points_that_are_fractions(tile: CpuTile, zero_dtype: str) -> None:
     ids = np.array([[0, 7, 8, 15, 39]])
     func = embedding_nbits(tile, 5, columns, k, bits, block, "float32", True, zero_dtype)
     assert np.array_equal(run(func, q, scale, zero, ids, out=((1, 5, k), "float32"))[0], w[ids[0]])
-    rounded = np.round(zero)  # the twin: the same zero points as whole numbers
+    rounded = np.round(zero)  # the negative control: the same zero points as whole numbers
     y = run(func, q, scale, rounded, ids, out=((1, 5, k), "float32"))
     assert np.abs(y[0] - w[ids[0]]).max() > 1e-3
 
@@ -260,8 +260,8 @@ def test_rope(tile: CpuTile, rotary_dim: int, interleaved: bool) -> None:
         return run(rope(tile, 3, 4, 32, rotary_dim, 64, pairs), x, cos, sin, pos, out=(x.shape, "float32"))
 
     np.testing.assert_allclose(kernel(5, interleaved), expected, atol=2e-6)
-    for twin in (kernel(6, interleaved), kernel(5, not interleaved)):
-        assert np.abs(twin - expected).max() > 0.1
+    for control in (kernel(6, interleaved), kernel(5, not interleaved)):
+        assert np.abs(control - expected).max() > 0.1
 
 
 @TILES
@@ -328,7 +328,7 @@ def test_activations(tile: CpuTile) -> None:
         y = run(func, *args, out=(x.shape, "float32"))
         np.testing.assert_allclose(y, expected, atol=2e-6, rtol=1e-6)
     wrong = run(gelu(tile, 2, 256, False), x, out=(x.shape, "float32"))
-    assert np.abs(wrong - by_tanh).max() > 1e-4  # the twin: the two GELUs are told apart
+    assert np.abs(wrong - by_tanh).max() > 1e-4  # the negative control: the two GELUs are told apart
     row = run(gelu(tile, 1, 256, True), x[:, :1], out=((1, 1, 256), "float32"))
     assert np.array_equal(row, run(gelu(tile, 2, 256, True), x, out=(x.shape, "float32"))[:, :1])
 
@@ -342,8 +342,8 @@ def test_layer_norm(tile: CpuTile) -> None:
     np.testing.assert_allclose(y, expected, atol=3e-6)
     row = run(layer_norm(tile, 1, 64, 1e-5), x[:, 1:2], w, b, out=((1, 1, 64), "float32"))
     assert np.array_equal(row, y[:, 1:2])
-    twin = run(layer_norm(tile, 3, 64, 1e-2), x, w, b, out=(x.shape, "float32"))
-    assert np.abs(twin - expected).max() > 3e-6
+    control = run(layer_norm(tile, 3, 64, 1e-2), x, w, b, out=(x.shape, "float32"))
+    assert np.abs(control - expected).max() > 3e-6
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

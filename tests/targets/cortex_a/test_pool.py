@@ -95,7 +95,7 @@ def test_twenty_thousand_regions(tmp_path: Path) -> None:
     assert int(words[3]) > int(words[1])  # tasks
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_a_million_regions(tmp_path: Path) -> None:
     done = run(stress(tmp_path), "2400000", "11")  # others run on one thread, as drawn, or beside another caller
     assert done.returncode == 0, done.stdout + done.stderr
@@ -127,7 +127,7 @@ def test_no_data_race(sanitizer: str, tmp_path: Path) -> None:
     assert "ThreadSanitizer" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_no_data_race_in_many_regions(sanitizer: str, tmp_path: Path) -> None:
     done = run(stress(tmp_path, sanitizer), "20000", "5", "nofork")
     assert done.returncode == 0, done.stdout + done.stderr[:4000]

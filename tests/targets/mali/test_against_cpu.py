@@ -168,7 +168,7 @@ def test_numbers_of_the_cpu(run: Any, tmp_path: Path, name: str) -> None:
     ours, expected = both(run, tmp_path, name, case)
     assert np.abs(ours - expected).max() <= case.within * max(1.0, np.abs(expected).max())
     assert np.abs(expected).max() > 0.1
-    ours, expected = both(run, tmp_path, name, case, moved=True)  # the twin: other inputs are noticed
+    ours, expected = both(run, tmp_path, name, case, moved=True)  # the negative control: other inputs are noticed
     assert np.abs(ours - expected).max() > 1e-4
 
 

@@ -62,7 +62,7 @@ def test_linear(run: Run, tile: GpuTile, dtype: str, k: int, columns: int) -> No
     for n, y in whole.items():
         assert np.array_equal(y, whole[17][:, :n]), f"rows of {n} differ from rows of 17"
     wrong = packed.copy()
-    wrong[0, 1, 2] += 1  # the twin: one weight off must show
+    wrong[0, 1, 2] += 1  # the negative control: one weight off must show
     y = run(linear(tile, 1, k, columns, dtype), rows[:, :1], wrong, out=((1, 1, columns), "float32"))
     assert np.abs(y - expected[:, :1]).max() > 2e-6 * k
 
@@ -145,7 +145,7 @@ def test_zero_points_that_are_fractions(run: Run, tile: GpuTile, zero_dtype: str
     func = embedding_nbits(tile, 5, columns, k, bits, block, "float32", True, zero_dtype)
     y = run(func, q, scale, zero, ids, out=((1, 5, k), "float32"))
     np.testing.assert_allclose(y[0], w[ids[0]], rtol=1e-6, atol=1e-7)
-    y = run(func, q, scale, np.round(zero), ids, out=((1, 5, k), "float32"))  # the twin: whole zero points
+    y = run(func, q, scale, np.round(zero), ids, out=((1, 5, k), "float32"))  # the negative control: whole zero points
     assert np.abs(y[0] - w[ids[0]]).max() > 1e-3
 
 
@@ -344,8 +344,8 @@ def test_rope(run: Run, tile: GpuTile, rotary_dim: int, interleaved: bool) -> No
         return run(rope(tile, 3, 4, 32, rotary_dim, 64, pairs), x, cos, sin, pos, out=(x.shape, "float32"))
 
     np.testing.assert_allclose(kernel(5, interleaved), expected, atol=2e-6)
-    for twin in (kernel(6, interleaved), kernel(5, not interleaved)):
-        assert np.abs(twin - expected).max() > 0.1
+    for control in (kernel(6, interleaved), kernel(5, not interleaved)):
+        assert np.abs(control - expected).max() > 0.1
 
 
 @pytest.mark.parametrize(("tile", "vocab"), [(MALI, 512), (SMALL, 515)], ids=tile_name)

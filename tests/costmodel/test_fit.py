@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from costmodel.calibrate import BOUNDS, Fit, Point, fit, predict_point
 from costmodel.factors import Factors
+from costmodel.fit import BOUNDS, Fit, Point, fit, predict_point
 from targets.errors import UserError
 
 TRUE = Factors(bandwidth=0.8, compute=1.4, attention=1.5, launch=0.6, step_cycles=250_000.0, overlap=0.75)

@@ -14,8 +14,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
+from passes.import_onnx.pass_context import Declined, Importing, describe
 from passes.import_onnx.shapes import Point, constant_known, infer, input_known, input_shape
-from passes.import_onnx.state import Declined, Importing, describe
 
 _LARGEST_CONSTANT_BYTES = 64 << 20  # rope caches of long contexts
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from passes.import_onnx.pass_context import Importing, constant
 from passes.import_onnx.shapes import Known
-from passes.import_onnx.state import Importing, constant
 
 _WEIGHT_FREE = {
     *("Add", "Sub", "Mul", "Div", "Neg", "Slice", "Concat", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Split"),

@@ -68,8 +68,12 @@ def test_same_numbers_and_a_twin_that_differs(name: str) -> None:
         assert worst(decoder, reference) > BOUND
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+SOON = ("granite", "nb-hqq")  # the others are deep
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=getattr(pytest.mark, "slow" if n in SOON else "deep")) for n in CASES]
+)
 def test_compiled_and_verified(name: str, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     command = ["compile", str(CASES[name]), "--board", "host", "--tokenizer", str(_tokenizer(tmp_path)), "--eos", "1"]
@@ -206,7 +210,7 @@ LEVELS = ("BASIC", "EXTENDED", "ALL")
 SAVED = ("llama-dynamo-fp32", "gpt2-legacy17-fp32", "gemma2-dynamo-fp32", "llama-dynamo-fp16", "qwen3-optimum-fp32")
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", SAVED)
 def test_saved_by_onnxruntime(name: str, level: str, tmp_path: Path) -> None:

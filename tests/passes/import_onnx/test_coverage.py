@@ -476,7 +476,7 @@ def table() -> str:
     return "\n".join([*lines, ""])
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_table_is_up_to_date(golden: Any) -> None:
     golden(str(TABLE), table())
 

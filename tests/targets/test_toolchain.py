@@ -73,7 +73,9 @@ def test_the_same_bytes_from_another_process(tmp_path: Path) -> None:
     digests = set()
     for seed in ("1", "2"):
         output = tmp_path / seed / "module.so"
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])}
+        root = Path(__file__).parents[2]
+        paths = os.pathsep.join(map(str, (root, root / "tests" / "support")))
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
         subprocess.run([sys.executable, "-c", script, __file__, str(output)], env=environment, check=True)
         digests.add(hashlib.sha256(output.read_bytes()).hexdigest())
     assert len(digests) == 1

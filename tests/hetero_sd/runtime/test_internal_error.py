@@ -12,7 +12,8 @@ from hetero_sd import cli
 from hetero_sd.progress import Progress
 from hetero_sd.runtime import run
 from hetero_sd.runtime.internal_error import EXIT_CODE, report, step
-from hetero_sd.runtime.launcher import LAUNCHER
+from hetero_sd.runtime.launcher import launcher
+from targets.mali.opencl_runtime import machine
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -94,7 +95,7 @@ def test_on_the_device(tmp_path, monkeypatch, capsys):
 
 
 def test_the_launcher_says_what_fails_before_the_command(tmp_path):
-    (tmp_path / "run.py").write_text(LAUNCHER)
+    (tmp_path / "run.py").write_text(launcher(machine(), "host"))
     broken = tmp_path / "python" / "hetero_sd" / "runtime"
     broken.mkdir(parents=True)
     for package in (broken, broken.parent):

@@ -48,7 +48,7 @@ def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
         shutil.copytree(SOURCES, tmp_path / "src")
         with (tmp_path / "src" / name).open("a") as file:
             file.write(text)
-        monkeypatch.setattr(opencl_runtime, "SOURCES", tmp_path / "src")
+        monkeypatch.setattr(building, "SOURCES", tmp_path / "src")
 
     return change
 
@@ -79,7 +79,7 @@ def test_both_machines_without_any_compiler_on_the_path(tmp_path: Path, monkeypa
 def test_an_exception_machinery_of_its_own_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: linked as Zig does it by itself, TVM could not catch what the runtime throws."""
     shutil.copytree(SOURCES, tmp_path / "src", ignore=shutil.ignore_patterns("exceptions.cc"))
-    monkeypatch.setattr(opencl_runtime, "SOURCES", tmp_path / "src")
+    monkeypatch.setattr(building, "SOURCES", tmp_path / "src")
     monkeypatch.setattr(building, "_stand_in", lambda *given: "-lm")
     with pytest.raises(UserError, match=r"linked without libgcc_s\.so\.1 and libstdc\+\+\.so\.6"):
         opencl_runtime.build(tmp_path / "out", opencl_runtime.machine())

@@ -70,6 +70,7 @@ def build(out_dir: Path, target: str) -> Path:
         raise UserError(f"the OpenCL runtime is for x86-64 and aarch64, not {target}")
     zig("c++", target)
     includes = [f"-isystem{folder}" for folder in _header_folders()]
+    out_dir = out_dir.absolute()  # the compiler runs in the scratch folder inside it
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".building-") as name:
         scratch = Path(name)

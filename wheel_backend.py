@@ -29,19 +29,19 @@ def get_requires_for_build_wheel(config_settings: dict[str, str] | None = None) 
 
 
 class BuildWithRuntime(build_py):
-    """The packages, and ``targets/mali/opencl_runtime/lib/TARGET`` beside them; an editable install gets none."""
+    """The packages, and ``targets/opencl/runtime/lib/TARGET`` beside them; an editable install gets none."""
 
     def run(self) -> None:
         """Copy the packages, then compile into the copy."""
         super().run()
         if not self.editable_mode:
-            self._build_runtime(Path(self.build_lib) / "targets" / "mali" / "opencl_runtime" / "lib")
+            self._build_runtime(Path(self.build_lib) / "targets" / "opencl" / "runtime" / "lib")
 
     def _build_runtime(self, folder: Path) -> None:
         sys.path.insert(0, str(ROOT))
         from targets.errors import UserError
-        from targets.mali import opencl_runtime
-        from targets.mali.opencl_runtime.building import TARGETS
+        from targets.opencl import runtime as opencl_runtime
+        from targets.opencl.runtime.building import TARGETS
 
         for target in TARGETS:
             print(f"compiling the OpenCL runtime for {target}", file=sys.stderr)
@@ -54,5 +54,5 @@ class BuildWithRuntime(build_py):
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         """Name the libraries too, so that an uninstall removes them."""
-        built = Path(self.build_lib).glob("targets/mali/opencl_runtime/lib/*/*.so")
+        built = Path(self.build_lib).glob("targets/opencl/runtime/lib/*/*.so")
         return [*super().get_outputs(include_bytecode), *map(str, built)]

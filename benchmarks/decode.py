@@ -44,9 +44,9 @@ def bandwidth_reader(board: Any, count: int = 64 << 20) -> Callable[[], float]:
     """A function that reads 256 MB with all threads and returns GB/s."""
     import tvm
 
-    from targets.cortex_a.kernels.stream_read import stream_read
-    from targets.cortex_a.tile import cpu_tile
-    from targets.cortex_a.tvm_target import tvm_target
+    from targets.cpu.kernels.stream_read import stream_read
+    from targets.cpu.target import tvm_target
+    from targets.cpu.tile import cpu_tile
 
     core = board.clusters[0].core
     tile = cpu_tile(core)
@@ -112,10 +112,10 @@ class OrtDecoder:
 def our_steps(model: Path, folder: Path, board: str) -> tuple[dict[int, Callable[[], Any]], int]:
     """Compile the file and return a step for each width, and the bytes of weights that a step reads."""
     from costmodel.place import Place
-    from hetero_sd.build import Sizes, build_model
+    from hetero_sd.compile.build import Sizes, build_model
     from hetero_sd.runtime.manifest import Bundle, write_manifest
-    from hetero_sd.runtime.model import CompiledModel
-    from passes.import_onnx import canonicalise
+    from hetero_sd.runtime.model.model import CompiledModel
+    from passes.onnx import canonicalise
     from targets.boards import load_board
 
     core, sizes = load_board(board, measure=False).clusters[0].core, Sizes(CONTEXT, WIDTHS, 32)

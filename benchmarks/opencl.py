@@ -2,8 +2,9 @@
 
     python benchmarks/opencl.py [--repeats 200] [--bundle DIR] [--json]
 
-On PoCL the "GPU" is one core of this machine's CPU and the host has another (targets/mali/pocl.py), so the numbers show
-the runtime and the driver, not a Mali; on a board the same command shows its GPU. The cold start compiles kernels, the
+On PoCL the "GPU" is one core of this machine's CPU and the host has another (targets/opencl/pocl.py), so the numbers
+show the runtime and the driver, not a Mali;
+on a board the same command shows its GPU. The cold start compiles kernels, the
 second process loads them from the program cache (PoCL's own cache is switched off). With a bundle compiled for the GPU,
 both are timed to its first token.
 """
@@ -103,10 +104,10 @@ def kernels(device: Any, opencl: Any, folder: Path, repeats: int) -> dict[str, d
     """Microseconds on the device of products and of attention, by rows computed together; the best of the repeats."""
     import tvm
 
-    from targets.mali.kernels.attention import attention_cached, key_blocks, scratch_rows
-    from targets.mali.kernels.linear import linear
-    from targets.mali.kernels.linear_nbits import linear_nbits
-    from targets.mali.tile import GpuTile
+    from targets.opencl.kernels.attention import attention_cached, key_blocks, scratch_rows
+    from targets.opencl.kernels.linear import linear
+    from targets.opencl.kernels.linear_nbits import linear_nbits
+    from targets.opencl.tile import GpuTile
 
     tile, rng = GpuTile(), np.random.default_rng(0)
     target = tvm.target.Target({"kind": "opencl", "device": "mali", "host": {"kind": "llvm"}})
@@ -174,7 +175,7 @@ def first_result(library: Path) -> float:
     import tvm
     from tvm.runtime.vm import VirtualMachine
 
-    from targets.mali import opencl_runtime
+    from targets.opencl import runtime as opencl_runtime
 
     opencl_runtime.load()
     device = tvm.opencl()
@@ -191,7 +192,7 @@ def first_token(bundle: Path) -> float:
     import tvm  # noqa: F401
 
     from hetero_sd.runtime.manifest import Bundle
-    from hetero_sd.runtime.model import load_models
+    from hetero_sd.runtime.model.model import load_models
 
     start = time.perf_counter()
     load_models(Bundle(bundle)).target.extend([1, 2, 3], 0)
@@ -262,8 +263,9 @@ def main() -> None:
 
     import tvm
 
-    from targets.mali import opencl, opencl_runtime
-    from targets.mali.pocl import give_own_cores
+    from targets.opencl import interface as opencl
+    from targets.opencl import runtime as opencl_runtime
+    from targets.opencl.pocl import give_own_cores
 
     opencl_runtime.load()
     cores = give_own_cores()

@@ -77,8 +77,8 @@ def machine_facts() -> dict[str, str]:
 
 def shapes_of(folder: Path) -> dict[str, Any]:
     """The counted shape of every model."""
-    from passes.count_work import count_work
-    from passes.import_onnx import canonicalise
+    from passes.analysis.count_work import count_work
+    from passes.onnx import canonicalise
 
     return {name: count_work(canonicalise(write_models(name, folder), CONTEXT), name) for name in CASES}
 

@@ -122,11 +122,11 @@ def bundle_folder(name: str, processor: str, folder: Path) -> Path:
 def build(name: str, processor: str, folder: Path) -> None:
     """A bundle of one model for "cpu" or "gpu", if it is not there yet."""
     from costmodel.place import Place
-    from hetero_sd.build import Sizes, build_model
+    from hetero_sd.compile.build import Sizes, build_model
     from hetero_sd.runtime.manifest import write_manifest
-    from passes.import_onnx import canonicalise
+    from passes.onnx import canonicalise
     from targets.boards import load_board
-    from targets.mali import opencl_runtime
+    from targets.opencl import runtime as opencl_runtime
 
     bundle, case = bundle_folder(name, processor, folder), CASES[name]
     if (bundle / "manifest.json").is_file():

@@ -17,8 +17,8 @@ from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, dram_byt
 from costmodel.speculative import RoundCosts, expected_tokens, sequential_round
 from costmodel.work import step_units
 from hetero_sd.acceptance import judge
-from hetero_sd.runtime.measure import Step
-from hetero_sd.runtime.trace import Round
+from hetero_sd.runtime.calibrate.measure import Step
+from hetero_sd.runtime.decode.trace import Round
 from targets.device import Board, read_board
 
 LEAST = 10  # samples of a point with steady bandwidth; fewer make it unstable

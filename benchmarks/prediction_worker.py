@@ -38,7 +38,7 @@ PROMPT = 40
 
 def prepare(processors: list[str]) -> None:
     """Pin this process and choose its threads, before TVM is imported."""
-    from hetero_sd.runtime.threads import prepare_environment
+    from hetero_sd.runtime.model.threads import prepare_environment
 
     prepare_environment(2 if "2" in processors else 1)
     os.environ["POCL_MAX_PTHREAD_COUNT"] = "1"
@@ -49,7 +49,7 @@ def prepare(processors: list[str]) -> None:
 def load(name: str, processor: str, folder: Path) -> Any:
     """A model; PoCL's worker thread is pinned to core 1."""
     from hetero_sd.runtime.manifest import Bundle
-    from hetero_sd.runtime.model import CompiledModel
+    from hetero_sd.runtime.model.model import CompiledModel
 
     on_gpu = processor == "gpu"
     before = set(os.listdir("/proc/self/task"))
@@ -71,7 +71,7 @@ def reader(processors: list[str]) -> Any:
 def measure_steps(processor: str, part: str, folder: Path, repeats: int) -> None:
     """Steps and prompts of all models on one processor, all in turn; saved after every pass."""
     prepare([processor])
-    from hetero_sd.runtime.measure import take_turns
+    from hetero_sd.runtime.calibrate.measure import take_turns
 
     read, steps = reader([processor]), []
     for name, case in CASES.items():
@@ -90,7 +90,7 @@ def measure_steps(processor: str, part: str, folder: Path, repeats: int) -> None
 
 def steps_of(name: str, model: Any) -> list[Any]:
     """The points of one model."""
-    from hetero_sd.runtime.measure import Step
+    from hetero_sd.runtime.calibrate.measure import Step
 
     case, found = CASES[name], []
     model.extend([1 + i % 900 for i in range(max(PASTS) + 8)], 0)
@@ -111,10 +111,10 @@ def measure_rounds(index: int, part: str, folder: Path, repeats: int) -> None:
     pair = PAIRS[index]
     processors = [pair.draft_on, pair.target_on]
     prepare(processors)
-    from hetero_sd.runtime.generate import Request, generate
-    from hetero_sd.runtime.policy import FixedGamma
-    from hetero_sd.runtime.speculate import speculate
-    from hetero_sd.runtime.trace import Trace
+    from hetero_sd.runtime.decode.generate import Request, generate
+    from hetero_sd.runtime.decode.policy import FixedGamma
+    from hetero_sd.runtime.decode.speculate import speculate
+    from hetero_sd.runtime.decode.trace import Trace
 
     target, draft = load(pair.target, pair.target_on, folder), load(pair.draft, pair.draft_on, folder)
     read, rng = reader(processors), random.Random(int(part))

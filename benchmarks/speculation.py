@@ -1,6 +1,6 @@
 """Speculative decoding of the example pair on this machine: speed-up over the target alone, for each draft length.
 
-The row "live" is the length that the run decides itself (hetero_sd/runtime/live_gamma.py).
+The row "live" is the length that the run decides itself (hetero_sd/runtime/decode/live_gamma.py).
 
     python benchmarks/speculation.py [--repeats 7] [--threads 1] [--svg FILE] [--json]
 
@@ -28,7 +28,7 @@ LIVE = (
 
 def compile_pair(folder: Path, board: str) -> Path:
     """The example pair with an entry point for every width up to gamma + 1."""
-    from hetero_sd.compile import CompileRequest, compile_bundle
+    from hetero_sd.compile.story import CompileRequest, compile_bundle
     from hetero_sd.progress import Progress
 
     request = CompileRequest(
@@ -48,11 +48,11 @@ def run_round(
     models: Any, prompts: list[list[int]], eos: frozenset[int], gamma: int | str, live: Any
 ) -> dict[str, Any]:
     """Translate all prompts with one draft length, or with the policy `live`."""
-    from hetero_sd.runtime.generate import Request, generate
-    from hetero_sd.runtime.policy import FixedGamma
-    from hetero_sd.runtime.speculate import speculate
-    from hetero_sd.runtime.stats import summarise
-    from hetero_sd.runtime.trace import Trace
+    from hetero_sd.runtime.decode.generate import Request, generate
+    from hetero_sd.runtime.decode.policy import FixedGamma
+    from hetero_sd.runtime.decode.speculate import speculate
+    from hetero_sd.runtime.decode.stats import summarise
+    from hetero_sd.runtime.decode.trace import Trace
 
     request, traces, texts = Request(90, eos), [], []
     for ids in prompts:
@@ -77,14 +77,14 @@ def main() -> int:
     parser.add_argument("--svg", type=Path, help="write the chart to this file")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    from hetero_sd.runtime.threads import prepare_environment
+    from hetero_sd.runtime.model.threads import prepare_environment
 
     with tempfile.TemporaryDirectory() as scratch:
         bundle_folder = compile_pair(Path(scratch), "host")
         prepare_environment(options.threads)
+        from hetero_sd.runtime.decode.policy import choose_policy
         from hetero_sd.runtime.manifest import Bundle
-        from hetero_sd.runtime.model import load_models
-        from hetero_sd.runtime.policy import choose_policy
+        from hetero_sd.runtime.model.model import load_models
         from hetero_sd.runtime.run import load_text
 
         bundle = Bundle(bundle_folder)

@@ -53,9 +53,9 @@ def main() -> None:
 
 def regions(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """(best tenth, median) of what a region adds to 20 us of work, in us, by threads."""
-    from hetero_sd.runtime.thread_pool import ThreadPool
-    from targets.cortex_a import pool
-    from targets.cortex_a.toolchain import host_isa
+    from hetero_sd.runtime.model.thread_pool import ThreadPool
+    from targets.cpu import pool
+    from targets.cpu.linker import host_isa
 
     costs = {}
     for threads in sorted({1, 2, options.threads}):
@@ -82,10 +82,10 @@ def steps_of(model: Path, folder: Path, threads: int) -> dict[str, Step]:
     from decode import OrtDecoder
 
     from costmodel.place import Place
-    from hetero_sd.build import Sizes, build_model
+    from hetero_sd.compile.build import Sizes, build_model
     from hetero_sd.runtime.manifest import Bundle, write_manifest
-    from hetero_sd.runtime.model import CompiledModel
-    from passes.import_onnx import canonicalise
+    from hetero_sd.runtime.model.model import CompiledModel
+    from passes.onnx import canonicalise
     from targets.boards import load_board
 
     core = load_board("host", measure=False).clusters[0].core

@@ -1,4 +1,4 @@
-"""Processor cycles of the CPU kernels in targets/cortex_a/kernels, read off their loops.
+"""Processor cycles of the CPU kernels in targets/cpu/kernels, read off their loops.
 
 What a core can issue follows from its facts: FMA instructions a cycle from the float32 rate; two vector loads a cycle
 on out-of-order cores, half a 128-bit load on the in-order A53 and A55 (64-bit load path). With that, float32 at one row
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from costmodel.decoder import NONLINEARITIES, NORMS, TABLES
 from costmodel.format import Format
 from costmodel.work import Op, visible_keys
-from targets.cortex_a.tile import SERIAL_WEIGHTS, CpuTile, cpu_tile
+from targets.cpu.tile import SERIAL_WEIGHTS, CpuTile, cpu_tile
 from targets.device import Core
 
 _FMA_LATENCY = 4.0

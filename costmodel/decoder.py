@@ -1,7 +1,8 @@
 """What a decoder is made of: a list of operators, each with its part, sizes and weight format.
 
-One entry is one kernel call of a step, whatever the number of new tokens. passes/count_work.py makes the list from an
-ONNX file, costmodel/standard_decoder.py from the switches of a config.json; what a step costs (work.py), what weights
+One entry is one kernel call of a step, whatever the number of new tokens. passes/analysis/count_work.py makes the list
+from an ONNX file,
+costmodel/standard_decoder.py from the switches of a config.json; what a step costs (work.py), what weights
 take, what runs where: all of it is read off this list.
 """
 
@@ -30,7 +31,7 @@ class Operator:
     """One kernel of a decoder.
 
     Attributes:
-        kind: of KINDS, the names of the decoder dialect (passes/dialect.py) without their prefix.
+        kind: of KINDS, the names of the decoder dialect (passes/relax/dialect.py) without their prefix.
         name: unique in its part: "q", "gate", "attention_norm".
         part: which part of which layer it belongs to.
         columns: values of a row that it writes; of an argmax, that it reads.

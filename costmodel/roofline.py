@@ -16,11 +16,11 @@ from costmodel.estimate import Estimate, total
 from costmodel.factors import Factors
 from costmodel.work import Op, step_units
 from targets.device import Board, Cluster, Gpu
-from targets.mali.tile import gpu_tile
+from targets.opencl.tile import gpu_tile
 
 # Operations a weight before it is multiplied: convert; at 8 bits also widen, subtract zero, scale; at 4 also mask.
 _GPU_UNPACK = {"float32": 0.0, "float16": 1.0, "bfloat16": 1.0, "int8": 4.0, "int4": 5.0}
-_GPU_KERNELS = {**dict.fromkeys(NORMS, 2), "attention": 3}  # of one operator (targets/mali/kernels); others have one
+_GPU_KERNELS = {**dict.fromkeys(NORMS, 2), "attention": 3}  # of one operator (targets/opencl/kernels); others have one
 _PAGE_BYTES = 4096
 _NEAR_BYTES_PER_CYCLE = {"x86-64": 32.0, "aarch64": 16.0}  # one core from its own level-2 cache
 
@@ -263,7 +263,7 @@ class Roofline:
         return op.stream_bytes / dram
 
     def _on_gpu(self, op: Op, processor: GpuSlice) -> Estimate:
-        """Rows are computed in whole row tiles (targets/mali/tile.py); each tile reads and unpacks the weights once.
+        """Rows are computed in whole row tiles (targets/opencl/tile.py); each tile reads and unpacks the weights once.
 
         Arithmetic counts issue slots: a fused multiply-add and any other operation take one each, and the rate of the
         board counts two operations a slot.

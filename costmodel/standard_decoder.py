@@ -1,7 +1,7 @@
 """The operator list of a decoder of the usual form, from its sizes and switches.
 
 For a model that is known by its configuration only. The form is Llama's (Touvron et al. 2023) with what other families
-changed in it; what does not fit it comes from an ONNX file (passes/count_work.py).
+changed in it; what does not fit it comes from an ONNX file (passes/analysis/count_work.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`hetero-sd acceptance`: how many drafted tokens a pair really accepts, measured here with onnxruntime.
 
-The decoding loop is the bundle's own (hetero_sd/runtime/speculate.py) over the ONNX files as they are, so quantised
-weights count with the acceptance they cost. Acceptance does not depend on the processor: the file this writes feeds
+The decoding loop is the bundle's own (hetero_sd/runtime/decode/speculate.py) over the ONNX files as they are, so
+quantised weights count
+with the acceptance they cost. Acceptance does not depend on the processor: the file this writes feeds
 `hetero-sd predict --alpha-file`.
 """
 
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from costmodel.speculative import expected_tokens
 from hetero_sd.progress import Progress
-from hetero_sd.runtime.model_protocol import Model
+from hetero_sd.runtime.model.protocol import Model
 from targets.errors import UserError
 from targets.files import write_text
 
@@ -187,10 +188,10 @@ def measure_acceptance(options: argparse.Namespace) -> dict[str, Any]:
         UserError: files that cannot be used, vocabularies that differ, numbers out of range.
         KeyboardInterrupt: before anything was judged.
     """
-    from hetero_sd.runtime.prompts import read_prompts
-    from hetero_sd.runtime.text import Text
-    from hetero_sd.runtime.within_vocabulary import WithinVocabulary
-    from hetero_sd.tokenizer_files import check_pair, find_tokenizer
+    from hetero_sd.compile.tokenizer_files import check_pair, find_tokenizer
+    from hetero_sd.runtime.model.within_vocabulary import WithinVocabulary
+    from hetero_sd.runtime.text.prompts import read_prompts
+    from hetero_sd.runtime.text.tokenizer import Text
 
     if not 1 <= options.gamma <= 16:
         raise UserError(f"--gamma {options.gamma}: must be from 1 to 16")
@@ -244,11 +245,11 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    from hetero_sd.runtime.generate import Request
-    from hetero_sd.runtime.policy import FixedGamma
-    from hetero_sd.runtime.sampling import Sampling
-    from hetero_sd.runtime.speculate import speculate
-    from hetero_sd.runtime.trace import Trace
+    from hetero_sd.runtime.decode.generate import Request
+    from hetero_sd.runtime.decode.policy import FixedGamma
+    from hetero_sd.runtime.decode.sampling import Sampling
+    from hetero_sd.runtime.decode.speculate import speculate
+    from hetero_sd.runtime.decode.trace import Trace
 
     found: list[Judged] = []
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))

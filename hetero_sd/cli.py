@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from hetero_sd import acceptance, calibrate, explain
 from hetero_sd.commands import predict, sweep
-from hetero_sd.place import RULES
+from hetero_sd.compile.place import RULES
 from hetero_sd.runtime.internal_error import report, show_traceback
 from targets.boards import board_names
 from targets.errors import UserError
@@ -199,10 +199,10 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    from hetero_sd.compile import CompileRequest, compile_bundle
-    from hetero_sd.compile_report import compile_json, compile_text
+    from hetero_sd.compile.compile_report import compile_json, compile_text
+    from hetero_sd.compile.story import CompileRequest, compile_bundle
+    from hetero_sd.compile.vendor import PYTHONS
     from hetero_sd.progress import Progress
-    from hetero_sd.vendor import PYTHONS
 
     if options.board_python not in PYTHONS:
         raise UserError(f"--board-python {options.board_python}: there are wheels for {', '.join(PYTHONS)}")
@@ -230,7 +230,7 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from hetero_sd.compile_report import verify_json, verify_text
+    from hetero_sd.compile.compile_report import verify_json, verify_text
     from hetero_sd.verify import verify_bundle
 
     result = verify_bundle(options.bundle, options.against, options.prompts, options.saved)
@@ -239,6 +239,6 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from hetero_sd.runtime import doctor
+    from hetero_sd.runtime.doctor import doctor
 
     return doctor.run(options.bundle, options.json, options.opencl_lib)

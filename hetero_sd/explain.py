@@ -53,7 +53,7 @@ class ExplainRequest:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One OpenCL kernel, or the one function that a CPU runs; see passes/count_traffic.py for the fields."""
+    """One OpenCL kernel, or the one function that a CPU runs; see passes/analysis/count_traffic.py for the fields."""
 
     name: str
     launches: int
@@ -164,8 +164,8 @@ def _place(rule: str, board: Board) -> Place:
 
 def _import(request: ExplainRequest, board: Board) -> tuple[Any, int]:
     """The decoder and the tokens its cache holds."""
-    from hetero_sd.plan import rows_within
-    from passes.import_onnx import canonicalise, canonicalise_up_to
+    from hetero_sd.compile.plan import rows_within
+    from passes.onnx import canonicalise, canonicalise_up_to
 
     if request.context is not None:
         return canonicalise(request.model, request.context), request.context
@@ -176,8 +176,8 @@ def _import(request: ExplainRequest, board: Board) -> tuple[Any, int]:
 
 def _lower(decoder: Any, context: int, request: ExplainRequest, board: Board, place: Place) -> Any:
     from passes.pipeline import lower_decoder
-    from targets.cortex_a.tile import cpu_tile
-    from targets.mali.tile import gpu_tile
+    from targets.cpu.tile import cpu_tile
+    from targets.opencl.tile import gpu_tile
 
     tiles: dict[str, Any] = {"cpu": cpu_tile(board.clusters[0].core)}
     if board.gpu is not None:
@@ -187,7 +187,7 @@ def _lower(decoder: Any, context: int, request: ExplainRequest, board: Board, pl
 
 def _entries(lowered: Any, request: ExplainRequest) -> list[tuple[str, str, Any]]:
     """Name, processor and module of the entry point of each segment."""
-    from passes.make_entries import prefill_name, step_name
+    from passes.relax.make_entries import prefill_name, step_name
 
     name = prefill_name if request.prefill else step_name
     segments = [part.segment for part in lowered.chain]
@@ -195,8 +195,8 @@ def _entries(lowered: Any, request: ExplainRequest) -> list[tuple[str, str, Any]
 
 
 def _rows(module: Any, entry: str, processor: str, past: int) -> list[OperatorRow]:
-    from passes.count_traffic import count_traffic
-    from passes.kernel_calls import kernel_uses
+    from passes.analysis.count_traffic import count_traffic
+    from passes.lower.kernel_calls import kernel_uses
 
     rows = []
     for use in kernel_uses(module[entry]):

@@ -11,11 +11,11 @@ from typing import Any
 from costmodel.decoder import NONLINEARITIES, NORMS, DecoderSpec, Operator
 from costmodel.format import Format
 from costmodel.place import ATTENTION, FFN, Part
-from passes.count_work import count_work
-from passes.import_onnx import LONGEST_CONTEXT, PIPELINE, Decoder, DecoderFacts, canonicalise, canonicalise_up_to
-from passes.import_onnx.check_vocabulary import refusals, tells_kind
-from passes.import_onnx.load import load
-from passes.import_onnx.pass_context import Importing, PassLog, describe, run_pass
+from passes.analysis.count_work import count_work
+from passes.onnx import LONGEST_CONTEXT, PIPELINE, Decoder, DecoderFacts, canonicalise, canonicalise_up_to
+from passes.onnx.load.load import load
+from passes.onnx.pass_context import Importing, PassLog, describe, run_pass
+from passes.onnx.prove.check_vocabulary import refusals, tells_kind
 from targets.errors import UserError
 
 DEFAULT_CONTEXT = 1024
@@ -111,7 +111,7 @@ def _cache(decoder: Decoder) -> str:
 
 
 def _tokenizer(path: Path, vocab: int | None) -> str:
-    from hetero_sd.tokenizer_files import find_tokenizer
+    from hetero_sd.compile.tokenizer_files import find_tokenizer
 
     try:
         found = find_tokenizer(None, [path], (0,))

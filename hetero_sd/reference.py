@@ -16,12 +16,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from passes.import_onnx.exact_quantised import exact_quantised
-from passes.import_onnx.find_head_dim import find_head_dim
-from passes.import_onnx.load import load
-from passes.import_onnx.normalise_io_names import normalise_io_names
-from passes.import_onnx.pass_context import Importing
-from passes.import_onnx.upcast_to_float32 import upcast_to_float32
+from passes.onnx.load.load import load
+from passes.onnx.pass_context import Importing
+from passes.onnx.rewrite.exact_quantised import exact_quantised
+from passes.onnx.rewrite.find_head_dim import find_head_dim
+from passes.onnx.rewrite.normalise_io_names import normalise_io_names
+from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from targets.errors import UserError
 
 _CHUNK = 256  # tokens run at a time, so that intermediate results stay bounded

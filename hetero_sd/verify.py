@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from hetero_sd.reference import ReferenceModel
-from hetero_sd.runtime.generate import Request, generate
+from hetero_sd.runtime.decode.generate import Request, generate
+from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.manifest import MANIFEST, Bundle
-from hetero_sd.runtime.model_protocol import Model
-from hetero_sd.runtime.prompts import read_prompts
+from hetero_sd.runtime.model.protocol import Model
+from hetero_sd.runtime.model.threads import choose_threads
 from hetero_sd.runtime.run import load_text
 from hetero_sd.runtime.saved_logits import SavedLogits, read_logits
-from hetero_sd.runtime.threads import choose_threads
-from hetero_sd.runtime.trace import Trace
+from hetero_sd.runtime.text.prompts import read_prompts
 from targets.device import Board
 from targets.errors import UserError
-from targets.mali.opencl_runtime import machine
+from targets.opencl.runtime import machine
 
 MOST_NEAR_TIES = 0.01
 _ROUNDOFF = 2.0**-24
@@ -139,7 +139,7 @@ def _check_machine(bundle: Bundle) -> None:
 
 def _run_here(bundle: Bundle, prompts: Path | None) -> Iterator[SavedLogits]:
     os.environ.setdefault("TVM_NUM_THREADS", str(choose_threads(None, bundle.plan)))
-    from hetero_sd.runtime.model import load_models
+    from hetero_sd.runtime.model.model import load_models
 
     target = load_models(bundle).target
     for prompt in _sequences(bundle, target, prompts):

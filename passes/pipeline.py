@@ -22,21 +22,21 @@ from typing import Any
 import tvm
 
 from costmodel.place import Place
-from passes.cache_in_place import CacheInPlace
-from passes.decoder_interface import DecoderInterface
-from passes.fuse_add_norm import FuseAddNorm
-from passes.fuse_gated_ffn import FuseGatedFfn
-from passes.half_as_bits import HalfAsBits
-from passes.import_onnx import Decoder
-from passes.lower_cpu import LowerCpu
-from passes.lower_mali import LowerMali
-from passes.make_entries import MakeEntries
-from passes.onnx_to_relax import onnx_to_relax
-from passes.pack_weights import PackedWeight, PackWeights
-from passes.partition import Segment, partition, weights_of
-from passes.place_ops import PlacedOp, place_ops
-from targets.cortex_a.tile import CpuTile
-from targets.mali.tile import GpuTile
+from passes.lower.cpu import LowerCpu
+from passes.lower.opencl import LowerMali
+from passes.lower.pack import PackedWeight, PackWeights
+from passes.onnx import Decoder
+from passes.place.partition import Segment, partition, weights_of
+from passes.place.place_ops import PlacedOp, place_ops
+from passes.relax.cache_in_place import CacheInPlace
+from passes.relax.decoder_interface import DecoderInterface
+from passes.relax.fuse_add_norm import FuseAddNorm
+from passes.relax.fuse_gated_ffn import FuseGatedFfn
+from passes.relax.half_as_bits import HalfAsBits
+from passes.relax.make_entries import MakeEntries
+from passes.relax.translate import onnx_to_relax
+from targets.cpu.tile import CpuTile
+from targets.opencl.tile import GpuTile
 
 CPU = Place("cpu")
 

@@ -9,8 +9,8 @@ import onnx
 import onnx_ir
 from onnx import TensorProto, helper, numpy_helper
 
-from passes.import_onnx import Decoder, DecoderFacts, RopeFacts
-from passes.import_onnx.label_parts import label
+from passes.onnx import Decoder, DecoderFacts, RopeFacts
+from passes.onnx.label_parts import label
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 

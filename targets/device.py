@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from targets.errors import UserError
-from targets.facts import (
+from targets.provenance import (
     Provenance,
     expect_table,
     label,

@@ -74,7 +74,7 @@ def _environment() -> Iterator[None]:
 def runtime_library() -> Path:
     """The runtime, built for this machine."""
     from targets.errors import UserError
-    from targets.mali import opencl_runtime
+    from targets.opencl import runtime as opencl_runtime
 
     try:
         return opencl_runtime.ensure()
@@ -84,10 +84,11 @@ def runtime_library() -> Path:
 
 @pytest.fixture(scope="session")
 def opencl(runtime_library: Path) -> Any:
-    """The module `targets.mali.opencl`, with the runtime loaded and a device there; no binaries on disk."""
+    """The module `targets.opencl.interface`, with the runtime loaded and a device there; no binaries on disk."""
     import tvm  # noqa: F401
 
-    from targets.mali import opencl, opencl_runtime
+    from targets.opencl import interface as opencl
+    from targets.opencl import runtime as opencl_runtime
 
     assert opencl_runtime.load(runtime_library) == "ours"
     try:

@@ -15,13 +15,13 @@ import pytest
 from requirements import missing
 
 from targets import elf, zig
-from targets.mali import opencl_runtime
-from targets.mali.opencl_runtime import building
+from targets.opencl import runtime as opencl_runtime
+from targets.opencl.runtime import building
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "wheel_backend.py", "MANIFEST.in", "README.md", "LICENSE")
 PACKAGES = ("hetero_sd", "passes", "costmodel", "targets")
-LIBRARIES = {t: f"targets/mali/opencl_runtime/lib/{t}/{opencl_runtime.LIBRARY}" for t in ("x86-64", "aarch64")}
+LIBRARIES = {t: f"targets/opencl/runtime/lib/{t}/{opencl_runtime.LIBRARY}" for t in ("x86-64", "aarch64")}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_the_wheel_has_the_runtime_for_both_machines(wheel: tuple[Path, str], tm
 PROGRAM = """
 import tvm, tvm_ffi
 from pathlib import Path
-from targets.mali import opencl_runtime
+from targets.opencl import runtime as opencl_runtime
 assert tvm_ffi.get_global_func("hetero_sd.opencl.devices", allow_missing=True), "not loaded by import tvm"
 assert opencl_runtime.load() == "ours"
 for target in ("x86-64", "aarch64"):

@@ -53,8 +53,8 @@ def load_shapes(path: Path, formats: Sequence[str], context: int) -> tuple[Decod
         raise UserError(f"model {path}: there is no such file")
     if path.suffix == ".json":
         return shapes_from_config(path, formats)
-    from passes.count_work import count_work
-    from passes.import_onnx import canonicalise
+    from passes.analysis.count_work import count_work
+    from passes.onnx import canonicalise
 
     return (count_work(canonicalise(path, max(2, context)), path.absolute().parent.name + "/" + path.name),)
 

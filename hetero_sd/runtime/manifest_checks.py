@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hetero_sd.runtime.decode.policy import MOST_GAMMA, read_predicted
 from hetero_sd.runtime.manifest import MANIFEST, Bundle
-from hetero_sd.runtime.model_facts import ModelFacts, read_model_facts
-from hetero_sd.runtime.policy import MOST_GAMMA, read_predicted
+from hetero_sd.runtime.model.model_facts import ModelFacts, read_model_facts
 from targets.errors import UserError
 
 _ROLES = ("target", "draft")

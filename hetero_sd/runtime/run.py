@@ -12,26 +12,26 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hetero_sd.runtime import text as text_files
-from hetero_sd.runtime.generate import Request
+from hetero_sd.runtime.decode.generate import Request
+from hetero_sd.runtime.decode.live_gamma import LiveGamma
+from hetero_sd.runtime.decode.policy import choose_policy
+from hetero_sd.runtime.decode.sampling import Sampling
+from hetero_sd.runtime.decode.stats import stats_json, stats_table
 from hetero_sd.runtime.internal_error import report, step
-from hetero_sd.runtime.live_gamma import LiveGamma
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.manifest_checks import check_plan
-from hetero_sd.runtime.model_protocol import Models, NotFiniteError
+from hetero_sd.runtime.model.program_cache import use_cache
+from hetero_sd.runtime.model.protocol import Models, NotFiniteError
+from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, stay_on_cluster
+from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
 from hetero_sd.runtime.options import parse_options
-from hetero_sd.runtime.policy import choose_policy
-from hetero_sd.runtime.program_cache import use_cache
-from hetero_sd.runtime.prompts import Prompt, prompt_of_text, read_lines, read_prompts
-from hetero_sd.runtime.sampling import Sampling
 from hetero_sd.runtime.saved_logits import save_logits
 from hetero_sd.runtime.session import Answer, Session
-from hetero_sd.runtime.stats import stats_json, stats_table
-from hetero_sd.runtime.text import Text
-from hetero_sd.runtime.threads import choose_threads, prepare_environment, stay_on_cluster
-from hetero_sd.runtime.within_vocabulary import within_vocabulary
+from hetero_sd.runtime.text import tokenizer as text_files
+from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_lines, read_prompts
+from hetero_sd.runtime.text.tokenizer import Text
 from targets.errors import UserError
-from targets.mali.opencl_runtime import OpenCLError
+from targets.opencl.runtime import OpenCLError
 
 Loader = Callable[[Bundle, bool], Models]
 
@@ -46,7 +46,7 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
     Args:
         folder: the bundle.
         arguments: options; None means those of the process.
-        load: loads the models; None is :func:`hetero_sd.runtime.model.load_models`.
+        load: loads the models; None is :func:`hetero_sd.runtime.model.model.load_models`.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 must not end the run
@@ -55,7 +55,7 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
         if options.cache_dir is not None:
             use_cache(options.cache_dir)
         if options.doctor:
-            from hetero_sd.runtime import doctor
+            from hetero_sd.runtime.doctor import doctor
 
             return doctor.run(Path(folder), options.json, options.opencl_lib)
         if options.opencl_lib is not None:
@@ -113,7 +113,7 @@ def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
 
 def _calibrate(bundle: Bundle, options: Namespace, load: Loader) -> None:
     """Measure for `hetero-sd calibrate`."""
-    from hetero_sd.runtime.calibrate import calibrate, throttled
+    from hetero_sd.runtime.calibrate.calibrate import calibrate, throttled
 
     threads = choose_threads(options.threads, bundle.plan)
     prepare_environment(threads)
@@ -130,8 +130,8 @@ def _calibrate(bundle: Bundle, options: Namespace, load: Loader) -> None:
 
 def _load_models(bundle: Bundle, huge_pages: bool) -> Models:
     """Load the models, and with them TVM."""
-    from hetero_sd.runtime.model import load_models
-    from hetero_sd.runtime.thread_pool import why_tvms_pool
+    from hetero_sd.runtime.model.model import load_models
+    from hetero_sd.runtime.model.thread_pool import why_tvms_pool
 
     stay_on_cluster(bundle.plan, int(os.environ["TVM_NUM_THREADS"]), why_tvms_pool(bundle) is not None)
     return load_models(bundle, huge_pages)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hetero_sd.runtime.model_protocol import Model
-from hetero_sd.runtime.weights import Tensor, Weights, write_weights
+from hetero_sd.runtime.model.protocol import Model
+from hetero_sd.runtime.model.weights import Tensor, Weights, write_weights
 from targets.errors import UserError
 
 FORMAT = "hetero_sd logits 1"

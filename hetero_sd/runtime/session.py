@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from hetero_sd.runtime.generate import Request, generate
-from hetero_sd.runtime.model_protocol import Models
-from hetero_sd.runtime.policy import GammaPolicy
-from hetero_sd.runtime.prompts import Prompt
-from hetero_sd.runtime.speculate import speculate
-from hetero_sd.runtime.stream import Detokeniser, StopScanner
-from hetero_sd.runtime.text import Text
-from hetero_sd.runtime.trace import Trace
+from hetero_sd.runtime.decode.generate import Request, generate
+from hetero_sd.runtime.decode.policy import GammaPolicy
+from hetero_sd.runtime.decode.speculate import speculate
+from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.model.protocol import Models
+from hetero_sd.runtime.text.prompts import Prompt
+from hetero_sd.runtime.text.stream import Detokeniser, StopScanner
+from hetero_sd.runtime.text.tokenizer import Text
 from targets.errors import UserError
 
 

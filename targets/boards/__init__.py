@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from targets.cortex_a import core_tables
+from targets.cpu import core_tables
 from targets.device import Board, read_board
 from targets.errors import UserError
 

@@ -10,7 +10,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from targets.cortex_a import core_tables
+from targets.cpu import core_tables
 from targets.device import Board, read_board
 from targets.errors import UserError
 from targets.host.cpuinfo import core_name, read_cpus, read_memory, read_text

@@ -22,8 +22,8 @@ from costmodel.roofline import (
     resident_share,
 )
 from costmodel.work import Op, step_ops
-from targets.cortex_a import core
-from targets.cortex_a.tile import cpu_tile
+from targets.cpu import core
+from targets.cpu.tile import cpu_tile
 from targets.errors import UserError
 
 IDEAL = Factors(

@@ -8,7 +8,7 @@ import pytest
 from costmodel.question import Question
 from costmodel.search import Search
 from costmodel.uncertainty import KIND_ERROR, interval
-from targets.facts import Provenance
+from targets.provenance import Provenance
 
 
 def test_measured_numbers_make_it_narrower(published: Any, imx95: Any) -> None:

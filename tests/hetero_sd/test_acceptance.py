@@ -11,8 +11,8 @@ from costmodel.speculative import expected_tokens
 from hetero_sd.acceptance import ReferenceDecoder, judge, summary, wilson
 from hetero_sd.cli import main
 from hetero_sd.predict.inputs import read_alpha_file
-from hetero_sd.runtime.stats import acceptance_rate
-from hetero_sd.runtime.trace import Round
+from hetero_sd.runtime.decode.stats import acceptance_rate
+from hetero_sd.runtime.decode.trace import Round
 from targets.errors import UserError
 
 EXPORTS = Path(__file__).parent.parent / "data" / "exports"

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-from hetero_sd import compile as compiling
 from hetero_sd.cli import main
+from hetero_sd.compile import story as compiling
 from hetero_sd.inspect import inspect
-from passes.import_onnx import ContextTooLong, canonicalise, canonicalise_up_to
+from passes.onnx import ContextTooLong, canonicalise, canonicalise_up_to
 from targets.errors import UserError
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -116,8 +116,8 @@ def test_a_drafters_context_is_refused_before_the_target_is_imported(
 
 def test_the_target_limits_the_drafter_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are imported for the context in the end."""
+    from hetero_sd.compile.tokenizer_files import find_tokenizer
     from hetero_sd.progress import Progress
-    from hetero_sd.tokenizer_files import find_tokenizer
     from targets.boards import load_board
 
     sources = {"target": GENAI, "draft": DRAFT}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hetero_sd.cli import main
-from hetero_sd.tokenizer_files import find_tokenizer
-from passes.import_onnx.testing import write_word_tokenizer
+from hetero_sd.compile.tokenizer_files import find_tokenizer
+from passes.onnx.testing import write_word_tokenizer
 from targets.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from requirements import need
 
-from passes.import_onnx import canonicalise
+from passes.onnx import canonicalise
 from passes.synthetic import LLAMA_1B, LLAMA_3B, LlamaShape, write_llama
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,12 +12,12 @@ import pytest
 import tvm
 from tvm import relax
 
-from passes.onnx_to_relax import onnx_to_relax
 from passes.pipeline import IrDump, LoweredDecoder, lower_decoder_for_cpu
+from passes.relax.translate import onnx_to_relax
 from passes.testing import TinyDecoder, run_onnx
 from targets.boards import load_board
-from targets.cortex_a.tile import cpu_tile
-from targets.cortex_a.tvm_target import tvm_target
+from targets.cpu.target import tvm_target
+from targets.cpu.tile import cpu_tile
 from targets.errors import UserError
 
 Array = npt.NDArray[Any]

@@ -9,16 +9,16 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from passes import dialect as D
-from passes.cache_in_place import CacheInPlace
-from passes.decoder_interface import DecoderInterface
-from passes.fuse_add_norm import FuseAddNorm
-from passes.fuse_gated_ffn import FuseGatedFfn
-from passes.make_entries import MakeEntries
-from passes.pack_weights import PackWeights
-from passes.partition import partition
-from passes.rebuild import bindings
-from targets.cortex_a.tile import CpuTile
+from passes.lower.pack import PackWeights
+from passes.place.partition import partition
+from passes.relax import dialect as D
+from passes.relax.cache_in_place import CacheInPlace
+from passes.relax.decoder_interface import DecoderInterface
+from passes.relax.fuse_add_norm import FuseAddNorm
+from passes.relax.fuse_gated_ffn import FuseGatedFfn
+from passes.relax.make_entries import MakeEntries
+from passes.relax.rebuild import bindings
+from targets.cpu.tile import CpuTile
 
 TILE = CpuTile(lanes=8, panel=16, accumulators=12)
 R = relax.op

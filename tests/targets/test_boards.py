@@ -10,7 +10,7 @@ import pytest
 from targets.boards import LARGEST_FILE_BYTES, board_names, load_board
 from targets.device import Board
 from targets.errors import UserError
-from targets.facts import KINDS
+from targets.provenance import KINDS
 
 NAMES = [name for name in board_names() if not name.startswith("host")]  # those are described, not read
 

@@ -11,7 +11,7 @@ for name in {blocked!r}:
     sys.modules[name] = None  # an import of it raises ImportError
 """
 _USE = """
-import targets, targets.facts, targets.elf, targets.device, targets.boards, targets.host, targets.host.features
+import targets, targets.provenance, targets.elf, targets.device, targets.boards, targets.host, targets.host.features
 from targets.boards import load_board
 from targets.device import Board
 Board.from_json(load_board("rk3588").to_json())
@@ -34,12 +34,11 @@ def test_boards_need_neither_tvm_nor_numpy() -> None:
 def test_the_block_is_felt() -> None:
     done = run(
         ["tvm"],
-        "from targets.cortex_a import core\nfrom targets.cortex_a.tvm_target import tvm_target\n"
-        "tvm_target(core('cortex-a55'))",
+        "from targets.cpu import core\nfrom targets.cpu.target import tvm_target\ntvm_target(core('cortex-a55'))",
     )
     assert "import of tvm halted" in done.stderr or "No module named 'tvm" in done.stderr
 
 
 def test_the_device_reads_a_board_without_tomllib() -> None:
-    done = run(["tomllib", "tvm", "numpy"], "import targets.device, targets.facts, targets.errors")
+    done = run(["tomllib", "tvm", "numpy"], "import targets.device, targets.provenance, targets.errors")
     assert done.returncode == 0, done.stderr

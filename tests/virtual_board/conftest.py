@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from requirements import missing
 
-from hetero_sd.vendor import vendor_wheels
+from hetero_sd.compile.vendor import vendor_wheels
 from targets.errors import UserError
 
 _BUILD = Path(__file__).with_name("build.sh")

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from hetero_sd.compile import CompileRequest, compile_bundle
+from hetero_sd.compile.story import CompileRequest, compile_bundle
 from hetero_sd.progress import Progress
 from hetero_sd.verify import verify_bundle
-from passes.import_onnx.testing import write_word_tokenizer
+from passes.onnx.testing import write_word_tokenizer
 
 pytestmark = [pytest.mark.deep, pytest.mark.virtual_board]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from targets.cortex_a import core
-from targets.cortex_a.toolchain import link_function
-from targets.mali import opencl_runtime
+from targets.cpu import core
+from targets.cpu.linker import link_function
+from targets.opencl import runtime as opencl_runtime
 
 pytestmark = [pytest.mark.slow, pytest.mark.virtual_board]
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import tvm
 from tvm.runtime.vm import VirtualMachine
-from targets.mali import opencl, opencl_runtime
+from targets.opencl import interface as opencl, runtime as opencl_runtime
 
 assert platform.machine() == "aarch64"
 assert opencl_runtime.load(Path("/job/libhetero_sd_opencl.so")) == "ours"

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from targets.cortex_a import pool
+from targets.cpu import pool
 
 pytestmark = [pytest.mark.slow, pytest.mark.virtual_board]
-_STRESS = Path(__file__).parents[1] / "targets" / "cortex_a" / "pool_stress.c"
+_STRESS = Path(__file__).parents[1] / "targets" / "cpu" / "pool_stress.c"
 
 
 @pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76"])

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from targets.cortex_a import core
-from targets.cortex_a.toolchain import link_function
+from targets.cpu import core
+from targets.cpu.linker import link_function
 
 pytestmark = [pytest.mark.slow, pytest.mark.virtual_board]
 
@@ -45,7 +45,7 @@ def test_it_is_aarch64_with_the_packages_of_a_bundle(virtual_board: Any) -> None
 def test_a_module_linked_by_zig_runs_from_a_read_only_folder(
     virtual_board: Any, tmp_path: Path, core_name: str, cpu: str
 ) -> None:
-    from targets.cortex_a.tvm_target import tvm_target
+    from targets.cpu.target import tvm_target
 
     inputs, outputs = tmp_path / "inputs", tmp_path / "outputs"
     inputs.mkdir()

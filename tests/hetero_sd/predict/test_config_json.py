@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hetero_sd.predict.config_json import shapes_from_config
-from passes.count_work import count_work
-from passes.import_onnx import canonicalise
+from passes.analysis.count_work import count_work
+from passes.onnx import canonicalise
 from targets.errors import UserError
 
 EXPORTS = Path(__file__).parent.parent.parent / "data" / "exports"

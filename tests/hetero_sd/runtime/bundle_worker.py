@@ -19,8 +19,8 @@ import tokenizers  # noqa: F401
 import tvm  # noqa: F401
 from tvm.runtime.vm import VirtualMachine  # noqa: F401
 
-from hetero_sd.runtime import chain, run
-from hetero_sd.runtime import model as model  # what `run` imports later
+from hetero_sd.runtime import run
+from hetero_sd.runtime.model import segments as chain
 
 
 def ask(question: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from hetero_sd.runtime.manifest import write_manifest
-from hetero_sd.runtime.model_protocol import ContextFull, NotFiniteError
-from targets.mali import opencl_runtime
+from hetero_sd.runtime.model.protocol import ContextFull, NotFiniteError
+from targets.opencl import runtime as opencl_runtime
 from targets.zig import zig, zig_environment
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -126,9 +126,9 @@ def tokenizers_by_kind() -> dict[str, Tokenizer]:
 
 @pytest.fixture(scope="session")
 def fake_opencl(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The stand-in for an OpenCL driver, tests/targets/mali/fake_opencl.cc, compiled."""
+    """The stand-in for an OpenCL driver, tests/targets/opencl/fake_opencl.cc, compiled."""
     library = tmp_path_factory.mktemp("driver") / "libOpenCL.so"
-    source = ROOT / "tests/targets/mali/fake_opencl.cc"
+    source = ROOT / "tests/targets/opencl/fake_opencl.cc"
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", f"-I{opencl_runtime.SOURCES}"]
     command = [*zig("c++", opencl_runtime.machine()), *flags, str(source), "-o", str(library)]
     subprocess.run(command, check=True, env=zig_environment(str(library.parent)))

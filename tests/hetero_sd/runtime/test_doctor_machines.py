@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from golden import Golden
 
-from hetero_sd.runtime import doctor, kernel_check, machine, opencl_probe
+from hetero_sd.runtime.doctor import doctor, kernel_check, machine, opencl_probe
 from hetero_sd.runtime.manifest import Bundle, write_manifest
-from targets.cortex_a.toolchain import host_link
-from targets.mali import opencl_runtime
+from targets.cpu.linker import host_link
+from targets.opencl import runtime as opencl_runtime
 
 ROOT = Path(__file__).resolve().parents[3]
 SUBJECTS = ("gpu", "opencl", "folder", "kernels", "bundle")
@@ -125,7 +125,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def gpu_bundle(tmp_path: Path, kernels: Path, runtime_library: Path) -> Path:
     folder = tmp_path / "bundle"
-    runtime = folder / "python/targets/mali/opencl_runtime/lib" / opencl_runtime.machine() / opencl_runtime.LIBRARY
+    runtime = folder / "python/targets/opencl/runtime/lib" / opencl_runtime.machine() / opencl_runtime.LIBRARY
     for path, source in ((folder / "lib/target_gpu.so", kernels), (runtime, runtime_library)):
         path.parent.mkdir(parents=True)
         shutil.copyfile(source, path)
@@ -134,7 +134,7 @@ def gpu_bundle(tmp_path: Path, kernels: Path, runtime_library: Path) -> Path:
 
 
 def describe(folder: Path, **more: Any) -> None:
-    name = f"python/targets/mali/opencl_runtime/lib/{opencl_runtime.machine()}/{opencl_runtime.LIBRARY}"
+    name = f"python/targets/opencl/runtime/lib/{opencl_runtime.machine()}/{opencl_runtime.LIBRARY}"
     target = {"libraries": {"gpu": "lib/target_gpu.so"}, "opencl_runtime": name, **more}
     write_manifest(folder, {"models": {"target": target}, "plan": {}})
 

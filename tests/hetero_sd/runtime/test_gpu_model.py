@@ -29,9 +29,9 @@ CONTEXT = 32
 @pytest.fixture(scope="module")
 def bundle(opencl: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers on the GPU alone, one token a step."""
-    from hetero_sd.build import Sizes, build_model
-    from hetero_sd.bundle import copy_opencl_runtime
-    from passes.import_onnx import canonicalise
+    from hetero_sd.compile.build import Sizes, build_model
+    from hetero_sd.compile.bundle import copy_opencl_runtime
+    from passes.onnx import canonicalise
 
     folder = tmp_path_factory.mktemp("gpu") / "bundle"
     runtime = copy_opencl_runtime(folder / "python", load_board("host", measure=False).isa)
@@ -47,7 +47,7 @@ def bundle(opencl: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(bundle: Path, opencl: Any) -> Iterator[Any]:
     import tvm_ffi
 
-    from hetero_sd.runtime.model import load_models
+    from hetero_sd.runtime.model.model import load_models
 
     loaded = load_models(Bundle(bundle)).target
     yield loaded
@@ -90,8 +90,8 @@ def test_no_leak_over_ten_thousand_tokens(model: Any, opencl: Any) -> None:
 def test_weights_are_shared_with_the_mapped_file(
     model: Any, bundle: Path, opencl: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hetero_sd.runtime.model import load_models
-    from hetero_sd.runtime.weights import Weights
+    from hetero_sd.runtime.model.model import load_models
+    from hetero_sd.runtime.model.weights import Weights
 
     only_where(opencl.devices()[0]["type"] == "cpu", "only a CPU's driver is sure to share memory with the host")
     weights = Weights(bundle / "weights/target.safetensors")
@@ -175,9 +175,9 @@ def test_a_weight_above_the_largest_allocation_is_named(bundle: Path, fake_openc
 
 
 def test_nan_on_the_gpu_stops_argmax_forward_and_extend(bundle: Path, tmp_path: Path, released: None) -> None:
-    from hetero_sd.runtime.model import load_models
-    from hetero_sd.runtime.model_protocol import NotFiniteError
-    from hetero_sd.runtime.weights import Weights
+    from hetero_sd.runtime.model.model import load_models
+    from hetero_sd.runtime.model.protocol import NotFiniteError
+    from hetero_sd.runtime.model.weights import Weights
 
     folder = tmp_path / "bundle"
     shutil.copytree(bundle, folder)

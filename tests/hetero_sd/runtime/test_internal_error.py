@@ -13,7 +13,7 @@ from hetero_sd.progress import Progress
 from hetero_sd.runtime import run
 from hetero_sd.runtime.internal_error import EXIT_CODE, report, step
 from hetero_sd.runtime.launcher import launcher
-from targets.mali.opencl_runtime import machine
+from targets.opencl.runtime import machine
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -262,7 +262,7 @@ os.environ["TVM_USE_RUNTIME_LIB"] = "1"
 import tvm
 from pathlib import Path
 from hetero_sd.runtime.manifest import Bundle
-from hetero_sd.runtime.model import CompiledModel
+from hetero_sd.runtime.model.model import CompiledModel
 model = CompiledModel("target", Bundle(Path(sys.argv[1])))
 (segment,) = model._chain._segments
 ids, fixed = model._inputs[1][1], segment.fixed

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hetero_sd.runtime.generate import Request, generate
-from hetero_sd.runtime.model_protocol import NotFiniteError
-from hetero_sd.runtime.policy import FixedGamma
-from hetero_sd.runtime.sampling import Sampling
-from hetero_sd.runtime.speculate import speculate
-from hetero_sd.runtime.trace import Trace
-from hetero_sd.runtime.weights import Weights
+from hetero_sd.runtime.decode.generate import Request, generate
+from hetero_sd.runtime.decode.policy import FixedGamma
+from hetero_sd.runtime.decode.sampling import Sampling
+from hetero_sd.runtime.decode.speculate import speculate
+from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.model.protocol import NotFiniteError
+from hetero_sd.runtime.model.weights import Weights
 
 GREEDY, SAMPLED = Sampling(), Sampling(1.0, seed=3)
 BAD = [np.nan, np.inf, -np.inf]

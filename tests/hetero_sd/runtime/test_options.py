@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from requirements import only_where
 
-from hetero_sd.runtime.live_gamma import LiveGamma
+from hetero_sd.runtime.decode.live_gamma import LiveGamma
+from hetero_sd.runtime.decode.policy import FixedGamma, choose_policy, read_predicted
+from hetero_sd.runtime.model.threads import choose_threads, cluster_cores, physical_cores, prepare_environment
 from hetero_sd.runtime.options import parse_options
-from hetero_sd.runtime.policy import FixedGamma, choose_policy, read_predicted
-from hetero_sd.runtime.prompts import Prompt, prompt_of_text, read_lines, read_prompts
-from hetero_sd.runtime.threads import choose_threads, cluster_cores, physical_cores, prepare_environment
+from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_lines, read_prompts
 from targets.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -209,7 +209,7 @@ def test_tvm_runs_on_the_cores_of_the_cluster():
     first, *_ = sorted(os.sched_getaffinity(0))
     code = f"""
 import os
-from hetero_sd.runtime.threads import prepare_environment, stay_on_cluster
+from hetero_sd.runtime.model.threads import prepare_environment, stay_on_cluster
 prepare_environment(1)
 import tvm
 stay_on_cluster({{"cpu_ids": [{first}]}}, threads=1)

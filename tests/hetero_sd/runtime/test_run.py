@@ -18,12 +18,12 @@ import pytest
 
 from hetero_sd.runtime.launcher import launcher
 from hetero_sd.runtime.manifest import write_manifest
-from hetero_sd.runtime.model_protocol import Models
+from hetero_sd.runtime.model.protocol import Models
+from hetero_sd.runtime.model.weights import write_weights
 from hetero_sd.runtime.run import main
 from hetero_sd.runtime.saved_logits import read_logits, save_logits
-from hetero_sd.runtime.weights import write_weights
 from targets.errors import UserError
-from targets.mali.opencl_runtime import machine
+from targets.opencl.runtime import machine
 
 ROOT = Path(__file__).resolve().parents[3]
 PLAN = {"gamma": 3, "mode": "sequential", "threads": 2, "prediction": {"draft_step_s": 0.01}}
@@ -287,7 +287,7 @@ def device(folder):
 TOY = """
 import time
 import numpy as np
-from hetero_sd.runtime.model_protocol import Models
+from hetero_sd.runtime.model.protocol import Models
 
 class Toy:
     vocab, context, name = 270, 4000, "toy"

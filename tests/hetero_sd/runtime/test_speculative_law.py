@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from hetero_sd.runtime.generate import Request, generate
-from hetero_sd.runtime.policy import FixedGamma
-from hetero_sd.runtime.sampling import Rng, Sampling, probabilities
-from hetero_sd.runtime.speculate import Drafter, accept_sampled, speculate
-from hetero_sd.runtime.stats import acceptance_rate
-from hetero_sd.runtime.trace import Round, Stopwatch, Trace
+from hetero_sd.runtime.decode.generate import Request, generate
+from hetero_sd.runtime.decode.policy import FixedGamma
+from hetero_sd.runtime.decode.sampling import Rng, Sampling, probabilities
+from hetero_sd.runtime.decode.speculate import Drafter, accept_sampled, speculate
+from hetero_sd.runtime.decode.stats import acceptance_rate
+from hetero_sd.runtime.decode.trace import Round, Stopwatch, Trace
 
 SAMPLED = Sampling(temperature=1.0)
 
@@ -106,7 +106,7 @@ def test_law_with_another_vocabulary_of_the_drafter(pair, draft_vocab):
 
 
 def test_wrong_residual_changes_the_law(pair, monkeypatch):
-    monkeypatch.setattr("hetero_sd.runtime.speculate.accept_sampled", wrong_residual)
+    monkeypatch.setattr("hetero_sd.runtime.decode.speculate.accept_sampled", wrong_residual)
     both, alone = whole_texts(pair, SAMPLED, 2)
     assert distance(both, alone) > 0.01
 

@@ -1,0 +1,217 @@
+"""One model: canonical decoder -> a library per processor and packed weights in the bundle's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodel.place import Place
+from hetero_sd.compile.bundle import copy_thread_pool
+from hetero_sd.runtime.model.library_facts import ENTRY, facts_json
+from hetero_sd.runtime.model.weights import Tensor, write_weights
+from passes.lower.check_finite import check_finite
+from passes.lower.pack import PackedWeight
+from passes.onnx import Decoder
+from passes.pipeline import IrDump, LoweredDecoder, LoweredSegment, lower_decoder
+from passes.place.place_ops import PlacedOp
+from passes.place.write_subgraphs import write_subgraphs
+from passes.relax.cache_in_place import key_shape, value_shape
+from passes.relax.make_entries import step_name
+from targets.cpu.tile import CpuTile, cpu_tile
+from targets.device import Core, Gpu
+from targets.opencl.tile import GpuTile, gpu_tile
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """What the manifest says of a model, and its sizes.
+
+    Attributes:
+        manifest: the entry under `models`.
+        library_bytes: size of the library.
+        weights_bytes: size of the packed weights.
+        source_bytes: size of the weights in the ONNX file.
+        cache_bytes: size of the KV caches.
+        placed: every operator with its processor and reason.
+    """
+
+    manifest: dict[str, Any]
+    library_bytes: int
+    weights_bytes: int
+    source_bytes: int
+    cache_bytes: int
+    placed: tuple[PlacedOp, ...]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model is compiled for.
+
+    Attributes:
+        context: rows of the KV caches.
+        steps: widths of the entry points, in new tokens.
+        prefill: tokens of a prompt chunk.
+    """
+
+    context: int
+    steps: tuple[int, ...]
+    prefill: int
+
+
+def build_model(
+    name: str,
+    decoder: Decoder,
+    core: Core,
+    gpu: Gpu | None,
+    place: Place,
+    sizes: Sizes,
+    bundle: Path,
+    progress: Progress,
+    runtime: Path | None = None,
+    dump: Path | None = None,
+    why: str = "as given",
+    fallback: bool = False,
+    subgraphs: Path | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+) -> BuiltModel:
+    """Compile a decoder into `bundle`/lib, one library per processor, and `bundle`/weights.
+
+    Args:
+        name: "target" or "draft".
+        decoder: the canonical decoder.
+        core: CPU core to compile for; it also launches the GPU's kernels.
+        gpu: the board's GPU, where the placement needs one.
+        place: which part of the model runs where.
+        sizes: context and widths.
+        bundle: folder to write to.
+        progress: called with (what, done, total) while weights are packed.
+        runtime: the OpenCL runtime in the bundle's folder, named in the manifest so that it is verified.
+        dump: folder for the IR after each phase.
+        why: where the placement comes from, for its reasons.
+        fallback: add the whole model for the CPU to a placement that needs the GPU.
+        subgraphs: folder for the segments as ONNX files, or None.
+        tokenizer: the manifest's `tokenizer`, which the libraries keep beside the other facts (library_facts.py).
+
+    Raises:
+        UserError: an operator has no kernel on its processor, the placement names layers that are not there, or a
+            weight is not finite.
+    """
+    tiles: dict[str, CpuTile | GpuTile] = {"cpu": cpu_tile(core), **({"gpu": gpu_tile(gpu)} if gpu else {})}
+    lowered = lower_decoder(
+        *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill), IrDump(dump), why, fallback
+    )
+    if subgraphs is not None:
+        write_subgraphs(decoder, lowered.origins, lowered.placed, subgraphs)
+    copy_thread_pool(bundle, core.isa)
+    weights = bundle / "weights" / f"{name}.safetensors"
+    weights.parent.mkdir(exist_ok=True)
+    # before the kernels, which take long: a weight may be refused
+    write_weights(weights, _tensors(name, lowered, progress), {"model": name})
+    libraries = {processor: bundle / "lib" / f"{name}_{processor}.so" for processor in lowered.modules}
+
+    facts = decoder.facts
+    manifest = {
+        "libraries": {processor: path.relative_to(bundle).as_posix() for processor, path in libraries.items()},
+        "weights": weights.relative_to(bundle).as_posix(),
+        "layers": facts.layers,
+        "vocab": facts.vocab,
+        "context": sizes.context,
+        "widest_sum": max(facts.hidden, facts.ffn),
+        "widths": sorted(sizes.steps),
+        "prefill_width": sizes.prefill,
+        "weight_dtype": facts.weight_dtype,
+        "place": place.text,
+        "chain": [_segment(s) for s in lowered.chain],
+        "fallback": [_segment(s) for s in lowered.fallback],
+        "caches": {
+            "dtype": "float32",
+            "key_shape": {
+                p: list(key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context)) for p in lowered.modules
+            },
+            "value_shape": list(value_shape(facts.kv_heads, facts.head_dim, sizes.context)),
+        },
+    }
+    kept = facts_json(name, manifest, [(p.name, p.dtype, p.shape) for p in lowered.packed], tokenizer)
+    for processor, library in libraries.items():
+        _build_library(_with_facts(lowered.modules[processor], kept), processor, core, library)
+    if "gpu" in libraries:
+        assert runtime is not None, "a bundle for a GPU carries the OpenCL runtime"
+        manifest["opencl_runtime"] = runtime.relative_to(bundle).as_posix()
+    source = sum(int(lowered.weights[p.name].nbytes) for p in lowered.packed)
+    return BuiltModel(
+        manifest,
+        library_bytes=sum(path.stat().st_size for path in libraries.values()),
+        weights_bytes=weights.stat().st_size,
+        source_bytes=source,
+        cache_bytes=2 * facts.layers * sizes.context * facts.kv_heads * facts.head_dim * 4,
+        placed=tuple(lowered.placed),
+    )
+
+
+def _segment(lowered: LoweredSegment) -> dict[str, Any]:
+    """A segment as the runtime reads it."""
+    segment = lowered.segment
+    return {
+        "processor": segment.processor,
+        "prefix": step_name(1, segment.name).removesuffix(step_name(1)),
+        "inputs": list(segment.inputs),
+        "outputs": list(segment.outputs),
+        "layers": list(segment.layers),
+        "chooses": segment.chooses,
+        "params": list(lowered.params),
+    }
+
+
+def _with_facts(mod: Any, text: str) -> Any:
+    """The module with a function that returns `text`, which the runtime compares with the manifest."""
+    import tvm
+    from tvm import relax
+
+    returns = relax.Function([], tvm.ir.StringImm(text), ret_ty=relax.AnyType()).with_attr("global_symbol", ENTRY)
+    return tvm.IRModule({**dict(mod.functions.items()), tvm.ir.GlobalVar(ENTRY): returns}, attrs=mod.attrs)
+
+
+def _build_library(mod: Any, processor: str, core: Core, path: Path) -> None:
+    from tvm import relax
+
+    from targets.cpu.linker import link_function
+    from targets.cpu.target import tvm_target
+    from targets.opencl.target import opencl_target
+
+    executable = relax.build(mod, opencl_target(core) if processor == "gpu" else tvm_target(core))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    executable.export_library(str(path), fcompile=link_function(core))
+
+
+def _tensors(role: str, lowered: LoweredDecoder, progress: Progress) -> Iterator[Tensor]:
+    """The packed weights one by one, so that at most one of them is in memory."""
+    total = sum(_nbytes(p) for p in lowered.packed)
+    done = 0
+
+    def make(weight: PackedWeight) -> Callable[[], npt.NDArray[Any]]:
+        def packed() -> npt.NDArray[Any]:
+            nonlocal done
+            source = lowered.weights[weight.name]
+            array = weight.pack(source.numpy())
+            check_finite(f"{role} model: weight {source.name or weight.name!r}", array)
+            if hasattr(source, "release"):
+                source.release()  # unmaps the file, whose pages would count as ours
+            done += array.nbytes
+            progress("pack weights", done, total)
+            return array
+
+        return packed
+
+    for weight in lowered.packed:
+        yield weight.name, weight.dtype, weight.shape, make(weight)
+
+
+def _nbytes(weight: PackedWeight) -> int:
+    return int(np.prod(weight.shape)) * np.dtype(weight.dtype).itemsize

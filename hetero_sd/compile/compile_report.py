@@ -1,0 +1,88 @@
+"""What the commands print: text for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from shlex import quote
+
+from hetero_sd.compile.story import CompileResult
+from hetero_sd.predict.text import variant_table
+from hetero_sd.verify import MOST_NEAR_TIES, VerifyResult
+
+_WIDTH = 118
+_MOST_VARIANTS = 3
+
+
+def compile_text(result: CompileResult, out: Path) -> str:
+    """What was decided, why, and how large it is."""
+    plan = result.plan
+    lines = textwrap.wrap(plan.verdict, _WIDTH)
+    lines += [
+        line
+        for reason in plan.reasons
+        for line in textwrap.wrap(reason, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
+    ]
+    eos = ", ".join(map(str, result.tokenizer.eos_ids))
+    lines.append(f"  - end of text: id {eos}, from {Path(result.tokenizer.eos_source).name}")
+    lines += [f"  - {note}" for note in result.notes]
+    lines += ["", *variant_table(result.prediction, _MOST_VARIANTS), ""]
+    lines.append(f"{'model':8}{'layers':>8}{'weights':>10}{'in ONNX':>10}{'packed':>10}{'library':>10}  entry points")
+    for role, built in result.models.items():
+        m = built.manifest
+        widths = ", ".join(map(str, m["widths"]))
+        sizes = "".join(f"{_size(n):>10}" for n in (built.source_bytes, built.weights_bytes, built.library_bytes))
+        lines.append(
+            f"{role:8}{m['layers']:>8}{m['weight_dtype']:>10}{sizes}  {widths} and prefill {m['prefill_width']}"
+        )
+    lines.append(f"bundle {out}: {_size(result.bundle_bytes)}; {_how_to_run(result, out)}")
+    return "\n".join(lines)
+
+
+def _how_to_run(result: CompileResult, out: Path) -> str:
+    """A command to copy."""
+    if result.runs_here:
+        return f"run it with: python {quote(str(out / 'run.py'))} --prompt TEXT"
+    return f"copy it to the board and run it there with: python3 {quote(f'{out.name}/run.py')} --prompt TEXT"
+
+
+def compile_json(result: CompileResult) -> str:
+    """The same as one JSON object."""
+    models = {
+        role: {
+            "weight_dtype": built.manifest["weight_dtype"],
+            "source_bytes": built.source_bytes,
+            "weights_bytes": built.weights_bytes,
+            "library_bytes": built.library_bytes,
+        }
+        for role, built in result.models.items()
+    }
+    return json.dumps({"plan": result.plan.to_json(), "models": models, "bundle_bytes": result.bundle_bytes}, indent=1)
+
+
+def verify_text(result: VerifyResult) -> str:
+    """The verdict and the numbers behind it."""
+    return "\n".join(
+        [
+            f"{'PASS' if result.passed else 'FAIL'}: {result.rows} rows of logits, scale {result.scale:.3g}",
+            f"  largest difference {result.largest_error:.2e}, allowed {result.bound:.2e}",
+            f"  other argmax with a clear margin: {result.wrong} rows, allowed 0",
+            f"  near-ties (margin <= {2 * result.bound:.1e}): {result.near_ties} rows, "
+            f"allowed {MOST_NEAR_TIES:.0%}; argmax differs in {result.differing_ties} of them",
+        ]
+    )
+
+
+def verify_json(result: VerifyResult) -> str:
+    """The same as one JSON object."""
+    return json.dumps({"passed": result.passed, **asdict(result)}, indent=1)
+
+
+def _size(n: int) -> str:
+    for unit in ("B", "KB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000  # type: ignore[assignment]
+    return f"{n:.3g} GB"

@@ -1,0 +1,82 @@
+"""What a compiled plan is predicted to cost: the block that `run.py --stats` prints beside the measured times.
+
+Arithmetic over the board as it is described, so the same bundle comes out every time. Board `host` is not measured for
+it; a calibrated board file gives better numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from costmodel.decoder import DecoderSpec
+from costmodel.placement import Placement
+from costmodel.speculative import Acceptance, RoundCosts, all_accepted, expected_tokens, sequential_round
+from hetero_sd.predict.predict import Prediction
+
+
+def plan_prediction(
+    asked: Prediction,
+    shapes: Mapping[str, DecoderSpec],
+    placements: Mapping[str, Placement],
+    target_widths: Sequence[int],
+    draft_widths: Sequence[int],
+    chunk: int,
+) -> dict[str, Any]:
+    """Seconds of the plan's steps at half of its context, by the names that hetero_sd/runtime/decode/stats.py reads.
+
+    A step of n tokens runs the narrowest entry point that holds them. `live` is what
+    hetero_sd/runtime/decode/live_gamma.py starts from.
+
+    Args:
+        asked: the prediction of what the user asked for; its best variant is the plan's.
+        shapes: the models by role.
+        placements: where each runs.
+        target_widths: entry points of the target.
+        draft_widths: entry points of the drafter.
+        chunk: tokens that a prompt is read in.
+    """
+    question, gamma = asked.question, asked.decision.best.gamma
+    widths = {"target": sorted(target_widths), "draft": sorted(draft_widths)}
+
+    def step_s(role: str, n: int) -> float:
+        costs, place = asked.search.costs(shapes[role]), placements[role]
+        whole, rest = divmod(n, widths[role][-1])
+        width = next((w for w in widths[role] if w >= rest), 0) if rest else 0
+        each = costs.step_s(place, widths[role][-1]) if whole else 0.0
+        return whole * each + (costs.step_s(place, width) if width else 0.0)
+
+    drafts = "draft" in placements
+    one, two = (step_s("draft", n) for n in (1, 2)) if drafts else (0.0, 0.0)
+    overhead = asked.search.roofline.round_overhead_s()
+    terms = RoundCosts(one, two, lambda n: step_s("target", n), overhead)
+    expected = sequential_round(question.alpha, gamma, terms)
+    sure = asked.intervals[0]
+    live = {
+        "alpha": acceptance_rate(question.alpha, gamma or 4),
+        "draft_s": one,
+        "verify_s": {str(n): step_s("target", n) for n in widths["target"]},
+        "round_s": overhead,
+        "chunk_s": asked.search.costs(shapes["draft"]).step_s(placements["draft"], chunk) if drafts else 0.0,
+        "chunk": chunk,
+    }
+    return {
+        "acceptance_rate": acceptance_rate(question.alpha, gamma) if gamma else None,
+        "acceptance_source": asked.alpha_source if drafts else None,
+        "tokens_per_round": expected.tokens if gamma else None,
+        "tokens_per_s": expected.tokens_per_s,
+        "tokens_per_s_interval": [sure.low, sure.high],
+        "draft_step_s": expected.draft_s / gamma if gamma else one if drafts else None,
+        "verify_step_s": {str(n): step_s("target", n) for n in range(1, widths["target"][-1] + 1)},
+        "sampling_s": 0.0,
+        "dispatch_s": overhead,
+        "context": question.context,
+        **({"live": live} if drafts else {}),
+    }
+
+
+def acceptance_rate(alpha: Acceptance, gamma: int) -> float:
+    """The share of judged tokens that is accepted, as runs measure it: a rejection ends a round's judging."""
+    accepted = expected_tokens(alpha, gamma) - 1
+    judged = accepted + 1 - all_accepted(alpha, gamma)
+    return accepted / judged if judged else 1.0

@@ -1,0 +1,273 @@
+"""The story of `hetero-sd compile`: an ONNX pair, a tokenizer and a board become a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from costmodel.decoder import DecoderSpec
+from costmodel.place import Place
+from costmodel.speculative import check_acceptance
+from hetero_sd.compile.build import BuiltModel, Sizes, build_model
+from hetero_sd.compile.bundle import (
+    copy_device_python,
+    copy_opencl_runtime,
+    folder_bytes,
+    new_bundle,
+    refuse_existing,
+    write_launcher,
+    write_requirements,
+)
+from hetero_sd.compile.place import place_text
+from hetero_sd.compile.plan import Overrides, Plan, check_gamma, make_plan, rows_within, whole_context
+from hetero_sd.compile.tokenizer_files import TokenizerFiles, check_pair, find_tokenizer
+from hetero_sd.predict.inputs import read_alpha_file
+from hetero_sd.predict.predict import Prediction
+from hetero_sd.progress import Progress
+from hetero_sd.runtime.manifest import write_manifest
+from targets.boards import load_board
+from targets.device import Board
+from targets.errors import UserError
+from targets.opencl.runtime import machine
+
+if TYPE_CHECKING:
+    from passes.onnx import Decoder
+
+DEFAULT_CONTEXT = 1024
+MOST_CONTEXT = 128 * 1024
+MOST_GAMMA = 16
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """What the user asks for.
+
+    Attributes:
+        target: ONNX file of the target.
+        tokenizer: tokenizer.json or its folder; None: the one beside the target.
+        board: a board's name, or the path of a .toml file.
+        out: the bundle's folder; must not exist.
+        draft: ONNX file of the drafter, or None.
+        context: tokens that fit the KV caches; None takes DEFAULT_CONTEXT, or fewer where a model has fewer positions.
+        gamma: drafted tokens a round; None lets the plan decide.
+        eos: end-of-text ids; empty takes the stated ones.
+        target_widths: entry points of the target, in new tokens, besides those the plan needs.
+        vendor_python: Python of the device to vendor wheels for, for example "3.12"; None vendors none.
+        dump_ir: folder for the IR after each phase, or None.
+        place: where each model runs, a rule of hetero_sd/compile/place.py; None lets the plan decide.
+        alpha: acceptance of a drafted token that the plan counts with; None is the assumed one.
+        alpha_file: what `hetero-sd acceptance` measured, in place of it.
+        factors: factors of a calibration, in place of the board's.
+        cpu_fallback: a model with a part on the GPU is compiled for the CPU, too, for when the GPU fails.
+        subgraphs: folder for each model's segments as ONNX files, or None.
+    """
+
+    target: Path
+    tokenizer: Path | None
+    board: str
+    out: Path
+    draft: Path | None = None
+    context: int | None = None
+    gamma: int | None = None
+    eos: tuple[int, ...] = ()
+    target_widths: tuple[int, ...] = ()
+    vendor_python: str | None = None
+    dump_ir: Path | None = None
+    place: str | None = None
+    alpha: float | None = None
+    alpha_file: Path | None = None
+    factors: Path | None = None
+    cpu_fallback: bool = True
+    subgraphs: Path | None = None
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What was decided and written; `prediction` ranks the plan's own choices, `notes` are sentences for the user.
+
+    `runs_here` says whether this machine has the board's instruction set.
+    """
+
+    plan: Plan
+    prediction: Prediction
+    bundle_bytes: int
+    tokenizer: TokenizerFiles
+    models: dict[str, BuiltModel]
+    notes: tuple[str, ...] = ()
+    runs_here: bool = True
+
+
+def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult:
+    """Compile and write the bundle; nothing is left behind when it fails.
+
+    Raises:
+        UserError: a file is missing or unusable, the models and the tokenizer do not fit each other, or the board
+            cannot be compiled for.
+    """
+    # 1. everything that can be refused without work
+    sources = {"target": request.target, **({"draft": request.draft} if request.draft else {})}
+    for role, path in sources.items():
+        if not path.is_file():
+            what = "this is a folder; give the .onnx file in it" if path.is_dir() else "there is no such file"
+            raise UserError(f"{role} model {path}: {what}")
+    if request.context is not None and not 2 <= request.context <= MOST_CONTEXT:
+        raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
+    refuse_existing(request.out)
+    overrides = _overrides(request)
+    board = load_board(request.board, measure=False)
+    tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
+
+    # 2. the models as graphs, and what runs where
+    imported, context, notes = _import_within(request.context, sources, board, tokenizer, progress)
+    decoders = {role: decoder for role, (decoder, _) in imported.items()}
+    shapes = {role: shape for role, (_, shape) in imported.items()}
+    if request.draft is not None:
+        vocab = {role: shape.vocab for role, shape in shapes.items()}
+        check_pair(request.target, vocab["target"], request.draft, vocab["draft"], tokenizer)
+    plan, prediction = make_plan(board, shapes, context, overrides)
+
+    with new_bundle(request.out) as folder:
+        opencl_runtime = None
+        if plan.needs_gpu:
+            with progress.step(f"OpenCL runtime for {board.isa}"):
+                opencl_runtime = copy_opencl_runtime(folder / "python", board.isa)
+
+        # 3. each model: lower, build, pack
+        models = {}
+        for role in plan.places:
+            models[role] = _build(
+                *(role, decoders.pop(role), plan, board, folder, opencl_runtime, request, progress),
+                tokenizer=tokenizer,
+            )
+        _check_memory(board, models)
+
+        # 4. what the device needs besides
+        with progress.step("write the bundle"):
+            tokenizer.copy_to(folder / "tokenizer")
+            copy_device_python(folder / "python")
+            write_launcher(folder, board.isa, board.name)
+            write_requirements(folder, version("apache-tvm"), _has_chat_template(folder / "tokenizer"))
+        if request.vendor_python is not None:
+            from hetero_sd.compile.vendor import vendor_wheels
+
+            with progress.step(f"vendor wheels for Python {request.vendor_python}"):
+                vendor_wheels(folder / "site", request.vendor_python, board.isa.replace("-", "_"))
+        with progress.step("hash the files"):
+            contents = {
+                "models": {role: built.manifest for role, built in models.items()},
+                "plan": plan.to_json(),
+                "board": board.to_json(),
+                "tokenizer": tokenizer.to_json(),
+            }
+            write_manifest(folder, contents)
+        size = folder_bytes(folder)
+    return CompileResult(plan, prediction, size, tokenizer, models, notes, board.isa == machine())
+
+
+def _overrides(request: CompileRequest) -> Overrides:
+    check_gamma(request.gamma, MOST_GAMMA)
+    if request.alpha is not None and request.alpha_file is not None:
+        raise UserError("--alpha and --alpha-file contradict each other: leave one out")
+    if request.alpha is not None:
+        check_acceptance(request.alpha)
+    measured = None if request.alpha_file is None else read_alpha_file(request.alpha_file)
+    return Overrides(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths)
+
+
+Imported = dict[str, "tuple[Decoder, DecoderSpec]"]
+
+
+def _import_within(
+    asked: int | None, sources: dict[str, Path], board: Board, tokenizer: TokenizerFiles, progress: Progress
+) -> tuple[Imported, int, tuple[str, ...]]:
+    """(the models by role, rows of their caches, what to tell the user): as many rows as all models have positions for.
+
+    The drafter comes first: it is the smaller one, and what is refused because of it costs no import of the target.
+
+    Raises:
+        UserError: a model has fewer positions than the context that was asked for, or too few for any.
+    """
+    from passes.onnx import ContextTooLong
+
+    context, done = whole_context(board, asked or DEFAULT_CONTEXT), False
+    notes: tuple[str, ...] = ()
+    while not done:
+        imported: Imported = {}
+        try:
+            for role in sorted(sources, key=list(sources).index, reverse=True):
+                with progress.step(f"{role}: import {sources[role].name}"):
+                    imported[role] = _import(role, sources[role], context, tokenizer)
+            done = True
+        except ContextTooLong as error:
+            rows = rows_within(board, error.longest)
+            if asked is not None or rows == 0:
+                tiles = "" if rows in (0, error.longest) else f" ({rows}, in whole tiles of this board's kernels)"
+                raise UserError(f"{error}{tiles}") from None
+            context = rows
+            notes = (
+                f"context {rows} tokens, not {DEFAULT_CONTEXT}: {sources[role]} has positions for {error.longest}",
+            )
+    return {role: imported[role] for role in sources}, context, notes
+
+
+def _import(role: str, path: Path, context: int, tokenizer: TokenizerFiles) -> tuple[Decoder, DecoderSpec]:
+    """One model of the pair as a graph, and its shape, from which its cost is predicted."""
+    from passes.analysis.count_work import count_work
+    from passes.onnx import canonicalise
+
+    decoder = canonicalise(path, context)
+    if tokenizer.vocab > decoder.facts.vocab:
+        raise UserError(
+            f"{role} model {path} knows {decoder.facts.vocab} token ids, the tokenizer in {tokenizer.folder} has "
+            f"{tokenizer.vocab}: they do not belong together"
+        )
+    return decoder, count_work(decoder, path.name)
+
+
+def _build(
+    role: str,
+    decoder: Decoder,
+    plan: Plan,
+    board: Board,
+    folder: Path,
+    opencl_runtime: Path | None,
+    request: CompileRequest,
+    progress: Progress,
+    tokenizer: TokenizerFiles,
+) -> BuiltModel:
+    """Compile one model of the pair."""
+    steps = plan.target_widths if role == "target" else plan.draft_widths
+    core, dump = board.cluster(plan.cluster).core, request.dump_ir and request.dump_ir / role
+    place, why = Place.parse(plan.places[role]), next(r for r in plan.reasons if r.startswith(role))
+    where = place_text(place, board.gpu.model if board.gpu else "", core.name)
+    with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
+        sizes = Sizes(plan.context, steps, plan.prefill_width)
+        return build_model(
+            *(role, decoder, core, board.gpu, place, sizes, folder, advance, opencl_runtime, dump, why),
+            fallback=request.cpu_fallback,
+            subgraphs=request.subgraphs and request.subgraphs / role,
+            tokenizer=tokenizer.to_json(),
+        )
+
+
+def _check_memory(board: Board, models: dict[str, BuiltModel]) -> None:
+    """Refuse what the board cannot hold.
+
+    Raises:
+        UserError: weights and caches exceed what the board leaves free; the message has both numbers.
+    """
+    needed = sum(m.weights_bytes + m.cache_bytes for m in models.values())
+    free = board.dram.capacity_bytes - board.dram.reserved_bytes
+    if needed > free:
+        raise UserError(
+            f"weights and KV caches need {needed >> 20} MiB, board {board.name} leaves {free >> 20} MiB free: "
+            "take a smaller model or --context"
+        )
+
+
+def _has_chat_template(tokenizer: Path) -> bool:
+    config = tokenizer / "tokenizer_config.json"
+    stated = config.is_file() and '"chat_template"' in config.read_text("utf-8")
+    return stated or (tokenizer / "chat_template.jinja").is_file()

@@ -1,0 +1,1 @@
+"""What is measured on the device for the cost model."""

@@ -1,0 +1,198 @@
+"""`run.py --calibrate`: measures, on the device, what the cost model's factors are fitted to.
+
+T(n) of the bundle's own entry points and prompts at several contexts, the bandwidth beside each; before that the
+bandwidth of every cluster and of the GPU, alone and two at a time, and what launches and hand-overs of the GPU cost.
+The state of the machine (governor, clocks, temperature) is recorded before and after. All points are taken in turn and
+repeated until the time is up, so that a slow spell hits all of them; a step that would not end in time is not begun.
+`hetero-sd calibrate` turns the file into a board file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from hetero_sd.runtime.calibrate.bandwidths import cases_of, measure_bandwidths
+from hetero_sd.runtime.calibrate.budget import Budget
+from hetero_sd.runtime.calibrate.calibrate_gpu import GpuCosts
+from hetero_sd.runtime.calibrate.measure import LEAST_REPEATS, Step, take_turn
+from hetero_sd.runtime.model.protocol import Models
+from targets.errors import UserError
+from targets.host.bandwidth import BandwidthReader
+
+FORMAT = 1
+MOST_SECONDS = 600
+_WARM_S = 2.0  # a GPU reads this long before anything counts, so that its clock is up,
+_WARM_SHARE = 0.1  # or this share of the time
+_SLOWER = 0.9  # a clock, or the last pass beside the first, below this share of it is throttled
+
+
+def calibrate(
+    models: Models,
+    threads: int,
+    seconds: float,
+    out: Path,
+    note: Callable[[str], None],
+    clock: Callable[[], float] | None = None,
+) -> dict[str, Any]:
+    """Measure for at most `seconds` and write the result to `out`; what there was no time for is said.
+
+    Args:
+        models: the bundle's models, loaded.
+        threads: of the CPU kernels.
+        seconds: at most MOST_SECONDS.
+        out: JSON file, written whole or not at all.
+        note: receives progress, one line at a time.
+        clock: seconds that pass, for tests.
+
+    Raises:
+        UserError: the file cannot be written, or there was no time for a single step.
+    """
+    part = out.with_name(f".{out.name}.part")
+    _write(out, part, "")  # before the work
+    budget, before = Budget(min(seconds, MOST_SECONDS), clock), machine_state()
+    here = [model for model in (models.target, models.draft) if model is not None]
+    device = next((d for d in (getattr(model, "gpu_device", None) for model in here) if d is not None), None)
+    gpu = None if device is None else GpuCosts(device)
+    if gpu is not None:
+        note("warming the GPU")
+        while budget.spent_s < _WARM_S and budget.allows("warm", share=_WARM_SHARE):
+            with budget.spend("warm"):
+                gpu.gb_per_s()
+    note("bandwidth of each processor, alone and two together")
+    read, one_thread = BandwidthReader(threads), BandwidthReader(1)()
+    bandwidths = measure_bandwidths(gpu, budget)
+    costs = None if gpu is None else {**gpu.launches(), "hand_over": gpu.hand_overs(), "device": _device_facts()}
+
+    steps = {True: [], False: []}  # type: dict[bool, list[Step]]
+    for model in here:
+        note(f"filling the caches of {model.name}")
+        steps[getattr(model, "gpu_device", None) is not None] += steps_of(model)
+
+    # A pass goes over the CPU's steps and then over the GPU's, each with the bandwidth of its own processor beside it.
+    passes = 0
+    while take_turn(steps[False], read, budget) and (gpu is None or take_turn(steps[True], gpu.gb_per_s, budget)):
+        passes += 1
+        note(f"pass {passes}: {budget.spent_s:.0f} s of {budget.seconds:.0f} s")
+    timed = [step for step in [*steps[False], *steps[True]] if step.samples]
+    if not timed:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{budget.seconds:.0f} s were too short to time a single step: give more --calibrate-seconds")
+    for line in shortfall([*steps[False], *steps[True]], len(bandwidths), cases_of(gpu is not None)):
+        note(line)
+    result = {
+        "format": FORMAT,
+        "threads": threads,
+        "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
+        "bandwidth_gb_per_s": median([r for step in steps[False] for s in step.samples for r in s[1:]] or [read()]),
+        "bandwidth_one_thread_gb_per_s": one_thread,
+        "bandwidths": bandwidths,
+        "gpu": costs,
+        "region_cost_s": _region_cost_s(here),
+        "points": [step.point() for step in timed],
+        "not_measured": [step.facts for step in [*steps[False], *steps[True]] if not step.samples],
+        "passes": passes,
+        "seconds": budget.spent_s,
+        "slowed": slowed(timed),
+        "machine": {"before": before, "after": machine_state()},
+    }
+    _write(out, part, json.dumps(result, indent=1) + "\n")
+    os.replace(part, out)
+    return result
+
+
+def _write(out: Path, part: Path, text: str) -> None:
+    try:
+        part.write_text(text, "utf-8")
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def shortfall(steps: list[Step], bandwidths: int, cases: int) -> list[str]:
+    """What there was no time for, one line each."""
+    lines, missing = [], sum(not step.samples for step in steps)
+    if bandwidths < cases:
+        lines.append(f"no time for {cases - bandwidths} of {cases} bandwidths: give more --calibrate-seconds")
+    if missing:
+        lines.append(f"no time for {missing} of {len(steps)} steps: give more --calibrate-seconds")
+    few = sum(0 < len(step.samples) < LEAST_REPEATS for step in steps)
+    if few:
+        lines.append(
+            f"{few} of {len(steps)} steps were timed fewer than {LEAST_REPEATS} times, which counts as unstable: "
+            "give more --calibrate-seconds"
+        )
+    return lines
+
+
+def steps_of(model: Any) -> list[Step]:
+    """The steps to time: every width at a short, a middle and two long contexts, and prompts of one and two chunks."""
+    longest = model.context - max(model.widths)
+    contexts = sorted({min(16, longest), longest // 4, longest // 2, longest})
+    model.extend([1] * longest, 0)  # caches hold numbers, not what memory happened to contain
+    place = {"model": model.name, "processor": getattr(model, "processor", "cpu")}
+    steps = [
+        Step({**place, "n": n, "past": past, "chunk": 0}, lambda n=n, past=past: model.argmax([1] * n, past))  # type: ignore[misc]
+        for past in contexts
+        for n in model.widths
+    ]
+    chunk = getattr(model, "prefill_width", 0)
+    for tokens in (chunk, 2 * chunk):
+        for past in (0, (model.context - 2 * chunk) // 2) if 0 < tokens <= model.context else ():
+            facts = {**place, "n": tokens, "past": past, "chunk": chunk}
+            steps.append(Step(facts, lambda n=tokens, past=past: model.extend([1] * n, past)))  # type: ignore[misc]
+    return steps
+
+
+def _region_cost_s(models: list[Any]) -> dict[str, float]:
+    """Seconds that a parallel region adds, by threads; empty where TVM's pool runs the kernels, or one thread does."""
+    pools = [pool for pool in (getattr(model, "pool", None) for model in models) if pool is not None]
+    return {str(pool.threads): pool.region_cost_s(rounds=2001) for pool in pools[:1] if pool.threads > 1}
+
+
+def _device_facts() -> dict[str, Any]:
+    """What the OpenCL driver says of the device."""
+    from targets.opencl import interface as opencl
+
+    return opencl.devices()[0]
+
+
+def slowed(steps: list[Step]) -> bool:
+    """Whether the last third of the samples took longer than the first, at the median step: heat, or a lower clock."""
+    ratios = []
+    for step in steps:
+        times, third = [s[0] for s in step.samples], max(1, len(step.samples) // 3)
+        ratios.append(median(times[:third]) / median(times[-third:]))
+    return bool(ratios) and median(ratios) < _SLOWER
+
+
+def machine_state(root: Path = Path("/")) -> dict[str, Any]:
+    """Governor and clock of each CPU, and the hottest thermal zone; what the system does not say is left out."""
+    cpus = {}
+    for folder in sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*")):
+        governor, clock = (_text(folder / "cpufreq" / name) for name in ("scaling_governor", "scaling_cur_freq"))
+        if governor or clock:
+            cpus[folder.name] = {"governor": governor, "mhz": int(clock) // 1000 if clock.isdigit() else None}
+    zones = [_text(zone / "temp") for zone in (root / "sys/class/thermal").glob("thermal_zone*")]
+    heat = [int(t) / 1000 for t in zones if t.lstrip("-").isdigit()]
+    return {"cpus": cpus, "hottest_celsius": max(heat, default=None)}
+
+
+def throttled(result: dict[str, Any]) -> bool:
+    """Whether a clock fell by more than a tenth while measuring, or the last steps took longer than the first."""
+    before, after = (result["machine"][k]["cpus"] for k in ("before", "after"))
+    return bool(result.get("slowed")) or any(
+        old.get("mhz") and after.get(cpu, {}).get("mhz") and after[cpu]["mhz"] < _SLOWER * old["mhz"]
+        for cpu, old in before.items()
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError:
+        return ""

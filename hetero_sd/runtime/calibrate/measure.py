@@ -1,0 +1,102 @@
+"""Timing on a busy machine: steps taken in turn, the memory's speed beside each, medians of what agreed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from hetero_sd.runtime.calibrate.budget import Budget
+
+LEAST_REPEATS = 5
+_UNSTABLE = 0.15  # bandwidth before and after a step may differ by this share
+_ERROR = 0.05  # the standard error of a median may be this share of it
+_SHORTEST_S = 6e-3  # shorter steps are repeated back to back up to this time
+_WARM_S = 25e-3  # and run this long before: a last-level cache of 32 MB held models of 10 to 25 MB after 10 to 30 runs
+_MOST_BACK_TO_BACK = 24
+
+
+@dataclass
+class Step:
+    """Something to time.
+
+    Attributes:
+        facts: what identifies it in the result.
+        run: does it once.
+        samples: seconds of one run, and GB/s before and after it.
+    """
+
+    facts: dict[str, Any]
+    run: Callable[[], object]
+    samples: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def time_s(self) -> float:
+        """Seconds of one run after others, which bring code and weights into the caches; short ones as a mean."""
+        start = time.perf_counter()
+        self.run()
+        first = time.perf_counter() - start
+        for _ in range(min(_MOST_BACK_TO_BACK, round(_WARM_S / max(first, 1e-9)))):
+            self.run()
+        times = max(1, min(_MOST_BACK_TO_BACK, round(_SHORTEST_S / max(first, 1e-9))))
+        start = time.perf_counter()
+        for _ in range(times):
+            self.run()
+        return (time.perf_counter() - start) / times
+
+    def point(self, least: int = LEAST_REPEATS) -> dict[str, Any]:
+        """Median of the steady samples; `stable` says whether there were enough of them and whether they agree."""
+        steady = [s for s in self.samples if abs(s[1] - s[2]) <= _UNSTABLE * max(s[1], s[2])]
+        kept = steady if len(steady) >= least else self.samples
+        times = sorted(s for s, _, _ in kept)
+        low, high = times[len(times) // 4], times[(3 * len(times)) // 4]
+        error = 0.929 * (high - low) / len(times) ** 0.5  # of a normal distribution's median, from its middle half
+        return {
+            **self.facts,
+            "seconds": median(times),
+            "low": low,
+            "high": high,
+            "bandwidth_gb_per_s": median(0.5 * (a + b) for _, a, b in kept),
+            "samples": len(kept),
+            "stable": len(steady) >= least and error <= _ERROR * median(times),
+        }
+
+
+def take_turns(steps: Sequence[Step], read: Callable[[], float], more: Callable[[int], bool]) -> None:
+    """Time every step once a pass, so that a slow spell hits all of them.
+
+    Args:
+        steps: what to time.
+        read: measures the memory's GB/s; called between the steps.
+        more: passes done -> whether another one follows.
+    """
+    passes = 0
+    while more(passes):
+        before = read()
+        for step in steps:
+            seconds, after = step.time_s(), read()
+            step.samples.append((seconds, before, after))
+            before = after
+        passes += 1
+
+
+def take_turn(steps: Sequence[Step], read: Callable[[], float], budget: Budget) -> bool:
+    """Time every step once, in turn, until one would not end in time; False where the budget ended it.
+
+    A step that was not timed yet is guessed from those that were: as long as the longest of them for a token.
+    """
+    if not budget.allows("read"):
+        return False
+    with budget.spend("read"):
+        before = read()
+    for step in steps:
+        tokens = step.facts.get("n", 1)
+        guess_s = tokens * max((budget.took_s(id(s)) / s.facts.get("n", 1) for s in steps), default=0.0)
+        if not budget.allows(id(step), guess_s):
+            return False
+        with budget.spend(id(step)):
+            seconds, after = step.time_s(), read()
+        step.samples.append((seconds, before, after))
+        before = after
+    return True

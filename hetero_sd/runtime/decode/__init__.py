@@ -1,0 +1,1 @@
+"""Generation and speculation over the model protocol, with sampling and the record of a run."""

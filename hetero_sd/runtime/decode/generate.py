@@ -1,0 +1,81 @@
+"""Generation with the target alone: the reference that speculation must reproduce."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from hetero_sd.runtime.decode.sampling import Rng, Sampling, probabilities
+from hetero_sd.runtime.decode.trace import Stopwatch, Trace
+from hetero_sd.runtime.model.protocol import Model
+
+
+@dataclass(frozen=True)
+class Request:
+    """When to stop (``max_new_tokens`` >= 1, any of ``eos_ids``) and how to choose a token."""
+
+    max_new_tokens: int = 256
+    eos_ids: frozenset[int] = frozenset()
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+def generate(
+    target: Model, prompt: Sequence[int], request: Request, trace: Trace, rng: Rng | None = None
+) -> Iterator[int]:
+    """Yield the ids that follow ``prompt``, one forward pass each, and record the run in ``trace``.
+
+    An end-of-text id is yielded as the last one. ``prompt`` holds 1 to ``target.context`` ids. The last token needs
+    no KV row, so up to ``context - len(prompt) + 1`` tokens can be generated.
+    """
+    rng = rng or Rng(request.sampling.seed)
+    token = first_token(target, prompt, request.sampling, trace, rng)
+    while True:
+        record_token(token, request, target.context, trace)
+        yield token
+        if trace.finish_reason:
+            return
+        watch = Stopwatch()
+        token = _next_token(target, token, len(prompt) + len(trace.token_ids) - 1, request.sampling, watch, rng)
+        trace.rounds.append(watch.round(drafted=0, accepted=0))
+
+
+def first_token(target: Model, prompt: Sequence[int], sampling: Sampling, trace: Trace, rng: Rng) -> int:
+    """Feed the prompt and return the token that follows it.
+
+    Sampling needs the logits of the last row only, so the rows before it go through ``extend``.
+    """
+    trace.prompt_tokens = len(prompt)
+    watch = Stopwatch()
+    if sampling.greedy:
+        token = target.extend(prompt, 0)
+    else:
+        if len(prompt) > 1:
+            target.extend(prompt[:-1], 0)
+        token = _next_token(target, prompt[-1], len(prompt) - 1, sampling, watch, rng)
+    watch.book("prefill")
+    trace.prefill_s = sum(watch.booked.values())
+    return token
+
+
+def _next_token(target: Model, last: int, pos: int, sampling: Sampling, watch: Stopwatch, rng: Rng) -> int:
+    """Feed ``last`` at ``pos`` and choose its successor."""
+    if sampling.greedy:
+        token = int(target.argmax([last], pos)[0])
+        watch.book("verify")
+    else:
+        logits = target.forward([last], pos)[0]
+        watch.book("verify")
+        token = rng.draw(probabilities(logits, sampling))
+        watch.book("sampling")
+    return token
+
+
+def record_token(token: int, request: Request, context: int, trace: Trace) -> None:
+    """Append ``token`` to the trace and set its finish reason where the generation ends with it."""
+    trace.token_ids.append(token)
+    if token in request.eos_ids:
+        trace.finish_reason = "eos"
+    elif len(trace.token_ids) >= request.max_new_tokens:
+        trace.finish_reason = "length"
+    elif trace.prompt_tokens + len(trace.token_ids) > context:
+        trace.finish_reason = "context"

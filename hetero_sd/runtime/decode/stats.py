@@ -1,0 +1,146 @@
+"""What a run measured, and what the plan predicted for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from hetero_sd.runtime.decode.trace import Round, Trace
+
+_Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+
+
+def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
+    """Return the measurements of one or more generations, ready for JSON; what was not measured is None.
+
+    Seconds throughout. ``tokens_per_s`` counts the tokens after the first one over the time they took. A term of
+    ``median_s`` is the median over rounds: ``draft_step`` of the mean step of a round, ``verify_step`` by the
+    number of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round.
+    ``gammas`` counts the rounds by drafted tokens.
+    """
+    rounds = [r for trace in traces for r in trace.rounds]
+    drafted = [r for r in rounds if r.drafted]
+    later_tokens = sum(max(0, len(trace.token_ids) - 1) for trace in traces)
+    decode_s = sum(trace.decode_s for trace in traces)
+    alpha, interval = acceptance_rate(rounds)
+    widths = sorted({r.drafted + 1 for r in rounds})
+    return {
+        "prompt_tokens": sum(trace.prompt_tokens for trace in traces),
+        "new_tokens": sum(len(trace.token_ids) for trace in traces),
+        "finish_reason": traces[0].finish_reason if len(traces) == 1 else None,
+        "time_to_first_token_s": _median([trace.prefill_s for trace in traces]),
+        "decode_s": decode_s,
+        "tokens_per_s": later_tokens / decode_s if decode_s > 0 else None,
+        "rounds": len(rounds),
+        "drafted": sum(r.drafted for r in rounds),
+        "accepted": sum(r.accepted for r in rounds),
+        "acceptance_rate": alpha,
+        "acceptance_interval": interval,
+        "gammas": {str(g): sum(r.drafted == g for r in rounds) for g in sorted({r.drafted for r in rounds})},
+        "tokens_per_round": sum(r.accepted + 1 for r in drafted) / len(drafted) if drafted else None,
+        "median_s": {
+            "draft_step": _median([r.draft_s / r.drafted for r in drafted]),
+            "verify_step": {str(n): _median([r.verify_s for r in rounds if r.drafted + 1 == n]) for n in widths},
+            "sampling": _median([r.sampling_s for r in rounds]),
+            "dispatch": _median([r.dispatch_s for r in rounds]),
+        },
+    }
+
+
+def acceptance_rate(rounds: Sequence[Round]) -> tuple[float | None, list[float] | None]:
+    """Return the probability that a drafted token is accepted, and its 95 % Wilson interval.
+
+    Maximum likelihood for a geometric law truncated at gamma: accepted / (accepted + rounds with a rejection).
+    Tokens drafted after a rejection were not judged and do not count. None where nothing was judged.
+    """
+    accepted = sum(r.accepted for r in rounds)
+    judged = accepted + sum(r.accepted < r.drafted for r in rounds)
+    if not judged:
+        return None, None
+    alpha = accepted / judged
+    centre = (alpha + _Z_95**2 / (2 * judged)) / (1 + _Z_95**2 / judged)
+    half = _Z_95 * math.sqrt(alpha * (1 - alpha) / judged + _Z_95**2 / (4 * judged**2)) / (1 + _Z_95**2 / judged)
+    return alpha, [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def comparison(measured: Mapping[str, Any], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return rows {term, unit, measured, predicted, deviation}; deviation is measured / predicted - 1.
+
+    Predictions come from ``plan["prediction"]``, any of: time_to_first_token_s, tokens_per_s, tokens_per_round,
+    acceptance_rate, draft_step_s, verify_step_s {number of tokens: s}, sampling_s, dispatch_s. A missing one is None.
+    """
+    predicted = plan.get("prediction")
+    predicted = predicted if isinstance(predicted, Mapping) else {}
+    verify = predicted.get("verify_step_s")
+    verify = verify if isinstance(verify, Mapping) else {}
+    terms = measured["median_s"]
+    rows = [
+        _row("time to first token", "ms", measured["time_to_first_token_s"], predicted.get("time_to_first_token_s")),
+        _row("speed", "tokens/s", measured["tokens_per_s"], predicted.get("tokens_per_s")),
+        _row("tokens per round", "", measured["tokens_per_round"], predicted.get("tokens_per_round")),
+        _row("acceptance rate", "", measured["acceptance_rate"], predicted.get("acceptance_rate")),
+        _row("draft step", "ms", terms["draft_step"], predicted.get("draft_step_s")),
+    ]
+    for width, seconds in terms["verify_step"].items():
+        rows.append(_row(f"target step, n={width}", "ms", seconds, verify.get(width)))
+    rows.append(_row("sampling", "ms", terms["sampling"], predicted.get("sampling_s")))
+    rows.append(_row("dispatch", "ms", terms["dispatch"], predicted.get("dispatch_s")))
+    return rows
+
+
+def stats_json(traces: Sequence[Trace], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the summary with the comparison under ``predicted_vs_measured``."""
+    measured = summarise(traces)
+    return {**measured, "predicted_vs_measured": comparison(measured, plan)}
+
+
+def stats_table(stats: Mapping[str, Any]) -> str:
+    """Return the text for people of what :func:`stats_json` gives."""
+    lines = [f"{'':24}{'measured':>12}{'predicted':>12}{'deviation':>12}"]
+    for row in stats["predicted_vs_measured"]:
+        if row["measured"] is None and row["predicted"] is None:
+            continue
+        deviation = "-" if row["deviation"] is None else f"{100 * row['deviation']:+.1f} %"
+        label = f"{row['term']} ({row['unit']})" if row["unit"] else row["term"]
+        lines.append(f"{label:24}{_number(row['measured']):>12}{_number(row['predicted']):>12}{deviation:>12}")
+    lines.append(
+        f"{stats['prompt_tokens']} prompt tokens, {stats['new_tokens']} new tokens, {stats['rounds']} rounds, "
+        f"{stats['drafted']} drafted, {stats['accepted']} accepted"
+    )
+    if len(stats["gammas"]) > 1:
+        used = ", ".join(f"{gamma} in {rounds}" for gamma, rounds in stats["gammas"].items())
+        lines.append(f"tokens drafted in a round: {used} rounds")
+    if stats.get("threads"):
+        lines.append(threads_text(stats["threads"]))
+    return "\n".join(lines)
+
+
+def threads_text(facts: Mapping[str, Any]) -> str:
+    """Return the line for people of a model's ``thread_facts``."""
+    if facts["pool"] == "tvm":
+        return f"threads: {facts['threads']} of TVM's pool: {facts['why_tvms']}"
+    share = "" if facts["worker_share"] is None else f", workers ran {100 * facts['worker_share']:.0f} % of the tasks"
+    return f"threads: {facts['threads']} of our pool{share}"
+
+
+def _row(term: str, unit: str, measured: float | None, predicted: Any) -> dict[str, Any]:
+    """Return one row; rows in ms are given in seconds."""
+    scale = 1e3 if unit == "ms" else 1.0
+    usable = isinstance(predicted, (int, float)) and not isinstance(predicted, bool) and predicted > 0
+    return {
+        "term": term,
+        "unit": unit,
+        "measured": None if measured is None else measured * scale,
+        "predicted": predicted * scale if usable else None,
+        "deviation": measured / predicted - 1 if usable and measured is not None else None,
+    }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return median(values) if values else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

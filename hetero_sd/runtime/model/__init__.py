@@ -1,0 +1,1 @@
+"""The compiled decoder on the device: segments, weights, caches, threads."""

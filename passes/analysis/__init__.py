@@ -1,0 +1,1 @@
+"""What a decoder and its kernels compute and move, counted."""

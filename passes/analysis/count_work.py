@@ -1,0 +1,351 @@
+"""Canonical ONNX decoder -> DecoderSpec: one operator of the cost model for each kernel that the lowering will call.
+
+Node by node, in order: sizes and formats are the node's own, its part is the label that the importer wrote. Nodes that
+a kernel computes together are one operator, as the fusions of the pipeline make them:
+
+    Add, RMSNormalization of the sum      -> add_rms_norm      (passes/relax/fuse_add_norm.py)
+    Sigmoid, Mul, Mul                     -> silu_mul          (passes/relax/fuse_gated_ffn.py)
+    Gelu, Mul                             -> gelu_mul
+
+Nothing is changed and no weight is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from costmodel.decoder import DecoderSpec, Operator
+from costmodel.format import Format
+from costmodel.place import ATTENTION, EMBEDDING, HEAD, Part
+from passes.onnx import Decoder
+from passes.onnx.label_parts import computed_nodes, part_of, row_inputs
+from passes.onnx.pass_context import attribute, describe
+from passes.onnx.prove.check_vocabulary import initializer_of
+from targets.errors import UserError
+
+LINEAR = ("MatMul", "MatMulNBits")
+_SAME_ROW = ("Reshape", "Split", "Mul", "Add")  # with one computed input: a view, a part, a factor, a bias
+
+
+def count_work(decoder: Decoder, name: str) -> DecoderSpec:
+    """The operators of a decoder, its weights as the kernels store them.
+
+    Args:
+        decoder: in canonical form.
+        name: for messages, usually the file's.
+
+    Raises:
+        UserError: a nonlinearity has no kernel; the message names its node.
+    """
+    counter = _Counter(computed_nodes(decoder.model.graph), decoder.facts.head_dim)
+    operators = list(counter.operators())
+    vocab = next(op.columns for op in operators if op.kind == "linear" and op.part.kind == HEAD)
+    operators.append(Operator("argmax", "argmax", Part(HEAD), vocab))
+    return DecoderSpec(name, tuple(operators), decoder.facts.tied)
+
+
+class _Counter:
+    """Walks the nodes; knows how wide each row is and which nodes a later one's kernel computes."""
+
+    def __init__(self, nodes: list[Any], head_dim: int) -> None:
+        self.nodes, self.head_dim = nodes, head_dim
+        self.width: dict[Any, int] = {}  # value -> numbers of a row
+        self.groups: dict[Any, int] = {}  # value seen by head -> heads
+        self.fused = {inner for node in nodes for inner in _inside(node)}
+        self.names = _Names(nodes)
+
+    def operators(self) -> Iterator[Operator]:
+        """The operators in order."""
+        for node in self.nodes:
+            for op in _COUNT[node.op_type](self, node):
+                self.width.setdefault(node.outputs[0], op.columns)
+                if node not in self.fused:
+                    yield op
+
+    def row(self, node: Any) -> int:
+        """Numbers of a row that a node reads."""
+        return next(self.width[value] for value in row_inputs(node) if value in self.width)
+
+    def operator(self, node: Any, kind: str, columns: int, **more: Any) -> Operator:
+        """An operator of a node's part."""
+        return Operator(kind, self.names(node, kind), _part(node), columns, **more)
+
+
+def _part(node: Any) -> Part:
+    part = part_of(node)
+    assert part is not None, f"{describe(node)} has no label"
+    return part
+
+
+def _table(c: _Counter, node: Any) -> Iterator[Operator]:
+    if node.op_type == "GatherBlockQuantized":
+        stored = _blocks(node)
+        rows = int(initializer_of(node.inputs[0]).const_value.shape[0])
+        columns = _quantised_width(node)
+    else:
+        stored = Format(_dtype(initializer_of(node.inputs[0])))
+        rows, columns = matrix_size(node.inputs[0])
+    kind = "embedding" if node.inputs[1].name == "input_ids" else "positions"
+    yield c.operator(node, kind, columns, k=rows, format=stored)
+
+
+def _linear(c: _Counter, node: Any) -> Iterator[Operator]:
+    quantised = node.op_type == "MatMulNBits"
+    k, columns = linear_size(node)
+    stored = _blocks(node) if quantised else Format(_dtype(initializer_of(node.inputs[1])))
+    made = c.operator(node, "linear", columns, k=k, format=stored)
+    yield made
+    if quantised and _given(node, 5):
+        yield Operator("bias", f"{made.name}_bias", made.part, columns)
+
+
+def _add(c: _Counter, node: Any) -> Iterator[Operator]:
+    kind = "add" if len(row_inputs(node)) == 2 else "bias"
+    yield c.operator(node, kind, c.row(node))
+
+
+def _mul(c: _Counter, node: Any) -> Iterator[Operator]:
+    rows = row_inputs(node)
+    if len(rows) == 1:
+        yield c.operator(node, "scale", c.row(node))
+        return
+    kinds = {inner.op_type for inner in _inside(node)}
+    if not kinds and node not in c.fused:
+        raise UserError(f"{describe(node)}: a product of two computed values that is no gate has no kernel")
+    yield c.operator(node, "gelu_mul" if kinds == {"Gelu"} else "silu_mul", c.row(node))
+
+
+def _gelu(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "gelu", c.row(node))
+
+
+def _sigmoid(c: _Counter, node: Any) -> Iterator[Operator]:
+    if node not in c.fused:
+        raise UserError(f"{describe(node)}: a SiLU that gates nothing has no kernel")
+    yield c.operator(node, "silu_mul", c.row(node))
+
+
+def _tanh(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "tanh", c.row(node))
+
+
+def _rms_norm(c: _Counter, node: Any) -> Iterator[Operator]:
+    source = node.inputs[0]
+    kind = "add_rms_norm" if source.producer() in c.fused else "rms_norm"
+    yield c.operator(node, kind, c.width[source], groups=c.groups.get(source, 1))
+    c.groups[node.outputs[0]] = c.groups.get(source, 1)
+
+
+def _layer_norm(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "layer_norm", c.row(node))
+
+
+def _reshape(c: _Counter, node: Any) -> Iterator[Operator]:
+    """Only how a row is seen: no kernel."""
+    shape = [int(d) for d in node.inputs[1].const_value.numpy()]
+    c.groups[node.outputs[0]] = shape[2] if len(shape) == 4 else 1
+    c.width[node.outputs[0]] = c.row(node)
+    yield from ()
+
+
+def _rope(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "rope", c.row(node))
+
+
+def _attention(c: _Counter, node: Any) -> Iterator[Operator]:
+    heads, kv_heads = attribute(node, "q_num_heads"), attribute(node, "kv_num_heads")
+    mask = node.inputs[3].producer() if node.inputs[3] is not None else None
+    yield c.operator(
+        *(node, "attention", heads * c.head_dim),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=c.head_dim,
+        window=0 if mask is None else int(attribute(mask, "window", 0)),
+        softcap=float(attribute(node, "softcap", 0.0)) > 0,
+    )
+
+
+def _split(c: _Counter, node: Any) -> Iterator[Operator]:
+    for value, size in zip(node.outputs, node.inputs[1].const_value.numpy(), strict=True):
+        c.width[value] = int(size)
+        yield Operator("take", c.names.taken(value), _part(node), int(size))
+
+
+_COUNT: dict[str, Callable[[_Counter, Any], Iterator[Operator]]] = {
+    "Gather": _table,
+    "GatherBlockQuantized": _table,
+    "MatMul": _linear,
+    "MatMulNBits": _linear,
+    "Add": _add,
+    "Mul": _mul,
+    "Gelu": _gelu,
+    "Sigmoid": _sigmoid,
+    "Tanh": _tanh,
+    "RMSNormalization": _rms_norm,
+    "LayerNormalization": _layer_norm,
+    "Reshape": _reshape,
+    "RotaryEmbedding": _rope,
+    "Attention": _attention,
+    "Split": _split,
+}
+
+
+def _inside(node: Any) -> list[Any]:
+    """The nodes before this one that its kernel computes, too."""
+    if node.op_type == "RMSNormalization":
+        source = node.inputs[0].producer()
+        first = next((user for user, _ in node.inputs[0].uses() if user.op_type == node.op_type), None)
+        added = source is not None and source.op_type == "Add" and len(row_inputs(source)) == 2
+        return [source] if added and first is node else []
+    if node.op_type != "Mul" or len(row_inputs(node)) != 2:
+        return []
+    for value in node.inputs:
+        maker = value.producer()
+        if maker is not None and maker.op_type == "Gelu":
+            return [maker]
+        sigmoid = _silu(maker)
+        if sigmoid is not None:
+            return [sigmoid, maker]
+    return []
+
+
+def _silu(node: Any) -> Any:
+    """The Sigmoid of x * Sigmoid(x), or None where a node is something else."""
+    if node is None or node.op_type != "Mul":
+        return None
+    for value, other in (node.inputs, node.inputs[::-1]):
+        maker = value.producer()
+        if maker is not None and maker.op_type == "Sigmoid" and maker.inputs[0] is other:
+            return maker
+    return None
+
+
+class _Names:
+    """What people call an operator: by its part, and by where its result goes."""
+
+    def __init__(self, nodes: list[Any]) -> None:
+        self._last: dict[Part, Any] = {}  # the last matrix multiplication of each part
+        self._attended: dict[Any, bool] = {}  # node -> its layer's attention stands before it
+        attended = False
+        for node in nodes:
+            attended = (attended or node.op_type == "Attention") and _part(node).kind == ATTENTION
+            self._attended[node] = attended
+            if node.op_type in LINEAR:
+                self._last[_part(node)] = node
+
+    def __call__(self, node: Any, kind: str) -> str:
+        """The name of a node's operator."""
+        part = _part(node).kind
+        if kind == "linear":
+            return self._linear(node, part)
+        if kind == "bias":
+            maker = next(value.producer() for value in row_inputs(node))
+            return f"{self(maker, 'linear')}_bias" if maker.op_type in LINEAR else f"{part}_bias"
+        if kind in ("rms_norm", "add_rms_norm", "layer_norm"):
+            return self._norm(node, part)
+        if kind == "rope":
+            return f"rope_{_operand(node.outputs[0])}"
+        if kind == "add":
+            return "positions_add" if part == EMBEDDING else f"{part}_add"
+        if kind == "scale" and part == HEAD:
+            after_tanh = row_inputs(node)[0].producer().op_type == "Tanh"
+            before_tanh = any(user.op_type == "Tanh" for user, _ in node.outputs[0].uses())
+            return "cap_up" if after_tanh else "cap_down" if before_tanh else "logits_scale"
+        return {"scale": f"{part}_scale", "tanh": "cap"}.get(kind, kind)
+
+    def _linear(self, node: Any, part: str) -> str:
+        users = [user for user, _ in _after_bias(node).uses()]
+        split = any(user.op_type == "Split" for user in users)
+        if part == ATTENTION:
+            return "o" if self._attended[node] else "qkv" if split else _operand(node.outputs[0])
+        if part == HEAD:
+            return "head"
+        if node is self._last[_part(node)]:
+            return "down"
+        nonlinear = any(user.op_type in ("Sigmoid", "Gelu") for user in users)
+        gated = any(user.op_type == "Mul" for u in users for user, _ in u.outputs[0].uses())
+        return "gate_up" if split else "gate" if nonlinear and gated else "up"
+
+    def _norm(self, node: Any, part: str) -> str:
+        if part == HEAD:
+            return "final_norm"
+        maker = row_inputs(node)[0].producer()
+        while maker is not None and len(row_inputs(maker)) == 1 and maker.op_type in _SAME_ROW:
+            maker = row_inputs(maker)[0].producer()
+        own = maker is not None and _part(maker) == _part(node) and maker.op_type != "Add"
+        if part == ATTENTION and own and not self._attended[node]:
+            return f"{_operand(node.outputs[0])}_norm"
+        return f"{part}_post_norm" if own else f"{part}_norm"
+
+    def taken(self, value: Any) -> str:
+        """The name of the kernel that takes one output of a Split."""
+        node = value.producer()
+        if _part(node).kind == ATTENTION:
+            return f"take_{_operand(value)}"
+        gate = any(user.op_type in ("Sigmoid", "Gelu") for user, _ in value.uses())
+        return "take_gate" if gate else "take_up"
+
+
+def _after_bias(node: Any) -> Any:
+    """The result of a matrix multiplication with its bias, where one is added."""
+    uses = [user for user, _ in node.outputs[0].uses()]
+    biased = len(uses) == 1 and uses[0].op_type == "Add" and len(row_inputs(uses[0])) == 1
+    return uses[0].outputs[0] if biased else node.outputs[0]
+
+
+def _operand(value: Any) -> str:
+    """Which operand of an attention a value becomes: q, k or v; empty where it becomes none."""
+    todo = [value]
+    while todo:
+        current = todo.pop(0)
+        for user, i in current.uses():
+            if user.op_type == "Attention":
+                return "qkv"[i]
+            if user.op_type not in (*LINEAR, "Split"):
+                todo += user.outputs
+    return ""
+
+
+def linear_size(node: Any) -> tuple[int, int]:
+    """(inputs, outputs) of a matrix multiplication."""
+    if node.op_type == "MatMulNBits":
+        return int(attribute(node, "K")), int(attribute(node, "N"))
+    return matrix_size(node.inputs[1])
+
+
+def matrix_size(value: Any) -> tuple[int, int]:
+    """(rows, columns) of a weight expression."""
+    transposed = False
+    while value.producer() is not None:
+        transposed ^= value.producer().op_type == "Transpose"
+        value = value.producer().inputs[0]
+    rows, columns = (int(d) for d in value.const_value.shape)
+    return (columns, rows) if transposed else (rows, columns)
+
+
+def _quantised_width(node: Any) -> int:
+    """Numbers in a row of a block-quantised table."""
+    stored = initializer_of(node.inputs[0]).const_value
+    packed = str(stored.dtype) == "UINT8"
+    width = 1
+    for d in stored.shape[1:]:
+        width *= int(d)
+    return width * (8 // int(attribute(node, "bits", 4)) if packed else 1)
+
+
+def _given(node: Any, i: int) -> bool:
+    return len(node.inputs) > i and node.inputs[i] is not None
+
+
+def _blocks(node: Any) -> Format:
+    """The format of a block-quantised matrix or table: bits and block are attributes, the rest is in the tensors."""
+    bits, zeros = int(attribute(node, "bits", 4)), _given(node, 3)
+    zero = _dtype(initializer_of(node.inputs[3])) if zeros else "uint8"
+    scale = _dtype(initializer_of(node.inputs[2]))
+    return Format(f"int{bits}", int(attribute(node, "block_size", 128)), scale, zeros, zero)
+
+
+def _dtype(value: Any) -> str:
+    name = str(value.const_value.dtype.name).lower()
+    return {"float": "float32"}.get(name, name)

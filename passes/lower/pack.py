@@ -1,0 +1,150 @@
+"""Weights of linears, heads and embeddings get the panel layout their kernels stream.
+
+The pass changes types only; `PackedWeight` says how the array is made, one tensor at a time, when the bundle is
+written. A weight read by both the embedding and the head (tied) is stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax
+
+from passes.place.partition import weights_of
+from passes.relax import dialect as D
+from passes.relax.rebuild import bindings, each_function, rebuild
+from targets.cpu.tile import CpuTile
+from targets.opencl.tile import GpuTile
+
+Array = npt.NDArray[Any]
+
+_WEIGHT_ARGS = {
+    "hsd.linear": (1,),
+    "hsd.embedding": (0,),
+    "hsd.linear_nbits": (1, 2, 3),
+    "hsd.embedding_nbits": (0, 1, 2),
+}
+_PARTS = ("q", "scale", "zero")
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """How one parameter of the packed function is made from the tensor of the ONNX file.
+
+    Attributes:
+        name: parameter and tensor name.
+        shape: packed shape.
+        dtype: numpy dtype name, unchanged by packing.
+        pack: source array -> packed array.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    pack: Callable[[Array], Array]
+
+
+def to_panels(w: Array, panel: int) -> Array:
+    """[K, N] -> [ceil(N / panel), K, panel], columns past N zero."""
+    k, n = w.shape
+    blocks = -(-n // panel)
+    out = np.zeros((blocks, k, panel), w.dtype)
+    full = n // panel
+    out[:full] = w[:, : full * panel].reshape(k, full, panel).transpose(1, 0, 2)
+    if full < blocks:
+        out[full, :, : n - full * panel] = w[:, full * panel :]
+    return out
+
+
+def unpack_bits(q: Array, bits: int, width: int) -> Array:
+    """uint8 [N, ...] with 8 / bits values in a byte, low bits first -> uint8 [N, width]."""
+    q = q.reshape(q.shape[0], -1)
+    if bits == 4:
+        q = np.stack([q & 15, q >> 4], axis=-1).reshape(q.shape[0], -1)
+    return q[:, :width]
+
+
+def pack_quantised(q: Array, bits: int, k: int, panel: int) -> Array:
+    """MatMulNBits' B [N, blocks, bytes] -> panels; 4-bit columns j and j + panel / 2 share a byte."""
+    panels = to_panels(unpack_bits(q, bits, k).T, panel)
+    half = panel // 2
+    return panels[..., :half] | (panels[..., half:] << 4) if bits == 4 else panels
+
+
+@tvm.transform.module_pass(opt_level=0, name="PackWeights")
+class PackWeights:
+    """Retype the weights of all functions to panels; `packed` has every weight parameter afterwards, once."""
+
+    def __init__(self, tile: CpuTile | GpuTile):
+        self.panel = tile.panel
+        self.packed: list[PackedWeight] = []
+
+    def transform_module(self, mod: Any, ctx: Any) -> Any:
+        """Rewrite all functions."""
+        self.packed = []
+        return each_function(mod, self._rewrite)
+
+    def _rewrite(self, func: Any) -> Any:
+        uses: dict[Any, tuple[str, Any]] = {}
+        for b in bindings(func):
+            name = D.op_name(b.value)
+            for part, i in zip(_PARTS, _WEIGHT_ARGS.get(name, ()), strict=False):
+                if isinstance(b.value.args[i], relax.Var):
+                    kind = part if name.endswith("nbits") else "w"
+                    self._agree(uses, b.value.args[i], kind, b.value.attrs)
+        replaced = {}
+        known = {packed.name for packed in self.packed}
+        for p in weights_of(func):
+            if p in uses:
+                packed = self._packed(p, *uses[p])
+                replaced[p] = relax.Var(p.name, D.tensor(packed.shape, packed.dtype))
+            else:
+                shape = tuple(int(d) for d in D.shape_of(p))
+                packed = PackedWeight(p.name, shape, str(p.ty.dtype), np.array)
+            if p.name not in known:
+                self.packed.append(packed)
+
+        def packed_layout(bb: Any, call: Any) -> Any:
+            return relax.Call(call.op, call.args, {**dict(call.attrs.items()), "layout": "panels"})
+
+        table = dict.fromkeys(_WEIGHT_ARGS, packed_layout)
+        return rebuild(func, [replaced.get(p, p) for p in func.params], replaced, table)
+
+    @staticmethod
+    def _agree(uses: dict[Any, tuple[str, Any]], var: Any, kind: str, attrs: Any) -> None:
+        seen = uses.setdefault(var, (kind, attrs))
+        same = seen[0] == kind and str(seen[1]["layout"]) == str(attrs["layout"])
+        assert same, f"{var.name} is read in two layouts"
+
+    def _packed(self, var: Any, kind: str, attrs: Any) -> PackedWeight:
+        panel = self.panel
+        shape = [int(d) for d in D.shape_of(var)]
+        dtype, name = str(var.ty.dtype), var.name
+        if kind == "w":
+            transposed = str(attrs["layout"]) == "NK"
+            k, n = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
+            packed = (-(-n // panel), k, panel)
+            return PackedWeight(name, packed, dtype, lambda w: to_panels(w.T if transposed else w, panel))
+        bits, block = int(attrs["bits"]), int(attrs["block"])
+        n = int(attrs["columns"] if "columns" in attrs else attrs["vocab"])
+        k = int(attrs["k"] if "k" in attrs else attrs["width"])
+        blocks, k_blocks = -(-n // panel), -(-k // block)
+        if kind == "q":
+            stored = panel * bits // 8
+            return PackedWeight(
+                name, (blocks, k, stored), dtype, lambda q: pack_quantised(q.reshape(n, -1), bits, k, panel)
+            )
+        packed = (blocks, k_blocks, panel)
+        if kind == "scale" or dtype != "uint8":  # zero points of HQQ are floats, stored as the scales are
+            return PackedWeight(name, packed, dtype, lambda s: to_panels(s.reshape(n, k_blocks).T, panel))
+        return PackedWeight(
+            name,
+            packed,
+            dtype,
+            lambda z: to_panels(unpack_bits(z.reshape(n, -1), bits, k_blocks).T, panel),
+        )

@@ -1,0 +1,228 @@
+"""What a canonical decoder is, read off its graph and checked for consistency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from passes.onnx.pass_context import Importing, attribute
+from passes.onnx.prove.check_vocabulary import initializer_of
+from targets.errors import UserError
+
+
+@dataclass(frozen=True)
+class RopeFacts:
+    """The rotation: how many elements of a head rotate, which pair up, and where positions come from.
+
+    Attributes:
+        rotary_dim: elements of a head that rotate.
+        interleaved: neighbours pair up instead of halves.
+        positions: "input" (position_ids), "past" (past length + 0, 1, ...) or "mask" (tokens counted). Each of them is
+            past + 0, 1, ... for unpadded input; that was proven, except for "input", where the caller supplies it.
+    """
+
+    rotary_dim: int
+    interleaved: bool
+    positions: str
+
+
+@dataclass(frozen=True)
+class DecoderFacts:
+    """Sizes and formats of one decoder.
+
+    Attributes:
+        layers, heads, kv_heads, head_dim, hidden, ffn, vocab: sizes; ffn is the width of the gated product.
+        context: positions the rope tables cover.
+        rope: None if no layer rotates.
+        tied: embedding and head read the same initialiser.
+        weight_dtype: "float32", "float16", "bfloat16", "int4" or "int8": of the largest share of the products' bytes.
+        family: hint for people: "llama", "qwen2" (biased q, k, v), "qwen3" (q/k norm), "mistral" (a window), "phi3"
+            (packed products), "gemma2" (scaled embedding, soft caps), "gemma3" (q/k norm), "gemma" (neither), "gpt2"
+            (layer norms), "granite" (scaled residuals), "olmo2" (norms of what a block computed).
+        window: the largest sliding window of any layer in tokens, 0: none.
+        batch: fixed batch size, or None if it is free.
+        padding: what attention_mask may hide: "left and right", "right" or "none" (the mask reads none).
+        many_tokens_after_past: whether the export itself can take several tokens after a past; the canonical one can.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    ffn: int
+    vocab: int
+    context: int
+    rope: RopeFacts | None
+    tied: bool
+    weight_dtype: str
+    family: str
+    window: int = 0
+    batch: int | None = None
+    padding: str = "left and right"
+    many_tokens_after_past: bool = True
+
+
+def decoder_facts(imp: Importing) -> DecoderFacts:
+    """The facts of a canonical graph.
+
+    Raises:
+        UserError: the graph contradicts itself or the cache inputs; the message says where.
+    """
+    nodes = list(imp.graph)
+    attentions = [n for n in nodes if n.op_type == "Attention"]
+    layers = imp.facts["layers"]
+    _agree("layers", {layers, len(attentions)}, "cache inputs and Attention nodes")
+    heads = _agree("query heads", {attribute(n, "q_num_heads") for n in attentions}, "the layers")
+    embedding = embedding_of(imp.graph)
+    head = _producer_of_logits(imp)
+    vocab, hidden = _embedding_size(embedding)
+    head_vocab, head_hidden = _product_size(head)
+    _agree("vocabulary", {vocab, head_vocab}, "embedding and logits")
+    _agree("hidden size", {hidden, head_hidden}, "embedding and head")
+    gates = [n for n in nodes if n.op_type in ("Mul", "Gelu")]
+    ffn = {width for n in gates for user, _ in n.outputs[0].uses() if (width := _product_size(user)[1])}
+    return DecoderFacts(
+        layers=layers,
+        heads=heads,
+        kv_heads=imp.facts["kv_heads"],
+        head_dim=imp.facts["head_dim"],
+        hidden=hidden,
+        ffn=_agree("feed-forward width", ffn, "the layers"),
+        vocab=vocab,
+        context=imp.context,
+        rope=_rope(imp, nodes),
+        tied=_weight(embedding) is _weight(head),
+        weight_dtype=_weight_dtype(nodes),
+        family=_family(nodes, embedding),
+        window=max((attribute(n, "window", 0) for n in nodes if n.op_type == "CausalMask"), default=0),
+        batch=imp.facts["batch"],
+        padding=_padding(imp, nodes),
+        many_tokens_after_past=not imp.facts.get("single_token_decode", False),
+    )
+
+
+def _agree(what: str, values: set[Any], where: str) -> Any:
+    if not values:
+        raise UserError(f"{where} have no {what}: each layer of a decoder has attention and a feed-forward part")
+    if len(values) > 1:
+        raise UserError(f"{where} disagree about the {what}: {', '.join(map(str, sorted(values)))}")
+    return next(iter(values))
+
+
+def embedding_of(graph: Any) -> Any:
+    """The node that takes rows of a weight by input_ids; a table of positions is another one.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    found = [n for n in graph if n.op_type in ("Gather", "GatherBlockQuantized") and n.inputs[1].name == "input_ids"]
+    if len(found) != 1:
+        raise UserError(f"input_ids choose rows of {len(found)} tables; a decoder has one embedding")
+    return found[0]
+
+
+def _producer_of_logits(imp: Importing) -> Any:
+    logits = next(v for v in imp.graph.outputs if v.name == "logits")
+    node = logits.producer()
+    while node is not None and node.op_type in ("Add", "Mul", "Tanh"):  # a bias, a scale or a soft cap
+        node = next((v.producer() for v in node.inputs if v.producer() is not None), None)
+    if node is None or node.op_type not in ("MatMul", "MatMulNBits"):
+        raise UserError("the logits are not the product of the last norm with a head")
+    return node
+
+
+def _weight(node: Any) -> Any:
+    """The initialiser of a product or of the embedding."""
+    return initializer_of(node.inputs[0 if node.op_type in ("Gather", "GatherBlockQuantized") else 1])
+
+
+def _product_size(node: Any) -> tuple[int, int]:
+    """(outputs, inputs) of a product; (0, 0) for any other node."""
+    if node.op_type == "MatMulNBits":
+        return attribute(node, "N"), attribute(node, "K")
+    if node.op_type != "MatMul":
+        return 0, 0
+    rows, columns = _oriented(node.inputs[1])
+    return columns, rows
+
+
+def _embedding_size(node: Any) -> tuple[int, int]:
+    """(vocabulary, width)."""
+    if node.op_type == "Gather":
+        return _oriented(node.inputs[0])
+    shape = [int(d) for d in initializer_of(node.inputs[0]).const_value.shape]
+    bits = attribute(node, "bits", 4)
+    packed = str(initializer_of(node.inputs[0]).const_value.dtype) == "UINT8"
+    return shape[0], int(np.prod(shape[1:])) * (8 // bits if packed else 1)
+
+
+def _oriented(value: Any) -> tuple[int, int]:
+    """Shape of a two-dimensional weight expression."""
+    transposed = False
+    while value.producer() is not None:
+        transposed ^= value.producer().op_type == "Transpose"
+        value = value.producer().inputs[0]
+    rows, columns = (int(d) for d in value.const_value.shape)
+    return (columns, rows) if transposed else (rows, columns)
+
+
+def _weight_dtype(nodes: list[Any]) -> str:
+    sizes: dict[str, int] = {}
+    for node in nodes:
+        if node.op_type in ("MatMul", "MatMulNBits"):
+            tensor = _weight(node).const_value
+            name = f"int{attribute(node, 'bits', 4)}" if node.op_type == "MatMulNBits" else tensor.dtype.name.lower()
+            name = {"float": "float32"}.get(name, name)
+            sizes[name] = sizes.get(name, 0) + tensor.nbytes
+    return max(sizes, key=lambda name: sizes[name])
+
+
+def _rope(imp: Importing, nodes: list[Any]) -> RopeFacts | None:
+    ropes = [n for n in nodes if n.op_type == "RotaryEmbedding"]
+    if not ropes:
+        return None
+    dims = {attribute(n, "rotary_embedding_dim") for n in ropes}
+    positions = {n.inputs[3] for n in ropes}
+    value = _agree("positions", positions, "the rotations")
+    if value.is_graph_input():
+        kind = "input"
+    else:
+        kind = "mask" if value.producer().inputs[0] is not None else "past"
+    interleaved = _agree("pairs of the rotation", {attribute(n, "interleaved", 0) for n in ropes}, "the layers")
+    return RopeFacts(_agree("rotated elements", dims, "the layers"), bool(interleaved), kind)
+
+
+def _family(nodes: list[Any], embedding: Any) -> str:
+    norms = [n for n in nodes if n.op_type == "RMSNormalization"]
+    by_head = any(n.inputs[0].producer() is not None and n.inputs[0].producer().op_type == "Reshape" for n in norms)
+    if not norms:
+        return "gpt2"
+    if any(n.op_type == "Gelu" for n in nodes) and any(embedding.outputs[0] in n.inputs for n in nodes if _scales(n)):
+        capped = any(attribute(n, "softcap", 0.0) for n in nodes if n.op_type == "Attention")
+        return "gemma2" if capped else "gemma3" if by_head else "gemma"
+    if any(_scales(n) and any(u.op_type == "Add" for u, _ in n.outputs[0].uses()) for n in nodes):
+        return "granite"
+    if any(n.inputs[0].producer().op_type in ("MatMul", "MatMulNBits") for n in norms):
+        return "olmo2"
+    if by_head:
+        return "qwen3"
+    biased = [n for n in nodes if n.op_type == "Add" and any(v.const_value is not None for v in n.inputs)]
+    biased += [n for n in nodes if n.op_type == "MatMulNBits" and len(n.inputs) > 5 and n.inputs[5] is not None]
+    if biased:
+        return "qwen2"
+    if any(n.op_type == "Split" and len(n.outputs) == 2 for n in nodes):
+        return "phi3"
+    return "mistral" if any(attribute(n, "window", 0) for n in nodes if n.op_type == "CausalMask") else "llama"
+
+
+def _scales(node: Any) -> bool:
+    return node.op_type == "Mul" and any(v.const_value is not None for v in node.inputs)
+
+
+def _padding(imp: Importing, nodes: list[Any]) -> str:
+    if any(n.inputs[0] is None for n in nodes if n.op_type == "CausalMask"):
+        return "none"
+    return str(imp.facts.get("padding", "left and right"))

@@ -1,0 +1,1 @@
+"""From exporters' spellings to the canonical operators: one pass a file."""

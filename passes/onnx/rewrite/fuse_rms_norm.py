@@ -1,0 +1,133 @@
+"""Root-mean-square norms in all their spellings -> RMSNormalization (opset 23).
+
+w * (x / sqrt(mean(x * x) + eps))     decomposed: Pow or Mul; Reciprocal, Div or Pow(-0.5); either order of Mul
+SimplifiedLayerNormalization          onnxruntime's name for it
+SkipSimplifiedLayerNormalization      the residual Add is written out again: Add, then the norm
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from passes.onnx.pass_context import (
+    Declined,
+    Importing,
+    PassLog,
+    attribute,
+    constant,
+    describe,
+    emit,
+    replace_uses,
+    scalar,
+)
+
+
+def fuse_rms_norm(imp: Importing) -> PassLog:
+    """Rewrite every norm that is proven one; others stay, with the reason in the log."""
+    matched, notes = 0, []
+    for node in list(imp.graph):
+        try:
+            if node.op_type == "ReduceMean":
+                _decomposed(node)
+            elif node.op_type == "SimplifiedLayerNormalization":
+                _simplified(node)
+            elif node.op_type == "SkipSimplifiedLayerNormalization":
+                _skip(node)
+            else:
+                continue
+            matched += 1
+        except Declined as reason:
+            notes.append(f"{describe(node)}: {reason}")
+    return PassLog("fuse_rms_norm", matched, tuple(notes))
+
+
+def _norm(before: Any, x: Any, weight: Any, epsilon: float, replaced: Any) -> None:
+    attributes = {"axis": -1, "epsilon": epsilon}
+    norm = emit(before, "RMSNormalization", [x, weight], attributes, name=f"norm of {x.name}")
+    out = norm.outputs[0]
+    out.name, out.type, out.shape = f"{replaced.name}.norm", replaced.type, replaced.shape
+    replace_uses(replaced, out)
+
+
+def _simplified(node: Any) -> None:
+    if attribute(node, "axis", -1) != -1:
+        raise Declined(f"it normalises axis {attribute(node, 'axis')}, not the last one")
+    _norm(node, node.inputs[0], node.inputs[1], attribute(node, "epsilon", 1e-5), node.outputs[0])
+
+
+def _skip(node: Any) -> None:
+    x, skip, weight, *bias = node.inputs
+    if any(o.uses() for o in node.outputs[1:3]):
+        raise Declined("its mean or variance output is used")
+    total = emit(node, "Add", [x, skip], outputs=[f"{node.outputs[0].name}.sum"]).outputs[0]
+    if bias and bias[0] is not None:
+        total = emit(node, "Add", [total, bias[0]], outputs=[f"{node.outputs[0].name}.biased"]).outputs[0]
+    total.type = node.outputs[0].type
+    if len(node.outputs) > 3:
+        replace_uses(node.outputs[3], total)
+    _norm(node, total, weight, attribute(node, "epsilon", 1e-12), node.outputs[0])
+
+
+def _decomposed(mean: Any) -> None:
+    x = _squared(mean.inputs[0].producer())
+    if not attribute(mean, "keepdims", 1) or not _last_axis(mean):
+        raise Declined("the mean is not over the last axis with the dimension kept")
+    add = _only_user(mean.outputs[0], "Add")
+    epsilon = next((e for v in add.inputs if (e := scalar(v)) is not None), None)
+    if epsilon is None:
+        raise Declined("no constant epsilon is added to the mean of squares")
+    scaled = _scaled(x, add.outputs[0])
+    weighted = _only_user(scaled.outputs[0], "Mul")
+    weight = next((v for v in weighted.inputs if v is not scaled.outputs[0]), None)
+    if weight is None or weight.const_value is None or len(weight.const_value.shape) != 1:
+        raise Declined("the normalised value is not multiplied by a weight vector")
+    _norm(weighted, x, weight, epsilon, weighted.outputs[0])
+
+
+def _squared(node: Any) -> Any:
+    if node is not None and node.op_type == "Pow" and scalar(node.inputs[1]) == 2.0:
+        return node.inputs[0]
+    if node is not None and node.op_type == "Mul" and node.inputs[0] is node.inputs[1]:
+        return node.inputs[0]
+    raise Declined("the mean is not of squares")
+
+
+def _last_axis(mean: Any) -> bool:
+    axes = attribute(mean, "axes")
+    if axes is None and len(mean.inputs) > 1:
+        numbers = constant(mean.inputs[1])
+        axes = None if numbers is None else numbers.tolist()
+    x = mean.inputs[0]
+    rank = len(x.shape) if x.shape is not None else None
+    return axes is not None and list(np.asarray(axes).reshape(-1)) in ([-1], [None if rank is None else rank - 1])
+
+
+def _only_user(value: Any, op_type: str) -> Any:
+    users = [node for node, _ in value.uses()]
+    if len(users) != 1 or users[0].op_type != op_type:
+        raise Declined(f"{value.name} is not used by one {op_type} alone")
+    return users[0]
+
+
+def _scaled(x: Any, variance: Any) -> Any:
+    """The node that computes x / sqrt(variance)."""
+    users = [node for node, _ in variance.uses()]
+    if len(users) == 1 and users[0].op_type == "Pow" and scalar(users[0].inputs[1]) == -0.5:
+        inverse = users[0].outputs[0]
+    else:
+        root = _only_user(variance, "Sqrt").outputs[0]
+        users = [node for node, _ in root.uses()]
+        if len(users) != 1:
+            raise Declined("the square root has several users")
+        if users[0].op_type == "Div" and users[0].inputs[0] is x:
+            return users[0]
+        one_over = users[0].op_type == "Div" and scalar(users[0].inputs[0]) == 1.0
+        if users[0].op_type != "Reciprocal" and not one_over:
+            raise Declined("x is not divided by the square root")
+        inverse = users[0].outputs[0]
+    node = _only_user(inverse, "Mul")
+    if x not in node.inputs:
+        raise Declined("what is scaled is not what was squared")
+    return node

@@ -1,0 +1,80 @@
+"""Norms of single heads (Qwen3's q and k norm) -> always on [B, S, heads, head_dim].
+
+    RMSNorm(Reshape(x, [B, S * H, D]))              ->  RMSNorm(Reshape(x, [0, 0, H, D])), then as before
+    RMSNorm(Transpose(y, [0, 2, 1, 3]))             ->  Transpose(RMSNorm(y), [0, 2, 1, 3])
+
+Both keep every number: a norm looks at the last axis only. After it, head-wise norms lie row by row like the
+projections they follow, and no transpose is left between them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from passes.onnx.pass_context import (
+    Declined,
+    Importing,
+    PassLog,
+    add_initializer,
+    attribute,
+    describe,
+    emit,
+    replace_uses,
+)
+from passes.onnx.shapes import Known, known_shapes, points
+
+
+def norm_by_head(imp: Importing) -> PassLog:
+    """Rewrite norms behind a Reshape or Transpose."""
+    known = known_shapes(imp, points(imp)[0])
+    matched, notes = 0, []
+    for node in list(imp.graph):
+        if node.op_type != "RMSNormalization" or node.inputs[0].producer() is None:
+            continue
+        try:
+            if node.inputs[0].producer().op_type == "Transpose":
+                matched += _under_transpose(node, node.inputs[0].producer(), known)
+            if node.inputs[0].producer().op_type == "Reshape":
+                matched += _by_head(imp, node, node.inputs[0].producer(), known)
+        except Declined as reason:
+            notes.append(f"{describe(node)}: {reason}")
+    return PassLog("norm_by_head", matched, tuple(notes))
+
+
+def _under_transpose(node: Any, transpose: Any, known: dict[Any, Known]) -> int:
+    perm = attribute(transpose, "perm")
+    if perm is None or perm[-1] != len(perm) - 1:
+        raise Declined("it normalises an axis that a transpose moves")
+    y = node.outputs[0]
+    norm = emit(node, "RMSNormalization", [transpose.inputs[0], node.inputs[1]], name=node.name)
+    norm.attributes.update(node.attributes)
+    norm.outputs[0].name, norm.outputs[0].type = f"{y.name}.untransposed", y.type
+    if transpose.inputs[0] in known:
+        known[norm.outputs[0]] = known[transpose.inputs[0]]
+    moved = emit(node, "Transpose", [norm.outputs[0]], {"perm": perm}, outputs=[f"{y.name}.transposed"]).outputs[0]
+    moved.type, moved.shape = y.type, y.shape
+    replace_uses(y, moved)
+    return 1
+
+
+def _by_head(imp: Importing, node: Any, reshape: Any, known: dict[Any, Known]) -> int:
+    x, r, y = reshape.inputs[0], reshape.outputs[0], node.outputs[0]
+    if x not in known or r not in known or len(known[x].shape) != 3 or len(known[r].shape) != 3:
+        return 0
+    width, dim = known[x].shape[-1], known[r].shape[-1]
+    if dim == width or width % dim:
+        return 0
+    if any(user.op_type != "Reshape" for user, _ in y.uses()) or len(r.uses()) != 1:
+        raise Declined("a norm of single heads is not followed by a Reshape")
+    heads = add_initializer(imp.graph, f"{r.name}.by_head", np.array([0, 0, width // dim, dim], np.int64))
+    by_head = emit(node, "Reshape", [x, heads], {"allowzero": 0}, outputs=[f"{r.name}.heads"])
+    node.replace_input_with(0, by_head.outputs[0])
+    rows = add_initializer(imp.graph, f"{r.name}.rows", np.array([0, 0, width], np.int64))
+    for user, _ in tuple(y.uses()):
+        if user.outputs[0] in known and known[user.outputs[0]].shape == known[x].shape:
+            user.replace_input_with(1, rows)
+            user.attributes.pop("allowzero", None)
+    y.shape = None
+    return 1

@@ -1,0 +1,139 @@
+"""Writes the canonical attention: rope, mask and Attention nodes, the same for every exporter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from passes.onnx.pass_context import WRITTEN, Importing, add_initializer, emit
+from passes.onnx.prove.prove_mask import Mask
+from passes.onnx.prove.prove_rope import Rope
+from passes.onnx.rewrite.local_functions import DOMAIN, causal_mask_function, positions_function
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What was proven of one attention; query, key and value are [B, S, heads * head_dim] before the rotation."""
+
+    query: Any
+    key: Any
+    value: Any
+    layer_key: str
+    layer_value: str
+    heads: int
+    scale: float
+    mask: Mask
+    rope: Rope | None
+
+
+def write_attention(imp: Importing, before: Any, proven: Proven) -> tuple[Any, Any, Any]:
+    """Insert the nodes before `before`; returns (output [B, S, heads * head_dim], present key, present value)."""
+    query, key = proven.query, proven.key
+    if proven.rope is not None:
+        cos, sin, positions = _tables(imp, before, proven.rope)
+        query = _rotate(before, query, cos, sin, positions, proven.heads, proven.rope)
+        key = _rotate(before, key, cos, sin, positions, imp.facts["kv_heads"], proven.rope)
+    mask = _mask(imp, before, proven.mask)
+    attributes = {
+        "q_num_heads": proven.heads,
+        "kv_num_heads": imp.facts["kv_heads"],
+        "scale": proven.scale,
+        "softcap": proven.mask.softcap,
+    }
+    past = [imp.input(proven.layer_key), imp.input(proven.layer_value)]
+    name = proven.layer_key.replace("past_key_values.", "attention.").removesuffix(".key")
+    outputs = [name, f"{name}.present.key", f"{name}.present.value"]
+    inputs = [query, key, proven.value, mask, *past]
+    node = emit(before, "Attention", inputs, attributes, num_outputs=3, name=name, outputs=outputs)
+    node.meta[WRITTEN] = True
+    for output in node.outputs:
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+    return tuple(node.outputs)
+
+
+def replace_present(imp: Importing, name: str, old: Any, new: Any) -> None:
+    """Make `new` the graph output of that name; other users (shape arithmetic) stay on the old value."""
+    for i, output in enumerate(imp.graph.outputs):
+        if output is old:
+            old.name, new.name = f"{name}.exported", name
+            new.shape, new.type = old.shape, old.type
+            imp.graph.outputs[i] = new
+
+
+def as_rows(before: Any, value: Any, rank: int) -> Any:
+    """[B, S, H, D] -> [B, S, H * D]; a value of rank 3 is that already."""
+    if rank == 3:
+        return value
+    graph = before.graph
+    name = f"{value.name}.rows"
+    shape = add_initializer(graph, f"{name}.shape", np.array([0, 0, -1], np.int64))
+    return emit(before, "Reshape", [value, shape], {"allowzero": 0}, outputs=[name]).outputs[0]
+
+
+def _tables(imp: Importing, before: Any, rope: Rope) -> tuple[Any, Any, Any]:
+    """(cos, sin, positions), shared by all layers with the same tables."""
+    shared = imp.facts.setdefault("rope_values", [])
+    for known, values in shared:
+        if known is rope:
+            return values
+    suffix = f".{len(shared)}" if shared else ""
+    values = (
+        add_initializer(imp.graph, f"rope{suffix}.cos", rope.cos),
+        add_initializer(imp.graph, f"rope{suffix}.sin", rope.sin),
+        positions_value(imp, before, rope.positions),
+    )
+    shared.append((rope, values))
+    return values
+
+
+def positions_value(imp: Importing, before: Any, kind: str) -> Any:
+    """Where positions come from, "input", "past" or "mask", as a value [B, S]; made before a node if need be."""
+    if kind == "input":
+        return imp.input("position_ids")
+    key = (DOMAIN, "Positions", "")
+    if key not in imp.model.functions:
+        imp.model.functions[key] = positions_function(kind == "mask")
+        imp.graph.opset_imports[DOMAIN] = 1
+    mask = imp.input("attention_mask") if kind == "mask" else None
+    inputs = [mask, imp.input("input_ids"), imp.input("past_key_values.0.key")]
+    made = imp.facts.setdefault("positions", {})
+    if kind not in made:
+        node = emit(before, "Positions", inputs, domain=DOMAIN, name="positions", outputs=["positions"])
+        node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+        made[kind] = node.outputs[0]
+    return made[kind]
+
+
+def _rotate(before: Any, x: Any, cos: Any, sin: Any, positions: Any, heads: int, rope: Rope) -> Any:
+    attributes = {
+        "num_heads": heads,
+        "interleaved": int(rope.interleaved),
+        "rotary_embedding_dim": rope.rotary_dim,
+    }
+    name = f"{x.name}.rotated"
+    node = emit(before, "RotaryEmbedding", [x, cos, sin, positions], attributes, name=name, outputs=[name])
+    node.meta[WRITTEN] = True
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    return node.outputs[0]
+
+
+def _mask(imp: Importing, before: Any, mask: Mask) -> Any:
+    """The CausalMask value with that window, shared by all layers that have it."""
+    made = imp.facts.setdefault("masks", {})
+    if (mask.window, mask.padding) in made:
+        return made[mask.window, mask.padding]
+    key = (DOMAIN, "CausalMask", "")
+    if key not in imp.model.functions:
+        imp.model.functions[key] = causal_mask_function(mask.padding)
+        imp.graph.opset_imports[DOMAIN] = 1
+    inputs = [imp.input("attention_mask") if mask.padding else None]
+    inputs += [imp.input("input_ids"), imp.input("past_key_values.0.key")]
+    name = f"mask.{mask.window}" if mask.window else "mask"
+    attributes = {"window": mask.window}
+    node = emit(before, "CausalMask", inputs, attributes, domain=DOMAIN, name=name, outputs=[name])
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    made[mask.window, mask.padding] = node.outputs[0]
+    return node.outputs[0]

@@ -1,0 +1,301 @@
+"""Shapes of every value at concrete sizes, so that no pass has to understand an exporter's shape arithmetic.
+
+Symbolic inference gives up on Range, Expand by computed shapes and the like. Here the free dimensions get numbers
+(batch 2, 3 new tokens, 5 past ones, say); integers are then computed, everything else is inferred node by node by
+ONNX's own rules. Two such points with different numbers tell a constant dimension from a free one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from passes.onnx.operator_rules import RULES
+from passes.onnx.pass_context import Importing, attribute, constant
+from passes.onnx.rewrite.local_functions import DOMAIN
+
+_MOST_ELEMENTS = 4096  # values computed, not only inferred: shapes and short ranges
+
+
+@dataclass(frozen=True)
+class Point:
+    """Numbers for the free dimensions: batch, new tokens, past tokens."""
+
+    batch: int
+    new: int
+    past: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a value at a point."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    data: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def points(imp: Importing) -> tuple[Point, Point]:
+    """Two points at which every free dimension differs and no two dimensions coincide."""
+    batch = imp.facts["batch"]
+    pasts = (0, 0) if imp.facts.get("no_cache") else (11, 23)  # the exported arithmetic knows of no past
+    return Point(batch or 2, 7, pasts[0]), Point(batch or 3, 13, pasts[1])
+
+
+def input_shape(imp: Importing, name: str, at: Point) -> tuple[int, ...]:
+    """Shape of a (normalised) graph input at a point."""
+    if name.startswith("past_key_values."):
+        kv_heads, head_dim = imp.facts["kv_heads"], imp.facts["head_dim"]
+        return (at.batch, kv_heads, at.past, head_dim)
+    return (at.batch, at.past + at.new if name == "attention_mask" else at.new)
+
+
+def known_shapes(imp: Importing, at: Point) -> dict[Any, Known]:
+    """Shape and type of every value that ONNX's rules reach, at concrete sizes."""
+    known: dict[Any, Known] = {}
+    for value in imp.graph.inputs:
+        known[value] = input_known(imp, value, input_shape(imp, value.name, at))
+    for value in imp.graph.initializers.values():
+        known[value] = constant_known(imp, value)
+    for node in imp.graph:
+        infer(imp, node, known)
+    return known
+
+
+def input_known(imp: Importing, value: Any, shape: tuple[int, ...]) -> Known:
+    """What is known of a graph input or a cut of that shape; always the same object, so that `infer` remembers."""
+    key = (value, int(value.dtype or ir.DataType.FLOAT), shape)
+    return imp.remembered.setdefault(key, Known(key[1], shape))
+
+
+def constant_known(imp: Importing, value: Any) -> Known:
+    """What is known of an initialiser, its numbers if they are few."""
+    tensor = value.const_value
+    if (value, tensor) not in imp.remembered:
+        shape = tuple(int(d) for d in tensor.shape)
+        imp.remembered[value, tensor] = Known(int(tensor.dtype), shape, constant(value))
+    found: Known = imp.remembered[value, tensor]
+    return found
+
+
+def infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
+    """Add what a node makes to `known`, if ONNX's rules reach it.
+
+    Operators that are not in the table of operator_rules.py are left out: ONNX's rules are C++, where a wrong input can
+    end the process.
+    The passes ask for the same shapes again and again: an answer is kept with what it was computed from.
+    """
+    if (node.domain, node.op_type) not in RULES and node.domain != DOMAIN:
+        return
+    inputs = [None if v is None else known.get(v) for v in node.inputs]
+    origin = (*inputs, *node.attributes.values(), imp.graph.opset_imports.get(""))
+    answers = imp.remembered.setdefault(node, {})
+    key = tuple(map(id, origin))
+    if key not in answers:
+        _infer(imp, node, known)
+        answers[key] = (origin, [known.get(v) for v in node.outputs])
+    for output, answer in zip(node.outputs, answers[key][1], strict=True):
+        if answer is not None:
+            known[output] = answer
+
+
+def _infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
+    if node.op_type in _RULES:
+        data_inputs, rule = _RULES[node.op_type]
+        if all(v is None or v in known for v in node.inputs[:data_inputs]):
+            typed_like = node.inputs[_TYPED_LIKE.get(node.op_type, 0)]
+            for output, shape in zip(node.outputs, rule(node, known), strict=False):
+                known[output] = Known(known[typed_like].dtype, tuple(shape))
+        return
+    if any(v is not None and v not in known for v in node.inputs):
+        return
+    if _compute(imp, node, known):
+        return
+    sizes = known[node.inputs[1]] if node.op_type == "Split" and len(node.inputs) > 1 and node.inputs[1] else None
+    if sizes is not None and sizes.shape != (len(node.outputs),):  # ONNX's rule would end the process
+        return
+    opsets = dict(imp.graph.opset_imports)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+    except Exception:  # onnx raises its own SchemaError: an operator it does not know
+        return
+    inputs = [(v.name, known[v]) for v in node.inputs if v is not None]
+    types = {name: onnx.helper.make_tensor_type_proto(k.dtype, k.shape) for name, k in inputs}
+    data = {name: onnx.numpy_helper.from_array(k.data, name) for name, k in inputs if k.data is not None}
+    imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]
+    try:
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, ir.serde.serialize_node(node), types, data, opset_imports=imports, ir_version=10
+        )
+    except Exception:  # InferenceError and friends: this value and all after it stay unknown
+        return
+    for output in node.outputs:
+        kind = found.get(output.name)
+        dims = kind.tensor_type.shape.dim if kind is not None and kind.tensor_type.HasField("shape") else None
+        if dims is not None and all(d.HasField("dim_value") for d in dims):
+            known[output] = Known(kind.tensor_type.elem_type, tuple(d.dim_value for d in dims))
+
+
+def _compute(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
+    """Compute a node of small known integers; whether that was possible."""
+    if node.op_type == "Shape" and node.domain == "":
+        shape = known[node.inputs[0]].shape
+        numbers = np.array(shape[attribute(node, "start", 0) : attribute(node, "end", len(shape))], np.int64)
+        known[node.outputs[0]] = Known(int(ir.DataType.INT64), numbers.shape, numbers)
+        return True
+    inputs = [None if v is None else known[v] for v in node.inputs]
+    if node.domain or not inputs or any(k is not None and (k.data is None) for k in inputs):
+        return False
+    if not small_result(node, [None if k is None else k.data for k in inputs]):
+        return False
+    try:
+        results = run_node(node, [None if k is None else k.data for k in inputs], imp.graph.opset_imports[""])
+    except Exception:  # the reference evaluator lacks an operator or a form of it
+        return False
+    for output, numbers in zip(node.outputs, results, strict=False):
+        numbers = np.asarray(numbers)
+        keep = numbers if numbers.size <= _MOST_ELEMENTS else None
+        known[output] = Known(onnx.helper.np_dtype_to_tensor_dtype(numbers.dtype), numbers.shape, keep)
+    return True
+
+
+def small_result(node: Any, inputs: list[np.ndarray | None]) -> bool:
+    """Whether a node of known numbers makes no more than a few MB: asked before it is computed."""
+    sizes = [x.size for x in inputs if x is not None]
+    if node.op_type in _SIZED_BY:  # the numbers of one operand are the size
+        if node.op_type == "Range":
+            start, end, step = (float(x.reshape(-1)[0]) if x is not None and x.size else 0.0 for x in inputs[:3])
+            return step != 0 and abs((end - start) / step) <= _MOST_COMPUTED
+        numbers = inputs[_SIZED_BY[node.op_type]]
+        sizes.append(int(np.prod(np.maximum(np.abs(numbers.astype(np.float64)), 1))) if numbers is not None else 1)
+    elif node.op_type not in _BOUNDED:
+        return False
+    return float(np.prod([float(max(1, s)) for s in sizes])) <= _MOST_COMPUTED
+
+
+def run_node(node: Any, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
+    """One ONNX node on numbers, by the reference evaluator."""
+    proto = ir.serde.serialize_node(node)
+    feeds = {v.name: x for v, x in zip(node.inputs, inputs, strict=True) if v is not None}
+    return ReferenceEvaluator(proto, opsets={"": opset}).run(None, feeds)
+
+
+_MOST_COMPUTED = 1 << 20  # elements that a node may make while shapes are computed
+_SIZED_BY = {"Range": 0, "ConstantOfShape": 0, "Expand": 1, "Tile": 1, "OneHot": 1}
+# operators whose result has at most as many elements as all operands multiplied
+_BOUNDED = {
+    *("Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Cos", "CumSum", "Div", "Equal", "Erf", "Exp"),
+    *("Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "IsInf"),
+    *("IsNaN", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow"),
+    *("Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round"),
+    *("ScatterElements", "ScatterND", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub"),
+    *("Sum", "Tanh", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor", "Range", "DequantizeLinear", "NonZero"),
+}
+
+
+def _same(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    return [known[node.inputs[0]].shape]
+
+
+def _skip_norm(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    shape = known[node.inputs[0]].shape
+    return [shape, shape[:-1], shape[:-1], shape]
+
+
+def _matmul_nbits(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    shape = known[node.inputs[0]].shape
+    return [(*shape[:-1], attribute(node, "N"))] if shape and shape[-1] == attribute(node, "K") else []
+
+
+def fused_permutation(node: Any, side: str, rank: int) -> list[int]:
+    """The permutation of operand "A" or "B" of a FusedMatMul that makes it one of MatMul."""
+    perm = list(range(rank))
+    batch, matrix = {"A": ("transBatchA", "transA"), "B": ("transBatchB", "transB")}[side]
+    if attribute(node, batch, 0):  # the first dimension is the rows', the batch ones follow
+        perm = [*perm[1:-1], perm[0], perm[-1]]
+    if attribute(node, matrix, 0):
+        perm[-2:] = perm[:-3:-1]
+    return perm
+
+
+def _fused_matmul(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    shapes = [known[v].shape for v in node.inputs[:2]]
+    if any(len(s) < 2 for s in shapes):
+        return []
+    a, b = ([s[i] for i in fused_permutation(node, x, len(s))] for x, s in zip("AB", shapes, strict=True))
+    if a[-1] != b[-2]:
+        return []
+    try:
+        return [(*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), a[-2], b[-1])]
+    except ValueError:
+        return []
+
+
+def _norm(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    shape, weight = known[node.inputs[0]].shape, known[node.inputs[1]].shape
+    return [shape] if shape and weight in ((), (1,), shape[-1:]) else []
+
+
+def _causal_mask(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    (batch, new), past = known[node.inputs[1]].shape, known[node.inputs[2]].shape[2]
+    return [(batch, 1, new, past + new)]
+
+
+def _positions(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    return [known[node.inputs[1]].shape]
+
+
+def _gather_quantized(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    data, indices, scales = (known[v] for v in node.inputs[:3])
+    per_byte = 8 // attribute(node, "bits", 4) if data.dtype == int(ir.DataType.UINT8) else 1
+    width = int(np.prod(data.shape[1:])) * per_byte
+    return [(*indices.shape, min(width, scales.shape[-1] * attribute(node, "block_size", 128)))]
+
+
+def _attention(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    """GroupQueryAttention and MultiHeadAttention: the output is as wide as q, less packed k and v."""
+    q = known[node.inputs[0]].shape
+    if node.op_type == "MultiHeadAttention":
+        v = known[node.inputs[2]].shape
+        if not q or len(v) not in (3, 4):
+            return []
+        return [(*q[:-1], v[-1] if len(v) == 3 else v[1] * v[3])]
+    past = known[node.inputs[3]].shape
+    if len(q) != 3 or len(past) != 4:
+        return []
+    heads, kv_heads = attribute(node, "num_heads"), attribute(node, "kv_num_heads")
+    width = q[-1] if node.inputs[1] is not None else q[-1] * heads // (heads + 2 * kv_heads)
+    present = (past[0], past[1], past[2] + q[1], past[3])
+    return [(*q[:-1], width), present, present]
+
+
+_TYPED_LIKE = {"GatherBlockQuantized": 2, "CausalMask": 2, "Positions": 1}  # input with the type of the output
+# operators ONNX has no rules for: how many inputs decide the shape, and the rule
+_RULES = {
+    "CausalMask": (3, _causal_mask),
+    "Positions": (3, _positions),
+    "SimplifiedLayerNormalization": (2, _norm),
+    "RMSNormalization": (2, _norm),
+    "RotaryEmbedding": (1, _same),
+    "SkipSimplifiedLayerNormalization": (1, _skip_norm),
+    "SkipLayerNormalization": (1, _skip_norm),
+    "FastGelu": (1, _same),
+    "BiasGelu": (1, _same),
+    "QuickGelu": (1, _same),
+    "Gelu": (1, _same),
+    "MatMulNBits": (1, _matmul_nbits),
+    "FusedMatMul": (2, _fused_matmul),
+    "GatherBlockQuantized": (3, _gather_quantized),
+    "GroupQueryAttention": (4, _attention),
+    "MultiHeadAttention": (3, _attention),
+}

@@ -1,0 +1,1 @@
+"""Where each operator runs: decisions with reasons, and the cut into segments."""

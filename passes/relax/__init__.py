@@ -1,0 +1,1 @@
+"""The decoder in Relax: the operators of our own, the translation from ONNX, and one pass a file."""

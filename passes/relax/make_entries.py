@@ -1,0 +1,76 @@
+"""Entry points by width: one function per segment and number of new tokens, all over the same caches and weights.
+
+    step_<n>(ids[1, n], pos, caches, weights)         -> (logits[1, n, vocab], ids[1, n])   the greedy choice beside
+    prefill_<n>(ids[1, n], pos, row, caches, weights) -> (logits[1, 1, vocab], ids[1, 1])   head on row `row` only
+
+The entries of a segment s0 are s0_step_<n> and so on; `row` is a parameter of the segment with the head only. Widths
+are bound, so all storage is planned ahead; symbolic widths would allocate at every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from passes.place.partition import WHOLE
+from passes.relax import dialect as D
+from passes.relax.rebuild import bindings, rebuild
+
+_HEADS = ("hsd.linear", "hsd.linear_nbits")
+
+
+def step_name(n: int, segment: str = WHOLE) -> str:
+    """Name of the entry point for n new tokens with all logits."""
+    return f"step_{n}" if segment == WHOLE else f"{segment}_step_{n}"
+
+
+def prefill_name(n: int, segment: str = WHOLE) -> str:
+    """Name of the entry point for a prompt chunk of n tokens with one row of logits."""
+    return f"prefill_{n}" if segment == WHOLE else f"{segment}_prefill_{n}"
+
+
+@tvm.transform.module_pass(opt_level=0, name="MakeEntries")
+class MakeEntries:
+    """Specialise every segment to the widths of `steps` and to one prefill chunk."""
+
+    def __init__(self, steps: Sequence[int], prefill: int):
+        self.steps, self.prefill = tuple(steps), prefill
+
+    def transform_module(self, mod: Any, ctx: Any) -> Any:
+        """Replace the segments by their entry points."""
+        out = {}
+        for var, func in mod.functions.items():
+            segment = str(var.name_hint)
+            chooses = any(D.op_name(b.value) == "hsd.argmax" for b in bindings(func))
+            at_prefill = _one_row(func) if chooses else func
+            entries = [(step_name(n, segment), func, n) for n in self.steps]
+            for name, body, n in [*entries, (prefill_name(self.prefill, segment), at_prefill, self.prefill)]:
+                out[tvm.ir.GlobalVar(name)] = _at_width(body, n, name)
+        return tvm.IRModule(out)
+
+
+def _at_width(func: Any, n: int, name: str) -> Any:
+    alone = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+    bound = relax.transform.BindSymbolicVars({"n": n}, "main")(alone)["main"]
+    return relax.utils.copy_with_new_vars(bound).with_attr("global_symbol", name)
+
+
+def _one_row(func: Any) -> Any:
+    """The head (the last linear) reads row `row` of its input only."""
+    row = relax.Var("row", tvm.ir.PrimType("int64"))
+    left = sum(D.op_name(b.value) in _HEADS for b in bindings(func))
+
+    def head(bb: Any, call: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left:
+            return call
+        x = bb.emit(D.take_row(call.args[0], row))
+        return relax.Call(call.op, [x, *call.args[1:]], call.attrs)
+
+    at = 1 + next(i for i, p in enumerate(func.params) if p.name == "pos")
+    params = [*func.params[:at], row, *func.params[at:]]
+    return rebuild(func, params, table=dict.fromkeys(_HEADS, head))

@@ -1,0 +1,33 @@
+"""The thread pool and the workspace allocator that lie under TVM's kernels: a C library, one for each instruction set.
+
+``src`` is its C11 source; ``pool.h`` says what it does. It is compiled by the Zig compiler that links kernels, once for
+each instruction set, into the user's cache folder, and copied into bundles. ``hetero_sd/runtime/model/thread_pool.py``
+loads it on the device.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from targets.cpu.pool.building import build, build_key
+
+SOURCES = Path(__file__).resolve().parent / "src"
+LIBRARY = "thread_pool.so"
+
+
+def cache_folder() -> Path:
+    """Return where built libraries are kept: $XDG_CACHE_HOME, else ~/.cache, then hetero_sd/thread_pool."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(stated) if stated.startswith("/") else Path(os.path.expanduser("~")) / ".cache"
+    return base / "hetero_sd" / "thread_pool"
+
+
+def ensure(isa: str) -> Path:
+    """Return the library for ``x86-64`` or ``aarch64``; it is built once (seconds), and again when its sources change.
+
+    Raises:
+        UserError: no compiler, or a folder that cannot be written.
+    """
+    library = cache_folder() / build_key(isa, SOURCES) / LIBRARY
+    return library if library.is_file() else build(isa, SOURCES, library)

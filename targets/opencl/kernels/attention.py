@@ -1,0 +1,290 @@
+"""Attention over the in-place KV cache: one PrimFunc of three kernels appends the new rows and attends.
+
+    append   keys and values of the new rows go into the caches
+    scores   one work-item per head, block of 32 keys and up to 8 rows: softmax inside the block, its peak and its sum
+    weigh    one work-item per head, 4 values and up to 4 rows: the blocks, each rescaled to the highest peak, times V
+
+Rows of one work-item share each read of keys and values; heads that share them are neighbours. Blocks begin at
+multiples of 32 keys and a row sees keys 0 .. pos + t (or the last `window` of them) only, so its bits depend neither on
+n nor on stale rows. Many rows over a long context take several passes, so that the scratch memory stays below
+SCRATCH_BYTES. Caches: keys [kv heads, context / 4, head_dim, 4], values [kv heads, context, head_dim]. The caller
+checks pos + n <= context.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tvm.script import tirx as T
+
+from targets.kernels.vector_math import lanes_exp, lanes_tanh
+from targets.opencl.tile import GpuTile
+
+KEYS = 32
+SCRATCH_BYTES = 8 << 20
+
+
+def key_blocks(context: int) -> int:
+    """Blocks of keys that a context has."""
+    return -(-context // KEYS)
+
+
+def scratch_rows(n: int, heads: int, context: int) -> int:
+    """Rows of one pass: as many of n as have their weights in SCRATCH_BYTES, in equal passes; at least one."""
+    most = max(1, SCRATCH_BYTES // (4 * heads * context))
+    return -(-n // -(-n // most))
+
+
+@functools.cache
+def attention_cached(
+    tile: GpuTile,
+    n: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    context: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Any:
+    """The PrimFunc (q, k, v, key cache, value cache, pos, y, weights[r, heads, context], block[r, heads, blocks, 2]).
+
+    window 0 means none: row t sees key j iff j <= pos + t, and j > pos + t - window where there is one. softcap c
+    > 0 replaces a score s by c * tanh(s / c). context must be a multiple of 4. The last two are scratch, r =
+    scratch_rows(n, heads, context).
+    """
+    size, lanes, share = tile.group, tile.lanes, heads // kv_heads
+    tiles, blocks, per_block = context // lanes, key_blocks(context), KEYS // lanes
+    reach = window if window > 0 else context
+    wide = tile.vector(head_dim)
+    quads = head_dim // wide
+    cap = softcap if softcap > 0 else 1.0
+    held = scratch_rows(n, heads, context)
+    passes = -(-n // held)
+    score_rows, out_rows = tile.shared_rows(held, lanes), tile.shared_rows(held, 2 * wide)
+    steps = tile.unroll(head_dim, score_rows, lanes, held=score_rows)
+    score_tiles, out_tiles = -(-held // score_rows), -(-held // out_rows)
+    new_items, score_items, out_items = n * kv_heads * head_dim, heads * blocks, heads * quads
+    new_groups, score_groups, out_groups = (-(-i // size) for i in (new_items, score_items, out_items))
+
+    def last(pos: Any, t: Any) -> Any:
+        """The last key that row t sees."""
+        return T.Cast("int32", pos) + t
+
+    def first(pos: Any, t: Any) -> Any:
+        """The first key that row t sees."""
+        return T.max(last(pos, t) + 1 - reach, 0)
+
+    def hidden(pos: Any, t: Any, key: Any) -> Any:
+        """Whether row t does not see a key."""
+        return T.Or(key > last(pos, t), key < first(pos, t))
+
+    def nth(pos: Any, t: Any, b: Any) -> Any:
+        """Block b, counted from the first that row t sees."""
+        return first(pos, t) // KEYS + b
+
+    def key(pos: Any, t: Any, b: Any, s: Any) -> Any:
+        """Key s of that block, counted from the first in it that row t sees."""
+        return T.max(first(pos, t), nth(pos, t, b) * KEYS) + s
+
+    def row(p: Any, r: Any, count: int, m: Any) -> Any:
+        """Row m of tile r, `count` rows each, in pass p; where no rows are left, the last one again."""
+        return T.min(p * held + T.min(r * count + m, held - 1), n - 1)
+
+    @T.prim_func(s_tir=True)
+    def attention_cached(
+        q: T.Buffer((1, n, heads * head_dim), "float32"),
+        k: T.Buffer((1, n, kv_heads * head_dim), "float32"),
+        v: T.Buffer((1, n, kv_heads * head_dim), "float32"),
+        keys: T.Buffer((1, kv_heads, tiles, head_dim, lanes), "float32"),
+        values: T.Buffer((1, kv_heads, context, head_dim), "float32"),
+        pos: T.int64,
+        y: T.Buffer((1, n, heads * head_dim), "float32"),
+        weights: T.Buffer((held, heads, context), "float32"),
+        block: T.Buffer((held, heads, blocks, 2), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for g in T.thread_binding(new_groups, thread="blockIdx.x"):
+            for t in T.thread_binding(size, thread="threadIdx.x"):
+                with T.sblock("append"):
+                    vm = T.axis.spatial(n, (g * size + t) // (kv_heads * head_dim))
+                    vh = T.axis.spatial(kv_heads, (g * size + t) // head_dim % kv_heads)
+                    vd = T.axis.spatial(head_dim, (g * size + t) % head_dim)
+                    T.where(g * size + t < new_items)
+                    keys[0, vh, last(pos, vm) // lanes, vd, last(pos, vm) % lanes] = k[0, vm, vh * head_dim + vd]
+                    values[0, vh, last(pos, vm), vd] = v[0, vm, vh * head_dim + vd]
+        for p in T.serial(passes):
+            for g in T.thread_binding(score_groups, thread="blockIdx.y"):
+                for r in T.thread_binding(score_tiles, thread="blockIdx.x"):
+                    for t in T.thread_binding(size, thread="threadIdx.x"):
+                        with T.sblock("scores"):
+                            vp = T.axis.spatial(passes, p)
+                            vr = T.axis.spatial(score_tiles, r)
+                            vb = T.axis.spatial(blocks, (g * size + t) // heads)
+                            vh = T.axis.spatial(heads, (g * size + t) % heads)
+                            T.where(g * size + t < score_items)
+                            dot = T.sblock_alloc_buffer((score_rows, lanes), "float32", scope="local")
+                            kk = T.sblock_alloc_buffer((steps, lanes), "float32", scope="local")
+                            qq = T.sblock_alloc_buffer((steps,), "float32", scope="local")
+                            peak = T.sblock_alloc_buffer((score_rows,), "float32", scope="local")
+                            total = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+                            if vb * KEYS <= last(pos, row(vp, vr, score_rows, score_rows - 1)) and (
+                                vb * KEYS + KEYS > first(pos, row(vp, vr, score_rows, 0))
+                            ):
+                                for m in T.unroll(score_rows):
+                                    peak[m] = T.float32(-3e38)
+                                for s in T.serial(T.min(per_block, tiles - vb * per_block)):
+                                    for m in T.unroll(score_rows):
+                                        for i in T.vectorized(lanes):
+                                            dot[m, i] = T.float32(0)
+                                    for d in T.serial(head_dim // steps):
+                                        for e in T.unroll(steps):
+                                            for i in T.vectorized(lanes):
+                                                kk[e, i] = keys[0, vh // share, vb * per_block + s, d * steps + e, i]
+                                        for m in T.unroll(score_rows):
+                                            for e in T.vectorized(steps):
+                                                qq[e] = q[0, row(vp, vr, score_rows, m), vh * head_dim + d * steps + e]
+                                            for e in T.unroll(steps):
+                                                for i in T.vectorized(lanes):
+                                                    dot[m, i] = T.fma(qq[e], kk[e, i], dot[m, i])
+                                    for m in T.unroll(score_rows):
+                                        for i in T.vectorized(lanes):
+                                            dot[m, i] = dot[m, i] * T.float32(scale)
+                                        if softcap > 0:
+                                            for i in T.vectorized(lanes):
+                                                dot[m, i] = T.float32(cap) * lanes_tanh(dot[m, i] * T.float32(1 / cap))
+                                        for i in T.unroll(lanes):
+                                            if hidden(pos, row(vp, vr, score_rows, m), vb * KEYS + s * lanes + i):
+                                                dot[m, i] = T.float32(-3e38)
+                                            peak[m] = T.max(peak[m], dot[m, i])
+                                        if vr * score_rows + m < held:
+                                            for i in T.vectorized(lanes):
+                                                weights[vr * score_rows + m, vh, vb * KEYS + s * lanes + i] = dot[m, i]
+                                for m in T.unroll(score_rows):
+                                    if vr * score_rows + m < held:
+                                        for i in T.vectorized(lanes):
+                                            total[i] = T.float32(0)
+                                        for s in T.serial(T.min(per_block, tiles - vb * per_block)):
+                                            for i in T.vectorized(lanes):
+                                                dot[m, i] = lanes_exp(
+                                                    weights[vr * score_rows + m, vh, vb * KEYS + s * lanes + i]
+                                                    - peak[m]
+                                                )
+                                            for i in T.unroll(lanes):
+                                                if hidden(pos, row(vp, vr, score_rows, m), vb * KEYS + s * lanes + i):
+                                                    dot[m, i] = T.float32(0)
+                                            for i in T.vectorized(lanes):
+                                                total[i] = total[i] + dot[m, i]
+                                            for i in T.vectorized(lanes):
+                                                weights[vr * score_rows + m, vh, vb * KEYS + s * lanes + i] = dot[m, i]
+                                        block[vr * score_rows + m, vh, vb, 0] = peak[m]
+                                        peak[m] = T.float32(0)
+                                        for i in T.unroll(lanes):
+                                            peak[m] = peak[m] + total[i]
+                                        block[vr * score_rows + m, vh, vb, 1] = peak[m]
+            for g in T.thread_binding(out_groups, thread="blockIdx.y"):
+                for r in T.thread_binding(out_tiles, thread="blockIdx.x"):
+                    for t in T.thread_binding(size, thread="threadIdx.x"):
+                        with T.sblock("weigh"):
+                            vp = T.axis.spatial(passes, p)
+                            vr = T.axis.spatial(out_tiles, r)
+                            vh = T.axis.spatial(heads, (g * size + t) // quads)
+                            vd = T.axis.spatial(quads, (g * size + t) % quads)
+                            T.where(g * size + t < out_items)
+                            part = T.sblock_alloc_buffer((out_rows, wide), "float32", scope="local")
+                            out = T.sblock_alloc_buffer((out_rows, wide), "float32", scope="local")
+                            vv = T.sblock_alloc_buffer((wide,), "float32", scope="local")
+                            top = T.sblock_alloc_buffer((out_rows,), "float32", scope="local")
+                            total = T.sblock_alloc_buffer((out_rows,), "float32", scope="local")
+                            by = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                            for m in T.unroll(out_rows):
+                                top[m] = T.float32(-3e38)
+                                total[m] = T.float32(0)
+                                for i in T.vectorized(wide):
+                                    out[m, i] = T.float32(0)
+                                for b in T.serial(
+                                    last(pos, row(vp, vr, out_rows, m)) // KEYS
+                                    + 1
+                                    - first(pos, row(vp, vr, out_rows, m)) // KEYS
+                                ):
+                                    top[m] = T.max(
+                                        top[m],
+                                        block[
+                                            T.min(vr * out_rows + m, held - 1),
+                                            vh,
+                                            nth(pos, row(vp, vr, out_rows, m), b),
+                                            0,
+                                        ],
+                                    )
+                            for b in T.serial(
+                                last(pos, row(vp, vr, out_rows, out_rows - 1)) // KEYS
+                                + 1
+                                - first(pos, row(vp, vr, out_rows, 0)) // KEYS
+                            ):
+                                for m in T.unroll(out_rows):
+                                    for i in T.vectorized(wide):
+                                        part[m, i] = T.float32(0)
+                                for s in T.serial(
+                                    T.min(
+                                        last(pos, row(vp, vr, out_rows, out_rows - 1)) + 1,
+                                        (nth(pos, row(vp, vr, out_rows, 0), b + 1)) * KEYS,
+                                    )
+                                    - key(pos, row(vp, vr, out_rows, 0), b, 0)
+                                ):
+                                    for i in T.vectorized(wide):
+                                        vv[i] = values[
+                                            0, vh // share, key(pos, row(vp, vr, out_rows, 0), b, s), vd * wide + i
+                                        ]
+                                    for m in T.unroll(out_rows):
+                                        if T.Not(
+                                            hidden(
+                                                pos, row(vp, vr, out_rows, m), key(pos, row(vp, vr, out_rows, 0), b, s)
+                                            )
+                                        ):
+                                            for i in T.vectorized(wide):
+                                                part[m, i] = T.fma(
+                                                    weights[
+                                                        T.min(vr * out_rows + m, held - 1),
+                                                        vh,
+                                                        key(pos, row(vp, vr, out_rows, 0), b, s),
+                                                    ],
+                                                    vv[i],
+                                                    part[m, i],
+                                                )
+                                for m in T.unroll(out_rows):
+                                    if nth(pos, row(vp, vr, out_rows, 0), b) >= first(
+                                        pos, row(vp, vr, out_rows, m)
+                                    ) // KEYS and (
+                                        nth(pos, row(vp, vr, out_rows, 0), b)
+                                        <= last(pos, row(vp, vr, out_rows, m)) // KEYS
+                                    ):
+                                        by[0] = lanes_exp(
+                                            block[
+                                                T.min(vr * out_rows + m, held - 1),
+                                                vh,
+                                                nth(pos, row(vp, vr, out_rows, 0), b),
+                                                0,
+                                            ]
+                                            - top[m]
+                                        )
+                                        total[m] = T.fma(
+                                            by[0],
+                                            block[
+                                                T.min(vr * out_rows + m, held - 1),
+                                                vh,
+                                                nth(pos, row(vp, vr, out_rows, 0), b),
+                                                1,
+                                            ],
+                                            total[m],
+                                        )
+                                        for i in T.vectorized(wide):
+                                            out[m, i] = T.fma(by[0], part[m, i], out[m, i])
+                            for m in T.unroll(out_rows):
+                                if vr * out_rows + m < held and vp * held + vr * out_rows + m < n:
+                                    for i in T.vectorized(wide):
+                                        y[0, vp * held + vr * out_rows + m, vh * head_dim + vd * wide + i] = (
+                                            out[m, i] / total[m]
+                                        )
+
+    return attention_cached

@@ -1,0 +1,132 @@
+"""Elementwise kernels: residual and bias addition, gates, activations, scaling. One work-item moves one vector."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tvm.script import tirx as T
+
+from targets.kernels.vector_math import lanes_exp, lanes_gelu, lanes_tanh
+from targets.opencl.tile import GpuTile
+
+
+def add(tile: GpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (a, b, y): y = a + b, all of [1, n, width]."""
+    return _binary(tile, n, width, "add")
+
+
+def silu_mul(tile: GpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (gate, up, y): y = gate * sigmoid(gate) * up, all of [1, n, width]."""
+    return _binary(tile, n, width, "silu_mul")
+
+
+def gelu_mul(tile: GpuTile, n: int, width: int, tanh: bool, *constants: float) -> Any:
+    """The PrimFunc (gate, up, y): y = gelu(gate) * up, all of [1, n, width]; `tanh`, `constants`: see lanes_gelu."""
+    return _binary(tile, n, width, "gelu_mul tanh" if tanh else "gelu_mul erf", *constants)
+
+
+def gelu(tile: GpuTile, n: int, width: int, tanh: bool, *constants: float) -> Any:
+    """GELU of every value, a PrimFunc (x, y) of [1, n, width]; `tanh`, `constants`: which GELU (lanes_gelu)."""
+    return _unary(tile, n, width, "gelu tanh" if tanh else "gelu erf", *constants)
+
+
+def tanh(tile: GpuTile, n: int, width: int) -> Any:
+    """Hyperbolic tangent of every value, a PrimFunc (x, y) of [1, n, width]."""
+    return _unary(tile, n, width, "tanh")
+
+
+def scale(tile: GpuTile, n: int, width: int, factor: float) -> Any:
+    """The PrimFunc (x, y): y = factor * x, both of [1, n, width]."""
+    return _unary(tile, n, width, "scale", factor)
+
+
+_BINARY: dict[str, Any] = {
+    "add": lambda a, b, *_: a + b,
+    "gelu_mul tanh": lambda gate, up, *constants: lanes_gelu(gate, True, *constants) * up,
+    "gelu_mul erf": lambda gate, up, *_: lanes_gelu(gate, tanh=False) * up,
+    "silu_mul": lambda gate, up, *_: gate / (T.float32(1) + lanes_exp(T.float32(0) - gate)) * up,
+}
+
+
+@functools.cache
+def _binary(tile: GpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
+    size, lanes = tile.group, tile.vector(width)
+    function: Any = lambda a, b: _BINARY[kind](a, b, *constants)  # noqa: E731 (a kernel calls it by name)
+    items = n * width // lanes
+    groups = -(-items // size)
+
+    @T.prim_func(s_tir=True)
+    def binary(
+        a: T.Buffer((1, n, width), "float32"),
+        b: T.Buffer((1, n, width), "float32"),
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for g in T.thread_binding(groups, thread="blockIdx.x"):
+            for t in T.thread_binding(size, thread="threadIdx.x"):
+                with T.sblock("vector"):
+                    vi = T.axis.spatial(items, g * size + t)
+                    T.where(g * size + t < items)
+                    for v in T.vectorized(lanes):
+                        y[0, vi * lanes // width, vi * lanes % width + v] = function(
+                            a[0, vi * lanes // width, vi * lanes % width + v],
+                            b[0, vi * lanes // width, vi * lanes % width + v],
+                        )
+
+    return binary
+
+
+@functools.cache
+def add_bias(tile: GpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (a[1, n, width], b[width], y): y = a + b in every row."""
+    size, lanes = tile.group, tile.vector(width)
+    items = n * width // lanes
+    groups = -(-items // size)
+
+    @T.prim_func(s_tir=True)
+    def add_bias(
+        a: T.Buffer((1, n, width), "float32"),
+        b: T.Buffer((width,), "float32"),
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for g in T.thread_binding(groups, thread="blockIdx.x"):
+            for t in T.thread_binding(size, thread="threadIdx.x"):
+                with T.sblock("vector"):
+                    vi = T.axis.spatial(items, g * size + t)
+                    T.where(g * size + t < items)
+                    for v in T.vectorized(lanes):
+                        y[0, vi * lanes // width, vi * lanes % width + v] = (
+                            a[0, vi * lanes // width, vi * lanes % width + v] + b[vi * lanes % width + v]
+                        )
+
+    return add_bias
+
+
+@functools.cache
+def _unary(tile: GpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
+    size, lanes = tile.group, tile.vector(width)
+    items = n * width // lanes
+    groups = -(-items // size)
+    function: Any = {
+        "gelu tanh": lambda x: lanes_gelu(x, True, *constants),
+        "gelu erf": lambda x: lanes_gelu(x, tanh=False),
+        "tanh": lanes_tanh,
+        "scale": lambda x: T.float32(constants[0]) * x,
+    }[kind]
+
+    @T.prim_func(s_tir=True)
+    def unary(x: T.Buffer((1, n, width), "float32"), y: T.Buffer((1, n, width), "float32")):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for g in T.thread_binding(groups, thread="blockIdx.x"):
+            for t in T.thread_binding(size, thread="threadIdx.x"):
+                with T.sblock("vector"):
+                    vi = T.axis.spatial(items, g * size + t)
+                    T.where(g * size + t < items)
+                    for v in T.vectorized(lanes):
+                        y[0, vi * lanes // width, vi * lanes % width + v] = function(
+                            x[0, vi * lanes // width, vi * lanes % width + v]
+                        )
+
+    return unary

@@ -1,0 +1,76 @@
+"""Copies of a part: a prompt chunk's last row (the head needs no other), columns of a product, rows of a table."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tvm.script import tirx as T
+
+from targets.opencl.kernels import load_half, storage
+from targets.opencl.tile import GpuTile
+
+
+@functools.cache
+def take_row(tile: GpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (x[1, n, width], row, y[1, 1, width]): y = x[row]."""
+    size = tile.group
+    groups = -(-width // size)
+
+    @T.prim_func(s_tir=True)
+    def take_row(x: T.Buffer((1, n, width), "float32"), row: T.int64, y: T.Buffer((1, 1, width), "float32")):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for g in T.thread_binding(groups, thread="blockIdx.x"):
+            for t in T.thread_binding(size, thread="threadIdx.x"):
+                with T.sblock("value"):
+                    vi = T.axis.spatial(width, g * size + t)
+                    T.where(g * size + t < width)
+                    y[0, 0, vi] = x[0, T.Cast("int32", row), vi]
+
+    return take_row
+
+
+@functools.cache
+def take_columns(tile: GpuTile, n: int, width: int, start: int, part: int) -> Any:
+    """The PrimFunc (x[1, n, width], y[1, n, part]): y = x[:, :, start : start + part]."""
+    size = tile.group
+    groups = -(-(n * part) // size)
+
+    @T.prim_func(s_tir=True)
+    def take_columns(x: T.Buffer((1, n, width), "float32"), y: T.Buffer((1, n, part), "float32")):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for g in T.thread_binding(groups, thread="blockIdx.x"):
+            for t in T.thread_binding(size, thread="threadIdx.x"):
+                with T.sblock("value"):
+                    vi = T.axis.spatial(n * part, g * size + t)
+                    T.where(g * size + t < n * part)
+                    y[0, vi // part, vi % part] = x[0, vi // part, start + vi % part]
+
+    return take_columns
+
+
+@functools.cache
+def learned_positions(tile: GpuTile, n: int, rows: int, width: int, dtype: str) -> Any:
+    """The PrimFunc (w[rows, width], ids[1, n], pos, y[1, n, width]): y = w[pos : pos + n] in float32; ids is unread."""
+    size, half, stored = tile.group, dtype == "float16", storage(dtype)
+    groups = -(-(n * width) // size)
+
+    @T.prim_func(s_tir=True)
+    def learned_positions(
+        w: T.Buffer((rows, width), stored),
+        ids: T.Buffer((1, n), "int64"),
+        pos: T.int64,
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for g in T.thread_binding(groups, thread="blockIdx.x"):
+            for t in T.thread_binding(size, thread="threadIdx.x"):
+                with T.sblock("value"):
+                    vi = T.axis.spatial(n * width, g * size + t)
+                    T.where(g * size + t < n * width)
+                    if half:
+                        y[0, vi // width, vi % width] = load_half(w, T.Cast("int32", pos) + vi // width, vi % width)
+                    else:
+                        y[0, vi // width, vi % width] = w[T.Cast("int32", pos) + vi // width, vi % width]
+
+    return learned_positions

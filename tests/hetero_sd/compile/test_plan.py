@@ -1,0 +1,168 @@
+"""compile's plan is predict's search; what is given is kept and priced; the verdict has the numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from costmodel.decoder import DecoderSpec
+from costmodel.format import Format
+from costmodel.question import Question, factors_of
+from costmodel.search import Search
+from costmodel.standard_decoder import Blocks, standard_decoder
+from hetero_sd.compile.plan import Overrides, make_plan, whole_context
+from hetero_sd.predict.inputs import AlphaFile
+from targets.boards import load_board
+from targets.device import Board
+from targets.errors import UserError
+
+
+def shape(name: str, hidden: int, layers: int, heads: int, ffn: int, vocab: int = 128256) -> DecoderSpec:
+    """A Llama with int4 weights, 8 KV heads."""
+    blocks = Blocks(hidden, heads, 8, hidden // heads, ffn, vocab, Format("int4", 32, "float16"))
+    return standard_decoder(name, blocks, [0] * layers, tied=True)
+
+
+TARGET, DRAFT = shape("3B", 3072, 12, 24, 8192), shape("1B", 2048, 5, 32, 8192)
+PAIR = {"target": TARGET, "draft": DRAFT}
+
+
+def small(board: Board, capacity: int) -> Board:
+    return replace(board, dram=replace(board.dram, capacity_bytes=capacity, reserved_bytes=0))
+
+
+@pytest.mark.parametrize("board", ["rk3588", "imx95", "rpi5"])
+def test_it_is_the_search_of_what_one_process_can_run(board: str) -> None:
+    found = load_board(board)
+    plan, prediction = make_plan(found, PAIR, 1024)
+    question = Question(found, (TARGET,), (DRAFT,), 0.8, 512, factors_of(found), cache_rows=1024, one_process=True)
+    best = Search(question).decide().best
+    assert (plan.mode, plan.gamma) == (best.mode, best.gamma)
+    assert prediction.decision.best.tokens_per_s == best.tokens_per_s
+    assert plan.prediction["tokens_per_s"] == pytest.approx(best.tokens_per_s, rel=0.02)  # widths are those compiled
+    assert plan.variants[0]["reason"].startswith("chosen")
+    assert [v["tokens_per_s"] for v in plan.variants[:3]] == sorted(
+        (v["tokens_per_s"] for v in plan.variants[:3]), reverse=True
+    )
+    assert plan.given == ()
+    assert best.gamma + 1 in plan.target_widths
+    assert f"{best.tokens_per_s:.2f} tokens/s predicted" in plan.verdict
+    assert plan.memory["total_bytes"] == best.memory.total_bytes < plan.memory["free_bytes"]
+
+
+def test_the_same_inputs_give_the_same_plan() -> None:
+    plans = [json.dumps(make_plan(load_board("rk3588"), PAIR, 256)[0].to_json()) for _ in range(2)]
+    assert plans[0] == plans[1]
+    other = json.dumps(make_plan(load_board("rk3588"), PAIR, 512)[0].to_json())
+    assert other != plans[0]
+
+
+def test_what_is_given_is_kept_and_priced() -> None:
+    board = load_board("imx95")
+    own, _ = make_plan(board, PAIR, 256)
+    assert own.mode == "sequential"
+    plan, _ = make_plan(board, PAIR, 256, Overrides(gamma=7, place="target=gpu:4-11"))
+    assert (plan.gamma, plan.given) == (7, ("gamma", "place"))
+    assert plan.places == {"target": "gpu:4-11", "draft": "cpu"}
+    ratio = own.prediction["tokens_per_s"] / plan.prediction["tokens_per_s"]
+    assert f"the plan would have taken: speculate with gamma {own.gamma}" in plan.verdict
+    assert f"predicted {ratio:.2f}x faster" in plan.verdict
+    assert any(r.endswith("as given with --place target=gpu:4-11") for r in plan.reasons)
+    assert "gamma 7: as given with --gamma 7" in plan.reasons
+    same, _ = make_plan(board, PAIR, 256, Overrides(gamma=own.gamma, place="cpu"))
+    assert "the plan would have decided the same" in same.verdict
+    assert same.prediction["tokens_per_s"] == own.prediction["tokens_per_s"]
+
+
+def test_a_drafter_that_does_not_pay_stays_in_the_bundle_with_its_price() -> None:
+    plan, _ = make_plan(load_board("imx95"), PAIR, 256, Overrides(alpha=0.05))
+    assert (plan.mode, plan.gamma) == ("target-only", 0)
+    assert set(plan.places) == {"target", "draft"}
+    assert "Speculation does not pay: its best, gamma 1, reaches" in plan.verdict
+    assert "it pays from acceptance 0." in plan.verdict
+    assert f"takes {1e-6 * plan.memory['drafter_bytes']:.0f} MB of memory" in plan.verdict
+    assert plan.memory["drafter_bytes"] > DRAFT.weight_bytes
+    assert "live" in plan.prediction
+    zero, _ = make_plan(load_board("imx95"), PAIR, 256, Overrides(gamma=0))
+    assert zero.mode == "target-only"
+    assert "--gamma" in zero.verdict
+
+
+def test_a_drafter_that_does_not_fit_is_left_out() -> None:
+    need = 150_000_000 + TARGET.weight_bytes + 200_000_000
+    plan, _ = make_plan(small(load_board("imx95"), need), PAIR, 256)
+    assert set(plan.places) == {"target"}
+    assert plan.mode == "target-only"
+    assert "left out of the bundle: it does not fit" in plan.verdict
+    assert "live" not in plan.prediction
+    with pytest.raises(
+        UserError, match=r"3B and 1B fits no memory of board imx95: it needs at least \d\.\d+ GB, \d\.\d+ GB"
+    ):
+        make_plan(small(load_board("imx95"), need), PAIR, 256, Overrides(gamma=2))
+    with pytest.raises(UserError, match="3B fits no memory"):
+        make_plan(small(load_board("imx95"), 1 << 29), PAIR, 256)
+
+
+def test_one_cluster_and_one_thread_count_for_both() -> None:
+    for overrides in (Overrides(), Overrides(gamma=4, place="cpu"), Overrides(place="target=cpu,draft=gpu")):
+        plan, prediction = make_plan(load_board("rk3588"), PAIR, 256, overrides)
+        assert 1 <= plan.threads <= load_board("rk3588").cluster(plan.cluster).count
+        assert plan.cpu_ids == load_board("rk3588").cluster(plan.cluster).cpu_ids
+        for variant in plan.variants:
+            models = [variant["target"], variant["draft"]]
+            cores = {s["processor"] for m in models if m for s in m["placement"]} - {"gpu"}
+            assert len(cores) <= 1
+        assert prediction.decision.best.reason
+
+
+def test_measured_acceptance_and_factors_of_the_board_decide() -> None:
+    board = load_board("imx95")
+    low = AlphaFile((0.05,), (0.04,), (0.06,), "measured, a.json")
+    plan, _ = make_plan(board, PAIR, 256, Overrides(alpha_file=low))
+    assert plan.mode == "target-only"
+    assert "measured, a.json" in plan.verdict
+    fact = {"value": 2.0, "kind": "measured", "source": "a test"}
+    slower = Board.from_json({**board.to_json(), "factors": {"compute": fact}})
+    ratio = (
+        make_plan(board, PAIR, 256)[0].prediction["tokens_per_s"]
+        / (make_plan(slower, PAIR, 256)[0].prediction["tokens_per_s"])
+    )
+    assert 1.3 < ratio <= 2.0
+
+
+def test_vocabularies_padded_differently_share_a_tokenizer() -> None:
+    padded = {**PAIR, "draft": shape("1B padded", 2048, 5, 32, 8192, 128320)}
+    assert make_plan(load_board("imx95"), padded, 256)[0].mode == "sequential"
+
+
+def test_widths_follow_the_plan_and_what_the_run_may_come_to_prefer() -> None:
+    board = load_board("imx95")
+    auto, _ = make_plan(board, PAIR, 256)
+    given, _ = make_plan(board, PAIR, 256, Overrides(gamma=4, widths=(11,)))
+    assert given.target_widths == (1, 2, 4, 5, 8, 11)
+    assert {1, 2, 4, 8, auto.gamma + 1} <= set(auto.target_widths)
+    alone, _ = make_plan(board, {"target": TARGET}, 256)
+    assert alone.target_widths == (1, 2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (Overrides(alpha=1.5), "acceptance 1.5 is not a probability"),
+        (Overrides(place="gpu:90"), "there is no layer 90"),
+        (Overrides(place="npu"), "cannot be read"),
+    ],
+)
+def test_impossible_wishes_are_refused(overrides: Overrides, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_plan(load_board("imx95"), PAIR, 256, overrides)
+
+
+def test_contexts_are_whole_tiles() -> None:
+    board: Any = load_board("rk3588")
+    assert whole_context(board, 2) == 32
+    assert whole_context(board, 1000) % 4 == 0
+    assert whole_context(board, 1000) >= 1000

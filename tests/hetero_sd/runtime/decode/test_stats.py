@@ -1,0 +1,117 @@
+"""Numbers of a run, worked out by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hetero_sd.runtime.decode.stats import acceptance_rate, stats_json, stats_table, summarise
+from hetero_sd.runtime.decode.trace import Round, Stopwatch, Trace
+
+
+def a_trace():
+    return Trace(
+        prompt_tokens=5,
+        token_ids=list(range(9)),
+        finish_reason="length",
+        prefill_s=0.5,
+        draft_prefill_s=0.1,
+        rounds=[
+            Round(4, 4, draft_s=0.08, verify_s=0.3, sampling_s=0.01, dispatch_s=0.01),
+            Round(4, 1, draft_s=0.12, verify_s=0.5, sampling_s=0.03, dispatch_s=0.01),
+            Round(0, 0, draft_s=0.0, verify_s=0.2, sampling_s=0.02, dispatch_s=0.01),
+        ],
+    )
+
+
+def test_summary_by_hand():
+    got = summarise([a_trace()])
+    decode_s = 0.1 + 0.40 + 0.66 + 0.23
+    assert got["decode_s"] == pytest.approx(decode_s)
+    assert got["tokens_per_s"] == pytest.approx(8 / decode_s)  # the first token belongs to the prompt
+    assert got["time_to_first_token_s"] == 0.5
+    assert (got["rounds"], got["drafted"], got["accepted"]) == (3, 8, 5)
+    assert got["acceptance_rate"] == pytest.approx(5 / 6)  # 5 accepted, 1 rejected, 2 never judged
+    assert got["tokens_per_round"] == (5 + 2) / 2  # rounds that drafted
+    assert got["median_s"]["draft_step"] == pytest.approx((0.08 / 4 + 0.12 / 4) / 2)
+    assert got["median_s"]["verify_step"] == {"1": 0.2, "5": pytest.approx(0.4)}
+    assert got["median_s"]["sampling"] == 0.02
+    assert got["median_s"]["dispatch"] == 0.01
+    assert got["finish_reason"] == "length"
+
+
+def test_several_generations_are_added():
+    got = summarise([a_trace(), a_trace()])
+    assert (got["prompt_tokens"], got["new_tokens"], got["rounds"]) == (10, 18, 6)
+    assert got["finish_reason"] is None
+    assert got["tokens_per_s"] == pytest.approx(summarise([a_trace()])["tokens_per_s"])
+
+
+def test_nothing_measured_is_none():
+    got = stats_json([Trace(prompt_tokens=1, token_ids=[3], finish_reason="eos", prefill_s=0.1)], {})
+    assert got["tokens_per_s"] is None
+    assert got["acceptance_rate"] is None
+    assert got["median_s"] == {"draft_step": None, "verify_step": {}, "sampling": None, "dispatch": None}
+    assert "1 prompt tokens, 1 new tokens" in stats_table(got)
+    json.dumps(got, allow_nan=False)
+
+
+def test_wilson_interval_of_a_textbook_case():
+    rounds = [Round(1, 1, 0, 0, 0, 0)] * 81 + [Round(1, 0, 0, 0, 0, 0)] * 182  # 81 of 263
+    alpha, (low, high) = acceptance_rate(rounds)
+    assert alpha == pytest.approx(0.3080, abs=5e-5)
+    # Newcombe 1998, Statistics in Medicine 17, table I, method 3: 0.2553 to 0.3662
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+
+
+def test_interval_stays_a_probability():
+    assert acceptance_rate([Round(3, 3, 0, 0, 0, 0)])[1][1] <= 1.0
+    assert acceptance_rate([Round(3, 0, 0, 0, 0, 0)])[1][0] >= 0.0
+
+
+def test_comparison_with_the_plan():
+    plan = {"prediction": {"draft_step_s": 0.02, "verify_step_s": {"5": 0.5}, "tokens_per_s": "fast", "sampling_s": 0}}
+    rows = {row["term"]: row for row in stats_json([a_trace()], plan)["predicted_vs_measured"]}
+    assert rows["draft step"]["measured"] == pytest.approx(25.0)  # ms
+    assert rows["draft step"]["predicted"] == pytest.approx(20.0)
+    assert rows["draft step"]["deviation"] == pytest.approx(0.25)
+    assert rows["target step, n=5"]["deviation"] == pytest.approx(-0.2)
+    assert rows["target step, n=1"]["predicted"] is None
+    assert rows["speed"]["predicted"] is None
+    assert rows["sampling"]["deviation"] is None
+
+
+@pytest.mark.parametrize("plan", [{}, {"prediction": None}, {"prediction": []}, {"prediction": {"verify_step_s": 3}}])
+def test_plans_without_predictions(plan):
+    assert all(row["predicted"] is None for row in stats_json([a_trace()], plan)["predicted_vs_measured"])
+
+
+def test_table_for_people():
+    plan = {"prediction": {"draft_step_s": 0.02, "verify_step_s": {"5": 0.5}}}
+    assert stats_table(stats_json([a_trace()], plan)) == (
+        "                            measured   predicted   deviation\n"
+        "time to first token (ms)         500           -           -\n"
+        "speed (tokens/s)                5.76           -           -\n"
+        "tokens per round                 3.5           -           -\n"
+        "acceptance rate                0.833           -           -\n"
+        "draft step (ms)                   25          20     +25.0 %\n"
+        "target step, n=1 (ms)            200           -           -\n"
+        "target step, n=5 (ms)            400         500     -20.0 %\n"
+        "sampling (ms)                     20           -           -\n"
+        "dispatch (ms)                     10           -           -\n"
+        "5 prompt tokens, 9 new tokens, 3 rounds, 8 drafted, 5 accepted\n"
+        "tokens drafted in a round: 0 in 1, 4 in 2 rounds"
+    )
+
+
+def test_stopwatch_books_every_interval_once(monkeypatch):
+    times = iter([10.0, 10.5, 10.75, 11.75, 12.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    watch = Stopwatch()
+    watch.book("draft")
+    watch.book("sampling")
+    watch.book("draft")
+    got = watch.round(drafted=2, accepted=1)
+    assert got == Round(2, 1, draft_s=1.5, verify_s=0.0, sampling_s=0.25, dispatch_s=0.25)
+    assert got.total_s == 2.0

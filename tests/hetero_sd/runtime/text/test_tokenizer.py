@@ -1,0 +1,184 @@
+"""The tokenizer's folder: special tokens, chat templates, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import builtins
+import json
+
+import pytest
+
+from hetero_sd.runtime.text.tokenizer import Text
+from targets.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizers_by_kind):
+    tokenizers_by_kind["byte level"].save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def load(folder):
+    return Text(lambda name: folder / name if (folder / name).exists() else None)
+
+
+def write(folder, name, value):
+    (folder / name).write_text(value if isinstance(value, str) else json.dumps(value), "utf-8")
+
+
+def test_text_round_trip(folder):
+    text = load(folder)
+    ids = text.encode_prompt("hello wörld 😀")
+    assert text.decode([*ids, text._tokenizer.token_to_id("<|end|>")]) == "hello wörld 😀"
+    assert max(ids) < text.vocab
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        ({}, []),
+        ({"tokenizer_config.json": {"eos_token": "<|end|>"}}, ["<|end|>"]),
+        ({"tokenizer_config.json": {"eos_token": {"content": "<|user|>"}}}, ["<|user|>"]),
+        ({"tokenizer_config.json": {"eos_token": None}}, []),
+        ({"generation_config.json": {"eos_token_id": 65}}, ["b"]),
+        ({"generation_config.json": {"eos_token_id": [65, 66]}}, ["b", "c"]),
+        (
+            {"generation_config.json": {"eos_token_id": 65}, "tokenizer_config.json": {"eos_token": "<|end|>"}},
+            ["b", "<|end|>"],
+        ),
+    ],
+)
+def test_end_of_text_ids_come_from_both_files(folder, files, names):
+    for name, value in files.items():
+        write(folder, name, value)
+    text = load(folder)
+    assert text.eos_ids == {text._tokenizer.token_to_id(name) for name in names}
+
+
+TEMPLATE = """\
+{%- for m in messages %}
+{{ bos_token }}<|user|>{{ m.content }}
+{%- endfor %}
+{% if add_generation_prompt %}>{% endif %}"""
+
+
+@pytest.mark.parametrize("where", ["own file", "config", "config by name"])
+def test_chat_template_wraps_the_prompt(folder, where):
+    if where == "own file":
+        write(folder, "chat_template.jinja", TEMPLATE)
+        write(folder, "tokenizer_config.json", {"bos_token": "B", "chat_template": "other"})
+    elif where == "config":
+        write(folder, "tokenizer_config.json", {"bos_token": "B", "chat_template": TEMPLATE})
+    else:
+        named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATE}]
+        write(folder, "tokenizer_config.json", {"bos_token": "B", "chat_template": named})
+    text = load(folder)
+    ids = text.encode_prompt("hello")
+    assert text._tokenizer.decode(ids, skip_special_tokens=False) == "B<|user|>hello>"
+    assert text._tokenizer.token_to_id("<|user|>") in ids
+    assert text.decode(text.encode_prompt("hello", chat=False)) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% if %}", "Expected"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe|not safely callable"),
+        ("{{ nothing.at.all }}", "undefined"),
+    ],
+)
+def test_failing_template_is_one_line(folder, template, reason):
+    write(folder, "chat_template.jinja", template)
+    with pytest.raises(UserError, match=reason) as caught:
+        load(folder).encode_prompt("hello")
+    assert "\n" not in str(caught.value)
+    assert "--no-chat-template" in str(caught.value)
+
+
+def test_template_helpers_of_common_templates(folder):
+    template = "{{ messages | tojson }}{% for i in range(9) %}{% break %}{% endfor %}{{ strftime_now('%Y') | length }}"
+    write(folder, "chat_template.jinja", template)
+    text = load(folder)
+    assert text.decode(text.encode_prompt("ü")) == '[{"role": "user", "content": "ü"}]4'
+
+
+def test_the_tag_that_marks_what_the_model_says(folder):
+    """Templates for training have it; what it encloses is rendered like the rest, and its variables stay inside."""
+    said = "{% generation %}{{ m.content }}{{ x }}{% endgeneration %}"
+    template = "{% set x = 'a' %}{% for m in messages %}" + said + "{% endfor %}"
+    write(folder, "chat_template.jinja", template)
+    text = load(folder)
+    assert text.encode_prompt("hi") == text.encode("hia", special=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rendered"),
+    [
+        ("", '{"b": "ü", "a": 1}'),
+        ("ensure_ascii=True", '{"b": "\\u00fc", "a": 1}'),
+        ("separators=(',', ':')", '{"b":"ü","a":1}'),
+        ("sort_keys=True", '{"a": 1, "b": "ü"}'),
+        ("indent=1", '{\n "b": "ü",\n "a": 1\n}'),
+        ("indent=none, ensure_ascii=false, separators=(', ', ':'), sort_keys=true", '{"a":1, "b":"ü"}'),
+    ],
+)
+def test_json_with_the_arguments_that_transformers_takes(folder, arguments, rendered):
+    write(folder, "chat_template.jinja", "{{ {'b': 'ü', 'a': 1} | tojson(" + arguments + ") }}")
+    text = load(folder)
+    assert text.encode_prompt("") == text.encode(rendered, special=False)
+
+
+def test_what_transformers_defines_as_none_is_none(folder):
+    template = "{% if tools is defined and tools is none and documents is none %}y{% else %}n{% endif %}"
+    write(folder, "chat_template.jinja", template)
+    text = load(folder)
+    assert text.encode_prompt("") == text.encode("y", special=False)
+
+
+def test_several_templates_without_a_default_are_said(folder):
+    named = [{"name": "rag", "template": "r"}, {"name": "tool_use", "template": "t"}]
+    write(folder, "tokenizer_config.json", {"chat_template": named})
+    text = load(folder)
+    with pytest.raises(UserError, match=r"by name \(rag, tool_use\) and none is called default.*--no-chat-template"):
+        text.encode_prompt("hi")
+    assert text.encode_prompt("hi", chat=False) == text.encode("hi")
+
+
+def test_without_jinja2_the_message_says_what_to_do(folder, monkeypatch):
+    write(folder, "chat_template.jinja", TEMPLATE)
+    text = load(folder)
+    honest = builtins.__import__
+
+    def blocked(name, *rest, **more):
+        if name.startswith("jinja2"):
+            raise ImportError(name)
+        return honest(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", blocked)
+    with pytest.raises(UserError, match="install it, or give --no-chat-template"):
+        text.encode_prompt("hello")
+    assert text.encode_prompt("hello", chat=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("tokenizer.json", "{}", "is not a tokenizer"),
+        ("tokenizer.json", "\x00", "is not a tokenizer"),
+        ("tokenizer_config.json", "{", "is not valid JSON"),
+        ("tokenizer_config.json", "[" * 10**5, "is not valid JSON"),
+        ("generation_config.json", "[]", "is not a JSON object"),
+    ],
+)
+def test_malformed_files_are_named(folder, name, content, reason):
+    write(folder, name, content)
+    with pytest.raises(UserError, match=reason) as caught:
+        load(folder)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_tokenizer(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer"):
+        load(tmp_path)

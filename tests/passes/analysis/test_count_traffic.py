@@ -1,0 +1,125 @@
+"""Bytes moved and needed, by hand: products, attention, norms and embeddings of both processors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from passes.analysis.count_traffic import Counted, Traffic, count_traffic
+from targets.cpu.tile import CpuTile
+from targets.opencl.tile import GpuTile
+
+GPU, CPU = GpuTile(), CpuTile(lanes=4, panel=16, accumulators=24)
+
+
+def by_name(counted: Counted) -> dict[str, Traffic]:
+    return {t.name: t for t in counted.traffic}
+
+
+def test_one_row_reads_the_weights_once() -> None:
+    from targets.opencl.kernels.linear import linear
+
+    counted = count_traffic(linear(GPU, 1, 64, 48, "float16"))
+    t, (kernel,) = by_name(counted), counted.kernels
+    assert t["w"] == Traffic("w", 64 * 48 * 2, 0, 64 * 48 * 2, 0)
+    assert t["x"] == Traffic("x", 6 * 64 * 4, 0, 64 * 4, 0)  # 48 columns, 8 a work-item: 6 of them read the row
+    assert t["y"] == Traffic("y", 0, 48 * 4, 0, 48 * 4)
+    assert counted.moved_bytes == 64 * 48 * 2 + 6 * 64 * 4 + 48 * 4
+    assert counted.needed_bytes == 64 * 48 * 2 + 64 * 4 + 48 * 4
+    assert (kernel.name, kernel.launches, kernel.work_items, kernel.group) == ("tile", 1, 64, 64)  # one group for 6
+    assert (kernel.vector_lanes, kernel.vector_bits, kernel.register_tile) == (8, 16, (4, 8))  # 4 steps of 8 weights
+
+
+def test_rows_share_the_weights_up_to_eight_and_columns_end_inside_a_panel() -> None:
+    from targets.opencl.kernels.linear import linear
+    from targets.opencl.kernels.linear_nbits import linear_nbits
+
+    for n, tiles in ((4, 1), (5, 1), (8, 1), (9, 2), (16, 2)):
+        t = by_name(count_traffic(linear(GPU, n, 64, 50, "float16")))
+        assert t["w"].read_bytes == tiles * 4 * 64 * 16 * 2  # 4 panels of 16 columns for 50, padding included
+        assert t["y"].written_bytes == n * 50 * 4
+        t = by_name(count_traffic(linear_nbits(GPU, n, 64, 50, 4, 32, "float16", True)))
+        assert t["q"].read_bytes == tiles * 4 * 64 * 16 // 2
+        assert (t["scale"].read_bytes, t["zero"].read_bytes) == (tiles * 4 * 2 * 16 * 2, tiles * 4 * 2 * 16)
+        assert t["q"].needed_read_bytes == 4 * 64 * 16 // 2
+
+
+def test_the_cpu_keeps_rows_and_panels_in_registers() -> None:
+    from targets.cpu.kernels.linear import linear
+    from targets.cpu.kernels.linear_nbits import linear_nbits
+
+    # 8 rows are two tiles of 4: each reads the weights; each of the 32 panels reads all rows
+    counted = count_traffic(linear(CPU, 8, 64, 512, "float16"))
+    t, (kernel,) = by_name(counted), counted.kernels
+    assert (t["w"].read_bytes, t["x"].read_bytes) == (2 * 64 * 512 * 2, 32 * 8 * 64 * 4)
+    assert (kernel.tasks, kernel.work_items, kernel.register_tile) == (32, 0, (4, 16))
+    # a scale is read once for its block of 32 weights, not with each of them
+    t = by_name(count_traffic(linear_nbits(CPU, 1, 64, 32, 8, 32, "float16", False)))
+    assert (t["q"].read_bytes, t["scale"].read_bytes) == (64 * 32, 2 * 32 * 2)
+
+
+def test_attention_reads_what_each_row_sees() -> None:
+    from targets.cpu.kernels.attention import attention_cached
+
+    # 3 rows after 20 keys see 21, 22, 23 keys; in tiles of 4 keys that is 24 for each row
+    heads, kv_heads, dim, past = 4, 2, 32, 20
+    counted = count_traffic(attention_cached(CPU, 3, heads, kv_heads, dim, 64, 0.2, 0, 0.0), scalar=past)
+    t = by_name(counted)
+    row = kv_heads * dim * 4
+    assert t["values"] == Traffic("values", (21 + 22 + 23) * row, 3 * row, 23 * row, 3 * row)
+    assert t["keys"] == Traffic("keys", 3 * 24 * row, 3 * row, 24 * row, 3 * row)
+    windowed = attention_cached(CPU, 1, heads, kv_heads, dim, 64, 0.2, 5, 0.0)
+    assert by_name(count_traffic(windowed, scalar=past))["values"].read_bytes == 5 * row
+    later = by_name(count_traffic(attention_cached(CPU, 3, heads, kv_heads, dim, 64, 0.2, 0, 0.0), scalar=past + 1))
+    assert (
+        later["values"].read_bytes == (22 + 23 + 24) * row
+    )  # the negative control: one more key in the cache is three more rows
+
+
+def test_scratch_and_own_results_need_nothing() -> None:
+    from targets.opencl.kernels.norm import add_rms_norm
+
+    # squares: x, r -> s and a sum for each 64 values; scale: s, w and both sums for each vector of 4 -> y
+    counted = count_traffic(add_rms_norm(GPU, 2, 128, 1e-5), outputs=3, scratch=(5,))
+    t, row = by_name(counted), 128 * 4
+    assert [k.name for k in counted.kernels] == ["squares", "scale"]
+    assert t["s"] == Traffic("s", 2 * row, 2 * row, 0, 2 * row)
+    assert t["sums"] == Traffic("sums", 2 * 32 * 2 * 4, 2 * 2 * 4, 0, 0)
+    assert t["w"] == Traffic("w", 2 * row, 0, row, 0)
+    assert counted.needed_bytes == 2 * row + 2 * row + row + 2 * row + 2 * row
+    assert counted.moved_bytes == sum(k.moved_bytes for k in counted.kernels)
+    kept = count_traffic(add_rms_norm(GPU, 2, 128, 1e-5), outputs=3)
+    assert kept.needed_bytes == counted.needed_bytes + 2 * 2 * 4  # the negative control: were the sums a result
+
+
+@pytest.mark.parametrize("tile", [GPU, CPU], ids=["gpu", "cpu"])
+def test_embedding_needs_the_rows_that_are_looked_up(tile: Any) -> None:
+    import importlib
+
+    where = "opencl" if tile is GPU else "cpu"
+    module = importlib.import_module(f"targets.{where}.kernels.embedding")
+    t = by_name(count_traffic(module.embedding(tile, 3, 512, 96, "float16")))
+    assert (t["w"].read_bytes, t["w"].needed_read_bytes) == (3 * 96 * 2, 3 * 96 * 2)
+    assert (t["ids"].needed_read_bytes, t["y"].written_bytes) == (3 * 8, 3 * 96 * 4)
+
+
+@pytest.mark.slow
+def test_every_kernel_of_both_processors_is_understood() -> None:
+    """The decoders that tests compile, at one and at several tokens."""
+    from passes.lower.kernel_calls import kernel_uses
+    from passes.pipeline import lower_decoder_for_cpu, lower_decoder_for_gpu
+    from passes.testing import TinyDecoder
+
+    for options in ({"dtype": "float16", "tied": True, "qk_norm": True}, {"bits": 4, "qkv_bias": True}):
+        tiny = TinyDecoder(**options)
+        for lower, tile in ((lower_decoder_for_gpu, GPU), (lower_decoder_for_cpu, CPU)):
+            mod = lower(tiny.decoder(tiny.proto()), tile, 64, (3,), 8).mod
+            for entry in ("step_3", "prefill_8"):
+                uses = kernel_uses(mod[entry])
+                assert sum(use.calls for use in uses) > 10
+                for use in uses:
+                    counted = count_traffic(mod[use.name], 20, use.outputs, use.scratch)
+                    assert 0 < counted.needed_bytes <= counted.moved_bytes, use
+                    scratch = [str(mod[use.name].params[i].name) for i in use.scratch]
+                    assert not {"y", "s", "ids"} & set(scratch), use

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tvm import relax
+
+from costmodel.decoder import NORMS, TABLES, DecoderSpec
+from costmodel.format import Format
+from costmodel.place import ATTENTION, HEAD, Part
+from costmodel.work import step_ops, totals
+from passes.analysis.count_traffic import count_traffic
+from passes.analysis.count_work import count_work
+from passes.lower.kernel_calls import kernel_uses
+from passes.onnx import canonicalise
+from passes.pipeline import lower_decoder_for_cpu
+from passes.relax.dialect import op_name
+from passes.relax.rebuild import bindings
+from passes.testing import TinyDecoder
+from targets.cpu import core
+from targets.cpu.tile import cpu_tile
+
+DATA = Path(__file__).parents[2] / "data"
+EXPORTS = DATA / "exports"
+# every family whose blocks differ: gates, packing, biases, norms, multipliers, learned positions, int8
+FAMILIES = [
+    *("gpt2-dynamo-fp32", "gemma2-dynamo-fp32", "gemma3-optimum-fp32", "phi3-dynamo-fp32", "qwen3-genai-int8"),
+    *("granite-genai-int4", "olmo2-dynamo-fp32"),
+]
+
+
+def sizes(shape: DecoderSpec, layer: int = 0) -> list[tuple[str, int, int]]:
+    """Name, inputs and outputs of a layer's matrix multiplications."""
+    return [
+        (op.name, op.k, op.columns)
+        for op in shape.operators
+        if op.kind == "linear" and op.part.layer == layer and op.part.kind != HEAD
+    ]
+
+
+def test_sizes_by_hand() -> None:
+    shape = count_work(TinyDecoder(layers=2, heads=4, kv_heads=2, head_dim=16, ffn=48, vocab=50).decoder(), "tiny")
+    expected = [
+        ("q", 64, 64),
+        ("k", 64, 32),
+        ("v", 64, 32),
+        ("o", 64, 64),
+        ("gate", 64, 48),
+        ("up", 64, 48),
+        ("down", 48, 64),
+    ]
+    assert sizes(shape, 0) == sizes(shape, 1) == expected
+    assert (shape.head.k, shape.head.columns, shape.hidden, shape.ffn, shape.layers) == (64, 50, 64, 48, 2)
+    per_layer = 64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 48 + 2 * 64
+    assert shape.parameters == 2 * per_layer + 64 + 2 * 50 * 64
+    assert shape.weight_bytes_by_dtype == {"float32": 4 * shape.parameters}
+
+
+def test_formats_biases_and_norms() -> None:
+    shape = count_work(TinyDecoder(bits=4, qk_norm=True, qkv_bias=True).decoder(), "tiny")
+    ops = {op.name: op for op in shape.part(Part(ATTENTION, 0))}
+    assert ops["q"].format == Format("int4", 16, "float32", zeros=True)
+    assert {"q_bias", "k_bias", "v_bias"} <= ops.keys()
+    assert "o_bias" not in ops
+    assert (ops["q_norm"].groups, ops["k_norm"].groups) == (ops["attention"].heads, ops["attention"].kv_heads)
+    plain = count_work(TinyDecoder(dtype="float16", tied=True).decoder(), "tiny")
+    assert plain.head.format == Format("float16")
+    assert plain.tied
+    assert "q_norm" not in {op.name for op in plain.operators}
+
+
+def counted(name: str) -> Any:
+    return count_work(canonicalise(DATA / "families" / name / "model.onnx", 64), name)
+
+
+def test_gpt2_by_hand() -> None:
+    """One plain product before the activation, biases everywhere, layer norms with a bias, a table of positions."""
+    shape = counted("gpt2-dynamo-fp32")
+    assert sizes(shape) == [("qkv", 32, 96), ("o", 32, 32), ("up", 32, 48), ("down", 48, 32)]
+    names = {op.name: op.kind for op in shape.operators}
+    assert [names[f"{n}_bias"] for n in ("qkv", "o", "up", "down")] == ["bias"] * 4
+    assert (names["gelu"], names["attention_norm"], names["positions_add"]) == ("gelu", "layer_norm", "add")
+    weights = 32 * 96 + 32 * 32 + 32 * 48 + 48 * 32
+    per_layer = weights + (96 + 32 + 48 + 32) + 2 * 2 * 32
+    tables = shape.vocab * (1 if shape.tied else 2) + 128
+    assert shape.parameters == shape.layers * per_layer + 2 * 32 + tables * 32
+    ops = {op.name: op for op in step_ops(shape, 3, 5)}
+    linears = sum(op.flops for op in step_ops(shape, 3, 5) if op.kind == "linear")
+    assert linears == 3 * 2 * (shape.layers * weights + 32 * shape.vocab)
+    assert ops["attention"].flops == 4 * 32 * (6 + 7 + 8)
+    assert ops["gelu"].read_bytes == 4 * 3 * 48  # one operand, not a gate and its partner
+    assert ops["ffn_norm"].bytes_of("weights") == 4 * 2 * 32
+    assert ops["positions"].bytes_of("weights") == 3 * 32 * 4
+    assert not {"take_gate", "rope_q"} & ops.keys()
+
+
+def test_gemma2_by_hand() -> None:
+    """Scaled embedding, a norm before and after each block, GELU, capped scores and logits, a window in one layer."""
+    shape = counted("gemma2-dynamo-fp32")
+    local, full = shape.attentions
+    assert (local.window, full.window, local.softcap) == (4, 0, True)
+    ops = step_ops(shape, 3, 5)
+    first = {op.name: op for op in reversed(ops)}
+    assert first["embedding_scale"].flops == 3 * 32
+    attentions = [op.flops for op in ops if op.kind == "attention"]
+    assert attentions == [(4 * 32 + 20 * 4) * (4 + 4 + 4), (4 * 32 + 20 * 4) * (6 + 7 + 8)]
+    assert first["gelu_mul"].read_bytes == 2 * 4 * 3 * 32
+    assert [first[n].flops for n in ("cap_down", "cap", "cap_up")] == [3 * shape.vocab * each for each in (1, 20, 1)]
+    assert sum(op.bytes_of("weights") for op in ops if op.kind in NORMS) == 4 * 32 * (2 * 4 + 1)
+
+
+def test_phi3_by_hand() -> None:
+    """q, k, v from one product and gate, up from another, each cut apart again."""
+    shape = counted("phi3-dynamo-fp32")
+    assert sizes(shape) == [("qkv", 32, 64), ("o", 32, 32), ("gate_up", 32, 64), ("down", 32, 32)]
+    ops = {op.name: op for op in step_ops(shape, 3, 5)}
+    assert [ops[f"take_{n}"].written_bytes for n in ("q", "k", "v")] == [4 * 3 * 32, 4 * 3 * 16, 4 * 3 * 16]
+    assert [ops[f"take_{n}"].written_bytes for n in ("gate", "up")] == [4 * 3 * 32] * 2
+
+
+# how a kernel is called in a lowered module -> the operator of the list, where the names differ
+KERNELS = {"learned_positions": "positions", "take_columns": "take"}
+N = 3
+
+
+def called(mod: Any) -> Counter[tuple[Any, ...]]:
+    """The kernels that an entry point calls: kind, sizes and format, each with the number of its calls."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    for binding in bindings(mod[f"step_{N}"]):
+        call = binding.value
+        if op_name(call) not in ("relax.call_tir", "relax.call_tir_inplace"):
+            continue
+        name, args = str(call.args[0].name_hint), list(call.args[1].fields)
+        bits = re.search(r"_([48])bit_", name)
+        kind = re.sub(r"(_\d+(bit)?)+$", "", name)
+        kind = KERNELS.get(kind, "bias" if kind == "add" and args[1].ty.ndim == 1 else kind)
+        result = call.ty_args[0]
+        out = result.fields[0] if isinstance(result, relax.TupleType) else result
+        width = int(out.shape[-1])
+        if kind == "linear":
+            dtype = f"int{bits[1]}" if bits else str(args[1].ty.dtype)
+            found[kind, int(args[0].ty.shape[-1]), width, dtype] += 1
+        elif kind in TABLES:
+            found[kind, width, f"int{bits[1]}" if bits else str(args[0].ty.dtype)] += 1
+        elif kind in ("rms_norm", "add_rms_norm"):
+            found[kind, width, width // int(args[-1].ty.shape[0])] += 1
+        elif kind == "attention":
+            found[kind, width, int(args[4].ty.shape[1]), int(args[4].ty.shape[3])] += 1
+        elif kind == "argmax":
+            found[kind, int(args[0].ty.shape[-1])] += 1
+        else:
+            found[kind, width] += 1
+    return found
+
+
+def listed(shape: DecoderSpec) -> Counter[tuple[Any, ...]]:
+    """The same of the operator list."""
+    more = {
+        "linear": lambda op: (op.k, op.columns, op.format.dtype.replace("bfloat16", "float32")),
+        "embedding": lambda op: (op.columns, op.format.dtype.replace("bfloat16", "float32")),
+        "positions": lambda op: (op.columns, op.format.dtype),
+        "rms_norm": lambda op: (op.columns, op.groups),
+        "add_rms_norm": lambda op: (op.columns, op.groups),
+        "attention": lambda op: (op.columns, op.kv_heads, op.head_dim),
+    }
+    return Counter((op.kind, *more.get(op.kind, lambda op: (op.columns,))(op)) for op in shape.operators)
+
+
+NAMES = [*sorted(p.parent.name for p in EXPORTS.glob("*/model.onnx")), *FAMILIES]
+QUICK = {"llama-dynamo-fp16", "llama-genai-int4", "gemma2-dynamo-fp32", "granite-genai-int4", "olmo2-dynamo-fp32"}
+
+
+@pytest.mark.parametrize("export", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+def test_the_list_is_what_the_lowering_calls(export: str) -> None:
+    """Kind, sizes, format and number of every kernel; and every byte that the bundle maps, but for the rope tables."""
+    folder = DATA / ("families" if export in FAMILIES else "exports") / export
+    decoder = canonicalise(folder / "model.onnx", 64)
+    shape = count_work(decoder, export)
+    lowered = lower_decoder_for_cpu(decoder, cpu_tile(core("cortex-a76")), 64, (1, N), 32)
+    expected = listed(shape)
+    assert called(lowered.mod) == expected
+    assert called(lowered.mod) != expected - Counter([next(iter(expected))])  # one kernel less
+    stored: dict[str, int] = {p.name: int(np.prod(p.shape)) * np.dtype(p.dtype).itemsize for p in lowered.packed}
+    ropes = [node for node in decoder.model.graph if node.op_type == "RotaryEmbedding"]
+    tables = {value.name for node in ropes for value in node.inputs[1:3]}
+    assert sum(stored.values()) - sum(stored[t] for t in tables) == shape.weight_bytes
+    assert shape.vocab % 16 == 0  # otherwise panels would add columns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("export", ["gemma2-dynamo-fp32", "qwen3-genai-int8", "gpt2-dynamo-fp32"])
+def test_bytes_are_those_that_the_kernels_need(export: str) -> None:
+    """Weights and activations of a step, counted here and in the loops of the kernels themselves."""
+    decoder = canonicalise(DATA / "families" / export / "model.onnx", 64)
+    past = 20
+    ops = step_ops(count_work(decoder, export), N, past)
+    mod = lower_decoder_for_cpu(decoder, cpu_tile(core("cortex-a76")), 64, (1, N), 32).mod
+    needed: Counter[str] = Counter()
+    for use in kernel_uses(mod[f"step_{N}"]):
+        if not use.name.startswith(("rope", "attention", "argmax")):
+            needed["bytes"] += use.calls * count_traffic(mod[use.name], past, use.outputs, use.scratch).needed_bytes
+    ids = sum(8 * N for op in ops if op.kind in TABLES)
+    here = sum(op.read_bytes + op.written_bytes for op in ops if op.kind not in ("rope", "attention", "argmax")) + ids
+    assert needed["bytes"] == pytest.approx(here, rel=0.02)
+
+
+def test_one_step_reads_every_matrix_once() -> None:
+    shape = count_work(TinyDecoder(dtype="float16", vocab=64).decoder(), "tiny")
+    read: Any = totals(step_ops(shape, 1, 10)).read
+    matrices = shape.weight_bytes_by_dtype["float16"] - 2 * 64 * 64  # the embedding is read row by row
+    assert read[("weights", "float16")] == matrices + 2 * 64

@@ -1,0 +1,354 @@
+"""Every CPU kernel against numpy at even and odd sizes, on the tiles of AVX2 and NEON; rows never depend on n."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tvm
+
+from passes.lower.pack import pack_quantised, to_panels, unpack_bits
+from targets.boards import load_board
+from targets.cpu.kernels.argmax import argmax
+from targets.cpu.kernels.attention import attention_cached
+from targets.cpu.kernels.elementwise import add, add_bias, gelu, gelu_mul, scale, silu_mul, tanh
+from targets.cpu.kernels.embedding import embedding, embedding_nbits
+from targets.cpu.kernels.linear import linear
+from targets.cpu.kernels.linear_nbits import linear_nbits
+from targets.cpu.kernels.norm import add_rms_norm, layer_norm, rms_norm
+from targets.cpu.kernels.rope import rope
+from targets.cpu.kernels.take import learned_positions, take_columns, take_row
+from targets.cpu.target import tvm_target
+from targets.cpu.tile import CpuTile, cpu_tile
+
+Array = npt.NDArray[Any]
+AVX2 = CpuTile(lanes=8, panel=16, accumulators=12)
+NEON = CpuTile(lanes=4, panel=16, accumulators=24)
+TILES = pytest.mark.parametrize("tile", [AVX2, NEON], ids=["avx2", "neon"])
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)  # more sizes: a minute of compiling in all
+F32 = np.float32
+
+
+@functools.cache
+def _host_target() -> Any:
+    return tvm_target(load_board("host", measure=False).clusters[0].core)
+
+
+_COMPILED: dict[int, tuple[Any, Callable[..., None]]] = {}  # the kernels are cached, so their identity is a key
+
+
+def compiled(func: Any) -> Callable[..., None]:
+    # Vectors wider than the machine's are legal LLVM, so both tiles run on any host.
+    if id(func) not in _COMPILED:
+        built = tvm.compile(func.with_attr("global_symbol", "main"), target=_host_target())
+        _COMPILED[id(func)] = func, built.mod["main"]
+    return _COMPILED[id(func)][1]
+
+
+def run(func: Any, *args: Any, out: tuple[tuple[int, ...], str]) -> Array:
+    """Call a kernel whose last parameter is its output."""
+    y = tvm.runtime.tensor(np.full(out[0], 77, out[1]))
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a for a in args]
+    compiled(func)(*tensors, y)
+    result: Array = y.numpy()
+    return result
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(F32)
+
+
+@TILES
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("k", "columns"), [SLOW(64, 48), (34, 50), SLOW(512, 96)])
+def test_linear(tile: CpuTile, dtype: str, k: int, columns: int) -> None:
+    w = normal(k, columns, seed=1).astype(dtype)
+    rows = normal(1, 13, k)
+    expected = rows.astype(np.float64) @ w.astype(np.float64)
+    packed = to_panels(w, tile.panel)
+    whole = {}
+    for n in (1, 2, 3, 4, 5, 7, 8, 13):
+        y = run(linear(tile, n, k, columns, dtype), rows[:, :n], packed, out=((1, n, columns), "float32"))
+        np.testing.assert_allclose(y, expected[:, :n], atol=2e-6 * k, rtol=0)
+        whole[n] = y
+    for n, y in whole.items():
+        assert np.array_equal(y, whole[13][:, :n]), f"rows of {n} differ from rows of 13"
+    wrong = packed.copy()
+    wrong[0, 1, 2] += 1  # the negative control: one weight off must show
+    y = run(linear(tile, 1, k, columns, dtype), rows[:, :1], wrong, out=((1, 1, columns), "float32"))
+    assert np.abs(y - expected[:, :1]).max() > 2e-6 * k
+
+
+def quantised(bits: int, k: int, columns: int, block: int, zeros: bool) -> tuple[dict[str, Array], Array]:
+    """Random MatMulNBits tensors in ONNX's layout and the float32 weights [columns, k] they stand for."""
+    rng = np.random.default_rng(3)
+    blocks, per = -(-k // block), 8 // bits
+    values = rng.integers(0, 1 << bits, (columns, blocks * block)).astype(np.uint8)
+    scale = rng.uniform(0.01, 0.1, (columns, blocks)).astype(F32)
+    zero = rng.integers(0, 1 << bits, (columns, blocks)).astype(np.uint8)
+
+    def bytes_of(v: Array) -> Array:
+        if bits == 8:
+            return v
+        v = np.pad(v, ((0, 0), (0, v.shape[1] % 2)))
+        packed: Array = v[:, ::2] | (v[:, 1::2] << 4)
+        return packed
+
+    z = zero if zeros else np.full_like(zero, 1 << (bits - 1))
+    w = (values.astype(F32) - np.repeat(z, block, 1).astype(F32)) * np.repeat(scale, block, 1)
+    onnx = {"q": bytes_of(values).reshape(columns, blocks, block // per), "scale": scale, "zero": bytes_of(zero)}
+    return onnx, w[:, :k]
+
+
+@TILES
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(("k", "block"), [SLOW(64, 32), SLOW(96, 128), (80, 32)])
+def test_linear_and_embedding_nbits(tile: CpuTile, bits: int, zeros: bool, k: int, block: int) -> None:
+    columns, rows = 40, normal(1, 5, k)
+    onnx, w = quantised(bits, k, columns, block, zeros)
+    q = pack_quantised(onnx["q"], bits, k, tile.panel)
+    scale = to_panels(onnx["scale"].T, tile.panel)
+    values = onnx["zero"] if bits == 8 else np.stack([onnx["zero"] & 15, onnx["zero"] >> 4], -1).reshape(columns, -1)
+    zero = to_panels(values[:, : scale.shape[1]].T, tile.panel) if zeros else np.zeros((1, 1, 1), np.uint8)
+    outputs = []
+    for n in (1, 3, 5):
+        func = linear_nbits(tile, n, k, columns, bits, block, "float32", zeros)
+        y = run(func, rows[:, :n], q, scale, zero, out=((1, n, columns), "float32"))
+        np.testing.assert_allclose(y, rows[:, :n] @ w.T, atol=1e-4, rtol=0)
+        outputs.append(y)
+    assert all(np.array_equal(y, outputs[-1][:, : y.shape[1]]) for y in outputs)
+    ids = np.array([[0, 7, 8, 15, 39]])
+    func = embedding_nbits(tile, 5, columns, k, bits, block, "float32", zeros)
+    assert np.array_equal(run(func, q, scale, zero, ids, out=((1, 5, k), "float32"))[0], w[ids[0]])
+    y = run(func, q, scale * F32(1.01), zero, ids, out=((1, 5, k), "float32"))
+    assert not np.array_equal(y[0], w[ids[0]])
+
+
+@TILES
+@pytest.mark.parametrize("zero_dtype", ["float32", "float16"])
+def test_zero_points_that_are_fractions(tile: CpuTile, zero_dtype: str) -> None:
+    """HQQ's: a weight is (q - zero) * scale in float32; three blocks a column, the last one short."""
+    bits, k, columns, block = 4, 80, 40, 32
+    onnx, _ = quantised(bits, k, columns, block, zeros=False)
+    fractions = (7 + 3 * normal(columns, 3, seed=4)).astype(zero_dtype)
+    codes = unpack_bits(onnx["q"], bits, k).astype(F32)
+    w = (codes - np.repeat(fractions.astype(F32), block, 1)[:, :k]) * np.repeat(onnx["scale"], block, 1)[:, :k]
+    q, scale = pack_quantised(onnx["q"], bits, k, tile.panel), to_panels(onnx["scale"].T, tile.panel)
+    zero, rows, outputs = to_panels(fractions.T, tile.panel), normal(1, 5, k), []
+    for n in (1, 3, 5):
+        func = linear_nbits(tile, n, k, columns, bits, block, "float32", True, zero_dtype)
+        outputs.append(run(func, rows[:, :n], q, scale, zero, out=((1, n, columns), "float32")))
+        np.testing.assert_allclose(outputs[-1], rows[:, :n] @ w.T, atol=1e-4, rtol=0)
+    assert all(np.array_equal(y, outputs[-1][:, : y.shape[1]]) for y in outputs)
+    ids = np.array([[0, 7, 8, 15, 39]])
+    func = embedding_nbits(tile, 5, columns, k, bits, block, "float32", True, zero_dtype)
+    assert np.array_equal(run(func, q, scale, zero, ids, out=((1, 5, k), "float32"))[0], w[ids[0]])
+    rounded = np.round(zero)  # the negative control: the same zero points as whole numbers
+    y = run(func, q, scale, rounded, ids, out=((1, 5, k), "float32"))
+    assert np.abs(y[0] - w[ids[0]]).max() > 1e-3
+
+
+@TILES
+def test_embedding(tile: CpuTile) -> None:
+    w = normal(50, 32).astype(np.float16)
+    ids = np.array([[49, 0, 16]])
+    y = run(embedding(tile, 3, 50, 32, "float16"), to_panels(w.T, tile.panel), ids, out=((1, 3, 32), "float32"))
+    assert np.array_equal(y[0], w[ids[0]].astype(F32))
+
+
+def attention_reference(q: Array, k: Array, v: Array, scale: float, window: int, softcap: float) -> Array:
+    """Causal attention, q [t, heads, d], k and v [t, kv heads, d], in float64."""
+    t, heads, dim = q.shape
+    share = heads // k.shape[1]
+    s = np.einsum("thd,jhd->htj", q.astype(np.float64), np.repeat(k, share, 1).astype(np.float64)) * scale
+    s = softcap * np.tanh(s / softcap) if softcap else s
+    back = np.arange(t)[:, None] - np.arange(t)[None]
+    s = np.where((back < 0) | (back >= (window or t)), -np.inf, s)
+    p = np.exp(s - s.max(-1, keepdims=True))
+    y: Array = np.einsum("htj,jhd->thd", p / p.sum(-1, keepdims=True), np.repeat(v, share, 1).astype(np.float64))
+    return y.reshape(t, heads * dim)
+
+
+@TILES
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), SLOW(5, 0.0), SLOW(0, 3.0), (9, 2.0)])
+def test_attention_cached(tile: CpuTile, window: int, softcap: float) -> None:
+    heads, kv_heads, dim, context, total = 4, 2, 32, 32, 20
+    q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
+    expected = attention_reference(
+        *(q.reshape(total, heads, dim), k.reshape(total, kv_heads, dim), v.reshape(total, kv_heads, dim)),
+        *(0.2, window, softcap),
+    )
+
+    def in_steps(parts: list[int], scale: float = 0.2) -> Array:
+        # stale memory is NaN: nothing beyond the written rows may leak
+        keys = tvm.runtime.tensor(np.full((1, kv_heads, context // tile.lanes, dim, tile.lanes), np.nan, F32))
+        values = tvm.runtime.tensor(np.full((1, kv_heads, context, dim), np.nan, F32))
+        rows, pos = [], 0
+        for n in parts:
+            func = attention_cached(tile, n, heads, kv_heads, dim, context, scale, window, softcap)
+            part = (x[None, pos : pos + n] for x in (q, k, v))
+            rows.append(run(func, *part, keys, values, pos, out=((1, n, heads * dim), "float32"))[0])
+            pos += n
+        return np.concatenate(rows)
+
+    whole = in_steps([20])
+    np.testing.assert_allclose(whole, expected, atol=2e-6, rtol=0)
+    for parts in ([1] * 20, [8, 5, 7], [3] * 6 + [2]):
+        assert np.array_equal(in_steps(parts), whole), parts
+    assert np.abs(in_steps([20], scale=0.21) - expected).max() > 1e-4
+
+
+@TILES
+def test_norms(tile: CpuTile) -> None:
+    x, r, w = normal(1, 3, 128), normal(1, 3, 128, seed=1), normal(128, seed=2)
+
+    def norm(x: Array, w: Array) -> Array:
+        y: Array = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5) * w
+        return y
+
+    shape = ((1, 3, 128), "float32")
+    y = run(rms_norm(tile, 3, 128, 1, 1e-5), x, w, out=shape)
+    np.testing.assert_allclose(y, norm(x, w), atol=2e-6)
+    assert np.array_equal(run(rms_norm(tile, 1, 128, 1, 1e-5), x[:, :1], w, out=((1, 1, 128), "float32")), y[:, :1])
+    parts = x.reshape(1, 3, 4, 32)
+    y = run(rms_norm(tile, 3, 128, 4, 1e-5), x, w[:32], out=shape)
+    np.testing.assert_allclose(y, norm(parts, w[:32]).reshape(1, 3, 128), atol=2e-6)
+    total = tvm.runtime.tensor(np.zeros(shape[0], F32))
+    y = run(add_rms_norm(tile, 3, 128, 1e-5), x, r, w, total, out=shape)
+    assert np.array_equal(total.numpy(), x + r)
+    np.testing.assert_allclose(y, norm(x + r, w), atol=2e-6)
+    assert np.abs(run(rms_norm(tile, 3, 128, 1, 1e-2), x, w, out=shape) - norm(x, w)).max() > 1e-4
+
+
+@TILES
+def test_elementwise(tile: CpuTile) -> None:
+    a, b, bias = 5 * normal(1, 3, 64), normal(1, 3, 64, seed=1), normal(64, seed=2)
+    shape = (a.shape, "float32")
+    assert np.array_equal(run(add(tile, 3, 64), a, b, out=shape), a + b)
+    assert np.array_equal(run(add_bias(tile, 3, 64), a, bias, out=shape), a + bias)
+    expected = a / (1 + np.exp(-a.astype(np.float64))) * b
+    np.testing.assert_allclose(run(silu_mul(tile, 3, 64), a, b, out=shape), expected, atol=2e-6)
+    extreme = np.full_like(a, -200.0)
+    assert np.isfinite(run(silu_mul(tile, 3, 64), extreme, b, out=shape)).all()
+
+
+def rotated(x: Array, cos: Array, sin: Array, rotary_dim: int, interleaved: bool) -> Array:
+    """x [n, heads, dim] with pairs of each head turned; cos, sin [n, rotary_dim / 2]."""
+    half = np.arange(rotary_dim // 2)
+    first, second = (2 * half, 2 * half + 1) if interleaved else (half, half + rotary_dim // 2)
+    a, b, c, s = x[..., first], x[..., second], cos[:, None], sin[:, None]
+    y = x.copy()
+    y[..., first], y[..., second] = a * c - b * s, b * c + a * s
+    return y
+
+
+@TILES
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rotary_dim", [32, 24, 10])
+def test_rope(tile: CpuTile, rotary_dim: int, interleaved: bool) -> None:
+    half, x = rotary_dim // 2, normal(1, 3, 4 * 32)
+    cos, sin = normal(64, half, seed=1), normal(64, half, seed=2)
+    expected = rotated(x.reshape(3, 4, 32), cos[5:8], sin[5:8], rotary_dim, interleaved).reshape(x.shape)
+
+    def kernel(pos: int, pairs: bool) -> Array:
+        return run(rope(tile, 3, 4, 32, rotary_dim, 64, pairs), x, cos, sin, pos, out=(x.shape, "float32"))
+
+    np.testing.assert_allclose(kernel(5, interleaved), expected, atol=2e-6)
+    for control in (kernel(6, interleaved), kernel(5, not interleaved)):
+        assert np.abs(control - expected).max() > 0.1
+
+
+@TILES
+@pytest.mark.parametrize("vocab", [64, 50, 3])
+def test_argmax_takes_the_lowest_of_equals(tile: CpuTile, vocab: int) -> None:
+    logits = normal(1, 4, vocab)
+    logits[0, 1, [vocab - 1, vocab // 2]] = 9
+    logits[0, 2] = -7
+    logits[0, 3, vocab - 1] = 8
+    ids = run(argmax(tile, 4, vocab), logits, out=((1, 4), "int64"))
+    assert ids[0].tolist() == logits[0].argmax(-1).tolist()
+
+
+@TILES
+@pytest.mark.parametrize("vocab", [64, 50, 3])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_argmax_of_a_row_that_is_not_finite_is_minus_one(tile: CpuTile, vocab: int, bad: float) -> None:
+    """Wherever it stands, and in its row alone; the largest finite number is one."""
+    for at in sorted({0, 2, vocab // 2, vocab - 1}):
+        logits = normal(1, 3, vocab)
+        logits[0, 0, at], logits[0, 2, at] = np.finfo(F32).max, np.finfo(F32).min
+        finite = run(argmax(tile, 3, vocab), logits, out=((1, 3), "int64"))[0]
+        assert finite.tolist() == logits[0].argmax(-1).tolist()
+        logits[0, 1, at] = bad
+        ids = run(argmax(tile, 3, vocab), logits, out=((1, 3), "int64"))[0]
+        assert ids.tolist() == [finite[0], -1, finite[2]]
+
+
+def test_take() -> None:
+    x = normal(1, 4, 24)
+    assert np.array_equal(run(take_row(4, 24), x, 2, out=((1, 1, 24), "float32"))[0, 0], x[0, 2])
+    assert np.array_equal(run(take_columns(4, 24, 8, 16), x, out=((1, 4, 16), "float32")), x[:, :, 8:])
+
+
+def test_tiles_never_spill() -> None:
+    for board in ("imx95", "rk3588", "rk3566", "rpi5", "host"):
+        for cluster in load_board(board, measure=False).clusters:
+            tile = cpu_tile(cluster.core)
+            assert tile.panel % tile.lanes == 0
+            for n in range(1, 33):
+                used = tile.rows(n) * tile.panel_vectors * tile.panels(n, 64)
+                assert used <= tile.accumulators < cluster.core.vector_registers
+                assert -(-n // tile.rows(n)) * tile.rows(n) < n + tile.rows(n)
+
+
+@TILES
+def test_activations(tile: CpuTile) -> None:
+    x = np.concatenate([np.linspace(-12, 12, 496), np.linspace(-1e-3, 1e-3, 16)]).astype(F32).reshape(1, 2, 256)
+    up, wide = normal(1, 2, 256, seed=1), x.astype(np.float64)
+    erf = np.vectorize(math.erf)(wide / 2**0.5)
+    by_tanh = 0.5 * wide * (1 + np.tanh((2 / np.pi) ** 0.5 * (wide + 0.044715 * wide**3)))
+    rounded = 0.5 * wide * (1 + np.tanh(0.796875 * (wide + 0.0446 * wide**3)))  # constants of an export
+    assert np.abs(rounded - by_tanh).max() > 1e-4
+    cases = [
+        (gelu(tile, 2, 256, True), (x,), by_tanh),
+        (gelu(tile, 2, 256, False), (x,), 0.5 * wide * (1 + erf)),
+        (gelu_mul(tile, 2, 256, True), (x, up), by_tanh * up),
+        (gelu(tile, 2, 256, True, 0.796875, 0.0446), (x,), rounded),
+        (gelu_mul(tile, 2, 256, True, 0.796875, 0.0446), (x, up), rounded * up),
+        (tanh(tile, 2, 256), (x,), np.tanh(wide)),
+        (scale(tile, 2, 256, 8.5), (x,), 8.5 * wide),
+    ]
+    for func, args, expected in cases:
+        y = run(func, *args, out=(x.shape, "float32"))
+        np.testing.assert_allclose(y, expected, atol=2e-6, rtol=1e-6)
+    wrong = run(gelu(tile, 2, 256, False), x, out=(x.shape, "float32"))
+    assert np.abs(wrong - by_tanh).max() > 1e-4  # the negative control: the two GELUs are told apart
+    row = run(gelu(tile, 1, 256, True), x[:, :1], out=((1, 1, 256), "float32"))
+    assert np.array_equal(row, run(gelu(tile, 2, 256, True), x, out=(x.shape, "float32"))[:, :1])
+
+
+@TILES
+def test_layer_norm(tile: CpuTile) -> None:
+    x, w, b = normal(1, 3, 64) + F32(2), normal(64, seed=1), normal(64, seed=2)
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5) * w + b
+    y = run(layer_norm(tile, 3, 64, 1e-5), x, w, b, out=(x.shape, "float32"))
+    np.testing.assert_allclose(y, expected, atol=3e-6)
+    row = run(layer_norm(tile, 1, 64, 1e-5), x[:, 1:2], w, b, out=((1, 1, 64), "float32"))
+    assert np.array_equal(row, y[:, 1:2])
+    control = run(layer_norm(tile, 3, 64, 1e-2), x, w, b, out=(x.shape, "float32"))
+    assert np.abs(control - expected).max() > 3e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_learned_positions(dtype: str) -> None:
+    w, ids = normal(9, 6).astype(dtype), np.zeros((1, 3), np.int64)
+    y = run(learned_positions(3, 9, 6, dtype), w, ids, 4, out=((1, 3, 6), "float32"))
+    assert np.array_equal(y[0], w[4:7].astype(F32))
+    assert not np.array_equal(y[0], w[3:6].astype(F32))

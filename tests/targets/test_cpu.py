@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from requirements import only_where
+
+from targets.boards import load_board
+from targets.cpu import core, core_names
+from targets.cpu.target import tvm_target
+from targets.device import Core
+from targets.errors import UserError
+
+
+def llvm_features(target: Any) -> set[str]:
+    from tvm.target import codegen
+
+    return {str(name) for name in codegen.llvm_get_cpu_features(target)}
+
+
+def test_the_cores_of_the_issue_are_there() -> None:
+    assert {"cortex-a53", "cortex-a55", "cortex-a72", "cortex-a73", "cortex-a76", "cortex-a78", "cortex-x1"} <= set(
+        core_names()
+    )
+
+
+def test_an_unknown_core_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match="core 'cortex-a9' is not known; known cores: cortex-a53, cortex-a55"):
+        core("cortex-a9")
+
+
+@pytest.mark.parametrize("name", core_names())
+def test_the_flags_agree_with_llvm(name: str) -> None:
+    """LLVM's table of cores is another's reading of the same manuals."""
+    described = core(name)
+    known = llvm_features(tvm_target(described))
+    assert described.has_dotprod == ("dotprod" in known)
+    assert described.has_fp16 == ("fullfp16" in known)
+    assert described.has_i8mm == ("i8mm" in known)
+
+
+@pytest.mark.parametrize("name", core_names())
+def test_peak_rates_are_whole_vector_instructions(name: str) -> None:
+    described = core(name)
+    pipes = described.fp32_flops_per_cycle / (described.vector_bits / 32 * 2)  # FMLA 4S instructions a cycle
+    assert pipes in (1, 2, 4)
+    products = 16 if described.has_dotprod else 8  # SDOT 16B, or SMLAL 8H
+    assert described.int8_ops_per_cycle == pipes * products * 2
+
+
+def test_the_target_of_a_cortex() -> None:
+    target = tvm_target(core("cortex-a55"))
+    assert target.attrs["mtriple"] == "aarch64-linux-gnu"
+    assert target.attrs["mcpu"] == "cortex-a55"
+    assert "+dotprod" in target.attrs["mattr"]
+    assert "+dotprod" not in tvm_target(core("cortex-a53")).attrs["mattr"]
+
+
+def test_the_target_of_the_host_has_only_what_the_machine_reports() -> None:
+    import dataclasses
+
+    host = load_board("host", measure=False).clusters[0].core
+    only_where(host.llvm_cpu == "native", f"this machine is a known core, {host.name}; its target is not LLVM's guess")
+    whole = tvm_target(host)
+    assert whole.attrs["mcpu"] != "native"
+    hidden = host.llvm_features[0]  # as if a virtual machine masked it
+    masked: Core = dataclasses.replace(host, llvm_features=host.llvm_features[1:])
+    assert "-" + hidden[1:] in tvm_target(masked).attrs["mattr"]
+    assert "-" + hidden[1:] not in whole.attrs["mattr"]
+
+
+def test_a_core_unknown_to_llvm_is_refused() -> None:
+    import dataclasses
+
+    odd = dataclasses.replace(core("cortex-a55"), name="odd", llvm_cpu="cortex-a9999")
+    with pytest.raises(UserError, match="core odd: the LLVM of this tvm does not know llvm_cpu 'cortex-a9999'"):
+        tvm_target(odd)

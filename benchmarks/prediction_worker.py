@@ -111,6 +111,7 @@ def measure_rounds(index: int, part: str, folder: Path, repeats: int) -> None:
     pair = PAIRS[index]
     processors = [pair.draft_on, pair.target_on]
     prepare(processors)
+    from hetero_sd.runtime.decode.drafters.model import ModelDrafter
     from hetero_sd.runtime.decode.generate import Request, generate
     from hetero_sd.runtime.decode.policy import FixedGamma
     from hetero_sd.runtime.decode.speculate import speculate
@@ -128,7 +129,14 @@ def measure_rounds(index: int, part: str, folder: Path, repeats: int) -> None:
         for gamma in FITTED_GAMMAS if pair.fitted else GAMMAS:
             trace = Trace()
             stream = (
-                speculate(target, draft, prompt, request, FixedGamma(gamma), trace)
+                speculate(
+                    target,
+                    ModelDrafter(draft, target.vocab, request.sampling),
+                    prompt,
+                    request,
+                    FixedGamma(gamma),
+                    trace,
+                )
                 if gamma
                 else generate(target, prompt, request, trace)
             )

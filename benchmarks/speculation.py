@@ -48,6 +48,7 @@ def run_round(
     models: Any, prompts: list[list[int]], eos: frozenset[int], gamma: int | str, live: Any
 ) -> dict[str, Any]:
     """Translate all prompts with one draft length, or with the policy `live`."""
+    from hetero_sd.runtime.decode.drafters.model import ModelDrafter
     from hetero_sd.runtime.decode.generate import Request, generate
     from hetero_sd.runtime.decode.policy import FixedGamma
     from hetero_sd.runtime.decode.speculate import speculate
@@ -59,7 +60,14 @@ def run_round(
         trace = Trace()
         policy = live if isinstance(gamma, str) else FixedGamma(gamma)
         stream = (
-            speculate(models.target, models.draft, ids, request, policy, trace)
+            speculate(
+                models.target,
+                ModelDrafter(models.draft, models.target.vocab, request.sampling),
+                ids,
+                request,
+                policy,
+                trace,
+            )
             if gamma
             else generate(models.target, ids, request, trace)
         )

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from costmodel.speculative import expected_tokens
 from hetero_sd.progress import Progress
-from hetero_sd.runtime.model.protocol import Model
+from hetero_sd.runtime.model.protocol import CHOICE, Done, Model
 from targets.errors import UserError
 from targets.files import write_text
 
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     return 130 if "partial" in result else 0
 
 
-class ReferenceDecoder:
+class ReferenceDecoder(Model):
     """An ONNX export behind the interface of the decoding loops; a smaller `pos` rolls its cache back."""
 
     def __init__(self, path: Path, context: int) -> None:
@@ -83,20 +82,13 @@ class ReferenceDecoder:
         self._model, self._cache = ReferenceModel(path), Cache()
         self.vocab = int(self._model.forward([0]).shape[-1])
 
-    def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
-        """Logits of the ids at `pos`, float32 [n, vocab]."""
+    def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Done:
+        """See :meth:`hetero_sd.runtime.model.protocol.Model.submit`; the step has ended when it returns."""
         cache = self._cache
         if pos < cache.length:
             cache.arrays = {name: array[:, :, :pos] for name, array in cache.arrays.items()}
-        return np.asarray(self._model.forward(list(ids), cache), np.float32)
-
-    def argmax(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.int64]:
-        """Best id of each row."""
-        return np.asarray(self.forward(ids, pos).argmax(-1), np.int64)
-
-    def extend(self, ids: Sequence[int], pos: int) -> int:
-        """Feed ids; the best id after the last."""
-        return int(self.argmax(ids, pos)[-1])
+        logits = np.asarray(self._model.forward(list(ids), cache), np.float32)
+        return Done(logits[-1:] if last else logits)
 
 
 @dataclass(frozen=True)
@@ -245,6 +237,7 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
+    from hetero_sd.runtime.decode.drafters.model import ModelDrafter
     from hetero_sd.runtime.decode.generate import Request
     from hetero_sd.runtime.decode.policy import FixedGamma
     from hetero_sd.runtime.decode.sampling import Sampling
@@ -261,7 +254,8 @@ def _run(
             for i, prompt in enumerate(encoded):
                 sampling = Sampling(temperature, 0, 1.0, options.seed + i)
                 trace, request = Trace(), Request(most, eos, sampling)
-                for n, _ in enumerate(speculate(target, draft, prompt, request, FixedGamma(options.gamma), trace), 1):
+                drafter = ModelDrafter(draft, target.vocab, sampling)
+                for n, _ in enumerate(speculate(target, drafter, prompt, request, FixedGamma(options.gamma), trace), 1):
                     bars.update(task, completed=most * i + n)
                 found.append(judge(trace.rounds, options.gamma))
                 passed, seen = sum(sum(j.passed) for j in found), sum(sum(j.seen) for j in found)

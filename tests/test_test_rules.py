@@ -43,6 +43,7 @@ CROSS_CUTTING = {
     "hetero_sd/test_memory.py": "compile's peak memory",
     "hetero_sd/runtime/test_doctor_machines.py": "doctor on whole machines",
     "hetero_sd/runtime/test_gpu_model.py": "model.py on an OpenCL device",
+    "hetero_sd/runtime/decode/drafters/test_protocol.py": "the Drafter protocol, by a drafter of its own",
     "hetero_sd/runtime/test_speculative_law.py": "speculate.py with sampling.py: the law of the output",
 }
 

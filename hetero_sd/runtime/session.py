@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import GammaPolicy
 from hetero_sd.runtime.decode.speculate import speculate
@@ -89,4 +90,5 @@ class Session:
         """Return the stream of generated ids."""
         if self.policy is None or self.models.draft is None:
             return generate(self.models.target, ids, self.request, trace)
-        return speculate(self.models.target, self.models.draft, ids, self.request, self.policy, trace)
+        drafter = ModelDrafter(self.models.draft, self.models.target.vocab, self.request.sampling)
+        return speculate(self.models.target, drafter, ids, self.request, self.policy, trace)

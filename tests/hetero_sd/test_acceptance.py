@@ -140,15 +140,15 @@ def test_what_was_judged_until_ctrl_c_is_kept(
 ) -> None:
     """The interrupt comes at the k-th forward pass after the models were loaded."""
     left = [calls + 2]  # one pass of each model tells its vocabulary
-    original = ReferenceDecoder.forward
+    original = ReferenceDecoder.submit
 
-    def forward(self: ReferenceDecoder, ids: Any, pos: int) -> Any:
+    def submit(self: ReferenceDecoder, *given: Any, **more: Any) -> Any:
         left[0] -= 1
         if left[0] < 2:
             raise KeyboardInterrupt
-        return original(self, ids, pos)
+        return original(self, *given, **more)
 
-    monkeypatch.setattr(ReferenceDecoder, "forward", forward)
+    monkeypatch.setattr(ReferenceDecoder, "submit", submit)
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "alpha.json"
     prompts.write_text("\n".join(json.dumps({"token_ids": [3 + i, 40, 17]}) for i in range(3)))
     given = ["--prompts", str(prompts), "--tokenizer", str(TARGET), "--eos", "511", "--out", str(out)]

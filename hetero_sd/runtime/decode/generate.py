@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from hetero_sd.runtime.decode.sampling import Rng, Sampling, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch, Trace
-from hetero_sd.runtime.model.protocol import Model
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model
 
 
 @dataclass(frozen=True)
@@ -35,38 +35,29 @@ def generate(
         if trace.finish_reason:
             return
         watch = Stopwatch()
-        token = _next_token(target, token, len(prompt) + len(trace.token_ids) - 1, request.sampling, watch, rng)
+        token = _next_token(target, [token], len(prompt) + len(trace.token_ids) - 1, request.sampling, watch, rng)
         trace.rounds.append(watch.round(drafted=0, accepted=0))
 
 
 def first_token(target: Model, prompt: Sequence[int], sampling: Sampling, trace: Trace, rng: Rng) -> int:
-    """Feed the prompt and return the token that follows it.
-
-    Sampling needs the logits of the last row only, so the rows before it go through ``extend``.
-    """
+    """Feed the prompt and return the token that follows it."""
     trace.prompt_tokens = len(prompt)
     watch = Stopwatch()
-    if sampling.greedy:
-        token = target.extend(prompt, 0)
-    else:
-        if len(prompt) > 1:
-            target.extend(prompt[:-1], 0)
-        token = _next_token(target, prompt[-1], len(prompt) - 1, sampling, watch, rng)
+    token = _next_token(target, prompt, 0, sampling, watch, rng)
     watch.book("prefill")
     trace.prefill_s = sum(watch.booked.values())
     return token
 
 
-def _next_token(target: Model, last: int, pos: int, sampling: Sampling, watch: Stopwatch, rng: Rng) -> int:
-    """Feed ``last`` at ``pos`` and choose its successor."""
+def _next_token(target: Model, ids: Sequence[int], pos: int, sampling: Sampling, watch: Stopwatch, rng: Rng) -> int:
+    """Feed ``ids`` at ``pos`` and choose what follows the last of them."""
+    output = CHOICE if sampling.greedy else LOGITS
+    row = target.submit(ids, pos, (output,), last=True).result()[output][0]
+    watch.book("verify")
     if sampling.greedy:
-        token = int(target.argmax([last], pos)[0])
-        watch.book("verify")
-    else:
-        logits = target.forward([last], pos)[0]
-        watch.book("verify")
-        token = rng.draw(probabilities(logits, sampling))
-        watch.book("sampling")
+        return int(row)
+    token = rng.draw(probabilities(row, sampling))
+    watch.book("sampling")
     return token
 
 

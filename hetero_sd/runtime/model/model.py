@@ -10,21 +10,25 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.manifest_checks import check_models
 from hetero_sd.runtime.model.model_facts import SegmentFacts
-from hetero_sd.runtime.model.protocol import ContextFull, Models, NotFiniteError
+from hetero_sd.runtime.model.protocol import (
+    CHOICE,
+    ContextFull,
+    Model,
+    Models,
+    Pending,
+)
 from hetero_sd.runtime.model.segments import Chain, GpuFailed, last_line
+from hetero_sd.runtime.model.steps import RunningStep, Steps
 from hetero_sd.runtime.model.thread_pool import LIBRARY, PoolError, ThreadPool, why_tvms_pool
 from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
 from hetero_sd.runtime.model.weights import Weights
 from targets.errors import UserError
 
 
-class CompiledModel:
+class CompiledModel(Model):
     """One model of a bundle; implements the Model protocol.
 
     Where the GPU cannot be used, or fails while generating, and the bundle has the model for the CPU too, that takes
@@ -47,18 +51,15 @@ class CompiledModel:
                 usable GPU and the bundle no variant for the CPU.
         """
         facts = check_models(bundle)[name]
-        import tvm
-
         self.name, self.vocab, self.context = name, facts.vocab, facts.context
         self._facts, self._bundle, self._note = facts, bundle, note or (lambda _: None)
-        self._widths, self._chunk = facts.widths, facts.prefill_width
-        self.widths = tuple(facts.widths)
-        self._inputs = {n: _shared_ids(n) for n in {*self._widths, self._chunk}}
-        self._tensor = tvm.runtime.tensor
+        self.widths, self.prefill_width = tuple(facts.widths), facts.prefill_width
+        self._steps = Steps(name, self.widths, facts.prefill_width, facts.context)
         self._weights = Weights(bundle.path(facts.weights, hashed=False), huge_pages)
         if self._weights.metadata.get("model") != name:
             raise UserError(f"{facts.weights} does not hold the weights of the {name}: copy or build the bundle again")
         self._fed: list[int] = []
+        self._running: RunningStep | None = None
         self.threads = choose_threads(None, bundle.plan)
         self.pool: ThreadPool | None = None
         self.why_tvms_pool: str | None = None
@@ -90,11 +91,6 @@ class CompiledModel:
         return self._chain.segments is self._facts.fallback
 
     @property
-    def prefill_width(self) -> int:
-        """Tokens of a prompt chunk."""
-        return self._chunk
-
-    @property
     def processor(self) -> str:
         """Where it runs: "cpu", "gpu", or "mixed" where it is split."""
         return "cpu" if self._chain.gpu is None else "gpu" if len(self._chain.segments) == 1 else "mixed"
@@ -104,79 +100,26 @@ class CompiledModel:
         """The GPU it uses, or None."""
         return self._chain.gpu
 
-    def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
-        """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.model.protocol.Model`."""
-        self._check(len(ids), pos)
-        rows = [self._step(part, at, 0) for part, at in self._parts(ids, pos)]
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
-
-    def argmax(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.int64]:
-        """Best id of each row, int64 [n]."""
-        self._check(len(ids), pos)
-        rows = [self._step(part, at, 1) for part, at in self._parts(ids, pos)]
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
-
-    def extend(self, ids: Sequence[int], pos: int) -> int:
-        """Feed a prompt and return the best id after its last token; the head runs once per chunk."""
-        self._check(len(ids), pos)
-        best, done = 0, 0
-        while done < len(ids):
-            part = list(ids[done : done + self._chunk])
-            at = pos + done
-            if len(part) <= self._widths[-1] or at + self._chunk > self.context:
-                part = part[: self._widths[-1]]
-                best = int(self._step(part, at, 1)[-1])
-            else:
-                best = int(self._evaluate(f"prefill_{self._chunk}", part, self._chunk, at, 1, len(part) - 1)[0])
-            done += len(part)
-        return best
-
-    def _check(self, n: int, pos: int) -> None:
-        if n < 1 or pos < 0 or pos + n > self.context:
-            raise ContextFull(f"{self.name}: rows {pos} to {pos + n} do not fit a context of {self.context}")
-
-    def _parts(self, ids: Sequence[int], pos: int) -> list[tuple[Sequence[int], int]]:
-        """The ids cut into steps of at most the largest width, each with its position."""
-        most = self._widths[-1]
-        return [(ids[i : i + most], pos + i) for i in range(0, len(ids), most)]
-
-    def _step(self, ids: Sequence[int], pos: int, which: int) -> npt.NDArray[Any]:
-        """Rows of the narrowest width that holds ``ids``; where its padding would leave the context, single steps."""
-        n = next(w for w in self._widths if w >= len(ids))
-        if pos + n > self.context:
-            rows = [self._evaluate("step_1", [token], 1, pos + i, which) for i, token in enumerate(ids)]
-            return np.concatenate(rows)
-        return self._evaluate(f"step_{n}", ids, n, pos, which)[: len(ids)]
-
-    def _evaluate(
-        self, entry: str, ids: Sequence[int], width: int, pos: int, which: int, row: int | None = None
-    ) -> npt.NDArray[Any]:
-        """Logits (``which`` 0) or choices (1) of an entry point; a GPU that fails hands over to the CPU.
-
-        A choice below 0 says that a logit of its row is not finite (targets/*/kernels/argmax.py).
-        """
+    def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
+        """See :meth:`hetero_sd.runtime.model.protocol.Model.submit`; on the CPU the step has ended when it returns."""
+        if len(ids) < 1 or pos < 0 or pos + len(ids) > self.context:
+            raise ContextFull(f"{self.name}: rows {pos} to {pos + len(ids)} do not fit a context of {self.context}")
         if min(ids) < 0 or max(ids) >= self.vocab:
             raise ValueError(f"token ids must be 0 to {self.vocab - 1}: {list(ids)}")
-        numbers, tensor = self._inputs[width]
-        numbers[: len(ids)] = ids
-        numbers[len(ids) :] = 0  # rows beyond the ids are computed and not used
-        chain = self._chain
-        try:
-            made = chain.run(entry, tensor, pos, row)
-            choices: npt.NDArray[Any] = chain.host(made[1])[0]
-            rows = choices if which else chain.host(made[0])[0]
-        except Exception as error:
-            if chain.gpu is None or not self._facts.fallback:
-                raise
-            self._take_over(f"the GPU failed: {last_line(error)}")
-            if pos:
-                self.extend(self._fed[:pos], 0)
-            return self._evaluate(entry, ids, width, pos, which, row)
-        for i, choice in enumerate(choices.tolist()[: len(ids)]):
-            if choice < 0:
-                raise NotFiniteError(self.name, f" after {pos + 1 + (i if row is None else row)} tokens")
+        if self._running is not None:
+            self._running.settle()
+        self._running = RunningStep(self._steps, lambda: self._chain, self._recover, ids, pos, outputs, last)
         self._fed[pos:] = ids
-        return rows
+        return self._running
+
+    def _recover(self, error: Exception, pos: int) -> None:
+        """Let the CPU take over from a GPU that failed, with the text up to `pos`; raise where that is impossible."""
+        if self._chain.gpu is None or not self._facts.fallback:
+            raise error
+        self._take_over(f"the GPU failed: {last_line(error)}")
+        if pos:
+            calls = self._steps.plan(self._fed[:pos], 0, last=True)
+            self._steps.fetch(self._chain, calls, self._steps.start(self._chain, calls), (CHOICE,))
 
     def _take_over(self, reason: str) -> None:
         self._chain = self._load(self._facts.fallback)
@@ -199,23 +142,13 @@ class CompiledModel:
         if any(segment.processor == "cpu" for segment in segments):
             self._put_pool_under_kernels()
         try:
-            chain.host(chain.run("step_1", self._inputs[1][1], 0)[1])
+            self._steps.try_one(chain)
         except Exception as error:
             if chain.gpu is not None:
                 raise GpuFailed(last_line(error)) from None
             library = self._facts.libraries["cpu"]
             raise UserError(f"{library} and {self._facts.weights} do not fit each other: {last_line(error)}") from None
         return chain
-
-
-def _shared_ids(width: int) -> tuple[npt.NDArray[np.int64], Any]:
-    """A numpy row of ids and the tensor [1, width] over the same memory; making a tensor each time takes 25 us."""
-    import tvm
-
-    memory = np.zeros(width + 8, np.int64)
-    start = -memory.ctypes.data % 64 // 8  # zero-copy import demands 64 bytes of alignment
-    row = memory[start : start + width]
-    return row, tvm.runtime.from_dlpack(row.reshape(1, width))
 
 
 def load_models(bundle: Bundle, huge_pages: bool = False) -> Models:

@@ -1,15 +1,18 @@
-"""What the decoding loops ask of a model, and nothing more."""
+"""What the decoding loops ask of a model, and nothing more: steps with named outputs, and waiting for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from targets.errors import UserError
+
+LOGITS, CHOICE = "logits", "choice"
+Outputs = Mapping[str, npt.NDArray[Any]]
 
 
 class ContextFull(Exception):
@@ -27,10 +30,21 @@ class NotFiniteError(UserError):
         )
 
 
+class Pending(Protocol):
+    """A step that was handed to a processor and may still be running there."""
+
+    def result(self) -> Outputs:
+        """Wait for the step and return what was asked for; every call returns the same.
+
+        Raises:
+            NotFiniteError: a logit of the step's rows is NaN or infinite.
+        """
+
+
 class Model(Protocol):
     """A decoder whose KV cache of ``context`` rows is written in place.
 
-    A call at a smaller ``pos`` than the last one rolls the cache back: rows from ``pos`` on are overwritten and rows
+    A step at a smaller ``pos`` than the last one rolls the cache back: rows from ``pos`` on are overwritten and rows
     after the written ones are not read. Any number of ids >= 1 is allowed, and a row of the result does not depend,
     bit for bit, on how many rows are computed with it.
     """
@@ -39,19 +53,46 @@ class Model(Protocol):
     context: int
     name: str
 
-    def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
-        """Write KV rows ``pos .. pos+n-1`` and return the logits, float32 ``[n, vocab]``.
+    def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
+        """Start a step that writes KV rows ``pos .. pos+n-1``, without waiting for it where its processor allows that.
+
+        Steps of one model run in the order in which they were submitted.
+
+        Args:
+            ids: the n tokens.
+            pos: rows of the cache before them.
+            outputs: any of :data:`LOGITS`, float32 ``[n, vocab]``, and :data:`CHOICE`, the best id of each row, int64
+                ``[n]``; ties go to the lowest id.
+            last: only the last row is wanted, so that the head is computed for few rows; the results have one row.
 
         Raises:
             ContextFull: ``pos + n > context``.
-            NotFiniteError: a logit of these rows is NaN or infinite; so do the other two.
         """
 
+    def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
+        """Submit, wait, and return the logits of every row."""
+        logits: npt.NDArray[np.float32] = self.submit(ids, pos, (LOGITS,)).result()[LOGITS]
+        return logits
+
     def argmax(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.int64]:
-        """Like :meth:`forward`, but return the best id of each row, int64 ``[n]``; ties go to the lowest id."""
+        """Submit, wait, and return the best id of every row."""
+        choice: npt.NDArray[np.int64] = self.submit(ids, pos).result()[CHOICE]
+        return choice
 
     def extend(self, ids: Sequence[int], pos: int) -> int:
-        """Like ``argmax(ids, pos)[-1]``, for long ids: only the last row needs the head."""
+        """Submit, wait, and return the best id after the last row."""
+        return int(self.submit(ids, pos, last=True).result()[CHOICE][0])
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step that has ended, with its logits, float32 ``[n, vocab]``; implements the Pending protocol."""
+
+    logits: npt.NDArray[np.float32]
+
+    def result(self) -> Outputs:
+        """The logits and the choices of :meth:`Model.submit`."""
+        return {LOGITS: self.logits, CHOICE: self.logits.argmax(-1).astype(np.int64)}
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hetero_sd.runtime.model.protocol import Model, Models
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Models, Outputs, Pending
 
 
-class WithinVocabulary:
+class WithinVocabulary(Model):
     """A model with its logits cut to the first `vocab` ids; implements the Model protocol.
 
     The model chooses the best of all rows in its own kernel. Only where that is padding, the step is run again for
@@ -34,23 +34,33 @@ class WithinVocabulary:
         facts: dict[str, Any] | None = getattr(self._model, "thread_facts", None)
         return facts
 
-    def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
-        """Logits, float32 [n, vocab]; see :class:`hetero_sd.runtime.model.protocol.Model`."""
-        return self._model.forward(ids, pos)[:, : self.vocab]
+    def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
+        """See :meth:`hetero_sd.runtime.model.protocol.Model.submit`."""
+        return _Cut(self._model, self.vocab, ids, pos, outputs, last)
 
-    def argmax(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.int64]:
-        """Best id below `vocab` of each row, int64 [n]."""
-        best = self._model.argmax(ids, pos)
-        if (np.asarray(best) >= self.vocab).any():
-            best = self.forward(ids, pos).argmax(-1)
-        return best
 
-    def extend(self, ids: Sequence[int], pos: int) -> int:
-        """Feed a prompt and return the best id below `vocab` after its last token."""
-        best = self._model.extend(ids, pos)
-        if best >= self.vocab:
-            best = int(self.argmax(ids[-1:], pos + len(ids) - 1)[0])
-        return best
+class _Cut:
+    """A step whose outputs are cut to the vocabulary; implements the Pending protocol."""
+
+    def __init__(
+        self, model: Model, vocab: int, ids: Sequence[int], pos: int, outputs: Sequence[str], last: bool
+    ) -> None:
+        self._model, self._vocab, self._ids, self._pos, self._last = model, vocab, ids, pos, last
+        self._whole = model.submit(ids, pos, outputs, last)
+
+    def result(self) -> Outputs:
+        outputs = dict(self._whole.result())
+        if LOGITS in outputs:
+            outputs[LOGITS] = outputs[LOGITS][:, : self._vocab]
+        if CHOICE in outputs and (outputs[CHOICE] >= self._vocab).any():
+            logits = outputs.get(LOGITS)
+            outputs[CHOICE] = (self._logits() if logits is None else logits).argmax(-1)
+        return outputs
+
+    def _logits(self) -> npt.NDArray[np.float32]:
+        """The step again, for its logits; where one row was wanted, its token alone."""
+        skipped = len(self._ids) - 1 if self._last else 0
+        return self._model.forward(self._ids[skipped:], self._pos + skipped)[:, : self._vocab]
 
 
 def within_vocabulary(models: Models, vocab: int | None) -> Models:

@@ -167,6 +167,7 @@ def test_a_bundle_with_a_cpu_variant_survives_the_gpu(
 @pytest.mark.deep
 def test_100_random_failures_change_no_token(released: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any OpenCL call may fail at any time: the text is the CPU's, whole or split, with a drafter on the GPU too."""
+    from hetero_sd.runtime.decode.drafters.model import ModelDrafter
     from hetero_sd.runtime.decode.generate import Request
     from hetero_sd.runtime.decode.policy import FixedGamma
     from hetero_sd.runtime.decode.sampling import Sampling
@@ -187,7 +188,8 @@ def test_100_random_failures_change_no_token(released: None, tmp_path: Path, mon
         if fail_at:
             opencl.inject_failure("*", fail_at, status)
         try:
-            found = list(speculate(target, draft, PROMPTS[2], request, FixedGamma(2), Trace()))
+            drafter = ModelDrafter(draft, target.vocab, request.sampling)
+            found = list(speculate(target, drafter, PROMPTS[2], request, FixedGamma(2), Trace()))
         finally:
             calls = opencl.call_count() - before
             opencl.inject_failure("*", 0, status)

@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from hetero_sd.runtime.manifest import write_manifest
-from hetero_sd.runtime.model.protocol import ContextFull, NotFiniteError
+from hetero_sd.runtime.model.protocol import CHOICE, ContextFull, Done, Model, NotFiniteError
 from targets.opencl import runtime as opencl_runtime
 from targets.zig import zig, zig_environment
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 EXPORTS = ROOT / "tests" / "data" / "exports"
 
 
-class TableModel:
+class TableModel(Model):
     """Logits = table[state]; the state is a hash of all tokens up to the row, read back from the KV rows."""
 
     def __init__(self, table: np.ndarray, context: int = 64, name: str = "toy") -> None:
@@ -35,7 +35,7 @@ class TableModel:
         self.rows: list[int] = []
         self.fed: list[tuple[int, int]] = []  # (pos, n) of every call
 
-    def forward(self, ids: Sequence[int], pos: int) -> np.ndarray:
+    def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Done:
         ids = [int(i) for i in ids]
         assert len(ids) >= 1
         assert 0 <= pos <= len(self.rows), "a gap in the KV cache"
@@ -47,13 +47,7 @@ class TableModel:
         logits = np.stack([self.table[self._state(pos + i + 1)] for i in range(len(ids))])
         if not np.isfinite(logits).all():
             raise NotFiniteError(self.name)
-        return logits
-
-    def argmax(self, ids: Sequence[int], pos: int) -> np.ndarray:
-        return self.forward(ids, pos).argmax(-1)
-
-    def extend(self, ids: Sequence[int], pos: int) -> int:
-        return int(self.argmax(ids, pos)[-1])
+        return Done(logits[-1:] if last else logits)
 
     def _state(self, length: int) -> int:
         state = 0

@@ -265,7 +265,7 @@ from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.model import CompiledModel
 model = CompiledModel("target", Bundle(Path(sys.argv[1])))
 (segment,) = model._chain._segments
-ids, fixed = model._inputs[1][1], segment.fixed
+ids, fixed = model._steps._inputs[1][1], segment.fixed
 step = segment.entries["step_1"]
 step(ids, 0, *fixed)
 wrong = {"shape": (1, 2, 32, 32), "rank": (2, 64, 32), "dtype": (1, 2, 64, 32)}

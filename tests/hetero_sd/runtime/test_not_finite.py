@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.sampling import Sampling
@@ -27,7 +28,7 @@ def text(target: Any, draft: Any, sampling: Sampling, prompt: tuple[int, ...] = 
     stream = (
         generate(target, prompt, request, trace)
         if draft is None
-        else speculate(target, draft, prompt, request, FixedGamma(3), trace)
+        else speculate(target, ModelDrafter(draft, target.vocab, sampling), prompt, request, FixedGamma(3), trace)
     )
     return list(stream), trace
 
@@ -84,7 +85,9 @@ def text_of(target: Any, draft: Any, seed: int) -> tuple[list[int], Trace]:
     trace, request = Trace(), Request(3, frozenset(), Sampling(1.0, seed=seed))
     if draft is None:
         return list(generate(target, [1], request, trace)), trace
-    return list(speculate(target, draft, [1], request, FixedGamma(2), trace)), trace
+    return list(
+        speculate(target, ModelDrafter(draft, target.vocab, request.sampling), [1], request, FixedGamma(2), trace)
+    ), trace
 
 
 MODES = {

@@ -274,7 +274,7 @@ def device(folder):
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, to)
     (folder / "python/hetero_sd/__init__.py").touch()
-    (folder / "python/hetero_sd/runtime/model.py").write_text(TOY)
+    (folder / "python/hetero_sd/runtime/model/model.py").write_text(TOY)
     (folder / "run.py").write_text(launcher(machine(), "host"))
     write_bundle(folder)
     for path in folder.rglob("*"):
@@ -287,17 +287,14 @@ def device(folder):
 TOY = """
 import time
 import numpy as np
-from hetero_sd.runtime.model.protocol import Models
+from hetero_sd.runtime.model.protocol import Done, Model, Models
 
-class Toy:
+class Toy(Model):
     vocab, context, name = 270, 4000, "toy"
 
-    def argmax(self, ids, pos):
+    def submit(self, ids, pos, outputs=("choice",), last=False):
         time.sleep(0.001)
-        return np.full(len(ids), 64)
-
-    def extend(self, ids, pos):
-        return 64
+        return Done(np.eye(270, dtype=np.float32)[[64] * (1 if last else len(ids))])
 
 def load_models(bundle, huge_pages):
     bundle.path("lib/target.so")

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from hetero_sd.runtime.decode.drafters import Draft
+from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.sampling import Rng, Sampling, probabilities
-from hetero_sd.runtime.decode.speculate import Drafter, accept_sampled, speculate
+from hetero_sd.runtime.decode.speculate import accept_sampled, speculate
 from hetero_sd.runtime.decode.stats import acceptance_rate
 from hetero_sd.runtime.decode.trace import Round, Stopwatch, Trace
 
@@ -83,7 +85,11 @@ def whole_texts(pair, sampling, gamma, vocab=3, new=4, draft_vocab=None):
 
         return law_of(text)
 
-    both = by(lambda t, d, ids, r, trace, rng: speculate(t, d, ids, r, FixedGamma(gamma), trace, rng))
+    both = by(
+        lambda t, d, ids, r, trace, rng: speculate(
+            t, ModelDrafter(d, t.vocab, r.sampling), ids, r, FixedGamma(gamma), trace, rng
+        )
+    )
     return both, by(lambda t, d, ids, r, trace, rng: generate(t, ids, r, trace, rng))
 
 
@@ -113,13 +119,13 @@ def test_wrong_residual_changes_the_law(pair, monkeypatch):
 
 def test_unprocessed_q_changes_the_law(pair, monkeypatch):
     """The drafter's samples must come from the q that acceptance is told."""
-    honest = Drafter.propose
+    honest = ModelDrafter.propose
 
     def tempered(self, tokens, gamma, watch, rng):
-        drafted, q = honest(self, tokens, gamma, watch, rng)
-        return drafted, [np.sqrt(row) / np.sqrt(row).sum() for row in q]
+        draft = honest(self, tokens, gamma, watch, rng)
+        return Draft(draft.tokens, [np.sqrt(row) / np.sqrt(row).sum() for row in draft.q])
 
-    monkeypatch.setattr(Drafter, "propose", tempered)
+    monkeypatch.setattr(ModelDrafter, "propose", tempered)
     both, alone = whole_texts(pair, SAMPLED, 2)
     assert distance(both, alone) > 0.01
 
@@ -130,11 +136,11 @@ def one_round(pair, accept, vocab=8, gamma=3):
     target, draft = pair(4, 1.0, vocab=vocab, states=13)
 
     def round_of(rng):
-        drafter = Drafter(draft, target.vocab, SAMPLED)
+        drafter = ModelDrafter(draft, target.vocab, SAMPLED)
         drafter.catch_up(prompt)
-        drafted, q = drafter.propose(prompt, gamma, Stopwatch(), rng)
-        accepted, extra = accept(target.forward([2, *drafted], 2), drafted, q, SAMPLED, rng)
-        return (*drafted[:accepted], extra)
+        drafts = drafter.propose(prompt, gamma, Stopwatch(), rng)
+        accepted, extra = accept(target.forward([2, *drafts.tokens], 2), drafts.tokens, drafts.q, SAMPLED, rng)
+        return (*drafts.tokens[:accepted], extra)
 
     target.extend(prompt[:-1], 0)
     law = law_of(round_of)

@@ -50,12 +50,13 @@ def test_ids_come_one_by_one(counting):
 
 def test_sampling_reads_logits_of_the_last_prompt_row_only(counting):
     asked = []
-    forward = counting.forward
-    counting.extend = lambda ids, pos: asked.append(("extend", pos, len(ids))) or int(forward(ids, pos)[-1].argmax())
-    counting.forward = lambda ids, pos: asked.append(("forward", pos, len(ids))) or forward(ids, pos)
+    submit = counting.submit
+    counting.submit = lambda ids, pos, *how, **last: (
+        asked.append((pos, len(ids), how, last)) or submit(ids, pos, *how, **last)
+    )
     trace = Trace()
     list(generate(counting, [3, 3, 3, 3], Request(2, sampling=Sampling(temperature=0.1)), trace))
-    assert asked == [("extend", 0, 3), ("forward", 3, 1), ("forward", 4, 1)]
+    assert asked == [(pos, n, (("logits",),), {"last": True}) for pos, n in ((0, 4), (4, 1))]
     assert trace.prefill_s > 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from costmodel.speculative import expected_tokens
+from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.live_gamma import ALLOWANCE_STEPS, LOSS_SHARE, LiveGamma, Predicted
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
@@ -190,7 +191,10 @@ def test_greedy_text_is_the_targets_own(pair: Any, noise: float) -> None:
         wanted = list(generate(target, prompt, request, Trace()))
         machine = Machine(1e-7, {w: 1e-6 * s for w, s in CURVES["flat"].items()}, 1e-7)
         trace, policy = Trace(), live(machine, 0.8)
-        assert list(speculate(target, draft, prompt, request, policy, trace)) == wanted
+        assert (
+            list(speculate(target, ModelDrafter(draft, target.vocab, request.sampling), prompt, request, policy, trace))
+            == wanted
+        )
         assert len({r.drafted for r in trace.rounds}) > 1
         target.table[:] = -target.table
         assert list(generate(target, prompt, request, Trace())) != wanted

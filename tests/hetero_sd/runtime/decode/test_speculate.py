@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.sampling import Sampling
-from hetero_sd.runtime.decode.speculate import Drafter, speculate
+from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Round, Trace
 
 
@@ -39,16 +40,15 @@ class CheckingTarget:
         self.vocab, self.context, self.name = target.vocab, target.context, target.name
         self.checked = 0
 
-    def extend(self, ids, pos):
-        return self._target.extend(ids, pos)
-
-    def argmax(self, ids, pos):
+    def submit(self, ids, pos, outputs=("choice",), last=False):
+        if last:
+            return self._target.submit(ids, pos, outputs, last)
         text = self._target.rows[:pos] + list(ids[:1])
         for token in ids[1:]:
             assert token == self._draft.extend(text, 0)
             text.append(token)
             self.checked += 1
-        return self._target.argmax(ids, pos)
+        return self._target.submit(ids, pos, outputs)
 
 
 def run(target, draft, prompt, request, policy=None):
@@ -56,7 +56,9 @@ def run(target, draft, prompt, request, policy=None):
     if policy is None:
         ids = list(generate(target, prompt, request, trace))
     else:
-        ids = list(speculate(target, draft, prompt, request, policy, trace))
+        ids = list(
+            speculate(target, ModelDrafter(draft, target.vocab, request.sampling), prompt, request, policy, trace)
+        )
     assert ids == trace.token_ids
     return trace
 
@@ -100,7 +102,7 @@ def test_drafter_drafts_as_from_scratch(pair, seed, noise, prompt):
 
 
 def test_drafter_that_forgets_to_roll_back_is_caught(pair, monkeypatch):
-    monkeypatch.setattr(Drafter, "keep", lambda self, length: None)
+    monkeypatch.setattr(ModelDrafter, "keep", lambda self, length: None)
     target, draft = pair(3, 2.0)
     with pytest.raises(AssertionError):
         run(CheckingTarget(target, draft, [1]), draft, [1], Request(40), FixedGamma(3))
@@ -109,8 +111,8 @@ def test_drafter_that_forgets_to_roll_back_is_caught(pair, monkeypatch):
 def test_stale_row_of_the_target_is_caught(pair):
     target, draft = pair(3, 2.0)
     alone = run(*pair(3, 2.0), [1], Request(40))
-    honest = target.argmax
-    target.argmax = lambda ids, pos: honest(ids, pos + 1 if len(target.rows) > pos + 1 else pos)
+    honest = target.submit
+    target.submit = lambda ids, pos, *more, **last: honest(ids, pos + (len(target.rows) > pos + 1), *more, **last)
     assert run(target, draft, [1], Request(20), FixedGamma(3)).token_ids != alone.token_ids[:20]
 
 

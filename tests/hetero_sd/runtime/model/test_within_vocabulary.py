@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.sampling import Sampling
@@ -28,7 +29,16 @@ def padded(pair):
 def run(models, sampling=None, gamma=3):
     request = Request(30, sampling=sampling or Sampling())
     if gamma:
-        return list(speculate(models.target, models.draft, [1, 2, 3], request, FixedGamma(gamma), Trace()))
+        return list(
+            speculate(
+                models.target,
+                ModelDrafter(models.draft, models.target.vocab, request.sampling),
+                [1, 2, 3],
+                request,
+                FixedGamma(gamma),
+                Trace(),
+            )
+        )
     return list(generate(models.target, [1, 2, 3], request, Trace()))
 
 

@@ -1,0 +1,91 @@
+"""A draft model: it drafts token by token with its own KV cache, which is rolled back by length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hetero_sd.runtime.decode.drafters import Draft, Drafter
+from hetero_sd.runtime.decode.sampling import Distribution, Rng, Sampling, probabilities
+from hetero_sd.runtime.decode.trace import Stopwatch
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, NotFiniteError
+
+
+class ModelDrafter(Drafter):
+    """The draft model, how much of the text its KV cache holds, and the vocabulary it shares with the target."""
+
+    def __init__(self, model: Model, target_vocab: int, sampling: Sampling) -> None:
+        """Start with an empty cache; ``target_vocab`` bounds what may be drafted."""
+        self._model = model
+        self._target_vocab = target_vocab
+        self._common = min(model.vocab, target_vocab)
+        self._sampling = sampling
+        self._length = 0  # leading tokens of the text whose KV rows are valid
+        self.lost: str | None = None  # why it drafts no more
+
+    def room(self, length: int) -> int:
+        """Return how many tokens can be drafted after ``length`` tokens before the drafter's context is full."""
+        return 0 if self.lost else max(0, self._model.context - length + 1)
+
+    def catch_up(self, tokens: Sequence[int]) -> float:
+        """Feed what is missing but for two tokens, which :meth:`propose` feeds; return the seconds it took.
+
+        Rounds leave a lag of one token, or of two after full acceptance; a longer one is the prompt, or rounds
+        without drafting.
+        """
+        end = len(tokens) - 1
+        if end <= self._length + 1:
+            return 0.0
+        watch = Stopwatch()
+        try:
+            self._model.submit(self._known(tokens[self._length : end]), self._length, last=True).result()
+            self._length = end
+        except NotFiniteError as error:
+            self.lost = str(error)
+        watch.book("catch up")
+        return watch.booked["catch up"]
+
+    def propose(self, tokens: Sequence[int], gamma: int, watch: Stopwatch, rng: Rng) -> Draft:
+        """Return gamma tokens, fewer where the drafter was lost or is lost on the way; see :class:`Drafter`."""
+        drafted: list[int] = []
+        q: list[Distribution] = []
+        pending = list(tokens[self._length :])
+        try:
+            while len(drafted) < gamma and not self.lost:
+                drafted.append(self._draw(pending, q, watch, rng))
+                self._length += len(pending)
+                pending = drafted[-1:]
+        except NotFiniteError as error:
+            self.lost = str(error)
+        if gamma:
+            watch.book("draft")
+        return Draft(drafted, q)
+
+    def _draw(self, pending: Sequence[int], q: list[Distribution], watch: Stopwatch, rng: Rng) -> int:
+        """Feed ``pending`` and draft a token; when sampling, its distribution is appended to ``q``."""
+        if self._sampling.greedy:
+            return self._best(pending)
+        step = self._model.submit(self._known(pending), self._length, (LOGITS,), last=True)
+        logits = step.result()[LOGITS][-1, : self._common]
+        watch.book("draft")
+        ours = probabilities(logits, self._sampling)
+        q.append(np.zeros(self._target_vocab))
+        q[-1][: self._common] = ours
+        token = rng.draw(q[-1])
+        watch.book("sampling")
+        return token
+
+    def keep(self, length: int) -> None:
+        """Roll the cache back to the first ``length`` tokens; the text agrees with the drafts up to there."""
+        self._length = min(self._length, length)
+
+    def _best(self, pending: Sequence[int]) -> int:
+        """Feed ``pending`` and return the best id that the target also has."""
+        ids, whole = self._known(pending), self._model.vocab <= self._target_vocab
+        found = self._model.submit(ids, self._length, (CHOICE,) if whole else (LOGITS,), last=True).result()
+        return int(found[CHOICE][-1] if whole else np.argmax(found[LOGITS][-1, : self._common]))
+
+    def _known(self, tokens: Sequence[int]) -> list[int]:
+        """Replace ids that only the target has by 0: the drafter then guesses worse, the output is the same."""
+        return [token if token < self._model.vocab else 0 for token in tokens]

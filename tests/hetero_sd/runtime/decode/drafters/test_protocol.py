@@ -1,0 +1,96 @@
+"""Another way to draft is one class with the methods of `Drafter`: the loops need no change, and the text is the same.
+
+CONTRIBUTING.md, "Another drafter", shows this class.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hetero_sd.runtime.decode
+from hetero_sd.runtime.decode.drafters import Draft, Drafter
+from hetero_sd.runtime.decode.generate import Request, generate
+from hetero_sd.runtime.decode.policy import FixedGamma
+from hetero_sd.runtime.decode.speculate import speculate
+from hetero_sd.runtime.decode.trace import Trace
+
+DECODE = Path(next(iter(hetero_sd.runtime.decode.__path__)))
+
+
+class LastOccurrence(Drafter):
+    """Drafts what followed the last token where it stood before."""
+
+    lost = None
+
+    def room(self, length):
+        return 64
+
+    def catch_up(self, tokens):
+        return 0.0
+
+    def propose(self, tokens, gamma, watch, rng):
+        places = [i for i, token in enumerate(tokens[:-1]) if token == tokens[-1]]
+        drafted = list(tokens[places[-1] + 1 :][:gamma]) if places else []
+        watch.book("draft")
+        return Draft(drafted, [])
+
+    def keep(self, length):
+        pass
+
+
+def texts(pair, drafter, seed, states=11, vocab=6):
+    request, trace = Request(40), Trace()
+    target, _ = pair(seed, 0.0, states=states, vocab=vocab)
+    alone = list(generate(target, [1, 2], request, Trace()))
+    target, _ = pair(seed, 0.0, states=states, vocab=vocab)
+    return list(speculate(target, drafter, [1, 2], request, FixedGamma(3), trace)), alone, trace
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_drafter_of_ones_own_changes_no_token(pair, seed):
+    found, alone, trace = texts(pair, LastOccurrence(), seed)
+    assert found == alone
+    assert all(r.accepted <= r.drafted <= 3 for r in trace.rounds)
+
+
+def test_it_drafts_and_some_drafts_are_accepted(pair):
+    rounds = [r for seed in range(30) for r in texts(pair, LastOccurrence(), seed, states=3, vocab=4)[2].rounds]
+    assert sum(r.accepted for r in rounds) > 100
+    assert sum(r.drafted - r.accepted for r in rounds) > 100
+
+
+def test_a_drafter_may_draft_nothing(pair):
+    class Silent(LastOccurrence):
+        def propose(self, tokens, gamma, watch, rng):
+            return Draft([], [])
+
+    found, alone, trace = texts(pair, Silent(), 3)
+    assert found == alone
+    assert {r.drafted for r in trace.rounds} == {0}
+
+
+def strangers(source: str) -> set[str]:
+    """What a loop imports besides the two protocols and the folder's own modules."""
+    known = {"hetero_sd.runtime.decode.drafters", "hetero_sd.runtime.model.protocol"}
+    modules = {n.module for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module}
+    ours = {m for m in modules if m.split(".")[0] == "hetero_sd"} - known
+    return {m for m in ours if m.count(".") > 3 or not m.startswith("hetero_sd.runtime.decode.")}
+
+
+def test_the_loops_depend_on_two_protocols_only() -> None:
+    for name in ("generate", "speculate"):
+        assert strangers((DECODE / f"{name}.py").read_text("utf-8")) == set()
+
+
+def test_a_third_dependency_is_found() -> None:
+    for module in (
+        "hetero_sd.runtime.model.model",
+        "hetero_sd.runtime.decode.drafters.model",
+        "hetero_sd.compile.plan",
+    ):
+        assert strangers(f"from {module} import X\nfrom hetero_sd.runtime.decode.trace import Trace") == {module}

@@ -6,13 +6,13 @@ becomes, for a placement on two processors,
     s1(x0, pos, ...)                               -> (x1, ...)                      module of the second
     s2(x1, pos, ...)                               -> (logits, choice, ...)          module of the first
 
-Operators keep their order, so segments are as few as the placement's runs allow, and a value crosses a border only
-where a later segment of the other processor reads it. Weights and caches never cross.
+The segments form a graph without circles: what each reads is named, and it runs after whoever computes that. A value
+crosses a border only where a segment of another processor reads it. Weights and caches never cross.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ WHOLE = "main"
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of operators on one processor.
+    """Operators that run on one processor, one after the other.
 
     Attributes:
         name: its function in the module of the processor; WHOLE where it is all of the model.
@@ -46,7 +46,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Partition:
-    """The segments in order, and the functions by processor and name."""
+    """The segments, each after those it reads from, and the functions by processor and name."""
 
     segments: tuple[Segment, ...]
     functions: dict[str, dict[str, Any]]
@@ -60,7 +60,7 @@ def partition(func: Any, processors: Sequence[str], prefix: str = "s") -> Partit
         processors: one per binding, in order.
         prefix: of the segments' names.
     """
-    runs = list(_runs(func, processors))
+    runs = _groups(func, processors)
     names = _Names(func)
     read_later: list[set[Any]] = [set() for _ in runs]
     needed = {names.logits, names.choice}
@@ -96,23 +96,34 @@ def _outputs(func: Any) -> list[Any]:
     return list(made.fields)
 
 
-def _runs(func: Any, processors: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
-    """Neighbours on one processor; a part of a tuple stays where the tuple is made, the outputs' tuple is left out."""
-    made_on: dict[Any, str] = {}
-    run: list[Any] = []
-    current = ""
-    for binding, processor in zip(bindings(func), processors, strict=True):
-        value = binding.value
-        if isinstance(value, relax.Tuple):
-            continue
-        here = made_on[value.tuple_value] if isinstance(value, relax.TupleGetItem) else processor
-        made_on[binding.var] = here
-        if here != current and run:
-            yield current, run
-            run = []
-        current = here
-        run.append(binding)
-    yield current, run
+def _groups(func: Any, processors: Sequence[str]) -> list[tuple[str, list[Any]]]:
+    """The operators of each segment, in an order in which each segment comes after those it reads from.
+
+    An operator's depth is the most borders on a way to it, where what follows a value that crosses counts as beyond a
+    border on its own side, too. One segment has the operators of one processor and depth. So branches that do not read
+    from one another are segments that may run at the same time, however their operators take turns in the file, and
+    what they both read is ready before either begins. At one depth the CPU comes last: the others are only started.
+    A part of a tuple stays where the tuple is made; the outputs' tuple is left out.
+    """
+    made = [(b, p) for b, p in zip(bindings(func), processors, strict=True) if not isinstance(b.value, relax.Tuple)]
+    maker: dict[Any, Any] = {}
+    home: dict[Any, str] = {}
+    for binding, processor in made:
+        part = isinstance(binding.value, relax.TupleGetItem)
+        maker[binding.var] = maker[binding.value.tuple_value] if part else binding.var
+        home.setdefault(maker[binding.var], processor)
+    crosses = {
+        maker[v] for b, _ in made for v in _reads(b.value) if v in maker and home[maker[v]] != home[maker[b.var]]
+    }
+    depth: dict[Any, int] = {}
+    groups: dict[tuple[int, bool, str], list[Any]] = {}
+    for binding, _ in made:
+        var = maker[binding.var]
+        if var not in depth:
+            read = {maker[v] for v in _reads(binding.value) if v in maker}
+            depth[var] = max((depth[v] + (v in crosses) for v in read), default=0)
+        groups.setdefault((depth[var], home[var] == "cpu", home[var]), []).append(binding)
+    return [(key[-1], groups[key]) for key in sorted(groups)]
 
 
 def _segment(

@@ -17,7 +17,7 @@ from tvm import relax
 
 from costmodel.place import Part, Place
 from passes.onnx import canonicalise
-from passes.place.partition import Partition, partition
+from passes.place.partition import Partition, partition, weights_of
 from passes.place.place_ops import place_ops
 from passes.place.write_subgraphs import write_subgraphs
 from passes.relax import dialect as D
@@ -200,3 +200,67 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def two_branches(order: str) -> tuple[Any, list[str]]:
+    """An FFN whose columns are split over two processors, as `order` says, and which processor each operator has.
+
+    y = up(x)[:, :6] @ down[:6] + up(x)[:, 6:] @ down[6:], with x an embedding and y the logits.
+    """
+    bb = relax.BlockBuilder()
+    ids, pos = relax.Var("input_ids", D.tensor((1, 3), "int64")), relax.Var("pos", tvm.ir.PrimType("int64"))
+    table = relax.Var("table", D.tensor((20, 8)))
+    halves = {f"{w}.{side}": relax.Var(f"{w}.{side}", D.tensor(shape))
+              for side in "ab" for w, shape in (("up", (8, 6)), ("down", (6, 20)))}  # fmt: skip
+    made: dict[str, Any] = {}
+    places = ["cpu"]
+    with bb.function("main", [ids, pos, table, *halves.values()]):
+        with bb.dataflow():
+            x = bb.emit(D.embedding(table, ids, layout="NK", vocab=20, width=8))
+            for name in order.split():
+                weight, side = name.split(".")
+                read = x if weight == "up" else made[f"up.{side}"]
+                made[name] = bb.emit(D.linear(read, halves[name], layout="KN", columns=6 if weight == "up" else 20))
+                places.append("cpu" if side == "a" else "gpu")
+            logits = bb.emit(relax.op.add(made["down.a"], made["down.b"]))
+            out = bb.emit_output(relax.Tuple([logits, bb.emit(D.argmax(logits))]))
+        bb.emit_func_output(out)
+    return bb.get()["main"], [*places, "cpu", "cpu", "cpu"]
+
+
+BRANCHES = ["up.a up.b down.a down.b", "up.a down.a up.b down.b", "up.b down.b up.a down.a", "up.b up.a down.b down.a"]
+
+
+@pytest.mark.parametrize("order", BRANCHES)
+def test_branches_that_join(order: str) -> None:
+    """Both branches begin from one value and run at the same time; a third segment joins them. Weights stay apart."""
+    func, processors = two_branches(order)
+    found = partition(func, processors)
+    assert [(s.processor, s.inputs, s.outputs) for s in found.segments] == [
+        ("cpu", ("input_ids",), ("x0",)),
+        ("gpu", ("x0",), ("x1",)),
+        ("cpu", ("x0",), ("x2",)),
+        ("cpu", ("x2", "x1"), ("logits", "choice")),
+    ]
+    held = [[p.name for p in weights_of(found.functions[s.processor][s.name])] for s in found.segments]
+    assert held == [["table"], ["up.b", "down.b"], ["up.a", "down.a"], []]
+
+    rng = np.random.default_rng(1)
+    weights = {
+        n: rng.standard_normal(s).astype(np.float32)
+        for n, s in (("table", (20, 8)), ("up", (8, 12)), ("down", (12, 20)))
+    }
+    parts = {
+        "up.a": weights["up"][:, :6],
+        "up.b": weights["up"][:, 6:],
+        "down.a": weights["down"][:6],
+        "down.b": weights["down"][6:],
+    }
+    ids = [3, 1, 4]
+    logits = run(
+        reference(found), found, ids, [], {**weights, **{n: np.ascontiguousarray(w) for n, w in parts.items()}}
+    )[0]
+    expected = weights["table"][ids] @ weights["up"] @ weights["down"]
+    assert np.abs(logits[0] - expected).max() < 1e-5 * np.abs(expected).max()
+    half = weights["table"][ids] @ parts["up.a"] @ parts["down.a"]  # the negative control: one branch alone
+    assert np.abs(logits[0] - half).max() > 0.1 * np.abs(expected).max()

@@ -121,7 +121,7 @@ def our_steps(model: Path, folder: Path, board: str) -> tuple[dict[int, Callable
     core, sizes = load_board(board, measure=False).clusters[0].core, Sizes(CONTEXT, WIDTHS, 32)
     decoder = canonicalise(model, CONTEXT)
     built = build_model("target", decoder, core, None, Place("cpu"), sizes, folder, lambda *_: None)
-    write_manifest(folder, {"models": {"target": built.manifest}})
+    write_manifest(folder, {"target": built.facts})
     compiled = CompiledModel("target", Bundle(folder), huge_pages=True)
     graph = onnx.load(model, load_external_data=False).graph
     embedding = next(n.input[0] for n in graph.node if n.op_type == "Gather" and "input_ids" in n.input)

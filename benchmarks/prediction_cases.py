@@ -122,6 +122,7 @@ def bundle_folder(name: str, processor: str, folder: Path) -> Path:
 def build(name: str, processor: str, folder: Path) -> None:
     """A bundle of one model for "cpu" or "gpu", if it is not there yet."""
     from costmodel.place import Place
+    from costmodel.schema.manifest import TokenizerFacts
     from hetero_sd.compile.build import Sizes, build_model
     from hetero_sd.runtime.manifest import write_manifest
     from passes.onnx import canonicalise
@@ -140,8 +141,7 @@ def build(name: str, processor: str, folder: Path) -> None:
         runtime = bundle / opencl_runtime.LIBRARY
         runtime.write_bytes(opencl_runtime.ensure().read_bytes())
     built = build_model("target", decoder, core, gpu, Place(processor), sizes, bundle, lambda *_: None, runtime)
-    contents = {"models": {"target": built.manifest}, "plan": {"threads": 1}, "tokenizer": {"eos_ids": [0]}}
-    write_manifest(bundle, contents)
+    write_manifest(bundle, {"target": built.facts}, tokenizer=TokenizerFacts((0,), built.facts.vocab))
 
 
 def build_all(folder: Path) -> None:

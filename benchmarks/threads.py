@@ -92,7 +92,7 @@ def steps_of(model: Path, folder: Path, threads: int) -> dict[str, Step]:
     sizes = Sizes(CONTEXT, (1,), 32)
     decoder = canonicalise(model, CONTEXT)
     built = build_model("target", decoder, core, None, Place("cpu"), sizes, folder / "tvm", lambda *_: None)
-    write_manifest(folder / "tvm", {"models": {"target": built.manifest}})
+    write_manifest(folder / "tvm", {"target": built.facts})
 
     def load(name: str, pool: str, count: int, tasks: int) -> Step:
         if name != "tvm":

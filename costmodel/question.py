@@ -11,12 +11,13 @@ from costmodel.memory import Memory
 from costmodel.place import Place
 from costmodel.placement import Placement
 from costmodel.roofline import CpuSlice
+from costmodel.schema.plan import TARGET_ONLY
 from costmodel.speculative import MOST_GAMMA, Acceptance, Round, check_acceptance
 from costmodel.vocabulary import one_vocabulary
 from targets.device import Board
 from targets.errors import UserError
 
-TARGET_ONLY, SEQUENTIAL, OVERLAPPED, NGRAM = "target-only", "sequential", "overlapped", "n-gram"
+OVERLAPPED, NGRAM = "overlapped", "n-gram"  # besides those that a plan can have
 
 
 def factors_of(board: Board) -> Factors:

@@ -22,20 +22,9 @@ from costmodel.decoder import DecoderSpec
 from costmodel.memory import PROCESS_BYTES, Memory, available_bytes, model_memory
 from costmodel.place import Place
 from costmodel.placement import ModelCosts, Placement, disjoint, shared_cluster
-from costmodel.question import (
-    NGRAM,
-    OVERLAPPED,
-    SEQUENTIAL,
-    TARGET_ONLY,
-    Decision,
-    Question,
-    Variant,
-    fastest,
-    gb,
-    rank,
-    why_not,
-)
+from costmodel.question import NGRAM, OVERLAPPED, Decision, Question, Variant, fastest, gb, rank, why_not
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, all_cores, dram_bytes, processors
+from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, overlapped_round, sequential_round
 from targets.errors import UserError
 

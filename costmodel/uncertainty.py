@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from costmodel.question import Variant
 from costmodel.roofline import CpuSlice, GpuSlice, Processor
+from costmodel.schema.plan import Influence
 from costmodel.search import Search
 from costmodel.speculative import Acceptance
 from targets.device import Board
@@ -23,21 +24,6 @@ _UNMEASURED = 0.40
 _OVERHEADS = 0.50
 _RATES = {"one_thread": "bandwidth_one_thread", "all_threads": "bandwidth"}
 _FITTED, _FITTED_OVERHEADS = 0.05, 0.20
-
-
-@dataclass(frozen=True)
-class Influence:
-    """What one number does to the result.
-
-    Attributes:
-        number: dotted path in the board file, or the factor.
-        error: relative error assumed of it.
-        effect: |ln| of the change of speed when it is that much off.
-    """
-
-    number: str
-    error: float
-    effect: float
 
 
 @dataclass(frozen=True)

@@ -120,17 +120,18 @@ def verify_bundle(folder: Path, against: Path, prompts: Path | None, saved: Path
     if saved is None:
         _check_machine(bundle)
     bundle.verify_all()
-    facts = bundle.models["target"]
+    facts = bundle.target
     reference = ReferenceModel(against)
     sequences = read_logits(saved) if saved is not None else list(_run_here(bundle, prompts))
     pairs = [(reference.forward(s.token_ids), np.asarray(s.logits)) for s in sequences]
     scale = max(float(np.abs(r).max()) for r, _ in pairs)
-    return compare(pairs, logit_bound(scale, facts["widest_sum"], facts["layers"]))
+    return compare(pairs, logit_bound(scale, facts.widest_sum, facts.layers))
 
 
 def _check_machine(bundle: Bundle) -> None:
     """Refuse a bundle that was compiled for another instruction set, before the reference is loaded."""
-    if "board" in bundle.manifest and (board := Board.from_json(bundle.manifest["board"], MANIFEST)).isa != machine():
+    table = bundle.manifest.board
+    if table is not None and (board := Board.from_json(table, MANIFEST)).isa != machine():
         raise UserError(
             f"{bundle.folder} is for {board.isa} (board {board.name}) and cannot run here: "
             "`run.py --save-logits F` there, then `verify --from F` here"
@@ -155,7 +156,7 @@ def _sequences(bundle: Bundle, target: Model, prompts: Path | None) -> Iterator[
     """Token ids of the prompts, or of random sequences that are the same every time."""
     if prompts is None:
         rng = np.random.default_rng(0)
-        known = min(target.vocab, bundle.tokenizer.get("vocab", target.vocab))
+        known = min(target.vocab, bundle.tokenizer.vocab if bundle.tokenizer else target.vocab)
         for _ in range(_RANDOM_SEQUENCES):
             yield rng.integers(0, known, min(_RANDOM_TOKENS, target.context)).tolist()
         return

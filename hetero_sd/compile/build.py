@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodel.place import Place
+from costmodel.schema.manifest import TokenizerFacts
+from costmodel.schema.model import CacheFacts, ModelFacts, SegmentFacts
 from hetero_sd.compile.bundle import copy_thread_pool
 from hetero_sd.runtime.model.library_facts import ENTRY, facts_json
 from hetero_sd.runtime.model.weights import Tensor, write_weights
@@ -34,7 +36,7 @@ class BuiltModel:
     """What the manifest says of a model, and its sizes.
 
     Attributes:
-        manifest: the entry under `models`.
+        facts: what the manifest says of it.
         library_bytes: size of the library.
         weights_bytes: size of the packed weights.
         source_bytes: size of the weights in the ONNX file.
@@ -42,7 +44,7 @@ class BuiltModel:
         placed: every operator with its processor and reason.
     """
 
-    manifest: dict[str, Any]
+    facts: ModelFacts
     library_bytes: int
     weights_bytes: int
     source_bytes: int
@@ -79,7 +81,7 @@ def build_model(
     why: str = "as given",
     fallback: bool = False,
     subgraphs: Path | None = None,
-    tokenizer: Mapping[str, Any] | None = None,
+    tokenizer: TokenizerFacts | None = None,
 ) -> BuiltModel:
     """Compile a decoder into `bundle`/lib, one library per processor, and `bundle`/weights.
 
@@ -116,37 +118,38 @@ def build_model(
     write_weights(weights, _tensors(name, lowered, progress), {"model": name})
     libraries = {processor: bundle / "lib" / f"{name}_{processor}.so" for processor in lowered.modules}
 
-    facts = decoder.facts
-    manifest = {
-        "libraries": {processor: path.relative_to(bundle).as_posix() for processor, path in libraries.items()},
-        "weights": weights.relative_to(bundle).as_posix(),
-        "layers": facts.layers,
-        "vocab": facts.vocab,
-        "context": sizes.context,
-        "widest_sum": max(facts.hidden, facts.ffn),
-        "widths": sorted(sizes.steps),
-        "prefill_width": sizes.prefill,
-        "weight_dtype": facts.weight_dtype,
-        "place": place.text,
-        "chain": [_segment(s) for s in lowered.chain],
-        "fallback": [_segment(s) for s in lowered.fallback],
-        "caches": {
-            "dtype": "float32",
-            "key_shape": {
-                p: list(key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context)) for p in lowered.modules
-            },
-            "value_shape": list(value_shape(facts.kv_heads, facts.head_dim, sizes.context)),
-        },
-    }
-    kept = facts_json(name, manifest, [(p.name, p.dtype, p.shape) for p in lowered.packed], tokenizer)
-    for processor, library in libraries.items():
-        _build_library(_with_facts(lowered.modules[processor], kept), processor, core, library)
     if "gpu" in libraries:
         assert runtime is not None, "a bundle for a GPU carries the OpenCL runtime"
-        manifest["opencl_runtime"] = runtime.relative_to(bundle).as_posix()
+    facts = decoder.facts
+    described = ModelFacts(
+        role=name,
+        libraries={processor: path.relative_to(bundle).as_posix() for processor, path in libraries.items()},
+        weights=weights.relative_to(bundle).as_posix(),
+        layers=facts.layers,
+        vocab=facts.vocab,
+        context=sizes.context,
+        widest_sum=max(facts.hidden, facts.ffn),
+        widths=tuple(sorted(sizes.steps)),
+        prefill_width=sizes.prefill,
+        weight_dtype=facts.weight_dtype,
+        place=place.text,
+        chain=tuple(_segment(s) for s in lowered.chain),
+        fallback=tuple(_segment(s) for s in lowered.fallback),
+        caches=CacheFacts(
+            dtype="float32",
+            key_shape={
+                p: tuple(key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context)) for p in lowered.modules
+            },
+            value_shape=tuple(value_shape(facts.kv_heads, facts.head_dim, sizes.context)),
+        ),
+        opencl_runtime=runtime.relative_to(bundle).as_posix() if runtime is not None and "gpu" in libraries else None,
+    )
+    kept = facts_json(described, [(p.name, p.dtype, p.shape) for p in lowered.packed], tokenizer)
+    for processor, library in libraries.items():
+        _build_library(_with_facts(lowered.modules[processor], kept), processor, core, library)
     source = sum(int(lowered.weights[p.name].nbytes) for p in lowered.packed)
     return BuiltModel(
-        manifest,
+        described,
         library_bytes=sum(path.stat().st_size for path in libraries.values()),
         weights_bytes=weights.stat().st_size,
         source_bytes=source,
@@ -155,18 +158,18 @@ def build_model(
     )
 
 
-def _segment(lowered: LoweredSegment) -> dict[str, Any]:
+def _segment(lowered: LoweredSegment) -> SegmentFacts:
     """A segment as the runtime reads it."""
     segment = lowered.segment
-    return {
-        "processor": segment.processor,
-        "prefix": step_name(1, segment.name).removesuffix(step_name(1)),
-        "inputs": list(segment.inputs),
-        "outputs": list(segment.outputs),
-        "layers": list(segment.layers),
-        "chooses": segment.chooses,
-        "params": list(lowered.params),
-    }
+    return SegmentFacts(
+        processor=segment.processor,
+        prefix=step_name(1, segment.name).removesuffix(step_name(1)),
+        inputs=tuple(segment.inputs),
+        outputs=tuple(segment.outputs),
+        layers=tuple(segment.layers),
+        chooses=segment.chooses,
+        params=tuple(lowered.params),
+    )
 
 
 def _with_facts(mod: Any, text: str) -> Any:

@@ -22,7 +22,7 @@ def compile_text(result: CompileResult, out: Path) -> str:
     lines = textwrap.wrap(plan.verdict, _WIDTH)
     lines += [
         line
-        for reason in plan.reasons
+        for reason in (*plan.place_reasons.values(), *plan.reasons)
         for line in textwrap.wrap(reason, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
     ]
     eos = ", ".join(map(str, result.tokenizer.eos_ids))
@@ -31,12 +31,10 @@ def compile_text(result: CompileResult, out: Path) -> str:
     lines += ["", *variant_table(result.prediction, _MOST_VARIANTS), ""]
     lines.append(f"{'model':8}{'layers':>8}{'weights':>10}{'in ONNX':>10}{'packed':>10}{'library':>10}  entry points")
     for role, built in result.models.items():
-        m = built.manifest
-        widths = ", ".join(map(str, m["widths"]))
+        m = built.facts
+        widths = ", ".join(map(str, m.widths))
         sizes = "".join(f"{_size(n):>10}" for n in (built.source_bytes, built.weights_bytes, built.library_bytes))
-        lines.append(
-            f"{role:8}{m['layers']:>8}{m['weight_dtype']:>10}{sizes}  {widths} and prefill {m['prefill_width']}"
-        )
+        lines.append(f"{role:8}{m.layers:>8}{m.weight_dtype:>10}{sizes}  {widths} and prefill {m.prefill_width}")
     lines.append(f"bundle {out}: {_size(result.bundle_bytes)}; {_how_to_run(result, out)}")
     return "\n".join(lines)
 
@@ -52,7 +50,7 @@ def compile_json(result: CompileResult) -> str:
     """The same as one JSON object."""
     models = {
         role: {
-            "weight_dtype": built.manifest["weight_dtype"],
+            "weight_dtype": built.facts.weight_dtype,
             "source_bytes": built.source_bytes,
             "weights_bytes": built.weights_bytes,
             "library_bytes": built.library_bytes,

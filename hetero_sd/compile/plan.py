@@ -8,23 +8,22 @@ same inputs: it is arithmetic over the board as it is described, so board `host`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from costmodel.decoder import DecoderSpec
 from costmodel.memory import available_bytes
-from costmodel.place import Place
 from costmodel.placement import Placement
-from costmodel.question import TARGET_ONLY, Question, Variant
+from costmodel.question import Question, Variant
 from costmodel.roofline import CpuSlice, GpuSlice
+from costmodel.schema.plan import TARGET_ONLY, Plan, PlanMemory
 from costmodel.search import Search
 from hetero_sd.compile.place import place_models, place_text
 from hetero_sd.compile.plan_prediction import plan_prediction
 from hetero_sd.compile.verdict import plan_verdict, rounded
 from hetero_sd.predict.inputs import AlphaFile, read_factors
 from hetero_sd.predict.predict import DEFAULT_ALPHA, Prediction, predict
-from hetero_sd.predict.text import variant_json
+from hetero_sd.predict.variants import planned_variant
 from targets.cpu.tile import cpu_tile
 from targets.device import Board, Cluster
 from targets.errors import UserError
@@ -55,58 +54,6 @@ class Overrides:
     alpha_file: AlphaFile | None = None
     factors: Path | None = None
     widths: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Decisions for one target and at most one drafter on one board.
-
-    Attributes:
-        board: its name.
-        mode: "target-only" or "sequential" speculation.
-        gamma: drafted tokens a round, 0 without.
-        places: where each model of the bundle runs, by role: the text of a costmodel.place.Place.
-        cluster: CPU cluster that both models use, and that launches the GPU's kernels.
-        threads: of it.
-        cpu_ids: the cores of the cluster.
-        context: tokens that fit the KV caches.
-        target_widths: entry points of the target, in new tokens; gamma + 1 is among them.
-        draft_widths: entry points of the drafter; after full acceptance it is fed two tokens.
-        prefill_width: tokens of a prompt chunk.
-        given: what the user decided: "gamma", "place".
-        verdict: the decision in one or two sentences, with its numbers.
-        reasons: one sentence for each decision.
-        variants: the leading ways to run the pair, fastest first, each with its reason; then those that do not fit.
-        memory: bytes by use, what is free, and what the drafter needs of it.
-        prediction: what `run.py --stats` compares with, and what live decisions start from.
-    """
-
-    board: str
-    mode: str
-    gamma: int
-    places: dict[str, str]
-    cluster: str
-    threads: int
-    cpu_ids: tuple[int, ...]
-    context: int
-    target_widths: tuple[int, ...]
-    draft_widths: tuple[int, ...]
-    prefill_width: int
-    given: tuple[str, ...]
-    verdict: str
-    reasons: tuple[str, ...]
-    variants: tuple[dict[str, Any], ...] = field(repr=False)
-    memory: dict[str, int] = field(repr=False)
-    prediction: dict[str, Any] = field(repr=False)
-
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether a model has a part there."""
-        return any("gpu" in Place.parse(text).processors for text in self.places.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON, as the bundle carries it."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 def make_plan(
@@ -172,18 +119,23 @@ def _plan(
     cluster, threads = _cores(placements, board)
     widths = _target_widths(asked.search, best, shapes.get("draft"), drafter, overrides)
     draft_bytes = asked.search.model_memory(shapes["draft"], drafter).total_bytes if drafter is not None else 0
-    memory = {**asdict(best.memory), "total_bytes": best.memory.total_bytes}
-    memory = {**memory, "free_bytes": available_bytes(board), "drafter_bytes": draft_bytes}
+    memory = PlanMemory(
+        **asdict(best.memory),
+        total_bytes=best.memory.total_bytes,
+        free_bytes=available_bytes(board),
+        drafter_bytes=draft_bytes,
+    )
     prediction = plan_prediction(asked, shapes, placements, widths, DRAFT_WIDTHS, PREFILL_CHUNK)
     pairs = list(zip(free.decision.leading, free.intervals, strict=True))
-    variants = [variant_json(v, sure) for v, sure in pairs]
-    variants += [variant_json(v, None) for v in free.decision.not_fitting]
+    variants = [planned_variant(v, sure) for v, sure in pairs]
+    variants += [planned_variant(v, None) for v in free.decision.not_fitting]
     given = [name for name, value in (("gamma", overrides.gamma), ("place", overrides.place)) if value is not None]
     return Plan(
         board=board.name,
         mode=best.mode,
         gamma=best.gamma,
         places={role: p.place(shapes[role]).text for role, p in placements.items()},
+        place_reasons=_place_reasons(asked, shapes, placements, overrides),
         cluster=cluster.name,
         threads=threads,
         cpu_ids=cluster.cpu_ids,
@@ -239,6 +191,22 @@ def _target_widths(
     return tuple(sorted(widths))
 
 
+def _place_reasons(
+    asked: Prediction, shapes: Mapping[str, DecoderSpec], placements: Mapping[str, Placement], overrides: Overrides
+) -> dict[str, str]:
+    """Why each model runs where it does, by role."""
+    board, best = asked.question.board, asked.decision.best
+    reasons = {}
+    for role, placement in placements.items():
+        where = place_text(placement.place(shapes[role]), board.gpu.model if board.gpu else "")
+        if overrides.place is not None:
+            why = f"as given with --place {overrides.place}"
+        else:
+            why = _why_there(asked.search, shapes[role], placement, best.gamma + 1 if role == "target" else 1)
+        reasons[role] = f"{role} on {where}: {why}"
+    return reasons
+
+
 def _reasons(
     asked: Prediction,
     shapes: Mapping[str, DecoderSpec],
@@ -247,19 +215,9 @@ def _reasons(
     threads: int,
     overrides: Overrides,
 ) -> list[str]:
-    """One sentence for each decision; those of the models begin with their role."""
-    board, best = asked.question.board, asked.decision.best
-    gpu = board.gpu.model if board.gpu else ""
-    reasons = []
-    for role, placement in placements.items():
-        n = best.gamma + 1 if role == "target" else 1
-        where = place_text(placement.place(shapes[role]), gpu)
-        if overrides.place is not None:
-            why = f"as given with --place {overrides.place}"
-        else:
-            why = _why_there(asked.search, shapes[role], placement, n)
-        reasons.append(f"{role} on {where}: {why}")
-    reasons.append(_why_threads(asked.search, shapes["target"], placements["target"], cluster, threads, best.gamma + 1))
+    """One sentence for each decision besides the places."""
+    best = asked.decision.best
+    reasons = [_why_threads(asked.search, shapes["target"], placements["target"], cluster, threads, best.gamma + 1)]
     if "draft" not in shapes:
         reasons.append("target only: no draft model was given")
     elif overrides.gamma is not None:

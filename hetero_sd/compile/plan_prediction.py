@@ -7,10 +7,10 @@ it; a calibrated board file gives better numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
+from costmodel.schema.plan import LivePrediction, PlanPrediction
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, expected_tokens, sequential_round
 from hetero_sd.predict.predict import Prediction
 
@@ -22,11 +22,8 @@ def plan_prediction(
     target_widths: Sequence[int],
     draft_widths: Sequence[int],
     chunk: int,
-) -> dict[str, Any]:
-    """Seconds of the plan's steps at half of its context, by the names that hetero_sd/runtime/decode/stats.py reads.
-
-    A step of n tokens runs the narrowest entry point that holds them. `live` is what
-    hetero_sd/runtime/decode/live_gamma.py starts from.
+) -> PlanPrediction:
+    """Seconds of the plan's steps at half of its context; a step of n tokens runs the narrowest entry that holds them.
 
     Args:
         asked: the prediction of what the user asked for; its best variant is the plan's.
@@ -52,27 +49,29 @@ def plan_prediction(
     terms = RoundCosts(one, two, lambda n: step_s("target", n), overhead)
     expected = sequential_round(question.alpha, gamma, terms)
     sure = asked.intervals[0]
-    live = {
-        "alpha": acceptance_rate(question.alpha, gamma or 4),
-        "draft_s": one,
-        "verify_s": {str(n): step_s("target", n) for n in widths["target"]},
-        "round_s": overhead,
-        "chunk_s": asked.search.costs(shapes["draft"]).step_s(placements["draft"], chunk) if drafts else 0.0,
-        "chunk": chunk,
-    }
-    return {
-        "acceptance_rate": acceptance_rate(question.alpha, gamma) if gamma else None,
-        "acceptance_source": asked.alpha_source if drafts else None,
-        "tokens_per_round": expected.tokens if gamma else None,
-        "tokens_per_s": expected.tokens_per_s,
-        "tokens_per_s_interval": [sure.low, sure.high],
-        "draft_step_s": expected.draft_s / gamma if gamma else one if drafts else None,
-        "verify_step_s": {str(n): step_s("target", n) for n in range(1, widths["target"][-1] + 1)},
-        "sampling_s": 0.0,
-        "dispatch_s": overhead,
-        "context": question.context,
-        **({"live": live} if drafts else {}),
-    }
+    live = None
+    if drafts:
+        live = LivePrediction(
+            alpha=acceptance_rate(question.alpha, gamma or 4),
+            draft_s=one,
+            verify_s={n: step_s("target", n) for n in widths["target"]},
+            round_s=overhead,
+            chunk_s=asked.search.costs(shapes["draft"]).step_s(placements["draft"], chunk),
+            chunk=chunk,
+        )
+    return PlanPrediction(
+        acceptance_rate=acceptance_rate(question.alpha, gamma) if gamma else None,
+        acceptance_source=asked.alpha_source if drafts else None,
+        tokens_per_round=expected.tokens if gamma else None,
+        tokens_per_s=expected.tokens_per_s,
+        tokens_per_s_interval=(sure.low, sure.high),
+        draft_step_s=expected.draft_s / gamma if gamma else one if drafts else None,
+        verify_step_s={n: step_s("target", n) for n in range(1, widths["target"][-1] + 1)},
+        sampling_s=0.0,
+        dispatch_s=overhead,
+        context=question.context,
+        live=live,
+    )
 
 
 def acceptance_rate(alpha: Acceptance, gamma: int) -> float:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from costmodel.decoder import DecoderSpec
 from costmodel.place import Place
-from costmodel.speculative import check_acceptance
+from costmodel.schema.plan import Plan
+from costmodel.speculative import MOST_GAMMA, check_acceptance
 from hetero_sd.compile.build import BuiltModel, Sizes, build_model
 from hetero_sd.compile.bundle import (
     copy_device_python,
@@ -21,7 +22,7 @@ from hetero_sd.compile.bundle import (
     write_requirements,
 )
 from hetero_sd.compile.place import place_text
-from hetero_sd.compile.plan import Overrides, Plan, check_gamma, make_plan, rows_within, whole_context
+from hetero_sd.compile.plan import Overrides, check_gamma, make_plan, rows_within, whole_context
 from hetero_sd.compile.tokenizer_files import TokenizerFiles, check_pair, find_tokenizer
 from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.predict.predict import Prediction
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT = 1024
 MOST_CONTEXT = 128 * 1024
-MOST_GAMMA = 16
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
 
     with new_bundle(request.out) as folder:
         opencl_runtime = None
-        if plan.needs_gpu:
+        if any("gpu" in Place.parse(place).processors for place in plan.places.values()):
             with progress.step(f"OpenCL runtime for {board.isa}"):
                 opencl_runtime = copy_opencl_runtime(folder / "python", board.isa)
 
@@ -155,13 +155,8 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             with progress.step(f"vendor wheels for Python {request.vendor_python}"):
                 vendor_wheels(folder / "site", request.vendor_python, board.isa.replace("-", "_"))
         with progress.step("hash the files"):
-            contents = {
-                "models": {role: built.manifest for role, built in models.items()},
-                "plan": plan.to_json(),
-                "board": board.to_json(),
-                "tokenizer": tokenizer.to_json(),
-            }
-            write_manifest(folder, contents)
+            described = {role: built.facts for role, built in models.items()}
+            write_manifest(folder, described, plan, tokenizer.facts, board.to_json())
         size = folder_bytes(folder)
     return CompileResult(plan, prediction, size, tokenizer, models, notes, board.isa == machine())
 
@@ -238,9 +233,9 @@ def _build(
     tokenizer: TokenizerFiles,
 ) -> BuiltModel:
     """Compile one model of the pair."""
-    steps = plan.target_widths if role == "target" else plan.draft_widths
+    steps = plan.widths[role]
     core, dump = board.cluster(plan.cluster).core, request.dump_ir and request.dump_ir / role
-    place, why = Place.parse(plan.places[role]), next(r for r in plan.reasons if r.startswith(role))
+    place, why = Place.parse(plan.places[role]), plan.place_reasons[role]
     where = place_text(place, board.gpu.model if board.gpu else "", core.name)
     with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
         sizes = Sizes(plan.context, steps, plan.prefill_width)
@@ -248,7 +243,7 @@ def _build(
             *(role, decoder, core, board.gpu, place, sizes, folder, advance, opencl_runtime, dump, why),
             fallback=request.cpu_fallback,
             subgraphs=request.subgraphs and request.subgraphs / role,
-            tokenizer=tokenizer.to_json(),
+            tokenizer=tokenizer.facts,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from costmodel.schema.manifest import TokenizerFacts
 from costmodel.vocabulary import one_vocabulary
 from hetero_sd.runtime.text.tokenizer import FILES, generation_eos, tokenizer_eos
 from targets.errors import UserError
@@ -36,9 +37,10 @@ class TokenizerFiles:
     eos_ids: tuple[int, ...]
     eos_source: str
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def facts(self) -> TokenizerFacts:
         """What the manifest says of it."""
-        return {"eos_ids": list(self.eos_ids), "vocab": self.vocab}
+        return TokenizerFacts(self.eos_ids, self.vocab)
 
     def copy_to(self, folder: Path) -> None:
         """Copy what the device needs."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from costmodel.question import TARGET_ONLY, Variant
+from costmodel.question import Variant
 from costmodel.roofline import GpuSlice
+from costmodel.schema.plan import TARGET_ONLY
+from costmodel.schema.record import R
 from costmodel.uncertainty import used_processors
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.predict.text import gpu_kernels_measured, models_of, rate, where_text
@@ -48,13 +50,17 @@ def describe(variant: Variant) -> str:
     return f"target only, {where}" if variant.mode == TARGET_ONLY else f"speculate with gamma {variant.gamma}, {where}"
 
 
-def rounded(value: Any) -> Any:
-    """Numbers with six digits: what a plan can mean, and the same bytes where a last digit differs."""
+def rounded(record: R) -> R:
+    """A record with its numbers in six digits: what a plan can mean, and the same bytes where a last digit differs."""
+    return type(record).from_json(_rounded(record.to_json()))
+
+
+def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
-    return [rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {k: _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list) else value
 
 
 def _override(best: Variant, own: Variant, given: Sequence[str]) -> str:

@@ -15,8 +15,9 @@ from markupsafe import Markup
 from costmodel.decoder import DecoderSpec
 from costmodel.estimate import seconds
 from costmodel.placement import Placement
-from costmodel.question import TARGET_ONLY, Variant, gb
+from costmodel.question import Variant, gb
 from costmodel.roofline import CpuSlice, GpuSlice, Processor
+from costmodel.schema.plan import TARGET_ONLY
 from costmodel.speculative import MOST_GAMMA, Acceptance, at_position, expected_tokens
 from costmodel.work import step_ops, totals
 from hetero_sd.predict.charts import Axis, Bar, Line, Mark, gain_map, line_chart, stacked_bars, timeline

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from costmodel.question import SEQUENTIAL, TARGET_ONLY, Decision, Question, Variant
+from costmodel.question import Decision, Question, Variant
 from costmodel.roofline import CpuSlice
+from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, break_even_alpha
 from costmodel.uncertainty import Interval, interval

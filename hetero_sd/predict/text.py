@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import textwrap
-from dataclasses import asdict
 from typing import Any
 
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
-from costmodel.question import OVERLAPPED, TARGET_ONLY, Question, Variant, factors_of, gb
+from costmodel.question import OVERLAPPED, Question, Variant, factors_of, gb
 from costmodel.roofline import CpuSlice, GpuSlice
+from costmodel.schema.plan import TARGET_ONLY
 from costmodel.search import Search
-from costmodel.uncertainty import Interval, used_processors
+from costmodel.uncertainty import used_processors
 from hetero_sd.calibrated_board import GPU_HOW
 from hetero_sd.predict.predict import Prediction, bundle_question, compilable
+from hetero_sd.predict.variants import planned_variant
 from targets.device import Board
 
 _WIDTH = 118
@@ -171,9 +172,9 @@ def predict_json(p: Prediction) -> str:
         "alpha": q.alpha if isinstance(q.alpha, float) else list(q.alpha),
         "alpha_source": p.alpha_source,
         "pays_from_alpha": p.pays_from,
-        "leading": [variant_json(v, i) for v, i in zip(p.decision.leading, p.intervals, strict=True)],
-        "not_fitting": [variant_json(v, None) for v in p.decision.not_fitting],
-        "baseline": variant_json(p.decision.baseline, None),
+        "leading": [planned_variant(v, i).to_json() for v, i in zip(p.decision.leading, p.intervals, strict=True)],
+        "not_fitting": [planned_variant(v, None).to_json() for v in p.decision.not_fitting],
+        "baseline": planned_variant(p.decision.baseline, None).to_json(),
         "factors": q.factors.to_json(),
         "facts": [
             {"path": path, "value": _value(value), "kind": kind, "source": source}
@@ -181,36 +182,6 @@ def predict_json(p: Prediction) -> str:
         ],
     }
     return json.dumps(data, indent=1)
-
-
-def variant_json(variant: Variant, sure: Interval | None) -> dict[str, Any]:
-    """A variant as plain JSON."""
-    r = variant.round
-    return {
-        "mode": variant.mode,
-        "gamma": variant.gamma,
-        "target": {"name": variant.target.name, "placement": _segments(variant.target_placement)},
-        "draft": None
-        if variant.draft is None or variant.draft_placement is None
-        else {"name": variant.draft.name, "placement": _segments(variant.draft_placement)},
-        "tokens_per_s": variant.tokens_per_s,
-        "interval": None if sure is None else [sure.low, sure.high],
-        "influences": [] if sure is None else [asdict(i) for i in sure.influences],
-        "round_s": {"draft": r.draft_s, "verify": r.verify_s, "other": r.other_s, "total": r.time_s},
-        "tokens_per_round": r.tokens,
-        "against_same": variant.against_same,
-        "against_best": variant.against_best,
-        "memory_bytes": {**asdict(variant.memory), "total": variant.memory.total_bytes},
-        "compilable": compilable(variant),
-        "reason": variant.reason,
-    }
-
-
-def _segments(placement: Placement) -> list[dict[str, Any]]:
-    return [
-        {"processor": s.processor.name, "threads": s.processor.threads, "first_unit": s.start, "end_unit": s.end}
-        for s in placement.segments
-    ]
 
 
 def _row(variant: Variant, sure: str) -> list[str]:

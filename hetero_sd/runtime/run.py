@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from costmodel.schema.plan import Plan
 from hetero_sd.runtime.decode.generate import Request
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.policy import choose_policy
@@ -19,7 +20,6 @@ from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.stats import stats_json, stats_table
 from hetero_sd.runtime.internal_error import report, step
 from hetero_sd.runtime.manifest import Bundle
-from hetero_sd.runtime.manifest_checks import check_plan
 from hetero_sd.runtime.model.program_cache import use_cache
 from hetero_sd.runtime.model.protocol import Models, NotFiniteError
 from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, stay_on_cluster
@@ -84,7 +84,6 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
 def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
     """Check everything, load the models, answer every prompt."""
     bundle = Bundle(folder)
-    check_plan(bundle)
     if options.check:
         bundle.verify_all()
     if options.calibrate is not None:
@@ -97,7 +96,8 @@ def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
     prepare_environment(choose_threads(options.threads, bundle.plan))  # before TVM is imported
     with step("loading the models"):
         models = (load or _load_models)(bundle, options.huge_pages)
-    session = _session(bundle, within_vocabulary(models, bundle.tokenizer.get("vocab")), text, options)
+    models = within_vocabulary(models, bundle.tokenizer.vocab if bundle.tokenizer else None)
+    session = _session(bundle, models, text, options)
 
     answers: list[Answer] = []
     for prompt, ids in _encoded(session, given):
@@ -161,10 +161,9 @@ def load_text(bundle: Bundle) -> Text | None:
 
 def _eos_ids(bundle: Bundle, text: Text | None) -> frozenset[int]:
     """Return the end-of-text ids of the manifest (tokenizer.eos_ids), else those of the tokenizer's files."""
-    stated = bundle.tokenizer.get("eos_ids")
-    if stated is None:
+    if bundle.tokenizer is None:
         return text.eos_ids if text else frozenset()
-    return frozenset(stated)
+    return frozenset(bundle.tokenizer.eos_ids)
 
 
 def _session(bundle: Bundle, models: Models, text: Text | None, options: Namespace) -> Session:
@@ -185,13 +184,13 @@ def _mode(session: Session) -> str:
     return "live" if isinstance(session.policy, LiveGamma) else "speculative"
 
 
-def _stats(session: Session, answers: Sequence[Answer], plan: dict[str, Any]) -> dict[str, Any]:
+def _stats(session: Session, answers: Sequence[Answer], plan: Plan | None) -> dict[str, Any]:
     """Return what the run measured, and what ran the CPU kernels, where the target says it."""
     facts = getattr(session.models.target, "thread_facts", None)
     return {**stats_json([answer.trace for answer in answers], plan), **({"threads": facts} if facts else {})}
 
 
-def _answer(session: Session, prompt: Prompt, ids: list[int], plan: dict[str, Any], options: Namespace) -> Answer:
+def _answer(session: Session, prompt: Prompt, ids: list[int], plan: Plan | None, options: Namespace) -> Answer:
     """Answer one prompt: streamed to the terminal, or as one JSON line."""
 
     def show(piece: str) -> None:

@@ -15,8 +15,9 @@ from costmodel.factors import Factors
 from costmodel.format import Format
 from costmodel.place import Part, Place
 from costmodel.placement import Placement, Segment, disjoint
-from costmodel.question import NGRAM, OVERLAPPED, SEQUENTIAL, TARGET_ONLY, Question, Variant
+from costmodel.question import NGRAM, OVERLAPPED, Question, Variant
 from costmodel.roofline import CpuSlice, processors
+from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from targets.device import Board
 from targets.errors import UserError

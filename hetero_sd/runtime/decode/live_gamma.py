@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from statistics import median
 
+from costmodel.schema.plan import LivePrediction
 from costmodel.speculative import RoundCosts, sequential_round
 from hetero_sd.runtime.decode.trace import Round
 
@@ -41,31 +41,10 @@ _STALE_TOKENS = 500  # after which times count no longer
 _LENGTH = 64.0  # tokens that an answer is expected to have, until one was seen
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """What the plan says.
-
-    Attributes:
-        alpha: acceptance of a drafted token.
-        draft_s: a step of the drafter.
-        verify_s: width -> a step of the target, for each compiled width.
-        round_s: the loop around a round.
-        chunk_s: what the drafter needs to read `chunk` tokens of text.
-        chunk: tokens it reads at once.
-    """
-
-    alpha: float
-    draft_s: float
-    verify_s: Mapping[int, float]
-    round_s: float
-    chunk_s: float
-    chunk: int
-
-
 class LiveGamma:
     """Decides from live acceptance and times; see the module."""
 
-    def __init__(self, predicted: Predicted, gammas: Iterable[int]) -> None:
+    def __init__(self, predicted: LivePrediction, gammas: Iterable[int]) -> None:
         """Start from the plan; ``gammas`` are the draft lengths whose verification is compiled, 0 among them."""
         self._predicted = predicted
         self._gammas = sorted({0, *gammas})

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-from hetero_sd.runtime.decode.live_gamma import LiveGamma, Predicted
+from costmodel.schema.plan import Plan
+from costmodel.speculative import MOST_GAMMA
+from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.trace import Round
 
 _DEFAULT_GAMMA = 4
-MOST_GAMMA = 16
 
 
 class GammaPolicy(Protocol):
@@ -44,46 +43,23 @@ class FixedGamma:
         """Ignore the round."""
 
 
-def choose_policy(mode: str, gamma: int | None, plan: Mapping[str, Any]) -> GammaPolicy | None:
+def choose_policy(mode: str, gamma: int | None, plan: Plan | None) -> GammaPolicy | None:
     """Return the policy for a bundle that has a drafter; None is the target alone.
 
     Args:
         mode: "auto", "target-only" or "speculative", as the user gave it. Auto decides anew while it runs, from the
             plan's predictions; where the plan has none, or its draft length was given, it does what the plan says.
         gamma: the user's choice, or None for the plan's.
-        plan: the bundle's; ``mode``, ``gamma``, ``given`` and ``prediction`` are read.
+        plan: the bundle's, or None.
     """
     if mode == "target-only":
         return None
     if gamma is not None:
         return FixedGamma(gamma)
-    planned = plan.get("gamma")
-    planned = planned if type(planned) is int and planned > 0 else 0
+    planned = 0 if plan is None else plan.gamma
     if mode == "speculative":
         return FixedGamma(planned or _DEFAULT_GAMMA)
-    given = plan.get("given")
-    live = None if isinstance(given, list) and "gamma" in given else read_predicted(plan)
+    live = None if plan is None or "gamma" in plan.given else plan.prediction.live
     if live is not None:
         return LiveGamma(live, [width - 1 for width in live.verify_s if width <= MOST_GAMMA + 1])
-    return FixedGamma(planned) if planned and plan.get("mode") != "target-only" else None
-
-
-def read_predicted(plan: Mapping[str, Any]) -> Predicted | None:
-    """Return what a plan predicts for live decisions, ``prediction.live``; None where it is missing or no use."""
-    try:
-        live = plan["prediction"]["live"]
-        verify = {int(width): _positive(seconds) for width, seconds in live["verify_s"].items()}
-        alpha, chunk = live["alpha"], live["chunk"]
-        if not 0 <= float(alpha) <= 1 or not 1 <= int(chunk) <= 1 << 20 or 1 not in verify or len(verify) > 64:
-            return None
-        times = [_positive(live[name]) for name in ("draft_s", "round_s", "chunk_s")]
-        return Predicted(float(alpha), times[0], dict(sorted(verify.items())), times[1], times[2], int(chunk))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-
-
-def _positive(value: Any) -> float:
-    number = float(value)
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError("not a time")
-    return number
+    return FixedGamma(planned) if planned else None

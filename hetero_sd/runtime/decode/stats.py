@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from costmodel.schema.plan import Plan
 from hetero_sd.runtime.decode.trace import Round, Trace
 
 _Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
@@ -65,32 +66,28 @@ def acceptance_rate(rounds: Sequence[Round]) -> tuple[float | None, list[float] 
     return alpha, [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def comparison(measured: Mapping[str, Any], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+def comparison(measured: Mapping[str, Any], plan: Plan | None) -> list[dict[str, Any]]:
     """Return rows {term, unit, measured, predicted, deviation}; deviation is measured / predicted - 1.
 
-    Predictions come from ``plan["prediction"]``, any of: time_to_first_token_s, tokens_per_s, tokens_per_round,
-    acceptance_rate, draft_step_s, verify_step_s {number of tokens: s}, sampling_s, dispatch_s. A missing one is None.
+    Predictions are those of the plan; what it does not predict, as the time to the first token, is None.
     """
-    predicted = plan.get("prediction")
-    predicted = predicted if isinstance(predicted, Mapping) else {}
-    verify = predicted.get("verify_step_s")
-    verify = verify if isinstance(verify, Mapping) else {}
-    terms = measured["median_s"]
+    terms, predicted = measured["median_s"], None if plan is None else plan.prediction
+    verify = {} if predicted is None else predicted.verify_step_s
     rows = [
-        _row("time to first token", "ms", measured["time_to_first_token_s"], predicted.get("time_to_first_token_s")),
-        _row("speed", "tokens/s", measured["tokens_per_s"], predicted.get("tokens_per_s")),
-        _row("tokens per round", "", measured["tokens_per_round"], predicted.get("tokens_per_round")),
-        _row("acceptance rate", "", measured["acceptance_rate"], predicted.get("acceptance_rate")),
-        _row("draft step", "ms", terms["draft_step"], predicted.get("draft_step_s")),
+        _row("time to first token", "ms", measured["time_to_first_token_s"], None),
+        _row("speed", "tokens/s", measured["tokens_per_s"], predicted.tokens_per_s if predicted else None),
+        _row("tokens per round", "", measured["tokens_per_round"], predicted.tokens_per_round if predicted else None),
+        _row("acceptance rate", "", measured["acceptance_rate"], predicted.acceptance_rate if predicted else None),
+        _row("draft step", "ms", terms["draft_step"], predicted.draft_step_s if predicted else None),
     ]
     for width, seconds in terms["verify_step"].items():
-        rows.append(_row(f"target step, n={width}", "ms", seconds, verify.get(width)))
-    rows.append(_row("sampling", "ms", terms["sampling"], predicted.get("sampling_s")))
-    rows.append(_row("dispatch", "ms", terms["dispatch"], predicted.get("dispatch_s")))
+        rows.append(_row(f"target step, n={width}", "ms", seconds, verify.get(int(width))))
+    rows.append(_row("sampling", "ms", terms["sampling"], predicted.sampling_s if predicted else None))
+    rows.append(_row("dispatch", "ms", terms["dispatch"], predicted.dispatch_s if predicted else None))
     return rows
 
 
-def stats_json(traces: Sequence[Trace], plan: Mapping[str, Any]) -> dict[str, Any]:
+def stats_json(traces: Sequence[Trace], plan: Plan | None) -> dict[str, Any]:
     """Return the summary with the comparison under ``predicted_vs_measured``."""
     measured = summarise(traces)
     return {**measured, "predicted_vs_measured": comparison(measured, plan)}
@@ -125,16 +122,15 @@ def threads_text(facts: Mapping[str, Any]) -> str:
     return f"threads: {facts['threads']} of our pool{share}"
 
 
-def _row(term: str, unit: str, measured: float | None, predicted: Any) -> dict[str, Any]:
+def _row(term: str, unit: str, measured: float | None, predicted: float | None) -> dict[str, Any]:
     """Return one row; rows in ms are given in seconds."""
     scale = 1e3 if unit == "ms" else 1.0
-    usable = isinstance(predicted, (int, float)) and not isinstance(predicted, bool) and predicted > 0
     return {
         "term": term,
         "unit": unit,
         "measured": None if measured is None else measured * scale,
-        "predicted": predicted * scale if usable else None,
-        "deviation": measured / predicted - 1 if usable and measured is not None else None,
+        "predicted": predicted * scale if predicted else None,
+        "deviation": measured / predicted - 1 if predicted and measured is not None else None,
     }
 
 

@@ -23,9 +23,8 @@ from hetero_sd.runtime.model.thread_pool import LIBRARY, PoolError, ThreadPool, 
 from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
 from targets.errors import UserError
 from targets.opencl import runtime as opencl_runtime
-from targets.zig import has_zig
+from targets.zig import OLDEST_GLIBC, has_zig
 
-OLDEST_GLIBC = (2, 28)  # what the wheels of TVM's runtime and our libraries ask for
 OLDEST_PYTHON = (3, 10)
 OLDEST_OPENCL = (1, 2)
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi", "numpy", "tokenizers")
@@ -237,8 +236,7 @@ def _thread_pool(bundle: Bundle) -> Finding:
 
 
 def _without_gpu(bundle: Bundle) -> Finding:
-    roles = [role for role, model in bundle.models.items() if isinstance(model, dict) and model.get("opencl_runtime")]
-    lost = [role for role in roles if not bundle.models[role].get("fallback")]
+    lost = [role for role, model in bundle.models.items() if model.opencl_runtime and not model.fallback]
     if lost:
         text = f"the {' and the '.join(lost)} of the bundle cannot run here: no OpenCL device"
         return Finding("kernels", "problem", text, "fix what is said of opencl, or compile with --place cpu")

@@ -40,7 +40,7 @@ class KernelCheck:
 
 def gpu_libraries(bundle: Bundle) -> list[str]:
     """Return every library with GPU kernels, by its name in the manifest."""
-    return sorted(name for name in bundle.manifest["files"] if name.startswith(_FOLDER) and name.endswith(_SUFFIX))
+    return sorted(name for name in bundle.manifest.files if name.startswith(_FOLDER) and name.endswith(_SUFFIX))
 
 
 def check_kernels(folder: Path, opencl_lib: str | None = None, timeout_s: float = 1800.0) -> list[KernelCheck]:
@@ -78,7 +78,7 @@ def _build(bundle: Bundle) -> Iterator[dict[str, Any]]:
     from targets.opencl import interface as opencl
 
     wanted = f"/{opencl_runtime.machine()}/{opencl_runtime.LIBRARY}"
-    runtimes = [name for name in bundle.manifest["files"] if name.endswith(wanted)]
+    runtimes = [name for name in bundle.manifest.files if name.endswith(wanted)]
     if opencl_runtime.load(bundle.path(runtimes[0]) if runtimes else None) != "ours":
         raise UserError("TVM has an OpenCL runtime of its own here, which builds kernels when they are first used")
     opencl.devices()

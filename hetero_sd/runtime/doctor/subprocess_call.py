@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 def ask_apart(call: str, arguments: Sequence[str], timeout_s: float, env: dict[str, str]) -> tuple[list[str], str]:
-    """Run ``module.function`` of :mod:`hetero_sd.runtime` with text arguments.
+    """Run ``module.function`` of :mod:`hetero_sd.runtime.doctor` with text arguments.
 
     Args:
         call: for example ``opencl_probe.print_probe``.
@@ -22,7 +22,7 @@ def ask_apart(call: str, arguments: Sequence[str], timeout_s: float, env: dict[s
         The lines that it printed, and how it ended too early: "crashed (SIGSEGV)"; "" where it did not.
     """
     module, function = call.split(".")
-    code = f"import sys; from hetero_sd.runtime import {module}; {module}.{function}(*sys.argv[1:])"
+    code = f"import sys; from hetero_sd.runtime.doctor import {module}; {module}.{function}(*sys.argv[1:])"
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     command = [sys.executable, "-B", "-c", code, *arguments]
     settings = {**os.environ, "PYTHONPATH": path, **env}

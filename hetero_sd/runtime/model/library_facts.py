@@ -11,53 +11,54 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from costmodel.schema.manifest import LibraryFacts, TokenizerFacts
+from costmodel.schema.model import ModelFacts
+from costmodel.schema.record import SchemaError
 from hetero_sd.runtime.model.weights import Weights
 from targets.errors import UserError
 
 ENTRY = "facts"
-_FILES = ("libraries", "weights", "opencl_runtime")  # paths: the manifest's table of files is their check
 
 
 def facts_json(
-    role: str,
-    table: Mapping[str, Any],
-    tensors: Iterable[tuple[str, str, tuple[int, ...]]],
-    tokenizer: Mapping[str, Any] | None,
+    model: ModelFacts, tensors: Iterable[tuple[str, str, tuple[int, ...]]], tokenizer: TokenizerFacts | None
 ) -> str:
     """Return the facts of a library.
 
     Args:
-        role: "target" or "draft".
-        table: the entry under ``models`` of the manifest.
+        model: what the manifest says of its model.
         tensors: (name, dtype, shape) of every stored weight.
-        tokenizer: the manifest's ``tokenizer``, whose ids end the text; None where the bundle is built without one.
+        tokenizer: whose ids end the text; None where the bundle is built without one.
     """
-    weights = {name: [dtype, *shape] for name, dtype, shape in tensors}
-    facts = {**_stated(role, table), "tensors": weights, **({"tokenizer": tokenizer} if tokenizer is not None else {})}
-    return json.dumps(facts, sort_keys=True, allow_nan=False)
+    facts = LibraryFacts.of(model, {name: (dtype, *shape) for name, dtype, shape in tensors}, tokenizer)
+    return json.dumps(facts.to_json(), sort_keys=True, allow_nan=False)
 
 
 def check_library(
-    library: str, text: str, role: str, table: Mapping[str, Any], tokenizer: Mapping[str, Any]
-) -> dict[str, list[Any]]:
-    """Compare the facts of a library with the manifest, and return the types of its weights, {name: [dtype, *shape]}.
+    library: str, text: str, model: ModelFacts, tokenizer: TokenizerFacts | None
+) -> dict[str, tuple[str | int, ...]]:
+    """Compare the facts of a library with the manifest, and return the types of its weights, {name: (dtype, *shape)}.
 
     Raises:
         UserError: they differ; the message names the first number that does.
     """
-    facts = json.loads(text)
-    tensors: dict[str, list[Any]] = facts.pop("tensors")
-    stated = {**_stated(role, table), **({"tokenizer": dict(tokenizer)} if "tokenizer" in facts else {})}
-    for path, ours, compiled in _differences(stated, facts):
-        where = path.replace("model.", f"models.{role}.", 1) if path.startswith("model.") else path
+    try:
+        facts = LibraryFacts.from_json(json.loads(text))
+    except (SchemaError, ValueError, RecursionError):
+        raise UserError(f"{library} was compiled by another version of hetero-sd: build the bundle again") from None
+    stated = LibraryFacts.of(model, facts.tensors, None if facts.tokenizer is None else tokenizer)
+    for path, ours, compiled in _differences(stated.to_json(), facts.to_json()):
+        where = path.replace("model.", f"models.{model.role}.", 1) if path.startswith("model.") else path
         raise UserError(
             f"manifest.json: {where} is {_short(ours)}, {library} was compiled with {_short(compiled)}: "
             "copy or build the bundle again"
         )
-    return tensors
+    return facts.tensors
 
 
-def check_weights(weights: Weights, name: str, tensors: Mapping[str, list[Any]], params: Iterable[str]) -> None:
+def check_weights(
+    weights: Weights, name: str, tensors: Mapping[str, tuple[str | int, ...]], params: Iterable[str]
+) -> None:
     """Compare the header of the weights file ``name`` with the types that a library expects of ``params``.
 
     Raises:
@@ -67,18 +68,12 @@ def check_weights(weights: Weights, name: str, tensors: Mapping[str, list[Any]],
         if param not in weights or param not in tensors:
             raise UserError(f"{name} has no tensor {param!r}, which the manifest lists: build the bundle again")
         entry = weights.entry(param)
-        found = [entry.dtype, *entry.shape]
+        found: tuple[str | int, ...] = (entry.dtype, *entry.shape)
         if found != tensors[param]:
             raise UserError(
                 f"{name}: tensor {param!r} is {_type(found)}, its kernels take {_type(tensors[param])}: "
                 "copy or build the bundle again"
             )
-
-
-def _stated(role: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's side of the comparison."""
-    model = {key: value for key, value in table.items() if key not in _FILES}
-    return {"role": role, "processors": sorted(table["libraries"]), "model": model}
 
 
 def _differences(ours: Any, compiled: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -106,5 +101,5 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _type(entry: list[Any]) -> str:
-    return f"{entry[0]} {entry[1:]}"
+def _type(entry: tuple[str | int, ...]) -> str:
+    return f"{entry[0]} {list(entry[1:])}"

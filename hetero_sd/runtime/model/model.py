@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from costmodel.schema.model import SegmentFacts
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.manifest_checks import check_models
-from hetero_sd.runtime.model.model_facts import SegmentFacts
 from hetero_sd.runtime.model.protocol import (
     CHOICE,
     ContextFull,

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from costmodel.schema.model import ModelFacts, SegmentFacts
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model import library_facts
 from hetero_sd.runtime.model.library_facts import check_library, check_weights
-from hetero_sd.runtime.model.model_facts import ModelFacts, SegmentFacts
 from hetero_sd.runtime.model.weights import Weights
 from targets import elf
 from targets.errors import UserError
@@ -122,9 +122,9 @@ class Chain:
         import tvm
 
         device = self.gpu if segment.processor == "gpu" else tvm.cpu()
-        shapes = [facts.key_shapes[segment.processor], facts.value_shape] * len(segment.layers)
+        shapes = [facts.caches.key_shape[segment.processor], facts.caches.value_shape] * len(segment.layers)
         try:
-            caches = [tvm.runtime.empty(shape, "float32", device) for shape in shapes]
+            caches = [tvm.runtime.empty(shape, facts.caches.dtype, device) for shape in shapes]
             return [*caches, *(self._param(p, weights[p], segment.processor) for p in segment.params)]
         except Exception as error:
             if segment.processor == "gpu":
@@ -179,14 +179,14 @@ def _opencl_device(bundle: Bundle, facts: ModelFacts) -> Any:
     return tvm.opencl()
 
 
-def _checked(bundle: Bundle, facts: ModelFacts, processor: str, machine: Any) -> dict[str, list[Any]]:
+def _checked(bundle: Bundle, facts: ModelFacts, processor: str, machine: Any) -> dict[str, tuple[str | int, ...]]:
     """The types of the weights that a loaded library expects, after its facts were compared with the manifest."""
     library = facts.libraries[processor]
     try:
         text = str(machine[library_facts.ENTRY]())
     except Exception:
         raise UserError(f"{library} does not say what it was compiled for: build the bundle again") from None
-    return check_library(library, text, facts.role, bundle.models[facts.role], bundle.tokenizer)
+    return check_library(library, text, facts, bundle.tokenizer)
 
 
 def last_line(error: BaseException) -> str:

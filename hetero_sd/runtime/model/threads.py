@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from pathlib import Path
-from typing import Any
 
+from costmodel.schema.plan import Plan
 from targets.errors import UserError
 
 
-def choose_threads(option: int | None, plan: Mapping[str, Any]) -> int:
+def choose_threads(option: int | None, plan: Plan | None) -> int:
     """Return --threads, else TVM_NUM_THREADS, else the plan's ``threads``, else the number of physical cores.
 
     TVM's own default is half the hardware threads, which is wrong on every CPU without SMT. A plan for a machine with
@@ -24,8 +24,7 @@ def choose_threads(option: int | None, plan: Mapping[str, Any]) -> int:
     stated = os.environ.get("TVM_NUM_THREADS", "")
     if stated.isdecimal() and int(stated) > 0:
         return _within_cpus(int(stated), "TVM_NUM_THREADS")
-    planned = plan.get("threads")
-    return min(planned, len(usable_cpus())) if type(planned) is int and planned > 0 else physical_cores()
+    return physical_cores() if plan is None else min(plan.threads, len(usable_cpus()))
 
 
 def usable_cpus() -> list[int]:
@@ -59,18 +58,16 @@ def prepare_environment(threads: int) -> None:
     os.environ["TVM_NUM_THREADS"] = str(threads)
 
 
-def cluster_cores(plan: Mapping[str, Any], allowed: Set[int]) -> list[int]:
+def cluster_cores(plan: Plan | None, allowed: Set[int]) -> list[int]:
     """Return the cores of the plan's cluster where they are some of those that this process may use, else nothing.
 
     Then the system alone decides, as on another machine than the one the plan was made for.
     """
-    cores = plan.get("cpu_ids")
-    if not isinstance(cores, list) or not cores or not all(type(c) is int for c in cores):
-        return []
-    return sorted(set(cores)) if set(cores) < set(allowed) else []
+    cores = set() if plan is None else set(plan.cpu_ids)
+    return sorted(cores) if cores < set(allowed) else []
 
 
-def stay_on_cluster(plan: Mapping[str, Any], threads: int, tvms_pool: bool = True) -> None:
+def stay_on_cluster(plan: Plan | None, threads: int, tvms_pool: bool = True) -> None:
     """Keep the calling thread and the kernels' threads on the cores of the plan's cluster.
 
     Our pools stay where the thread is that opens them. TVM's own choice is always the fastest cores, so it is told;

@@ -113,7 +113,7 @@ def test_models_on_different_processors_give_the_targets_text(
         bundle = compiled(tmp_path / str(i), place, monkeypatch)
         manifest = json.loads((bundle / "manifest.json").read_text())
         assert manifest["plan"]["places"] == {role: model["place"] for role, model in manifest["models"].items()}
-        assert [r for r in manifest["plan"]["reasons"] if f"as given with --place {place}" in r]
+        assert all(f"as given with --place {place}" in r for r in manifest["plan"]["place_reasons"].values())
         alone, speculative = tokens(run(bundle, "--mode", "target-only")), tokens(run(bundle))
         wanted = wanted or alone
         assert alone == wanted, place

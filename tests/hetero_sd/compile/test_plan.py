@@ -42,15 +42,15 @@ def test_it_is_the_search_of_what_one_process_can_run(board: str) -> None:
     best = Search(question).decide().best
     assert (plan.mode, plan.gamma) == (best.mode, best.gamma)
     assert prediction.decision.best.tokens_per_s == best.tokens_per_s
-    assert plan.prediction["tokens_per_s"] == pytest.approx(best.tokens_per_s, rel=0.02)  # widths are those compiled
-    assert plan.variants[0]["reason"].startswith("chosen")
-    assert [v["tokens_per_s"] for v in plan.variants[:3]] == sorted(
-        (v["tokens_per_s"] for v in plan.variants[:3]), reverse=True
+    assert plan.prediction.tokens_per_s == pytest.approx(best.tokens_per_s, rel=0.02)  # widths are those compiled
+    assert plan.variants[0].reason.startswith("chosen")
+    assert [v.tokens_per_s for v in plan.variants[:3]] == sorted(
+        (v.tokens_per_s for v in plan.variants[:3]), reverse=True
     )
     assert plan.given == ()
     assert best.gamma + 1 in plan.target_widths
     assert f"{best.tokens_per_s:.2f} tokens/s predicted" in plan.verdict
-    assert plan.memory["total_bytes"] == best.memory.total_bytes < plan.memory["free_bytes"]
+    assert plan.memory.total_bytes == best.memory.total_bytes < plan.memory.free_bytes
 
 
 def test_the_same_inputs_give_the_same_plan() -> None:
@@ -67,14 +67,14 @@ def test_what_is_given_is_kept_and_priced() -> None:
     plan, _ = make_plan(board, PAIR, 256, Overrides(gamma=7, place="target=gpu:4-11"))
     assert (plan.gamma, plan.given) == (7, ("gamma", "place"))
     assert plan.places == {"target": "gpu:4-11", "draft": "cpu"}
-    ratio = own.prediction["tokens_per_s"] / plan.prediction["tokens_per_s"]
+    ratio = own.prediction.tokens_per_s / plan.prediction.tokens_per_s
     assert f"the plan would have taken: speculate with gamma {own.gamma}" in plan.verdict
     assert f"predicted {ratio:.2f}x faster" in plan.verdict
-    assert any(r.endswith("as given with --place target=gpu:4-11") for r in plan.reasons)
+    assert any(r.endswith("as given with --place target=gpu:4-11") for r in plan.place_reasons.values())
     assert "gamma 7: as given with --gamma 7" in plan.reasons
     same, _ = make_plan(board, PAIR, 256, Overrides(gamma=own.gamma, place="cpu"))
     assert "the plan would have decided the same" in same.verdict
-    assert same.prediction["tokens_per_s"] == own.prediction["tokens_per_s"]
+    assert same.prediction.tokens_per_s == own.prediction.tokens_per_s
 
 
 def test_a_drafter_that_does_not_pay_stays_in_the_bundle_with_its_price() -> None:
@@ -83,9 +83,9 @@ def test_a_drafter_that_does_not_pay_stays_in_the_bundle_with_its_price() -> Non
     assert set(plan.places) == {"target", "draft"}
     assert "Speculation does not pay: its best, gamma 1, reaches" in plan.verdict
     assert "it pays from acceptance 0." in plan.verdict
-    assert f"takes {1e-6 * plan.memory['drafter_bytes']:.0f} MB of memory" in plan.verdict
-    assert plan.memory["drafter_bytes"] > DRAFT.weight_bytes
-    assert "live" in plan.prediction
+    assert f"takes {1e-6 * plan.memory.drafter_bytes:.0f} MB of memory" in plan.verdict
+    assert plan.memory.drafter_bytes > DRAFT.weight_bytes
+    assert plan.prediction.live is not None
     zero, _ = make_plan(load_board("imx95"), PAIR, 256, Overrides(gamma=0))
     assert zero.mode == "target-only"
     assert "--gamma" in zero.verdict
@@ -97,7 +97,7 @@ def test_a_drafter_that_does_not_fit_is_left_out() -> None:
     assert set(plan.places) == {"target"}
     assert plan.mode == "target-only"
     assert "left out of the bundle: it does not fit" in plan.verdict
-    assert "live" not in plan.prediction
+    assert plan.prediction.live is None
     with pytest.raises(
         UserError, match=r"3B and 1B fits no memory of board imx95: it needs at least \d\.\d+ GB, \d\.\d+ GB"
     ):
@@ -112,8 +112,8 @@ def test_one_cluster_and_one_thread_count_for_both() -> None:
         assert 1 <= plan.threads <= load_board("rk3588").cluster(plan.cluster).count
         assert plan.cpu_ids == load_board("rk3588").cluster(plan.cluster).cpu_ids
         for variant in plan.variants:
-            models = [variant["target"], variant["draft"]]
-            cores = {s["processor"] for m in models if m for s in m["placement"]} - {"gpu"}
+            models = [variant.target, variant.draft]
+            cores = {s.processor for m in models if m for s in m.placement} - {"gpu"}
             assert len(cores) <= 1
         assert prediction.decision.best.reason
 
@@ -126,9 +126,8 @@ def test_measured_acceptance_and_factors_of_the_board_decide() -> None:
     assert "measured, a.json" in plan.verdict
     fact = {"value": 2.0, "kind": "measured", "source": "a test"}
     slower = Board.from_json({**board.to_json(), "factors": {"compute": fact}})
-    ratio = (
-        make_plan(board, PAIR, 256)[0].prediction["tokens_per_s"]
-        / (make_plan(slower, PAIR, 256)[0].prediction["tokens_per_s"])
+    ratio = make_plan(board, PAIR, 256)[0].prediction.tokens_per_s / (
+        make_plan(slower, PAIR, 256)[0].prediction.tokens_per_s
     )
     assert 1.3 < ratio <= 2.0
 

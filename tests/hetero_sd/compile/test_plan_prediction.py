@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from costmodel.roofline import CpuSlice, GpuSlice, Roofline
-from hetero_sd.compile.plan import Overrides, Plan, make_plan
+from costmodel.schema.plan import Plan
+from hetero_sd.compile.plan import Overrides, make_plan
 from hetero_sd.compile.plan_prediction import acceptance_rate
-from hetero_sd.runtime.decode.policy import read_predicted
 from hetero_sd.runtime.decode.stats import comparison, summarise
 from hetero_sd.runtime.decode.trace import Round, Trace
 from passes.analysis.count_work import count_work
@@ -26,7 +26,7 @@ def planned(gamma: int, place: str = "cpu", draft: bool = True) -> tuple[Plan, d
 def test_the_block_is_what_the_runtime_compares_with() -> None:
     plan, _ = planned(gamma=3)
     trace = Trace(token_ids=[1, 2, 3], rounds=[Round(3, 1, 0.03, 0.02, 0.0, 0.001)])
-    rows = comparison(summarise([trace]), plan.to_json())
+    rows = comparison(summarise([trace]), plan)
     compared = {row["term"] for row in rows if row["deviation"] is not None}
     assert compared >= {"speed", "tokens per round", "acceptance rate", "draft step", "target step, n=4", "dispatch"}
 
@@ -36,9 +36,9 @@ def test_steps_are_those_of_the_roofline() -> None:
     board, predicted = load_board("rk3588"), plan.prediction
     cores = CpuSlice(((board.cluster(plan.cluster), plan.threads),))
     four = Roofline(board).step(shapes["target"], cores, 4, plan.context // 2).total_s
-    assert predicted["verify_step_s"]["4"] == predicted["verify_step_s"]["3"] == pytest.approx(four, rel=1e-5)
-    assert predicted["verify_step_s"]["2"] < four
-    assert predicted["acceptance_rate"] == 0.8
+    assert predicted.verify_step_s[4] == predicted.verify_step_s[3] == pytest.approx(four, rel=1e-5)
+    assert predicted.verify_step_s[2] < four
+    assert predicted.acceptance_rate == 0.8
 
 
 def test_a_split_model_is_priced_by_its_segments() -> None:
@@ -54,24 +54,24 @@ def test_a_split_model_is_priced_by_its_segments() -> None:
     by_hand = roofline.step_overhead(cores).total_s + roofline.step_overhead(gpu).total_s
     by_hand += roofline.border(cores, gpu, shape.hidden).total_s
     by_hand += sum(e.total_s for e in roofline.units(units, cores)[:2] + roofline.units(units, gpu)[2:])
-    assert plan.prediction["verify_step_s"]["1"] == pytest.approx(by_hand, rel=1e-5)
+    assert plan.prediction.verify_step_s[1] == pytest.approx(by_hand, rel=1e-5)
     whole, _ = planned(gamma=0, place="gpu", draft=False)
-    assert whole.prediction["verify_step_s"]["1"] != pytest.approx(by_hand, rel=1e-2)
+    assert whole.prediction.verify_step_s[1] != pytest.approx(by_hand, rel=1e-2)
 
 
 def test_without_a_drafter() -> None:
     plan, _ = planned(gamma=0, draft=False)
     predicted = plan.prediction
-    assert predicted["draft_step_s"] is None
-    assert "live" not in predicted
-    seconds = predicted["verify_step_s"]["1"] + predicted["dispatch_s"]
-    assert predicted["tokens_per_s"] == pytest.approx(1 / seconds, rel=1e-5)
+    assert predicted.draft_step_s is None
+    assert predicted.live is None
+    seconds = predicted.verify_step_s[1] + predicted.dispatch_s
+    assert predicted.tokens_per_s == pytest.approx(1 / seconds, rel=1e-5)
 
 
 def test_live_decisions_can_start_from_it() -> None:
     for gamma in (0, 3):
         plan, _ = planned(gamma)
-        live = read_predicted(plan.to_json())
+        live = plan.prediction.live
         assert live is not None
         assert tuple(live.verify_s) == plan.target_widths
         assert live.alpha == 0.8

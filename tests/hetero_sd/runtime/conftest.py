@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from hetero_sd.runtime.manifest import write_manifest
+from hetero_sd.runtime.manifest import read_manifest, write_manifest
 from hetero_sd.runtime.model.protocol import CHOICE, ContextFull, Done, Model, NotFiniteError
 from targets.opencl import runtime as opencl_runtime
 from targets.zig import zig, zig_environment
@@ -139,8 +139,8 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--tokenizer", target, "--board", "host", "--context", "64", "--gamma", "1", "--out", out]
     assert main([*map(str, ["compile", target / "model.onnx", "--draft", draft / "model.onnx", *options])]) == 0
     shutil.rmtree(out / "python")
-    contents = json.loads((out / "manifest.json").read_text())
-    write_manifest(out, {key: value for key, value in contents.items() if key not in ("files", "format_version")})
+    found = read_manifest(out / "manifest.json")
+    write_manifest(out, found.models, found.plan, found.tokenizer, found.board)
     return out
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import some_model
 from golden import Golden
 
 from hetero_sd.runtime.doctor import doctor, kernel_check, machine, opencl_probe
@@ -135,8 +136,11 @@ def gpu_bundle(tmp_path: Path, kernels: Path, runtime_library: Path) -> Path:
 
 def describe(folder: Path, **more: Any) -> None:
     name = f"python/targets/opencl/runtime/lib/{opencl_runtime.machine()}/{opencl_runtime.LIBRARY}"
-    target = {"libraries": {"gpu": "lib/target_gpu.so"}, "opencl_runtime": name, **more}
-    write_manifest(folder, {"models": {"target": target}, "plan": {}})
+    target = some_model(processor="gpu", opencl_runtime=name, **more)
+    for file in target.files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    write_manifest(folder, {"target": target})
 
 
 Said = Callable[..., str]
@@ -198,7 +202,7 @@ def test_without_a_device_the_cpu_variant_counts(of_bundle: Said, gpu_bundle: Pa
     assert of_bundle(FAKE_PLATFORMS="0").startswith(
         "PROBLEM  kernels  the target of the bundle cannot run here: no OpenCL device"
     )
-    describe(gpu_bundle, fallback=[{"processor": "cpu"}])
+    describe(gpu_bundle, fallback=True)
     assert of_bundle(FAKE_PLATFORMS="0").startswith(
         "note     kernels  no OpenCL device: the bundle's models run on the"
     )

@@ -39,7 +39,7 @@ def bundle(opencl: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     decoder, sizes = canonicalise(EXPORT, CONTEXT), Sizes(CONTEXT, (1,), 8)
     place = Place.parse("gpu")
     built = build_model("target", decoder, core, gpu, place, sizes, folder, lambda *_: None, runtime)
-    write_manifest(folder, {"models": {"target": built.manifest}, "plan": {"threads": 1, "gamma": 0}})
+    write_manifest(folder, {"target": built.facts})
     return folder
 
 

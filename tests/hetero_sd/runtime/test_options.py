@@ -6,13 +6,17 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bundles import LIVE, some_plan, some_prediction
 from requirements import only_where
 
+from costmodel.schema.plan import Plan
+from costmodel.schema.record import SchemaError
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
-from hetero_sd.runtime.decode.policy import FixedGamma, choose_policy, read_predicted
+from hetero_sd.runtime.decode.policy import FixedGamma, choose_policy
 from hetero_sd.runtime.model.threads import choose_threads, cluster_cores, physical_cores, prepare_environment
 from hetero_sd.runtime.options import parse_options
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_lines, read_prompts
@@ -157,26 +161,25 @@ def test_piped_bytes_that_are_not_text(monkeypatch):
 def test_threads_by_precedence(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 5})
     monkeypatch.setenv("TVM_NUM_THREADS", "3")
-    assert choose_threads(2, {"threads": 4}) == 2
-    assert choose_threads(None, {"threads": 4}) == 3
+    assert choose_threads(2, some_plan(threads=4)) == 2
+    assert choose_threads(None, some_plan(threads=4)) == 3
     for useless in ("", "0", "many", "-1"):
         monkeypatch.setenv("TVM_NUM_THREADS", useless)
-        assert choose_threads(None, {"threads": 4}) == 4
+        assert choose_threads(None, some_plan(threads=4)) == 4
     monkeypatch.delenv("TVM_NUM_THREADS")
-    for plan in ({}, {"threads": 0}, {"threads": "4"}, {"threads": True}):
-        assert choose_threads(None, plan) == physical_cores() >= 1
+    assert choose_threads(None, None) == physical_cores() >= 1
 
 
 def test_more_threads_than_cpus_are_refused(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {2, 5})
     monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
-    assert choose_threads(2, {}) == 2
+    assert choose_threads(2, None) == 2
     with pytest.raises(UserError, match="--threads 3: this process may use 2 CPUs"):
-        choose_threads(3, {})
-    assert choose_threads(None, {"threads": 8}) == 2  # the plan was made for another machine
+        choose_threads(3, None)
+    assert choose_threads(None, some_plan(threads=8)) == 2  # the plan was made for another machine
     monkeypatch.setenv("TVM_NUM_THREADS", "3")
     with pytest.raises(UserError, match="TVM_NUM_THREADS 3: this process may use 2 CPUs"):
-        choose_threads(None, {})
+        choose_threads(None, None)
 
 
 def test_siblings_count_once(tmp_path, monkeypatch):
@@ -196,12 +199,12 @@ def test_environment_of_tvm(monkeypatch):
 
 def test_threads_stay_on_the_cluster_of_the_plan():
     board = set(range(8))
-    assert cluster_cores({"cpu_ids": [4, 5, 6, 7]}, board) == [4, 5, 6, 7]
-    assert cluster_cores({"cpu_ids": [3, 0, 1, 2]}, board) == [0, 1, 2, 3]
-    assert cluster_cores({"cpu_ids": list(range(8))}, board) == []  # all of them: nothing to choose
-    assert cluster_cores({"cpu_ids": [4, 5, 6, 7]}, {0, 1}) == []  # another machine, or taskset
-    for damaged in ({}, {"cpu_ids": None}, {"cpu_ids": []}, {"cpu_ids": ["0"]}, {"cpu_ids": [True]}):
-        assert cluster_cores(damaged, board) == []
+    assert cluster_cores(some_plan(cpu_ids=(4, 5, 6, 7)), board) == [4, 5, 6, 7]
+    assert cluster_cores(some_plan(cpu_ids=(3, 0, 1, 2)), board) == [0, 1, 2, 3]
+    assert cluster_cores(some_plan(cpu_ids=tuple(range(8))), board) == []  # all of them: nothing to choose
+    assert cluster_cores(some_plan(cpu_ids=(4, 5, 6, 7)), {0, 1}) == []  # another machine, or taskset
+    for none in (None, some_plan(cpu_ids=())):
+        assert cluster_cores(none, board) == []
 
 
 def test_tvm_runs_on_the_cores_of_the_cluster():
@@ -209,49 +212,46 @@ def test_tvm_runs_on_the_cores_of_the_cluster():
     first, *_ = sorted(os.sched_getaffinity(0))
     code = f"""
 import os
+from bundles import some_plan
 from hetero_sd.runtime.model.threads import prepare_environment, stay_on_cluster
 prepare_environment(1)
 import tvm
-stay_on_cluster({{"cpu_ids": [{first}]}}, threads=1)
+stay_on_cluster(some_plan(cpu_ids=({first},)), threads=1)
 print(os.sched_getaffinity(0))
-stay_on_cluster({{"cpu_ids": [{first}]}}, threads=2)  # left to TVM
+stay_on_cluster(some_plan(cpu_ids=({first},)), threads=2)  # left to TVM
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests/support")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.stdout == f"{{{first}}}\n", done.stderr
 
 
 @pytest.mark.parametrize(
-    ("mode", "gamma", "plan", "expected"),
+    ("mode", "gamma", "planned", "expected"),
     [
-        ("auto", None, {"gamma": 3, "mode": "sequential"}, 3),
-        ("auto", None, {"gamma": 0, "mode": "sequential"}, None),
-        ("auto", None, {"gamma": 3, "mode": "target-only"}, None),
-        ("auto", None, {}, None),
-        ("auto", 2, {"mode": "target-only"}, 2),
-        ("target-only", None, {"gamma": 3, "mode": "sequential"}, None),
-        ("speculative", None, {"gamma": 3, "mode": "target-only"}, 3),
-        ("speculative", None, {"gamma": "3"}, 4),
-        ("speculative", 7, {"gamma": 3}, 7),
+        ("auto", None, 3, 3),
+        ("auto", None, 0, None),
+        ("auto", None, None, None),
+        ("auto", 2, 0, 2),
+        ("target-only", None, 3, None),
+        ("speculative", None, 3, 3),
+        ("speculative", None, 0, 4),
+        ("speculative", None, None, 4),
+        ("speculative", 7, 3, 7),
     ],
 )
-def test_policy(mode, gamma, plan, expected):
+def test_policy(mode, gamma, planned, expected):
+    plan = some_plan(gamma=planned, mode="sequential" if planned else "target-only") if planned is not None else None
     policy = choose_policy(mode, gamma, plan)
     assert (policy and policy.gamma()) == expected
 
 
-LIVE = {
-    "alpha": 0.8, "draft_s": 0.01, "round_s": 1e-4, "chunk_s": 0.02, "chunk": 32, "verify_s": {"1": 0.1, "3": 0.11},
-}  # fmt: skip
-
-
 def test_auto_decides_live_unless_the_length_was_given():
-    plan = {"mode": "target-only", "gamma": 0, "given": ["place"], "prediction": {"live": LIVE}}
+    plan = some_plan(mode="target-only", gamma=0, given=("place",), prediction=some_prediction(live=LIVE))
     assert isinstance(choose_policy("auto", None, plan), LiveGamma)
     assert isinstance(choose_policy("auto", 2, plan), FixedGamma)
     assert isinstance(choose_policy("speculative", None, plan), FixedGamma)
     assert choose_policy("target-only", None, plan) is None
-    assert choose_policy("auto", None, {**plan, "given": ["gamma"]}) is None
-    assert read_predicted(plan).verify_s == {1: 0.1, 3: 0.11}
+    assert choose_policy("auto", None, replace(plan, given=("gamma",))) is None
 
 
 @pytest.mark.parametrize(
@@ -260,9 +260,12 @@ def test_auto_decides_live_unless_the_length_was_given():
         *({key: value} for key in ("draft_s", "round_s", "chunk_s") for value in (0, -1, float("nan"), "x", None, [])),
         *({"alpha": a} for a in (-0.1, 1.1, None, float("nan"))),
         *({"chunk": c} for c in (0, "many", None, 1 << 40)),
-        *({"verify_s": v} for v in ({}, [], {"3": 0.1}, {"1": 0}, {"one": 1.0}, {"1": float("inf")})),
+        *({"verify_s": v} for v in ({}, [], {"4": 0.1}, {"1": 0}, {"one": 1.0}, {"1": float("inf")}, {"01": 1.0})),
     ],
 )
-def test_damaged_predictions_are_not_used(damage):
-    plan = {"mode": "sequential", "gamma": 3, "prediction": {"live": {**LIVE, **damage}}}
-    assert isinstance(choose_policy("auto", None, plan), FixedGamma)
+def test_damaged_predictions_are_refused(damage):
+    intact = some_plan(prediction=some_prediction(live=LIVE)).to_json()
+    assert Plan.from_json(intact).prediction.live == LIVE
+    intact["prediction"]["live"] |= damage
+    with pytest.raises(SchemaError, match=f"plan.prediction.live.*{next(iter(damage))}"):
+        Plan.from_json(intact, "plan")

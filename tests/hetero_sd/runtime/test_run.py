@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import some_model, some_plan
 
+from costmodel.schema.manifest import TokenizerFacts
 from hetero_sd.runtime.launcher import launcher
 from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.runtime.model.protocol import Models
@@ -26,7 +28,7 @@ from targets.errors import UserError
 from targets.opencl.runtime import machine
 
 ROOT = Path(__file__).resolve().parents[3]
-PLAN = {"gamma": 3, "mode": "sequential", "threads": 2, "prediction": {"draft_step_s": 0.01}}
+PLAN = some_plan()  # three drafted tokens, two threads, a drafter's step of 0.01 s
 
 
 @pytest.fixture
@@ -43,8 +45,7 @@ def folder(tmp_path, tokenizers_by_kind):
 
 
 def write_bundle(folder, plan=PLAN, tokenizer=None):
-    target = {"libraries": {"cpu": "lib/target.so"}}
-    write_manifest(folder, {"models": {"target": target}, "plan": plan, "tokenizer": tokenizer})
+    write_manifest(folder, {"target": some_model()}, plan, tokenizer)
 
 
 @pytest.fixture
@@ -172,14 +173,14 @@ def test_lines_of_standard_input_are_prompts(folder, load, capsys, monkeypatch):
 
 
 def test_end_of_text_ids_of_the_manifest_come_first(folder, load, capsys):
-    write_bundle(folder, tokenizer={"eos_ids": [load.script[1]]})
+    write_bundle(folder, tokenizer=TokenizerFacts((load.script[1],), 270))
     assert main(folder, ["--prompt", "hello"], load) == 0
     assert capsys.readouterr().out == " w\n"
 
 
 def test_a_bundle_without_tokenizer_answers_token_ids(folder, load, capsys, tmp_path):
     shutil.rmtree(folder / "tokenizer")
-    write_bundle(folder, tokenizer={"eos_ids": [load.script[-1]]})
+    write_bundle(folder, tokenizer=TokenizerFacts((load.script[-1],), 270))
     (tmp_path / "p").write_text('{"token_ids": [5]}')
     assert main(folder, ["--prompts", str(tmp_path / "p"), "--json"], load) == 0
     value = json.loads(capsys.readouterr().out)
@@ -219,8 +220,13 @@ def test_wrong_options_and_bundles(folder, load, capsys, tmp_path):
 
 @pytest.mark.parametrize("stated", ["end", ["end"], [True], {}, 2])
 def test_malformed_eos_ids(folder, load, capsys, stated):
-    write_bundle(folder, tokenizer={"eos_ids": stated})
-    assert "eos_ids is not a list of integers" in error(capsys, "--prompt", "a", folder=folder, load=load)
+    write_bundle(folder, tokenizer=TokenizerFacts((1,), 270))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tokenizer"]["eos_ids"] = stated
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said = error(capsys, "--prompt", "a", folder=folder, load=load)
+    assert "tokenizer.eos_ids" in said
+    assert ("not a list of integers" in said) == (not isinstance(stated, list))
 
 
 def test_interrupt(folder, load, capsys):

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from costmodel.schema.plan import LivePrediction
 from costmodel.speculative import expected_tokens
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
-from hetero_sd.runtime.decode.live_gamma import ALLOWANCE_STEPS, LOSS_SHARE, LiveGamma, Predicted
+from hetero_sd.runtime.decode.live_gamma import ALLOWANCE_STEPS, LOSS_SHARE, LiveGamma
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Round, Trace
@@ -87,7 +88,7 @@ def expected_speed(rounds: Sequence[Played], machine: Machine, alpha: float) -> 
 def live(machine: Machine, alpha: float, off: float = 1.0) -> LiveGamma:
     """A policy whose plan believes in an acceptance and predicts times that are off by a factor."""
     verify = {w: off * s for w, s in machine.verify.items()}
-    predicted = Predicted(alpha, off * machine.draft, verify, off * LOOP, off * machine.chunk, CHUNK)
+    predicted = LivePrediction(alpha, off * machine.draft, verify, off * LOOP, off * machine.chunk, CHUNK)
     return LiveGamma(predicted, [w - 1 for w in verify])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from bundles import some_plan, some_prediction
 
 from hetero_sd.runtime.decode.stats import acceptance_rate, stats_json, stats_table, summarise
 from hetero_sd.runtime.decode.trace import Round, Stopwatch, Trace
@@ -49,7 +50,7 @@ def test_several_generations_are_added():
 
 
 def test_nothing_measured_is_none():
-    got = stats_json([Trace(prompt_tokens=1, token_ids=[3], finish_reason="eos", prefill_s=0.1)], {})
+    got = stats_json([Trace(prompt_tokens=1, token_ids=[3], finish_reason="eos", prefill_s=0.1)], None)
     assert got["tokens_per_s"] is None
     assert got["acceptance_rate"] is None
     assert got["median_s"] == {"draft_step": None, "verify_step": {}, "sampling": None, "dispatch": None}
@@ -71,7 +72,7 @@ def test_interval_stays_a_probability():
 
 
 def test_comparison_with_the_plan():
-    plan = {"prediction": {"draft_step_s": 0.02, "verify_step_s": {"5": 0.5}, "tokens_per_s": "fast", "sampling_s": 0}}
+    plan = some_plan(prediction=some_prediction(draft_step_s=0.02, verify_step_s={5: 0.5}))  # speed and sampling are 0
     rows = {row["term"]: row for row in stats_json([a_trace()], plan)["predicted_vs_measured"]}
     assert rows["draft step"]["measured"] == pytest.approx(25.0)  # ms
     assert rows["draft step"]["predicted"] == pytest.approx(20.0)
@@ -82,13 +83,12 @@ def test_comparison_with_the_plan():
     assert rows["sampling"]["deviation"] is None
 
 
-@pytest.mark.parametrize("plan", [{}, {"prediction": None}, {"prediction": []}, {"prediction": {"verify_step_s": 3}}])
-def test_plans_without_predictions(plan):
-    assert all(row["predicted"] is None for row in stats_json([a_trace()], plan)["predicted_vs_measured"])
+def test_a_bundle_without_a_plan():
+    assert all(row["predicted"] is None for row in stats_json([a_trace()], None)["predicted_vs_measured"])
 
 
 def test_table_for_people():
-    plan = {"prediction": {"draft_step_s": 0.02, "verify_step_s": {"5": 0.5}}}
+    plan = some_plan(prediction=some_prediction(draft_step_s=0.02, verify_step_s={5: 0.5}))
     assert stats_table(stats_json([a_trace()], plan)) == (
         "                            measured   predicted   deviation\n"
         "time to first token (ms)         500           -           -\n"

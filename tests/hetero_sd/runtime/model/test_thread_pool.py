@@ -285,10 +285,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         role: build_model(
             *(role, canonicalise(EXPORT, 48), core, None, Place("cpu"), Sizes(48, (1, 4), 32), folder),
             lambda *_: None,
-        ).manifest
+        ).facts
         for role in ("target", "draft")
     }
-    write_manifest(folder, {"models": models})
+    write_manifest(folder, models)
     return folder
 
 
@@ -347,12 +347,12 @@ def test_whose_pool_is_used_and_why(bundle: Path, tmp_path: Path, monkeypatch: p
 
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
-    models = Bundle(copy).manifest["models"]
+    models = Bundle(copy).models
     data = (copy / LIBRARY).read_bytes()
     (copy / LIBRARY).write_bytes(bytes([data[0] ^ 1]) + data[1:])
     with pytest.raises(UserError, match=r"thread_pool\.so does not match its SHA-256"):
         CompiledModel("target", Bundle(copy))
-    write_manifest(copy, {"models": models})  # a library that is listed and does not load
+    write_manifest(copy, models)  # a library that is listed and does not load
     target = CompiledModel("target", Bundle(copy))
     assert target.thread_facts["pool"] == "tvm"
     assert "cannot be loaded" in target.thread_facts["why_tvms"]
@@ -361,5 +361,5 @@ def test_whose_pool_is_used_and_why(bundle: Path, tmp_path: Path, monkeypatch: p
     assert len(lines) == 1
     assert lines[0].startswith("note TVM's thread pool is used")
     (copy / LIBRARY).unlink()
-    write_manifest(copy, {"models": models})
+    write_manifest(copy, models)
     assert CompiledModel("target", Bundle(copy)).thread_facts["why_tvms"] == f"the bundle has no {LIBRARY}"

@@ -1,0 +1,168 @@
+"""What the manifest says of a model: its files, sizes, entry points, and the segments that it runs as."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from costmodel.place import PROCESSORS
+from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaError, Within
+
+MOST_LAYERS = 4096
+Role = Annotated[str, OneOf(("target", "draft"))]
+Processor = Annotated[str, OneOf(PROCESSORS)]
+Size = Annotated[int, Within(1, 1 << 31)]
+Sizes = Annotated[tuple[Size, ...], Entries(1, 64)]
+Widths = Annotated[tuple[Size, ...], Entries(1, 64), Ascending()]
+Names = Annotated[tuple[str, ...], Entries(1, 64)]
+Layer = Annotated[int, Within(0, MOST_LAYERS)]
+
+
+@dataclass(frozen=True)
+class SegmentFacts(Record):
+    """A run of operators on one processor.
+
+    Attributes:
+        processor: "cpu" or "gpu".
+        prefix: of its entry points: <prefix>step_<n>, <prefix>prefill_<n>.
+        inputs: what comes in: "input_ids", or outputs of segments before.
+        outputs: what goes out; "logits" and "choice" are the model's.
+        layers: whose KV caches it has.
+        chooses: its prefill entry takes the row to compute logits for.
+        params: names of its weights in call order.
+    """
+
+    unknown_keys_refused: ClassVar[bool] = True
+    processor: Processor
+    prefix: str
+    inputs: Names
+    outputs: Names
+    layers: tuple[Layer, ...]
+    chooses: bool
+    params: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CacheFacts(Record):
+    """The KV caches of each layer.
+
+    Attributes:
+        dtype: of their numbers.
+        key_shape: shape of a layer's key cache, by processor: [1, kv_heads, context / l, head_dim, l].
+        value_shape: of its value cache: [1, kv_heads, context, head_dim].
+    """
+
+    unknown_keys_refused: ClassVar[bool] = True
+    dtype: Annotated[str, OneOf(("float32",))]
+    key_shape: dict[Processor, Sizes]
+    value_shape: Sizes
+
+
+@dataclass(frozen=True)
+class ModelFacts(Record):
+    """One entry of the manifest's ``models``.
+
+    Attributes:
+        role: "target" or "draft".
+        libraries: path of the library in the bundle, by processor.
+        weights: path of the weights.
+        layers: decoder layers.
+        vocab: token ids 0 to vocab - 1.
+        context: rows of the KV caches.
+        widest_sum: the larger of hidden and FFN size, which bounds roundoff.
+        widths: entry points step_<n>, ascending; 1 is among them.
+        prefill_width: entry point prefill_<n>.
+        weight_dtype: stored format of most weights, for people.
+        place: where its parts run: the text of a costmodel.place.Place.
+        chain: the segments, in order.
+        fallback: the whole model on the CPU, for when the GPU fails; empty where the bundle has no such variant.
+        caches: shapes of the KV caches.
+        opencl_runtime: path in the bundle of the library that gives TVM the GPU; None where no segment needs one.
+    """
+
+    unknown_keys_refused: ClassVar[bool] = True
+    role: Role
+    libraries: Annotated[dict[Processor, str], Entries(1)]
+    weights: str
+    layers: Annotated[int, Within(1, MOST_LAYERS)]
+    vocab: Size
+    context: Size
+    widest_sum: Size
+    widths: Widths
+    prefill_width: Size
+    weight_dtype: str
+    place: str
+    chain: Annotated[tuple[SegmentFacts, ...], Entries(1)]
+    fallback: tuple[SegmentFacts, ...]
+    caches: CacheFacts
+    opencl_runtime: str | None = None
+
+    def __post_init__(self) -> None:
+        """Hold the fields against each other.
+
+        Raises:
+            SchemaError: they contradict each other.
+        """
+        if self.widths[0] != 1:
+            raise SchemaError("no entry point for one token")
+        if "gpu" in self.libraries and self.opencl_runtime is None:
+            raise SchemaError("opencl_runtime is missing")
+        if set(self.caches.key_shape) != set(self.libraries):
+            raise SchemaError("the caches and the libraries are not of the same processors")
+        _check_caches(self.caches, self.context)
+        _check_segments(self.chain, self.layers, tuple(self.libraries))
+        if self.fallback:
+            _check_segments(self.fallback, self.layers, ("cpu",) if "cpu" in self.libraries else ())
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of its files in the bundle."""
+        return (*self.libraries.values(), self.weights, *((self.opencl_runtime,) if self.opencl_runtime else ()))
+
+    def compiled_json(self) -> dict[str, Any]:
+        """What its libraries were compiled for: all but the paths, which the hashes of the files check."""
+        paths = ("libraries", "weights", "opencl_runtime")
+        return {key: value for key, value in self.to_json().items() if key not in paths}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the chain's caches."""
+        value = math.prod(self.caches.value_shape)
+        keys = {p: math.prod(shape) for p, shape in self.caches.key_shape.items()}
+        return 4 * sum(len(s.layers) * (keys[s.processor] + value) for s in self.chain)
+
+
+def _check_caches(caches: CacheFacts, context: int) -> None:
+    """A value cache [1, kv_heads, context, head_dim] and key caches [1, kv_heads, context / l, head_dim, l]."""
+    value = caches.value_shape
+    if len(value) != 4 or value[0] != 1 or value[2] != context:
+        raise SchemaError(f"a value cache of shape {list(value)} does not hold a context of {context}")
+    _, heads, rows, width = value
+    for shape in caches.key_shape.values():
+        if len(shape) != 5 or (*shape[:2], shape[2] * shape[4], shape[3]) != (1, heads, rows, width):
+            raise SchemaError(f"a key cache of shape {list(shape)} does not fit a value cache of shape {list(value)}")
+
+
+def _check_segments(segments: tuple[SegmentFacts, ...], layers: int, processors: tuple[str, ...]) -> None:
+    """Inputs are the ids or come from segments before; each layer has one cache, each value is computed once."""
+    known = {"input_ids"}
+    for segment in segments:
+        if segment.processor not in processors:
+            raise SchemaError(f"a segment runs on {segment.processor}, for which there is no library")
+        if strange := sorted(set(segment.inputs) - known):
+            raise SchemaError(f"a segment reads {strange[0][:80]!r}, which none before it computes")
+        known |= set(segment.outputs)
+        if segment.chooses != ("choice" in segment.outputs) or segment.chooses != ("logits" in segment.outputs):
+            outputs = ", ".join(segment.outputs)[:80]
+            raise SchemaError(f"`chooses` is {segment.chooses} for a segment with outputs {outputs}")
+    if not {"logits", "choice"} <= known:
+        raise SchemaError("the segments do not compute logits and a choice")
+    cached = [layer for segment in segments for layer in segment.layers]
+    if sorted(cached) != list(range(layers)):
+        raise SchemaError(f"the segments have caches of layers {cached[:20]}, the model has {layers} layers")
+    values = [name for segment in segments for name in segment.outputs]
+    if len(set(values)) < len(values) or "input_ids" in values:
+        raise SchemaError(f"a value of {', '.join(values)[:80]} is computed twice")
+    if len({(segment.processor, segment.prefix) for segment in segments}) < len(segments):
+        raise SchemaError("two segments have the same entry points")

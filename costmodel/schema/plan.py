@@ -1,0 +1,244 @@
+"""The plan of a bundle: what `compile` decided, why, what it predicts, and what else was considered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from costmodel.schema.model import Role, Size, Widths
+from costmodel.schema.record import Entries, OneOf, Record, SchemaError, Within
+from costmodel.speculative import MOST_GAMMA
+
+TARGET_ONLY, SEQUENTIAL = "target-only", "sequential"
+MOST_THREADS = 1024
+_MOST_BYTES = 1 << 62
+Gamma = Annotated[int, Within(0, MOST_GAMMA)]
+Cpu = Annotated[int, Within(0, 1 << 16)]
+Bytes = Annotated[int, Within(0, _MOST_BYTES)]
+Share = Annotated[float, Within(0, 1)]
+Positive = Annotated[float, Within(above=0)]
+NotNegative = Annotated[float, Within(0)]
+
+
+@dataclass(frozen=True)
+class LivePrediction(Record):
+    """What live decisions of the draft length start from (hetero_sd/runtime/decode/live_gamma.py).
+
+    Attributes:
+        alpha: acceptance of a drafted token.
+        draft_s: a step of the drafter.
+        verify_s: width -> a step of the target, for each compiled width, ascending.
+        round_s: the loop around a round.
+        chunk_s: what the drafter needs to read `chunk` tokens of text.
+        chunk: tokens it reads at once.
+    """
+
+    alpha: Share
+    draft_s: Positive
+    verify_s: Annotated[dict[Size, Positive], Entries(1, 64)]
+    round_s: Positive
+    chunk_s: Positive
+    chunk: Annotated[int, Within(1, 1 << 20)]
+
+    def __post_init__(self) -> None:
+        """Sort by width; a plain step must be among them."""
+        if 1 not in self.verify_s:
+            raise SchemaError("verify_s has no step of one token")
+        object.__setattr__(self, "verify_s", dict(sorted(self.verify_s.items())))
+
+
+@dataclass(frozen=True)
+class PlanPrediction(Record):
+    """What `run.py --stats` prints beside the measured times: the plan's steps at half of its context.
+
+    Attributes:
+        acceptance_rate: the share of judged tokens that is accepted; None where nothing is drafted.
+        acceptance_source: where the acceptance comes from; None without a drafter.
+        tokens_per_round: expected; None where nothing is drafted.
+        tokens_per_s: speed.
+        tokens_per_s_interval: its range.
+        draft_step_s: a step of the drafter; None without one.
+        verify_step_s: new tokens -> a step of the target.
+        sampling_s, dispatch_s: the rest of a round.
+        context: tokens in the caches.
+        live: what live decisions start from; None without a drafter.
+    """
+
+    acceptance_rate: Share | None
+    acceptance_source: str | None
+    tokens_per_round: NotNegative | None
+    tokens_per_s: NotNegative
+    tokens_per_s_interval: tuple[NotNegative, NotNegative]
+    draft_step_s: NotNegative | None
+    verify_step_s: dict[Size, NotNegative]
+    sampling_s: NotNegative
+    dispatch_s: NotNegative
+    context: Size
+    live: LivePrediction | None = None
+
+
+@dataclass(frozen=True)
+class PlacedUnits(Record):
+    """Consecutive units of a model (embedding, layers, head; counted from 0) on a processor; `end_unit` is excluded."""
+
+    processor: str
+    threads: Annotated[int, Within(0, MOST_THREADS)]
+    first_unit: Annotated[int, Within(0)]
+    end_unit: Annotated[int, Within(0)]
+
+
+@dataclass(frozen=True)
+class PlacedModel(Record):
+    """A model of a variant and where it runs."""
+
+    name: str
+    placement: tuple[PlacedUnits, ...]
+
+
+@dataclass(frozen=True)
+class Influence(Record):
+    """What one number does to a predicted speed.
+
+    Attributes:
+        number: dotted path in the board file, or the factor.
+        error: relative error assumed of it.
+        effect: |ln| of the change of speed when it is that much off.
+    """
+
+    number: str
+    error: float
+    effect: float
+
+
+@dataclass(frozen=True)
+class RoundSeconds(Record):
+    """A round's time by use."""
+
+    draft: NotNegative
+    verify: NotNegative
+    other: NotNegative
+    total: NotNegative
+
+
+@dataclass(frozen=True)
+class MemoryBytes(Record):
+    """Memory by use, as costmodel.memory.Memory has it, and the sum."""
+
+    mapped_bytes: Bytes
+    gpu_bytes: Bytes
+    kv_bytes: Bytes
+    activation_bytes: Bytes
+    process_bytes: Bytes
+    total_bytes: Bytes
+
+
+@dataclass(frozen=True)
+class PlanMemory(MemoryBytes):
+    """Memory of the plan: also what the board leaves free, and what the drafter needs of the sum."""
+
+    free_bytes: Bytes
+    drafter_bytes: Bytes
+
+
+@dataclass(frozen=True)
+class PlannedVariant(Record):
+    """One way to run the pair, priced.
+
+    Attributes:
+        mode: a mode of costmodel/question.py.
+        gamma: drafted tokens a round.
+        target, draft: the models; no drafter in mode target-only.
+        tokens_per_s: predicted speed.
+        interval: its range; None where it was not computed.
+        influences: what makes the range wide, largest first.
+        round_s: time of a round.
+        tokens_per_round: expected.
+        against_same: speed over the target alone under the same placement of it.
+        against_best: speed over the fastest target alone on a single processor.
+        memory_bytes: what it keeps in memory.
+        compilable: whether `compile` can build it.
+        reason: why it was chosen, or why not.
+    """
+
+    mode: str
+    gamma: Gamma
+    target: PlacedModel
+    draft: PlacedModel | None
+    tokens_per_s: NotNegative
+    interval: tuple[NotNegative, NotNegative] | None
+    influences: tuple[Influence, ...]
+    round_s: RoundSeconds
+    tokens_per_round: NotNegative
+    against_same: NotNegative
+    against_best: NotNegative
+    memory_bytes: MemoryBytes
+    compilable: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan(Record):
+    """Decisions for one target and at most one drafter on one board.
+
+    Attributes:
+        board: its name.
+        mode: "target-only" or "sequential" speculation.
+        gamma: drafted tokens a round, 0 without.
+        places: where each model of the bundle runs, by role: the text of a costmodel.place.Place.
+        place_reasons: why it runs there, by role: a sentence that begins with the role.
+        cluster: CPU cluster that both models use, and that launches the GPU's kernels.
+        threads: of it.
+        cpu_ids: the cores of the cluster.
+        context: tokens that fit the KV caches.
+        target_widths: entry points of the target, in new tokens; gamma + 1 is among them.
+        draft_widths: entry points of the drafter; after full acceptance it is fed two tokens.
+        prefill_width: tokens of a prompt chunk.
+        given: what the user decided: "gamma", "place".
+        verdict: the decision in one or two sentences, with its numbers.
+        reasons: one sentence for each other decision.
+        variants: the leading ways to run the pair, fastest first, each with its reason; then those that do not fit.
+        memory: bytes by use, what is free, and what the drafter needs of it.
+        prediction: what `run.py --stats` compares with, and what live decisions start from.
+    """
+
+    board: str
+    mode: Annotated[str, OneOf((TARGET_ONLY, SEQUENTIAL))]
+    gamma: Gamma
+    places: dict[Role, str]
+    place_reasons: dict[Role, str]
+    cluster: str
+    threads: Annotated[int, Within(1, MOST_THREADS)]
+    cpu_ids: tuple[Cpu, ...]
+    context: Size
+    target_widths: Widths
+    draft_widths: Widths
+    prefill_width: Size
+    given: Annotated[tuple[str, ...], Entries(0, 64)]
+    verdict: str
+    reasons: Annotated[tuple[str, ...], Entries(0, 64)]
+    variants: tuple[PlannedVariant, ...] = field(repr=False)
+    memory: PlanMemory = field(repr=False)
+    prediction: PlanPrediction = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Hold the fields against each other.
+
+        Raises:
+            SchemaError: they contradict each other.
+        """
+        if (self.gamma > 0) != (self.mode == SEQUENTIAL):
+            raise SchemaError(f"gamma is {self.gamma}, but mode is {self.mode!r}")
+        if self.gamma + 1 not in self.target_widths:
+            raise SchemaError(f"gamma is {self.gamma}, but target_widths has no {self.gamma + 1}")
+        if set(self.place_reasons) != set(self.places):
+            raise SchemaError("place_reasons and places are not of the same models")
+        live = self.prediction.live
+        if live is not None and list(live.verify_s) != list(self.target_widths):
+            raise SchemaError(
+                f"prediction.live has widths {list(live.verify_s)}, target_widths {list(self.target_widths)}"
+            )
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """Entry points by role, in new tokens."""
+        return {"target": self.target_widths, "draft": self.draft_widths}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+from costmodel.schema.record import OneOf, Record, SchemaError
 from targets.errors import UserError
 
 PROCESSORS = ("cpu", "gpu")
@@ -13,7 +15,7 @@ _PLACE = re.compile(r"(cpu|gpu)(?::(?:(ffn|attention)|(embedding|head|\d+)(?:-(e
 
 
 @dataclass(frozen=True)
-class Place:
+class Place(Record):
     """Where one model runs.
 
     Attributes:
@@ -22,10 +24,20 @@ class Place:
         first, last: a range of parts, both inclusive: "embedding", "head" or the number of a layer; "" for none.
     """
 
-    processor: str
-    kind: str = ""
+    unknown_keys_refused: ClassVar[bool] = True
+    processor: Annotated[str, OneOf(PROCESSORS)]
+    kind: Annotated[str, OneOf(("", ATTENTION, FFN))] = ""
     first: str = ""
     last: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a range that is none.
+
+        Raises:
+            SchemaError: a kind and a range, or a part that has no name.
+        """
+        if _PLACE.fullmatch(self.text) is None or bool(self.first) != bool(self.last):
+            raise SchemaError(f"{self.text[:60]!r} is no place")
 
     @staticmethod
     def parse(text: str) -> Place:
@@ -43,7 +55,8 @@ class Place:
     @property
     def text(self) -> str:
         """What `parse` reads."""
-        part = self.kind or (self.first if self.first == self.last else f"{self.first}-{self.last}")
+        named = self.first if self.first == self.last else f"{self.first}-{self.last}"
+        part = f"{self.kind}{named}"
         return f"{self.processor}:{part}" if part else self.processor
 
     @property
@@ -71,6 +84,14 @@ class Place:
                 raise UserError(f"placement {self.text}: the range ends before it begins")
             there = start <= part.unit(layers) <= end
         return self.processor if there else next(p for p in PROCESSORS if p != self.processor)
+
+
+@dataclass(frozen=True)
+class ReasonedPlace(Record):
+    """Where one model runs, and why: a sentence that begins with its role."""
+
+    place: Place
+    reason: str
 
 
 @dataclass(frozen=True)

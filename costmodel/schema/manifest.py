@@ -135,7 +135,7 @@ def _check_model(plan: Plan, model: ModelFacts) -> None:
         "context": (plan.context, model.context),
         "prefill_width": (plan.prefill_width, model.prefill_width),
         f"{role}_widths": (plan.widths[role], model.widths),
-        f"places.{role}": (plan.places.get(role), model.place),
+        f"places.{role}": (plan.places[role].place.text if role in plan.places else None, model.place.text),
     }
     for key, (ours, theirs) in pairs.items():
         if ours != theirs:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from costmodel.place import PROCESSORS
+from costmodel.place import PROCESSORS, Place
 from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaError, Within
 
 MOST_LAYERS = 4096
@@ -20,8 +20,30 @@ Layer = Annotated[int, Within(0, MOST_LAYERS)]
 
 
 @dataclass(frozen=True)
+class WeightSlice(Record):
+    """A part of a stored weight: what a segment has of it where a matrix is cut by columns or heads.
+
+    Attributes:
+        name: of the stored tensor.
+        axis: of the stored layout; 0 counts panels of columns, so that a part of it is read where the file is mapped.
+        start, end: from and to, excluded.
+    """
+
+    unknown_keys_refused: ClassVar[bool] = True
+    name: str
+    axis: Annotated[int, Within(0, 7)]
+    start: Annotated[int, Within(0, 1 << 31)]
+    end: Size
+
+    def __post_init__(self) -> None:
+        """Refuse an empty part."""
+        if self.start >= self.end:
+            raise SchemaError(f"{self.start} to {self.end} of {self.name[:60]!r} is nothing")
+
+
+@dataclass(frozen=True)
 class SegmentFacts(Record):
-    """A run of operators on one processor.
+    """Operators that run on one processor, one after the other.
 
     Attributes:
         processor: "cpu" or "gpu".
@@ -30,7 +52,7 @@ class SegmentFacts(Record):
         outputs: what goes out; "logits" and "choice" are the model's.
         layers: whose KV caches it has.
         chooses: its prefill entry takes the row to compute logits for.
-        params: names of its weights in call order.
+        params: its weights in call order: names of stored tensors, or parts of them.
     """
 
     unknown_keys_refused: ClassVar[bool] = True
@@ -40,7 +62,7 @@ class SegmentFacts(Record):
     outputs: Names
     layers: tuple[Layer, ...]
     chooses: bool
-    params: tuple[str, ...]
+    params: tuple[str | WeightSlice, ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +96,7 @@ class ModelFacts(Record):
         widths: entry points step_<n>, ascending; 1 is among them.
         prefill_width: entry point prefill_<n>.
         weight_dtype: stored format of most weights, for people.
-        place: where its parts run: the text of a costmodel.place.Place.
+        place: where its parts run.
         chain: the segments, in order.
         fallback: the whole model on the CPU, for when the GPU fails; empty where the bundle has no such variant.
         caches: shapes of the KV caches.
@@ -92,7 +114,7 @@ class ModelFacts(Record):
     widths: Widths
     prefill_width: Size
     weight_dtype: str
-    place: str
+    place: Place
     chain: Annotated[tuple[SegmentFacts, ...], Entries(1)]
     fallback: tuple[SegmentFacts, ...]
     caches: CacheFacts

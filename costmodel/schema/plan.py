@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from costmodel.place import ReasonedPlace
 from costmodel.schema.model import Role, Size, Widths
 from costmodel.schema.record import Entries, OneOf, Record, SchemaError, Within
 from costmodel.speculative import MOST_GAMMA
@@ -184,8 +185,7 @@ class Plan(Record):
         board: its name.
         mode: "target-only" or "sequential" speculation.
         gamma: drafted tokens a round, 0 without.
-        places: where each model of the bundle runs, by role: the text of a costmodel.place.Place.
-        place_reasons: why it runs there, by role: a sentence that begins with the role.
+        places: where each model of the bundle runs, and why, by role.
         cluster: CPU cluster that both models use, and that launches the GPU's kernels.
         threads: of it.
         cpu_ids: the cores of the cluster.
@@ -204,8 +204,7 @@ class Plan(Record):
     board: str
     mode: Annotated[str, OneOf((TARGET_ONLY, SEQUENTIAL))]
     gamma: Gamma
-    places: dict[Role, str]
-    place_reasons: dict[Role, str]
+    places: dict[Role, ReasonedPlace]
     cluster: str
     threads: Annotated[int, Within(1, MOST_THREADS)]
     cpu_ids: tuple[Cpu, ...]
@@ -230,8 +229,6 @@ class Plan(Record):
             raise SchemaError(f"gamma is {self.gamma}, but mode is {self.mode!r}")
         if self.gamma + 1 not in self.target_widths:
             raise SchemaError(f"gamma is {self.gamma}, but target_widths has no {self.gamma + 1}")
-        if set(self.place_reasons) != set(self.places):
-            raise SchemaError("place_reasons and places are not of the same models")
         live = self.prediction.live
         if live is not None and list(live.verify_s) != list(self.target_widths):
             raise SchemaError(

@@ -132,7 +132,7 @@ def build_model(
         widths=tuple(sorted(sizes.steps)),
         prefill_width=sizes.prefill,
         weight_dtype=facts.weight_dtype,
-        place=place.text,
+        place=place,
         chain=tuple(_segment(s) for s in lowered.chain),
         fallback=tuple(_segment(s) for s in lowered.fallback),
         caches=CacheFacts(

@@ -22,7 +22,7 @@ def compile_text(result: CompileResult, out: Path) -> str:
     lines = textwrap.wrap(plan.verdict, _WIDTH)
     lines += [
         line
-        for reason in (*plan.place_reasons.values(), *plan.reasons)
+        for reason in (*(placed.reason for placed in plan.places.values()), *plan.reasons)
         for line in textwrap.wrap(reason, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
     ]
     eos = ", ".join(map(str, result.tokenizer.eos_ids))

@@ -40,14 +40,6 @@ def place_models(rule: str, board: Board, has_draft: bool) -> dict[str, Place]:
     return placed
 
 
-def placement_reasons(placed: dict[str, Place], rule: str | None, board: Board) -> list[str]:
-    """One sentence for each model."""
-    if rule is None:
-        return [f"{role} on the CPU: the default; --place puts it on the GPU" for role in placed]
-    gpu = board.gpu.model if board.gpu else ""
-    return [f"{role} on {place_text(place, gpu)}: as given with --place {rule}" for role, place in placed.items()]
-
-
 def place_text(place: Place, gpu: str, cpu: str = "the CPU") -> str:
     """For people: "the CPU", "Mali-G310 by OpenCL", "Mali-G310 by OpenCL (4 to head), the rest on the CPU"."""
     names = {"cpu": cpu, "gpu": f"{gpu} by OpenCL"}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.memory import available_bytes
+from costmodel.place import ReasonedPlace
 from costmodel.placement import Placement
 from costmodel.question import Question, Variant
 from costmodel.roofline import CpuSlice, GpuSlice
@@ -134,8 +135,7 @@ def _plan(
         board=board.name,
         mode=best.mode,
         gamma=best.gamma,
-        places={role: p.place(shapes[role]).text for role, p in placements.items()},
-        place_reasons=_place_reasons(asked, shapes, placements, overrides),
+        places=_places(asked, shapes, placements, overrides),
         cluster=cluster.name,
         threads=threads,
         cpu_ids=cluster.cpu_ids,
@@ -191,20 +191,21 @@ def _target_widths(
     return tuple(sorted(widths))
 
 
-def _place_reasons(
+def _places(
     asked: Prediction, shapes: Mapping[str, DecoderSpec], placements: Mapping[str, Placement], overrides: Overrides
-) -> dict[str, str]:
-    """Why each model runs where it does, by role."""
+) -> dict[str, ReasonedPlace]:
+    """Where each model runs, and why, by role."""
     board, best = asked.question.board, asked.decision.best
-    reasons = {}
+    places = {}
     for role, placement in placements.items():
-        where = place_text(placement.place(shapes[role]), board.gpu.model if board.gpu else "")
+        place = placement.place(shapes[role])
+        where = place_text(place, board.gpu.model if board.gpu else "")
         if overrides.place is not None:
             why = f"as given with --place {overrides.place}"
         else:
             why = _why_there(asked.search, shapes[role], placement, best.gamma + 1 if role == "target" else 1)
-        reasons[role] = f"{role} on {where}: {why}"
-    return reasons
+        places[role] = ReasonedPlace(place, f"{role} on {where}: {why}")
+    return places
 
 
 def _reasons(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costmodel.decoder import DecoderSpec
-from costmodel.place import Place
 from costmodel.schema.plan import Plan
 from costmodel.speculative import MOST_GAMMA, check_acceptance
 from hetero_sd.compile.build import BuiltModel, Sizes, build_model
@@ -130,7 +129,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
 
     with new_bundle(request.out) as folder:
         opencl_runtime = None
-        if any("gpu" in Place.parse(place).processors for place in plan.places.values()):
+        if any("gpu" in placed.place.processors for placed in plan.places.values()):
             with progress.step(f"OpenCL runtime for {board.isa}"):
                 opencl_runtime = copy_opencl_runtime(folder / "python", board.isa)
 
@@ -235,7 +234,7 @@ def _build(
     """Compile one model of the pair."""
     steps = plan.widths[role]
     core, dump = board.cluster(plan.cluster).core, request.dump_ir and request.dump_ir / role
-    place, why = Place.parse(plan.places[role]), plan.place_reasons[role]
+    place, why = plan.places[role].place, plan.places[role].reason
     where = place_text(place, board.gpu.model if board.gpu else "", core.name)
     with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
         sizes = Sizes(plan.context, steps, plan.prefill_width)

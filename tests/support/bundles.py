@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from costmodel.place import Place, ReasonedPlace
 from costmodel.schema.model import CacheFacts, ModelFacts, SegmentFacts
 from costmodel.schema.plan import (
     LivePrediction,
@@ -36,7 +37,7 @@ def some_model(
         widths=(1, 4),
         prefill_width=32,
         weight_dtype="float32",
-        place=processor,
+        place=Place(processor),
         chain=(segment,),
         fallback=(replace(segment, processor="cpu"),) if fallback else (),
         caches=CacheFacts("float32", {p: (1, 2, 16, 8, 4) for p in sorted(processors)}, (1, 2, 64, 8)),
@@ -61,8 +62,7 @@ def some_plan(roles: tuple[str, ...] = ("target",), **changes: Any) -> Plan:
         board="host",
         mode="sequential",
         gamma=3,
-        places=dict.fromkeys(roles, "cpu"),
-        place_reasons={role: f"{role} on the CPU" for role in roles},
+        places={role: ReasonedPlace(Place("cpu"), f"{role} on the CPU") for role in roles},
         cluster="cpu",
         threads=2,
         cpu_ids=(),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from costmodel.schema.manifest import LibraryFacts, TokenizerFacts
-from costmodel.schema.model import ModelFacts
+from costmodel.schema.model import ModelFacts, WeightSlice
 from costmodel.schema.record import SchemaError
 from hetero_sd.runtime.model.weights import Weights
 from targets.errors import UserError
@@ -57,14 +57,15 @@ def check_library(
 
 
 def check_weights(
-    weights: Weights, name: str, tensors: Mapping[str, tuple[str | int, ...]], params: Iterable[str]
+    weights: Weights, name: str, tensors: Mapping[str, tuple[str | int, ...]], params: Iterable[str | WeightSlice]
 ) -> None:
     """Compare the header of the weights file ``name`` with the types that a library expects of ``params``.
 
     Raises:
-        UserError: a tensor is missing, or of another type or shape.
+        UserError: a tensor is missing, or of another type or shape, or does not have the part that is wanted of it.
     """
-    for param in params:
+    for use in params:
+        param = use if isinstance(use, str) else use.name
         if param not in weights or param not in tensors:
             raise UserError(f"{name} has no tensor {param!r}, which the manifest lists: build the bundle again")
         entry = weights.entry(param)
@@ -73,6 +74,11 @@ def check_weights(
             raise UserError(
                 f"{name}: tensor {param!r} is {_type(found)}, its kernels take {_type(tensors[param])}: "
                 "copy or build the bundle again"
+            )
+        if isinstance(use, WeightSlice) and use.end > (*entry.shape, *(0,) * 8)[use.axis]:
+            raise UserError(
+                f"{name}: tensor {param!r} is {_type(found)} and has no part {use.start} to {use.end} of axis "
+                f"{use.axis}: build the bundle again"
             )
 
 

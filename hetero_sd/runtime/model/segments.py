@@ -125,7 +125,13 @@ class Chain:
         shapes = [facts.caches.key_shape[segment.processor], facts.caches.value_shape] * len(segment.layers)
         try:
             caches = [tvm.runtime.empty(shape, facts.caches.dtype, device) for shape in shapes]
-            return [*caches, *(self._param(p, weights[p], segment.processor) for p in segment.params)]
+            return [
+                *caches,
+                *(
+                    self._param(p if isinstance(p, str) else p.name, weights.part(p), segment.processor)
+                    for p in segment.params
+                ),
+            ]
         except Exception as error:
             if segment.processor == "gpu":
                 raise GpuFailed(last_line(error)) from None

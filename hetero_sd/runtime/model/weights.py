@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from hetero_sd.runtime.model.safetensors_header import PAD_PREFIX, Entry, lay_out, read_header
+from costmodel.schema.model import WeightSlice
+from hetero_sd.runtime.model.safetensors_header import ALIGNMENT_BYTES, PAD_PREFIX, Entry, lay_out, read_header
 from targets.errors import UserError
 
 Array = npt.NDArray[Any]
@@ -104,6 +105,19 @@ class Weights(Mapping[str, Array]):
         entry = self._entries[name]
         raw = self._memory[entry.offset : entry.offset + entry.nbytes]
         return raw.view(entry.view_dtype).reshape(entry.shape)
+
+    def part(self, use: str | WeightSlice) -> Array:
+        """Return a tensor, or a slice of it: where the file is mapped as far as its place allows, else a copy."""
+        if isinstance(use, str):
+            return self[use]
+        part = self[use.name][(slice(None),) * use.axis + (slice(use.start, use.end),)]
+        if part.flags.c_contiguous and part.ctypes.data % ALIGNMENT_BYTES == 0:
+            return part
+        memory = np.empty(part.nbytes + ALIGNMENT_BYTES, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT_BYTES
+        copy = memory[start : start + part.nbytes].view(part.dtype).reshape(part.shape)
+        copy[...] = part
+        return copy
 
     def __iter__(self) -> Iterator[str]:
         """Names in the order of the file."""

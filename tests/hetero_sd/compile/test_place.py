@@ -112,8 +112,11 @@ def test_models_on_different_processors_give_the_targets_text(
     for i, place in enumerate(places):
         bundle = compiled(tmp_path / str(i), place, monkeypatch)
         manifest = json.loads((bundle / "manifest.json").read_text())
-        assert manifest["plan"]["places"] == {role: model["place"] for role, model in manifest["models"].items()}
-        assert all(f"as given with --place {place}" in r for r in manifest["plan"]["place_reasons"].values())
+        placed_models = manifest["plan"]["places"]
+        assert {r: p["place"] for r, p in placed_models.items()} == {
+            r: m["place"] for r, m in manifest["models"].items()
+        }
+        assert all(f"as given with --place {place}" in placed["reason"] for placed in placed_models.values())
         alone, speculative = tokens(run(bundle, "--mode", "target-only")), tokens(run(bundle))
         wanted = wanted or alone
         assert alone == wanted, place

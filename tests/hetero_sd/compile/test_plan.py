@@ -66,11 +66,11 @@ def test_what_is_given_is_kept_and_priced() -> None:
     assert own.mode == "sequential"
     plan, _ = make_plan(board, PAIR, 256, Overrides(gamma=7, place="target=gpu:4-11"))
     assert (plan.gamma, plan.given) == (7, ("gamma", "place"))
-    assert plan.places == {"target": "gpu:4-11", "draft": "cpu"}
+    assert {role: placed.place.text for role, placed in plan.places.items()} == {"target": "gpu:4-11", "draft": "cpu"}
     ratio = own.prediction.tokens_per_s / plan.prediction.tokens_per_s
     assert f"the plan would have taken: speculate with gamma {own.gamma}" in plan.verdict
     assert f"predicted {ratio:.2f}x faster" in plan.verdict
-    assert any(r.endswith("as given with --place target=gpu:4-11") for r in plan.place_reasons.values())
+    assert any(p.reason.endswith("as given with --place target=gpu:4-11") for p in plan.places.values())
     assert "gamma 7: as given with --gamma 7" in plan.reasons
     same, _ = make_plan(board, PAIR, 256, Overrides(gamma=own.gamma, place="cpu"))
     assert "the plan would have decided the same" in same.verdict

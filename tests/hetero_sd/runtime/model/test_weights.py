@@ -14,6 +14,8 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from costmodel.schema.model import WeightSlice
+from hetero_sd.runtime.model.library_facts import check_weights
 from hetero_sd.runtime.model.safetensors_header import DTYPES
 from hetero_sd.runtime.model.weights import Weights, write_weights
 from targets.errors import UserError
@@ -235,3 +237,37 @@ def test_corrupted_bytes_give_an_error_or_readable_tensors(tmp_path_factory, dat
     for name in weights:
         assert weights[name].nbytes <= len(raw)
         weights[name].tobytes()
+
+
+def test_a_part_of_a_weight_is_read_where_the_file_is_mapped(tmp_path):
+    """Panels of columns are rows of the stored tensor; other parts, and those that are not aligned, are copied."""
+    panels, path = np.arange(4 * 6 * 8, dtype=np.float32).reshape(4, 6, 8), tmp_path / "w.safetensors"
+    write_weights(path, tensors({"w": ("float32", panels)}), {})
+    weights = Weights(path)
+    assert weights.part("w") is not panels
+    np.testing.assert_array_equal(weights.part("w"), panels)
+    columns, rows = weights.part(WeightSlice("w", 0, 1, 3)), weights.part(WeightSlice("w", 1, 2, 5))
+    np.testing.assert_array_equal(columns, panels[1:3])
+    np.testing.assert_array_equal(rows, panels[:, 2:5])
+    assert np.shares_memory(columns, weights["w"])
+    assert not np.shares_memory(rows, weights["w"])
+    for part in (columns, rows):
+        assert part.flags.c_contiguous
+        assert part.ctypes.data % 64 == 0
+    odd = np.arange(3 * 5, dtype=np.float32).reshape(3, 5)
+    write_weights(tmp_path / "odd", tensors({"w": ("float32", odd)}), {})
+    part = Weights(tmp_path / "odd").part(WeightSlice("w", 0, 1, 3))
+    np.testing.assert_array_equal(part, odd[1:])
+    assert part.ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize(("axis", "end", "fits"), [(0, 4, True), (0, 5, False), (1, 6, True), (2, 9, False), (3, 1, 0)])
+def test_a_part_that_is_not_there_is_refused(tmp_path, axis, end, fits):
+    path = tmp_path / "w.safetensors"
+    write_weights(path, tensors({"w": ("float32", np.zeros((4, 6, 8), np.float32))}), {})
+    weights, types = Weights(path), {"w": ("float32", 4, 6, 8)}
+    if fits:
+        check_weights(weights, "weights", types, [WeightSlice("w", axis, 0, end)])
+    else:
+        with pytest.raises(UserError, match=f"has no part 0 to {end} of axis {axis}: build the bundle again"):
+            check_weights(weights, "weights", types, [WeightSlice("w", axis, 0, end)])

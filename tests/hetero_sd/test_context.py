@@ -11,7 +11,7 @@ import pytest
 
 from hetero_sd.cli import main
 from hetero_sd.compile import story as compiling
-from hetero_sd.inspect import inspect
+from hetero_sd.inspect import InspectRequest, inspect
 from passes.onnx import ContextTooLong, canonicalise, canonicalise_up_to
 from targets.errors import UserError
 
@@ -56,9 +56,9 @@ def test_another_reason_is_no_limit(tmp_path: Path) -> None:
 
 
 def test_inspect_says_the_context_it_was_checked_for() -> None:
-    assert inspect(GENAI).context == 256
-    assert not inspect(GENAI).refused
-    assert inspect(GENAI, 1024).refused
+    assert inspect(InspectRequest(GENAI)).context == 256
+    assert not inspect(InspectRequest(GENAI)).refused
+    assert inspect(InspectRequest(GENAI, 1024)).refused
 
 
 def compile_args(out: Path, *more: str | Path) -> list[str]:

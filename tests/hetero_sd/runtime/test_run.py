@@ -274,7 +274,7 @@ def device(folder):
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, to)
     (folder / "python/hetero_sd/__init__.py").touch()
-    (folder / "python/hetero_sd/runtime/model.py").write_text(TOY)
+    (folder / "python/hetero_sd/runtime/model/model.py").write_text(TOY)
     (folder / "run.py").write_text(launcher(machine(), "host"))
     write_bundle(folder)
     for path in folder.rglob("*"):

@@ -108,8 +108,9 @@ def _refused(path: Path, context: int, reason: str) -> Inspection:
             run_pass(run, imp)
     except Exception:  # the reason is known already; here only what came before it is wanted
         pass
-    layers, heads = imp.facts.get("layers"), imp.facts.get("kv_heads")
-    known = "unknown" if layers is None else f"{layers} layers of {heads} heads" if layers else "none"
+    facts = imp.facts
+    read = any(entry.name == "normalise_io_names" for entry in imp.log)
+    known = "unknown" if not read else f"{facts.layers} layers of {facts.kv_heads} heads" if facts.layers else "none"
     kinds = told or kinds  # where there are such, what is left besides is their consequence
     left = [f"{op} ({len(names)} x, first node {names[0]!r}): {why}" for (op, why), names in kinds.items()]
     more = [f"and {len(left) - _MOST_KINDS} more kinds of nodes"] if len(left) > _MOST_KINDS else []

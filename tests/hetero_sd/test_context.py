@@ -28,6 +28,7 @@ GENAI = DATA / "exports" / "llama-genai-fp32" / "model.onnx"  # 256 positions
         ("families/gpt2-optimum-fp32", 128),  # learned positions
         ("families/phi3-longrope-genai-fp32", 64),  # LongRoPE behind an If
         ("families/phi3-longrope-dynamo-fp32", 64),  # LongRoPE by the longest position
+        ("families/llama-dynamo-no-cache", 1024),  # no cache inputs: proven at its full length
     ],
 )
 def test_every_kind_of_limit_is_found(export: str, positions: int) -> None:

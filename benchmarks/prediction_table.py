@@ -16,7 +16,7 @@ from costmodel.fit import Fit, Point, fit
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, dram_bytes
 from costmodel.speculative import RoundCosts, expected_tokens, sequential_round
 from costmodel.work import step_units
-from hetero_sd.acceptance import judge
+from hetero_sd.acceptance_rate import judge
 from hetero_sd.runtime.calibrate.measure import Step
 from hetero_sd.runtime.decode.trace import Round
 from targets.device import Board, read_board

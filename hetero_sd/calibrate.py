@@ -1,13 +1,12 @@
-"""`hetero-sd calibrate`: what `run.py --calibrate` measured becomes a board file and fitted factors.
+"""What `run.py --calibrate` measured becomes a board file and fitted factors.
 
 The points of every second width are held out of the fit; their error is what a prediction may be trusted with.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +15,75 @@ from costmodel.fit import Fit, Point, fit
 from costmodel.question import factors_of
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_factors, with_gpu, with_region_cost
 from hetero_sd.predict.inputs import load_shapes
-from targets.boards import board_names, load_board
+from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
-from targets.files import read_object, write_text
+from targets.files import read_object
 
 _LARGEST_BYTES = 4 << 20
-_MOST_ROWS = 12
-
-EXAMPLE = """\
-example:
-  python bundle/run.py --calibrate measured.json            # on the device
-  hetero-sd calibrate measured.json --target target/model.onnx --board imx95 --out my-imx95.toml
-  hetero-sd predict target/model.onnx --board my-imx95.toml
-"""
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
-    p.add_argument("measured", metavar="MEASURED.json", type=Path, nargs="+", help="files of run.py --calibrate")
-    p.add_argument("--target", metavar="TARGET", type=Path, required=True, help="the bundle's target, as compiled")
-    p.add_argument("--draft", metavar="DRAFT", type=Path, help="the bundle's drafter")
-    p.add_argument("--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a file")
-    p.add_argument("--cluster", metavar="NAME", help="where it ran (default: the one with the most bandwidth)")
-    p.add_argument("--out", metavar="BOARD.toml", type=Path, required=True, help="the calibrated board file")
-    p.add_argument("--json", action="store_true", help="print factors and residuals as JSON")
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """What is to be fitted.
+
+    Attributes:
+        measured: files of run.py --calibrate.
+        target: ONNX file or config.json of the bundle's target.
+        board: a board's name, or the path of a .toml file: where the fit starts.
+        draft: the same of the bundle's drafter, or None.
+        cluster: where the CPU steps ran; None: the one with the most bandwidth.
+    """
+
+    measured: tuple[Path, ...]
+    target: Path
+    board: str
+    draft: Path | None = None
+    cluster: str | None = None
 
 
-def run(options: argparse.Namespace) -> int:
-    """The subcommand."""
-    if options.out.suffix != ".toml":
-        raise UserError(f"--out {options.out}: a board file's name ends in .toml")
-    board = load_board(options.board, measure=False)
-    shapes = {"target": load_shapes(options.target, ["float32"], 2)[0]}
-    if options.draft is not None:
-        shapes["draft"] = load_shapes(options.draft, ["float32"], 2)[0]
-    cluster = options.cluster or max(board.clusters, key=lambda c: c.bandwidth_all_threads_gb_per_s).name
+@dataclass(frozen=True)
+class Calibrated:
+    """The fit and the board that has it.
+
+    Attributes:
+        board: with measured bandwidths and fitted factors.
+        fit: factors and residuals.
+        held_out_n: widths whose points were held out of the fit.
+    """
+
+    board: Board
+    fit: Fit
+    held_out_n: tuple[int, ...]
+
+    def factors_json(self) -> dict[str, Any]:
+        """The content of the file of factors, for `--factors`."""
+        factors = self.fit.factors.to_json()
+        return {"factors": factors, "held_out_n": list(self.held_out_n), "error": errors(self.fit)}
+
+
+def calibrate(request: CalibrateRequest) -> Calibrated:
+    """Fit the factors of a board to what was measured on it.
+
+    Raises:
+        UserError: a file or name that cannot be used.
+    """
+    board = load_board(request.board, measure=False)
+    specs = {"target": load_shapes(request.target, ["float32"], 2)[0]}
+    if request.draft is not None:
+        specs["draft"] = load_shapes(request.draft, ["float32"], 2)[0]
+    cluster = request.cluster or max(board.clusters, key=lambda c: c.bandwidth_all_threads_gb_per_s).name
     board.cluster(cluster)  # refuses an unknown name
-    measured = [read_measured(path) for path in options.measured]
+    measured = [read_measured(path) for path in request.measured]
     points = [
-        p for data, path in zip(measured, options.measured, strict=True) for p in points_of(data, path, shapes, cluster)
+        p for data, path in zip(measured, request.measured, strict=True) for p in points_of(data, path, specs, cluster)
     ]
     calibrated = with_region_cost(with_bandwidth(board, cluster, measured), cluster, measured)
     calibrated = with_gpu(calibrated, measured)
-    held = set(sorted({p.n for p in points})[1::2])
-    start = replace(factors_of(calibrated), **measured_factors(calibrated, measured))
-    found = fit(calibrated, points, lambda p: p.n in held, start)
-    factors = {"factors": found.factors.to_json(), "held_out_n": sorted(held), "error": errors(found)}
-    write_text(options.out, to_toml(with_factors(calibrated, found, measured_factors(calibrated, measured))))
-    write_text(options.out.with_suffix(".factors.json"), json.dumps(factors, indent=1) + "\n")
-    print(
-        json.dumps({**factors, "residuals": residuals(found)}, indent=1) if options.json else text(found, options.out)
-    )
-    return 0
+    held_out = sorted({p.n for p in points})[1::2]
+    own = measured_factors(calibrated, measured)
+    found = fit(calibrated, points, lambda p: p.n in held_out, replace(factors_of(calibrated), **own))
+    return Calibrated(with_factors(calibrated, found, own), found, tuple(held_out))
 
 
 def read_measured(path: Path) -> dict[str, Any]:
@@ -83,7 +98,7 @@ def read_measured(path: Path) -> dict[str, Any]:
     return data
 
 
-def points_of(data: dict[str, Any], path: Path, shapes: dict[str, DecoderSpec], cluster: str) -> list[Point]:
+def points_of(data: dict[str, Any], path: Path, specs: dict[str, DecoderSpec], cluster: str) -> list[Point]:
     """The measured steps of the models given.
 
     Raises:
@@ -96,7 +111,7 @@ def points_of(data: dict[str, Any], path: Path, shapes: dict[str, DecoderSpec], 
             continue
         try:
             point = Point(
-                shapes[entry["model"]],
+                specs[entry["model"]],
                 "gpu" if processor == "gpu" else cluster,
                 1 if processor == "gpu" else int(data["threads"]),
                 int(entry["n"]),
@@ -146,30 +161,6 @@ def residuals(found: Fit) -> list[dict[str, Any]]:
         }
         for r in found.residuals
     ]
-
-
-def text(found: Fit, out: Path) -> str:
-    """The fit for people."""
-    lines = []
-    for name, held in (("fitted", False), ("held out", True)):
-        middle, worst = found.error(held)
-        count = sum(r.held_out == held and r.point.stable for r in found.residuals)
-        lines.append(f"{name:9}: {count} points, error {100 * middle:.1f} % median, {100 * worst:.1f} % worst")
-    unstable = sum(not r.point.stable for r in found.residuals)
-    if unstable:
-        lines.append(f"unstable : {unstable} points were left out of the fit")
-    lines.append("factors  : " + ", ".join(f"{k} {v:.3g}" for k, v in found.factors.to_json().items()))
-    lines.append(f"{'':2}{'model':28}{'threads':>8}{'n':>4}{'past':>6}{'measured':>12}{'predicted':>12}{'error':>9}")
-    ranked = sorted(found.residuals, key=lambda r: -abs(r.error))
-    for r in ranked[:_MOST_ROWS]:
-        p = r.point
-        mark = " held out" if r.held_out else "" if p.stable else " unstable"
-        lines.append(
-            f"  {p.spec.name[:27]:28}{p.threads:>8}{p.n:>4}{p.past:>6}{1e3 * p.seconds:>9.3f} ms"
-            f"{1e3 * r.predicted_s:>9.3f} ms{100 * r.error:>+8.1f} %{mark}"
-        )
-    lines.append(f"written: {out} and {out.with_suffix('.factors.json').name}")
-    return "\n".join(lines)
 
 
 def to_toml(board: Board) -> str:

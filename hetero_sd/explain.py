@@ -1,10 +1,8 @@
-"""`hetero-sd explain`: each kernel of an entry point, what it moves and what it would have to, and how it is cut."""
+"""Each kernel of an entry point, what it moves and what it would have to, and how it is cut."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +11,10 @@ from typing import Any
 
 from costmodel.place import Place
 from hetero_sd.malioc import Registers, inspect_kernels
-from targets.boards import board_names, load_board
+from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
 
-EXAMPLE = """\
-example:
-  hetero-sd explain target/model.onnx --board rk3588 --place gpu --width 5
-
-`moved` counts every load and store that the kernels issue, `needed` each byte once: caches decide how much of the
-difference reaches the DRAM. Nothing is measured and no weight is read.
-"""
 MOST_WIDTH = 256
 DEFAULT_CONTEXT = 1024
 
@@ -250,93 +241,3 @@ def _opencl_source(module: Any, names: Sequence[str]) -> tuple[str, dict[tuple[s
         in_order = sorted(dict.fromkeys(found), key=lambda kernel: int(re.sub(r".*_kernel_?", "", kernel) or 0))
         kernels |= {(name, i): kernel for i, kernel in enumerate(in_order)}
     return source, kernels
-
-
-def as_json(found: Explanation) -> str:
-    """The explanation as one JSON object; `registers` is null where malioc did not say."""
-    content = {
-        "model": str(found.request.model),
-        "board": found.board.name,
-        "place": found.request.place,
-        "width": found.request.width,
-        "past": found.past,
-        "context": found.request.context,
-        "prefill": found.request.prefill,
-        "moved_bytes": found.moved_bytes,
-        "needed_bytes": found.needed_bytes,
-        "registers_from": found.registers_from,
-        "operators": [{"operator": row.operator, **dataclasses.asdict(row)} for row in found.rows],
-    }
-    return json.dumps(content, indent=1)
-
-
-_HEADER = (
-    *("kernel", "on", "calls", "moved kB", "needed kB", "ratio", "most read"),
-    *("vector", "work-items", "group", "tile", "registers"),
-)
-
-
-def as_text(found: Explanation) -> str:
-    """The explanation as a table for a person; bytes are of one call, the last line is of the whole step."""
-    request = found.request
-    what = f"prompt chunk of {request.width}" if request.prefill else f"step of {request.width}"
-    table = [_HEADER]
-    for row in found.rows:
-        alone = row.kernels[0] if len(row.kernels) == 1 else None
-        buffer, times = row.rereads
-        ratio = _ratio(row.moved_bytes, row.needed_bytes)
-        sizes = (_kb(row.moved_bytes), _kb(row.needed_bytes), ratio, f"{buffer} x{times:.2f}")
-        table.append((row.name, row.processor, str(row.calls), *sizes, *(_cut(alone) if alone else ("",) * 5)))
-        if alone is None:
-            for kernel in row.kernels:
-                launches = f" x{kernel.launches}" if kernel.launches > 1 else ""
-                table.append((f"  {kernel.name}{launches}", "", "", _kb(kernel.moved_bytes), "", "", "", *_cut(kernel)))
-    total = (_kb(found.moved_bytes), _kb(found.needed_bytes), _ratio(found.moved_bytes, found.needed_bytes))
-    table.append(("all calls", "", str(sum(row.calls for row in found.rows)), *total, *("",) * 6))
-    widths = [max(len(line[i]) for line in table) for i in range(len(_HEADER))]
-    left = (0, 1, 6, 7, 10)
-    lines = [f"{request.model.name} on {found.board.name}, --place {request.place}: {what} after {found.past} tokens"]
-    for cells in table:
-        padded = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        lines.append("  ".join(padded).rstrip())
-    if found.registers_from:
-        lines.append(f"registers: {found.registers_from}")
-    return "\n".join(lines)
-
-
-def _cut(kernel: KernelRow) -> tuple[str, str, str, str, str]:
-    items = f"{kernel.work_items}" if kernel.group else f"{kernel.tasks} task{'s' if kernel.tasks != 1 else ''}"
-    tile = "x".join(map(str, kernel.register_tile))
-    registers = kernel.registers.text if kernel.registers else "unknown" if kernel.group else ""
-    vector = f"{kernel.vector_lanes} x {kernel.vector_bits} bit" if kernel.vector_bits else ""
-    return (vector, items, str(kernel.group or ""), tile, registers)
-
-
-def _kb(count: int) -> str:
-    return f"{count / 1000:,.1f}"
-
-
-def _ratio(moved: int, needed: int) -> str:
-    return f"{moved / needed:.2f}" if needed else "-"
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `hetero-sd explain`."""
-    parser.add_argument("model", metavar="MODEL.onnx", type=Path, help="the export")
-    parser.add_argument(
-        "--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a board file"
-    )
-    parser.add_argument("--place", metavar="WHERE", default="cpu", help="cpu, gpu, gpu:0-3, gpu:ffn, ... (default cpu)")
-    parser.add_argument("--width", metavar="N", type=int, default=1, help="new tokens of the step (default 1)")
-    parser.add_argument("--past", metavar="N", type=int, help="tokens in the cache before (default: half the context)")
-    parser.add_argument("--context", metavar="N", type=int, help="tokens the cache holds (default 1024 at most)")
-    parser.add_argument("--prefill", action="store_true", help="a prompt chunk: the head computes one row only")
-    parser.add_argument("--json", action="store_true", help="print everything, by buffer, as JSON")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Run `hetero-sd explain`."""
-    fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(ExplainRequest)}
-    found = explain(ExplainRequest(**fields))
-    print(as_json(found) if options.json else as_text(found))
-    return 0

@@ -65,8 +65,8 @@ class ReferenceModel:
                 run(imp)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        self.layers = int(imp.facts["layers"])
-        self._kv_shape = (imp.facts["kv_heads"], imp.facts["head_dim"])
+        self.layers = imp.facts.layers
+        self._kv_shape = (imp.facts.kv_heads, imp.facts.head_dim)
         self._dtypes = {v.name: v.dtype.numpy() for v in imp.graph.inputs}
         self._names = [v.name for v in imp.graph.outputs]
         self._one_at_a_time = False

@@ -1,4 +1,4 @@
-"""`hetero-sd verify`: a bundle's logits against onnxruntime's, teacher-forced.
+"""A bundle's logits against onnxruntime's, teacher-forced.
 
 The reference is the source ONNX file with graph optimisation off, weights upcast or dequantised to float32. Pass =
 every logit within the bound of the format, the same argmax wherever the reference's two best logits are further apart
@@ -34,6 +34,23 @@ _ROUNDOFF = 2.0**-24
 _CONTINUE = 32
 _RANDOM_SEQUENCES = 4
 _RANDOM_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """What is to be compared.
+
+    Attributes:
+        bundle: its folder.
+        against: ONNX file the target was made from.
+        prompts: texts to compare on, each continued greedily by the bundle; None takes random tokens.
+        saved: logits that `run.py --save-logits` wrote on the device, in place of running the bundle here.
+    """
+
+    bundle: Path
+    against: Path
+    prompts: Path | None = None
+    saved: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -104,25 +121,19 @@ def compare(pairs: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float3
     return VerifyResult(rows, scale, bound, error, wrong, ties, differing)
 
 
-def verify_bundle(folder: Path, against: Path, prompts: Path | None, saved: Path | None) -> VerifyResult:
+def verify_bundle(request: VerifyRequest) -> VerifyResult:
     """Compare the target of a bundle with its source.
-
-    Args:
-        folder: the bundle.
-        against: ONNX file the target was made from.
-        prompts: texts to compare on, each continued greedily by the bundle; None takes random tokens.
-        saved: logits that `run.py --save-logits` wrote on the device, in place of running the bundle here.
 
     Raises:
         UserError: a file is missing or unusable, or bundle and ONNX file do not belong together.
     """
-    bundle = Bundle(folder)
+    bundle, saved = Bundle(request.bundle), request.saved
     if saved is None:
         _check_machine(bundle)
     bundle.verify_all()
     facts = bundle.target
-    reference = ReferenceModel(against)
-    sequences = read_logits(saved) if saved is not None else list(_run_here(bundle, prompts))
+    reference = ReferenceModel(request.against)
+    sequences = read_logits(saved) if saved is not None else list(_run_here(bundle, request.prompts))
     pairs = [(reference.forward(s.token_ids), np.asarray(s.logits)) for s in sequences]
     scale = max(float(np.abs(r).max()) for r, _ in pairs)
     return compare(pairs, logit_bound(scale, facts.widest_sum, facts.layers))

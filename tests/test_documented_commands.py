@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from hetero_sd.cli import _parser, main
+from hetero_sd import cli
+from hetero_sd.cli import main
 from hetero_sd.runtime.options import parse_options
 from targets.errors import UserError
 
@@ -141,7 +142,7 @@ def test_every_option_in_a_sentence_exists() -> None:
 
 
 def _all_parsers() -> list[object]:
-    parser = _parser()
+    parser = cli.parser()
     subcommands = next(action for action in parser._actions if hasattr(action, "choices") and action.choices)
     return [parser, *subcommands.choices.values()]
 
@@ -216,7 +217,7 @@ def test_its_options_are_known(command: str) -> None:
         with pytest.raises(UserError):  # the negative control
             parse_options([*words[start + 1 :], "--no-such-option"])
     else:
-        _parser().parse_args(words[1:])
+        cli.parser().parse_args(words[1:])
         assert main([*words[1:], "--no-such-option"]) == 2
 
 

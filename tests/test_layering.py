@@ -113,6 +113,47 @@ def test_a_circle_is_found(tmp_path: Path, there: str, back: str, found: bool) -
     assert circles(tmp_path) == (through if found else [])
 
 
+def at_the_edge(path: str) -> bool:
+    """Whether a file reads a command line and prints what comes of it."""
+    return path.startswith(("hetero_sd/commands/", "hetero_sd/cli.py"))
+
+
+def reads_options(root: Path) -> list[str]:
+    """The files of the packages that import argparse, but for the command lines of the host and of the device."""
+    return [
+        str(path.relative_to(root))
+        for path in modules(root).values()
+        if not at_the_edge(name := path.relative_to(root).as_posix()) and name != "hetero_sd/runtime/options.py"
+        if "argparse" in imported(path)
+    ]
+
+
+def prints(root: Path) -> list[str]:
+    """The calls of `print` in hetero_sd, but for the commands and for what runs on the device."""
+    found = []
+    for path in sorted((root / "hetero_sd").rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if not at_the_edge(name) and not name.startswith("hetero_sd/runtime/"):
+            calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+            found += [f"{name}:{call.lineno}" for call in calls if ast.unparse(call.func) == "print"]
+    return found
+
+
+def test_only_the_edge_reads_options_and_prints() -> None:
+    assert reads_options(ROOT) == []
+    assert prints(ROOT) == []
+
+
+def test_options_and_prints_elsewhere_are_found(tmp_path: Path) -> None:
+    """The negative control: in a core module, and the same in a command, which may."""
+    text = "def f():\n    from argparse import Namespace\n    print(Namespace)\n"
+    for name in ("core.py", "commands/some.py", "runtime/decode/loop.py"):
+        (tmp_path / "hetero_sd" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "hetero_sd" / name).write_text(text)
+    assert reads_options(tmp_path) == ["hetero_sd/core.py", "hetero_sd/runtime/decode/loop.py"]
+    assert prints(tmp_path) == ["hetero_sd/core.py:3"]
+
+
 def test_siblings_are_ours() -> None:
     import costmodel
     import hetero_sd

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from hetero_sd.commands.parser import Subparsers, subcommand
 from hetero_sd.predict.config_json import FORMAT_NAMES
 from hetero_sd.predict.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, PredictRequest, answer
 from targets.boards import board_names
@@ -21,8 +22,9 @@ Predictions for a GPU rest on the board's numbers until `hetero-sd calibrate` ha
 """
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the subcommand and its options."""
+    p = subcommand(subparsers, "predict", "what a pair will cost on a board", EXAMPLE)
     p.add_argument("target", metavar="TARGET", type=Path, help="model.onnx or config.json")
     p.add_argument("--draft", metavar="DRAFT", type=Path, help="model.onnx or config.json of a smaller model")
     p.add_argument("--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hetero_sd.commands.parser import Subparsers, subcommand
 from hetero_sd.predict.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CONTEXT
 from hetero_sd.sweep import SweepRequest, sweep, to_csv
 from targets.boards import board_names
@@ -17,8 +18,9 @@ example:
 """
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the subcommand and its options."""
+    p = subcommand(subparsers, "sweep", "many predictions as a table", EXAMPLE)
     p.add_argument(
         "--pair",
         metavar="TARGET[,DRAFT]",

@@ -1,16 +1,14 @@
-"""What the commands print: text for people, JSON for programs."""
+"""What was compiled as text for people and as JSON for programs."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 
 from hetero_sd.compile.story import CompileResult
 from hetero_sd.predict.text import variant_table
-from hetero_sd.verify import MOST_NEAR_TIES, VerifyResult
 
 _WIDTH = 118
 _MOST_VARIANTS = 3
@@ -58,24 +56,6 @@ def compile_json(result: CompileResult) -> str:
         for role, built in result.models.items()
     }
     return json.dumps({"plan": result.plan.to_json(), "models": models, "bundle_bytes": result.bundle_bytes}, indent=1)
-
-
-def verify_text(result: VerifyResult) -> str:
-    """The verdict and the numbers behind it."""
-    return "\n".join(
-        [
-            f"{'PASS' if result.passed else 'FAIL'}: {result.rows} rows of logits, scale {result.scale:.3g}",
-            f"  largest difference {result.largest_error:.2e}, allowed {result.bound:.2e}",
-            f"  other argmax with a clear margin: {result.wrong} rows, allowed 0",
-            f"  near-ties (margin <= {2 * result.bound:.1e}): {result.near_ties} rows, "
-            f"allowed {MOST_NEAR_TIES:.0%}; argmax differs in {result.differing_ties} of them",
-        ]
-    )
-
-
-def verify_json(result: VerifyResult) -> str:
-    """The same as one JSON object."""
-    return json.dumps({"passed": result.passed, **asdict(result)}, indent=1)
 
 
 def _size(n: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +20,57 @@ Without --prompt and --prompts every line typed (or piped in) is a prompt of its
 """
 
 
+@dataclass(frozen=True)
+class RunRequest:
+    """What the user asks of a bundle; the defaults stand in :func:`parse_options`.
+
+    Attributes:
+        prompt: one text; None where there is none.
+        prompts: a file of prompts; without it and `prompt` they are typed.
+        max_new_tokens: tokens after which an answer ends.
+        temperature, top_k, top_p: of the sampling; temperature 0 takes the best token.
+        seed: of the sampling; None takes another one each time.
+        stop: texts before which an answer ends.
+        no_chat_template: the prompt goes to the model as it is.
+        mode: ``auto``, ``target-only`` or ``speculative``.
+        gamma: drafted tokens a round; None takes the plan's.
+        threads: of the CPU; None takes the plan's.
+        huge_pages: the weights are copied into huge pages.
+        check: all hashes are verified first.
+        calibrate: the file to write measurements to, in place of answering.
+        calibrate_seconds: time to measure.
+        doctor: examine the machine in place of answering.
+        opencl_lib: the OpenCL library; None tries the usual names.
+        cache_dir: where compiled GPU kernels are kept; None takes the usual place.
+        json: one JSON object a prompt.
+        stats: measured and predicted times go to standard error.
+        save_logits: the file to write the target's logits to, or None.
+    """
+
+    prompt: str | None
+    prompts: Path | None
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    stop: tuple[str, ...]
+    no_chat_template: bool
+    mode: str
+    gamma: int | None
+    threads: int | None
+    huge_pages: bool
+    check: bool
+    calibrate: Path | None
+    calibrate_seconds: int
+    doctor: bool
+    opencl_lib: str | None
+    cache_dir: Path | None
+    json: bool
+    stats: bool
+    save_logits: Path | None
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a mistake as one line instead of a usage text."""
 
@@ -26,8 +78,8 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the options)")
 
 
-def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options; ``arguments`` None means those of the process.
+def parse_options(arguments: Sequence[str] | None) -> RunRequest:
+    """Return what the options ask for; ``arguments`` None means those of the process.
 
     Raises:
         UserError: an option is unknown, malformed, out of range, or contradicts another one.
@@ -91,12 +143,13 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     out.add_argument(
         "--save-logits", metavar="FILE", type=Path, help="write the target's logits for `hetero-sd verify`"
     )
-    options = parser.parse_args(arguments)
-    _check(options)
-    return options
+    given = vars(parser.parse_args(arguments))
+    request = RunRequest(**{**given, "stop": tuple(given["stop"])})
+    _check(request)
+    return request
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: RunRequest) -> None:
     """Refuse what is wrong in combination."""
     if "" in options.stop:
         raise UserError("--stop is empty: give the text to stop at")

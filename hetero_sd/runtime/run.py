@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from hetero_sd.runtime.model.program_cache import use_cache
 from hetero_sd.runtime.model.protocol import Models, NotFiniteError
 from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, stay_on_cluster
 from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
-from hetero_sd.runtime.options import parse_options
+from hetero_sd.runtime.options import RunRequest, parse_options
 from hetero_sd.runtime.saved_logits import save_logits
 from hetero_sd.runtime.session import Answer, Session
 from hetero_sd.runtime.text import tokenizer as text_files
@@ -55,9 +54,12 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
         if options.cache_dir is not None:
             use_cache(options.cache_dir)
         if options.doctor:
-            from hetero_sd.runtime.doctor import doctor
+            from hetero_sd.runtime.doctor.doctor import examine
+            from hetero_sd.runtime.doctor.finding import any_problem, report_json, report_text
 
-            return doctor.run(Path(folder), options.json, options.opencl_lib)
+            findings = examine(Path(folder), options.opencl_lib)
+            print(report_json(findings) if options.json else report_text(findings))
+            return 1 if any_problem(findings) else 0
         if options.opencl_lib is not None:
             os.environ["HSD_OPENCL_LIB"] = options.opencl_lib
         _run(Path(folder), options, load)
@@ -81,13 +83,13 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
         return report("run.py", "running the bundle", error)
 
 
-def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
+def _run(folder: Path, options: RunRequest, load: Loader | None) -> None:
     """Check everything, load the models, answer every prompt."""
     bundle = Bundle(folder)
     if options.check:
         bundle.verify_all()
     if options.calibrate is not None:
-        _calibrate(bundle, options, load or _load_models)
+        _calibrate(bundle, options.calibrate, options, load or _load_models)
         return
     given = _given_prompts(options)
     text = load_text(bundle)
@@ -111,7 +113,7 @@ def _run(folder: Path, options: Namespace, load: Loader | None) -> None:
         save_logits(options.save_logits, models.target, sequences)
 
 
-def _calibrate(bundle: Bundle, options: Namespace, load: Loader) -> None:
+def _calibrate(bundle: Bundle, out: Path, options: RunRequest, load: Loader) -> None:
     """Measure for `hetero-sd calibrate`."""
     from hetero_sd.runtime.calibrate.calibrate import calibrate, throttled
 
@@ -119,10 +121,10 @@ def _calibrate(bundle: Bundle, options: Namespace, load: Loader) -> None:
     prepare_environment(threads)
     models = load(bundle, options.huge_pages)
     seconds = options.calibrate_seconds
-    result = calibrate(models, threads, seconds, options.calibrate, lambda line: print(f"  {line}", file=sys.stderr))
+    result = calibrate(models, threads, seconds, out, lambda line: print(f"  {line}", file=sys.stderr))
     unstable = sum(not point["stable"] for point in result["points"])
     print(
-        f"{options.calibrate}: {len(result['points'])} points in {result['seconds']:.0f} s, "
+        f"{out}: {len(result['points'])} points in {result['seconds']:.0f} s, "
         f"{unstable} of them unstable, {result['bandwidth_gb_per_s']:.1f} GB/s with {threads} threads"
         + ("; the clock fell while measuring: cool the board and repeat" if throttled(result) else "")
     )
@@ -137,7 +139,7 @@ def _load_models(bundle: Bundle, huge_pages: bool) -> Models:
     return load_models(bundle, huge_pages)
 
 
-def _given_prompts(options: Namespace) -> list[Prompt] | None:
+def _given_prompts(options: RunRequest) -> list[Prompt] | None:
     """Return the prompts of the command line or of a file; None where they are typed."""
     if options.prompt is not None:
         return [prompt_of_text(options.prompt, "--prompt")]
@@ -166,7 +168,7 @@ def _eos_ids(bundle: Bundle, text: Text | None) -> frozenset[int]:
     return frozenset(bundle.tokenizer.eos_ids)
 
 
-def _session(bundle: Bundle, models: Models, text: Text | None, options: Namespace) -> Session:
+def _session(bundle: Bundle, models: Models, text: Text | None, options: RunRequest) -> Session:
     """Return the session the options ask for."""
     if models.draft is None and (options.mode == "speculative" or options.gamma is not None):
         raise UserError("this bundle has no draft model: leave out --mode speculative and --gamma")
@@ -190,7 +192,7 @@ def _stats(session: Session, answers: Sequence[Answer], plan: Plan | None) -> di
     return {**stats_json([answer.trace for answer in answers], plan), **({"threads": facts} if facts else {})}
 
 
-def _answer(session: Session, prompt: Prompt, ids: list[int], plan: Plan | None, options: Namespace) -> Answer:
+def _answer(session: Session, prompt: Prompt, ids: list[int], plan: Plan | None, options: RunRequest) -> Answer:
     """Answer one prompt: streamed to the terminal, or as one JSON line."""
 
     def show(piece: str) -> None:

@@ -73,7 +73,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
     """
     nodes = list(imp.graph)
     attentions = [n for n in nodes if n.op_type == "Attention"]
-    layers = imp.facts["layers"]
+    layers = imp.facts.layers
     _agree("layers", {layers, len(attentions)}, "cache inputs and Attention nodes")
     heads = _agree("query heads", {attribute(n, "q_num_heads") for n in attentions}, "the layers")
     embedding = embedding_of(imp.graph)
@@ -87,8 +87,8 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
     return DecoderFacts(
         layers=layers,
         heads=heads,
-        kv_heads=imp.facts["kv_heads"],
-        head_dim=imp.facts["head_dim"],
+        kv_heads=imp.facts.kv_heads,
+        head_dim=imp.facts.head_dim,
         hidden=hidden,
         ffn=_agree("feed-forward width", ffn, "the layers"),
         vocab=vocab,
@@ -98,9 +98,9 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
         weight_dtype=_weight_dtype(nodes),
         family=_family(nodes, embedding),
         window=max((attribute(n, "window", 0) for n in nodes if n.op_type == "CausalMask"), default=0),
-        batch=imp.facts["batch"],
+        batch=imp.facts.batch,
         padding=_padding(imp, nodes),
-        many_tokens_after_past=not imp.facts.get("single_token_decode", False),
+        many_tokens_after_past=not imp.facts.single_token_decode,
     )
 
 
@@ -225,4 +225,4 @@ def _scales(node: Any) -> bool:
 def _padding(imp: Importing, nodes: list[Any]) -> str:
     if any(n.inputs[0] is None for n in nodes if n.op_type == "CausalMask"):
         return "none"
-    return str(imp.facts.get("padding", "left and right"))
+    return imp.facts.padding

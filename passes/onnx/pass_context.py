@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+
+if TYPE_CHECKING:
+    from passes.onnx.prove.prove_rope import Rope
 
 WRITTEN = "written by a pass"  # in the `meta` of nodes that are canonical by construction
 
@@ -39,6 +42,42 @@ class PassLog:
 
 
 @dataclass
+class ImportFacts:
+    """What a pass proved or made and a later one, or `DecoderFacts`, needs.
+
+    Attributes:
+        layers: key inputs of the cache; 0: none yet.
+        batch: fixed batch size, or None if it is free.
+        kv_heads: key/value heads of the cache; 0: there is no cache yet.
+        head_dim: elements of a head; 0: the file leaves it symbolic and no pass has found it yet. While a pass looks
+            for it, it is 1.
+        no_cache: the file has no cache inputs: its graph computes a whole text from the first token on.
+        padding: what attention_mask may hide: "left and right", or "right" where the export takes lengths.
+        single_token_decode: after a past, the export itself takes one token at a time.
+        longest_context: tokens of the longest context known to be possible; None: no limit is known.
+        mask_notes: sentences about the masks that were proven.
+        ropes: rotations proven before GroupQueryAttention nodes; None: no rotation.
+        tables: (cos, sin, positions) values written for a rotation, by the rotation, in the order they were written.
+        positions: values [B, S] written for positions, by where they come from ("past" or "mask").
+        masks: CausalMask values written, by (window, padding).
+    """
+
+    layers: int = 0
+    batch: int | None = None
+    kv_heads: int = 0
+    head_dim: int = 0
+    no_cache: bool = False
+    padding: str = "left and right"
+    single_token_decode: bool = False
+    longest_context: int | None = None
+    mask_notes: set[str] = field(default_factory=set)
+    ropes: list[Rope | None] = field(default_factory=list)
+    tables: list[tuple[Rope, tuple[Any, Any, Any]]] = field(default_factory=list)
+    positions: dict[str, Any] = field(default_factory=dict)
+    masks: dict[tuple[int, bool], Any] = field(default_factory=dict)
+
+
+@dataclass
 class Importing:
     """A model on its way to the canonical form.
 
@@ -46,7 +85,7 @@ class Importing:
         model: the `onnx_ir.Model`, changed in place by each pass.
         context: positions the rope tables must cover.
         log: one entry per pass so far.
-        facts: what a pass proved and a later one or `DecoderFacts` needs, by name.
+        facts: what the passes so far proved.
         remembered: what passes/onnx/shapes.py has inferred so far.
         largest_bytes: a value larger than this is not computed: a small file must not take much memory.
     """
@@ -54,7 +93,7 @@ class Importing:
     model: Any
     context: int
     log: list[PassLog] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: ImportFacts = field(default_factory=ImportFacts)
     largest_bytes: int = 128 << 20
     remembered: dict[Any, Any] = field(default_factory=dict)
 

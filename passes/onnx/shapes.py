@@ -47,15 +47,15 @@ class Known:
 
 def points(imp: Importing) -> tuple[Point, Point]:
     """Two points at which every free dimension differs and no two dimensions coincide."""
-    batch = imp.facts["batch"]
-    pasts = (0, 0) if imp.facts.get("no_cache") else (11, 23)  # the exported arithmetic knows of no past
+    batch = imp.facts.batch
+    pasts = (0, 0) if imp.facts.no_cache else (11, 23)  # the exported arithmetic knows of no past
     return Point(batch or 2, 7, pasts[0]), Point(batch or 3, 13, pasts[1])
 
 
 def input_shape(imp: Importing, name: str, at: Point) -> tuple[int, ...]:
     """Shape of a (normalised) graph input at a point."""
     if name.startswith("past_key_values."):
-        kv_heads, head_dim = imp.facts["kv_heads"], imp.facts["head_dim"]
+        kv_heads, head_dim = imp.facts.kv_heads, imp.facts.head_dim
         return (at.batch, kv_heads, at.past, head_dim)
     return (at.batch, at.past + at.new if name == "attention_mask" else at.new)
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from passes.onnx.pass_context import Importing
+from passes.onnx.pass_context import ImportFacts, Importing
 
 _DOT = "_dot_"
 
@@ -28,7 +28,7 @@ def importing(text: str, context: int = 16, opset: int = 18, **facts: Any) -> Im
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.name = value.name.replace(_DOT, ".")
     imp = Importing(model, context)
-    imp.facts.update({"batch": None, "kv_heads": 2, "head_dim": 4, "layers": 1, **facts})
+    imp.facts = ImportFacts(**{"kv_heads": 2, "head_dim": 4, "layers": 1, **facts})
     for node in model.graph:
         node.name = node.name or f"{node.op_type} of {node.outputs[0].name}"
     return imp

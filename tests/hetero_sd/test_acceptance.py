@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from costmodel.speculative import expected_tokens
-from hetero_sd.acceptance import ReferenceDecoder, judge, summary, wilson
+from hetero_sd.acceptance import ReferenceDecoder
+from hetero_sd.acceptance_rate import judge, summary, wilson
 from hetero_sd.cli import main
 from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.runtime.decode.stats import acceptance_rate

@@ -11,7 +11,7 @@ import pytest
 
 from hetero_sd.cli import main
 from hetero_sd.compile import story as compiling
-from hetero_sd.inspect import inspect
+from hetero_sd.inspect import InspectRequest, inspect
 from passes.onnx import ContextTooLong, canonicalise, canonicalise_up_to
 from targets.errors import UserError
 
@@ -28,6 +28,7 @@ GENAI = DATA / "exports" / "llama-genai-fp32" / "model.onnx"  # 256 positions
         ("families/gpt2-optimum-fp32", 128),  # learned positions
         ("families/phi3-longrope-genai-fp32", 64),  # LongRoPE behind an If
         ("families/phi3-longrope-dynamo-fp32", 64),  # LongRoPE by the longest position
+        ("families/llama-dynamo-no-cache", 1024),  # no cache inputs: proven at its full length
     ],
 )
 def test_every_kind_of_limit_is_found(export: str, positions: int) -> None:
@@ -56,9 +57,9 @@ def test_another_reason_is_no_limit(tmp_path: Path) -> None:
 
 
 def test_inspect_says_the_context_it_was_checked_for() -> None:
-    assert inspect(GENAI).context == 256
-    assert not inspect(GENAI).refused
-    assert inspect(GENAI, 1024).refused
+    assert inspect(InspectRequest(GENAI)).context == 256
+    assert not inspect(InspectRequest(GENAI)).refused
+    assert inspect(InspectRequest(GENAI, 1024)).refused
 
 
 def compile_args(out: Path, *more: str | Path) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from hetero_sd.cli import main
-from hetero_sd.inspect import inspect
+from hetero_sd.inspect import InspectRequest, inspect
 
 EXPORTS = Path(__file__).parents[1] / "data" / "exports"
 MODEL = EXPORTS / "qwen3-dynamo-fp32" / "model.onnx"
@@ -100,7 +100,7 @@ def with_node(folder: Path, op_type: str, **attributes: Any) -> Path:
 @pytest.mark.parametrize(("op_type", "kind"), [("Elu", ""), ("Softplus", "recurrent and hybrid"), ("Selu", "")])
 def test_refused_nodes_are_named(tmp_path: Path, op_type: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = with_node(tmp_path, op_type)
-    found = inspect(path, 64)
+    found = inspect(InspectRequest(path, 64))
     assert found.facts is None
     assert found.refused
     assert any(f"ai.onnx.{op_type} (node 'strange')" in line and kind in line for line in found.refused)
@@ -123,7 +123,7 @@ def test_inputs_of_other_kinds_of_model(tmp_path: Path, name: str, kind: str) ->
     proto = onnx.load(MODEL)
     proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", "n", 64]))
     onnx.save(proto, tmp_path / "model.onnx")
-    (reason, *_) = inspect(tmp_path / "model.onnx", 64).refused
+    (reason, *_) = inspect(InspectRequest(tmp_path / "model.onnx", 64)).refused
     assert f"input '{name}'" in reason
     assert kind in reason
     assert "export the plain text-generation-with-past decoder" in reason

@@ -13,7 +13,7 @@ import pytest
 
 from hetero_sd.compile.story import CompileRequest, compile_bundle
 from hetero_sd.progress import Progress
-from hetero_sd.verify import verify_bundle
+from hetero_sd.verify import VerifyRequest, verify_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.virtual_board]
 
@@ -75,7 +75,7 @@ def test_the_board_gives_the_tokens_of_the_host(
         assert tokens(done.stdout) == expected, mode
     assert sum(json.loads(line)["stats"]["drafted"] for line in done.stdout.splitlines()) > 0
     assert {json.loads(line)["stats"]["threads"]["pool"] for line in done.stdout.splitlines()} == {"ours"}
-    result = verify_bundle(bundles["imx95"], _PAIR / "target" / "model.onnx", None, tmp_path / "logits")
+    result = verify_bundle(VerifyRequest(bundles["imx95"], _PAIR / "target" / "model.onnx", saved=tmp_path / "logits"))
     assert result.passed, result
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from hetero_sd.compile.story import CompileRequest, compile_bundle
 from hetero_sd.progress import Progress
-from hetero_sd.verify import verify_bundle
+from hetero_sd.verify import VerifyRequest, verify_bundle
 from passes.onnx.testing import write_word_tokenizer
 
 pytestmark = [pytest.mark.deep, pytest.mark.virtual_board]
@@ -51,8 +51,8 @@ def test_the_board_computes_the_logits_of_onnxruntime(virtual_board: Any, cell: 
     argv += ["--save-logits", "/out/logits"]
     done = virtual_board.run(argv, mounts={bundle: ("/bundle", True), out: ("/out", False)})
     assert done.returncode == 0, done.stderr
-    result = verify_bundle(bundle, source, None, out / "logits")
+    result = verify_bundle(VerifyRequest(bundle, source, saved=out / "logits"))
     assert result.passed, result
     assert result.rows >= 8
-    control = verify_bundle(bundle, perturbed(source, model), None, out / "logits")
+    control = verify_bundle(VerifyRequest(bundle, perturbed(source, model), saved=out / "logits"))
     assert not control.passed, control

@@ -58,7 +58,7 @@ def check_kernels(folder: Path, opencl_lib: str | None = None, timeout_s: float 
     if not libraries:
         return []
     env = {"TVM_USE_RUNTIME_LIB": "1", **({"HSD_OPENCL_LIB": opencl_lib} if opencl_lib else {})}
-    lines, end = ask_apart("kernel_check.build_and_print", [str(folder)], timeout_s, env)
+    lines, end = ask_apart(build_and_print, [str(folder)], timeout_s, env)
     return _read(libraries, lines, end)
 
 

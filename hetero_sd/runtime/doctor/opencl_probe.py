@@ -79,7 +79,7 @@ class OpenCLState:
 
 def probe_apart(stated: str | None = None, timeout_s: float = 60.0) -> OpenCLState:
     """Like :func:`probe`, in a process of its own: a driver that crashes or hangs is reported instead of followed."""
-    lines, end = ask_apart("opencl_probe.print_probe", [stated or ""], timeout_s, {})
+    lines, end = ask_apart(print_probe, [stated or ""], timeout_s, {})
     if end or not lines:
         return OpenCLState(None, {}, crash=end or "ended the process with code 0")
     found = json.loads(lines[-1])  # a driver may have printed before

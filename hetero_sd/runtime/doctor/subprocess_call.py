@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
-def ask_apart(call: str, arguments: Sequence[str], timeout_s: float, env: dict[str, str]) -> tuple[list[str], str]:
-    """Run ``module.function`` of :mod:`hetero_sd.runtime.doctor` with text arguments.
+def ask_apart(
+    call: Callable[..., None], arguments: Sequence[str], timeout_s: float, env: dict[str, str]
+) -> tuple[list[str], str]:
+    """Run a function of a module with text arguments in a process of its own.
 
     Args:
-        call: for example ``opencl_probe.print_probe``.
+        call: the function, for example ``opencl_probe.print_probe``; what it returns is lost.
         arguments: its arguments.
         timeout_s: when it counts as hanging.
         env: variables to set beside this process's.
@@ -21,8 +23,7 @@ def ask_apart(call: str, arguments: Sequence[str], timeout_s: float, env: dict[s
     Returns:
         The lines that it printed, and how it ended too early: "crashed (SIGSEGV)"; "" where it did not.
     """
-    module, function = call.split(".")
-    code = f"import sys; from hetero_sd.runtime.doctor import {module}; {module}.{function}(*sys.argv[1:])"
+    code = f"import sys; from {call.__module__} import {call.__name__} as call; call(*sys.argv[1:])"
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     command = [sys.executable, "-B", "-c", code, *arguments]
     settings = {**os.environ, "PYTHONPATH": path, **env}

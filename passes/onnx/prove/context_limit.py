@@ -12,7 +12,6 @@ from typing import Any
 from passes.onnx.pass_context import Importing, describe
 from targets.errors import UserError
 
-_FACT = "longest_context"
 _CACHES = {  # operator -> the input that holds the cosines, a row for each position
     ("com.microsoft", "GroupQueryAttention"): 7,
     ("com.microsoft", "RotaryEmbedding"): 2,
@@ -36,12 +35,13 @@ class ContextTooLong(UserError):
 
 def limit_context(imp: Importing, longest: int) -> None:
     """Note that a context of more than `longest` tokens is impossible; the caller then refuses the export."""
-    imp.facts[_FACT] = min(longest, imp.facts.get(_FACT, longest))
+    known = imp.facts.longest_context
+    imp.facts.longest_context = longest if known is None else min(longest, known)
 
 
 def too_long(imp: Importing, message: str) -> UserError:
     """The error with that message: a ContextTooLong where a limit within the context was noted."""
-    longest = imp.facts.get(_FACT)
+    longest = imp.facts.longest_context
     return ContextTooLong(message, longest) if longest is not None and longest < imp.context else UserError(message)
 
 

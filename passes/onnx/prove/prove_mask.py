@@ -71,7 +71,7 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
     Raises:
         Declined: it depends on a weight, biases what it shows, or differs from the formula.
     """
-    if site.causal and not imp.facts.get("no_cache"):
+    if site.causal and not imp.facts.no_cache:
         raise Declined("the causal flag of the operator is not supported; export with a mask")
     if site.causal and site.masked is None:
         return Mask(0, False, 1.0, softcap=site.softcap)
@@ -109,14 +109,14 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
 
 def _cases(imp: Importing, padded: bool) -> Iterator[Case]:
     """The longest past first: it tells the window. Only what fits the context is asked of the mask."""
-    batch, longest = imp.facts["batch"] or 2, imp.context
+    batch, longest = imp.facts.batch or 2, imp.context
     sizes = [(1, longest - 1), (min(40, longest), 0), (3, 5), (1, 9)]
-    if imp.facts.get("no_cache"):
+    if imp.facts.no_cache:
         sizes = [(longest, 0), (min(40, longest), 0), (1, 0)]
     unpadded = [Case(Point(batch, new, past), (0,) * batch) for new, past in sizes]
     some = tuple(range(1, batch + 1))
     sides = [(6, 0, True), (3, 5, True), (1, 9, True), (6, 0, False)]
-    sides = [(new, past, left) for new, past, left in sides if not (past and imp.facts.get("no_cache"))]
+    sides = [(new, past, left) for new, past, left in sides if not (past and imp.facts.no_cache)]
     pads = [Case(Point(batch, new, past), some, left) for new, past, left in sides] if padded else []
     yield from (case for case in unpadded + pads if case.at.new + case.at.past <= longest)
 

@@ -58,14 +58,14 @@ class Rotation:
 
     def __init__(self, imp: Importing, source: Any, target: Any, heads: int, layout: tuple[str, str]) -> None:
         """`layout`: how source and target lie: "bsd" [B,S,H*D], "bshd", "bhsd" or "nsd" [B*H,S,D]."""
-        self.imp, self.heads, self.head_dim = imp, heads, imp.facts["head_dim"]
+        self.imp, self.heads, self.head_dim = imp, heads, imp.facts.head_dim
         self._source, self._layout = source, layout
         self.piece = Piece(imp, [source], target)
-        self.batch = imp.facts["batch"] or 1
+        self.batch = imp.facts.batch or 1
 
     def run(self, x: np.ndarray, past: int, **inputs: np.ndarray) -> np.ndarray:
         """X [B, n, heads, head_dim] -> the same shape, past tokens being before it."""
-        if past and self.imp.facts.get("no_cache"):
+        if past and self.imp.facts.no_cache:
             return self._after_zeros(x, past, inputs)
         b, n, h, d = x.shape
         given = {"bsd": x.reshape(b, n, h * d), "bshd": x}[self._layout[0]]

@@ -16,7 +16,7 @@ def layouts(imp: Importing, source: Any, target: Any, known: dict[Any, Known], a
 
 def layout(imp: Importing, value: Any, known: dict[Any, Known], at: Point, allowed: tuple[str, ...]) -> str:
     """Which of the allowed ways a value lies: see `Rotation`."""
-    shape, head_dim = known[value].shape, imp.facts["head_dim"]
+    shape, head_dim = known[value].shape, imp.facts.head_dim
     heads = known[value].size // (at.batch * at.new * head_dim)
     shapes = {
         "bsd": (at.batch, at.new, heads * head_dim),
@@ -47,7 +47,7 @@ def prove_rotation(
         Declined: no rotation by position, or not the same of query and key.
     """
     query = Rotation(imp, sources[0], targets[0], heads, layouts(imp, sources[0], targets[0], known, at))
-    kv_heads = imp.facts["kv_heads"]
+    kv_heads = imp.facts.kv_heads
     key = Rotation(imp, sources[1], targets[1], kv_heads, layouts(imp, sources[1], targets[1], known, at))
     for rope in ropes:
         try:

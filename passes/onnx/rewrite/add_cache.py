@@ -24,11 +24,11 @@ LONGEST = 1024  # tokens up to which a graph without cache is proven at its full
 
 def add_cache(imp: Importing) -> PassLog:
     """Append an empty cache to the keys and values of every attention, where the graph has none."""
-    if not imp.facts.get("no_cache"):
+    if not imp.facts.no_cache:
         return PassLog("add_cache", 0)
     at = points(imp)[0]
     known, active = known_shapes(imp, at), activations(imp)
-    imp.facts["head_dim"] = 1  # until a query tells it
+    imp.facts.head_dim = 1  # until a query tells it
     matched, notes = 0, []
     for node, site in attention_sites(imp):
         try:
@@ -46,7 +46,7 @@ def add_cache(imp: Importing) -> PassLog:
             keys, values = (_appended(v, known, active, at, dim) for v in (site.key, site.value))
             for kind, value in (("key", keys), ("value", values)):
                 _append(imp, f"{matched}.{kind}", value, known[value].shape[1], dim)
-            imp.facts.update(head_dim=dim, kv_heads=known[keys].shape[1], layers=matched + 1)
+            imp.facts.head_dim, imp.facts.kv_heads, imp.facts.layers = dim, known[keys].shape[1], matched + 1
             matched += 1
         except Declined as reason:
             notes.append(f"{describe(node)}: {reason}")
@@ -75,7 +75,7 @@ def _appended(operand: Any, known: dict[Any, Known], active: set[Any], at: Point
 
 def _append(imp: Importing, name: str, value: Any, heads: int, dim: int) -> None:
     past = ir.Value(name=f"past_key_values.{name}", type=ir.TensorType(ir.DataType.FLOAT))
-    past.shape = ir.Shape([imp.facts["batch"] or "batch", heads, "past_sequence_length", dim])
+    past.shape = ir.Shape([imp.facts.batch or "batch", heads, "past_sequence_length", dim])
     imp.graph.inputs.append(past)
     users = tuple(value.uses())
     order = {node: i for i, node in enumerate(imp.graph)}

@@ -147,7 +147,7 @@ def _operator(imp: Importing, node: Any, mask: int, causal: bool, past: int) -> 
         causal=causal,
         weights=None,
         output=node.outputs[0],
-        scale=attribute(node, "scale", 0.0) or 1.0 / imp.facts["head_dim"] ** 0.5,
+        scale=attribute(node, "scale", 0.0) or 1.0 / imp.facts.head_dim**0.5,
         softcap=attribute(node, "softcap", 0.0) if node.op_type == "Attention" else 0.0,
         past=caches if caches[0] is not None else None,
         present=tuple(node.outputs[1:3]) if len(node.outputs) > 2 else None,

@@ -19,19 +19,19 @@ def find_head_dim(imp: Importing) -> PassLog:
     Raises:
         UserError: no node that appends to the first cache tells it.
     """
-    if imp.facts["head_dim"] is not None or imp.facts.get("no_cache"):
+    if imp.facts.head_dim or imp.facts.no_cache:
         return PassLog("find_head_dim", 0)
-    imp.facts["head_dim"] = 1
+    imp.facts.head_dim = 1
     known = known_shapes(imp, points(imp)[0])
     found = [_head_dim(node, index, known) for node, index in imp.input("past_key_values.0.key").uses()]
     dims = {d for d in found if d}
     if len(dims) != 1:
         raise UserError("the head dimension of past_key_values.0.key is symbolic and no node tells it; export it fixed")
-    imp.facts["head_dim"] = dims.pop()
+    imp.facts.head_dim = dims.pop()
     for value in (*imp.graph.inputs, *imp.graph.outputs):
         if value.name.startswith(("past_key_values.", "present.")):
-            value.shape[3] = imp.facts["head_dim"]
-    return PassLog("find_head_dim", 2 * imp.facts["layers"])
+            value.shape[3] = imp.facts.head_dim
+    return PassLog("find_head_dim", 2 * imp.facts.layers)
 
 
 def _head_dim(node: Any, index: int, known: dict[Any, Any]) -> int | None:

@@ -36,7 +36,7 @@ def fold_constants(imp: Importing) -> PassLog:
 
 
 def _sizes_known(imp: Importing) -> bool:
-    return bool(imp.facts.get("head_dim") or imp.facts.get("no_cache"))
+    return bool(imp.facts.head_dim or imp.facts.no_cache)
 
 
 def _foldable(value: Any) -> np.ndarray | None:

@@ -50,7 +50,7 @@ def fuse_attention(imp: Importing) -> PassLog:
             matched += 1
         except Declined as reason:
             notes.append(f"{describe(node)}: {reason}")
-    notes += sorted(imp.facts.get("mask_notes", ()))
+    notes += sorted(imp.facts.mask_notes)
     return PassLog("fuse_attention", matched, tuple(notes))
 
 
@@ -58,7 +58,9 @@ def _fuse(imp: Importing, site: Site, known: Shapes, active: set[Any], at: Point
     for value in (site.query, site.key, site.value, site.output):
         if value not in known:
             raise Declined(f"the shape of {value.name} is unknown")
-    head_dim, kv_heads = imp.facts["head_dim"], imp.facts["kv_heads"]
+    head_dim, kv_heads = imp.facts.head_dim, imp.facts.kv_heads
+    if not kv_heads:
+        raise Declined("there is no cache: none in the file, and none was added")
     heads = known[site.query].size // (at.batch * at.new * head_dim)
     if heads % kv_heads or heads * head_dim * at.batch * at.new != known[site.query].size:
         raise Declined(f"the query {known[site.query].shape} is not made of heads of {head_dim}")
@@ -80,8 +82,8 @@ def _fuse(imp: Importing, site: Site, known: Shapes, active: set[Any], at: Point
     if not scale > 0:
         raise Declined(f"the scores are multiplied by {scale:g}")
     rows = _rows_after(imp, site.output, known, at, heads)
-    imp.facts.setdefault("mask_notes", set()).update(mask.notes)
-    imp.facts["single_token_decode"] = not mask.many_tokens_after_past
+    imp.facts.mask_notes.update(mask.notes)
+    imp.facts.single_token_decode = not mask.many_tokens_after_past
     before = rows.producer()
     query, key, value = (as_rows(before, v, len(known[v].shape)) for v in sources)
     proven = Proven(query, key, value, keys.past.name, values.past.name, heads, float(np.float32(scale)), mask, rope)
@@ -126,7 +128,7 @@ def _prove_operand(imp: Importing, cache: _Cache, known: Shapes, heads: int, at:
     """The factor with which the joined cache, repeated for the query heads, becomes the operand."""
     if cache.operand is None:
         return 1.0
-    kv_heads, head_dim = imp.facts["kv_heads"], imp.facts["head_dim"]
+    kv_heads, head_dim = imp.facts.kv_heads, imp.facts.head_dim
     piece = Piece(imp, [cache.past, cache.appended], cache.operand)
     rng = np.random.default_rng(2)
     past = rng.standard_normal((at.batch, kv_heads, at.past, head_dim)).astype(np.float32)
@@ -189,7 +191,7 @@ def _prove_weights(imp: Importing, site: Site, known: Shapes, at: Point, heads: 
 
 def _rows_after(imp: Importing, output: Any, known: Shapes, at: Point, heads: int) -> Any:
     """The value [B, S, heads * head_dim] that the product with the values is laid out as."""
-    head_dim = imp.facts["head_dim"]
+    head_dim = imp.facts.head_dim
     rows = (at.batch, at.new, heads * head_dim)
     expected = np.random.default_rng(4).standard_normal((at.batch, heads, at.new, head_dim)).astype(np.float32)
     as_made = {"bsd": lambda x: x.transpose(0, 2, 1, 3).reshape(rows), "bhsd": lambda x: x}

@@ -53,10 +53,10 @@ def learned_positions(imp: Importing) -> PassLog:
 def _prove(imp: Importing, indices: Any) -> str:
     """Which positions the indices are: "input", "mask" or "past"."""
     piece = Piece(imp, [], indices)
-    batch, context = imp.facts["batch"] or 2, imp.context
+    batch, context = imp.facts.batch or 2, imp.context
     longest = min(context, _LONGEST)
     for new, past in ((2, 0), (1, min(3, context - 1)), (longest, 0), (1, context - 1)):
-        if imp.facts.get("no_cache") and past:
+        if imp.facts.no_cache and past:
             continue
         at = Point(batch, new, past)
         inputs, expected = _case(imp, piece, at)

@@ -55,7 +55,7 @@ def lower_group_query(imp: Importing) -> PassLog:
         except Declined as reason:
             notes.append(f"{describe(node)}: {reason}")
     if matched:
-        imp.facts["padding"] = "right"
+        imp.facts.padding = "right"
         notes.append("the export takes lengths, so only padding on the right is understood")
     return PassLog("lower_group_query", matched, tuple(notes))
 
@@ -69,9 +69,9 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
             "its cache is a ring that holds the window alone (sliding_window_cache); build the model again with "
             "--extra_options windowed_kv_cache=false"
         )
-    heads, kv_heads, head_dim = attribute(node, "num_heads"), attribute(node, "kv_num_heads"), imp.facts["head_dim"]
-    if kv_heads != imp.facts["kv_heads"] or node.inputs[0] not in known:
-        raise Declined(f"it has {kv_heads} key/value heads, the cache {imp.facts['kv_heads']}")
+    heads, kv_heads, head_dim = attribute(node, "num_heads"), attribute(node, "kv_num_heads"), imp.facts.head_dim
+    if kv_heads != imp.facts.kv_heads or node.inputs[0] not in known:
+        raise Declined(f"it has {kv_heads} key/value heads, the cache {imp.facts.kv_heads}")
     _check_widths(node, known, heads * head_dim, kv_heads * head_dim)
     _prove_lengths(imp, node)
     query, key, value = node.inputs[:3]
@@ -89,7 +89,7 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
         rope = _rope(imp, node, known, ropes)
     elif node.inputs[1] is not None:  # the export rotates before the node, or not at all
         sources = [source_of(v, activations(imp), known) for v in (query, key)]
-        earlier = imp.facts.setdefault("ropes", [])
+        earlier = imp.facts.ropes
         rope, factor = prove_rotation(imp, sources, [query, key], known, points(imp)[0], heads, earlier)
         query, key = (as_rows(node, v, len(known[v].shape)) for v in sources)
         scale *= factor
@@ -154,7 +154,7 @@ def _prove_window(imp: Importing, node: Any, stated: int) -> int:
     """How many keys a query sees: `stated`, or one more, by running the node on zero queries and marked values."""
     cuts = [v for v in node.inputs[:5] if v is not None]
     piece = Piece(imp, cuts, node.outputs[0])
-    kv_heads, head_dim, batch = imp.facts["kv_heads"], imp.facts["head_dim"], imp.facts["batch"] or 1
+    kv_heads, head_dim, batch = imp.facts.kv_heads, imp.facts.head_dim, imp.facts.batch or 1
     fitting = {stated, stated + 1}
     for new, past in ((1, min(imp.context - 1, 3 * stated)), (min(imp.context, stated + 3), 0)):
         at = Point(batch, new, past)
@@ -179,7 +179,7 @@ def _prove_window(imp: Importing, node: Any, stated: int) -> int:
 
 def _prove_lengths(imp: Importing, node: Any) -> None:
     """seqlens_k is the number of real tokens less one, total_sequence_length the length of the mask."""
-    batch = imp.facts["batch"] or 2
+    batch = imp.facts.batch or 2
     pieces = [Piece(imp, [], v) for v in node.inputs[5:7]]
     for at, pads in ((Point(batch, 6, 0), tuple(range(batch))), (Point(batch, 3, 5), (0,) * batch)):
         case = Case(at, pads, left=False)

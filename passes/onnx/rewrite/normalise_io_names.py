@@ -147,6 +147,7 @@ def _name_dimensions(imp: Importing, found: dict[str, Any], made: dict[str, Any]
         last = value.shape[-1] if value.shape is not None and len(value.shape) else None
         tail = ["sequence_length", last] if name == "logits" else [cache[1], "total_sequence_length", cache[3]]
         value.shape = ir.Shape([batch or "batch", *tail])
-    imp.facts.update(batch=batch, kv_heads=cache[1], layers=sum(n.endswith(".key") for n in found))
-    imp.facts["no_cache"] = first is None
-    imp.facts["head_dim"] = cache[3] if isinstance(cache[3], int) else None
+    facts = imp.facts
+    facts.batch, facts.no_cache = batch, first is None
+    facts.layers = sum(n.endswith(".key") for n in found)
+    facts.kv_heads, facts.head_dim = (dim if isinstance(dim, int) else 0 for dim in (cache[1], cache[3]))

@@ -94,8 +94,8 @@ def pick_branch(imp: Importing) -> PassLog:
 
 def _chosen(imp: Importing, piece: Piece, length: int) -> bool:
     """The condition with that many tokens in all; it must not matter how many of them are new."""
-    batch = imp.facts["batch"] or 1
-    past = not imp.facts.get("no_cache")
+    batch = imp.facts.batch or 1
+    past = not imp.facts.no_cache
     cuts = [Point(batch, length, 0), *([Point(batch, 1, length - 1)] if past else [])]
     found = {bool(np.asarray(piece.run(at)).reshape(-1)[0]) for at in cuts}
     if len(found) != 1:

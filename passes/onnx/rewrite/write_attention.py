@@ -35,11 +35,11 @@ def write_attention(imp: Importing, before: Any, proven: Proven) -> tuple[Any, A
     if proven.rope is not None:
         cos, sin, positions = _tables(imp, before, proven.rope)
         query = _rotate(before, query, cos, sin, positions, proven.heads, proven.rope)
-        key = _rotate(before, key, cos, sin, positions, imp.facts["kv_heads"], proven.rope)
+        key = _rotate(before, key, cos, sin, positions, imp.facts.kv_heads, proven.rope)
     mask = _mask(imp, before, proven.mask)
     attributes = {
         "q_num_heads": proven.heads,
-        "kv_num_heads": imp.facts["kv_heads"],
+        "kv_num_heads": imp.facts.kv_heads,
         "scale": proven.scale,
         "softcap": proven.mask.softcap,
     }
@@ -75,7 +75,7 @@ def as_rows(before: Any, value: Any, rank: int) -> Any:
 
 def _tables(imp: Importing, before: Any, rope: Rope) -> tuple[Any, Any, Any]:
     """(cos, sin, positions), shared by all layers with the same tables."""
-    shared = imp.facts.setdefault("rope_values", [])
+    shared = imp.facts.tables
     for known, values in shared:
         if known is rope:
             return values
@@ -99,7 +99,7 @@ def positions_value(imp: Importing, before: Any, kind: str) -> Any:
         imp.graph.opset_imports[DOMAIN] = 1
     mask = imp.input("attention_mask") if kind == "mask" else None
     inputs = [mask, imp.input("input_ids"), imp.input("past_key_values.0.key")]
-    made = imp.facts.setdefault("positions", {})
+    made = imp.facts.positions
     if kind not in made:
         node = emit(before, "Positions", inputs, domain=DOMAIN, name="positions", outputs=["positions"])
         node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
@@ -122,7 +122,7 @@ def _rotate(before: Any, x: Any, cos: Any, sin: Any, positions: Any, heads: int,
 
 def _mask(imp: Importing, before: Any, mask: Mask) -> Any:
     """The CausalMask value with that window, shared by all layers that have it."""
-    made = imp.facts.setdefault("masks", {})
+    made = imp.facts.masks
     if (mask.window, mask.padding) in made:
         return made[mask.window, mask.padding]
     key = (DOMAIN, "CausalMask", "")

@@ -131,13 +131,13 @@ def test_a_gpu_bundle_verifies_and_its_rows_do_not_depend_on_n(
 ) -> None:
     from hetero_sd.runtime.manifest import Bundle
     from hetero_sd.runtime.model.model import load_models
-    from hetero_sd.verify import verify_bundle
+    from hetero_sd.verify import VerifyRequest, verify_bundle
 
     export = EXPORTS / "qwen2-genai-int4"
     bundle = compiled(tmp_path / "bundle", place, monkeypatch, export, draft=False)
-    result = verify_bundle(bundle, export / "model.onnx", None, None)
+    result = verify_bundle(VerifyRequest(bundle, export / "model.onnx"))
     assert result.passed, result
-    other = verify_bundle(bundle, EXPORTS / "qwen2-genai-fp32" / "model.onnx", None, None)
+    other = verify_bundle(VerifyRequest(bundle, EXPORTS / "qwen2-genai-fp32" / "model.onnx"))
     assert not other.passed  # the negative control: unquantised weights are another model
     target = load_models(Bundle(bundle)).target
     ids = PROMPTS[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hetero_sd.cli import main
-from hetero_sd.verify import verify_bundle
+from hetero_sd.verify import VerifyRequest, verify_bundle
 from targets.boards import load_board
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,7 +44,7 @@ def test_every_export_compiles_and_verifies(export: str, tmp_path: Path) -> None
     source = EXPORTS / export / "model.onnx"
     out = tmp_path / "bundle"
     assert main(compile_args(out, target=source, tokenizer=EXPORTS / export)) == 0
-    result = verify_bundle(out, source, None, None)
+    result = verify_bundle(VerifyRequest(out, source))
     assert result.passed, result
     assert result.rows > 100
     packed = (out / "weights" / "target.safetensors").stat().st_size

@@ -14,6 +14,9 @@ from bundles import some_model
 from golden import Golden
 
 from hetero_sd.runtime.doctor import doctor, kernel_check, machine, opencl_probe
+from hetero_sd.runtime.doctor.bundle_findings import cache_findings, kernel_findings
+from hetero_sd.runtime.doctor.finding import Finding, report_text
+from hetero_sd.runtime.doctor.opencl_findings import opencl_findings
 from hetero_sd.runtime.manifest import Bundle, write_manifest
 from targets.cpu.linker import host_link
 from targets.opencl import runtime as opencl_runtime
@@ -54,10 +57,10 @@ def make_root(root: Path, files: dict[str, str], folder: Path, mount: str) -> No
         (device / "driver").symlink_to(root / "sys/drivers/panthor")
 
 
-def said(findings: list[doctor.Finding], *paths: object) -> str:
+def said(findings: list[Finding], *paths: object) -> str:
     """The findings about the GPU and the folder; the runtime's place on this machine is not the driver's doing."""
     kept = [f for f in findings if f.subject in SUBJECTS and not re.match("runtime |the runtime |no C", f.text)]
-    text = doctor.report_text(kept)
+    text = report_text(kept)
     pairs = sorted(zip(map(str, paths), ("ROOT", "FOLDER", "LIBRARY"), strict=False), key=lambda p: -len(p[0]))
     for path, name in pairs:
         text = text.replace(path, name)
@@ -88,11 +91,11 @@ def test_no_loader_names_what_was_tried(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(opencl_probe, "LIBRARIES", tuple(f"absent-{name}" for name in names))
     monkeypatch.delenv("HSD_OPENCL_LIB", raising=False)
     node = machine.GpuNode("/dev/mali0", "mali", "render", True)
-    finding = doctor.opencl_findings(opencl_probe.probe(), [node], "")[-1]
+    finding = opencl_findings(opencl_probe.probe(), [node], "")[-1]
     assert finding.level == "problem"
     assert all(f"absent-{name}: " in finding.text for name in names)
     assert finding.fix == "sudo apt-get install ocl-icd-libopencl1"
-    stated = doctor.opencl_findings(opencl_probe.probe(str(tmp_path / "libmali.so")), [node], "")[-1]
+    stated = opencl_findings(opencl_probe.probe(str(tmp_path / "libmali.so")), [node], "")[-1]
     assert stated.text.count("No such file") == 1
     assert str(tmp_path / "libmali.so") in stated.text
 
@@ -212,7 +215,7 @@ def test_without_a_device_the_cpu_variant_counts(of_bundle: Said, gpu_bundle: Pa
 
 def test_long_lists_are_cut_and_timeouts_named() -> None:
     check = kernel_check.KernelCheck("lib/a_gpu.so", 9, tuple((f"k{i}", "status -11") for i in range(7)))
-    findings = doctor.kernel_findings([check])
+    findings = kernel_findings([check])
     assert len(findings) == 6
     assert findings[-1].text == "lib/a_gpu.so: and 2 more"
     lines = ['{"library": "a"}', "the driver says hello", '{"kernel": "slow_one"}']
@@ -222,11 +225,11 @@ def test_long_lists_are_cut_and_timeouts_named() -> None:
 
 def test_where_kernels_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HSD_OPENCL_CACHE", str(tmp_path / "cache"))
-    assert [f.level for f in doctor._cache()] == ["ok"]
+    assert [f.level for f in cache_findings()] == ["ok"]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HSD_OPENCL_CACHE", str(tmp_path / "file" / "cache"))
-    [finding] = doctor._cache()
+    [finding] = cache_findings()
     assert (finding.level, finding.fix) == ("note", "run.py --cache-dir FOLDER")
     monkeypatch.setenv("HSD_OPENCL_CACHE", "")
-    [finding] = doctor._cache()
+    [finding] = cache_findings()
     assert finding.text == "there is no folder to keep compiled kernels in: every start compiles them"

@@ -27,7 +27,7 @@ def fails(error: BaseException):
 
 @pytest.mark.parametrize("error", [ValueError("two\nlines \x1b[31m"), AssertionError(), RuntimeError("x" * 5000)])
 def test_an_unexpected_exception_is_one_line(error, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_doctor", fails(error))
+    monkeypatch.setattr(cli.doctor, "run", fails(error))
     assert cli.main(["doctor"]) == EXIT_CODE == 70
     out, err = capsys.readouterr()
     assert out == ""
@@ -39,7 +39,7 @@ def test_an_unexpected_exception_is_one_line(error, monkeypatch, capsys):
 
 
 def test_debugging_shows_the_traceback(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_doctor", fails(ValueError("that")))
+    monkeypatch.setattr(cli.doctor, "run", fails(ValueError("that")))
     monkeypatch.setenv("HSD_DEBUG", "1")
     assert cli.main(["doctor"]) == EXIT_CODE
     err = capsys.readouterr().err
@@ -51,7 +51,7 @@ def test_a_panic_is_no_exception_and_said_too(monkeypatch, capsys):
     class PanicException(BaseException):
         pass
 
-    monkeypatch.setattr(cli, "_doctor", fails(PanicException("in Rust")))
+    monkeypatch.setattr(cli.doctor, "run", fails(PanicException("in Rust")))
     assert cli.main(["doctor"]) == EXIT_CODE
     assert "PanicException: in Rust" in capsys.readouterr().err
 
@@ -64,15 +64,15 @@ def test_a_panic_is_no_exception_and_said_too(monkeypatch, capsys):
     ],
 )
 def test_what_the_machine_lacks_is_no_internal_error(error, said, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_doctor", fails(error))
+    monkeypatch.setattr(cli.doctor, "run", fails(error))
     assert cli.main(["doctor"]) == 2
     assert capsys.readouterr().err == f"hetero-sd: error: {said} (doctor)\n"
 
 
 def test_interrupts_and_exits_are_as_before(monkeypatch):
-    monkeypatch.setattr(cli, "_doctor", fails(KeyboardInterrupt()))
+    monkeypatch.setattr(cli.doctor, "run", fails(KeyboardInterrupt()))
     assert cli.main(["doctor"]) == 130
-    monkeypatch.setattr(cli, "_doctor", fails(SystemExit(5)))
+    monkeypatch.setattr(cli.doctor, "run", fails(SystemExit(5)))
     with pytest.raises(SystemExit):
         cli.main(["doctor"])
 

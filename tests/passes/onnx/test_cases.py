@@ -17,7 +17,7 @@ from unpack_families import unpack_families
 
 from hetero_sd.cli import main
 from hetero_sd.reference import ReferenceModel
-from hetero_sd.verify import verify_bundle
+from hetero_sd.verify import VerifyRequest, verify_bundle
 from passes.analysis.count_work import count_work
 from passes.onnx import Decoder, canonicalise
 from passes.onnx.prove.check_vocabulary import initializer_of
@@ -78,7 +78,7 @@ def test_compiled_and_verified(name: str, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     command = ["compile", str(CASES[name]), "--board", "host", "--tokenizer", str(_tokenizer(tmp_path)), "--eos", "1"]
     assert main([*command, "--context", "48", "--out", str(bundle)]) == 0
-    result = verify_bundle(bundle, CASES[name], None, None)
+    result = verify_bundle(VerifyRequest(bundle, CASES[name]))
     assert result.passed, result
     assert result.rows > 100
 

@@ -138,7 +138,7 @@ def test_small_constants_are_computed_and_idle_nodes_go() -> None:
 
 def test_weights_are_never_folded() -> None:
     ones = ",".join(["1"] * 1600)
-    imp = importing(f"g (float[b,40] x) => (float[b,40] y) <float[40,40] w = {{{ones}}}> {{ t = Transpose(w) y = MatMul(x, t) }}", head_dim=None)  # noqa: E501  # fmt: skip
+    imp = importing(f"g (float[b,40] x) => (float[b,40] y) <float[40,40] w = {{{ones}}}> {{ t = Transpose(w) y = MatMul(x, t) }}", head_dim=0)  # noqa: E501  # fmt: skip
     before = lines(imp.graph)
     run_pass(fold_constants, imp)
     assert lines(imp.graph) == before

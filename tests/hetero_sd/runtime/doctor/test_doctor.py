@@ -11,6 +11,8 @@ from requirements import need
 
 from hetero_sd.cli import main as command
 from hetero_sd.runtime.doctor import doctor, machine
+from hetero_sd.runtime.doctor.finding import Finding, report_text
+from hetero_sd.runtime.doctor.opencl_findings import opencl_findings
 from hetero_sd.runtime.doctor.opencl_probe import NO_PLATFORM, OpenCLDevice, OpenCLState, probe, probe_apart
 from hetero_sd.runtime.run import main as run_py
 from targets.opencl import runtime as opencl_runtime
@@ -39,7 +41,7 @@ def state(*devices: OpenCLDevice, status: int = 0, platforms: Any = None) -> Ope
     return OpenCLState("libOpenCL.so.1", {}, status, named, devices)
 
 
-def problems(findings: list[doctor.Finding]) -> list[tuple[str, str]]:
+def problems(findings: list[Finding]) -> list[tuple[str, str]]:
     return [(finding.text, finding.fix) for finding in findings if finding.level == "problem"]
 
 
@@ -120,7 +122,7 @@ def test_folder(board: Path, tmp_path: Path, line: str, level: str, text: str) -
 
 
 def test_a_good_gpu_has_no_problem() -> None:
-    findings = doctor.opencl_findings(state(MALI), [KBASE], "g13p0-01eac0")
+    findings = opencl_findings(state(MALI), [KBASE], "g13p0-01eac0")
     assert problems(findings) == []
     text = " ".join(finding.text for finding in findings)
     assert "Mali-G610 (gpu, ARM Platform), OpenCL 3.0" in text
@@ -129,25 +131,25 @@ def test_a_good_gpu_has_no_problem() -> None:
 
 
 def test_versions_that_disagree() -> None:
-    [(text, fix)] = problems(doctor.opencl_findings(state(MALI), [KBASE], "g6p0-01eac0 (UK version 11.35)"))
+    [(text, fix)] = problems(opencl_findings(state(MALI), [KBASE], "g6p0-01eac0 (UK version 11.35)"))
     assert text == "libmali is g13p0 and the kernel driver g6p0: they must be of one release"
     assert fix == "install the libmali of release g6p0"
 
 
 def test_an_old_opencl() -> None:
     old = dataclasses.replace(MALI, version="OpenCL 1.1 v1.r2p0-devrel")
-    [(text, fix)] = problems(doctor.opencl_findings(state(old), [KBASE], ""))
+    [(text, fix)] = problems(opencl_findings(state(old), [KBASE], ""))
     assert text == "Mali-G610 has OpenCL 1.1, kernels need 1.2"
     assert fix.endswith("--place cpu")
 
 
 def test_no_loader() -> None:
     missing = OpenCLState(None, {"libOpenCL.so.1": "no such file"})
-    [(text, fix)] = problems(doctor.opencl_findings(missing, [KBASE], ""))
+    [(text, fix)] = problems(opencl_findings(missing, [KBASE], ""))
     assert text == "no loader (libOpenCL.so.1: no such file)"
     assert fix == "sudo apt-get install ocl-icd-libopencl1"
-    assert problems(doctor.opencl_findings(missing, [], "")) == []  # no GPU, nothing lost
-    [(_, fix)] = problems(doctor.opencl_findings(missing, [PANTHOR], ""))
+    assert problems(opencl_findings(missing, [], "")) == []  # no GPU, nothing lost
+    [(_, fix)] = problems(opencl_findings(missing, [PANTHOR], ""))
     assert fix == "sudo apt-get install ocl-icd-libopencl1 mesa-opencl-icd"
 
 
@@ -159,13 +161,13 @@ def test_no_loader() -> None:
     ],
 )
 def test_loader_without_driver(node: machine.GpuNode, fix: str) -> None:
-    found = problems(doctor.opencl_findings(state(status=NO_PLATFORM), [node], ""))
+    found = problems(opencl_findings(state(status=NO_PLATFORM), [node], ""))
     assert found == [("libOpenCL.so.1 finds no driver (CL_PLATFORM_NOT_FOUND_KHR)", fix)]
 
 
 def test_rusticl_not_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RUSTICL_ENABLE", raising=False)
-    found = doctor.opencl_findings(state(platforms=(("rusticl", "OpenCL 3.0", 0),)), [PANTHOR], "")
+    found = opencl_findings(state(platforms=(("rusticl", "OpenCL 3.0", 0),)), [PANTHOR], "")
     assert problems(found) == [
         ("rusticl (OpenCL 3.0) has no device: it is not enabled", "export RUSTICL_ENABLE=panfrost")
     ]
@@ -173,11 +175,11 @@ def test_rusticl_not_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_permission(tmp_path: Path) -> None:
     node = machine.GpuNode("/dev/mali0", "mali", "render", False)
-    [(text, fix)] = problems(doctor.opencl_findings(state(MALI), [node], ""))
+    [(text, fix)] = problems(opencl_findings(state(MALI), [node], ""))
     assert "may not open /dev/mali0 (kernel driver mali)" in text
     assert fix.startswith("sudo usermod -aG render ")
     bare = machine.GpuNode("/dev/mali0", "mali", "root", False)
-    assert problems(doctor.opencl_findings(state(MALI), [bare], ""))[0][1] == "sudo chmod 666 /dev/mali0"
+    assert problems(opencl_findings(state(MALI), [bare], ""))[0][1] == "sudo chmod 666 /dev/mali0"
 
 
 def test_gpu_nodes(tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def fake_driver(folder: Path, body: str) -> str:
 def test_a_driver_that_crashes_is_reported(tmp_path: Path, body: str, crash: str) -> None:
     found = probe_apart(fake_driver(tmp_path, body), timeout_s=2 if "sleep" in body else 60)
     assert found.crash == crash
-    findings = doctor.opencl_findings(found, [KBASE], "")
+    findings = opencl_findings(found, [KBASE], "")
     [(text, _)] = problems(findings)
     assert (f"the OpenCL driver {crash} when it was asked" if crash else "finds no driver") in text
 
@@ -251,5 +253,5 @@ def test_text_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     assert run_py(tmp_path, ["--doctor"]) in (0, 1)  # the folder need not even be a bundle
     assert " folder " in capsys.readouterr().out
 
-    lines = doctor.report_text([doctor.Finding("opencl", "problem", "no loader", "install it")]).splitlines()
+    lines = report_text([Finding("opencl", "problem", "no loader", "install it")]).splitlines()
     assert lines == ["PROBLEM  opencl  no loader", "                   -> install it"]

@@ -1,0 +1,81 @@
+"""`hetero-sd calibrate`: what `run.py --calibrate` measured becomes a board file and fitted factors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from costmodel.fit import Fit
+from hetero_sd.calibrate import CalibrateRequest, calibrate, residuals, to_toml
+from hetero_sd.commands.parser import Subparsers, subcommand
+from targets.boards import board_names
+from targets.errors import UserError
+from targets.files import write_text
+
+_MOST_ROWS = 12
+
+EXAMPLE = """\
+example:
+  python bundle/run.py --calibrate measured.json            # on the device
+  hetero-sd calibrate measured.json --target target/model.onnx --board imx95 --out my-imx95.toml
+  hetero-sd predict target/model.onnx --board my-imx95.toml
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the subcommand and its options."""
+    p = subcommand(subparsers, "calibrate", "fit the cost model to a device", EXAMPLE)
+    p.add_argument("measured", metavar="MEASURED.json", type=Path, nargs="+", help="files of run.py --calibrate")
+    p.add_argument("--target", metavar="TARGET", type=Path, required=True, help="the bundle's target, as compiled")
+    p.add_argument("--draft", metavar="DRAFT", type=Path, help="the bundle's drafter")
+    p.add_argument("--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a file")
+    p.add_argument("--cluster", metavar="NAME", help="where it ran (default: the one with the most bandwidth)")
+    p.add_argument("--out", metavar="BOARD.toml", type=Path, required=True, help="the calibrated board file")
+    p.add_argument("--json", action="store_true", help="print factors and residuals as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fit, write the board file and the factors beside it, and print how well they fit."""
+    if options.out.suffix != ".toml":
+        raise UserError(f"--out {options.out}: a board file's name ends in .toml")
+    request = CalibrateRequest(
+        measured=tuple(options.measured),
+        target=options.target,
+        board=options.board,
+        draft=options.draft,
+        cluster=options.cluster,
+    )
+    result = calibrate(request)
+    factors = result.factors_json()
+    write_text(options.out, to_toml(result.board))
+    write_text(options.out.with_suffix(".factors.json"), json.dumps(factors, indent=1) + "\n")
+    if options.json:
+        print(json.dumps({**factors, "residuals": residuals(result.fit)}, indent=1))
+    else:
+        print(calibrate_text(result.fit, options.out))
+    return 0
+
+
+def calibrate_text(found: Fit, out: Path) -> str:
+    """The fit for people."""
+    lines = []
+    for name, held in (("fitted", False), ("held out", True)):
+        middle, worst = found.error(held)
+        count = sum(r.held_out == held and r.point.stable for r in found.residuals)
+        lines.append(f"{name:9}: {count} points, error {100 * middle:.1f} % median, {100 * worst:.1f} % worst")
+    unstable = sum(not r.point.stable for r in found.residuals)
+    if unstable:
+        lines.append(f"unstable : {unstable} points were left out of the fit")
+    lines.append("factors  : " + ", ".join(f"{k} {v:.3g}" for k, v in found.factors.to_json().items()))
+    lines.append(f"{'':2}{'model':28}{'threads':>8}{'n':>4}{'past':>6}{'measured':>12}{'predicted':>12}{'error':>9}")
+    ranked = sorted(found.residuals, key=lambda r: -abs(r.error))
+    for r in ranked[:_MOST_ROWS]:
+        p = r.point
+        mark = " held out" if r.held_out else "" if p.stable else " unstable"
+        lines.append(
+            f"  {p.spec.name[:27]:28}{p.threads:>8}{p.n:>4}{p.past:>6}{1e3 * p.seconds:>9.3f} ms"
+            f"{1e3 * r.predicted_s:>9.3f} ms{100 * r.error:>+8.1f} %{mark}"
+        )
+    lines.append(f"written: {out} and {out.with_suffix('.factors.json').name}")
+    return "\n".join(lines)

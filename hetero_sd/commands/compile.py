@@ -1,0 +1,95 @@
+"""`hetero-sd compile`: an ONNX pair, a tokenizer and a board become a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hetero_sd.commands.parser import Subparsers, subcommand
+from hetero_sd.compile.place import RULES
+from targets.boards import board_names
+from targets.errors import UserError
+
+EXAMPLE = """\
+example:
+  hetero-sd compile target/model.onnx --draft draft/model.onnx --tokenizer . --board imx95 --out bundle
+  python bundle/run.py --prompt "The dog sleeps."
+
+Models: decoder-only LLMs as torch.onnx.export, optimum-onnx or onnxruntime-genai's builder write them.
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the subcommand and its options."""
+    p = subcommand(subparsers, "compile", "write a deployable bundle for a board", EXAMPLE)
+    p.add_argument("target", metavar="TARGET.onnx", type=Path, help="the model whose text is wanted")
+    p.add_argument("--draft", metavar="DRAFT.onnx", type=Path, help="a smaller model of the same tokenizer")
+    p.add_argument(
+        "--tokenizer", metavar="FILE|DIR", type=Path, help="tokenizer.json or its folder (default: beside the target)"
+    )
+    p.add_argument(
+        "--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a board file"
+    )
+    p.add_argument("--out", metavar="DIR", type=Path, required=True, help="the new bundle's folder")
+    p.add_argument(
+        "--context",
+        metavar="N",
+        type=int,
+        help="tokens the KV caches hold (default 1024, fewer if a model ends before)",
+    )
+    p.add_argument("--gamma", metavar="N", type=_gamma, help="drafted tokens a round (default auto: the plan decides)")
+    p.add_argument("--alpha", metavar="P", type=float, help="acceptance of a drafted token (default 0.8 is assumed)")
+    p.add_argument("--alpha-file", metavar="FILE", type=Path, help="what `hetero-sd acceptance` measured")
+    p.add_argument("--factors", metavar="FILE", type=Path, help="factors of a calibration, in place of the board's")
+    p.add_argument("--eos", metavar="ID", type=int, action="append", default=[], help="end-of-text id (repeatable)")
+    p.add_argument(
+        "--vendor-wheels", action="store_true", help="put the device's Python packages into DIR/site (AArch64)"
+    )
+    p.add_argument("--board-python", metavar="3.x", default="3.12", help="the device's Python (default 3.12)")
+    p.add_argument("--place", metavar="RULE", help=f"where each model runs: {RULES} (default auto: the plan decides)")
+    p.add_argument("--no-cpu-fallback", action="store_true", help="no CPU variant of what runs on the GPU")
+    p.add_argument("--subgraphs", metavar="DIR", type=Path, help="write each segment as an ONNX file, for Netron")
+    p.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each phase, for reading")
+    p.add_argument("--json", action="store_true", help="print what was decided as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compile, and print what was decided."""
+    from hetero_sd.compile.compile_report import compile_json, compile_text
+    from hetero_sd.compile.story import CompileRequest, compile_bundle
+    from hetero_sd.compile.vendor import PYTHONS
+    from hetero_sd.progress import Progress
+
+    if options.board_python not in PYTHONS:
+        raise UserError(f"--board-python {options.board_python}: there are wheels for {', '.join(PYTHONS)}")
+    request = CompileRequest(
+        target=options.target,
+        draft=options.draft,
+        tokenizer=options.tokenizer,
+        board=options.board,
+        out=options.out,
+        context=options.context,
+        gamma=options.gamma,
+        eos=tuple(options.eos),
+        vendor_python=options.board_python if options.vendor_wheels else None,
+        dump_ir=options.dump_ir,
+        place=None if options.place == "auto" else options.place,
+        alpha=options.alpha,
+        alpha_file=options.alpha_file,
+        factors=options.factors,
+        cpu_fallback=not options.no_cpu_fallback,
+        subgraphs=options.subgraphs,
+    )
+    result = compile_bundle(request, Progress(quiet=options.json))
+    print(compile_json(result) if options.json else compile_text(result, options.out))
+    return 0
+
+
+def _gamma(text: str) -> int | None:
+    """A draft length, or None for the plan's."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of tokens nor auto") from None

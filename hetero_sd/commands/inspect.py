@@ -1,0 +1,35 @@
+"""`hetero-sd inspect`: what an ONNX file is and whether it compiles."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hetero_sd.commands.parser import Subparsers, subcommand
+
+EXAMPLE = """\
+example:
+  hetero-sd inspect target/model.onnx
+
+Shows family, sizes, cache, what each import pass matched, and what is refused. Exit code 1 if it does not compile.
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the subcommand and its options."""
+    p = subcommand(subparsers, "inspect", "what an ONNX file is and whether it compiles", EXAMPLE)
+    p.add_argument("model", metavar="FILE.onnx", type=Path, help="the export")
+    p.add_argument(
+        "--context", metavar="N", type=int, help="tokens to check it for (default 1024, fewer if the model ends before)"
+    )
+    p.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Import the file, and print what was found; 1 where it does not compile."""
+    from hetero_sd.inspect import InspectRequest, inspect
+    from hetero_sd.inspect_text import inspect_json, inspect_text
+
+    found = inspect(InspectRequest(options.model, options.context))
+    print(inspect_json(found) if options.json else inspect_text(found))
+    return 1 if found.refused else 0

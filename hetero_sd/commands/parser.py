@@ -1,0 +1,45 @@
+"""What every subcommand's parser has in common."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn, Protocol, TypeAlias
+
+from targets.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake as one line; --help has the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the mistake.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message} (`{self.prog} --help` lists the options)")
+
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+class Command(Protocol):
+    """What a file of hetero_sd/commands/ has."""
+
+    def add_parser(self, subparsers: Subparsers) -> None:
+        """Add the subcommand and its options."""
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Make the request of the options, run it and print the result; the exit code."""
+
+
+def subcommand(subparsers: Subparsers, name: str, what: str, example: str) -> Parser:
+    """A subcommand's parser: `what` is its line in the list and its first sentence, `example` stands last."""
+    return subparsers.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=example,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
+    )

@@ -30,7 +30,7 @@ class Segment:
 
     Attributes:
         name: its function in the module of the processor; WHOLE where it is all of the model.
-        processor: "cpu" or "gpu".
+        processor: its kind, a name of targets/backend.py.
         inputs, outputs: values that come in and go out: "input_ids", "logits", "choice", or "x0", "x1", ... between.
         layers: whose KV caches it has, in the order of its parameters (key and value of each).
         chooses: it computes the logits' argmax, so its prefill entry takes the row to do it for.

@@ -22,9 +22,8 @@ from passes.place.place_ops import PlacedOp
 from passes.place.write_subgraphs import write_subgraphs
 from passes.relax.cache_in_place import key_shape, value_shape
 from passes.relax.make_entries import step_name
-from targets.cpu.tile import CpuTile, cpu_tile
+from targets.backend import HOST, backend
 from targets.device import Core, Gpu
-from targets.opencl.tile import GpuTile, gpu_tile
 
 Progress = Callable[[str, int, int], None]
 
@@ -103,7 +102,7 @@ def build_model(
         UserError: an operator has no kernel on its processor, the placement names layers that are not there, or a
             weight is not finite.
     """
-    tiles: dict[str, CpuTile | GpuTile] = {"cpu": cpu_tile(core), **({"gpu": gpu_tile(gpu)} if gpu else {})}
+    tiles = {p: backend(p).tile(core, gpu) for p in dict.fromkeys((HOST, *place.processors))}
     lowered = lower_decoder(
         *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill), IrDump(dump), why, fallback
     )
@@ -140,8 +139,8 @@ def build_model(
     }
     kept = facts_json(name, manifest, [(p.name, p.dtype, p.shape) for p in lowered.packed], tokenizer)
     for processor, library in libraries.items():
-        _build_library(_with_facts(lowered.modules[processor], kept), processor, core, library)
-    if "gpu" in libraries:
+        backend(processor).build(_with_facts(lowered.modules[processor], kept), core, library)
+    if any(backend(processor).carries_runtime for processor in libraries):
         assert runtime is not None, "a bundle for a GPU carries the OpenCL runtime"
         manifest["opencl_runtime"] = runtime.relative_to(bundle).as_posix()
     source = sum(int(lowered.weights[p.name].nbytes) for p in lowered.packed)
@@ -176,18 +175,6 @@ def _with_facts(mod: Any, text: str) -> Any:
 
     returns = relax.Function([], tvm.ir.StringImm(text), ret_ty=relax.AnyType()).with_attr("global_symbol", ENTRY)
     return tvm.IRModule({**dict(mod.functions.items()), tvm.ir.GlobalVar(ENTRY): returns}, attrs=mod.attrs)
-
-
-def _build_library(mod: Any, processor: str, core: Core, path: Path) -> None:
-    from tvm import relax
-
-    from targets.cpu.linker import link_function
-    from targets.cpu.target import tvm_target
-    from targets.opencl.target import opencl_target
-
-    executable = relax.build(mod, opencl_target(core) if processor == "gpu" else tvm_target(core))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    executable.export_library(str(path), fcompile=link_function(core))
 
 
 def _tensors(role: str, lowered: LoweredDecoder, progress: Progress) -> Iterator[Tensor]:

@@ -25,6 +25,7 @@ from hetero_sd.compile.verdict import plan_verdict, rounded
 from hetero_sd.predict.inputs import AlphaFile, read_factors
 from hetero_sd.predict.predict import DEFAULT_ALPHA, Prediction, predict
 from hetero_sd.predict.text import variant_json
+from targets.backend import backend
 from targets.cpu.tile import cpu_tile
 from targets.device import Board, Cluster
 from targets.errors import UserError
@@ -102,7 +103,7 @@ class Plan:
     @property
     def needs_gpu(self) -> bool:
         """Whether a model has a part there."""
-        return any("gpu" in Place.parse(text).processors for text in self.places.values())
+        return any(backend(p).carries_runtime for text in self.places.values() for p in Place.parse(text).processors)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, as the bundle carries it."""

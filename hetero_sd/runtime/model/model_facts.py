@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from targets.backend import HOST, backend, names
 from targets.errors import UserError
 from targets.opencl.runtime import LIBRARY
 
-PROCESSORS = ("cpu", "gpu")
 _MOST = 1 << 31  # of any single size
 _MOST_LAYERS = 4096
 
@@ -22,7 +22,7 @@ class SegmentFacts:
     """A run of operators on one processor.
 
     Attributes:
-        processor: "cpu" or "gpu".
+        processor: its kind, a name of targets/backend.py.
         prefix: of its entry points: <prefix>step_<n>, <prefix>prefill_<n>.
         inputs: what comes in: "input_ids", or outputs of segments before.
         outputs: what goes out; "logits" and "choice" are the model's.
@@ -56,7 +56,7 @@ class ModelFacts:
         fallback: the whole model on the CPU, for when the GPU fails; empty where the bundle has no such variant.
         key_shapes: shape of a layer's key cache by processor, float32.
         value_shape: of its value cache.
-        opencl_runtime: path in the bundle of the library that gives TVM the GPU; None where no segment needs one.
+        opencl_runtime: path in the bundle of the library that gives TVM the GPU; None where no library needs one.
     """
 
     role: str
@@ -87,7 +87,8 @@ def read_model_facts(role: str, table: Mapping[str, Any]) -> ModelFacts:
     """
     try:
         caches, libraries = table["caches"], table["libraries"]
-        processors = [_one_of(p, PROCESSORS) for p in _object(libraries)]
+        processors = [_one_of(p, names()) for p in _object(libraries)]
+        carries_runtime = any(backend(p).carries_runtime for p in processors)
         facts = ModelFacts(
             role=role,
             libraries={p: _text(libraries[p]) for p in processors},
@@ -97,10 +98,10 @@ def read_model_facts(role: str, table: Mapping[str, Any]) -> ModelFacts:
             widths=_ascending(table["widths"]),
             prefill_width=_size(table["prefill_width"]),
             chain=_chain(table["chain"], processors),
-            fallback=_chain(table["fallback"], ["cpu"]) if table.get("fallback") else (),
+            fallback=_chain(table["fallback"], [HOST]) if table.get("fallback") else (),
             key_shapes={p: _sizes(caches["key_shape"][p]) for p in processors},
             value_shape=_sizes(caches["value_shape"]),
-            opencl_runtime=_text(table["opencl_runtime"]) if "gpu" in processors else None,
+            opencl_runtime=_text(table["opencl_runtime"]) if carries_runtime else None,
         )
         if facts.widths[0] != 1 or caches.get("dtype") != "float32":
             raise ValueError("no entry point for one token, or caches that are not float32")

@@ -7,11 +7,23 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from costmodel.schema.record import OneOf, Record, SchemaError
+from targets.backend import HOST, names
 from targets.errors import UserError
 
-PROCESSORS = ("cpu", "gpu")
 EMBEDDING, ATTENTION, FFN, HEAD = "embedding", "attention", "ffn", "head"
-_PLACE = re.compile(r"(cpu|gpu)(?::(?:(ffn|attention)|(embedding|head|\d+)(?:-(embedding|head|\d+))?))?")
+_PLACE = re.compile(r"([a-z][a-z0-9_]*)(?::(?:(ffn|attention)|(embedding|head|\d+)(?:-(embedding|head|\d+))?))?")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """The name of a kind of processor."""
+
+    def refusal(self, value: str) -> str | None:
+        """See :class:`costmodel.schema.record.Bound`."""
+        return None if value in names() else f"none of {', '.join(names())}"
+
+
+Processor = Annotated[str, Registered()]
 
 
 @dataclass(frozen=True)
@@ -19,13 +31,14 @@ class Place(Record):
     """Where one model runs.
 
     Attributes:
-        processor: "cpu" or "gpu": of the whole model, or of the part named below; the rest has the other.
+        processor: its kind, a name of targets/backend.py: of the whole model, or of the part named below. The rest
+            runs on the CPU, or, where the CPU has the part, on the kind registered next to it: the GPU.
         kind: "attention" or "ffn" of every layer, or "" for none.
         first, last: a range of parts, both inclusive: "embedding", "head" or the number of a layer; "" for none.
     """
 
     unknown_keys_refused: ClassVar[bool] = True
-    processor: Annotated[str, OneOf(PROCESSORS)]
+    processor: Processor
     kind: Annotated[str, OneOf(("", ATTENTION, FFN))] = ""
     first: str = ""
     last: str = ""
@@ -47,7 +60,7 @@ class Place(Record):
             ValueError: it is none of them.
         """
         found = _PLACE.fullmatch(text)
-        if found is None:
+        if found is None or found[1] not in names():
             raise ValueError(f"{text!r} is no place")
         processor, kind, first, last = found.groups(default="")
         return Place(processor, kind, first, last or first)
@@ -67,7 +80,12 @@ class Place(Record):
     @property
     def processors(self) -> tuple[str, ...]:
         """Every processor that has a part, the CPU first."""
-        return (self.processor,) if self.whole else PROCESSORS
+        return (self.processor,) if self.whole else (HOST, self.processor if self.rest == HOST else self.rest)
+
+    @property
+    def rest(self) -> str:
+        """The processor of what the rule does not name."""
+        return HOST if self.processor != HOST else next(name for name in names() if name != HOST)
 
     def of(self, part: Part, layers: int) -> str:
         """The processor of a part.
@@ -83,7 +101,7 @@ class Place(Record):
             if start > end:
                 raise UserError(f"placement {self.text}: the range ends before it begins")
             there = start <= part.unit(layers) <= end
-        return self.processor if there else next(p for p in PROCESSORS if p != self.processor)
+        return self.processor if there else self.rest
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,8 @@ class ModelCosts:
         """
         layers = self.spec.layers
         sides: dict[str, Processor | None] = {"cpu": cores, "gpu": gpu}
+        if strange := [name for name in place.processors if name not in sides]:
+            raise UserError(f"placement {place.text}: the cost model cannot price {strange[0]!r}, only cpu and gpu")
         if place.kind:
             rows = [(Part(EMBEDDING), ""), *((Part(k, i), k) for i in range(layers) for k in (ATTENTION, FFN))]
             rows.append((Part(HEAD), ""))

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.place import Place
+from hetero_sd.compile.place import refuse_missing
 from hetero_sd.malioc import Registers, inspect_kernels
+from targets.backend import backend
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
@@ -64,7 +66,7 @@ class OperatorRow:
 
     Attributes:
         name: of the function, for example ``linear_4bit_1_896_4864``.
-        processor: "cpu" or "gpu".
+        processor: its kind, a name of targets/backend.py.
         calls: how often the entry point calls it.
         moved_bytes, needed_bytes: of one call.
         buffers: bytes read, bytes that have to be read, and the same for writes, by buffer.
@@ -148,8 +150,7 @@ def _place(rule: str, board: Board) -> Place:
         place = Place.parse(rule)
     except ValueError:
         raise UserError(f"--place {rule}: cannot be read; cpu, gpu, gpu:0-3, gpu:ffn and the like can") from None
-    if "gpu" in place.processors and board.gpu is None:
-        raise UserError(f"--place {rule}: board {board.name} has no GPU; leave out --place or take another board")
+    refuse_missing(rule, place, board)
     return place
 
 
@@ -167,12 +168,8 @@ def _import(request: ExplainRequest, board: Board) -> tuple[Any, int]:
 
 def _lower(decoder: Any, context: int, request: ExplainRequest, board: Board, place: Place) -> Any:
     from passes.pipeline import lower_decoder
-    from targets.cpu.tile import cpu_tile
-    from targets.opencl.tile import gpu_tile
 
-    tiles: dict[str, Any] = {"cpu": cpu_tile(board.clusters[0].core)}
-    if board.gpu is not None:
-        tiles["gpu"] = gpu_tile(board.gpu)
+    tiles = {name: backend(name).tile(board.clusters[0].core, board.gpu) for name in place.processors}
     return lower_decoder(decoder, tiles, place, context, [request.width], request.width)
 
 

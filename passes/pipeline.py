@@ -22,8 +22,7 @@ from typing import Any
 import tvm
 
 from costmodel.place import Place
-from passes.lower.cpu import LowerCpu
-from passes.lower.opencl import LowerMali
+from passes.lower.operators import Lower
 from passes.lower.pack import PackedWeight, PackWeights
 from passes.onnx import Decoder
 from passes.place.partition import Segment, partition, weights_of
@@ -35,10 +34,7 @@ from passes.relax.fuse_gated_ffn import FuseGatedFfn
 from passes.relax.half_as_bits import HalfAsBits
 from passes.relax.make_entries import MakeEntries
 from passes.relax.translate import onnx_to_relax
-from targets.cpu.tile import CpuTile
-from targets.opencl.tile import GpuTile
-
-CPU = Place("cpu")
+from targets.backend import HOST, Tile, backend
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class LoweredDecoder:
     Attributes:
         modules: by processor, entry points and PrimFuncs, ready for `relax.build`.
         chain: the segments in order.
-        fallback: the whole model on the CPU where the chain needs a GPU and it was asked for; else empty.
+        fallback: the whole model on the CPU where the chain needs another processor and it was asked for; else empty.
         packed: every weight as it is stored, once.
         weights: source tensors by the name of their packed form (lazy).
         placed: the operators with their processors and reasons.
@@ -94,7 +90,7 @@ class IrDump:
 
 def lower_decoder(
     decoder: Decoder,
-    tiles: Mapping[str, CpuTile | GpuTile],
+    tiles: Mapping[str, Tile],
     place: Place,
     context: int,
     steps: Sequence[int],
@@ -114,7 +110,7 @@ def lower_decoder(
         prefill: tokens of a prompt chunk.
         dump: receives the IR after each phase.
         why: where the placement comes from, for its reasons.
-        fallback: also compile the whole model for the CPU where the placement needs a GPU.
+        fallback: also compile the whole model for the CPU where the placement needs another processor.
 
     Raises:
         UserError: an operator is unknown or has no kernel, or the placement names layers that are not there.
@@ -125,26 +121,25 @@ def lower_decoder(
     placed = place_ops(main, imported.origins, place, decoder.facts.layers, why)
     parts = partition(main, [op.processor for op in placed])
     functions = {processor: dict(made) for processor, made in parts.functions.items()}
-    whole = partition(main, ["cpu"] * len(placed)) if fallback and "gpu" in functions else None
+    whole = partition(main, [HOST] * len(placed)) if fallback and {*functions} != {HOST} else None
     if whole is not None:
-        functions.setdefault("cpu", {}).update(whole.functions["cpu"])
+        functions.setdefault(HOST, {}).update(whole.functions[HOST])
 
     modules, packed, params = {}, dict[str, PackedWeight](), dict[tuple[str, str], tuple[str, ...]]()
     sources = dict[str, Any]()
     for processor, made in sorted(functions.items()):
-        tile = tiles[processor]
+        kind, tile = backend(processor), tiles[processor]
         mod = dump(f"1-partition-{processor}", tvm.IRModule(made))
         mod = dump(f"2-fuse-{processor}", _run(mod, FuseGatedFfn(), FuseAddNorm()))
         pack = PackWeights(tile)
-        half = [HalfAsBits()] if processor == "gpu" else []
+        half = [HalfAsBits()] if kind.half_as_bits else []
         mod = dump(f"3-layout-{processor}", _run(mod, CacheInPlace(tile, context), pack, *half))
         stored = _store(pack.packed, packed, processor)
         sources |= {new: imported.weights[old] for old, new in stored.items()}
         for var, func in mod.functions.items():
             params[processor, str(var.name_hint)] = tuple(stored[p.name] for p in weights_of(func))
         mod = dump(f"4-entries-{processor}", _run(mod, MakeEntries(steps, prefill)))
-        lower = LowerMali(tile) if isinstance(tile, GpuTile) else LowerCpu(tile)
-        modules[processor] = dump(f"5-lower-{processor}", _run(mod, lower))
+        modules[processor] = dump(f"5-lower-{processor}", _run(mod, Lower(kind, tile)))
 
     def lowered(segments: Sequence[Segment]) -> tuple[LoweredSegment, ...]:
         return tuple(LoweredSegment(s, params[s.processor, s.name]) for s in segments)
@@ -156,19 +151,19 @@ def lower_decoder(
 
 def lower_decoder_for_cpu(
     decoder: Decoder,
-    tile: CpuTile,
+    tile: Tile,
     context: int,
     steps: Sequence[int],
     prefill: int,
     dump: IrDump | None = None,
 ) -> LoweredDecoder:
     """A decoder whole on one CPU."""
-    return lower_decoder(decoder, {"cpu": tile}, CPU, context, steps, prefill, dump)
+    return lower_decoder(decoder, {HOST: tile}, Place(HOST), context, steps, prefill, dump)
 
 
 def lower_decoder_for_gpu(
     decoder: Decoder,
-    tile: GpuTile,
+    tile: Tile,
     context: int,
     steps: Sequence[int],
     prefill: int,

@@ -8,3 +8,9 @@ class UserError(Exception):
 
     The command line prints the message after ``error:`` and exits with code 2, without a traceback.
     """
+
+
+def last_line(error: BaseException) -> str:
+    """What an exception of TVM says, without its traceback."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from costmodel.place import PROCESSORS, Place
+from costmodel.place import Place, Processor
 from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaError, Within
+from targets.backend import HOST, backend
 
 MOST_LAYERS = 4096
 Role = Annotated[str, OneOf(("target", "draft"))]
-Processor = Annotated[str, OneOf(PROCESSORS)]
 Size = Annotated[int, Within(1, 1 << 31)]
 Sizes = Annotated[tuple[Size, ...], Entries(1, 64)]
 Widths = Annotated[tuple[Size, ...], Entries(1, 64), Ascending()]
@@ -46,7 +46,7 @@ class SegmentFacts(Record):
     """Operators that run on one processor, one after the other.
 
     Attributes:
-        processor: "cpu" or "gpu".
+        processor: its kind, a name of targets/backend.py.
         prefix: of its entry points: <prefix>step_<n>, <prefix>prefill_<n>.
         inputs: what comes in: "input_ids", or outputs of segments before.
         outputs: what goes out; "logits" and "choice" are the model's.
@@ -128,14 +128,14 @@ class ModelFacts(Record):
         """
         if self.widths[0] != 1:
             raise SchemaError("no entry point for one token")
-        if "gpu" in self.libraries and self.opencl_runtime is None:
+        if any(backend(kind).carries_runtime for kind in self.libraries) and self.opencl_runtime is None:
             raise SchemaError("opencl_runtime is missing")
         if set(self.caches.key_shape) != set(self.libraries):
             raise SchemaError("the caches and the libraries are not of the same processors")
         _check_caches(self.caches, self.context)
         _check_segments(self.chain, self.layers, tuple(self.libraries))
         if self.fallback:
-            _check_segments(self.fallback, self.layers, ("cpu",) if "cpu" in self.libraries else ())
+            _check_segments(self.fallback, self.layers, (HOST,) if HOST in self.libraries else ())
 
     @property
     def files(self) -> tuple[str, ...]:

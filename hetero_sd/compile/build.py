@@ -24,9 +24,8 @@ from passes.place.place_ops import PlacedOp
 from passes.place.write_subgraphs import write_subgraphs
 from passes.relax.cache_in_place import key_shape, value_shape
 from passes.relax.make_entries import step_name
-from targets.cpu.tile import CpuTile, cpu_tile
+from targets.backend import HOST, backend
 from targets.device import Core, Gpu
-from targets.opencl.tile import GpuTile, gpu_tile
 
 Progress = Callable[[str, int, int], None]
 
@@ -105,7 +104,7 @@ def build_model(
         UserError: an operator has no kernel on its processor, the placement names layers that are not there, or a
             weight is not finite.
     """
-    tiles: dict[str, CpuTile | GpuTile] = {"cpu": cpu_tile(core), **({"gpu": gpu_tile(gpu)} if gpu else {})}
+    tiles = {p: backend(p).tile(core, gpu) for p in dict.fromkeys((HOST, *place.processors))}
     lowered = lower_decoder(
         *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill), IrDump(dump), why, fallback
     )
@@ -118,8 +117,7 @@ def build_model(
     write_weights(weights, _tensors(name, lowered, progress), {"model": name})
     libraries = {processor: bundle / "lib" / f"{name}_{processor}.so" for processor in lowered.modules}
 
-    if "gpu" in libraries:
-        assert runtime is not None, "a bundle for a GPU carries the OpenCL runtime"
+    carried = runtime if any(backend(processor).carries_runtime for processor in libraries) else None
     facts = decoder.facts
     described = ModelFacts(
         role=name,
@@ -142,11 +140,11 @@ def build_model(
             },
             value_shape=tuple(value_shape(facts.kv_heads, facts.head_dim, sizes.context)),
         ),
-        opencl_runtime=runtime.relative_to(bundle).as_posix() if runtime is not None and "gpu" in libraries else None,
+        opencl_runtime=carried.relative_to(bundle).as_posix() if carried is not None else None,
     )
     kept = facts_json(described, [(p.name, p.dtype, p.shape) for p in lowered.packed], tokenizer)
     for processor, library in libraries.items():
-        _build_library(_with_facts(lowered.modules[processor], kept), processor, core, library)
+        backend(processor).build(_with_facts(lowered.modules[processor], kept), core, library)
     source = sum(int(lowered.weights[p.name].nbytes) for p in lowered.packed)
     return BuiltModel(
         described,
@@ -179,18 +177,6 @@ def _with_facts(mod: Any, text: str) -> Any:
 
     returns = relax.Function([], tvm.ir.StringImm(text), ret_ty=relax.AnyType()).with_attr("global_symbol", ENTRY)
     return tvm.IRModule({**dict(mod.functions.items()), tvm.ir.GlobalVar(ENTRY): returns}, attrs=mod.attrs)
-
-
-def _build_library(mod: Any, processor: str, core: Core, path: Path) -> None:
-    from tvm import relax
-
-    from targets.cpu.linker import link_function
-    from targets.cpu.target import tvm_target
-    from targets.opencl.target import opencl_target
-
-    executable = relax.build(mod, opencl_target(core) if processor == "gpu" else tvm_target(core))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    executable.export_library(str(path), fcompile=link_function(core))
 
 
 def _tensors(role: str, lowered: LoweredDecoder, progress: Progress) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from costmodel.place import Place
+from targets.backend import HOST, backend
 from targets.device import Board
 from targets.errors import UserError
 
@@ -34,17 +35,27 @@ def place_models(rule: str, board: Board, has_draft: bool) -> dict[str, Place]:
             if name in stated:
                 raise UserError(f"--place {rule}: the {name} is placed twice")
             stated[name] = place
-    placed = {role: stated.get(role, Place("cpu")) for role in roles}
-    if board.gpu is None and any("gpu" in place.processors for place in placed.values()):
-        raise UserError(f"--place {rule}: board {board.name} has no GPU; leave out --place or take another board")
+    placed = {role: stated.get(role, Place(HOST)) for role in roles}
+    for place in placed.values():
+        refuse_missing(rule, place, board)
     return placed
+
+
+def refuse_missing(rule: str, place: Place, board: Board) -> None:
+    """Refuse a place on a processor that a board lacks.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    for missing in (backend(name).missing_on(board) for name in place.processors):
+        if missing:
+            raise UserError(f"--place {rule}: {missing}; leave out --place or take another board")
 
 
 def place_text(place: Place, gpu: str, cpu: str = "the CPU") -> str:
     """For people: "the CPU", "Mali-G310 by OpenCL", "Mali-G310 by OpenCL (4 to head), the rest on the CPU"."""
-    names = {"cpu": cpu, "gpu": f"{gpu} by OpenCL"}
+    names = {name: cpu if name == HOST else backend(name).title(gpu) for name in (place.processor, place.rest)}
     if place.whole:
         return names[place.processor]
-    rest = names["gpu" if place.processor == "cpu" else "cpu"]
     part = f"{place.kind} of every layer" if place.kind else f"{place.first} to {place.last}"
-    return f"{names[place.processor]} ({part}), the rest on {rest}"
+    return f"{names[place.processor]} ({part}), the rest on {names[place.rest]}"

@@ -27,6 +27,7 @@ from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.manifest import write_manifest
+from targets.backend import backend
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
@@ -129,7 +130,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
 
     with new_bundle(request.out) as folder:
         opencl_runtime = None
-        if any("gpu" in placed.place.processors for placed in plan.places.values()):
+        if any(backend(p).carries_runtime for placed in plan.places.values() for p in placed.place.processors):
             with progress.step(f"OpenCL runtime for {board.isa}"):
                 opencl_runtime = copy_opencl_runtime(folder / "python", board.isa)
 

@@ -18,8 +18,7 @@ from tvm import relax
 from passes.place.partition import weights_of
 from passes.relax import dialect as D
 from passes.relax.rebuild import bindings, each_function, rebuild
-from targets.cpu.tile import CpuTile
-from targets.opencl.tile import GpuTile
+from targets.backend import Tile
 
 Array = npt.NDArray[Any]
 
@@ -80,7 +79,7 @@ def pack_quantised(q: Array, bits: int, k: int, panel: int) -> Array:
 class PackWeights:
     """Retype the weights of all functions to panels; `packed` has every weight parameter afterwards, once."""
 
-    def __init__(self, tile: CpuTile | GpuTile):
+    def __init__(self, tile: Tile):
         self.panel = tile.panel
         self.packed: list[PackedWeight] = []
 

@@ -20,6 +20,7 @@ from tvm import relax
 
 from passes.relax import dialect as D
 from passes.relax.rebuild import bindings, rebuild_bindings
+from targets.backend import HOST
 
 WHOLE = "main"
 
@@ -30,7 +31,7 @@ class Segment:
 
     Attributes:
         name: its function in the module of the processor; WHOLE where it is all of the model.
-        processor: "cpu" or "gpu".
+        processor: its kind, a name of targets/backend.py.
         inputs, outputs: values that come in and go out: "input_ids", "logits", "choice", or "x0", "x1", ... between.
         layers: whose KV caches it has, in the order of its parameters (key and value of each).
         chooses: it computes the logits' argmax, so its prefill entry takes the row to do it for.
@@ -122,7 +123,7 @@ def _groups(func: Any, processors: Sequence[str]) -> list[tuple[str, list[Any]]]
         if var not in depth:
             read = {maker[v] for v in _reads(binding.value) if v in maker}
             depth[var] = max((depth[v] + (v in crosses) for v in read), default=0)
-        groups.setdefault((depth[var], home[var] == "cpu", home[var]), []).append(binding)
+        groups.setdefault((depth[var], home[var] == HOST, home[var]), []).append(binding)
     return [(key[-1], groups[key]) for key in sorted(groups)]
 
 

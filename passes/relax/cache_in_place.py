@@ -18,11 +18,10 @@ from tvm import relax
 
 from passes.relax import dialect as D
 from passes.relax.rebuild import each_function, rebuild
-from targets.cpu.tile import CpuTile
-from targets.opencl.tile import GpuTile
+from targets.backend import Tile
 
 
-def key_shape(tile: CpuTile | GpuTile, kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:
+def key_shape(tile: Tile, kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:
     """Shape of a key cache: tiles of `lanes` keys, keys in lanes."""
     return (1, kv_heads, context // tile.lanes, head_dim, tile.lanes)
 
@@ -36,7 +35,7 @@ def value_shape(kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:
 class CacheInPlace:
     """Give every segment cache buffers for `context` tokens, and drop its cache outputs."""
 
-    def __init__(self, tile: CpuTile | GpuTile, context: int):
+    def __init__(self, tile: Tile, context: int):
         self.tile, self.context = tile, context
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:

@@ -20,19 +20,20 @@ from hetero_sd.runtime.model.protocol import (
     Models,
     Pending,
 )
-from hetero_sd.runtime.model.segments import Chain, GpuFailed, last_line
+from hetero_sd.runtime.model.segments import Chain
 from hetero_sd.runtime.model.steps import RunningStep, Steps
 from hetero_sd.runtime.model.thread_pool import LIBRARY, PoolError, ThreadPool, why_tvms_pool
 from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
 from hetero_sd.runtime.model.weights import Weights
-from targets.errors import UserError
+from targets.backend import HOST, ProcessorFailed, backend
+from targets.errors import UserError, last_line
 
 
 class CompiledModel(Model):
     """One model of a bundle; implements the Model protocol.
 
-    Where the GPU cannot be used, or fails while generating, and the bundle has the model for the CPU too, that takes
-    over: it is fed the tokens so far, and nothing is lost.
+    Where another processor cannot be used, or fails while generating, and the bundle has the model for the CPU too, the
+    CPU takes over: it is fed the tokens so far, and nothing is lost.
     """
 
     def __init__(
@@ -65,20 +66,21 @@ class CompiledModel(Model):
         self.why_tvms_pool: str | None = None
         try:
             self._chain = self._load(facts.chain)
-        except GpuFailed as error:
+        except ProcessorFailed as error:
+            wanted = next(s.processor for s in facts.chain if s.processor != HOST)
             if not facts.fallback:
                 raise UserError(
-                    f"this bundle runs on the GPU by OpenCL: {error}; `run.py --doctor` says what fixes it"
+                    f"this bundle runs on {backend(wanted).title()}: {error}; `run.py --doctor` says what fixes it"
                 ) from None
-            self._take_over(f"no usable GPU: {error}")
+            self._take_over(f"no usable {wanted.upper()}: {error}")
 
     @property
     def thread_facts(self) -> dict[str, Any] | None:
         """What runs the CPU kernels: ``threads``, ``pool`` ("ours" or "tvm"), ``why_tvms``, ``worker_share``.
 
-        None where the whole model runs on the GPU.
+        None where no part of the model runs on the CPU.
         """
-        if self.processor == "gpu":
+        if HOST not in self._chain.devices:
             return None
         counts = None if self.pool is None else self.pool.counts()
         share = counts["worker_tasks"] / counts["tasks"] if counts and counts["tasks"] else None
@@ -87,18 +89,19 @@ class CompiledModel(Model):
 
     @property
     def on_fallback(self) -> bool:
-        """Whether the CPU took over from the GPU."""
+        """Whether the CPU took over from another processor."""
         return self._chain.segments is self._facts.fallback
 
     @property
     def processor(self) -> str:
-        """Where it runs: "cpu", "gpu", or "mixed" where it is split."""
-        return "cpu" if self._chain.gpu is None else "gpu" if len(self._chain.segments) == 1 else "mixed"
+        """The kind of processor it runs on, or "mixed" where it is split."""
+        used = list(self._chain.devices)
+        return used[0] if len(used) == 1 else "mixed"
 
     @property
     def gpu_device(self) -> Any:
-        """The GPU it uses, or None."""
-        return self._chain.gpu
+        """The OpenCL device it uses, whose launches a calibration measures, or None."""
+        return self._chain.devices.get("gpu")
 
     def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
         """See :meth:`hetero_sd.runtime.model.protocol.Model.submit`; on the CPU the step has ended when it returns."""
@@ -113,10 +116,10 @@ class CompiledModel(Model):
         return self._running
 
     def _recover(self, error: Exception, pos: int) -> None:
-        """Let the CPU take over from a GPU that failed, with the text up to `pos`; raise where that is impossible."""
-        if self._chain.gpu is None or not self._facts.fallback:
+        """Let the CPU take over from a processor that failed, with the text up to `pos`, or raise."""
+        if not self._chain.accelerators or not self._facts.fallback:
             raise error
-        self._take_over(f"the GPU failed: {last_line(error)}")
+        self._take_over(f"the {self._chain.accelerators[0].upper()} failed: {last_line(error)}")
         if pos:
             calls = self._steps.plan(self._fed[:pos], 0, last=True)
             self._steps.fetch(self._chain, calls, self._steps.start(self._chain, calls), (CHOICE,))
@@ -132,21 +135,21 @@ class CompiledModel(Model):
             return
         try:
             self.pool = self.pool or ThreadPool(self._bundle.path(LIBRARY), usable_cpus(), self.threads)
-            self.pool.attach(self._bundle.path(self._facts.libraries["cpu"]))
+            self.pool.attach(self._bundle.path(self._facts.libraries[HOST]))
         except PoolError as error:
             self.pool, self.why_tvms_pool = None, str(error)
 
     def _load(self, segments: Sequence[SegmentFacts]) -> Chain:
         """Load a chain and run one step, in which TVM compares every shape and type, and a GPU builds its kernels."""
         chain = Chain(self._bundle, self._facts, segments, self._weights)
-        if any(segment.processor == "cpu" for segment in segments):
+        if HOST in chain.devices:
             self._put_pool_under_kernels()
         try:
             self._steps.try_one(chain)
         except Exception as error:
-            if chain.gpu is not None:
-                raise GpuFailed(last_line(error)) from None
-            library = self._facts.libraries["cpu"]
+            if chain.accelerators:
+                raise ProcessorFailed(last_line(error)) from None
+            library = self._facts.libraries[HOST]
             raise UserError(f"{library} and {self._facts.weights} do not fit each other: {last_line(error)}") from None
         return chain
 

@@ -1,7 +1,7 @@
 """The segments of a model, loaded: TVM libraries by processor, caches, weights, and what crosses between processors.
 
-From the CPU to the GPU a value is written into a buffer that is kept for it, without waiting; from the GPU to the CPU
-the host sees the bytes where memory is unified (targets/opencl/interface.py), after the kernels before have finished.
+How a value gets from one processor to another, and a weight to its own, is the backend's (targets/backend.py): between
+two of them the host sees the value on the first, then hands it to the second.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from hetero_sd.runtime.model import library_facts
 from hetero_sd.runtime.model.library_facts import check_library, check_weights
 from hetero_sd.runtime.model.weights import Weights
 from targets import elf
-from targets.errors import UserError
+from targets.backend import HOST, Backend, ProcessorFailed, backend
+from targets.errors import UserError, last_line
 
 _TVM_LIBRARY = "__tvm_ffi__library_bin"  # the symbol under which TVM finds what is packed into a library
-
-
-class GpuFailed(Exception):
-    """The GPU cannot be used, or failed while generating; the message is one line."""
 
 
 class Chain:
@@ -35,9 +32,10 @@ class Chain:
 
         Raises:
             UserError: a library does not load, or does not fit the weights or the manifest.
-            GpuFailed: there is no usable GPU where one is needed.
+            ProcessorFailed: another processor than the CPU is needed and cannot be used.
         """
-        self.gpu = _opencl_device(bundle, facts) if any(s.processor == "gpu" for s in segments) else None
+        self.devices = {p: _open(bundle, facts, backend(p)) for p in dict.fromkeys(s.processor for s in segments)}
+        self.accelerators = tuple(p for p in self.devices if p != HOST)
         self.segments = segments
         self._keep_mapped = weights
         machines = {s.processor: self._load(bundle, facts, s.processor) for s in segments}
@@ -45,8 +43,8 @@ class Chain:
             tensors = _checked(bundle, facts, segment.processor, machines[segment.processor])
             check_weights(weights, facts.weights, tensors, segment.params)
         self._segments = [_Loaded(s, facts, machines[s.processor], self._fixed(s, facts, weights)) for s in segments]
-        self._inputs: dict[tuple[str, str], Any] = {}
-        self.alone = self._segments[0] if len(self._segments) == 1 and self.gpu is None else None
+        self._kept: dict[tuple[str, str, str], Any] = {}
+        self.alone = self._segments[0] if len(self._segments) == 1 and not self.accelerators else None
 
     def run(self, entry: str, ids: Any, pos: int, row: int | None = None) -> tuple[Any, Any]:
         """Run an entry point, for example "step_4".
@@ -63,43 +61,39 @@ class Chain:
         if self.alone is not None:
             more = () if row is None else (row,)
             return tuple(self.alone.entries[entry](ids, pos, *more, *self.alone.fixed))
-        from targets.opencl import interface as opencl
-
-        values: dict[str, tuple[str, Any]] = {"input_ids": ("cpu", ids)}
+        values: dict[str, tuple[str, Any]] = {"input_ids": (HOST, ids)}
         crossed: dict[tuple[str, str], Any] = {}
-        lent = []
+        lent: list[tuple[Backend, Any]] = []
         try:
             for segment in self._segments:
                 here, arguments = segment.facts.processor, []
                 for name in segment.facts.inputs:
                     home, tensor = values[name]
                     if home != here and (name, here) not in crossed:
-                        crossed[name, here] = self._to_gpu(name, entry, tensor) if here == "gpu" else _lend(tensor)
-                        lent += [tensor] if here == "cpu" else []
+                        view = backend(home).host_view(tensor)
+                        lent.append((backend(home), tensor))
+                        crossed[name, here] = self._to_device(name, entry, view, here)
                     arguments.append(tensor if home == here else crossed[name, here])
                 more = () if row is None or not segment.facts.chooses else (row,)
                 made = segment.entries[entry](*arguments, pos, *more, *segment.fixed)
                 values.update((name, (here, t)) for name, t in zip(segment.facts.outputs, made, strict=True))
         finally:
-            for tensor in lent:
-                opencl.to_device(tensor)
+            for owner, tensor in lent:
+                owner.end_view(tensor)
         return values["logits"][1], values["choice"][1]
 
     def host(self, tensor: Any) -> npt.NDArray[Any]:
-        """A result as a numpy array: without a copy on the CPU, after waiting for the kernels on the GPU."""
-        on_cpu = self.gpu is None or str(tensor.device).startswith("cpu")
+        """A result as a numpy array: without a copy on the CPU, after waiting for the kernels elsewhere."""
+        on_cpu = not self.accelerators or str(tensor.device).startswith("cpu")
         array: npt.NDArray[Any] = np.from_dlpack(tensor) if on_cpu else tensor.numpy()
         return array
 
-    def _to_gpu(self, name: str, entry: str, tensor: Any) -> Any:
-        """The value in the GPU's buffer that is kept for it."""
-        import tvm
-
-        key = (name, entry)
-        if key not in self._inputs:
-            self._inputs[key] = tvm.runtime.empty(tuple(tensor.shape), str(tensor.dtype), self.gpu)
-        self._inputs[key].copyfrom(tensor)
-        return self._inputs[key]
+    def _to_device(self, name: str, entry: str, tensor: Any, processor: str) -> Any:
+        """The host's value on a processor, in the memory that is kept for it."""
+        key = (name, entry, processor)
+        device = self.devices[processor]
+        self._kept[key] = backend(processor).to_device(tensor, device, self._kept.get(key))
+        return self._kept[key]
 
     def _load(self, bundle: Bundle, facts: ModelFacts, processor: str) -> Any:
         import tvm
@@ -111,7 +105,7 @@ class Chain:
             raise UserError(f"{library} has no kernels of ours: copy or build the bundle again")
         try:
             module = tvm.runtime.load_module(str(library))
-            return VirtualMachine(module, [self.gpu, tvm.cpu()] if processor == "gpu" else tvm.cpu())
+            return VirtualMachine(module, backend(processor).vm_devices(self.devices[processor]))
         except Exception as error:
             raise UserError(
                 f"cannot load {library}: {last_line(error)}; was the bundle compiled for this machine?"
@@ -121,29 +115,16 @@ class Chain:
         """Caches and weights of a segment, in call order."""
         import tvm
 
-        device = self.gpu if segment.processor == "gpu" else tvm.cpu()
+        kind, device = backend(segment.processor), self.devices[segment.processor]
         shapes = [facts.caches.key_shape[segment.processor], facts.caches.value_shape] * len(segment.layers)
         try:
             caches = [tvm.runtime.empty(shape, facts.caches.dtype, device) for shape in shapes]
-            return [
-                *caches,
-                *(
-                    self._param(p if isinstance(p, str) else p.name, weights.part(p), segment.processor)
-                    for p in segment.params
-                ),
-            ]
+            params = [(p if isinstance(p, str) else p.name, weights.part(p)) for p in segment.params]
+            return [*caches, *(kind.import_weight(part, name, device) for name, part in params)]
         except Exception as error:
-            if segment.processor == "gpu":
-                raise GpuFailed(last_line(error)) from None
+            if segment.processor != HOST:
+                raise ProcessorFailed(last_line(error)) from None
             raise UserError(f"{facts.weights} cannot be used: {last_line(error)}") from None
-
-    def _param(self, name: str, array: npt.NDArray[Any], processor: str) -> Any:
-        """A weight as the kernels take it: the mapped file, copied where the GPU cannot read it there."""
-        import tvm
-
-        from targets.opencl import interface as opencl
-
-        return tvm.runtime.from_dlpack(array) if processor == "cpu" else opencl.import_host(array, name)
 
 
 class _Loaded:
@@ -161,28 +142,12 @@ class _Loaded:
             ) from None
 
 
-def _lend(tensor: Any) -> Any:
-    from targets.opencl import interface as opencl
-
-    return opencl.host_view(tensor)
-
-
-def _opencl_device(bundle: Bundle, facts: ModelFacts) -> Any:
-    """TVM's device `opencl`, with the runtime that the bundle carries."""
-    import tvm
-
-    from targets.opencl import interface as opencl
-    from targets.opencl import runtime as opencl_runtime
-
+def _open(bundle: Bundle, facts: ModelFacts, kind: Backend) -> Any:
+    """TVM's device for a kind of processor, with the runtime that the bundle carries for it."""
+    if not kind.carries_runtime:
+        return kind.open(None)
     assert facts.opencl_runtime is not None
-    library = bundle.path(facts.opencl_runtime)
-    elf.check_loadable(library)
-    if opencl_runtime.load(library) == "ours":
-        try:
-            opencl.devices()
-        except opencl_runtime.OpenCLError as error:
-            raise GpuFailed(last_line(error)) from None
-    return tvm.opencl()
+    return kind.open(bundle.path(facts.opencl_runtime))
 
 
 def _checked(bundle: Bundle, facts: ModelFacts, processor: str, machine: Any) -> dict[str, tuple[str | int, ...]]:
@@ -193,9 +158,3 @@ def _checked(bundle: Bundle, facts: ModelFacts, processor: str, machine: Any) ->
     except Exception:
         raise UserError(f"{library} does not say what it was compiled for: build the bundle again") from None
     return check_library(library, text, facts, bundle.tokenizer)
-
-
-def last_line(error: BaseException) -> str:
-    """What an exception of TVM says, without its traceback."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__

@@ -8,7 +8,8 @@ from typing import Any
 from tvm.script import tirx as T
 
 from targets.cpu.tile import CpuTile
-from targets.kernels.vector_math import lanes_exp, lanes_gelu, lanes_tanh
+from targets.kernels.elementwise import elementwise, gelu_kind
+from targets.kernels.vector_math import GELU_CUBIC, GELU_SLOPE
 
 
 @functools.cache
@@ -53,56 +54,21 @@ def add_bias(tile: CpuTile, n: int, width: int) -> Any:
     return add_bias
 
 
-@functools.cache
 def silu_mul(tile: CpuTile, n: int, width: int) -> Any:
     """The PrimFunc (gate, up, y): y = gate * sigmoid(gate) * up, all of [1, n, width]."""
-    lanes = tile.lanes
-
-    @T.prim_func(s_tir=True)
-    def silu_mul(
-        gate: T.Buffer((1, n, width), "float32"),
-        up: T.Buffer((1, n, width), "float32"),
-        y: T.Buffer((1, n, width), "float32"),
-    ):
-        T.func_attr({"tirx.noalias": True})
-        for m, i in T.grid(n, width // lanes):
-            with T.sblock("vector"):
-                vm, vi = T.axis.remap("SS", [m, i])
-                for v in T.vectorized(lanes):
-                    y[0, vm, vi * lanes + v] = (
-                        gate[0, vm, vi * lanes + v]
-                        / (T.float32(1) + lanes_exp(T.float32(0) - gate[0, vm, vi * lanes + v]))
-                        * up[0, vm, vi * lanes + v]
-                    )
-
-    return silu_mul
+    return _gated(tile, n, width, "silu_mul")
 
 
-@functools.cache
-def gelu_mul(tile: CpuTile, n: int, width: int, tanh: bool, *constants: float) -> Any:
-    """The PrimFunc (gate, up, y): y = gelu(gate) * up, all of [1, n, width]; `tanh`, `constants`: see lanes_gelu."""
-    lanes = tile.lanes
-    function: Any = lambda x: lanes_gelu(x, tanh, *constants)  # noqa: E731 (a kernel calls it by name)
-
-    @T.prim_func(s_tir=True)
-    def gelu_mul(
-        gate: T.Buffer((1, n, width), "float32"),
-        up: T.Buffer((1, n, width), "float32"),
-        y: T.Buffer((1, n, width), "float32"),
-    ):
-        T.func_attr({"tirx.noalias": True})
-        for m, i in T.grid(n, width // lanes):
-            with T.sblock("vector"):
-                vm, vi = T.axis.remap("SS", [m, i])
-                for v in T.vectorized(lanes):
-                    y[0, vm, vi * lanes + v] = function(gate[0, vm, vi * lanes + v]) * up[0, vm, vi * lanes + v]
-
-    return gelu_mul
+def gelu_mul(
+    tile: CpuTile, n: int, width: int, tanh: bool, slope: float = GELU_SLOPE, cubic: float = GELU_CUBIC
+) -> Any:
+    """The PrimFunc (gate, up, y): y = gelu(gate) * up, all of [1, n, width]; which GELU: see lanes_gelu."""
+    return _gated(tile, n, width, gelu_kind("gelu_mul", tanh), slope, cubic)
 
 
-def gelu(tile: CpuTile, n: int, width: int, tanh: bool, *constants: float) -> Any:
-    """PrimFunc of x and y, both [1, n, width]: y is the GELU of x; `tanh`, `constants`: which one (lanes_gelu)."""
-    return _unary(tile, n, width, "gelu tanh" if tanh else "gelu erf", *constants)
+def gelu(tile: CpuTile, n: int, width: int, tanh: bool, slope: float = GELU_SLOPE, cubic: float = GELU_CUBIC) -> Any:
+    """PrimFunc of x and y, both [1, n, width]: y is the GELU of x; which one: see lanes_gelu."""
+    return _unary(tile, n, width, gelu_kind("gelu", tanh), slope, cubic)
 
 
 def tanh(tile: CpuTile, n: int, width: int) -> Any:
@@ -116,14 +82,28 @@ def scale(tile: CpuTile, n: int, width: int, factor: float) -> Any:
 
 
 @functools.cache
+def _gated(tile: CpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
+    lanes, function = tile.lanes, elementwise(kind, *constants)
+
+    @T.prim_func(s_tir=True)
+    def gated(
+        gate: T.Buffer((1, n, width), "float32"),
+        up: T.Buffer((1, n, width), "float32"),
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for m, i in T.grid(n, width // lanes):
+            with T.sblock("vector"):
+                vm, vi = T.axis.remap("SS", [m, i])
+                for v in T.vectorized(lanes):
+                    y[0, vm, vi * lanes + v] = function(gate[0, vm, vi * lanes + v], up[0, vm, vi * lanes + v])
+
+    return gated
+
+
+@functools.cache
 def _unary(tile: CpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
-    lanes = tile.lanes
-    function: Any = {
-        "gelu tanh": lambda x: lanes_gelu(x, True, *constants),
-        "gelu erf": lambda x: lanes_gelu(x, tanh=False),
-        "tanh": lanes_tanh,
-        "scale": lambda x: T.float32(constants[0]) * x,
-    }[kind]
+    lanes, function = tile.lanes, elementwise(kind, *constants)
 
     @T.prim_func(s_tir=True)
     def unary(x: T.Buffer((1, n, width), "float32"), y: T.Buffer((1, n, width), "float32")):

@@ -10,9 +10,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from targets.cpu.tile import CpuTile
+
 
 @functools.cache
-def take_row(n: int, width: int) -> Any:
+def take_row(tile: CpuTile, n: int, width: int) -> Any:
     """The PrimFunc (x[1, n, width], row, y[1, 1, width]): y = x[row]."""
 
     @T.prim_func(s_tir=True)
@@ -27,7 +29,7 @@ def take_row(n: int, width: int) -> Any:
 
 
 @functools.cache
-def take_columns(n: int, width: int, start: int, part: int) -> Any:
+def take_columns(tile: CpuTile, n: int, width: int, start: int, part: int) -> Any:
     """The PrimFunc (x[1, n, width], y[1, n, part]): y = x[:, :, start : start + part]."""
 
     @T.prim_func(s_tir=True)
@@ -42,7 +44,7 @@ def take_columns(n: int, width: int, start: int, part: int) -> Any:
 
 
 @functools.cache
-def learned_positions(n: int, rows: int, width: int, dtype: str) -> Any:
+def learned_positions(tile: CpuTile, n: int, rows: int, width: int, dtype: str) -> Any:
     """The PrimFunc (w[rows, width], ids[1, n], pos, y[1, n, width]): y = w[pos : pos + n] in float32; ids is unread."""
 
     @T.prim_func(s_tir=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.kernels.vector_math import lanes_exp, lanes_gelu, lanes_tanh
+from targets.kernels.elementwise import elementwise, gelu_kind
+from targets.kernels.vector_math import GELU_CUBIC, GELU_SLOPE
 from targets.opencl.tile import GpuTile
 
 
@@ -21,14 +22,16 @@ def silu_mul(tile: GpuTile, n: int, width: int) -> Any:
     return _binary(tile, n, width, "silu_mul")
 
 
-def gelu_mul(tile: GpuTile, n: int, width: int, tanh: bool, *constants: float) -> Any:
-    """The PrimFunc (gate, up, y): y = gelu(gate) * up, all of [1, n, width]; `tanh`, `constants`: see lanes_gelu."""
-    return _binary(tile, n, width, "gelu_mul tanh" if tanh else "gelu_mul erf", *constants)
+def gelu_mul(
+    tile: GpuTile, n: int, width: int, tanh: bool, slope: float = GELU_SLOPE, cubic: float = GELU_CUBIC
+) -> Any:
+    """The PrimFunc (gate, up, y): y = gelu(gate) * up, all of [1, n, width]; which GELU: see lanes_gelu."""
+    return _binary(tile, n, width, gelu_kind("gelu_mul", tanh), slope, cubic)
 
 
-def gelu(tile: GpuTile, n: int, width: int, tanh: bool, *constants: float) -> Any:
-    """GELU of every value, a PrimFunc (x, y) of [1, n, width]; `tanh`, `constants`: which GELU (lanes_gelu)."""
-    return _unary(tile, n, width, "gelu tanh" if tanh else "gelu erf", *constants)
+def gelu(tile: GpuTile, n: int, width: int, tanh: bool, slope: float = GELU_SLOPE, cubic: float = GELU_CUBIC) -> Any:
+    """GELU of every value, a PrimFunc (x, y) of [1, n, width]; which one: see lanes_gelu."""
+    return _unary(tile, n, width, gelu_kind("gelu", tanh), slope, cubic)
 
 
 def tanh(tile: GpuTile, n: int, width: int) -> Any:
@@ -41,18 +44,10 @@ def scale(tile: GpuTile, n: int, width: int, factor: float) -> Any:
     return _unary(tile, n, width, "scale", factor)
 
 
-_BINARY: dict[str, Any] = {
-    "add": lambda a, b, *_: a + b,
-    "gelu_mul tanh": lambda gate, up, *constants: lanes_gelu(gate, True, *constants) * up,
-    "gelu_mul erf": lambda gate, up, *_: lanes_gelu(gate, tanh=False) * up,
-    "silu_mul": lambda gate, up, *_: gate / (T.float32(1) + lanes_exp(T.float32(0) - gate)) * up,
-}
-
-
 @functools.cache
 def _binary(tile: GpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
     size, lanes = tile.group, tile.vector(width)
-    function: Any = lambda a, b: _BINARY[kind](a, b, *constants)  # noqa: E731 (a kernel calls it by name)
+    function = elementwise(kind, *constants)
     items = n * width // lanes
     groups = -(-items // size)
 
@@ -109,12 +104,7 @@ def _unary(tile: GpuTile, n: int, width: int, kind: str, *constants: float) -> A
     size, lanes = tile.group, tile.vector(width)
     items = n * width // lanes
     groups = -(-items // size)
-    function: Any = {
-        "gelu tanh": lambda x: lanes_gelu(x, True, *constants),
-        "gelu erf": lambda x: lanes_gelu(x, tanh=False),
-        "tanh": lanes_tanh,
-        "scale": lambda x: T.float32(constants[0]) * x,
-    }[kind]
+    function = elementwise(kind, *constants)
 
     @T.prim_func(s_tir=True)
     def unary(x: T.Buffer((1, n, width), "float32"), y: T.Buffer((1, n, width), "float32")):

@@ -11,6 +11,7 @@ import pytest
 
 from passes.pipeline import lower_decoder_for_gpu
 from passes.testing import TinyDecoder, run_onnx
+from targets.backend import backend
 from targets.cpu.linker import host_link
 from targets.errors import UserError
 from targets.opencl.tile import GpuTile
@@ -104,7 +105,7 @@ def test_nothing_of_ours_is_left() -> None:
     from tvm import relax
 
     from passes.lower.kernel_calls import operators_left
-    from passes.lower.opencl import LowerMali
+    from passes.lower.operators import Lower
     from passes.relax import dialect as D
 
     bb = relax.BlockBuilder()
@@ -125,8 +126,8 @@ def test_nothing_of_ours_is_left() -> None:
         with bb.dataflow():
             out = bb.emit_output(bb.emit(relax.Call("hsd.unknown_to_the_gpu", [x])))
         bb.emit_func_output(out)
-    with pytest.raises(AssertionError, match=r"without an OpenCL kernel: .*unknown_to_the_gpu"):
-        LowerMali(TILE)(bb.get())
+    with pytest.raises(AssertionError, match=r"without a kernel of backend gpu: .*unknown_to_the_gpu"):
+        Lower(backend("gpu"), TILE)(bb.get())
 
 
 def test_half_parameters_become_their_bits() -> None:
@@ -141,7 +142,7 @@ def test_half_parameters_become_their_bits() -> None:
 def test_bfloat16_is_refused_in_one_line() -> None:
     from tvm import relax
 
-    from passes.lower.opencl import LowerMali
+    from passes.lower.operators import Lower
     from passes.relax import dialect as D
 
     bb = relax.BlockBuilder()
@@ -151,4 +152,4 @@ def test_bfloat16_is_refused_in_one_line() -> None:
             out = bb.emit_output(bb.emit(D.linear(x, w, layout="panels", columns=16)))
         bb.emit_func_output(out)
     with pytest.raises(UserError, match="bfloat16 weights have no GPU kernel"):
-        LowerMali(TILE)(bb.get())
+        Lower(backend("gpu"), TILE)(bb.get())

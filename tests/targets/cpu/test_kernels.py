@@ -292,8 +292,8 @@ def test_argmax_of_a_row_that_is_not_finite_is_minus_one(tile: CpuTile, vocab: i
 
 def test_take() -> None:
     x = normal(1, 4, 24)
-    assert np.array_equal(run(take_row(4, 24), x, 2, out=((1, 1, 24), "float32"))[0, 0], x[0, 2])
-    assert np.array_equal(run(take_columns(4, 24, 8, 16), x, out=((1, 4, 16), "float32")), x[:, :, 8:])
+    assert np.array_equal(run(take_row(AVX2, 4, 24), x, 2, out=((1, 1, 24), "float32"))[0, 0], x[0, 2])
+    assert np.array_equal(run(take_columns(AVX2, 4, 24, 8, 16), x, out=((1, 4, 16), "float32")), x[:, :, 8:])
 
 
 def test_tiles_never_spill() -> None:
@@ -349,6 +349,6 @@ def test_layer_norm(tile: CpuTile) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_learned_positions(dtype: str) -> None:
     w, ids = normal(9, 6).astype(dtype), np.zeros((1, 3), np.int64)
-    y = run(learned_positions(3, 9, 6, dtype), w, ids, 4, out=((1, 3, 6), "float32"))
+    y = run(learned_positions(AVX2, 3, 9, 6, dtype), w, ids, 4, out=((1, 3, 6), "float32"))
     assert np.array_equal(y[0], w[4:7].astype(F32))
     assert not np.array_equal(y[0], w[3:6].astype(F32))

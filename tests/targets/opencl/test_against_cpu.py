@@ -35,7 +35,6 @@ class Case:
         out: shape of what is compared.
         scratch: of the GPU's kernel, shapes and types.
         within: largest difference, beside 1 for values of about 1; the orders of their sums differ.
-        untiled: the CPU's kernel takes no tile.
         caches: the shapes of caches on the CPU where they differ: keys have the lanes of the tile.
     """
 
@@ -44,7 +43,6 @@ class Case:
     out: tuple[int, ...]
     scratch: tuple[tuple[tuple[int, ...], str], ...] = ()
     within: float = 0.0
-    untiled: bool = False
     dtype: str = "float32"
     caches: bool = field(default=False)
 
@@ -117,10 +115,10 @@ CASES: dict[str, Case] = {
         (((N, HEADS, CONTEXT), "float32"), ((N, HEADS, 2, 2), "float32")), 1e-6, caches=True),
     "argmax.argmax": Case(
         (N, 600), lambda: [normal(1, N, 600)], (1, N), (((N, 3), "float32"), ((N, 3), "int32")), dtype="int64"),
-    "take.take_row": Case((N, WIDTH), lambda: [x(), 3], (1, 1, WIDTH), untiled=True),
-    "take.take_columns": Case((N, WIDTH, 8, 16), lambda: [x()], (1, N, 16), untiled=True),
+    "take.take_row": Case((N, WIDTH), lambda: [x(), 3], (1, 1, WIDTH)),
+    "take.take_columns": Case((N, WIDTH, 8, 16), lambda: [x()], (1, N, 16)),
     **{f"take.learned_positions {d}": Case(
-        (N, 40, WIDTH, d), lambda d=d: [normal(40, WIDTH).astype(d), ids(40), 7], ROW, untiled=True, dtype=d)
+        (N, 40, WIDTH, d), lambda d=d: [normal(40, WIDTH).astype(d), ids(40), 7], ROW, dtype=d)
        for d in ("float32", "float16")},
 }  # fmt: skip
 
@@ -157,7 +155,7 @@ def both(run: Any, folder: Path, name: str, case: Case, moved: bool = False) -> 
     if moved:
         there[0] = np.roll(there[0].ravel(), 1).reshape(there[0].shape)
     dtype = "int64" if case.dtype == "int64" else "float32"
-    expected = on_cpu(folder, cpu(*(() if case.untiled else (CPU,)), *case.args), here, case.out, dtype)
+    expected = on_cpu(folder, cpu(CPU, *case.args), here, case.out, dtype)
     return run(gpu(GPU, *case.args), *there, out=(case.out, dtype), scratch=case.scratch), expected
 
 

@@ -1,0 +1,212 @@
+"""From operator to kernel: which maker of a backend serves an operator of the decoder dialect, and with which sizes.
+
+One entry an operator, whatever the processor. A backend (targets/backend.py) brings the makers, whose signatures stand
+in targets/kernels/signatures.py, says in which types it reads weights, and may refuse widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from passes.lower.kernel_calls import first_outputs, operators_left, sizes
+from passes.relax import dialect as D
+from targets.backend import HOST, Backend
+from targets.errors import UserError
+
+Sizes = dict[str, Any]
+Stored = Callable[[Any], str]  # the type in which a backend reads a weight
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How one operator becomes a call of a kernel.
+
+    Attributes:
+        maker: the kernel's maker (targets/kernels/signatures.py).
+        sizes: (call, stored) -> the keyword arguments of the maker.
+        name: of the PrimFunc in the module, a format of the sizes.
+        row: the width that a backend may have to move in whole vectors, and what it is called in a refusal.
+        places: of each output, the argument that is written in place, or -1 for a new tensor; empty: all are new.
+    """
+
+    maker: str
+    sizes: Callable[[Any, Stored], Sizes]
+    name: str
+    row: tuple[Callable[[Sizes], int], str] | None = None
+    places: tuple[int, ...] = ()
+
+
+def _n_width(call: Any, stored: Stored) -> Sizes:
+    _, n, width = sizes(call.args[0])
+    return {"n": n, "width": width}
+
+
+def _n_width_eps(call: Any, stored: Stored) -> Sizes:
+    return {**_n_width(call, stored), "eps": float(call.attrs["eps"])}
+
+
+def _rms_norm(call: Any, stored: Stored) -> Sizes:
+    return {**_n_width_eps(call, stored), "groups": int(call.attrs["groups"])}
+
+
+def _gelu(call: Any, stored: Stored) -> Sizes:
+    constants = dict(zip(("slope", "cubic"), D.gelu_constants(call.attrs), strict=False))
+    return {**_n_width(call, stored), "tanh": bool(int(call.attrs["tanh"])), **constants}
+
+
+def _linear(call: Any, stored: Stored) -> Sizes:
+    x, w = call.args
+    _, n, k = sizes(x)
+    return {"n": n, "k": k, "columns": int(call.attrs["columns"]), "dtype": stored(w)}
+
+
+def _quantised(attrs: Any, scale: Any, zero: Any, stored: Stored) -> Sizes:
+    """The format of a block-quantised weight; zero points are bytes, or stored as weights."""
+    zero_dtype = "uint8" if str(zero.ty.dtype) == "uint8" else stored(zero)
+    return {
+        **{name: int(attrs[name]) for name in ("bits", "block")},
+        **{"scale_dtype": stored(scale), "zeros": bool(int(attrs["zeros"])), "zero_dtype": zero_dtype},
+    }
+
+
+def _linear_nbits(call: Any, stored: Stored) -> Sizes:
+    x, _, scale, zero = call.args
+    _, n, k = sizes(x)
+    return {"n": n, "k": k, "columns": int(call.attrs["columns"]), **_quantised(call.attrs, scale, zero, stored)}
+
+
+def _table(attrs: Any, ids: Any) -> Sizes:
+    return {"n": sizes(ids)[1], "vocab": int(attrs["vocab"]), "width": int(attrs["width"])}
+
+
+def _embedding(call: Any, stored: Stored) -> Sizes:
+    w, ids = call.args
+    return {**_table(call.attrs, ids), "dtype": stored(w)}
+
+
+def _embedding_nbits(call: Any, stored: Stored) -> Sizes:
+    _, scale, zero, ids = call.args
+    return {**_table(call.attrs, ids), **_quantised(call.attrs, scale, zero, stored)}
+
+
+def _learned_positions(call: Any, stored: Stored) -> Sizes:
+    w, ids, _ = call.args
+    rows, width = sizes(w)
+    return {"n": sizes(ids)[1], "rows": rows, "width": width, "dtype": stored(w)}
+
+
+def _rope(call: Any, stored: Stored) -> Sizes:
+    x, cos, _, _ = call.args
+    _, n, width = sizes(x)
+    heads, rotary_dim = int(call.attrs["heads"]), int(call.attrs["rotary_dim"])
+    pairs = {"rotary_dim": rotary_dim, "interleaved": bool(int(call.attrs["interleaved"]))}
+    return {"n": n, "heads": heads, "head_dim": width // heads, "context": sizes(cos)[0], **pairs}
+
+
+def _attention(call: Any, stored: Stored) -> Sizes:
+    q, _, _, _, values, _ = call.args
+    _, kv_heads, context, head_dim = sizes(values)
+    scores = {key: float(call.attrs[key]) for key in ("scale", "softcap")}
+    seen = {"context": context, "window": int(call.attrs["window"])}
+    heads = {"heads": int(call.attrs["heads"]), "kv_heads": kv_heads, "head_dim": head_dim}
+    return {"n": sizes(q)[1], **heads, **seen, **scores}
+
+
+def _argmax(call: Any, stored: Stored) -> Sizes:
+    _, n, vocab = sizes(call.args[0])
+    return {"n": n, "vocab": vocab}
+
+
+def _take_columns(call: Any, stored: Stored) -> Sizes:
+    return {**_n_width(call, stored), "start": int(call.attrs["start"]), "part": int(call.attrs["width"])}
+
+
+def _scale(call: Any, stored: Stored) -> Sizes:
+    return {**_n_width(call, stored), "factor": float(call.attrs["factor"])}
+
+
+def _row(what: str) -> tuple[Callable[[Sizes], int], str]:
+    return (lambda s: int(s["width"])), what
+
+
+_NORMALISED = (lambda s: int(s["width"] // s["groups"])), "a normalised width"
+_HEAD = (lambda s: int(s["head_dim"])), "a head dimension"
+
+OPERATORS = {
+    "hsd.linear": Operator("linear", _linear, "linear_{n}_{k}_{columns}"),
+    "hsd.linear_nbits": Operator("linear_nbits", _linear_nbits, "linear_{bits}bit_{n}_{k}_{columns}"),
+    "hsd.embedding": Operator("embedding", _embedding, "embedding_{n}"),
+    "hsd.embedding_nbits": Operator("embedding_nbits", _embedding_nbits, "embedding_{bits}bit_{n}"),
+    "hsd.rms_norm": Operator("rms_norm", _rms_norm, "rms_norm_{n}_{groups}", _NORMALISED),
+    "hsd.add_rms_norm": Operator("add_rms_norm", _n_width_eps, "add_rms_norm_{n}", _row("a hidden size")),
+    "hsd.layer_norm": Operator("layer_norm", _n_width_eps, "layer_norm_{n}", _row("a hidden size")),
+    "hsd.silu_mul": Operator("silu_mul", _n_width, "silu_mul_{n}", _row("an FFN size")),
+    "hsd.gelu_mul": Operator("gelu_mul", _gelu, "gelu_mul_{n}", _row("an FFN size")),
+    "hsd.gelu": Operator("gelu", _gelu, "gelu_{n}", _row("an FFN size")),
+    "hsd.tanh": Operator("tanh", _n_width, "tanh_{n}", _row("a row")),
+    "hsd.scale": Operator("scale", _scale, "scale_{n}", _row("a row")),
+    "hsd.learned_positions": Operator("learned_positions", _learned_positions, "learned_positions_{n}"),
+    "hsd.rope": Operator("rope", _rope, "rope_{n}_{heads}"),
+    "hsd.attention_cached": Operator("attention_cached", _attention, "attention_{n}", _HEAD, places=(-1, 3, 4)),
+    "hsd.argmax": Operator("argmax", _argmax, "argmax_{n}"),
+    "hsd.take_row": Operator("take_row", _n_width, "take_row_{n}"),
+    "hsd.take_columns": Operator("take_columns", _take_columns, "take_columns_{n}"),
+    "relax.add": Operator("add", _n_width, "add_{n}_{width}", _row("a row")),
+}
+_ADD_BIAS = Operator("add_bias", _n_width, "add_{n}_{width}", _row("a row"))
+
+
+def operator_of(call: Any) -> Operator:
+    """The entry of a call; what is added decides between two of them."""
+    name = D.op_name(call)
+    return _ADD_BIAS if name == "relax.add" and call.args[1].ty.ndim != 3 else OPERATORS[name]
+
+
+@tvm.transform.module_pass(opt_level=0, name="Lower")
+class Lower:
+    """Replace every operator of the dialect by a call of a backend's kernel, cut as `tile` says."""
+
+    def __init__(self, backend: Backend, tile: Any):
+        self.backend, self.tile = backend, tile
+
+    def transform_module(self, mod: Any, ctx: Any) -> Any:
+        """Lower all functions; asserts that no operator of ours is left: it would run its slow reference.
+
+        Raises:
+            UserError: the backend has no kernel for an operator, for the type of a weight, or for a width.
+        """
+        lowered = relax.transform.LegalizeOps(dict.fromkeys(OPERATORS, self._lower))(mod)
+        left = operators_left(lowered)
+        assert not left, f"operators without a kernel of backend {self.backend.name}: {left}"
+        return lowered
+
+    def _lower(self, bb: Any, call: Any) -> Any:
+        operator, backend = operator_of(call), self.backend
+        found = operator.sizes(call, lambda weight: backend.weight_type(str(weight.ty.dtype)))
+        if operator.row is not None:
+            width, what = operator.row
+            backend.check_width(self.tile, width(found), what)
+        makers = backend.makers()
+        if operator.maker not in makers:
+            raise UserError(f"{backend.title()} has no kernel {operator.maker}: use --place {HOST}")
+        func = makers[operator.maker](self.tile, **found)
+        name = backend.kernel_names.get(operator.maker, operator.name).format_map(found)
+        return _call(bb, func, name, call, operator.places)
+
+
+def _call(bb: Any, func: Any, name: str, call: Any, places: tuple[int, ...]) -> Any:
+    """The outputs of a call of a PrimFunc, without scratch; the module gets it once, equal PrimFuncs are shared."""
+    outputs = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else [call.ty]
+    new = len([p for p in places if p < 0]) if places else len(outputs)
+    scratch = [D.tensor([int(d) for d in p.ty.shape], str(p.ty.dtype)) for p in func.params[len(call.args) + new :]]
+    kernel, types = bb.add_func(func.without_attr("global_symbol"), name), [*outputs, *scratch]
+    if places:
+        whole = relax.op.call_tir_inplace(kernel, list(call.args), [*places, *(-1 for _ in scratch)], types)
+    else:
+        whole = relax.call_tir(kernel, list(call.args), out_ty=types if len(types) > 1 else types[0])
+    return first_outputs(bb, whole, len(outputs)) if scratch else whole

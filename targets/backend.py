@@ -1,0 +1,189 @@
+"""The registry of processor kinds: what differs from one kind to another, under the name that placement rules use.
+
+A new kind is a folder here with a subclass of Backend, and a line in REGISTRY. Whatever runs a model or compiles one
+asks `backend(name)` and knows no kind by name but HOST, which every board has.
+
+Importing this module and the classes it names imports neither tvm nor onnx. The methods for compiling import what
+only the host has (kernels, targets, the linker); a bundle carries the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from targets.device import Board, Core, Gpu
+
+HOST = "cpu"  # runs what is placed nowhere else, launches the other kinds' kernels, and takes over where those fail
+REGISTRY = {
+    HOST: "targets.cpu.backend:CpuBackend",
+    "gpu": "targets.opencl.backend:OpenClBackend",
+}
+
+
+class ProcessorFailed(Exception):
+    """A processor cannot be used, or failed while generating; the message is one line."""
+
+
+class Tile(Protocol):
+    """How kernels are cut, as far as the layout of weights and caches depends on it; the rest is the backend's own."""
+
+    @property
+    def panel(self) -> int:
+        """Columns of a packed weight panel."""
+
+    @property
+    def lanes(self) -> int:
+        """Keys in one tile of the key cache."""
+
+
+class Backend(ABC):
+    """One kind of processor: first for compiling, then for running.
+
+    Attributes:
+        name: in placement rules, manifests and names of libraries.
+        half_as_bits: kernels get float16 weights as uint16 of the same bits (passes/relax/half_as_bits.py).
+        carries_runtime: a bundle that uses it carries a library that gives TVM the device.
+        kernel_names: formats of PrimFunc names, by maker, that differ from those of passes/lower/operators.py.
+    """
+
+    name: ClassVar[str]
+    half_as_bits: ClassVar[bool] = False
+    carries_runtime: ClassVar[bool] = False
+    kernel_names: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    # compiling
+
+    def title(self, model: str = "") -> str:
+        """For people; `model` is what the board's GPU is called."""
+        return f"the {self.name.upper()}"
+
+    def missing_on(self, board: Board) -> str:
+        """What keeps a board from using it, as a sentence without its end; "" where nothing does."""
+        return ""
+
+    @abstractmethod
+    def tile(self, core: Core, gpu: Gpu | None) -> Tile:
+        """How the kernels are cut for a board's core or GPU."""
+
+    @abstractmethod
+    def makers(self) -> Mapping[str, Any]:
+        """Its makers, by the names of targets/kernels/signatures.py; a model that needs another is refused."""
+
+    def weight_type(self, dtype: str) -> str:
+        """The type that makers are told for a weight of a parameter's type.
+
+        Raises:
+            UserError: there is no kernel for it.
+        """
+        return dtype
+
+    def check_width(self, tile: Any, width: int, what: str) -> None:
+        """Refuse widths that no kernel can have.
+
+        Args:
+            tile: of the kernels.
+            width: of what an operator reads as one vector.
+            what: its name in the message.
+
+        Raises:
+            UserError: the width is refused.
+        """
+        return
+
+    @abstractmethod
+    def tvm_target(self, core: Core) -> Any:
+        """The ``tvm.target.Target`` for its kernels, launched from `core`."""
+
+    def build(self, mod: Any, core: Core, path: Path) -> None:
+        """Compile a lowered module and write it as a shared library."""
+        from tvm import relax
+
+        from targets.cpu.linker import link_function
+
+        executable = relax.build(mod, self.tvm_target(core))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        executable.export_library(str(path), fcompile=link_function(core))
+
+    # running
+
+    @abstractmethod
+    def open(self, runtime: Path | None) -> Any:
+        """TVM's device.
+
+        Args:
+            runtime: the library in the bundle where `carries_runtime`, else None.
+
+        Raises:
+            UserError: the library does not load.
+            ProcessorFailed: there is no usable device.
+        """
+
+    def vm_devices(self, device: Any) -> Any:
+        """The devices of a VirtualMachine that runs its library."""
+        import tvm
+
+        return [device, tvm.cpu()]
+
+    def to_device(self, tensor: Any, device: Any, kept: Any) -> Any:
+        """A value of the host's on the device; does not wait.
+
+        Args:
+            tensor: on the host, the same shape and type in every call.
+            device: from `open`.
+            kept: what the call before returned; None at first. Its memory may be used again.
+        """
+        import tvm
+
+        buffer = tvm.runtime.empty(tuple(tensor.shape), str(tensor.dtype), device) if kept is None else kept
+        buffer.copyfrom(tensor)
+        return buffer
+
+    def host_view(self, tensor: Any) -> Any:
+        """The host's tensor with a value of the device, after the kernels before; until `end_view` it is the host's."""
+        import tvm
+
+        return tensor.copyto(tvm.cpu())
+
+    def end_view(self, tensor: Any) -> None:
+        """Give a tensor back to the device, which writes it again."""
+        return
+
+    def import_weight(self, array: npt.NDArray[Any], name: str, device: Any) -> Any:
+        """A weight as the kernels take it, without a copy where that can be.
+
+        Args:
+            array: of the mapped file; it stays mapped.
+            name: of the tensor, for messages.
+            device: from `open`.
+        """
+        import tvm
+
+        stored = array.view(np.uint16) if self.half_as_bits and array.dtype == np.float16 else array
+        return tvm.runtime.tensor(stored, device)
+
+
+def names() -> tuple[str, ...]:
+    """The registered kinds, HOST first."""
+    return tuple(REGISTRY)
+
+
+def backend(name: str) -> Backend:
+    """The kind of that name, which must be registered."""
+    return _load(REGISTRY[name])
+
+
+@functools.cache
+def _load(where: str) -> Backend:
+    module, _, cls = where.partition(":")
+    made = getattr(importlib.import_module(module), cls)()
+    assert isinstance(made, Backend)
+    return made

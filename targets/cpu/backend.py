@@ -1,0 +1,68 @@
+"""The board's CPU as a kind of processor: the host itself, so that values and weights stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from targets.backend import HOST, Backend
+from targets.cpu.tile import CpuTile, cpu_tile
+from targets.device import Core, Gpu
+from targets.errors import UserError
+
+
+class CpuBackend(Backend):
+    """Kernels compiled by LLVM for one core."""
+
+    name = HOST
+
+    def tile(self, core: Core, gpu: Gpu | None) -> CpuTile:
+        """The register tile of the core."""
+        return cpu_tile(core)
+
+    def makers(self) -> Mapping[str, Any]:
+        """The kernels of targets/cpu/kernels."""
+        from targets.cpu.kernels.table import MAKERS
+
+        return MAKERS
+
+    def check_width(self, tile: Any, width: int, what: str) -> None:
+        """Kernels move whole vectors."""
+        if width % tile.lanes:
+            raise UserError(
+                f"{what} of {width} is not a multiple of {tile.lanes}, the float32 lanes of this board's CPU: "
+                "not supported"
+            )
+
+    def tvm_target(self, core: Core) -> Any:
+        """LLVM for the core."""
+        from targets.cpu.target import tvm_target
+
+        return tvm_target(core)
+
+    def open(self, runtime: Path | None) -> Any:
+        """The CPU is always there."""
+        import tvm
+
+        return tvm.cpu()
+
+    def vm_devices(self, device: Any) -> Any:
+        """The CPU alone."""
+        return device
+
+    def to_device(self, tensor: Any, device: Any, kept: Any) -> Any:
+        """The tensor itself."""
+        return tensor
+
+    def host_view(self, tensor: Any) -> Any:
+        """The tensor itself."""
+        return tensor
+
+    def import_weight(self, array: npt.NDArray[Any], name: str, device: Any) -> Any:
+        """The mapped file itself."""
+        import tvm
+
+        return tvm.runtime.from_dlpack(array)

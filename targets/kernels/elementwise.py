@@ -1,0 +1,32 @@
+"""What the elementwise kernels compute from one value, or from two, as TIR expressions; the loops are the backend's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script import tirx as T
+
+from targets.kernels.vector_math import lanes_exp, lanes_gelu, lanes_tanh
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "silu_mul": lambda gate, up: gate / (T.float32(1) + lanes_exp(T.float32(0) - gate)) * up,
+    "gelu_mul tanh": lambda gate, up, *constants: lanes_gelu(gate, True, *constants) * up,
+    "gelu_mul erf": lambda gate, up, *_: lanes_gelu(gate, tanh=False) * up,
+    "gelu tanh": lambda x, *constants: lanes_gelu(x, True, *constants),
+    "gelu erf": lambda x, *_: lanes_gelu(x, tanh=False),
+    "tanh": lanes_tanh,
+    "scale": lambda x, factor: T.float32(factor) * x,
+}
+
+
+def elementwise(kind: str, *constants: float) -> Callable[..., Any]:
+    """The function of one or two float32 values, scalars or lanes, with its constants bound."""
+    function = _FUNCTIONS[kind]
+    return lambda *values: function(*values, *constants)
+
+
+def gelu_kind(name: str, tanh: bool) -> str:
+    """The kind of a kernel that has a GELU, by tanh or by erf (lanes_gelu)."""
+    return f"{name} tanh" if tanh else f"{name} erf"

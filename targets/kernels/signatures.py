@@ -1,0 +1,137 @@
+"""The signatures that the kernel makers of every backend share, one a kernel that passes/lower/operators.py asks for.
+
+A maker takes the backend's tile first, then static sizes and attributes, and returns a PrimFunc. The PrimFunc's
+parameters are the operator's arguments, then its outputs, then scratch buffers whose content nobody reads afterwards;
+how many, and of which shapes, the PrimFunc itself says. The same arguments give the same PrimFunc.
+
+Sizes: n rows are computed at once; `width` values are in a row; weights come in panels of `tile.panel` columns
+(passes/lower/pack.py). `dtype`, `scale_dtype` and `zero_dtype` are the types in which weights are stored; a backend
+that reads float16 from its bits gets uint16 buffers for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from targets.kernels.vector_math import GELU_CUBIC, GELU_SLOPE
+
+
+class Makers:
+    """Each method has the signature of the maker of its name; a backend has functions of these names in a table."""
+
+    @staticmethod
+    def linear(tile: Any, n: int, k: int, columns: int, dtype: str) -> Any:
+        """(x[1, n, k], w, y[1, n, columns])."""
+
+    @staticmethod
+    def linear_nbits(
+        tile: Any,
+        n: int,
+        k: int,
+        columns: int,
+        bits: int,
+        block: int,
+        scale_dtype: str,
+        zeros: bool,
+        zero_dtype: str = "uint8",
+    ) -> Any:
+        """(x[1, n, k], q, scale, zero, y[1, n, columns]): one scale for `block` values, with `zeros` a zero point."""
+
+    @staticmethod
+    def embedding(tile: Any, n: int, vocab: int, width: int, dtype: str) -> Any:
+        """(w, ids[1, n] int64, y[1, n, width])."""
+
+    @staticmethod
+    def embedding_nbits(
+        tile: Any,
+        n: int,
+        vocab: int,
+        width: int,
+        bits: int,
+        block: int,
+        scale_dtype: str,
+        zeros: bool,
+        zero_dtype: str = "uint8",
+    ) -> Any:
+        """(q, scale, zero, ids[1, n] int64, y[1, n, width])."""
+
+    @staticmethod
+    def rms_norm(tile: Any, n: int, width: int, groups: int, eps: float) -> Any:
+        """(x[1, n, width], w[width / groups], y)."""
+
+    @staticmethod
+    def add_rms_norm(tile: Any, n: int, width: int, eps: float) -> Any:
+        """(x[1, n, width], r, w[width], s, y): s = x + r, y = rms_norm(s) * w."""
+
+    @staticmethod
+    def layer_norm(tile: Any, n: int, width: int, eps: float) -> Any:
+        """(x[1, n, width], w[width], b[width], y)."""
+
+    @staticmethod
+    def add(tile: Any, n: int, width: int) -> Any:
+        """(a[1, n, width], b[1, n, width], y)."""
+
+    @staticmethod
+    def add_bias(tile: Any, n: int, width: int) -> Any:
+        """(a[1, n, width], b[width], y)."""
+
+    @staticmethod
+    def silu_mul(tile: Any, n: int, width: int) -> Any:
+        """(gate[1, n, width], up, y)."""
+
+    @staticmethod
+    def gelu_mul(
+        tile: Any, n: int, width: int, tanh: bool, slope: float = GELU_SLOPE, cubic: float = GELU_CUBIC
+    ) -> Any:
+        """(gate[1, n, width], up, y); `tanh`, `slope`, `cubic`: which GELU (lanes_gelu)."""
+
+    @staticmethod
+    def gelu(tile: Any, n: int, width: int, tanh: bool, slope: float = GELU_SLOPE, cubic: float = GELU_CUBIC) -> Any:
+        """(x[1, n, width], y)."""
+
+    @staticmethod
+    def tanh(tile: Any, n: int, width: int) -> Any:
+        """(x[1, n, width], y)."""
+
+    @staticmethod
+    def scale(tile: Any, n: int, width: int, factor: float) -> Any:
+        """(x[1, n, width], y)."""
+
+    @staticmethod
+    def rope(
+        tile: Any, n: int, heads: int, head_dim: int, rotary_dim: int, context: int, interleaved: bool = False
+    ) -> Any:
+        """(x[1, n, heads * head_dim], cos, sin[context, rotary_dim / 2], pos int64, y)."""
+
+    @staticmethod
+    def learned_positions(tile: Any, n: int, rows: int, width: int, dtype: str) -> Any:
+        """(w[rows, width], ids[1, n] int64, pos int64, y[1, n, width]); ids are unread."""
+
+    @staticmethod
+    def attention_cached(
+        tile: Any,
+        n: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        context: int,
+        scale: float,
+        window: int,
+        softcap: float,
+    ) -> Any:
+        """(q, k, v, keys, values, pos int64, y): appends k and v to the caches in place, then attends."""
+
+    @staticmethod
+    def argmax(tile: Any, n: int, vocab: int) -> Any:
+        """(logits[1, n, vocab], ids[1, n] int64); -1 for a row that is not finite."""
+
+    @staticmethod
+    def take_row(tile: Any, n: int, width: int) -> Any:
+        """(x[1, n, width], row int64, y[1, 1, width])."""
+
+    @staticmethod
+    def take_columns(tile: Any, n: int, width: int, start: int, part: int) -> Any:
+        """(x[1, n, width], y[1, n, part])."""
+
+
+MAKERS = tuple(name for name in vars(Makers) if not name.startswith("_"))

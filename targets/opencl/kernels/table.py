@@ -1,0 +1,24 @@
+"""The kernel makers of OpenCL by name, as lowering asks for them; their signatures: targets/kernels/signatures.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from targets.opencl.kernels.argmax import argmax
+from targets.opencl.kernels.attention import attention_cached
+from targets.opencl.kernels.elementwise import add, add_bias, gelu, gelu_mul, scale, silu_mul, tanh
+from targets.opencl.kernels.embedding import embedding, embedding_nbits
+from targets.opencl.kernels.linear import linear
+from targets.opencl.kernels.linear_nbits import linear_nbits
+from targets.opencl.kernels.norm import add_rms_norm, layer_norm, rms_norm
+from targets.opencl.kernels.rope import rope
+from targets.opencl.kernels.take import learned_positions, take_columns, take_row
+
+MAKERS: dict[str, Any] = {
+    maker.__name__: maker
+    for maker in (
+        *(linear, linear_nbits, embedding, embedding_nbits, rms_norm, add_rms_norm, layer_norm),
+        *(add, add_bias, silu_mul, gelu_mul, gelu, tanh, scale),
+        *(rope, learned_positions, attention_cached, argmax, take_row, take_columns),
+    )
+}

@@ -111,8 +111,8 @@ class OrtDecoder:
 
 def our_steps(model: Path, folder: Path, board: str) -> tuple[dict[int, Callable[[], Any]], int]:
     """Compile the file and return a step for each width, and the bytes of weights that a step reads."""
-    from costmodel.place import Place
-    from hetero_sd.compile.build import Sizes, build_model
+    from costmodel.place import Place, ReasonedPlace
+    from hetero_sd.compile.build import ModelRequest, Sizes, build_model
     from hetero_sd.runtime.manifest import Bundle, write_manifest
     from hetero_sd.runtime.model.model import CompiledModel
     from passes.onnx import canonicalise
@@ -120,7 +120,7 @@ def our_steps(model: Path, folder: Path, board: str) -> tuple[dict[int, Callable
 
     core, sizes = load_board(board, measure=False).clusters[0].core, Sizes(CONTEXT, WIDTHS, 32)
     decoder = canonicalise(model, CONTEXT)
-    built = build_model("target", decoder, core, None, Place("cpu"), sizes, folder, lambda *_: None)
+    built = build_model(ModelRequest("target", decoder, core, ReasonedPlace(Place("cpu")), sizes), folder)
     write_manifest(folder, {"target": built.facts})
     compiled = CompiledModel("target", Bundle(folder), huge_pages=True)
     graph = onnx.load(model, load_external_data=False).graph

@@ -121,9 +121,9 @@ def bundle_folder(name: str, processor: str, folder: Path) -> Path:
 
 def build(name: str, processor: str, folder: Path) -> None:
     """A bundle of one model for "cpu" or "gpu", if it is not there yet."""
-    from costmodel.place import Place
+    from costmodel.place import Place, ReasonedPlace
     from costmodel.schema.manifest import TokenizerFacts
-    from hetero_sd.compile.build import Sizes, build_model
+    from hetero_sd.compile.build import ModelRequest, Sizes, build_model
     from hetero_sd.runtime.manifest import write_manifest
     from passes.onnx import canonicalise
     from targets.boards import load_board
@@ -140,7 +140,8 @@ def build(name: str, processor: str, folder: Path) -> None:
         gpu = load_board("rk3588").gpu  # its kernels: only the largest work-group matters
         runtime = bundle / opencl_runtime.LIBRARY
         runtime.write_bytes(opencl_runtime.ensure().read_bytes())
-    built = build_model("target", decoder, core, gpu, Place(processor), sizes, bundle, lambda *_: None, runtime)
+    place = ReasonedPlace(Place(processor))
+    built = build_model(ModelRequest("target", decoder, core, place, sizes, gpu, runtime), bundle)
     write_manifest(bundle, {"target": built.facts}, tokenizer=TokenizerFacts((0,), built.facts.vocab))
 
 

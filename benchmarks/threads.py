@@ -81,8 +81,8 @@ def steps_of(model: Path, folder: Path, threads: int) -> dict[str, Step]:
     """A decoding step of each way to run the model; each of ours has a library of its own, as pools lie under one."""
     from decode import OrtDecoder
 
-    from costmodel.place import Place
-    from hetero_sd.compile.build import Sizes, build_model
+    from costmodel.place import Place, ReasonedPlace
+    from hetero_sd.compile.build import ModelRequest, Sizes, build_model
     from hetero_sd.runtime.manifest import Bundle, write_manifest
     from hetero_sd.runtime.model.model import CompiledModel
     from passes.onnx import canonicalise
@@ -91,7 +91,7 @@ def steps_of(model: Path, folder: Path, threads: int) -> dict[str, Step]:
     core = load_board("host", measure=False).clusters[0].core
     sizes = Sizes(CONTEXT, (1,), 32)
     decoder = canonicalise(model, CONTEXT)
-    built = build_model("target", decoder, core, None, Place("cpu"), sizes, folder / "tvm", lambda *_: None)
+    built = build_model(ModelRequest("target", decoder, core, ReasonedPlace(Place("cpu")), sizes), folder / "tvm")
     write_manifest(folder / "tvm", {"target": built.facts})
 
     def load(name: str, pool: str, count: int, tasks: int) -> Step:

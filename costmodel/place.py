@@ -109,7 +109,7 @@ class ReasonedPlace(Record):
     """Where one model runs, and why: a sentence that begins with its role."""
 
     place: Place
-    reason: str
+    reason: str = "as given"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from costmodel.place import Place
+from costmodel.place import ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
 from costmodel.schema.model import CacheFacts, ModelFacts, SegmentFacts
 from hetero_sd.compile.bundle import copy_thread_pool
@@ -66,50 +66,58 @@ class Sizes:
     prefill: int
 
 
-def build_model(
-    name: str,
-    decoder: Decoder,
-    core: Core,
-    gpu: Gpu | None,
-    place: Place,
-    sizes: Sizes,
-    bundle: Path,
-    progress: Progress,
-    runtime: Path | None = None,
-    dump: Path | None = None,
-    why: str = "as given",
-    fallback: bool = False,
-    subgraphs: Path | None = None,
-    tokenizer: TokenizerFacts | None = None,
-) -> BuiltModel:
-    """Compile a decoder into `bundle`/lib, one library per processor, and `bundle`/weights.
+@dataclass(frozen=True)
+class ModelRequest:
+    """One model to compile.
 
-    Args:
+    Attributes:
         name: "target" or "draft".
         decoder: the canonical decoder.
         core: CPU core to compile for; it also launches the GPU's kernels.
-        gpu: the board's GPU, where the placement needs one.
-        place: which part of the model runs where.
+        place: which part of the model runs where, and why.
         sizes: context and widths.
-        bundle: folder to write to.
-        progress: called with (what, done, total) while weights are packed.
+        gpu: the board's GPU, where the placement needs one.
         runtime: the OpenCL runtime in the bundle's folder, named in the manifest so that it is verified.
-        dump: folder for the IR after each phase.
-        why: where the placement comes from, for its reasons.
-        fallback: add the whole model for the CPU to a placement that needs the GPU.
+        fallback: add the whole model for the CPU to a placement that needs another processor.
+        dump: folder for the IR after each phase, or None.
         subgraphs: folder for the segments as ONNX files, or None.
         tokenizer: the manifest's `tokenizer`, which the libraries keep beside the other facts (library_facts.py).
+    """
+
+    name: str
+    decoder: Decoder
+    core: Core
+    place: ReasonedPlace
+    sizes: Sizes
+    gpu: Gpu | None = None
+    runtime: Path | None = None
+    fallback: bool = False
+    dump: Path | None = None
+    subgraphs: Path | None = None
+    tokenizer: TokenizerFacts | None = None
+
+
+def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda *_: None) -> BuiltModel:
+    """Compile a decoder into `bundle`/lib, one library per processor, and `bundle`/weights.
+
+    Args:
+        request: what to compile.
+        bundle: folder to write to.
+        progress: called with (what, done, total) while weights are packed.
 
     Raises:
         UserError: an operator has no kernel on its processor, the placement names layers that are not there, or a
             weight is not finite.
     """
-    tiles = {p: backend(p).tile(core, gpu) for p in dict.fromkeys((HOST, *place.processors))}
+    name, decoder, core, sizes = request.name, request.decoder, request.core, request.sizes
+    place = request.place.place
+    tiles = {p: backend(p).tile(core, request.gpu) for p in dict.fromkeys((HOST, *place.processors))}
     lowered = lower_decoder(
-        *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill), IrDump(dump), why, fallback
+        *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill),
+        *(IrDump(request.dump), request.place.reason, request.fallback),
     )
-    if subgraphs is not None:
-        write_subgraphs(decoder, lowered.origins, lowered.placed, subgraphs)
+    if request.subgraphs is not None:
+        write_subgraphs(decoder, lowered.origins, lowered.placed, request.subgraphs)
     copy_thread_pool(bundle, core.isa)
     weights = bundle / "weights" / f"{name}.safetensors"
     weights.parent.mkdir(exist_ok=True)
@@ -117,7 +125,7 @@ def build_model(
     write_weights(weights, _tensors(name, lowered, progress), {"model": name})
     libraries = {processor: bundle / "lib" / f"{name}_{processor}.so" for processor in lowered.modules}
 
-    carried = runtime if any(backend(processor).carries_runtime for processor in libraries) else None
+    carried = request.runtime if any(backend(processor).carries_runtime for processor in libraries) else None
     facts = decoder.facts
     described = ModelFacts(
         role=name,
@@ -142,7 +150,7 @@ def build_model(
         ),
         opencl_runtime=carried.relative_to(bundle).as_posix() if carried is not None else None,
     )
-    kept = facts_json(described, [(p.name, p.dtype, p.shape) for p in lowered.packed], tokenizer)
+    kept = facts_json(described, [(p.name, p.dtype, p.shape) for p in lowered.packed], request.tokenizer)
     for processor, library in libraries.items():
         backend(processor).build(_with_facts(lowered.modules[processor], kept), core, library)
     source = sum(int(lowered.weights[p.name].nbytes) for p in lowered.packed)

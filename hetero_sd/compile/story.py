@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from costmodel.decoder import DecoderSpec
 from costmodel.schema.plan import Plan
 from costmodel.speculative import MOST_GAMMA, check_acceptance
-from hetero_sd.compile.build import BuiltModel, Sizes, build_model
+from hetero_sd.compile.build import BuiltModel, ModelRequest, Sizes, build_model
 from hetero_sd.compile.bundle import (
     copy_device_python,
     copy_opencl_runtime,
@@ -234,17 +234,23 @@ def _build(
 ) -> BuiltModel:
     """Compile one model of the pair."""
     steps = plan.widths[role]
-    core, dump = board.cluster(plan.cluster).core, request.dump_ir and request.dump_ir / role
-    place, why = plan.places[role].place, plan.places[role].reason
-    where = place_text(place, board.gpu.model if board.gpu else "", core.name)
+    core, place = board.cluster(plan.cluster).core, plan.places[role]
+    where = place_text(place.place, board.gpu.model if board.gpu else "", core.name)
+    model = ModelRequest(
+        role,
+        decoder,
+        core,
+        place,
+        Sizes(plan.context, steps, plan.prefill_width),
+        gpu=board.gpu,
+        runtime=opencl_runtime,
+        fallback=request.cpu_fallback,
+        dump=request.dump_ir and request.dump_ir / role,
+        subgraphs=request.subgraphs and request.subgraphs / role,
+        tokenizer=tokenizer.facts,
+    )
     with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
-        sizes = Sizes(plan.context, steps, plan.prefill_width)
-        return build_model(
-            *(role, decoder, core, board.gpu, place, sizes, folder, advance, opencl_runtime, dump, why),
-            fallback=request.cpu_fallback,
-            subgraphs=request.subgraphs and request.subgraphs / role,
-            tokenizer=tokenizer.facts,
-        )
+        return build_model(model, folder, advance)
 
 
 def _check_memory(board: Board, models: dict[str, BuiltModel]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from requirements import only_where
 
-from costmodel.place import Place
+from costmodel.place import Place, ReasonedPlace
 from hetero_sd.runtime.manifest import Bundle, write_manifest
 from targets.boards import load_board
 
@@ -29,7 +29,7 @@ CONTEXT = 32
 @pytest.fixture(scope="module")
 def bundle(opencl: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers on the GPU alone, one token a step."""
-    from hetero_sd.compile.build import Sizes, build_model
+    from hetero_sd.compile.build import ModelRequest, Sizes, build_model
     from hetero_sd.compile.bundle import copy_opencl_runtime
     from passes.onnx import canonicalise
 
@@ -37,8 +37,8 @@ def bundle(opencl: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runtime = copy_opencl_runtime(folder / "python", load_board("host", measure=False).isa)
     core, gpu = load_board("host", measure=False).clusters[0].core, load_board("rk3566").gpu
     decoder, sizes = canonicalise(EXPORT, CONTEXT), Sizes(CONTEXT, (1,), 8)
-    place = Place.parse("gpu")
-    built = build_model("target", decoder, core, gpu, place, sizes, folder, lambda *_: None, runtime)
+    place = ReasonedPlace(Place("gpu"))
+    built = build_model(ModelRequest("target", decoder, core, place, sizes, gpu, runtime), folder)
     write_manifest(folder, {"target": built.facts})
     return folder
 

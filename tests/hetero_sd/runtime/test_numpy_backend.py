@@ -14,7 +14,8 @@ import numpy_backend
 import numpy_kernels
 import pytest
 
-from costmodel.place import Place
+from costmodel.place import Place, ReasonedPlace
+from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.speculate import speculate
@@ -37,18 +38,16 @@ def _registered() -> Iterator[None]:
 
 
 def build(folder: Path, places: dict[str, str], fallback: bool = False) -> Path:
-    from hetero_sd.compile.build import Sizes, build_model
+    from hetero_sd.compile.build import ModelRequest, Sizes, build_model
     from passes.onnx import canonicalise
 
     core, models = load_board("host", measure=False).clusters[0].core, {}
     for role, place in places.items():
         decoder = canonicalise(EXPORTS / PAIR[role] / "model.onnx", CONTEXT)
         sizes = Sizes(CONTEXT, (1, 4) if role == "target" else (1, 2), 8)
-        built = build_model(
-            role, decoder, core, None, Place.parse(place), sizes, folder, lambda *_: None, fallback=fallback
-        )
-        models[role] = built.manifest
-    write_manifest(folder, {"models": models, "plan": {"threads": 1, "gamma": 3}})
+        where = ReasonedPlace(Place.parse(place))
+        models[role] = build_model(ModelRequest(role, decoder, core, where, sizes, fallback=fallback), folder).facts
+    write_manifest(folder, models)
     return folder
 
 
@@ -85,8 +84,9 @@ def test_the_pair_speaks_as_on_the_cpu(cpu: Path, tmp_path: Path, place: str, mo
     assert not numpy_backend.CALLS
     assert greedy(target) == expected
     assert numpy_backend.CALLS["linear"] > NEW
-    trace = Trace()
-    assert list(speculate(target, draft, PROMPT, Request(max_new_tokens=NEW), FixedGamma(3), trace)) == expected
+    trace, request = Trace(), Request(max_new_tokens=NEW)
+    drafter = ModelDrafter(draft, target.vocab, request.sampling)
+    assert list(speculate(target, drafter, PROMPT, request, FixedGamma(3), trace)) == expected
     assert any(r.accepted for r in trace.rounds)
     logits = rows(on_cpu)
     assert np.abs(rows(target) - logits).max() < 1e-4 * np.abs(logits).max()

@@ -275,17 +275,15 @@ def test_a_forked_child_starts_threads_of_its_own(
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One model, as target and as draft."""
-    from costmodel.place import Place
-    from hetero_sd.compile.build import Sizes, build_model
+    from costmodel.place import Place, ReasonedPlace
+    from hetero_sd.compile.build import ModelRequest, Sizes, build_model
     from passes.onnx import canonicalise
 
     folder = tmp_path_factory.mktemp("bundle")
     core = load_board("host", measure=False).clusters[0].core
+    place, sizes = ReasonedPlace(Place("cpu")), Sizes(48, (1, 4), 32)
     models = {
-        role: build_model(
-            *(role, canonicalise(EXPORT, 48), core, None, Place("cpu"), Sizes(48, (1, 4), 32), folder),
-            lambda *_: None,
-        ).facts
+        role: build_model(ModelRequest(role, canonicalise(EXPORT, 48), core, place, sizes), folder).facts
         for role in ("target", "draft")
     }
     write_manifest(folder, models)

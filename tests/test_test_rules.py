@@ -23,6 +23,7 @@ CROSS_CUTTING = {
     "targets/opencl/test_opencl_building.py": "runtime/building.py",
     "targets/opencl/test_opencl_processes.py": "opencl_runtime in processes of their own",
     "targets/opencl/test_opencl_sanitizers.py": "opencl_runtime's C++ alone",
+    "passes/lower/test_opencl.py": "operators.py with the OpenCL backend, on a device",
     "passes/test_relax_passes.py": "the small Relax passes",
     "passes/onnx/test_cases.py": "the whole importer on exports of other tools",
     "passes/onnx/test_node_order.py": "the whole importer on shuffled graphs",
@@ -42,6 +43,7 @@ CROSS_CUTTING = {
     "hetero_sd/test_defaults.py": "compile and run without options",
     "hetero_sd/test_memory.py": "compile's peak memory",
     "hetero_sd/runtime/test_doctor_machines.py": "doctor on whole machines",
+    "hetero_sd/runtime/test_numpy_backend.py": "a backend from compiling to decoding",
     "hetero_sd/runtime/test_gpu_model.py": "model.py on an OpenCL device",
     "hetero_sd/runtime/test_speculative_law.py": "speculate.py with sampling.py: the law of the output",
 }

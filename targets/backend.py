@@ -3,8 +3,8 @@
 A new kind is a folder here with a subclass of Backend, and a line in REGISTRY. Whatever runs a model or compiles one
 asks `backend(name)` and knows no kind by name but HOST, which every board has.
 
-Importing this module and the classes it names imports neither tvm nor onnx. The methods for compiling import what
-only the host has (kernels, targets, the linker); a bundle carries the rest.
+Importing this module and the classes it names imports neither tvm nor onnx nor numpy. The methods for compiling import
+what only the host has (kernels, targets, the linker); a bundle carries the rest.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from targets.device import Board, Core, Gpu
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 HOST = "cpu"  # runs what is placed nowhere else, launches the other kinds' kernels, and takes over where those fail
 REGISTRY = {
@@ -165,6 +165,7 @@ class Backend(ABC):
             name: of the tensor, for messages.
             device: from `open`.
         """
+        import numpy as np
         import tvm
 
         stored = array.view(np.uint16) if self.half_as_bits and array.dtype == np.float16 else array

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from targets.backend import HOST, Backend
 from targets.cpu.tile import CpuTile, cpu_tile
 from targets.device import Core, Gpu
 from targets.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 class CpuBackend(Backend):

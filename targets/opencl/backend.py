@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from targets import elf
 from targets.backend import Backend, ProcessorFailed
 from targets.device import Board, Core, Gpu
 from targets.errors import UserError, last_line
 from targets.opencl.tile import GpuTile, gpu_tile
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 class OpenClBackend(Backend):

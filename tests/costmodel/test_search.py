@@ -155,6 +155,8 @@ def test_what_is_given_is_kept(published: Any, rk3588: Board) -> None:
     assert max(five.best.tokens_per_s, alone.best.tokens_per_s, split.tokens_per_s) <= free.tokens_per_s
     with pytest.raises(UserError, match="there is no layer 28"):
         Search(replace(question, target_place=Place.parse("gpu:28"))).decide()
+    with pytest.raises(UserError, match=r"^placement npu: the cost model cannot price 'npu', only cpu and gpu$"):
+        Search(replace(question, target_place=Place("npu"))).decide()
 
 
 @pytest.mark.parametrize("rule", ["cpu", "gpu", "gpu:0-3", "gpu:embedding", "cpu:5-head", "cpu:head", "gpu:3-27"])

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy_backend
 import pytest
 
+from costmodel.place import Part, Place
 from hetero_sd.cli import main
 from hetero_sd.compile import story as compile_module
-from hetero_sd.compile.place import place_models
+from hetero_sd.compile.place import place_models, place_text
+from targets import backend
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
@@ -47,6 +50,20 @@ def test_rules() -> None:
     assert read("gpu:ffn", with_gpu, True) == {"target": "gpu:ffn", "draft": "gpu:ffn"}
     assert read("target=gpu:4-head", with_gpu, True) == {"target": "gpu:4-head", "draft": "cpu"}
     assert read("gpu:3", with_gpu, False) == {"target": "gpu:3"}
+
+
+def test_rules_know_every_registered_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = load_board("rpi5")
+    with pytest.raises(UserError, match="'test' cannot be read"):
+        place_models("test", board, True)
+    monkeypatch.setitem(backend.REGISTRY, "test", numpy_backend.WHERE)
+    placed = place_models("target=test:0-1,draft=test", board, True)
+    assert {role: place.text for role, place in placed.items()} == {"target": "test:0-1", "draft": "test"}
+    assert placed["target"].processors == ("cpu", "test")
+    assert placed["draft"].processors == ("test",)
+    assert [placed["target"].of(Part("ffn", i), 4) for i in range(4)] == ["test", "test", "cpu", "cpu"]
+    assert place_text(placed["target"], "") == "the TEST (0 to 1), the rest on the CPU"
+    assert Place.parse("cpu:0-1").processors == ("cpu", "gpu")  # as before: the rest on the kind registered next
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""The table from operators to kernels: complete, the same for every backend, refusals in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy_backend
+import pytest
+from tvm import relax
+
+from passes.lower.kernel_calls import kernel_uses, operators_left
+from passes.lower.operators import OPERATORS, Lower, operator_of
+from passes.pipeline import lower_decoder
+from passes.relax import dialect as D
+from passes.testing import TinyDecoder
+from targets import backend as backends
+from targets.backend import Backend, backend
+from targets.cpu.tile import CpuTile
+from targets.errors import UserError
+from targets.kernels.signatures import MAKERS
+from targets.opencl.tile import GpuTile
+
+TILES = {"cpu": CpuTile(lanes=8, panel=16, accumulators=12), "gpu": GpuTile(), "test": numpy_backend.Tile()}
+
+
+@pytest.fixture(autouse=True)
+def _third(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends.REGISTRY, "test", numpy_backend.WHERE)
+
+
+def module(call: Any, *params: Any) -> Any:
+    bb = relax.BlockBuilder()
+    with bb.function("main", list(params)):
+        with bb.dataflow():
+            out = bb.emit_output(bb.emit(call))
+        bb.emit_func_output(out)
+    return bb.get()
+
+
+def row(width: int = 16, name: str = "x") -> Any:
+    return relax.Var(name, D.tensor((1, 2, width)))
+
+
+def test_every_maker_serves_an_operator() -> None:
+    served = {operator.maker for operator in OPERATORS.values()} | {"add_bias"}
+    assert served == set(MAKERS)
+    x, bias = row(), relax.Var("b", D.tensor((16,)))
+    assert operator_of(relax.op.add(x, row(name="y"))).maker == "add"
+    bb = relax.BlockBuilder()
+    assert operator_of(bb.normalize(relax.op.add(x, bias))).maker == "add_bias"
+
+
+@pytest.mark.parametrize("name", TILES)
+def test_a_decoder_calls_the_same_kernels_everywhere(name: str) -> None:
+    """Names differ where a backend says so, and by nothing else."""
+    from costmodel.place import Place
+
+    tiny = TinyDecoder(bits=4, qk_norm=True, qkv_bias=True)
+    lowered = lower_decoder(tiny.decoder(), TILES, Place(name), 64, (2,), 8)
+    assert operators_left(lowered.mod) == []
+    kind, uses = backend(name), kernel_uses(lowered.mod["step_2"])
+    named = {use.name: use.calls for use in uses}
+    silu = "silu_mul_2_48" if kind.kernel_names else "silu_mul_2"
+    assert named[silu] == named["attention_2"] == 2
+    assert {"linear_4bit_2_64_48", "embedding_2", "rms_norm_2_4", "add_2_64", "argmax_2", "rope_2_4"} <= set(named)
+    scratch = {use.name for use in uses if use.scratch}
+    assert ("argmax_2" in scratch) == (name != "cpu")
+    assert ("attention_2" in scratch) == (name == "gpu")
+
+
+def lowers(kind: Backend, mod: Any) -> bool:
+    return operators_left(Lower(kind, TILES[kind.name])(mod)) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda x: D.tanh(x), "a row"),
+        (lambda x: D.scale(x, factor=0.5), "a row"),
+        (lambda x: relax.op.add(x, x), "a row"),
+        (lambda x: D.silu_mul(x, x), "an FFN size"),
+        (lambda x: D.gelu(x, tanh=1), "an FFN size"),
+        (lambda x: D.gelu_mul(x, x, tanh=1), "an FFN size"),
+    ],
+)
+def test_only_the_cpu_refuses_parts_of_vectors(call: Any, what: str) -> None:
+    def of(width: int) -> Any:
+        x = row(width)
+        return module(call(x), x)
+
+    assert lowers(backend("cpu"), of(16))
+    assert lowers(backend("gpu"), of(18))
+    with pytest.raises(UserError, match=f"^{what} of 18 is not a multiple of 8, the float32 lanes of this board's CPU"):
+        lowers(backend("cpu"), of(18))
+
+
+def test_each_part_of_a_normalised_row_is_whole_vectors() -> None:
+    def of(groups: int) -> Any:
+        x, w = row(48), relax.Var("w", D.tensor((48 // groups,)))
+        return module(D.rms_norm(x, w, eps=1e-5, groups=groups), x, w)
+
+    assert lowers(backend("cpu"), of(3))
+    with pytest.raises(UserError, match="a normalised width of 12 is not a multiple of 8"):
+        lowers(backend("cpu"), of(4))
+
+
+def test_a_backend_without_the_kernel_is_one_line() -> None:
+    x = row()
+    with pytest.raises(UserError, match="the TEST has no kernel tanh: use --place cpu"):
+        lowers(backend("test"), module(D.tanh(x), x))
+    assert lowers(backend("test"), module(D.silu_mul(x, x), x))

@@ -36,16 +36,34 @@ def read_object(path: Path, what: str, most_bytes: int = 1 << 20) -> dict[str, A
     return data
 
 
+def check_writable(path: Path) -> None:
+    """Refuse, before any work, a file that `write_text` could not write.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    part = _part(path)
+    try:
+        part.write_text("", "utf-8")
+        part.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = _part(path)
     try:
         part.write_text(text, "utf-8")
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")

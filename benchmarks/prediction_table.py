@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from prediction_cases import CASES, CHUNK, PAIRS, Pair
+from prediction_cases import CASES, PAIRS, Pair
 
 from costmodel.factors import Factors
 from costmodel.fit import Fit, Point, fit
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, dram_bytes
+from costmodel.schema.measured import MeasuredStep
 from costmodel.speculative import RoundCosts, expected_tokens, sequential_round
 from costmodel.work import step_units
 from hetero_sd.acceptance_rate import judge
@@ -54,18 +55,18 @@ def with_pocl(board: Board) -> Board:
 
 def read_points(folder: Path, shapes: dict[str, Any]) -> list[Point]:
     """Every step that was measured, its samples of all processes together."""
-    samples: dict[tuple[str, str, int, int, str], list[Any]] = {}
+    samples: dict[tuple[str, MeasuredStep], list[Any]] = {}
     for path in sorted(folder.glob("steps-*.json")):
         data = json.loads(path.read_text("utf-8"))
         for p in data["points"]:
-            key = (data["processor"], p["model"], p["n"], p["past"], p["kind"])
+            key = (data["processor"], MeasuredStep(**p["step"]))
             samples.setdefault(key, []).extend(p["samples"])
     points = []
-    for (processor, model, n, past, kind), found in samples.items():
-        p = Step({}, int, [tuple(s) for s in found]).point(LEAST)
+    for (processor, step), found in samples.items():
+        p = Step(step, int, [tuple(s) for s in found]).point(LEAST)
         cluster, threads = ("gpu", 1) if processor == "gpu" else ("cpu", int(processor))
-        facts = (n, past, p["seconds"], p["bandwidth_gb_per_s"], p["stable"], CHUNK if kind == "prefill" else 0)
-        points.append(Point(shapes[model], cluster, threads, *facts))
+        facts = (p.n, p.past, p.seconds, p.bandwidth_gb_per_s, p.stable, p.chunk)
+        points.append(Point(shapes[p.model], cluster, threads, *facts))
     return points
 
 
@@ -80,12 +81,12 @@ def with_measured(board: Board, points: Sequence[Point]) -> Board:
 
 def fit_all(board: Board, points: Sequence[Point]) -> Fit:
     """Fit on calibration's models, which have other widths than those that are judged."""
-    return fit(board, points, lambda p: not CASES[p.shape.name].fitted)
+    return fit(board, points, lambda p: not CASES[p.spec.name].fitted)
 
 
 def flat_s(point: Point) -> float:
     """A plain roofline with flat T(n): weights and KV rows over the bandwidth measured beside the point."""
-    once = dram_bytes(step_units(point.shape, 1, point.past)) / (point.bandwidth_gb_per_s * 1e9)
+    once = dram_bytes(step_units(point.spec, 1, point.past)) / (point.bandwidth_gb_per_s * 1e9)
     return float(once * (point.n // point.chunk if point.chunk else 1))
 
 
@@ -100,9 +101,9 @@ def step_rows(fitted: Fit) -> list[dict[str, Any]]:
         rows.append(
             {
                 "term": f"prefill {p.n}" if p.chunk else f"{'decode' if p.n == 1 else 'verify'} n={p.n}",
-                "model": p.shape.name,
-                "parameters": p.shape.parameters,
-                "dtype": p.shape.main_dtype,
+                "model": p.spec.name,
+                "parameters": p.spec.parameters,
+                "dtype": p.spec.main_dtype,
                 "where": where,
                 "past": p.past,
                 "bandwidth_gb_per_s": p.bandwidth_gb_per_s,

@@ -81,7 +81,7 @@ def measure_steps(processor: str, part: str, folder: Path, repeats: int) -> None
 
     def more(passes: int) -> bool:
         if passes:
-            points = [{**step.facts, "samples": step.samples} for step in steps]
+            points = [{"step": step.facts.to_json(), "samples": step.samples} for step in steps]
             save(out, {"processor": processor, "passes": passes, "points": points})
         return passes < repeats
 
@@ -90,6 +90,7 @@ def measure_steps(processor: str, part: str, folder: Path, repeats: int) -> None
 
 def steps_of(name: str, model: Any) -> list[Any]:
     """The points of one model."""
+    from costmodel.schema.measured import MeasuredStep
     from hetero_sd.runtime.calibrate.measure import Step
 
     case, found = CASES[name], []
@@ -98,10 +99,10 @@ def steps_of(name: str, model: Any) -> list[Any]:
     for past in PASTS:
         for n in case.step_widths:
             ids = [7] * n
-            facts = {"model": name, "n": n, "past": past, "kind": "step"}
+            facts = MeasuredStep(name, "", n, past, 0)  # the file names the processor
             found.append(Step(facts, lambda ids=ids, past=past: model.argmax(ids, past)))
     for past in PREFILL_PASTS:
-        facts = {"model": name, "n": length, "past": past, "kind": "prefill"}
+        facts = MeasuredStep(name, "", length, past, CHUNK)
         found.append(Step(facts, lambda past=past: model.extend([7] * length, past)))
     return found
 

@@ -15,6 +15,7 @@ placement.py    where the parts of a model run
 question.py     questions, variants, decisions
 search.py       the best placement and draft length, and why the others lost
 fit.py          factors fitted to measurements
+schema/         what host and device write and read: manifest, plan, measurements
 """
 
 from __future__ import annotations

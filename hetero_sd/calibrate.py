@@ -13,6 +13,8 @@ from typing import Any
 from costmodel.decoder import DecoderSpec
 from costmodel.fit import Fit, Point, fit
 from costmodel.question import factors_of
+from costmodel.schema.measured import GPU, MIXED, Measured
+from costmodel.schema.record import SchemaError
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_factors, with_gpu, with_region_cost
 from hetero_sd.predict.inputs import load_shapes
 from targets.boards import load_board
@@ -86,52 +88,33 @@ def calibrate(request: CalibrateRequest) -> Calibrated:
     return Calibrated(with_factors(calibrated, found, own), found, tuple(held_out))
 
 
-def read_measured(path: Path) -> dict[str, Any]:
+def read_measured(path: Path) -> Measured:
     """A file of run.py --calibrate.
 
     Raises:
-        UserError: unreadable, or something else.
+        UserError: unreadable, something else, or with numbers that cannot be.
     """
     data = read_object(path, "a file of run.py --calibrate", _LARGEST_BYTES)
-    if data.get("format") != 1 or not isinstance(data.get("points"), list):
-        raise UserError(f"{path}: not written by run.py --calibrate of this version")
-    return data
+    try:
+        return Measured.from_json(data)
+    except SchemaError as error:
+        raise UserError(f"{path}: not as run.py --calibrate of this version writes it: {error}") from None
 
 
-def points_of(data: dict[str, Any], path: Path, specs: dict[str, DecoderSpec], cluster: str) -> list[Point]:
-    """The measured steps of the models given.
+def points_of(data: Measured, path: Path, specs: dict[str, DecoderSpec], cluster: str) -> list[Point]:
+    """The measured steps of the models given; a model over both processors is left out, its parts were not timed.
 
     Raises:
-        UserError: a point of a model that was not given, or with numbers that cannot be.
+        UserError: a point of a model that was not given.
     """
     found = []
-    for i, entry in enumerate(data["points"]):
-        processor = entry.get("processor", "cpu")
-        if processor == "mixed":  # a model over both: its parts were not timed
+    for i, p in enumerate(data.points):
+        if p.processor == MIXED:
             continue
-        try:
-            point = Point(
-                specs[entry["model"]],
-                "gpu" if processor == "gpu" else cluster,
-                1 if processor == "gpu" else int(data["threads"]),
-                int(entry["n"]),
-                int(entry["past"]),
-                float(entry["seconds"]),
-                float(entry["bandwidth_gb_per_s"]),
-                bool(entry["stable"]),
-                int(entry.get("chunk", 0)),
-            )
-        except KeyError as error:
-            missing = str(error).strip("'")
-            hint = ": give it with --draft" if missing == "draft" else ""
-            raise UserError(f"{path}: point {i} has no usable {missing!r}{hint}") from None
-        except (TypeError, ValueError):
-            raise UserError(f"{path}: point {i} holds something that is not a number") from None
-        if point.chunk < 0 or (point.chunk and point.n % point.chunk):
-            raise UserError(f"{path}: point {i} has impossible numbers: {point.n} tokens in chunks of {point.chunk}")
-        if not (0 < point.seconds < 1e4 and 0.01 < point.bandwidth_gb_per_s < 1e4 and point.n >= 1 and point.past >= 0):
-            raise UserError(f"{path}: point {i} has impossible numbers: {point.seconds} s at n = {point.n}")
-        found.append(point)
+        if p.model not in specs:
+            raise UserError(f"{path}: point {i} is of the {p.model}: give it with --{p.model}")
+        where = (GPU, 1) if p.processor == GPU else (cluster, data.threads)
+        found.append(Point(specs[p.model], *where, p.n, p.past, p.seconds, p.bandwidth_gb_per_s, p.stable, p.chunk))
     return found
 
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from costmodel.fit import BOUNDS, Fit
+from costmodel.schema.measured import GPU, GpuDevice, Measured
 from targets.device import Board, read_board
-from targets.errors import UserError
 
 _HOW = "run.py --calibrate: largest element of a 256 MB array"
 GPU_HOW = "run.py --calibrate: OpenCL kernel that reads 256 MB"
 
 
-def with_bandwidth(board: Board, cluster: str, measured: Sequence[dict[str, Any]]) -> Board:
+def with_bandwidth(board: Board, cluster: str, measured: Sequence[Measured]) -> Board:
     """The board with the measured bandwidths in place of the file's.
 
     `cluster` is where the models ran; other clusters are recognised by their CPU numbers.
@@ -24,16 +24,16 @@ def with_bandwidth(board: Board, cluster: str, measured: Sequence[dict[str, Any]
     table = _table(board)
     rates: dict[tuple[str, str], list[float]] = {}
     for m in measured:
-        rates.setdefault((cluster, "one_thread"), []).append(float(m["bandwidth_one_thread_gb_per_s"]))
-        if int(m["threads"]) == board.cluster(cluster).count:
-            rates.setdefault((cluster, "all_threads"), []).append(float(m["bandwidth_gb_per_s"]))
-        for entry in _bandwidths(m):
-            cpus = {cpu for reader in entry["readers"] if reader != "gpu" for cpu in reader}
-            if "gpu" in entry["readers"]:
+        rates.setdefault((cluster, "one_thread"), []).append(m.bandwidth_one_thread_gb_per_s)
+        if m.threads == board.cluster(cluster).count:
+            rates.setdefault((cluster, "all_threads"), []).append(m.bandwidth_gb_per_s)
+        for entry in m.bandwidths:
+            if GPU in entry.readers:
                 continue
+            cpus = {cpu for reader in entry.readers for cpu in reader}
             for c in board.clusters:
                 if cpus == set(c.cpu_ids):
-                    rates.setdefault((c.name, "all_threads"), []).append(sum(entry["gb_per_s"]))
+                    rates.setdefault((c.name, "all_threads"), []).append(sum(entry.gb_per_s))
     for c in table["clusters"]:
         one, every = (max(rates.get((c["name"], key), [0.0])) for key in ("one_thread", "all_threads"))
         every = max(every, one)
@@ -50,19 +50,9 @@ def with_bandwidth(board: Board, cluster: str, measured: Sequence[dict[str, Any]
     return read_board(table, "the calibrated board", {})
 
 
-def with_region_cost(board: Board, cluster: str, measured: Sequence[dict[str, Any]]) -> Board:
-    """The board with what a parallel region of the cluster costs, as our thread pool measured it with most threads.
-
-    Raises:
-        UserError: the measurement is damaged.
-    """
-    costs: dict[int, float] = {}
-    try:
-        for m in measured:
-            costs.update({int(threads): float(cost) for threads, cost in (m.get("region_cost_s") or {}).items()})
-        assert all(threads > 1 and 0 <= cost < 1 for threads, cost in costs.items())
-    except (AssertionError, AttributeError, TypeError, ValueError):
-        raise UserError("the measured cost of a region is damaged: run `run.py --calibrate` again") from None
+def with_region_cost(board: Board, cluster: str, measured: Sequence[Measured]) -> Board:
+    """The board with what a parallel region of the cluster costs, as our thread pool measured it with most threads."""
+    costs = {threads: cost for m in measured for threads, cost in m.region_cost_s.items()}
     if not costs:
         return board
     table, most = _table(board), max(costs)
@@ -74,39 +64,38 @@ def with_region_cost(board: Board, cluster: str, measured: Sequence[dict[str, An
     return read_board(table, "the calibrated board", {})
 
 
-def with_gpu(board: Board, measured: Sequence[dict[str, Any]]) -> Board:
+def with_gpu(board: Board, measured: Sequence[Measured]) -> Board:
     """The board with the GPU's measured bandwidth and launch; a GPU that its file does not have is added.
 
     Raises:
         UserError: they contradict the board's other numbers.
     """
-    found = [m for m in measured if m.get("gpu")]
-    if not found:
+    costs = next((m.gpu for m in reversed(measured) if m.gpu is not None), None)
+    if costs is None:
         return board
     table = _table(board)
-    costs = found[-1]["gpu"]
-    gpu = table.get("gpu") or _unknown_gpu(costs["device"])
-    rates = [e["gb_per_s"][0] for m in found for e in _bandwidths(m) if e["readers"] == ["gpu"]]
+    gpu = table.get("gpu") or _unknown_gpu(costs.device)
+    rates = [e.gb_per_s[0] for m in measured if m.gpu is not None for e in m.bandwidths if e.readers == (GPU,)]
     if rates:
         gpu["bandwidth_gb_per_s"] = {"value": round(max(rates), 3), "kind": "measured", "source": GPU_HOW}
         _raise_peak(table, [max(rates)])
     start = "run.py --calibrate: half of an empty kernel and the wait for its end"
-    launch = max(1e-9, float(costs["start_s"]) / 2)
+    launch = max(1e-9, costs.start_s / 2)
     gpu["launch_overhead_s"] = {"value": float(f"{launch:.3g}"), "kind": "measured", "source": start}
     table["gpu"] = gpu
     return read_board(table, "the calibrated board", {})
 
 
-def measured_factors(board: Board, measured: Sequence[dict[str, Any]]) -> dict[str, float]:
+def measured_factors(board: Board, measured: Sequence[Measured]) -> dict[str, float]:
     """Factors that were measured by themselves: what two processors read together, and a queued kernel's launch."""
     factors = {}
     peak = board.dram.peak_bandwidth_gb_per_s
-    together = [sum(e["gb_per_s"]) for m in measured for e in _bandwidths(m) if len(e["readers"]) > 1]
+    together = [sum(e.gb_per_s) for m in measured for e in m.bandwidths if len(e.readers) > 1]
     if together:
         factors["dram_together"] = max(together) / peak
     for m in measured:
-        if m.get("gpu") and board.gpu is not None and board.gpu.launch_overhead_s > 0:
-            ratio = float(m["gpu"]["queued_s"]) / board.gpu.launch_overhead_s
+        if m.gpu is not None and board.gpu is not None and board.gpu.launch_overhead_s > 0:
+            ratio = m.gpu.queued_s / board.gpu.launch_overhead_s
             low, high = BOUNDS["gpu_dispatch"]
             factors["gpu_dispatch"] = min(high, max(low, ratio))
     return factors
@@ -136,23 +125,6 @@ def _table(board: Board) -> dict[str, Any]:
     return table
 
 
-def _bandwidths(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """What `run.py --calibrate` says of readers alone and together.
-
-    Raises:
-        UserError: it is not of that form.
-    """
-    entries = measured.get("bandwidths", [])
-    try:
-        for e in entries:
-            assert len(e["readers"]) == len(e["gb_per_s"]) > 0
-            assert all(0 < float(rate) < 1e5 for rate in e["gb_per_s"])
-            assert all(r == "gpu" or all(type(cpu) is int for cpu in r) for r in e["readers"])
-    except (AssertionError, KeyError, TypeError, ValueError):
-        raise UserError("the measured bandwidths are damaged: run `run.py --calibrate` again") from None
-    return list(entries)
-
-
 def _raise_peak(table: dict[str, Any], rates: Sequence[float]) -> None:
     """An assumed DRAM peak gives way to reads above it."""
     peak = table["dram"]["peak_bandwidth_gb_per_s"]
@@ -161,23 +133,23 @@ def _raise_peak(table: dict[str, Any], rates: Sequence[float]) -> None:
         table["dram"]["peak_bandwidth_gb_per_s"] = {**peak, "value": round(1.25 * max(rates), 2), "source": source}
 
 
-def _unknown_gpu(device: dict[str, Any]) -> dict[str, Any]:
+def _unknown_gpu(device: GpuDevice) -> dict[str, Any]:
     """A GPU by what its driver says; the arithmetic rate is assumed, the fit corrects it."""
-    units, clock = max(1, int(device["compute_units"])), max(0.05, device["clock_mhz"] / 1000)
+    units, clock = max(1, device.compute_units), max(0.05, device.clock_mhz / 1000)
 
     def fact(value: object, kind: str = "measured", source: str = "the OpenCL driver") -> dict[str, object]:
         return {"value": value, "kind": kind, "source": source}
 
     return {
-        "model": str(device["name"]),
+        "model": device.name,
         "shader_cores": fact(units),
         "frequency_ghz": fact(round(clock, 3)),
         "fp32_gflops": fact(round(32 * units * clock, 2), "assumed", "32 operations a cycle and compute unit"),
         "fp16_gflops": fact(0, "assumed", "not used"),
         "bandwidth_gb_per_s": fact(1.0),
         "launch_overhead_s": fact(1e-5),
-        "unified_memory": fact(bool(device.get("unified_memory", True))),
+        "unified_memory": fact(device.unified_memory),
         "opencl_version": fact("3.0", "assumed", "not read"),
-        "max_work_group_size": fact(int(device.get("max_work_group", 64))),
+        "max_work_group_size": fact(device.max_work_group),
         "has_fp16": fact(False, "assumed", "not used"),
     }

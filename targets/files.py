@@ -1,13 +1,39 @@
-"""Files of other people and for other people: JSON read with a limit, text written whole or not at all."""
+"""Files of other people and for other people: JSON read with a limit, files written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from targets.errors import UserError
+
+
+class TooLargeError(ValueError):
+    """A file is larger than what is expected there."""
+
+
+def read_json(path: Path, most_bytes: int, finite: bool = False) -> Any:
+    """The JSON value in a file; `finite` refuses NaN and numbers beyond float64, which are no JSON.
+
+    Raises:
+        OSError: it cannot be read.
+        TooLargeError: it has more than `most_bytes`; nothing is parsed then.
+        ValueError: not JSON, or nested too deep.
+    """
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise TooLargeError(f"larger than {most_bytes} bytes")
+    hooks: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
+    try:
+        return json.loads(content, **hooks)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def read_object(path: Path, what: str, most_bytes: int = 1 << 20) -> dict[str, Any]:
@@ -22,18 +48,45 @@ def read_object(path: Path, what: str, most_bytes: int = 1 << 20) -> dict[str, A
         UserError: unreadable, too large, or not a JSON object.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
-        if len(content) > most_bytes:
-            raise UserError(f"{path}: larger than {most_bytes >> 20} MiB, so this is not {what}")
-        data = json.loads(content)
+        data = read_json(path, most_bytes)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
+    except TooLargeError:
+        raise UserError(f"{path}: larger than {most_bytes >> 20} MiB, so this is not {what}") from None
+    except ValueError:
         raise UserError(f"{path}: not valid JSON, so this is not {what}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: not a JSON object, so this is not {what}")
     return data
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before any work, a file that `write_text` could not write.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    part = _part(path)
+    try:
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`; it takes its place when the block ends without an exception, else it is gone.
+
+    Raises:
+        OSError: it cannot be put there.
+    """
+    part = _part(path)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,10 +95,23 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(text, "utf-8")
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(text, "utf-8")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is beyond float64")
+    return value
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")

@@ -17,6 +17,7 @@ SKIPS = {"skip", "skipif", "importorskip", "xfail", "SkipTest", "skipTest", "ski
 
 # Tests of several files of their folder; every other test is named after the file or the folder that it tests.
 CROSS_CUTTING = {
+    "costmodel/schema/test_keys.py": "no file outside the schema spells its keys",
     "targets/test_imports.py": "every package, without what its layer may not import",
     "targets/opencl/test_against_cpu.py": "kernels of two processors",
     "targets/opencl/test_native_half.py": "kernels and tile: half arithmetic, compiled only",
@@ -38,7 +39,7 @@ CROSS_CUTTING = {
     "passes/onnx/test_variants.py": "the whole importer on edited exports",
     "hetero_sd/test_context.py": "compile and inspect: the context where none is given",
     "hetero_sd/test_logit_bound.py": "verify.py: the bound at every scale of logits",
-    "hetero_sd/runtime/test_manifest_mutations.py": "manifest_checks.py, model_facts.py and library_facts.py together",
+    "hetero_sd/runtime/test_manifest_mutations.py": "the schema, manifest_checks.py, library_facts.py",
     "hetero_sd/runtime/test_not_finite.py": "logits that are not finite, in every mode",
     "hetero_sd/test_defaults.py": "compile and run without options",
     "hetero_sd/test_memory.py": "compile's peak memory",

@@ -6,7 +6,7 @@ plan.py      the plan, its prediction, the variants that it considered
 manifest.py  manifest.json and what a library says of itself
 measured.py  what `run.py --calibrate` writes
 
-A key of these files is the name of a field here, and is spelled nowhere else (tests/costmodel/test_schema.py).
+A key of these files is the name of a field here, and is spelled nowhere else (tests/costmodel/schema/test_keys.py).
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hetero_sd.runtime.manifest import Bundle
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 ACCEPTANCE = "0.85"  # of the pair, greedy: evaluate.py
@@ -55,7 +57,9 @@ def main() -> int:
     if done.returncode != 0:
         return done.returncode
 
-    planned = json.loads((options.out / "manifest.json").read_text("utf-8"))["plan"]["gamma"]
+    plan = Bundle(options.out).plan
+    assert plan is not None
+    planned = plan.gamma
     gamma = planned or 2
     if not planned:
         print(f"the plan is to run the target alone; drafting {gamma} tokens a round is run beside it")

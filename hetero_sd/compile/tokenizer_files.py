@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +12,10 @@ from tokenizers import Tokenizer
 
 from costmodel.schema.manifest import TokenizerFacts
 from costmodel.vocabulary import one_vocabulary
-from hetero_sd.runtime.text.tokenizer import FILES, generation_eos, tokenizer_eos
+from hetero_sd.runtime.text.tokenizer import FILES, MOST_BYTES, generation_eos, read_config, tokenizer_eos
 from targets.errors import UserError
 from targets.lfs import is_lfs_pointer, lfs_reason
 
-_LARGEST_BYTES = 256 << 20
 _MOST_DIFFERING = 0.01  # of the tokens: a few special ones are renamed between members of a family
 
 
@@ -119,8 +117,8 @@ def _read_tokenizer(file: Path) -> Any:
     if is_lfs_pointer(file):
         raise UserError(f"{file}: {lfs_reason(file)}")
     try:
-        if file.stat().st_size > _LARGEST_BYTES:
-            raise UserError(f"{file}: larger than {_LARGEST_BYTES} bytes, so this is not a tokenizer")
+        if file.stat().st_size > MOST_BYTES:
+            raise UserError(f"{file}: larger than {MOST_BYTES} bytes, so this is not a tokenizer")
         return Tokenizer.from_str(file.read_text("utf-8"))
     except (UserError, KeyboardInterrupt):
         raise
@@ -152,26 +150,15 @@ def _folders(models: Sequence[Path]) -> list[Path]:
 def _stated_eos(tokenizer: Any, folders: Sequence[Path]) -> tuple[list[int], str]:
     for folder in dict.fromkeys(folders):
         for name, key in (("generation_config.json", None), ("genai_config.json", "model")):
-            table = _read_object(folder / name)
+            table = _config(folder / name)
             ids = generation_eos(table.get(key) or {} if key else table)
             if ids:
                 return sorted(set(ids)), str(folder / name)
-        ids = tokenizer_eos(tokenizer, _read_object(folder / "tokenizer_config.json"))
+        ids = tokenizer_eos(tokenizer, _config(folder / "tokenizer_config.json"))
         if ids:
             return ids, str(folder / "tokenizer_config.json")
     return [], ""
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise ValueError
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError, OSError):
-        raise UserError(f"{path}: not a readable JSON file") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value
+def _config(path: Path) -> dict[str, Any]:
+    return read_config(path if path.is_file() else None)

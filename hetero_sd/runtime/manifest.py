@@ -8,8 +8,6 @@ out; a library is therefore never loaded unverified.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -20,7 +18,7 @@ from costmodel.schema.model import ModelFacts
 from costmodel.schema.plan import Plan
 from costmodel.schema.record import SchemaError
 from targets.errors import UserError
-from targets.files import write_text
+from targets.files import TooLargeError, read_json, write_text
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 << 20
@@ -135,12 +133,12 @@ def read_manifest(path: Path) -> Manifest:
         UserError: it cannot be read, is of another format, or holds something that makes no sense.
     """
     try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise UserError(f"{path} is larger than {_MAX_MANIFEST_BYTES} bytes: this is no bundle of ours")
-        value = json.loads(path.read_text("utf-8"), parse_constant=_no_number, parse_float=_finite)
+        value = read_json(path, _MAX_MANIFEST_BYTES, finite=True)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}: is {path.parent} a bundle?") from None
-    except (ValueError, RecursionError):
+    except TooLargeError as error:
+        raise UserError(f"{path} is {error}: this is no bundle of ours") from None
+    except ValueError:
         raise UserError(f"{path} is not valid JSON: build the bundle again") from None
     if (refusal := refused_version(value)) is not None:
         raise UserError(f"{path} {refusal}")
@@ -200,17 +198,6 @@ def hash_file(path: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     return digest.hexdigest()
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is beyond float64")
-    return value
 
 
 def _check_path(name: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from costmodel.schema.plan import MOST_THREADS
 from targets.errors import UserError
 
 _EXAMPLE = """\
@@ -125,7 +126,7 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
         help="auto (default) does what the plan says",
     )
     run.add_argument("--gamma", metavar="N", type=_whole(1), help="draft N tokens a round (default: the plan's)")
-    run.add_argument("--threads", metavar="N", type=_whole(1, 1024), help="CPU threads (default: the plan's)")
+    run.add_argument("--threads", metavar="N", type=_whole(1, MOST_THREADS), help="CPU threads (default: the plan's)")
     run.add_argument("--huge-pages", action="store_true", help="copy the weights into huge pages: more memory, faster")
     run.add_argument("--check", action="store_true", help="verify the SHA-256 of all files first, weights included")
     run.add_argument("--calibrate", metavar="FILE", type=Path, help="measure for `hetero-sd calibrate`, and end")

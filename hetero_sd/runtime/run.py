@@ -122,10 +122,10 @@ def _calibrate(bundle: Bundle, out: Path, options: RunRequest, load: Loader) -> 
     models = load(bundle, options.huge_pages)
     seconds = options.calibrate_seconds
     result = calibrate(models, threads, seconds, out, lambda line: print(f"  {line}", file=sys.stderr))
-    unstable = sum(not point["stable"] for point in result["points"])
+    unstable = sum(not point.stable for point in result.points)
     print(
-        f"{out}: {len(result['points'])} points in {result['seconds']:.0f} s, "
-        f"{unstable} of them unstable, {result['bandwidth_gb_per_s']:.1f} GB/s with {threads} threads"
+        f"{out}: {len(result.points)} points in {result.seconds:.0f} s, "
+        f"{unstable} of them unstable, {result.bandwidth_gb_per_s:.1f} GB/s with {threads} threads"
         + ("; the clock fell while measuring: cool the board and repeat" if throttled(result) else "")
     )
 

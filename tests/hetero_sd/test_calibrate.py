@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import some_measured
 
 from costmodel.factors import Factors
 from costmodel.fit import Point, predict_point
+from costmodel.schema.measured import MeasuredPoint, MeasuredStep
 from hetero_sd.calibrate import to_toml
 from hetero_sd.cli import main
 from hetero_sd.predict.config_json import shapes_from_config
@@ -40,15 +42,12 @@ def measured(tmp_path: Path, change: Any = None) -> list[str]:
         for past in (16, 128, 256, 480):
             point = Point(shape, "a76", 4, n, past, 1.0, 9.0)
             point = replace(point, seconds=predict_point(board, factors, point))
-            entry = {"model": "target", "n": n, "past": past, "seconds": point.seconds, "bandwidth_gb_per_s": 9.0}
-            points.append({**entry, "stable": True})
-    data = {
-        "format": 1,
-        "threads": 4,
-        "bandwidth_gb_per_s": 9.0,
-        "bandwidth_one_thread_gb_per_s": 7.0,
-        "points": points,
-    }
+            step, s = MeasuredStep("target", "cpu", n, past, 0), point.seconds
+            points.append(
+                MeasuredPoint.of(step, seconds=s, low=s, high=s, bandwidth_gb_per_s=9.0, samples=8, stable=True)
+            )
+    rates = {"bandwidth_gb_per_s": 9.0, "bandwidth_one_thread_gb_per_s": 7.0}
+    data = some_measured(tuple(points), bandwidths=(), gpu=None, **rates).to_json()
     if change:
         change(data)
     (tmp_path / "measured.json").write_text(json.dumps(data))
@@ -87,11 +86,27 @@ def test_the_board_file_says_measured(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=2), "not written by run.py --calibrate"),
-        (lambda d: d["points"][0].pop("n"), "point 0 has no usable 'n'"),
-        (lambda d: d["points"][0].update(model="draft"), "give it with --draft"),
-        (lambda d: d["points"][1].update(seconds="fast"), "point 1 holds something that is not a number"),
-        (lambda d: d["points"][1].update(seconds=-1.0), "impossible numbers: -1.0 s"),
+        (lambda d: d.update(format=2), "not as run.py --calibrate of this version writes it: format is 2"),
+        (lambda d: d["points"][0].pop("n"), "points.0.n is missing"),
+        (lambda d: d["points"][0].update(model="draft"), "point 0 is of the draft: give it with --draft"),
+        (lambda d: d["points"][1].update(seconds="fast"), "points.1.seconds is 'fast', not a number"),
+        (lambda d: d["points"][1].update(seconds=-1.0), "points.1.seconds is -1.0, not a number above 0"),
+        (lambda d: d["points"][1].update(bandwidth_gb_per_s=0), "points.1.bandwidth_gb_per_s is 0, not a number above"),
+        (lambda d: d["points"][1].update(chunk=3), "points.1: has impossible numbers: 1 tokens in chunks of 3"),
+        *(
+            (lambda d, e=entry: d.update(bandwidths=[e]), f"bandwidths.0{said}")
+            for entry, said in (
+                ({"readers": [[0]], "gb_per_s": []}, ".gb_per_s is [], which does not have 1 to 64 entries"),
+                ({"readers": [[0]], "gb_per_s": [1.0, 2.0]}, ": there are 2 rates of 1 readers"),
+                ({"readers": [[0]], "gb_per_s": [-1.0]}, ".gb_per_s.0 is -1.0, not a number above 0"),
+                ({"readers": ["npu"], "gb_per_s": [1.0]}, ".readers.0 is 'npu', none of gpu"),
+                ({"gb_per_s": [1.0]}, ".readers is missing"),
+            )
+        ),
+        *(
+            (lambda d, c=cost: d.update(region_cost_s=c), "region_cost_s")
+            for cost in ([1], 3, {"x": 1.0}, {"2": "x"}, {"2": -1.0}, {"2": float("nan")}, {"1": 1e-6}, None)
+        ),
         (lambda d: d.update(points=d["points"][:3]), "too few to fit"),
         (lambda d: d.update(bandwidth_gb_per_s=5000.0), "above dram.peak_bandwidth_gb_per_s"),
     ],

@@ -1,48 +1,15 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from bundles import some_measured
 
 from costmodel.factors import Factors
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_gpu, with_region_cost
 from targets.boards import load_board
-from targets.errors import UserError
-
-GPU = {
-    "start_s": 60e-6,
-    "queued_s": 5e-6,
-    "hand_over": [],
-    "device": {
-        "name": "Mali-G999",
-        "compute_units": 2,
-        "clock_mhz": 800,
-        "max_work_group": 512,
-        "unified_memory": True,
-    },
-}
-
-
-def measured(**changes: Any) -> dict[str, Any]:
-    """What run.py --calibrate says besides its points, for rk3588: A76 on CPUs 4 to 7, A55 on 0 to 3."""
-    a76, a55 = [4, 5, 6, 7], [0, 1, 2, 3]
-    data = {
-        "threads": 4,
-        "bandwidth_gb_per_s": 16.0,
-        "bandwidth_one_thread_gb_per_s": 9.0,
-        "bandwidths": [
-            {"readers": [a76], "gb_per_s": [17.0]},
-            {"readers": [a55], "gb_per_s": [8.0]},
-            {"readers": ["gpu"], "gb_per_s": [14.0]},
-            {"readers": [a76, "gpu"], "gb_per_s": [12.0, 10.0]},
-        ],
-        "gpu": GPU,
-    }
-    return {**data, **changes}
 
 
 def test_each_cluster_gets_what_it_read() -> None:
-    board = with_bandwidth(load_board("rk3588"), "a76", [measured()])
+    board = with_bandwidth(load_board("rk3588"), "a76", [some_measured()])
     a76, a55 = board.cluster("a76"), board.cluster("a55")
     assert (a76.bandwidth_one_thread_gb_per_s, a76.bandwidth_all_threads_gb_per_s) == (9.0, 17.0)
     assert a55.bandwidth_all_threads_gb_per_s == 8.0
@@ -53,63 +20,42 @@ def test_each_cluster_gets_what_it_read() -> None:
 
 def test_a_cluster_that_was_not_read_keeps_its_file() -> None:
     before = load_board("rk3588").cluster("a55")
-    board = with_bandwidth(load_board("rk3588"), "a76", [measured(bandwidths=[])])
+    board = with_bandwidth(load_board("rk3588"), "a76", [some_measured(bandwidths=())])
     assert board.cluster("a55") == before
     assert board.cluster("a76").bandwidth_all_threads_gb_per_s == 16.0
 
 
 def test_the_gpu_gets_its_rate_and_launch() -> None:
-    board = with_gpu(load_board("rk3588"), [measured()])
+    board = with_gpu(load_board("rk3588"), [some_measured()])
     assert board.gpu is not None
     assert board.gpu.bandwidth_gb_per_s == 14.0
     assert board.gpu.launch_overhead_s == 30e-6
     assert board.provenance["gpu.launch_overhead_s"].kind == "measured"
-    assert with_gpu(load_board("rk3588"), [measured(gpu=None)]) == load_board("rk3588")
+    assert with_gpu(load_board("rk3588"), [some_measured(gpu=None)]) == load_board("rk3588")
 
 
 def test_a_gpu_that_the_file_lacks_is_described_by_its_driver() -> None:
-    board = with_gpu(load_board("rpi5"), [measured()])
+    board = with_gpu(load_board("rpi5"), [some_measured()])
     assert board.gpu is not None
     assert (board.gpu.model, board.gpu.shader_cores, board.gpu.bandwidth_gb_per_s) == ("Mali-G999", 2, 14.0)
     assert board.provenance["gpu.fp32_gflops"].kind == "assumed"
 
 
 def test_factors_that_were_measured_by_themselves() -> None:
-    board = with_gpu(load_board("rk3588"), [measured()])
-    factors = measured_factors(board, [measured()])
+    board = with_gpu(load_board("rk3588"), [some_measured()])
+    factors = measured_factors(board, [some_measured()])
     assert factors["dram_together"] == pytest.approx(22.0 / board.dram.peak_bandwidth_gb_per_s)
     assert factors["gpu_dispatch"] == pytest.approx(5e-6 / 30e-6)
-    assert measured_factors(board, [measured(bandwidths=[], gpu=None)]) == {}
+    assert measured_factors(board, [some_measured(bandwidths=(), gpu=None)]) == {}
     assert set(factors) <= set(Factors().to_json())
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"readers": [[0]], "gb_per_s": []},
-        {"readers": [[0]], "gb_per_s": [-1.0]},
-        {"readers": ["npu"], "gb_per_s": [1.0]},
-        {"gb_per_s": [1.0]},
-    ],
-)
-def test_damaged_bandwidths_are_refused(entry: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="the measured bandwidths are damaged"):
-        with_bandwidth(load_board("rk3588"), "a76", [measured(bandwidths=[entry])])
 
 
 def test_a_region_costs_what_most_threads_measured() -> None:
     before = load_board("rk3588")
     board = with_region_cost(
-        before, "a76", [measured(region_cost_s={"4": 2.5e-6}), measured(region_cost_s={"2": 1e-6})]
+        before, "a76", [some_measured(region_cost_s={4: 2.5e-6}), some_measured(region_cost_s={2: 1e-6})]
     )
     assert board.cluster("a76").launch_overhead_s == 2.5e-6
     assert board.provenance["clusters.a76.launch_overhead_s"].kind == "measured"
     assert board.cluster("a55").launch_overhead_s == before.cluster("a55").launch_overhead_s
-    for none in ({}, {"region_cost_s": {}}, {"region_cost_s": None}):
-        assert with_region_cost(before, "a76", [measured(**none)]).cluster("a76") == before.cluster("a76")
-
-
-@pytest.mark.parametrize("damage", [[1], 3, {"x": 1.0}, {"2": "x"}, {"2": -1.0}, {"2": float("nan")}, {"1": 1e-6}])
-def test_a_damaged_region_cost_is_refused(damage: Any) -> None:
-    with pytest.raises(UserError, match="cost of a region is damaged"):
-        with_region_cost(load_board("rk3588"), "a76", [measured(region_cost_s=damage)])
+    assert with_region_cost(before, "a76", [some_measured()]).cluster("a76") == before.cluster("a76")

@@ -1,4 +1,4 @@
-"""What a manifest says of small models and of a plan for them, complete and consistent, for tests to change."""
+"""What a manifest or a calibration says, complete and consistent, for tests to change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from costmodel.place import Place, ReasonedPlace
+from costmodel.schema.measured import (
+    GpuDevice,
+    MachineState,
+    MachineStates,
+    Measured,
+    MeasuredBandwidth,
+    MeasuredGpu,
+    MeasuredPoint,
+)
 from costmodel.schema.model import CacheFacts, ModelFacts, SegmentFacts
 from costmodel.schema.plan import (
     LivePrediction,
@@ -23,7 +32,7 @@ from costmodel.schema.plan import (
 def some_model(
     role: str = "target", processor: str = "cpu", vocab: int = 270, fallback: bool = False, **changes: Any
 ) -> ModelFacts:
-    """One layer, whole on a processor and with `fallback` on the CPU too, a context of 64, steps of 1 and 4 tokens."""
+    """One layer, whole on a processor and with `fallback` on the CPU too, a context of 64."""
     segment = SegmentFacts(processor, "", ("input_ids",), ("logits", "choice"), (0,), True, ("w",))
     processors = {processor, "cpu"} if fallback else {processor}
     model = ModelFacts(
@@ -34,7 +43,7 @@ def some_model(
         vocab=vocab,
         context=64,
         widest_sum=32,
-        widths=(1, 4),
+        widths=(1, 4) if role == "target" else (1, 2),
         prefill_width=32,
         weight_dtype="float32",
         place=Place(processor),
@@ -94,3 +103,33 @@ def some_plan(roles: tuple[str, ...] = ("target",), **changes: Any) -> Plan:
 def some_prediction(**changes: Any) -> PlanPrediction:
     """The prediction of `some_plan`, changed."""
     return replace(some_plan().prediction, **changes)
+
+
+MEASURED_GPU = MeasuredGpu(60e-6, 5e-6, (), GpuDevice("Mali-G999", "OpenCL 3.0", "r1p0", 2, 800, 512, True))
+
+
+def some_measured(points: tuple[MeasuredPoint, ...] = (), **changes: Any) -> Measured:
+    """What run.py --calibrate says for rk3588: A76 on CPUs 4 to 7, A55 on 0 to 3, and a GPU."""
+    a76, a55, state = (4, 5, 6, 7), (0, 1, 2, 3), MachineState({}, None)
+    measured = Measured(
+        format=1,
+        threads=4,
+        cpus=(*a55, *a76),
+        bandwidth_gb_per_s=16.0,
+        bandwidth_one_thread_gb_per_s=9.0,
+        bandwidths=(
+            MeasuredBandwidth((a76,), (17.0,)),
+            MeasuredBandwidth((a55,), (8.0,)),
+            MeasuredBandwidth(("gpu",), (14.0,)),
+            MeasuredBandwidth((a76, "gpu"), (12.0, 10.0)),
+        ),
+        gpu=MEASURED_GPU,
+        region_cost_s={},
+        points=points,
+        not_measured=(),
+        passes=8,
+        seconds=100.0,
+        slowed=False,
+        machine=MachineStates(state, state),
+    )
+    return replace(measured, **changes)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
 from itertools import combinations
 from statistics import median
 from typing import Any
 
+from costmodel.schema.measured import GPU, MeasuredBandwidth
 from hetero_sd.runtime.calibrate.budget import Budget
 from hetero_sd.runtime.calibrate.calibrate_gpu import GpuCosts
 from hetero_sd.runtime.doctor.machine import clusters
 from targets.host.bandwidth import BandwidthReader
 
-GPU = "gpu"
 BANDWIDTH_SHARE = 0.3  # of the time to measure
 _REPEATS = 5
 _WINDOW_S = 0.25
@@ -27,15 +26,14 @@ def cpu_groups() -> list[tuple[int, ...]]:
     return [(cpu,) for cpu in groups[0]] if len(groups) == 1 else groups
 
 
-def measure_bandwidths(gpu: GpuCosts | None, budget: Budget | None = None) -> list[dict[str, Any]]:
+def measure_bandwidths(gpu: GpuCosts | None, budget: Budget | None = None) -> list[MeasuredBandwidth]:
     """Reads of every group alone and of every pair together, all in turn, within BANDWIDTH_SHARE of a budget.
 
     Returns:
-        One entry for each set of readers that there was time for: `readers`, lists of CPUs or "gpu"; `gb_per_s`, the
-        median of each.
+        One entry for each set of readers that there was time for.
     """
     budget = budget or Budget(math.inf)
-    groups: list[Sequence[int] | str] = [list(g) for g in cpu_groups()]
+    groups: list[tuple[int, ...] | str] = list(cpu_groups())
     groups += [GPU] if gpu is not None else []
     cases: list[tuple[Any, ...]] = [(g,) for g in groups] + list(combinations(groups, 2))
     found: list[list[list[float]]] = [[[] for _ in case] for case in cases]
@@ -48,7 +46,7 @@ def measure_bandwidths(gpu: GpuCosts | None, budget: Budget | None = None) -> li
             for mine, rate in zip(rates, read, strict=True):
                 mine.append(rate)
     return [
-        {"readers": list(case), "gb_per_s": [round(median(r), 3) for r in rates]}
+        MeasuredBandwidth(case, tuple(round(median(r), 3) for r in rates))
         for case, rates in zip(cases, found, strict=True)
         if rates[0]
     ]

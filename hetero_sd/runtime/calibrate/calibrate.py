@@ -16,15 +16,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from costmodel.schema.measured import (
+    CALIBRATION_FORMAT,
+    CpuState,
+    GpuDevice,
+    MachineState,
+    MachineStates,
+    Measured,
+    MeasuredGpu,
+    MeasuredStep,
+)
 from hetero_sd.runtime.calibrate.bandwidths import cases_of, measure_bandwidths
 from hetero_sd.runtime.calibrate.budget import Budget
 from hetero_sd.runtime.calibrate.calibrate_gpu import GpuCosts
 from hetero_sd.runtime.calibrate.measure import LEAST_REPEATS, Step, take_turn
 from hetero_sd.runtime.model.protocol import Models
 from targets.errors import UserError
+from targets.files import check_writable, write_text
 from targets.host.bandwidth import BandwidthReader
 
-FORMAT = 1
 MOST_SECONDS = 600
 _WARM_S = 2.0  # a GPU reads this long before anything counts, so that its clock is up,
 _WARM_SHARE = 0.1  # or this share of the time
@@ -38,7 +48,7 @@ def calibrate(
     out: Path,
     note: Callable[[str], None],
     clock: Callable[[], float] | None = None,
-) -> dict[str, Any]:
+) -> Measured:
     """Measure for at most `seconds` and write the result to `out`; what there was no time for is said.
 
     Args:
@@ -52,8 +62,7 @@ def calibrate(
     Raises:
         UserError: the file cannot be written, or there was no time for a single step.
     """
-    part = out.with_name(f".{out.name}.part")
-    _write(out, part, "")  # before the work
+    check_writable(out)  # before the work
     budget, before = Budget(min(seconds, MOST_SECONDS), clock), machine_state()
     here = [model for model in (models.target, models.draft) if model is not None]
     device = next((d for d in (getattr(model, "gpu_device", None) for model in here) if d is not None), None)
@@ -66,7 +75,7 @@ def calibrate(
     note("bandwidth of each processor, alone and two together")
     read, one_thread = BandwidthReader(threads), BandwidthReader(1)()
     bandwidths = measure_bandwidths(gpu, budget)
-    costs = None if gpu is None else {**gpu.launches(), "hand_over": gpu.hand_overs(), "device": _device_facts()}
+    costs = None if gpu is None else MeasuredGpu(*gpu.launches(), gpu.hand_overs(), _device_facts())
 
     steps = {True: [], False: []}  # type: dict[bool, list[Step]]
     for model in here:
@@ -80,37 +89,27 @@ def calibrate(
         note(f"pass {passes}: {budget.spent_s:.0f} s of {budget.seconds:.0f} s")
     timed = [step for step in [*steps[False], *steps[True]] if step.samples]
     if not timed:
-        part.unlink(missing_ok=True)
         raise UserError(f"{budget.seconds:.0f} s were too short to time a single step: give more --calibrate-seconds")
     for line in shortfall([*steps[False], *steps[True]], len(bandwidths), cases_of(gpu is not None)):
         note(line)
-    result = {
-        "format": FORMAT,
-        "threads": threads,
-        "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
-        "bandwidth_gb_per_s": median([r for step in steps[False] for s in step.samples for r in s[1:]] or [read()]),
-        "bandwidth_one_thread_gb_per_s": one_thread,
-        "bandwidths": bandwidths,
-        "gpu": costs,
-        "region_cost_s": _region_cost_s(here),
-        "points": [step.point() for step in timed],
-        "not_measured": [step.facts for step in [*steps[False], *steps[True]] if not step.samples],
-        "passes": passes,
-        "seconds": budget.spent_s,
-        "slowed": slowed(timed),
-        "machine": {"before": before, "after": machine_state()},
-    }
-    _write(out, part, json.dumps(result, indent=1) + "\n")
-    os.replace(part, out)
+    result = Measured(
+        format=CALIBRATION_FORMAT,
+        threads=threads,
+        cpus=tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (),
+        bandwidth_gb_per_s=median([r for step in steps[False] for s in step.samples for r in s[1:]] or [read()]),
+        bandwidth_one_thread_gb_per_s=one_thread,
+        bandwidths=tuple(bandwidths),
+        gpu=costs,
+        region_cost_s=_region_cost_s(here),
+        points=tuple(step.point() for step in timed),
+        not_measured=tuple(step.facts for step in [*steps[False], *steps[True]] if not step.samples),
+        passes=passes,
+        seconds=budget.spent_s,
+        slowed=slowed(timed),
+        machine=MachineStates(before, machine_state()),
+    )
+    write_text(out, json.dumps(result.to_json(), indent=1) + "\n")
     return result
-
-
-def _write(out: Path, part: Path, text: str) -> None:
-    try:
-        part.write_text(text, "utf-8")
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
 
 
 def shortfall(steps: list[Step], bandwidths: int, cases: int) -> list[str]:
@@ -134,31 +133,31 @@ def steps_of(model: Any) -> list[Step]:
     longest = model.context - max(model.widths)
     contexts = sorted({min(16, longest), longest // 4, longest // 2, longest})
     model.extend([1] * longest, 0)  # caches hold numbers, not what memory happened to contain
-    place = {"model": model.name, "processor": getattr(model, "processor", "cpu")}
+    place = (model.name, getattr(model, "processor", "cpu"))
     steps = [
-        Step({**place, "n": n, "past": past, "chunk": 0}, lambda n=n, past=past: model.argmax([1] * n, past))  # type: ignore[misc]
+        Step(MeasuredStep(*place, n, past, 0), lambda n=n, past=past: model.argmax([1] * n, past))  # type: ignore[misc]
         for past in contexts
         for n in model.widths
     ]
     chunk = getattr(model, "prefill_width", 0)
     for tokens in (chunk, 2 * chunk):
         for past in (0, (model.context - 2 * chunk) // 2) if 0 < tokens <= model.context else ():
-            facts = {**place, "n": tokens, "past": past, "chunk": chunk}
+            facts = MeasuredStep(*place, tokens, past, chunk)
             steps.append(Step(facts, lambda n=tokens, past=past: model.extend([1] * n, past)))  # type: ignore[misc]
     return steps
 
 
-def _region_cost_s(models: list[Any]) -> dict[str, float]:
+def _region_cost_s(models: list[Any]) -> dict[int, float]:
     """Seconds that a parallel region adds, by threads; empty where TVM's pool runs the kernels, or one thread does."""
     pools = [pool for pool in (getattr(model, "pool", None) for model in models) if pool is not None]
-    return {str(pool.threads): pool.region_cost_s(rounds=2001) for pool in pools[:1] if pool.threads > 1}
+    return {pool.threads: pool.region_cost_s(rounds=2001) for pool in pools[:1] if pool.threads > 1}
 
 
-def _device_facts() -> dict[str, Any]:
+def _device_facts() -> GpuDevice:
     """What the OpenCL driver says of the device."""
     from targets.opencl import interface as opencl
 
-    return opencl.devices()[0]
+    return GpuDevice.of(opencl.devices()[0])
 
 
 def slowed(steps: list[Step]) -> bool:
@@ -170,25 +169,28 @@ def slowed(steps: list[Step]) -> bool:
     return bool(ratios) and median(ratios) < _SLOWER
 
 
-def machine_state(root: Path = Path("/")) -> dict[str, Any]:
+def machine_state(root: Path = Path("/")) -> MachineState:
     """Governor and clock of each CPU, and the hottest thermal zone; what the system does not say is left out."""
     cpus = {}
     for folder in sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*")):
         governor, clock = (_text(folder / "cpufreq" / name) for name in ("scaling_governor", "scaling_cur_freq"))
         if governor or clock:
-            cpus[folder.name] = {"governor": governor, "mhz": int(clock) // 1000 if clock.isdigit() else None}
+            cpus[folder.name] = CpuState(governor, int(clock) // 1000 if clock.isdigit() else None)
     zones = [_text(zone / "temp") for zone in (root / "sys/class/thermal").glob("thermal_zone*")]
     heat = [int(t) / 1000 for t in zones if t.lstrip("-").isdigit()]
-    return {"cpus": cpus, "hottest_celsius": max(heat, default=None)}
+    return MachineState(cpus, max(heat, default=None))
 
 
-def throttled(result: dict[str, Any]) -> bool:
+def throttled(result: Measured) -> bool:
     """Whether a clock fell by more than a tenth while measuring, or the last steps took longer than the first."""
-    before, after = (result["machine"][k]["cpus"] for k in ("before", "after"))
-    return bool(result.get("slowed")) or any(
-        old.get("mhz") and after.get(cpu, {}).get("mhz") and after[cpu]["mhz"] < _SLOWER * old["mhz"]
-        for cpu, old in before.items()
-    )
+    return result.slowed or clocks_fell(result.machine)
+
+
+def clocks_fell(machine: MachineStates) -> bool:
+    """Whether a clock fell by more than a tenth."""
+    before, after = machine.before.cpus, machine.after.cpus
+    clocks = [(before[cpu].mhz, after[cpu].mhz) for cpu in before if cpu in after]
+    return any(old and new and new < _SLOWER * old for old, new in clocks)
 
 
 def _text(path: Path) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from costmodel.schema.measured import HandOver
+
 READ_BYTES = 256 << 20
 _ITEM_BYTES = 64  # one int16
 _GROUP, _STEPS = 64, 64  # a group reads 256 KiB, its items side by side
@@ -57,8 +59,8 @@ class GpuCosts:
         self._device.sync()
         return self._bytes / (time.perf_counter() - start) / 1e9
 
-    def launches(self) -> dict[str, float]:
-        """Seconds of a launch: `start_s` from an empty queue until the host knows its end, `queued_s` one more."""
+    def launches(self) -> tuple[float, float]:
+        """Seconds of a launch from an empty queue until the host knows its end, and of one more in the queue."""
         y = ctypes.c_void_p(self._y.data_ptr())
 
         def many(count: int) -> None:
@@ -67,9 +69,9 @@ class GpuCosts:
             self._device.sync()
 
         one, hundred = _median_s(lambda: many(1)), _median_s(lambda: many(101))
-        return {"start_s": one, "queued_s": max(0.0, hundred - one) / 100}
+        return one, max(0.0, hundred - one) / 100
 
-    def hand_overs(self) -> list[dict[str, float]]:
+    def hand_overs(self) -> tuple[HandOver, ...]:
         """Seconds to give a tensor of some bytes to the host and back (shared memory), and to copy it instead."""
         from targets.opencl import interface as opencl
 
@@ -83,8 +85,8 @@ class GpuCosts:
                 opencl.to_host(tensor, "read")
                 opencl.to_device(tensor)
 
-            found.append({"bytes": size, "shared_s": _median_s(share), "copied_s": _median_s(tensor.numpy)})
-        return found
+            found.append(HandOver(size, _median_s(share), _median_s(tensor.numpy)))
+        return tuple(found)
 
 
 def _kernel(source: str, buffers: int) -> Any:

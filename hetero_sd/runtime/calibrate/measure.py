@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
+from costmodel.schema.measured import MeasuredPoint, MeasuredStep
 from hetero_sd.runtime.calibrate.budget import Budget
 
 LEAST_REPEATS = 5
@@ -28,7 +28,7 @@ class Step:
         samples: seconds of one run, and GB/s before and after it.
     """
 
-    facts: dict[str, Any]
+    facts: MeasuredStep
     run: Callable[[], object]
     samples: list[tuple[float, float, float]] = field(default_factory=list)
 
@@ -45,22 +45,22 @@ class Step:
             self.run()
         return (time.perf_counter() - start) / times
 
-    def point(self, least: int = LEAST_REPEATS) -> dict[str, Any]:
+    def point(self, least: int = LEAST_REPEATS) -> MeasuredPoint:
         """Median of the steady samples; `stable` says whether there were enough of them and whether they agree."""
         steady = [s for s in self.samples if abs(s[1] - s[2]) <= _UNSTABLE * max(s[1], s[2])]
         kept = steady if len(steady) >= least else self.samples
         times = sorted(s for s, _, _ in kept)
         low, high = times[len(times) // 4], times[(3 * len(times)) // 4]
         error = 0.929 * (high - low) / len(times) ** 0.5  # of a normal distribution's median, from its middle half
-        return {
-            **self.facts,
-            "seconds": median(times),
-            "low": low,
-            "high": high,
-            "bandwidth_gb_per_s": median(0.5 * (a + b) for _, a, b in kept),
-            "samples": len(kept),
-            "stable": len(steady) >= least and error <= _ERROR * median(times),
-        }
+        return MeasuredPoint.of(
+            self.facts,
+            seconds=median(times),
+            low=low,
+            high=high,
+            bandwidth_gb_per_s=median(0.5 * (a + b) for _, a, b in kept),
+            samples=len(kept),
+            stable=len(steady) >= least and error <= _ERROR * median(times),
+        )
 
 
 def take_turns(steps: Sequence[Step], read: Callable[[], float], more: Callable[[int], bool]) -> None:
@@ -91,8 +91,7 @@ def take_turn(steps: Sequence[Step], read: Callable[[], float], budget: Budget) 
     with budget.spend("read"):
         before = read()
     for step in steps:
-        tokens = step.facts.get("n", 1)
-        guess_s = tokens * max((budget.took_s(id(s)) / s.facts.get("n", 1) for s in steps), default=0.0)
+        guess_s = step.facts.n * max((budget.took_s(id(s)) / s.facts.n for s in steps), default=0.0)
         if not budget.allows(id(step), guess_s):
             return False
         with budget.spend(id(step)):

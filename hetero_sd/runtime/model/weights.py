@@ -17,6 +17,7 @@ import numpy.typing as npt
 from costmodel.schema.model import WeightSlice
 from hetero_sd.runtime.model.safetensors_header import ALIGNMENT_BYTES, PAD_PREFIX, Entry, lay_out, read_header
 from targets.errors import UserError
+from targets.files import replacing
 
 Array = npt.NDArray[Any]
 Tensor = tuple[str, str, tuple[int, ...], Callable[[], "Array | Iterable[Array]"]]
@@ -41,18 +42,13 @@ def write_weights(path: Path, tensors: Iterable[Tensor], metadata: Mapping[str, 
     tensors = list(tensors)
     head, entries = lay_out([(name, dtype, shape) for name, dtype, shape, _ in tensors], metadata or {})
     make = {name: maker for name, _, _, maker in tensors}
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(head)
-            for entry in entries:
-                if entry.name.startswith(PAD_PREFIX):
-                    file.write(bytes(entry.nbytes))
-                else:
-                    _write_tensor(file, entry, make[entry.name]())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        file.write(head)
+        for entry in entries:
+            if entry.name.startswith(PAD_PREFIX):
+                file.write(bytes(entry.nbytes))
+            else:
+                _write_tensor(file, entry, make[entry.name]())
 
 
 def _write_tensor(file: BinaryIO, entry: Entry, made: Array | Iterable[Array]) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from targets.errors import UserError
+from targets.files import TooLargeError, read_json
 
 FOLDER = "tokenizer"
+MOST_BYTES = 256 << 20  # of one of its files
 _ALWAYS_GIVEN = ("bos_token", "eos_token")
 _SPECIAL = ("pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
@@ -41,8 +43,8 @@ class Text:
             raise UserError(f"{path} is not a tokenizer: {_one_line(error)}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._config = _read_object(find("tokenizer_config.json"))
-        self.eos_ids = frozenset(self._eos_ids(_read_object(find("generation_config.json"))))
+        self._config = read_config(find("tokenizer_config.json"))
+        self.eos_ids = frozenset(self._eos_ids(read_config(find("generation_config.json"))))
         self._named: tuple[str, ...] = ()  # chat templates by name without a default one
         self._template = self._chat_template(find("chat_template.jinja"))
 
@@ -183,13 +185,17 @@ def _read(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text") from None
 
 
-def _read_object(path: Path | None) -> dict[str, Any]:
+def read_config(path: Path | None) -> dict[str, Any]:
     """Return the JSON object of a configuration file; empty where there is no file."""
     if path is None:
         return {}
     try:
-        value = json.loads(_read(path))
-    except (ValueError, RecursionError):
+        value = read_json(path, MOST_BYTES)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except TooLargeError as error:
+        raise UserError(f"{path} is {error}, so this is not a tokenizer's configuration") from None
+    except ValueError:
         raise UserError(f"{path} is not valid JSON") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object")

@@ -19,6 +19,7 @@ import tokenizers  # noqa: F401
 import tvm  # noqa: F401
 from tvm.runtime.vm import VirtualMachine  # noqa: F401
 
+from costmodel.schema.manifest import LibraryFacts
 from hetero_sd.runtime import run
 from hetero_sd.runtime.model import segments as chain
 
@@ -32,8 +33,7 @@ def ask(question: dict[str, Any]) -> dict[str, Any]:
             code = 1
             try:
                 if question.get("without_facts"):
-                    tensors = lambda library, text, *_: json.loads(text)["tensors"]  # noqa: E731
-                    chain.check_library = tensors
+                    chain.check_library = lambda library, text, *_: LibraryFacts.from_json(json.loads(text)).tensors
                 code = run.main(question["folder"], question["arguments"])
             except BaseException:
                 traceback.print_exc()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from costmodel.schema.measured import CpuState, MachineState, MachineStates, Measured, MeasuredStep
 from hetero_sd.runtime.calibrate import bandwidths, measure
 from hetero_sd.runtime.calibrate import calibrate as C
 from hetero_sd.runtime.model.protocol import Models
@@ -55,23 +56,21 @@ def test_every_width_at_every_context(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bandwidths, "cpu_groups", lambda: [(0,), (1,)])
     monkeypatch.setattr(bandwidths, "_read_together", lambda case, gpu: [10.0] * len(case))
     result = C.calibrate(Models(model), 2, 40, tmp_path / "m.json", notes.append, Clock(look_s=0.1))
-    assert json.loads((tmp_path / "m.json").read_text()) == result
-    points = [(p["n"], p["past"]) for p in result["points"] if not p["chunk"]]
+    assert Measured.from_json(json.loads((tmp_path / "m.json").read_text())) == result
+    points = [(p.n, p.past) for p in result.points if not p.chunk]
     assert points == [(n, past) for past in (15, 16, 30, 60) for n in (1, 4)]
-    assert [(p["n"], p["past"]) for p in result["points"] if p["chunk"] == 16] == [(16, 0), (16, 16), (32, 0), (32, 16)]
-    assert all(p["samples"] >= C.LEAST_REPEATS and p["low"] <= p["seconds"] <= p["high"] for p in result["points"])
-    assert all(p["processor"] == "cpu" for p in result["points"])
+    assert [(p.n, p.past) for p in result.points if p.chunk == 16] == [(16, 0), (16, 16), (32, 0), (32, 16)]
+    assert all(p.samples >= C.LEAST_REPEATS and p.low <= p.seconds <= p.high for p in result.points)
+    assert all(p.processor == "cpu" for p in result.points)
     assert model.asked[0] == (60, 0)  # the caches are filled first
-    assert result["passes"] >= C.LEAST_REPEATS
-    assert result["passes"] == sum(note.startswith("pass") for note in notes)
-    assert 0 < result["seconds"] <= 40.5  # the looks at the clock after the last step count, too
-    assert result["not_measured"] == []
+    assert result.passes >= C.LEAST_REPEATS
+    assert result.passes == sum(note.startswith("pass") for note in notes)
+    assert 0 < result.seconds <= 40.5  # the looks at the clock after the last step count, too
+    assert result.not_measured == ()
     assert not any(note.startswith("no time") for note in notes)
-    assert result["bandwidth_gb_per_s"] > 0
-    assert result["gpu"] is None
-    assert [entry["readers"] for entry in result["bandwidths"]] == [[[0]], [[1]], [[0], [1]]] or [
-        entry["readers"] for entry in result["bandwidths"]
-    ] == [[(0,)], [(1,)], [(0,), (1,)]]  # and every pair
+    assert result.bandwidth_gb_per_s > 0
+    assert result.gpu is None
+    assert [entry.readers for entry in result.bandwidths] == [((0,),), ((1,),), ((0,), (1,))]  # and every pair
 
 
 class Slow(Still):
@@ -109,11 +108,11 @@ def test_the_seconds_are_kept_whatever_a_step_takes(
     result = C.calibrate(Models(Slow(clock, token_s)), 1, 40, tmp_path / "m.json", notes.append, clock)
     assert clock.now_s <= 40 + 1e-9
     assert clock.now_s > 20  # and most of it is used
-    assert result["points"]
-    assert len(result["points"]) + len(result["not_measured"]) == 12
-    assert all(p["samples"] >= C.LEAST_REPEATS or not p["stable"] for p in result["points"])
+    assert result.points
+    assert len(result.points) + len(result.not_measured) == 12
+    assert all(p.samples >= C.LEAST_REPEATS or not p.stable for p in result.points)
     short = [note for note in notes if "--calibrate-seconds" in note]
-    assert bool(short) == any(p["samples"] < C.LEAST_REPEATS for p in result["points"]) or result["not_measured"]
+    assert bool(short) == any(p.samples < C.LEAST_REPEATS for p in result.points) or result.not_measured
     assert bool(short) == (token_s >= 0.05)
 
 
@@ -128,10 +127,10 @@ def test_bandwidths_leave_time_for_the_steps(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(bandwidths, "_read_together", read_together)
     result = C.calibrate(Models(Still()), 1, 40, tmp_path / "m.json", notes.append, clock)
-    assert 1 <= len(result["bandwidths"]) <= 12
-    assert [len(entry["readers"]) for entry in result["bandwidths"][:8]] == [1] * 8  # each alone comes first
+    assert 1 <= len(result.bandwidths) <= 12
+    assert [len(entry.readers) for entry in result.bandwidths[:8]] == [1] * 8  # each alone comes first
     assert "no time for" in " ".join(notes)
-    assert result["points"]
+    assert result.points
 
 
 def test_too_short_for_a_single_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,20 +143,20 @@ def test_too_short_for_a_single_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def stepped(samples: list[tuple[float, float, float]]) -> measure.Step:
-    return measure.Step({"n": 1}, int, samples)
+    return measure.Step(MeasuredStep("target", "cpu", 1, 0, 0), int, samples)
 
 
 def test_samples_with_unsteady_bandwidth_are_left_out() -> None:
     steady = [(1.0, 10.0, 10.0)] * 5
     found = stepped([*steady, (9.0, 10.0, 3.0)]).point()
-    assert (found["n"], found["seconds"], found["samples"], found["stable"]) == (1, 1.0, 5, True)
-    assert not stepped([(1.0, 10.0, 5.0)] * 6).point()["stable"]
-    assert not stepped(steady).point(least=6)["stable"]
+    assert (found.n, found.seconds, found.samples, found.stable) == (1, 1.0, 5, True)
+    assert not stepped([(1.0, 10.0, 5.0)] * 6).point().stable
+    assert not stepped(steady).point(least=6).stable
 
 
 def test_samples_that_disagree_are_unstable() -> None:
-    assert not stepped([(t, 10.0, 10.0) for t in (1.0, 1.0, 1.0, 1.3, 1.3, 1.3)]).point()["stable"]
-    assert stepped([(t, 10.0, 10.0) for t in (1.0, 1.0, 1.0, 1.1, 1.1, 1.1)]).point()["stable"]
+    assert not stepped([(t, 10.0, 10.0) for t in (1.0, 1.0, 1.0, 1.3, 1.3, 1.3)]).point().stable
+    assert stepped([(t, 10.0, 10.0) for t in (1.0, 1.0, 1.0, 1.1, 1.1, 1.1)]).point().stable
 
 
 def test_steps_that_got_slower_are_flagged() -> None:
@@ -176,10 +175,11 @@ def test_state_of_the_machine(tmp_path: Path) -> None:
     zone.mkdir(parents=True)
     (zone / "temp").write_text("61500\n")
     state = C.machine_state(tmp_path)
-    assert state == {"cpus": {"cpu0": {"governor": "schedutil", "mhz": 1800}}, "hottest_celsius": 61.5}
-    cooler = {"cpus": {"cpu0": {"governor": "schedutil", "mhz": 1500}}}
-    assert C.throttled({"machine": {"before": state, "after": cooler}})
-    assert not C.throttled({"machine": {"before": state, "after": state}})
+    assert state == MachineState({"cpu0": CpuState("schedutil", 1800)}, 61.5)
+    cooler = MachineState({"cpu0": CpuState("schedutil", 1500)}, None)
+    assert C.clocks_fell(MachineStates(state, cooler))
+    assert not C.clocks_fell(MachineStates(state, state))
+    assert not C.clocks_fell(MachineStates(state, MachineState({}, None)))
 
 
 def test_an_unwritable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

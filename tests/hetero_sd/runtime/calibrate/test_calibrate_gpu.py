@@ -32,14 +32,14 @@ def test_the_kernel_reads_every_element(costs: GpuCosts) -> None:
 
 def test_launches(costs: GpuCosts) -> None:
     """A kernel in a queue that is not empty costs less than starting one and awaiting its end."""
-    found = costs.launches()
-    assert 0 <= found["queued_s"] < found["start_s"] < 0.1
+    start_s, queued_s = costs.launches()
+    assert 0 <= queued_s < start_s < 0.1
 
 
 def test_hand_overs(costs: GpuCosts) -> None:
     found = costs.hand_overs()
-    assert [f["bytes"] for f in found] == [4096, 262_144, 4_194_304]
-    assert all(f["shared_s"] > 0 and f["copied_s"] > 0 for f in found)
+    assert [f.bytes for f in found] == [4096, 262_144, 4_194_304]
+    assert all(f.shared_s > 0 and f.copied_s > 0 for f in found)
 
 
 def test_the_gpu_reads_alone_and_beside_each_cpu(costs: GpuCosts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,5 +48,5 @@ def test_the_gpu_reads_alone_and_beside_each_cpu(costs: GpuCosts, monkeypatch: p
     monkeypatch.setattr("targets.host.bandwidth._SMALLEST_BYTES", 1 << 20)
     found = bandwidths.measure_bandwidths(costs)
     groups = bandwidths.cpu_groups()
-    assert [e["readers"] for e in found if "gpu" in e["readers"]] == [["gpu"]] + [[list(g), "gpu"] for g in groups]
-    assert all(rate > 0 for e in found for rate in e["gb_per_s"])
+    assert [e.readers for e in found if "gpu" in e.readers] == [("gpu",), *((g, "gpu") for g in groups)]
+    assert all(rate > 0 for e in found for rate in e.gb_per_s)

@@ -80,12 +80,12 @@ def with_measured(board: Board, points: Sequence[Point]) -> Board:
 
 def fit_all(board: Board, points: Sequence[Point]) -> Fit:
     """Fit on calibration's models, which have other widths than those that are judged."""
-    return fit(board, points, lambda p: not CASES[p.shape.name].fitted)
+    return fit(board, points, lambda p: not CASES[p.spec.name].fitted)
 
 
 def flat_s(point: Point) -> float:
     """A plain roofline with flat T(n): weights and KV rows over the bandwidth measured beside the point."""
-    once = dram_bytes(step_units(point.shape, 1, point.past)) / (point.bandwidth_gb_per_s * 1e9)
+    once = dram_bytes(step_units(point.spec, 1, point.past)) / (point.bandwidth_gb_per_s * 1e9)
     return float(once * (point.n // point.chunk if point.chunk else 1))
 
 
@@ -100,9 +100,9 @@ def step_rows(fitted: Fit) -> list[dict[str, Any]]:
         rows.append(
             {
                 "term": f"prefill {p.n}" if p.chunk else f"{'decode' if p.n == 1 else 'verify'} n={p.n}",
-                "model": p.shape.name,
-                "parameters": p.shape.parameters,
-                "dtype": p.shape.main_dtype,
+                "model": p.spec.name,
+                "parameters": p.spec.parameters,
+                "dtype": p.spec.main_dtype,
                 "where": where,
                 "past": p.past,
                 "bandwidth_gb_per_s": p.bandwidth_gb_per_s,

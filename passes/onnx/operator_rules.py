@@ -3,8 +3,8 @@
 An attribute is read by the pass that is named, or has to have one of the values that change nothing. `RUN`: the
 operator is only ever run, by onnxruntime in run_subgraph.py or by ONNX's reference evaluator in shapes.py, which read
 all of it. Made against the schemas of ONNX (opset 13 to 28) and of onnxruntime 1.32; tests/passes/onnx/
-test_operator_rules.py compares them. `check_nodes` refuses at the door what stands here with a required value, and any
-attribute that does not stand here.
+test_operator_rules.py compares them. `check_nodes` refuses, before anything else reads the file, an attribute that
+has another value than the one required here, and any attribute that does not stand here.
 
 Opsets: of onnxruntime's operators there is one version. Of ONNX's, those before 13 are refused, among them the Softmax
 that flattens at its axis; an attribute or input that the opset of the file does not have (Reshape's allowzero before
@@ -146,7 +146,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ("", "Gather"): Rule({"axis": "check_vocabulary, learned_positions"}),
     ("", "Gelu"): Rule({"approximate": "fuse_activations"}),
     ("", "Gemm"): Rule(
-        dict.fromkeys(("alpha", "beta", "transA", "transB"), "canonical_products"), {2: "canonical_products"}
+        dict.fromkeys(("alpha", "beta", "transA", "transB"), "canonical_matmuls"), {2: "canonical_matmuls"}
     ),
     ("", "Identity"): Rule(),
     ("", "If"): Rule(dict.fromkeys(("then_branch", "else_branch"), "pick_branch")),
@@ -175,7 +175,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ),
     ("", "Sqrt"): Rule(),
     ("", "Squeeze"): Rule(inputs={1: RUN}),
-    ("", "Swish"): Rule({"alpha": "canonical_products"}),
+    ("", "Swish"): Rule({"alpha": "canonical_matmuls"}),
     ("", "Tanh"): Rule(),
     ("", "Transpose"): Rule({"perm": "check_vocabulary, norm_by_head"}),
     (MICROSOFT, "BiasGelu"): Rule(required=2, schema="onnxruntime"),
@@ -241,7 +241,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         required=2,
         schema="onnxruntime",
     ),
-    (MICROSOFT, "QuickGelu"): Rule({"alpha": "canonical_products"}, required=1, schema="onnxruntime"),
+    (MICROSOFT, "QuickGelu"): Rule({"alpha": "canonical_matmuls"}, required=1, schema="onnxruntime"),
     (MICROSOFT, "RotaryEmbedding"): Rule(
         {**_ROTARY, "is_packed_batching": RUN, "scale": RUN},
         required=4,

@@ -1,4 +1,4 @@
-"""Checks at the door that every node has the inputs, outputs and attributes its operator requires, and no others.
+"""Checks on reading that every node has the inputs, outputs and attributes its operator requires, and no others.
 
 Passes may then read `node.inputs[1]` or a required attribute without asking what it is, and leave aside what
 operator_rules.py says has no effect. ONNX's own schemas are used; for onnxruntime's operators, which have none here,

@@ -1,4 +1,4 @@
-"""Reads an ONNX file nobody vouches for: sizes and paths are checked before anything is read through them.
+"""Reads an untrusted ONNX file: sizes and paths are checked before anything is read through them.
 
 Weights stay where they are, inside the file or beside it, as memory maps. Constants written as nodes become
 initialisers and model-local functions are inlined, so that later passes see one flat graph.

@@ -177,7 +177,7 @@ def _gather(node: Any) -> str:
 def _matmul(node: Any) -> str:
     if is_weight(node.inputs[1]) and not is_weight(node.inputs[0]):
         return _matrix(node.inputs[1])
-    return "only products of a computed value with a weight are supported"
+    return "only matrix multiplications of a computed value with a weight are supported"
 
 
 def _nbits(node: Any) -> str:

@@ -21,7 +21,7 @@ _BLOCK = 4096  # rows of the embedding that are compared at a time
 
 
 def tie_equal_head(imp: Importing) -> PassLog:
-    """Let products whose weight is the embedding's numbers, as they are or transposed, read the embedding."""
+    """Let matrix multiplications by the embedding's numbers, as they are or transposed, read the embedding."""
     tables = {
         initializer_of(n.inputs[0]): None
         for n in imp.graph

@@ -22,7 +22,7 @@ from passes.onnx.operator_rules import FLOATS, LIFTED, NO_EFFECT, RULES, RUN, TE
 from passes.onnx.pass_context import Importing
 from passes.onnx.prove.check_vocabulary import _CHECKS, refusals
 from passes.onnx.rewrite.attention_sites import _SITES
-from passes.onnx.rewrite.canonical_products import _REWRITES
+from passes.onnx.rewrite.canonical_matmuls import _REWRITES
 from passes.onnx.rewrite.fuse_activations import _OPERATORS
 from passes.onnx.rewrite.local_functions import DOMAIN
 from passes.onnx.testing import CanonicalModel, case, importing

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from passes.onnx.pass_context import Importing, attribute
-from passes.onnx.prove.check_vocabulary import initializer_of
+from passes.onnx.prove.weight_expression import initializer_of
 from targets.errors import UserError
 
 

@@ -27,7 +27,7 @@ from passes.onnx.pass_context import (
     emit,
     replace_uses,
 )
-from passes.onnx.prove.check_vocabulary import initializer_of, is_weight, stored
+from passes.onnx.prove.weight_expression import initializer_of, is_weight, stored
 
 _BITS = {
     ir.DataType.INT4: (4, True),

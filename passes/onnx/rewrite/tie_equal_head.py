@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.onnx.pass_context import Importing, PassLog, attribute, emit
-from passes.onnx.prove.check_vocabulary import initializer_of, is_weight
+from passes.onnx.prove.weight_expression import initializer_of, is_weight
 
 _BLOCK = 4096  # rows of the embedding that are compared at a time
 

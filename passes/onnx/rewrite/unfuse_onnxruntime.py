@@ -25,7 +25,8 @@ from passes.onnx.pass_context import (
     emit,
     replace_uses,
 )
-from passes.onnx.shapes import fused_permutation, known_shapes, points
+from passes.onnx.shape_rules import fused_permutation
+from passes.onnx.shapes import known_shapes, points
 
 
 def unfuse_onnxruntime(imp: Importing) -> PassLog:

@@ -20,7 +20,8 @@ from passes.onnx import canonicalise, shapes
 from passes.onnx.load.check_nodes import check_nodes
 from passes.onnx.operator_rules import FLOATS, LIFTED, NO_EFFECT, RULES, RUN, TEXTS, Must, Range
 from passes.onnx.pass_context import Importing
-from passes.onnx.prove.check_vocabulary import _CHECKS, refusals
+from passes.onnx.prove.check_vocabulary import refusals
+from passes.onnx.prove.vocabulary import CHECKS
 from passes.onnx.rewrite.attention_sites import _SITES
 from passes.onnx.rewrite.canonical_matmuls import _REWRITES
 from passes.onnx.rewrite.fuse_activations import _OPERATORS
@@ -98,7 +99,7 @@ def test_the_passes_that_are_named_read_what_they_are_said_to() -> None:
 
 
 def test_operators_of_the_passes_are_in_the_table() -> None:
-    tables = [_SITES, _REWRITES, _OPERATORS, _CHECKS]
+    tables = [_SITES, _REWRITES, _OPERATORS, CHECKS]
     used = {key for table in tables for key in table if key[0] != DOMAIN}
     assert used <= set(RULES)
     named = {*shapes._SIZED_BY, *shapes._BOUNDED, *shapes._RULES} - {"CausalMask", "Positions"}

@@ -26,6 +26,7 @@ from passes.onnx.rewrite.attention_sites import _SITES
 from passes.onnx.rewrite.canonical_matmuls import _REWRITES
 from passes.onnx.rewrite.fuse_activations import _OPERATORS
 from passes.onnx.rewrite.local_functions import DOMAIN
+from passes.onnx.shape_rules import SHAPE_RULES
 from passes.onnx.testing import CanonicalModel, case, importing
 from passes.relax.translate import onnx_to_relax
 from targets.errors import UserError
@@ -102,7 +103,7 @@ def test_operators_of_the_passes_are_in_the_table() -> None:
     tables = [_SITES, _REWRITES, _OPERATORS, CHECKS]
     used = {key for table in tables for key in table if key[0] != DOMAIN}
     assert used <= set(RULES)
-    named = {*shapes._SIZED_BY, *shapes._BOUNDED, *shapes._RULES} - {"CausalMask", "Positions"}
+    named = {*shapes._SIZED_BY, *shapes._BOUNDED, *SHAPE_RULES} - {"CausalMask", "Positions"}
     assert named <= {name for _, name in RULES}
 
 

@@ -127,7 +127,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         {3: "attention_sites", 4: "attention_sites", 5: "attention_sites", 6: "attention_sites"},
     ),
     ("", "Cast"): Rule(
-        {"to": "vocabulary, fold_constants", "saturate": Must((1,), 1), "round_mode": Must(("up",), "up")}
+        {"to": "weight_expression, fold_constants", "saturate": Must((1,), 1), "round_mode": Must(("up",), "up")}
     ),
     ("", "Clip"): Rule(inputs={1: RUN, 2: RUN}),
     ("", "Concat"): Rule({"axis": RUN}),  # one operand: nothing to read; a cache: fuse_attention runs it

@@ -36,7 +36,7 @@ def load(path: Path) -> Any:
 
     Raises:
         UserError: no such file, not ONNX, cut short, an external file missing or outside the folder, a weight's
-            size disagreeing with its shape, a value nobody makes, or a cycle.
+            size disagreeing with its shape, a value that no node makes, or a cycle.
     """
     if path.is_dir():
         raise UserError(f"{path}: this is a folder; give the .onnx file in it")

@@ -41,7 +41,7 @@ class Factors:
             decoders on a G610; kernels that tile rows are assumed to reach more).
         gpu_compute: share of the GPU's arithmetic issue slots that its kernels use; loads and addresses take others.
         gpu_attention: the same for attention's kernels, whose loads are narrower.
-        gpu_item_steps: what a work-item of a product costs besides its steps of k, in such steps.
+        gpu_item_steps: what a work-item of a matrix multiplication costs besides its steps of k, in such steps.
         gpu_overlap: share of the shorter of arithmetic and memory time that the longer one hides on the GPU.
         gpu_start: starting an empty queue and awaiting its end, over twice launch_overhead_s.
         gpu_dispatch: one more kernel in a queue that is not empty, over launch_overhead_s (5 us against 46 to 54 us

@@ -16,7 +16,7 @@ from costmodel.question import factors_of
 from costmodel.schema.measured import GPU, MIXED, Measured
 from costmodel.schema.record import SchemaError
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_factors, with_gpu, with_region_cost
-from hetero_sd.predict.inputs import load_shapes
+from hetero_sd.predict.inputs import load_specs
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
@@ -71,9 +71,9 @@ def calibrate(request: CalibrateRequest) -> Calibrated:
         UserError: a file or name that cannot be used.
     """
     board = load_board(request.board, measure=False)
-    specs = {"target": load_shapes(request.target, ["float32"], 2)[0]}
+    specs = {"target": load_specs(request.target, ["float32"], 2)[0]}
     if request.draft is not None:
-        specs["draft"] = load_shapes(request.draft, ["float32"], 2)[0]
+        specs["draft"] = load_specs(request.draft, ["float32"], 2)[0]
     cluster = request.cluster or max(board.clusters, key=lambda c: c.bandwidth_all_threads_gb_per_s).name
     board.cluster(cluster)  # refuses an unknown name
     measured = [read_measured(path) for path in request.measured]

@@ -13,7 +13,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.question import Question, factors_of
 from costmodel.search import Search
 from costmodel.uncertainty import interval
-from hetero_sd.predict.inputs import check_formats, load_shapes
+from hetero_sd.predict.inputs import check_formats, load_specs
 from targets.boards import load_board
 from targets.errors import UserError
 
@@ -54,7 +54,7 @@ def sweep(request: SweepRequest, track: Callable[[Sequence[Any]], Iterable[Any]]
     """
     check_formats(request.weights)
     boards = [load_board(name) for name in request.boards]
-    pairs = [_shapes(paths, request.weights, max(request.contexts)) for paths in request.pairs]
+    pairs = [_specs(paths, request.weights, max(request.contexts)) for paths in request.pairs]
     points = [(pair, b, c, a) for pair in pairs for b in boards for c in request.contexts for a in request.alphas]
     if len(points) > MOST_POINTS:
         raise UserError(f"{len(points)} points are more than {MOST_POINTS}; give fewer values")
@@ -107,9 +107,9 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _shapes(
+def _specs(
     paths: Sequence[Path], formats: Sequence[str], context: int
 ) -> tuple[tuple[DecoderSpec, ...], tuple[DecoderSpec, ...]]:
-    """The shapes of target and drafter."""
-    shapes = [load_shapes(path, formats, context) for path in paths]
-    return shapes[0], shapes[1] if len(shapes) > 1 else ()
+    """The specs of target and drafter."""
+    specs = [load_specs(path, formats, context) for path in paths]
+    return specs[0], specs[1] if len(specs) > 1 else ()

@@ -150,7 +150,7 @@ def write_llama(
     Args:
         path: the .onnx file.
         shape: sizes.
-        dtype: "float32" or "float16", of weights and activations; "int4" has products in blocks of 32 with float32
+        dtype: "float32" or "float16", of weights and activations; "int4" has matrices in blocks of 32 with float32
             scales (MatMulNBits), a float16 embedding and float32 activations.
         seed: of the weights.
         scaled: (layer, scale): from that layer on, what is added to the residual stream is scaled.

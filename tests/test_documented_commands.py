@@ -40,6 +40,8 @@ PROGRAMS = (
     "scp",
     "ssh",
 )
+PACKAGES = ("targets", "costmodel", "passes", "hetero_sd")
+FOLDERS = (*PACKAGES, "tests", "benchmarks", "examples")
 PAIR = "target/model.onnx --draft draft/model.onnx"
 VERIFY = "hetero-sd verify bundle --against target/model.onnx"
 
@@ -129,6 +131,46 @@ def test_a_new_command_would_be_noticed() -> None:
     assert commands_of("```\nmake it && ssh board true\n```") == {"make it", "ssh board true"}
     assert commands_of("say `run.py\n--new` and `--option`, `sweep` or `make_plan`") == {"run.py --new"}
     assert commands_of('`make` alone\n    target.onnx ─┐ "') == set()
+
+
+def missing_paths(text: str, root: Path) -> list[str]:
+    """The files, folders and modules of the project that a document names and that are not there."""
+    named = [word for code in code_of(text) for word in re.findall(r"[\w./-]+", code)]
+    named += re.findall(r"\]\(([\w./-]+)\)", text)
+    found = []
+    for word in dict.fromkeys(name.removesuffix("...").rstrip(".") for name in named):
+        first, slash, _ = word.partition("/")
+        if slash and first in FOLDERS:
+            there = (root / word).exists()
+        elif not slash and first.split(".")[0] in PACKAGES and word.count(".") > 1:  # package.module.name
+            there = (root / word.replace(".", "/")).parent.with_suffix(".py").exists()
+        elif not slash and word.endswith((".py", ".h")):
+            there = any(True for folder in FOLDERS for _ in (root / folder).rglob(word))
+        else:
+            continue
+        found += [] if there else [word]
+    return found
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_path_in_a_document_exists(name: str) -> None:
+    assert missing_paths((ROOT / name).read_text("utf-8"), ROOT) == []
+
+
+def test_a_path_that_is_gone_would_be_noticed() -> None:
+    """The negative control: files, folders, modules, links and bare names; others beside them exist or are not ours."""
+    there = "`hetero_sd/cli.py`, `targets/cpu/kernels/`, `targets.errors.UserError`, [t](README.md), `cli.py`, `a/b.py`"
+    assert missing_paths(there, ROOT) == []
+    gone = "`hetero_sd/host.py`, `targets/mali/kernels/`, `targets.mistakes.UserError`, [t](passes/NO.md), `no_such.py`"
+    expected = [
+        "hetero_sd/host.py",
+        "targets/mali/kernels/",
+        "targets.mistakes.UserError",
+        "no_such.py",
+        "passes/NO.md",
+    ]
+    assert missing_paths(gone, ROOT) == expected
+    assert missing_paths("    cp targets/boards/none.toml .\n", ROOT) == ["targets/boards/none.toml"]
 
 
 def test_every_option_in_a_sentence_exists() -> None:

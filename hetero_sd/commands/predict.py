@@ -50,7 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The subcommand."""
+    """Predict, write trace and report where they are asked for, and print the prediction."""
     for path in (options.trace, options.report):
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"{path}: there is no folder {path.absolute().parent}")

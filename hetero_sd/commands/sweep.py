@@ -37,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The subcommand."""
+    """Predict every point, and write the table."""
     from rich.console import Console
     from rich.progress import track
 

@@ -1,1 +1,1 @@
-"""`hetero-sd compile`: plan, build, bundle; story.py tells it on one screen."""
+"""`hetero-sd compile`: plan, build, bundle; story.py lists the steps."""

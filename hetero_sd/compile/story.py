@@ -1,4 +1,4 @@
-"""The story of `hetero-sd compile`: an ONNX pair, a tokenizer and a board become a bundle."""
+"""The steps of `hetero-sd compile`: an ONNX pair, a tokenizer and a board become a bundle."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from costmodel.schema.plan import TARGET_ONLY
 from costmodel.schema.record import R
 from costmodel.uncertainty import used_processors
 from hetero_sd.predict.predict import Prediction
-from hetero_sd.predict.text import gpu_kernels_measured, models_of, rate, where_text
+from hetero_sd.predict.sentences import gpu_kernels_measured, models_of, rate, where_text
 
 
 def plan_verdict(asked: Prediction, free: Prediction, given: Sequence[str], has_draft: bool, draft_bytes: int) -> str:
@@ -46,7 +46,7 @@ def plan_verdict(asked: Prediction, free: Prediction, given: Sequence[str], has_
 
 def describe(variant: Variant) -> str:
     """Mode, draft length and where each model runs, in a few words."""
-    where = ", ".join(f"{title} on {where_text(place, shape)}" for title, shape, place in models_of(variant))
+    where = ", ".join(f"{title} on {where_text(place, spec)}" for title, spec, place in models_of(variant))
     return f"target only, {where}" if variant.mode == TARGET_ONLY else f"speculate with gamma {variant.gamma}, {where}"
 
 

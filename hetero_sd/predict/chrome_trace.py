@@ -60,14 +60,14 @@ def round_spans(p: Prediction) -> list[Span]:
 
 
 def _step(
-    p: Prediction, spans: list[Span], shape: DecoderSpec, placement: Placement, n: int, clock: float, name: str
+    p: Prediction, spans: list[Span], spec: DecoderSpec, placement: Placement, n: int, clock: float, name: str
 ) -> float:
     """Append a step, one span for each segment; return when it ends."""
-    costs, before = p.search.costs(shape), None
+    costs, before = p.search.costs(spec), None
     for segment in placement.segments:
         estimate = p.search.roofline.step_overhead(segment.processor)
         if before is not None:
-            estimate = estimate + p.search.roofline.border(before, segment.processor, n * shape.hidden)
+            estimate = estimate + p.search.roofline.border(before, segment.processor, n * spec.hidden)
         for unit in costs.units(segment.processor, n)[segment.start : segment.end]:
             estimate = estimate + unit
         spans.append((_lane(segment.processor), name, clock, estimate.total_s, estimate.explain()))
@@ -82,8 +82,8 @@ def _overlapped_spans(p: Prediction) -> list[Span]:
     assert best.draft_placement is not None
     here, there = best.target_placement.segments[0].processor, best.draft_placement.segments[0].processor
     loads = []
-    for shape, processor, n in ((best.target, here, best.gamma + 1), (best.draft, there, 1)):
-        costs = p.search.costs(shape)
+    for spec, processor, n in ((best.target, here, best.gamma + 1), (best.draft, there, 1)):
+        costs = p.search.costs(spec)
         e = costs.step(costs.whole(processor), n)
         loads.append(_Load(e.total_s, e.memory_s, dram_bytes(costs.counted(n))))
     limit = together_bytes_per_s(p.question.board, p.question.factors, shared_cluster(here, there))

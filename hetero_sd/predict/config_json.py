@@ -45,7 +45,7 @@ FORMAT_NAMES = tuple(_FORMATS)
 _MOST = {"layers": 1024, "width": 1 << 20, "vocab": 1 << 24}
 
 
-def shapes_from_config(path: Path, formats: Sequence[str]) -> tuple[DecoderSpec, ...]:
+def specs_from_config(path: Path, formats: Sequence[str]) -> tuple[DecoderSpec, ...]:
     """The decoder of a config.json in each weight format.
 
     Args:

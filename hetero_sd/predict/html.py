@@ -24,7 +24,8 @@ from hetero_sd.predict.charts import Axis, Bar, Line, Mark, gain_map, line_chart
 from hetero_sd.predict.chrome_trace import round_spans
 from hetero_sd.predict.figure import STYLE
 from hetero_sd.predict.predict import Prediction
-from hetero_sd.predict.text import MOST_ROWS, facts_used, gpu_note, models_of, notes, rate, verdict, where_text
+from hetero_sd.predict.sentences import gpu_note, models_of, notes, rate, verdict, where_text
+from hetero_sd.predict.text import MOST_ROWS, facts_used
 from hetero_sd.predict.units import with_unit
 
 _ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -71,7 +72,7 @@ def _variants(p: Prediction) -> dict[str, Any]:
 
 
 def _variant(v: Variant, sure: str, style: str) -> dict[str, Any]:
-    where = "; ".join(f"{title} {shape.name} on {where_text(place, shape)}" for title, shape, place in models_of(v))
+    where = "; ".join(f"{title} {spec.name} on {where_text(place, spec)}" for title, spec, place in models_of(v))
     numbers = [str(v.gamma or "-"), rate(v.tokens_per_s), sure, f"{v.against_same:.2f}", f"{v.against_best:.2f}"]
     return {"style": style, "cells": [v.mode, *numbers, gb(v.memory.total_bytes), (where, v.reason)]}
 
@@ -96,7 +97,7 @@ def _speculation(p: Prediction) -> dict[str, Any] | None:
     top = max(y for line in lines for _, y in line.points)
     mark = Mark(best.gamma, gain(p.question.alpha, best.gamma), f"gamma {best.gamma}: {best.against_best:.2f} x")
     axes = Axis("gamma, drafted tokens a round", 0, MOST_GAMMA), Axis("speed over baseline", 0, 1.08 * top)
-    where = ", ".join(f"{title} on {where_text(place, shape)}" for title, shape, place in models_of(best))
+    where = ", ".join(f"{title} on {where_text(place, spec)}" for title, spec, place in models_of(best))
     return {
         "where": f"{best.mode}: {where}",
         "chart": _both(line_chart, "speed over draft length and acceptance", *axes, lines, [mark]),
@@ -139,8 +140,8 @@ def _verify_curves(p: Prediction) -> dict[str, Any]:
     return {"target": best.target.name, "chart": chart, "note": note}
 
 
-def _fastest_wholes(p: Prediction, shape: DecoderSpec) -> list[Placement]:
-    costs = p.search.costs(shape)
+def _fastest_wholes(p: Prediction, spec: DecoderSpec) -> list[Placement]:
+    costs = p.search.costs(spec)
     fastest: dict[str, Placement] = {}
     for processor in costs.slices:
         placement = costs.whole(processor)

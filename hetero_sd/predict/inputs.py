@@ -10,7 +10,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.question import factors_of
 from costmodel.speculative import MOST_GAMMA
-from hetero_sd.predict.config_json import FORMAT_NAMES, shapes_from_config
+from hetero_sd.predict.config_json import FORMAT_NAMES, specs_from_config
 from targets.device import Board
 from targets.errors import UserError
 from targets.files import read_object
@@ -43,7 +43,7 @@ def check_formats(names: Sequence[str]) -> None:
             raise UserError(f"--weights {name!r} is not a format; formats: {', '.join(FORMAT_NAMES)}")
 
 
-def load_shapes(path: Path, formats: Sequence[str], context: int) -> tuple[DecoderSpec, ...]:
+def load_specs(path: Path, formats: Sequence[str], context: int) -> tuple[DecoderSpec, ...]:
     """The decoder of an ONNX file, or of a config.json in each format.
 
     Raises:
@@ -52,7 +52,7 @@ def load_shapes(path: Path, formats: Sequence[str], context: int) -> tuple[Decod
     if not path.is_file():
         raise UserError(f"model {path}: there is no such file")
     if path.suffix == ".json":
-        return shapes_from_config(path, formats)
+        return specs_from_config(path, formats)
     from passes.analysis.count_work import count_work
     from passes.onnx import canonicalise
 

@@ -12,7 +12,7 @@ from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, break_even_alpha
 from costmodel.uncertainty import Interval, interval
-from hetero_sd.predict.inputs import AlphaFile, check_formats, load_shapes, read_alpha_file, read_factors
+from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, read_alpha_file, read_factors
 from targets.boards import load_board
 from targets.errors import UserError
 
@@ -95,8 +95,8 @@ def answer(request: PredictRequest) -> Prediction:
     board, drafts = load_board(request.board), request.draft
     question = Question(
         board=board,
-        targets=load_shapes(request.target, request.weights, request.context),
-        drafts=() if drafts is None else load_shapes(drafts, request.weights, request.context),
+        targets=load_specs(request.target, request.weights, request.context),
+        drafts=() if drafts is None else load_specs(drafts, request.weights, request.context),
         alpha=alpha if measured is None else measured.alpha,
         context=request.context,
         factors=read_factors(request.factors, board),

@@ -1,4 +1,4 @@
-"""The island: what a bundle carries to the device and runs there.
+"""What a bundle carries to the device and runs there.
 
 It imports only the standard library, numpy, the TVM runtime (inside model.py), tokenizers, jinja2 (only for chat
 templates), costmodel and the facts of targets. A bundle holds a copy under ``DIR/python`` with the same import paths.

@@ -1,4 +1,4 @@
-"""What the commands say when something fails that nobody foresaw: one line and exit code 70, never a traceback.
+"""What the commands say of an unexpected error: one line and exit code 70, never a traceback.
 
 HSD_DEBUG=1 in the environment shows the traceback before it.
 """

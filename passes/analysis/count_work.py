@@ -21,7 +21,7 @@ from costmodel.place import ATTENTION, EMBEDDING, HEAD, Part
 from passes.onnx import Decoder
 from passes.onnx.label_parts import computed_nodes, part_of, row_inputs
 from passes.onnx.pass_context import attribute, describe
-from passes.onnx.prove.check_vocabulary import initializer_of
+from passes.onnx.prove.weight_expression import initializer_of
 from targets.errors import UserError
 
 LINEAR = ("MatMul", "MatMulNBits")

@@ -20,7 +20,7 @@ from passes.onnx.prove.check_logits import check_logits
 from passes.onnx.prove.check_vocabulary import check_vocabulary
 from passes.onnx.prove.context_limit import ContextTooLong, check_stated_positions, too_long
 from passes.onnx.rewrite.add_cache import add_cache
-from passes.onnx.rewrite.canonical_products import canonical_products
+from passes.onnx.rewrite.canonical_matmuls import canonical_matmuls
 from passes.onnx.rewrite.exact_quantised import exact_quantised
 from passes.onnx.rewrite.find_head_dim import find_head_dim
 from passes.onnx.rewrite.fold_constants import fold_constants
@@ -69,7 +69,7 @@ PIPELINE: list[Pass] = [
     fuse_rms_norm,
     norm_by_head,
     split_packed,
-    canonical_products,
+    canonical_matmuls,
     tie_equal_head,
     fuse_activations,
     add_cache,

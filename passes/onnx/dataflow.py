@@ -38,7 +38,7 @@ def weight_free(node: Any) -> bool:
 def source_of(value: Any, active: set[Any], known: dict[Any, Known]) -> Any:
     """The farthest value with as many elements that all of `value` passes through on its weight-free way.
 
-    For the rotated, transposed queries this is the product of the projection, or the norm after it.
+    For the rotated, transposed queries this is the result of the projection, or the norm after it.
     """
     order = {node: i for i, node in enumerate(value.graph)}
     frontier, best = {value}, value

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from passes.onnx.pass_context import Importing, attribute
-from passes.onnx.prove.check_vocabulary import initializer_of
+from passes.onnx.prove.weight_expression import initializer_of
 from targets.errors import UserError
 
 
@@ -33,13 +33,13 @@ class DecoderFacts:
     """Sizes and formats of one decoder.
 
     Attributes:
-        layers, heads, kv_heads, head_dim, hidden, ffn, vocab: sizes; ffn is the width of the gated product.
+        layers, heads, kv_heads, head_dim, hidden, ffn, vocab: sizes; ffn is the width of the feed-forward part.
         context: positions the rope tables cover.
         rope: None if no layer rotates.
         tied: embedding and head read the same initialiser.
-        weight_dtype: "float32", "float16", "bfloat16", "int4" or "int8": of the largest share of the products' bytes.
+        weight_dtype: "float32", "float16", "bfloat16", "int4" or "int8": of the largest share of the bytes of matrices.
         family: hint for people: "llama", "qwen2" (biased q, k, v), "qwen3" (q/k norm), "mistral" (a window), "phi3"
-            (packed products), "gemma2" (scaled embedding, soft caps), "gemma3" (q/k norm), "gemma" (neither), "gpt2"
+            (packed projections), "gemma2" (scaled embedding, soft caps), "gemma3" (q/k norm), "gemma" (neither), "gpt2"
             (layer norms), "granite" (scaled residuals), "olmo2" (norms of what a block computed).
         window: the largest sliding window of any layer in tokens, 0: none.
         batch: fixed batch size, or None if it is free.
@@ -79,11 +79,11 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
     embedding = embedding_of(imp.graph)
     head = _producer_of_logits(imp)
     vocab, hidden = _embedding_size(embedding)
-    head_vocab, head_hidden = _product_size(head)
+    head_vocab, head_hidden = _matmul_size(head)
     _agree("vocabulary", {vocab, head_vocab}, "embedding and logits")
     _agree("hidden size", {hidden, head_hidden}, "embedding and head")
     gates = [n for n in nodes if n.op_type in ("Mul", "Gelu")]
-    ffn = {width for n in gates for user, _ in n.outputs[0].uses() if (width := _product_size(user)[1])}
+    ffn = {width for n in gates for user, _ in n.outputs[0].uses() if (width := _matmul_size(user)[1])}
     return DecoderFacts(
         layers=layers,
         heads=heads,
@@ -130,17 +130,17 @@ def _producer_of_logits(imp: Importing) -> Any:
     while node is not None and node.op_type in ("Add", "Mul", "Tanh"):  # a bias, a scale or a soft cap
         node = next((v.producer() for v in node.inputs if v.producer() is not None), None)
     if node is None or node.op_type not in ("MatMul", "MatMulNBits"):
-        raise UserError("the logits are not the product of the last norm with a head")
+        raise UserError("the logits are not the last norm's matrix multiplication with a head")
     return node
 
 
 def _weight(node: Any) -> Any:
-    """The initialiser of a product or of the embedding."""
+    """The initialiser of a matrix multiplication or of the embedding."""
     return initializer_of(node.inputs[0 if node.op_type in ("Gather", "GatherBlockQuantized") else 1])
 
 
-def _product_size(node: Any) -> tuple[int, int]:
-    """(outputs, inputs) of a product; (0, 0) for any other node."""
+def _matmul_size(node: Any) -> tuple[int, int]:
+    """(outputs, inputs) of a matrix multiplication; (0, 0) for any other node."""
     if node.op_type == "MatMulNBits":
         return attribute(node, "N"), attribute(node, "K")
     if node.op_type != "MatMul":

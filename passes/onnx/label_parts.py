@@ -15,7 +15,7 @@ from typing import Any
 
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
 from passes.onnx.pass_context import Importing, PassLog
-from passes.onnx.prove.check_vocabulary import is_weight
+from passes.onnx.prove.weight_expression import is_weight
 from passes.onnx.rewrite.local_functions import DOMAIN
 from targets.errors import UserError
 

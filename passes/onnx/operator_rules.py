@@ -3,8 +3,8 @@
 An attribute is read by the pass that is named, or has to have one of the values that change nothing. `RUN`: the
 operator is only ever run, by onnxruntime in run_subgraph.py or by ONNX's reference evaluator in shapes.py, which read
 all of it. Made against the schemas of ONNX (opset 13 to 28) and of onnxruntime 1.32; tests/passes/onnx/
-test_operator_rules.py compares them. `check_nodes` refuses at the door what stands here with a required value, and any
-attribute that does not stand here.
+test_operator_rules.py compares them. `check_nodes` refuses, before anything else reads the file, an attribute that
+has another value than the one required here, and any attribute that does not stand here.
 
 Opsets: of onnxruntime's operators there is one version. Of ONNX's, those before 13 are refused, among them the Softmax
 that flattens at its axis; an attribute or input that the opset of the file does not have (Reshape's allowzero before
@@ -127,7 +127,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         {3: "attention_sites", 4: "attention_sites", 5: "attention_sites", 6: "attention_sites"},
     ),
     ("", "Cast"): Rule(
-        {"to": "check_vocabulary, fold_constants", "saturate": Must((1,), 1), "round_mode": Must(("up",), "up")}
+        {"to": "weight_expression, fold_constants", "saturate": Must((1,), 1), "round_mode": Must(("up",), "up")}
     ),
     ("", "Clip"): Rule(inputs={1: RUN, 2: RUN}),
     ("", "Concat"): Rule({"axis": RUN}),  # one operand: nothing to read; a cache: fuse_attention runs it
@@ -143,15 +143,15 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ("", "Div"): Rule(),
     ("", "Dropout"): Rule({"seed": NO_EFFECT}, {1: "fold_constants", 2: "fold_constants"}),
     ("", "Erf"): Rule(),
-    ("", "Gather"): Rule({"axis": "check_vocabulary, learned_positions"}),
+    ("", "Gather"): Rule({"axis": "vocabulary, learned_positions"}),
     ("", "Gelu"): Rule({"approximate": "fuse_activations"}),
     ("", "Gemm"): Rule(
-        dict.fromkeys(("alpha", "beta", "transA", "transB"), "canonical_products"), {2: "canonical_products"}
+        dict.fromkeys(("alpha", "beta", "transA", "transB"), "canonical_matmuls"), {2: "canonical_matmuls"}
     ),
     ("", "Identity"): Rule(),
     ("", "If"): Rule(dict.fromkeys(("then_branch", "else_branch"), "pick_branch")),
     ("", "LayerNormalization"): Rule(
-        {"axis": LAST_AXIS, "epsilon": _EPSILON, "stash_type": Must((1,), 1)}, {2: "check_vocabulary"}
+        {"axis": LAST_AXIS, "epsilon": _EPSILON, "stash_type": Must((1,), 1)}, {2: "vocabulary"}
     ),
     ("", "MatMul"): Rule(),
     ("", "Mul"): Rule(),
@@ -161,7 +161,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ("", "ReduceMean"): Rule(
         {"axes": "fuse_rms_norm", "keepdims": "fuse_rms_norm", "noop_with_empty_axes": NO_EFFECT}, {1: "fuse_rms_norm"}
     ),
-    ("", "Reshape"): Rule({"allowzero": "check_vocabulary"}),
+    ("", "Reshape"): Rule({"allowzero": "vocabulary"}),
     ("", "RotaryEmbedding"): Rule(_ROTARY, {3: RUN}),
     ("", "Shape"): Rule(dict.fromkeys(("start", "end"), "resolve_shapes, shapes")),
     ("", "Sigmoid"): Rule(),
@@ -171,23 +171,23 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ("", "Slice"): Rule(inputs={3: "split_packed", 4: "split_packed"}),
     ("", "Softmax"): Rule({"axis": LAST_AXIS}),
     ("", "Split"): Rule(
-        {"axis": "split_packed, check_vocabulary", "num_outputs": Range("split_packed", *_SIZE)}, {1: "split_packed"}
+        {"axis": "split_packed, vocabulary", "num_outputs": Range("split_packed", *_SIZE)}, {1: "split_packed"}
     ),
     ("", "Sqrt"): Rule(),
     ("", "Squeeze"): Rule(inputs={1: RUN}),
-    ("", "Swish"): Rule({"alpha": "canonical_products"}),
+    ("", "Swish"): Rule({"alpha": "canonical_matmuls"}),
     ("", "Tanh"): Rule(),
-    ("", "Transpose"): Rule({"perm": "check_vocabulary, norm_by_head"}),
+    ("", "Transpose"): Rule({"perm": "vocabulary, norm_by_head"}),
     (MICROSOFT, "BiasGelu"): Rule(required=2, schema="onnxruntime"),
     (MICROSOFT, "FastGelu"): Rule(inputs={1: "fuse_activations"}, required=1, schema="onnxruntime"),
     (MICROSOFT, "GatherBlockQuantized"): Rule(
         {
-            "bits": Range("facts, shapes", 1, 8),
-            "block_size": Range("shapes", *_SIZE),
+            "bits": Range("facts, shape_rules", 1, 8),
+            "block_size": Range("shape_rules", *_SIZE),
             "gather_axis": Must((0,), 0),
             "quantize_axis": Must((1, -1), 1),
         },
-        {3: "check_vocabulary"},
+        {3: "vocabulary"},
         required=3,
         schema="onnxruntime",
     ),
@@ -214,12 +214,12 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ),
     (MICROSOFT, "MatMulNBits"): Rule(
         {
-            **dict.fromkeys(("K", "N", "block_size"), Range("check_vocabulary", *_SIZE)),
-            "bits": Range("check_vocabulary", 1, 8),
+            **dict.fromkeys(("K", "N", "block_size"), Range("vocabulary", *_SIZE)),
+            "bits": Range("vocabulary", 1, 8),
             "accuracy_level": "exact_quantised",
             "weight_prepacked": Must((0,), 0),
         },
-        {3: "check_vocabulary", 4: "check_vocabulary", 5: "check_vocabulary"},
+        {3: "vocabulary", 4: "vocabulary", 5: "vocabulary"},
         required=3,
         needed=("K", "N", "block_size"),
         schema="onnxruntime",
@@ -237,11 +237,14 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         schema="onnxruntime",
     ),
     (MICROSOFT, "FusedMatMul"): Rule(
-        {"alpha": "unfuse_onnxruntime", **dict.fromkeys(("transA", "transB", "transBatchA", "transBatchB"), "shapes")},
+        {
+            "alpha": "unfuse_onnxruntime",
+            **dict.fromkeys(("transA", "transB", "transBatchA", "transBatchB"), "shape_rules"),
+        },
         required=2,
         schema="onnxruntime",
     ),
-    (MICROSOFT, "QuickGelu"): Rule({"alpha": "canonical_products"}, required=1, schema="onnxruntime"),
+    (MICROSOFT, "QuickGelu"): Rule({"alpha": "canonical_matmuls"}, required=1, schema="onnxruntime"),
     (MICROSOFT, "RotaryEmbedding"): Rule(
         {**_ROTARY, "is_packed_batching": RUN, "scale": RUN},
         required=4,

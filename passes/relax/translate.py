@@ -20,7 +20,7 @@ from passes.lower.check_finite import check_attributes
 from passes.onnx import Decoder, DecoderFacts
 from passes.onnx.label_parts import computed_nodes
 from passes.onnx.pass_context import describe
-from passes.onnx.prove.check_vocabulary import is_weight
+from passes.onnx.prove.weight_expression import is_weight
 from passes.onnx.rewrite.local_functions import DOMAIN
 from passes.relax import dialect as D
 from targets.errors import UserError

@@ -13,7 +13,7 @@ from costmodel.fit import Point, predict_point
 from costmodel.schema.measured import MeasuredPoint, MeasuredStep
 from hetero_sd.calibrate import to_toml
 from hetero_sd.cli import main
-from hetero_sd.predict.config_json import shapes_from_config
+from hetero_sd.predict.config_json import specs_from_config
 from targets.boards import board_names, load_board
 
 CONFIG = {
@@ -36,7 +36,7 @@ def measured(tmp_path: Path, change: Any = None) -> list[str]:
     """A file as run.py --calibrate writes it, from a scripted machine."""
     config = tmp_path / "target.json"
     config.write_text(json.dumps(CONFIG))
-    (shape,) = shapes_from_config(config, ["float32"])
+    (shape,) = specs_from_config(config, ["float32"])
     board, factors, points = load_board("rpi5"), Factors(bandwidth=0.8, compute=1.3), []
     for n in (1, 2, 4, 5, 8):
         for past in (16, 128, 256, 480):

@@ -1,1 +1,1 @@
-"""Reading an ONNX file that nobody vouches for: what is checked before anything is read through it."""
+"""Reading an untrusted ONNX file: what is checked before anything is read through it."""

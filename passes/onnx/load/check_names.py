@@ -1,4 +1,4 @@
-"""Checks at the door that names can be printed, that each value is made once, and that every value read is made.
+"""Checks on reading that names can be printed, that each value is made once, and that every value read is made.
 
 Messages quote names, so a name that cannot be printed, or a page long, would spoil the line it stands in.
 """

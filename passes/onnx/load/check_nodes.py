@@ -1,4 +1,4 @@
-"""Checks at the door that every node has the inputs, outputs and attributes its operator requires, and no others.
+"""Checks on reading that every node has the inputs, outputs and attributes its operator requires, and no others.
 
 Passes may then read `node.inputs[1]` or a required attribute without asking what it is, and leave aside what
 operator_rules.py says has no effect. ONNX's own schemas are used; for onnxruntime's operators, which have none here,
@@ -49,7 +49,7 @@ def _check_rule(where: str, node: Any, rule: Rule) -> None:
     """Every attribute is in the table, and has one of the values that it must have."""
     for name, attr in node.attributes.items():
         if name not in rule.attributes:
-            raise UserError(f"{where} has the attribute {name}, which its operator does not have or nobody reads here")
+            raise UserError(f"{where} has the attribute {name}, which its operator does not have or no pass reads")
         stated = rule.attributes[name]
         if name in SWITCHES and attr.value not in (0, 1):
             raise UserError(f"{where} has {name}={attr.value}; it is 0 or 1")
@@ -92,7 +92,7 @@ def _check_by_schema(where: str, node: Any, opsets: dict[str, int], rule: Rule |
     except Exception as error:  # onnx's SchemaError
         if rule is not None:
             raise UserError(f"{where}: opset {opset} has no such operator; export again") from error
-        return  # an operator nobody knows is refused later, with a better reason
+        return  # an unknown operator is refused later, with a better reason
     _check_inputs(where, node.inputs, schema.min_input, schema.min_input, schema.max_input)
     if not schema.min_output <= len(node.outputs) <= schema.max_output:
         raise UserError(f"{where} has {len(node.outputs)} outputs")

@@ -1,4 +1,4 @@
-"""Checks at the door that a tensor's bytes agree with its shape, and that an external file is what it claims to be."""
+"""Checks on reading that a tensor's bytes agree with its shape, and that an external file is what it claims to be."""
 
 from __future__ import annotations
 

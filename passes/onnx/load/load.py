@@ -1,4 +1,4 @@
-"""Reads an ONNX file nobody vouches for: sizes and paths are checked before anything is read through them.
+"""Reads an untrusted ONNX file: sizes and paths are checked before anything is read through them.
 
 Weights stay where they are, inside the file or beside it, as memory maps. Constants written as nodes become
 initialisers and model-local functions are inlined, so that later passes see one flat graph.
@@ -36,7 +36,7 @@ def load(path: Path) -> Any:
 
     Raises:
         UserError: no such file, not ONNX, cut short, an external file missing or outside the folder, a weight's
-            size disagreeing with its shape, a value nobody makes, or a cycle.
+            size disagreeing with its shape, a value that no node makes, or a cycle.
     """
     if path.is_dir():
         raise UserError(f"{path}: this is a folder; give the .onnx file in it")

@@ -2,7 +2,7 @@
 
 Nothing is assumed about how the mask is written: the piece from scores to what the softmax gets is run on scores
 of zero and on random scores, at several lengths and paddings. What agrees becomes one CausalMask node; what does
-not is refused with the first query and key that differ. Rows of padding tokens are not compared: nobody reads them.
+not is refused with the first query and key that differ. Rows of padding tokens are not compared: nothing reads them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Mask:
     Attributes:
         window: a query sees itself and the window - 1 positions before it; 0: all of them.
         padding: whether attention_mask hides keys.
-        scale: factor the export applies to the scores between product and softmax.
+        scale: factor the export applies to the scores before the softmax.
         notes: what a reader of the log should know, as sentences.
         many_tokens_after_past: whether the export itself can run several new tokens after a past.
         softcap: a scaled score s becomes softcap * tanh(s / softcap) before it is masked; 0: it stays.
@@ -159,8 +159,8 @@ def _run(
         straight = cap * np.arctanh(np.clip(masked / cap, -0.999, 0.999))
         factor = float(np.median(straight[seen] / scores[seen]))
         factor = float(np.float32(round(factor, 7)))
-        bent = cap * np.tanh(scores * (factor / cap))
-        shown = _shown(masked - bent, np.zeros_like(masked), 1.0)
+        capped = cap * np.tanh(scores * (factor / cap))
+        shown = _shown(masked - capped, np.zeros_like(masked), 1.0)
         return _one_for_all_heads(shown.reshape(at.batch, heads, at.new, total)), factor
     factor = float((masked[seen] * scores[seen]).sum() / (scores[seen] ** 2).sum())
     return _one_for_all_heads(_shown(masked, scores, factor).reshape(at.batch, heads, at.new, total)), factor

@@ -25,11 +25,11 @@ class Site:
     Attributes:
         node: the node it is recognised by.
         query, key, value: its operands, keys and values with the cache and repeated for the query heads or not.
-        scores: the product of query and key, or None if the operator hides it.
+        scores: query times key, or None if the operator hides it.
         masked: what the softmax gets (where `scores` is known), or the mask operand, or None: no mask at all.
         causal: the operator itself hides the future.
-        weights: the softmax result and the operand of the product with the values, or None.
-        output: the product with the values.
+        weights: the softmax result and what multiplies the values, or None.
+        output: weights times values.
         scale: the operator's own factor on the scores.
         past: cache operands of the operator itself (key, value), or None: the export concatenates.
         present: the operator's own cache outputs, or None.
@@ -66,25 +66,25 @@ def attention_sites(imp: Importing) -> Iterator[tuple[Any, Site | str]]:
 def _softmax(imp: Importing, node: Any) -> Site:
     if attribute(node, "axis", -1) != -1:
         raise Declined(f"its axis is {attribute(node, 'axis')}, not the last one")
-    scores = _back_to_product(node.inputs[0])
-    product = _forward_to_product(node.outputs[0])
-    if product.inputs[0].producer() is None:
-        raise Declined("the softmax result is not the left operand of a product")
+    scores = _back_to_matmul(node.inputs[0])
+    matmul = _forward_to_matmul(node.outputs[0])
+    if matmul.inputs[0].producer() is None:
+        raise Declined("the softmax result is not the left operand of a matrix multiplication")
     return Site(
         node=node,
         query=scores.producer().inputs[0],
         key=scores.producer().inputs[1],
-        value=product.inputs[1],
+        value=matmul.inputs[1],
         scores=scores,
         masked=node.inputs[0],
         causal=False,
-        weights=(node.outputs[0], product.inputs[0]),
-        output=product.outputs[0],
+        weights=(node.outputs[0], matmul.inputs[0]),
+        output=matmul.outputs[0],
         scale=1.0,
     )
 
 
-def _back_to_product(value: Any) -> Any:
+def _back_to_matmul(value: Any) -> Any:
     todo, seen = [value], set()
     while todo:
         current = todo.pop(0)
@@ -96,10 +96,10 @@ def _back_to_product(value: Any) -> Any:
             return current
         if node.op_type in _BEFORE_SOFTMAX:
             todo.extend(v for v in node.inputs if v is not None)
-    raise Declined("no product of query and key is found before the softmax")
+    raise Declined("no matrix multiplication of query and key is found before the softmax")
 
 
-def _forward_to_product(value: Any) -> Any:
+def _forward_to_matmul(value: Any) -> Any:
     todo, seen = [value], set()
     while todo:
         for node, _ in todo.pop(0).uses():
@@ -108,7 +108,7 @@ def _forward_to_product(value: Any) -> Any:
             if node.op_type in _AFTER_SOFTMAX and node not in seen:
                 seen.add(node)
                 todo.extend(node.outputs)
-    raise Declined("no product with the values is found after the softmax")
+    raise Declined("no matrix multiplication with the values is found after the softmax")
 
 
 def _operand(node: Any, index: int) -> Any:

@@ -1,4 +1,4 @@
-"""Block-quantised products with activations left as they are: MatMulNBits accuracy_level -> 0.
+"""Block-quantised matrix multiplications with activations left as they are: MatMulNBits accuracy_level -> 0.
 
 Level 4 lets onnxruntime round the activations to int8 too. That is one runtime's speed setting, not the model.
 """

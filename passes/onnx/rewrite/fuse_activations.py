@@ -143,8 +143,8 @@ def _write_capped(imp: Importing, node: Any, x: Any, y: Any, inside: float, cap:
         add_initializer(imp.graph, f"{y.name}.{n}", np.array(v, np.float32)) for n, v in (("in", inside), ("cap", cap))
     ]
     small = emit(node, "Mul", [x, factors[0]], outputs=[f"{y.name}.small"]).outputs[0]
-    bent = emit(node, "Tanh", [small], outputs=[f"{y.name}.bent"]).outputs[0]
-    replace_uses(y, emit(node, "Mul", [bent, factors[1]], outputs=[f"{y.name}.capped"]).outputs[0])
+    tanh = emit(node, "Tanh", [small], outputs=[f"{y.name}.tanh"]).outputs[0]
+    replace_uses(y, emit(node, "Mul", [tanh, factors[1]], outputs=[f"{y.name}.capped"]).outputs[0])
 
 
 def _operands(node: Any) -> list[Any]:

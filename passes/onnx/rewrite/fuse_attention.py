@@ -1,8 +1,8 @@
 """Each attention of the export -> rope, CausalMask and one opset-23 Attention on rows [B, S, heads * head_dim].
 
-Every piece around the products is run on numbers and compared with what it must be: projections rotated by position
-and laid out by head, the cache repeated for the query heads, scores scaled and masked, the softmax passed on as it
-is, heads joined to rows. The arithmetic in between may be written in any way.
+Every piece around the two matrix multiplications is run on numbers and compared with what it must be: projections
+rotated by position and laid out by head, the cache repeated for the query heads, scores scaled and
+masked, the softmax passed on as it is, heads joined to rows. The arithmetic in between may be written in any way.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _cache(imp: Importing, operand: Any, site: Site, index: int, kind: str) -> _
             else:
                 todo.extend(v for v in node.inputs if v is not None)
         if found is None:
-            raise Declined(f"no Concat with a past {kind} is found before the product")
+            raise Declined(f"no Concat with a past {kind} is found before the matrix multiplication")
         past, appended, present = found.inputs[0], found.inputs[1], found.outputs[0]
     if not past.is_graph_input() or not past.name.endswith(f".{kind}"):
         raise Declined(f"{past.name} is used where a past {kind} should be")
@@ -186,11 +186,11 @@ def _prove_weights(imp: Importing, site: Site, known: Shapes, at: Point, heads: 
         weights = weights.reshape(masked)
         actual = Piece(imp, [softmax], operand).run(at, {softmax: weights})
         if actual.size != weights.size or not np.array_equal(actual.reshape(masked), weights):
-            raise Declined("the softmax result is changed before the product with the values")
+            raise Declined("the softmax result is changed before the multiplication with the values")
 
 
 def _rows_after(imp: Importing, output: Any, known: Shapes, at: Point, heads: int) -> Any:
-    """The value [B, S, heads * head_dim] that the product with the values is laid out as."""
+    """The value [B, S, heads * head_dim] as which what multiplies the values is laid out."""
     head_dim = imp.facts.head_dim
     rows = (at.batch, at.new, heads * head_dim)
     expected = np.random.default_rng(4).standard_normal((at.batch, heads, at.new, head_dim)).astype(np.float32)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from passes.onnx.pass_context import Declined, Importing, PassLog, attribute, describe
-from passes.onnx.prove.check_vocabulary import stored
 from passes.onnx.prove.context_limit import limit_context
 from passes.onnx.prove.run_subgraph import Piece, default_input, spread
+from passes.onnx.prove.weight_expression import stored
 from passes.onnx.rewrite.write_attention import positions_value
 from passes.onnx.shapes import Point
 from targets.errors import UserError

@@ -27,7 +27,7 @@ from passes.onnx.pass_context import (
     emit,
     replace_uses,
 )
-from passes.onnx.prove.check_vocabulary import initializer_of, is_weight, stored
+from passes.onnx.prove.weight_expression import initializer_of, is_weight, stored
 
 _BITS = {
     ir.DataType.INT4: (4, True),
@@ -66,12 +66,12 @@ def _dequantise(imp: Importing, node: Any) -> bool:
         raise Declined(f"a matrix has no axis {attribute(node, 'axis')}")
     if len(q.shape) != 2:
         raise Declined(f"a weight with {len(q.shape)} dimensions; two are supported")
-    products, rows, transposed = _users(node)
+    matmuls, rows, transposed = _users(node)
     columns, k = (int(d) for d in (q.shape if transposed else q.shape[::-1]))
     block = _block(node, scale, k, columns, transposed)
     packed = _Packed(imp, node.outputs[0].name, q, scale, zero[0] if zero else None, transposed, block)
-    for user in products:
-        packed.product(user)
+    for user in matmuls:
+        packed.matmul(user)
     for user in rows:
         packed.rows(user, user.inputs[1])
     imp.graph.opset_imports["com.microsoft"] = 1
@@ -103,20 +103,22 @@ def _check_type(q: Any) -> None:
 
 
 def _users(node: Any) -> tuple[list[Any], list[Any], bool]:
-    """(products, gathers, whether the weight is [columns, K] to them) that alone use a dequantised weight."""
-    products, rows, direct = list[Any](), list[Any](), list[Any]()
+    """(matmuls, gathers, whether the weight is [columns, K] to them) that alone use a dequantised weight."""
+    matmuls, rows, direct = list[Any](), list[Any](), list[Any]()
     for user, _ in node.outputs[0].uses():
         if user.op_type == "Transpose":
-            products += [(u, user.outputs[0]) for u, _ in user.outputs[0].uses()]
+            matmuls += [(u, user.outputs[0]) for u, _ in user.outputs[0].uses()]
         elif user.op_type == "Gather" and user.inputs[0] is node.outputs[0] and not attribute(user, "axis", 0):
             rows.append(user)
         else:
             direct.append((user, node.outputs[0]))
-    if any(u.op_type != "MatMul" or u.inputs[1] is not weight for u, weight in (*products, *direct)):
-        raise Declined("the dequantised weight is not the right operand of products, or a table of rows, alone")
-    if bool(products or rows) == bool(direct):
+    if any(u.op_type != "MatMul" or u.inputs[1] is not weight for u, weight in (*matmuls, *direct)):
+        raise Declined(
+            "something else than a matrix multiplication by it, or a Gather of its rows, uses the dequantised weight"
+        )
+    if bool(matmuls or rows) == bool(direct):
         raise Declined("the dequantised weight is used as it is and transposed" if direct else "nothing uses it")
-    return [u for u, _ in (*products, *direct)], rows, not direct
+    return [u for u, _ in (*matmuls, *direct)], rows, not direct
 
 
 def _block(node: Any, scale: Any, k: int, columns: int, transposed: bool) -> int:
@@ -127,7 +129,7 @@ def _block(node: Any, scale: Any, k: int, columns: int, transposed: bool) -> int
         along_k = axis == (1 if transposed else 0)
         expected = (columns, -(-k // block)) if transposed else (-(-k // block), columns)
         if not along_k or shape != expected:
-            raise Declined(f"blocks of {block} along axis {axis} with scales {shape} do not run along the products")
+            raise Declined(f"blocks of {block} along axis {axis} with scales {shape} do not run along the sums")
         if block < _SMALLEST_BLOCK or block & (block - 1):
             raise Declined(f"blocks of {block} are not a power of two from {_SMALLEST_BLOCK} on")
         return int(block)
@@ -178,7 +180,7 @@ class _Packed:
             parts += [("zero", zeros, ir.DataType.UINT8, (columns, -(-blocks // per)))]
         self._scales = [_lazy(imp, f"{name}.{part}", *rest) for part, *rest in parts]
 
-    def product(self, old: Any) -> None:
+    def matmul(self, old: Any) -> None:
         """MatMulNBits in the place of a MatMul with the weight."""
         if self._q is None:
             shape = (self._columns, self._blocks, self._block // self._per)

@@ -44,7 +44,7 @@ def normalise_io_names(imp: Importing) -> PassLog:
     """Rename, order and check what goes in and out.
 
     Raises:
-        UserError: an input nobody can fill, no cache (exported without past), or a fixed sequence length.
+        UserError: an unknown input, no cache (exported without past), or a fixed sequence length.
     """
     graph = imp.graph
     before = [v.name for v in (*graph.inputs, *graph.outputs)]

@@ -79,7 +79,7 @@ def pick_branch(imp: Importing) -> PassLog:
         lengths = np.unique(np.geomspace(1, imp.context, _SAMPLES).astype(int))
         if any(_chosen(imp, piece, int(length)) != first for length in lengths):
             raise UserError(
-                f"{describe(node)}: its choice goes to and fro with the length; export without control flow"
+                f"{describe(node)}: its choice changes more than once with the length; export without control flow"
             )
         if any(v.is_graph_output() for v in node.outputs):
             raise UserError(f"{describe(node)} is an output of the graph; export without control flow")

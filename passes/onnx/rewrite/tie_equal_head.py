@@ -15,13 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.onnx.pass_context import Importing, PassLog, attribute, emit
-from passes.onnx.prove.check_vocabulary import initializer_of, is_weight
+from passes.onnx.prove.weight_expression import initializer_of, is_weight
 
 _BLOCK = 4096  # rows of the embedding that are compared at a time
 
 
 def tie_equal_head(imp: Importing) -> PassLog:
-    """Let products whose weight is the embedding's numbers, as they are or transposed, read the embedding."""
+    """Let matrix multiplications by the embedding's numbers, as they are or transposed, read the embedding."""
     tables = {
         initializer_of(n.inputs[0]): None
         for n in imp.graph

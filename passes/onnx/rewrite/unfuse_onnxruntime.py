@@ -6,7 +6,7 @@
 
 The first two are of its level "extended"; the third is what it makes of a Softmax in half precision. The activations
 of that level are read where activations are (fuse_activations,
-canonical_products), its norms without a mean in fuse_rms_norm; what else it writes is refused by name.
+canonical_matmuls), its norms without a mean in fuse_rms_norm; what else it writes is refused by name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from passes.onnx.pass_context import (
     emit,
     replace_uses,
 )
-from passes.onnx.shapes import fused_permutation, known_shapes, points
+from passes.onnx.shape_rules import fused_permutation
+from passes.onnx.shapes import known_shapes, points
 
 
 def unfuse_onnxruntime(imp: Importing) -> PassLog:
@@ -52,13 +53,13 @@ def _fused_matmul(imp: Importing, node: Any, known: dict[Any, Any]) -> bool:
         if perm != list(range(rank)):
             value = emit(node, "Transpose", [value], {"perm": perm}, outputs=[f"{name}.{side}"]).outputs[0]
         operands.append(value)
-    product = emit(node, "MatMul", operands, name=node.name, outputs=[f"{name}.product"]).outputs[0]
+    matmul = emit(node, "MatMul", operands, name=node.name, outputs=[f"{name}.matmul"]).outputs[0]
     alpha = attribute(node, "alpha", 1.0)
     if alpha != 1.0:
         factor = add_initializer(imp.graph, f"{name}.alpha", np.array(alpha, np.float32))
-        product.type = node.outputs[0].type
-        product = emit(node, "Mul", [product, factor], outputs=[f"{name}.scaled"]).outputs[0]
-    replace_uses(node.outputs[0], product)
+        matmul.type = node.outputs[0].type
+        matmul = emit(node, "Mul", [matmul, factor], outputs=[f"{name}.scaled"]).outputs[0]
+    replace_uses(node.outputs[0], matmul)
     return True
 
 

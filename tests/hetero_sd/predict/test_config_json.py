@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hetero_sd.predict.config_json import shapes_from_config
+from hetero_sd.predict.config_json import specs_from_config
 from passes.analysis.count_work import count_work
 from passes.onnx import canonicalise
 from targets.errors import UserError
@@ -105,7 +105,7 @@ def write(folder: Path, config: Any, name: str = "config.json") -> Path:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_the_published_ones(tmp_path: Path, name: str) -> None:
     config, parameters = PUBLISHED[name]
-    (shape,) = shapes_from_config(write(tmp_path, config), ["float16"])
+    (shape,) = specs_from_config(write(tmp_path, config), ["float16"])
     assert shape.parameters == parameters
 
 
@@ -133,23 +133,23 @@ CELLS: dict[str, dict[str, Any]] = {  # a cell of the coverage table for each fa
 
 @pytest.mark.parametrize("export", CELLS)
 def test_config_and_export_of_one_model_are_the_same_operators(export: str, tmp_path: Path) -> None:
-    (from_config,) = shapes_from_config(write(tmp_path, TINY | CELLS[export]), ["float32"])
+    (from_config,) = specs_from_config(write(tmp_path, TINY | CELLS[export]), ["float32"])
     from_graph = count_work(canonicalise(EXPORTS.parent / "families" / export / "model.onnx", 32), from_config.name)
     assert Counter(from_config.operators) == Counter(from_graph.operators)  # q, k and v in any order
     assert from_config.tied == from_graph.tied
-    (other,) = shapes_from_config(write(tmp_path, TINY | CELLS[export] | {"attention_bias": True}), ["float32"])
+    (other,) = specs_from_config(write(tmp_path, TINY | CELLS[export] | {"attention_bias": True}), ["float32"])
     assert Counter(other.operators) != Counter(from_graph.operators)
 
 
 def test_formats_and_windows(tmp_path: Path) -> None:
-    half, four = shapes_from_config(write(tmp_path, PUBLISHED["gemma-2-2b"][0]), ["float16", "int4"])
+    half, four = specs_from_config(write(tmp_path, PUBLISHED["gemma-2-2b"][0]), ["float16", "int4"])
     assert half.main_dtype == "float16"
     assert four.main_dtype == "int4"
     assert [op.window for op in half.attentions[:3]] == [4096, 0, 4096]
-    (phi,) = shapes_from_config(write(tmp_path, PUBLISHED["Phi-3-mini-4k"][0]), ["float16"])
+    (phi,) = specs_from_config(write(tmp_path, PUBLISHED["Phi-3-mini-4k"][0]), ["float16"])
     linears = [op.name for op in phi.operators if op.kind == "linear" and op.part.layer == 0]
     assert linears == ["qkv", "o", "gate_up", "down", "head"]
-    (qwen,) = shapes_from_config(write(tmp_path, PUBLISHED["Qwen2.5-0.5B"][0]), ["float16"])
+    (qwen,) = specs_from_config(write(tmp_path, PUBLISHED["Qwen2.5-0.5B"][0]), ["float16"])
     assert qwen.attentions[0].window == 0
 
 
@@ -169,15 +169,15 @@ def test_formats_and_windows(tmp_path: Path) -> None:
 )
 def test_what_is_refused(tmp_path: Path, config: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        shapes_from_config(write(tmp_path, config), ["float16"])
+        specs_from_config(write(tmp_path, config), ["float16"])
 
 
 def test_files_that_are_no_config(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        shapes_from_config(tmp_path / "missing.json", ["float16"])
+        specs_from_config(tmp_path / "missing.json", ["float16"])
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
-        shapes_from_config(tmp_path / "broken.json", ["float16"])
+        specs_from_config(tmp_path / "broken.json", ["float16"])
     odd = LLAMA_1B | {"intermediate_size": 8200}
     with pytest.raises(UserError, match="8200 is not a multiple of 32"):
-        shapes_from_config(write(tmp_path, odd), ["int4"])
+        specs_from_config(write(tmp_path, odd), ["int4"])

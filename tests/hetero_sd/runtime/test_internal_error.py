@@ -1,4 +1,4 @@
-"""What nobody foresaw is one line and exit code 70; the traceback is there for those who ask for it."""
+"""An unexpected error is one line and exit code 70; the traceback is there for those who ask for it."""
 
 from __future__ import annotations
 

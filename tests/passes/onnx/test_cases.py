@@ -20,7 +20,7 @@ from hetero_sd.reference import ReferenceModel
 from hetero_sd.verify import VerifyRequest, verify_bundle
 from passes.analysis.count_work import count_work
 from passes.onnx import Decoder, canonicalise
-from passes.onnx.prove.check_vocabulary import initializer_of
+from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.testing import CanonicalModel, case, worst_difference
 from targets.errors import UserError
 

@@ -21,7 +21,7 @@ from unpack_families import unpack_families
 
 from hetero_sd.reference import Cache, ReferenceModel
 from passes.onnx import Decoder, canonicalise
-from passes.onnx.prove.check_vocabulary import initializer_of
+from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.testing import CanonicalModel, case, worst_difference
 from passes.pipeline import lower_decoder_for_cpu
 from passes.relax.translate import onnx_to_relax

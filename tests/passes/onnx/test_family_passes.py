@@ -11,7 +11,7 @@ import pytest
 
 from passes.onnx.pass_context import run_pass
 from passes.onnx.rewrite.add_cache import LONGEST, add_cache
-from passes.onnx.rewrite.canonical_products import canonical_products
+from passes.onnx.rewrite.canonical_matmuls import canonical_matmuls
 from passes.onnx.rewrite.fuse_activations import fuse_activations
 from passes.onnx.rewrite.learned_positions import learned_positions
 from passes.onnx.rewrite.lower_dequantize import lower_dequantize
@@ -241,7 +241,7 @@ def test_quantised_activations_are_left_alone() -> None:
     assert "quantised activations are not supported" in entry.notes[0]
 
 
-# canonical_products
+# canonical_matmuls
 
 
 def test_rows_flattened_for_a_gemm_stay_rows() -> None:
@@ -251,7 +251,7 @@ def test_rows_flattened_for_a_gemm_stay_rows() -> None:
         " r = Reshape(x, flat) m = Gemm(r, w, v) h = Shape(input_ids) t = Concat <axis = 0> (h, eight)"
         " y = Reshape(m, t) z = Neg(y) }"
     )
-    run_pass(canonical_products, imp)
+    run_pass(canonical_matmuls, imp)
     assert [n.op_type for n in imp.graph] == ["Gather", "MatMul", "Add", "Neg"]
 
 

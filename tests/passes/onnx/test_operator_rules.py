@@ -20,11 +20,13 @@ from passes.onnx import canonicalise, shapes
 from passes.onnx.load.check_nodes import check_nodes
 from passes.onnx.operator_rules import FLOATS, LIFTED, NO_EFFECT, RULES, RUN, TEXTS, Must, Range
 from passes.onnx.pass_context import Importing
-from passes.onnx.prove.check_vocabulary import _CHECKS, refusals
+from passes.onnx.prove.check_vocabulary import refusals
+from passes.onnx.prove.vocabulary import CHECKS
 from passes.onnx.rewrite.attention_sites import _SITES
-from passes.onnx.rewrite.canonical_products import _REWRITES
+from passes.onnx.rewrite.canonical_matmuls import _REWRITES
 from passes.onnx.rewrite.fuse_activations import _OPERATORS
 from passes.onnx.rewrite.local_functions import DOMAIN
+from passes.onnx.shape_rules import SHAPE_RULES
 from passes.onnx.testing import CanonicalModel, case, importing
 from passes.relax.translate import onnx_to_relax
 from targets.errors import UserError
@@ -98,10 +100,10 @@ def test_the_passes_that_are_named_read_what_they_are_said_to() -> None:
 
 
 def test_operators_of_the_passes_are_in_the_table() -> None:
-    tables = [_SITES, _REWRITES, _OPERATORS, _CHECKS]
+    tables = [_SITES, _REWRITES, _OPERATORS, CHECKS]
     used = {key for table in tables for key in table if key[0] != DOMAIN}
     assert used <= set(RULES)
-    named = {*shapes._SIZED_BY, *shapes._BOUNDED, *shapes._RULES} - {"CausalMask", "Positions"}
+    named = {*shapes._SIZED_BY, *shapes._BOUNDED, *SHAPE_RULES} - {"CausalMask", "Positions"}
     assert named <= {name for _, name in RULES}
 
 

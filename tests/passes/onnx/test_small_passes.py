@@ -7,7 +7,7 @@ import pytest
 
 from passes.onnx.pass_context import run_pass
 from passes.onnx.prove.check_vocabulary import check_vocabulary
-from passes.onnx.rewrite.canonical_products import canonical_products
+from passes.onnx.rewrite.canonical_matmuls import canonical_matmuls
 from passes.onnx.rewrite.exact_quantised import exact_quantised
 from passes.onnx.rewrite.fold_constants import fold_constants
 from passes.onnx.rewrite.normalise_io_names import normalise_io_names
@@ -194,7 +194,7 @@ def test_an_equal_split_gets_its_sizes() -> None:
     assert lines(imp.graph)[1] == "a, b = Split(x, [4, 4]) {axis: -1}"
 
 
-# canonical_products
+# canonical_matmuls
 
 
 def test_gemm_and_swish_and_idle_reshape() -> None:
@@ -203,12 +203,12 @@ def test_gemm_and_swish_and_idle_reshape() -> None:
         f"g ({IDS}) => (float[b,s,8] y) <{TABLE}, {w}> {{ x = Gather(e, input_ids) r = Reshape(x, same)"
         " m = Gemm <transB = 1> (r, w, v) y = com.microsoft.QuickGelu <alpha = 1.0> (m) }"
     )
-    run_pass(canonical_products, imp)
+    run_pass(canonical_matmuls, imp)
     assert lines(imp.graph) == [
         "x = Gather(e, input_ids)",
         "w.transposed = Transpose(w) {perm: [1, 0]}",
-        "m.product = MatMul(x, w.transposed)",
-        "m.biased = Add(m.product, v)",
+        "m.matmul = MatMul(x, w.transposed)",
+        "m.biased = Add(m.matmul, v)",
         "y.sigmoid = Sigmoid(m.biased)",
         "y = Mul(m.biased, y.sigmoid)",
     ]
@@ -218,7 +218,7 @@ def test_gemm_and_swish_and_idle_reshape() -> None:
 def test_gemm_with_factors_is_left_alone(operator: str) -> None:
     w = "float[8,8] w = {" + ",".join(["1"] * 64) + "}"
     imp = importing(f"g ({IDS}) => (float[b,s,8] y) <{TABLE}, {w}> {{ x = Gather(e, input_ids) y = {operator} }}")
-    entry = run_pass(canonical_products, imp)
+    entry = run_pass(canonical_matmuls, imp)
     assert entry.matched == 0
     assert "not neutral" in entry.notes[0]
 
@@ -246,7 +246,7 @@ def test_accuracy_level_is_zero_after() -> None:
         ("y = Elu(x)", r"ai.onnx.Elu \(node 'Elu of y'\): the operator is not part"),
         ("y = Mul(x, v)", "multiplied by a weight vector"),
         ("y = Add(x, c)", "only a bias vector"),
-        ("y = MatMul(x, x)", "product.* of a computed value with a weight"),
+        ("y = MatMul(x, x)", "matrix multiplications of a computed value with a weight"),
         ("s = Sigmoid(x) y = Add(s, x)", "not the gate of SiLU"),
         ("t = Transpose <perm = [0,2,1]> (x) u = Transpose <perm = [0,2,1]> (t) y = Add(u, x)", "not to a weight"),
         ("h = Reshape(x, r) y = Reshape(h, r3)", "only supported before a norm"),

@@ -1,4 +1,4 @@
-"""Products and gates in the few forms that the vocabulary has.
+"""Matrix multiplications and gates in the few forms that the vocabulary has.
 
 Gemm(x, W, b)            ->  Add(MatMul(x, W), b)         W transposed stays a Transpose of the initialiser;
                              rows flattened to [B * S, K] before it and back after it stay [B, S, K]
@@ -27,7 +27,7 @@ from passes.onnx.pass_context import (
 from passes.onnx.shapes import Known, known_shapes, points
 
 
-def canonical_products(imp: Importing) -> PassLog:
+def canonical_matmuls(imp: Importing) -> PassLog:
     """Rewrite Gemm, idle Reshape, Swish and constant-size reshapes."""
     known = [known_shapes(imp, p) for p in points(imp)]
     matched, notes = 0, []
@@ -37,7 +37,7 @@ def canonical_products(imp: Importing) -> PassLog:
             matched += bool(rewrite is not None and rewrite(imp, node, known))
         except Declined as reason:
             notes.append(f"{describe(node)}: {reason}")
-    return PassLog("canonical_products", matched, tuple(notes))
+    return PassLog("canonical_matmuls", matched, tuple(notes))
 
 
 def _rows(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> tuple[Any, list[Any]] | None:
@@ -83,17 +83,17 @@ def _gemm(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
     if attribute(node, "transB", 0):
         name = f"{weight.name}.transposed"
         weight = emit(node, "Transpose", [weight], {"perm": [1, 0]}, outputs=[name]).outputs[0]
-    product = emit(node, "MatMul", [x, weight], name=node.name, outputs=[f"{node.outputs[0].name}.product"]).outputs[0]
+    matmul = emit(node, "MatMul", [x, weight], name=node.name, outputs=[f"{node.outputs[0].name}.matmul"]).outputs[0]
     if bias and bias[0] is not None:
-        product = emit(node, "Add", [product, bias[0]], outputs=[f"{node.outputs[0].name}.biased"]).outputs[0]
+        matmul = emit(node, "Add", [matmul, bias[0]], outputs=[f"{node.outputs[0].name}.biased"]).outputs[0]
     if rows is None:
-        replace_uses(node.outputs[0], product)
+        replace_uses(node.outputs[0], matmul)
         return True
     for back in rows[1]:
-        product.shape, product.type = back.shape, back.type
+        matmul.shape, matmul.type = back.shape, back.type
         for k in known:
-            k[product] = k[back]
-        replace_uses(back, product)
+            k[matmul] = k[back]
+        replace_uses(back, matmul)
     return True
 
 

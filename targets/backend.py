@@ -51,8 +51,8 @@ class Backend(ABC):
     Attributes:
         name: in placement rules, manifests and names of libraries.
         half_as_bits: kernels get float16 weights as uint16 of the same bits (passes/relax/half_as_bits.py).
-        carries_runtime: a bundle that uses it carries the library that gives TVM the device: the manifest has one entry,
-            `opencl_runtime`.
+        carries_runtime: a bundle that uses it carries the library that gives TVM the device, `opencl_runtime` in the
+            manifest; only one kind can have one today.
         kernel_names: formats of PrimFunc names, by maker, that differ from those of passes/lower/operators.py.
     """
 

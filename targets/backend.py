@@ -51,7 +51,8 @@ class Backend(ABC):
     Attributes:
         name: in placement rules, manifests and names of libraries.
         half_as_bits: kernels get float16 weights as uint16 of the same bits (passes/relax/half_as_bits.py).
-        carries_runtime: a bundle that uses it carries a library that gives TVM the device.
+        carries_runtime: a bundle that uses it carries the library that gives TVM the device, `opencl_runtime` in the
+            manifest; only one kind can have one today.
         kernel_names: formats of PrimFunc names, by maker, that differ from those of passes/lower/operators.py.
     """
 
@@ -134,7 +135,7 @@ class Backend(ABC):
         return [device, tvm.cpu()]
 
     def to_device(self, tensor: Any, device: Any, kept: Any) -> Any:
-        """A value of the host's on the device; does not wait.
+        """A value of the host's on a device that is not HOST; does not wait.
 
         Args:
             tensor: on the host, the same shape and type in every call.

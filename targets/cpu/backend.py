@@ -54,10 +54,6 @@ class CpuBackend(Backend):
         """The CPU alone."""
         return device
 
-    def to_device(self, tensor: Any, device: Any, kept: Any) -> Any:
-        """The tensor itself."""
-        return tensor
-
     def host_view(self, tensor: Any) -> Any:
         """The tensor itself."""
         return tensor

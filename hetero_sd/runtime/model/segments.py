@@ -72,7 +72,7 @@ class Chain:
                     if home != here and (name, here) not in crossed:
                         view = backend(home).host_view(tensor)
                         lent.append((backend(home), tensor))
-                        crossed[name, here] = self._to_device(name, entry, view, here)
+                        crossed[name, here] = view if here == HOST else self._to_device(name, entry, view, here)
                     arguments.append(tensor if home == here else crossed[name, here])
                 more = () if row is None or not segment.facts.chooses else (row,)
                 made = segment.entries[entry](*arguments, pos, *more, *segment.fixed)
@@ -89,9 +89,8 @@ class Chain:
         return array
 
     def _to_device(self, name: str, entry: str, tensor: Any, processor: str) -> Any:
-        """The host's value on a processor, in the memory that is kept for it."""
-        key = (name, entry, processor)
-        device = self.devices[processor]
+        """The host's value on another processor, in the memory that is kept for it."""
+        key, device = (name, entry, processor), self.devices[processor]
         self._kept[key] = backend(processor).to_device(tensor, device, self._kept.get(key))
         return self._kept[key]
 

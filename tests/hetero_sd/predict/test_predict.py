@@ -65,11 +65,11 @@ def test_figures_by_hand(pair: list[str], capsys: pytest.CaptureFixture[str], bo
     alone = data["baseline"]
     kv = 512 * 28 * 2 * 8 * 128 * 4  # tokens, layers, keys and values, heads, values, bytes
     activations = 32 * 4 * (4 * 3072 + 2 * 24 * 128 + 2 * 8 * 128 + 3 * 8192 + 128256)
-    assert alone["memory_bytes"]["total"] == big + kv + activations + 150_000_000
+    assert alone["memory_bytes"]["total_bytes"] == big + kv + activations + 150_000_000
     both = next(v for v in leading + data["not_fitting"] if v["draft"])
     assert both["memory_bytes"]["mapped_bytes"] + both["memory_bytes"]["gpu_bytes"] == big + small
     free = int(facts["dram.capacity_bytes"]) - int(facts["dram.reserved_bytes"])
-    fits = both["memory_bytes"]["total"] <= free
+    fits = both["memory_bytes"]["total_bytes"] <= free
     assert (both in leading) == fits
     assert fits == (board == "imx95")  # 9.24 GB of 16.11, but not of 7.52
 

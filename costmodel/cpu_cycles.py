@@ -20,8 +20,6 @@ from targets.cpu.tile import SERIAL_WEIGHTS, CpuTile, cpu_tile
 from targets.device import Core
 
 _FMA_LATENCY = 4.0
-_UNPACK_INT4 = 6.0  # operations a vector of weights: mask or shift, widen twice, to float, subtract zero, scale
-_UNPACK_INT8 = 4.0  # widen, to float, subtract zero, scale
 _EXP = 18.0  # operations of lanes_exp
 _DIVIDE = 8.0  # cycles of a vector division
 _VECTOR_CYCLES = {"add": 1.5, "bias": 1.5, "scale": 1.5, "rope": 9.0, "take": 9.0}  # of one vector of a row
@@ -112,7 +110,7 @@ def _linear_body(stored: Format, tile: CpuTile, issue: Issue, rows: int, side: i
     vectors = side * tile.panel_vectors
     fma = rows * vectors
     if stored.quantised:
-        unpack = vectors * (_UNPACK_INT4 if stored.dtype == "int4" else _UNPACK_INT8)
+        unpack = vectors * stored.type.cpu_unpack
         return issue.cycles(fma, unpack, vectors * stored.bits / 32 + rows, _FMA_LATENCY)
     convert = vectors if stored.bits == 16 else 0
     load = vectors * stored.bits / 32 + rows

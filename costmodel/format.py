@@ -7,7 +7,33 @@ from dataclasses import dataclass
 from targets.errors import UserError
 
 F32 = 4  # bytes of an activation, of a KV value, of a norm's and of a bias's weight
-_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class WeightType:
+    """How one weight is stored, and what it takes to read it; counted from the kernels' loops.
+
+    Attributes:
+        bits: of one weight, scales aside.
+        blocks: blocks of weights share a scale.
+        cpu_unpack: vector operations for a register of weights before it is multiplied, where weights have scales;
+            conversions from float16 are counted by the core (cpu_cycles.py).
+        gpu_unpack: operations for a weight before it is multiplied.
+    """
+
+    bits: int
+    blocks: bool = False
+    cpu_unpack: float = 0.0
+    gpu_unpack: float = 0.0
+
+
+WEIGHT_TYPES = {
+    "float32": WeightType(32),
+    "float16": WeightType(16, gpu_unpack=1.0),  # convert
+    "bfloat16": WeightType(16, gpu_unpack=1.0),
+    "int8": WeightType(8, True, cpu_unpack=4.0, gpu_unpack=4.0),  # widen, to float, subtract zero, scale
+    "int4": WeightType(4, True, cpu_unpack=6.0, gpu_unpack=5.0),  # mask or shift first, widen twice on the CPU
+}
 
 
 @dataclass(frozen=True)
@@ -15,7 +41,7 @@ class Format:
     """How a matrix is stored.
 
     Attributes:
-        dtype: float32, float16, bfloat16, int8 or int4.
+        dtype: a name of WEIGHT_TYPES.
         block: input values that share a scale; 0 without scales.
         scale_dtype: of the scales.
         zeros: a zero point for each scale.
@@ -30,17 +56,23 @@ class Format:
 
     def __post_init__(self) -> None:
         """Refuse formats that no kernel reads."""
-        if self.dtype not in _BITS:
-            raise UserError(f"weight format {self.dtype!r} is not known; known: {', '.join(_BITS)}")
-        if (self.block > 0) != (self.dtype in ("int8", "int4")):
+        if self.dtype not in WEIGHT_TYPES:
+            raise UserError(f"weight format {self.dtype!r} is not known; known: {', '.join(WEIGHT_TYPES)}")
+        if (self.block > 0) != self.type.blocks:
+            scaled = " and ".join(name for name, kind in WEIGHT_TYPES.items() if kind.blocks)
             raise UserError(
-                f"weight format {self.dtype} with blocks of {self.block}: int8 and int4 have scales, others none"
+                f"weight format {self.dtype} with blocks of {self.block}: {scaled} have scales, others none"
             )
+
+    @property
+    def type(self) -> WeightType:
+        """How one weight is stored."""
+        return WEIGHT_TYPES[self.dtype]
 
     @property
     def bits(self) -> int:
         """Bits of one weight, scales aside."""
-        return _BITS[self.dtype]
+        return self.type.bits
 
     @property
     def quantised(self) -> bool:
@@ -52,6 +84,6 @@ class Format:
         size = columns * k * self.bits // 8
         if self.block:
             blocks = columns * -(-k // self.block)
-            zero = _BITS.get(self.zero_dtype, 8) // 8 if self.zeros else 0
-            size += blocks * (_BITS[self.scale_dtype] // 8 + zero)
+            zero = 1 if self.zero_dtype == "uint8" else WEIGHT_TYPES[self.zero_dtype].bits // 8
+            size += blocks * (WEIGHT_TYPES[self.scale_dtype].bits // 8 + (zero if self.zeros else 0))
         return size

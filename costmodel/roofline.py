@@ -18,8 +18,6 @@ from costmodel.work import Op, step_units
 from targets.device import Board, Cluster, Gpu
 from targets.opencl.tile import gpu_tile
 
-# Operations a weight before it is multiplied: convert; at 8 bits also widen, subtract zero, scale; at 4 also mask.
-_GPU_UNPACK = {"float32": 0.0, "float16": 1.0, "bfloat16": 1.0, "int8": 4.0, "int4": 5.0}
 _GPU_KERNELS = {**dict.fromkeys(NORMS, 2), "attention": 3}  # of one operator (targets/opencl/kernels); others have one
 _PAGE_BYTES = 4096
 _NEAR_BYTES_PER_CYCLE = {"x86-64": 32.0, "aarch64": 16.0}  # one core from its own level-2 cache
@@ -274,7 +272,7 @@ class Roofline:
             stored, k, columns = op.operator.format, op.operator.k, op.operator.columns
             rows = gpu_tile(gpu).rows(op.rows, 8 if stored.bits < 32 else 4)
             walks = -(-op.rows // rows)
-            flops = 2.0 * (k + f.gpu_item_steps) * columns * walks * (rows + _GPU_UNPACK[stored.dtype])
+            flops = 2.0 * (k + f.gpu_item_steps) * columns * walks * (rows + stored.type.gpu_unpack)
         read = op.bytes_of("weights") * walks + op.bytes_of("kv") + op.activation_bytes
         memory = read / (f.gpu_bandwidth * gpu.bandwidth_gb_per_s * 1e9)
         share = f.gpu_attention if op.kind == "attention" else f.gpu_compute

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import some_measured
 
 from costmodel.question import factors_of
+from costmodel.schema.measured import MeasuredBandwidth
 from hetero_sd.calibrated_board import with_gpu
 from hetero_sd.predict.html import html_report
 from hetero_sd.predict.predict import Prediction, PredictRequest, answer
@@ -22,8 +24,6 @@ CONFIG = {
     "num_key_value_heads": 8, "num_hidden_layers": 16, "vocab_size": 128256, "tie_word_embeddings": True,
 }  # fmt: skip
 UNMEASURED = "no GPU kernel was measured on this board"
-DEVICE = {"name": "a GPU", "compute_units": 4, "clock_mhz": 800, "max_work_group": 256}
-COSTS = {"device": DEVICE, "start_s": 5e-5, "queued_s": 5e-6}
 
 
 def fast_gpu(**factors: dict[str, Any]) -> Board:
@@ -73,8 +73,7 @@ def test_after_a_calibration_its_kernels_were_measured(predicted: Any) -> None:
 
 
 def test_a_calibration_that_ran_no_model_on_the_gpu(predicted: Any) -> None:
-    bandwidths = [{"readers": ["gpu"], "gb_per_s": [900.0]}]
-    board = with_gpu(fast_gpu(), [{"gpu": COSTS, "bandwidths": bandwidths}])
+    board = with_gpu(fast_gpu(), [some_measured(bandwidths=(MeasuredBandwidth(("gpu",), (900.0,)),))])
     for text in said(predicted(board)):
         assert UNMEASURED not in text
         assert "its bandwidth and its launches, measured on this board; no kernel of a model was measured on it" in text

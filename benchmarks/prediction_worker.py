@@ -99,10 +99,10 @@ def steps_of(name: str, model: Any) -> list[Any]:
     for past in PASTS:
         for n in case.step_widths:
             ids = [7] * n
-            facts = MeasuredStep(name, "", n, past, 0)  # the file names the processor
+            facts = MeasuredStep(name, model.processor, n, past, 0)
             found.append(Step(facts, lambda ids=ids, past=past: model.argmax(ids, past)))
     for past in PREFILL_PASTS:
-        facts = MeasuredStep(name, "", length, past, CHUNK)
+        facts = MeasuredStep(name, model.processor, length, past, CHUNK)
         found.append(Step(facts, lambda past=past: model.extend([7] * length, past)))
     return found
 

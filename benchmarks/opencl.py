@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZES = (4 << 10, 256 << 10, 4 << 20)  # bytes: token ids and logits, a layer's activations, a cache
 ROWS, INNER, COLUMNS = 1, 1024, 1024
 WIDTHS = (1, 2, 4, 5, 8, 16)  # rows computed together: one token, and what a verification has
-K, N = 1024, 4096  # weights of a product
+K, N = 1024, 4096  # weights of a matrix multiplication
 HEADS, KV_HEADS, HEAD_DIM, CONTEXT, PAST = 16, 4, 64, 1024, 512
 
 
@@ -101,7 +101,7 @@ def weights(opencl: Any, repeats: int) -> dict[str, float]:
 
 
 def kernels(device: Any, opencl: Any, folder: Path, repeats: int) -> dict[str, dict[int, float]]:
-    """Microseconds on the device of products and of attention, by rows computed together; the best of the repeats."""
+    """Microseconds on the device of matrix multiplications and attention, by rows done together; the best repeat."""
     import tvm
 
     from targets.opencl.kernels.attention import attention_cached, key_blocks, scratch_rows
@@ -161,7 +161,7 @@ def first_results(what: Path) -> dict[str, float]:
     """Seconds to the first result of a process without and with program binaries from an earlier one.
 
     Args:
-        what: a library, whose product is the result, or a bundle, whose first token is.
+        what: a library, whose matrix multiplication is the result, or a bundle, whose first token is.
     """
     with tempfile.TemporaryDirectory() as cache:
         env = {**os.environ, "HSD_OPENCL_CACHE": cache, "POCL_KERNEL_CACHE": "0", "PYTHONPATH": str(ROOT)}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.place import Place
+from hetero_sd.compile.context import DEFAULT_CONTEXT
 from hetero_sd.compile.place import refuse_missing
 from hetero_sd.malioc import Registers, inspect_kernels
 from targets.backend import backend
@@ -18,7 +19,6 @@ from targets.device import Board
 from targets.errors import UserError
 
 MOST_WIDTH = 256
-DEFAULT_CONTEXT = 1024
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _place(rule: str, board: Board) -> Place:
 
 def _import(request: ExplainRequest, board: Board) -> tuple[Any, int]:
     """The decoder and the tokens its cache holds."""
-    from hetero_sd.compile.plan import rows_within
+    from hetero_sd.compile.context import rows_within
     from passes.onnx import canonicalise, canonicalise_up_to
 
     if request.context is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
+from hetero_sd.compile.context import DEFAULT_CONTEXT
 from passes.analysis.count_work import count_work
 from passes.onnx import LONGEST_CONTEXT, PIPELINE, Decoder, DecoderFacts, canonicalise, canonicalise_up_to
 from passes.onnx.load.load import load
@@ -13,7 +14,6 @@ from passes.onnx.pass_context import Importing, PassLog, describe, run_pass
 from passes.onnx.prove.check_vocabulary import refusals, tells_kind
 from targets.errors import UserError
 
-DEFAULT_CONTEXT = 1024
 _MOST_KINDS = 8  # kinds of refused nodes that are shown
 
 

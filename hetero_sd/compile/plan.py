@@ -13,23 +13,22 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.memory import available_bytes
-from costmodel.place import ReasonedPlace
 from costmodel.placement import Placement
 from costmodel.question import Question, Variant
 from costmodel.roofline import CpuSlice, GpuSlice
-from costmodel.schema.plan import TARGET_ONLY, Plan, PlanMemory
+from costmodel.schema.plan import Plan, PlanMemory
 from costmodel.search import Search
-from hetero_sd.compile.place import place_models, place_text
+from hetero_sd.compile.context import PREFILL_CHUNK
+from hetero_sd.compile.place import place_models
 from hetero_sd.compile.plan_prediction import plan_prediction
+from hetero_sd.compile.reasons import places_of, reasons_of
 from hetero_sd.compile.verdict import plan_verdict, rounded
 from hetero_sd.predict.inputs import AlphaFile, read_factors
 from hetero_sd.predict.predict import DEFAULT_ALPHA, Prediction, predict
 from hetero_sd.predict.variants import planned_variant
-from targets.cpu.tile import cpu_tile
 from targets.device import Board, Cluster
 from targets.errors import UserError
 
-PREFILL_CHUNK = 32
 DRAFT_WIDTHS = (1, 2)
 _SHORT_WIDTHS = (1, 2, 4, 8)  # serve short prompts, and shorter rounds near the end
 _LIVE_ALPHAS = (0.6, 0.9)  # acceptances whose best draft lengths are compiled, too, for the run to choose from
@@ -58,13 +57,13 @@ class Overrides:
 
 
 def make_plan(
-    board: Board, shapes: Mapping[str, DecoderSpec], context: int, overrides: Overrides | None = None
+    board: Board, specs: Mapping[str, DecoderSpec], context: int, overrides: Overrides | None = None
 ) -> tuple[Plan, Prediction]:
     """Decide for a board, and return the plan with the prediction that led to it.
 
     Args:
         board: the hardware.
-        shapes: the target and, where there is one, the drafter, by role.
+        specs: the target and, where there is one, the drafter, by role.
         context: rows of the KV caches (see `whole_context`); steps are priced at half of it.
         overrides: what the user gives.
 
@@ -72,7 +71,7 @@ def make_plan(
         UserError: a rule cannot be followed, a number is out of range, or the memory is too small, with the numbers.
     """
     overrides = overrides or Overrides()
-    target, draft = shapes["target"], shapes.get("draft")
+    target, draft = specs["target"], specs.get("draft")
     placed = place_models(overrides.place, board, draft is not None) if overrides.place is not None else {}
     measured = overrides.alpha_file
     free_question = Question(
@@ -93,40 +92,27 @@ def make_plan(
         question = replace(question, gamma=overrides.gamma if drafts else None, drafts=drafts)
     free = predict(free_question, measured)
     asked = free if question == free_question else predict(question, measured)
-    return _plan(asked, free, shapes, overrides, context), free
-
-
-def whole_context(board: Board, context: int) -> int:
-    """Rows of KV cache for that many tokens: at least a prompt chunk, in whole tiles of every cluster's kernels."""
-    lanes = max(cpu_tile(cluster.core).lanes for cluster in board.clusters)
-    return -(-max(context, PREFILL_CHUNK) // lanes) * lanes
-
-
-def rows_within(board: Board, positions: int) -> int:
-    """The most rows of KV cache for a model with that many positions, in whole tiles; 0 where there are too few."""
-    lanes = max(cpu_tile(cluster.core).lanes for cluster in board.clusters)
-    rows = positions // lanes * lanes
-    return rows if rows >= whole_context(board, 1) else 0
+    return _plan(asked, free, specs, overrides, context), free
 
 
 def _plan(
-    asked: Prediction, free: Prediction, shapes: Mapping[str, DecoderSpec], overrides: Overrides, context: int
+    asked: Prediction, free: Prediction, specs: Mapping[str, DecoderSpec], overrides: Overrides, context: int
 ) -> Plan:
     best, board = asked.decision.best, asked.question.board
     placements = {"target": best.target_placement}
-    drafter = _drafter_beside(free, best, shapes, overrides)
+    drafter = _drafter_beside(free, best, specs, overrides)
     if drafter is not None:
         placements["draft"] = drafter
     cluster, threads = _cores(placements, board)
-    widths = _target_widths(asked.search, best, shapes.get("draft"), drafter, overrides)
-    draft_bytes = asked.search.model_memory(shapes["draft"], drafter).total_bytes if drafter is not None else 0
+    widths = _target_widths(asked.search, best, specs.get("draft"), drafter, overrides)
+    draft_bytes = asked.search.model_memory(specs["draft"], drafter).total_bytes if drafter is not None else 0
     memory = PlanMemory(
         **asdict(best.memory),
         total_bytes=best.memory.total_bytes,
         free_bytes=available_bytes(board),
         drafter_bytes=draft_bytes,
     )
-    prediction = plan_prediction(asked, shapes, placements, widths, DRAFT_WIDTHS, PREFILL_CHUNK)
+    prediction = plan_prediction(asked, specs, placements, widths, DRAFT_WIDTHS, PREFILL_CHUNK)
     pairs = list(zip(free.decision.leading, free.intervals, strict=True))
     variants = [planned_variant(v, sure) for v, sure in pairs]
     variants += [planned_variant(v, None) for v in free.decision.not_fitting]
@@ -135,7 +121,7 @@ def _plan(
         board=board.name,
         mode=best.mode,
         gamma=best.gamma,
-        places=_places(asked, shapes, placements, overrides),
+        places=places_of(asked, specs, placements, overrides.place),
         cluster=cluster.name,
         threads=threads,
         cpu_ids=cluster.cpu_ids,
@@ -144,8 +130,8 @@ def _plan(
         draft_widths=DRAFT_WIDTHS,
         prefill_width=PREFILL_CHUNK,
         given=tuple(given),
-        verdict=plan_verdict(asked, free, given, "draft" in shapes, draft_bytes),
-        reasons=tuple(_reasons(asked, shapes, placements, cluster, threads, overrides)),
+        verdict=plan_verdict(asked, free, given, "draft" in specs, draft_bytes),
+        reasons=tuple(reasons_of(asked, specs, placements, cluster, threads, overrides.gamma)),
         variants=tuple(rounded(v) for v in variants),
         memory=memory,
         prediction=rounded(prediction),
@@ -153,10 +139,10 @@ def _plan(
 
 
 def _drafter_beside(
-    free: Prediction, best: Variant, shapes: Mapping[str, DecoderSpec], overrides: Overrides
+    free: Prediction, best: Variant, specs: Mapping[str, DecoderSpec], overrides: Overrides
 ) -> Placement | None:
     """Where the drafter runs; beside a target that runs alone too, where it fits, because the run decides anew."""
-    if best.draft_placement is not None or "draft" not in shapes:
+    if best.draft_placement is not None or "draft" not in specs:
         return best.draft_placement
     cores = next((s.processor for s in best.target_placement.segments if isinstance(s.processor, CpuSlice)), None)
     question = replace(free.question, target_place=best.target_placement.place(best.target), cores=cores)
@@ -189,89 +175,6 @@ def _target_widths(
             ]
             widths.add(max(rounds, key=lambda v: v.tokens_per_s).gamma + 1)
     return tuple(sorted(widths))
-
-
-def _places(
-    asked: Prediction, shapes: Mapping[str, DecoderSpec], placements: Mapping[str, Placement], overrides: Overrides
-) -> dict[str, ReasonedPlace]:
-    """Where each model runs, and why, by role."""
-    board, best = asked.question.board, asked.decision.best
-    places = {}
-    for role, placement in placements.items():
-        place = placement.place(shapes[role])
-        where = place_text(place, board.gpu.model if board.gpu else "")
-        if overrides.place is not None:
-            why = f"as given with --place {overrides.place}"
-        else:
-            why = _why_there(asked.search, shapes[role], placement, best.gamma + 1 if role == "target" else 1)
-        places[role] = ReasonedPlace(place, f"{role} on {where}: {why}")
-    return places
-
-
-def _reasons(
-    asked: Prediction,
-    shapes: Mapping[str, DecoderSpec],
-    placements: Mapping[str, Placement],
-    cluster: Cluster,
-    threads: int,
-    overrides: Overrides,
-) -> list[str]:
-    """One sentence for each decision besides the places."""
-    best = asked.decision.best
-    reasons = [_why_threads(asked.search, shapes["target"], placements["target"], cluster, threads, best.gamma + 1)]
-    if "draft" not in shapes:
-        reasons.append("target only: no draft model was given")
-    elif overrides.gamma is not None:
-        reasons.append(f"gamma {best.gamma}: as given with --gamma {overrides.gamma}")
-    else:
-        others = [v for v in asked.decision.leading[1:] if (v.mode == TARGET_ONLY) != (best.mode == TARGET_ONLY)]
-        against = (
-            f"; the best {others[0].mode} variant is predicted to reach {others[0].tokens_per_s:.2f}" if others else ""
-        )
-        reasons.append(f"gamma {best.gamma}: predicted to be the fastest, {best.tokens_per_s:.2f} tokens/s{against}")
-    return reasons
-
-
-def _why_there(search: Search, shape: DecoderSpec, placement: Placement, n: int) -> str:
-    """The step's time here and whole on the other processor."""
-    costs, board = search.costs(shape), search.question.board
-    here = f"a step of {_tokens(n)} is predicted to take {1e3 * costs.step_s(placement, n):.3g} ms"
-    if board.gpu is None:
-        return f"board {board.name} has no GPU; {here}"
-    used = [s.processor for s in placement.segments]
-    cores = next((p for p in used if isinstance(p, CpuSlice)), None)
-    others = []
-    if any(isinstance(p, GpuSlice) for p in used):
-        slices = [p for p in costs.slices if isinstance(p, CpuSlice)]
-        fastest = cores or min(slices, key=lambda p: costs.step_s(costs.whole(p), n))
-        others.append(("the CPU", costs.step_s(costs.whole(fastest), n)))
-    if cores is not None:
-        gpu = GpuSlice(board.gpu, cores.parts[0][0])
-        others.append(("the GPU", costs.step_s(costs.whole(gpu), n)))
-    return f"{here}; the whole model would take " + " and ".join(f"{1e3 * s:.3g} ms on {name}" for name, s in others)
-
-
-def _why_threads(
-    search: Search, shape: DecoderSpec, placement: Placement, cluster: Cluster, threads: int, n: int
-) -> str:
-    """The cluster with the step's time there, and the next best choice where the target runs on the CPU."""
-    title = f"CPU cluster {cluster.name} with {threads} of {cluster.count} cores ({cluster.core.name})"
-    if not any(isinstance(s.processor, CpuSlice) for s in placement.segments):
-        return f"{title}: it launches the GPU's kernels"
-    costs, place = search.costs(shape), placement.place(shape)
-    times = []
-    for cores in costs.slices:
-        if isinstance(cores, CpuSlice):
-            gpu = GpuSlice(search.question.board.gpu, cores.parts[0][0]) if search.question.board.gpu else None
-            times.append((costs.step_s(costs.placed(place, cores, gpu), n), cores))
-    here = next(s for s, cores in times if cores.parts == ((cluster, threads),))
-    others = sorted(((s, cores.name) for s, cores in times if cores.parts != ((cluster, threads),)))
-    beside = f"; on {others[0][1]}, the next best, it would take {1e3 * others[0][0]:.3g} ms" if others else ""
-    return f"{title}: a step of the target of {_tokens(n)} is predicted to take {1e3 * here:.3g} ms{beside}"
-
-
-def _tokens(n: int) -> str:
-    return "1 token" if n == 1 else f"{n} tokens"
 
 
 def check_gamma(gamma: int | None, most: int) -> None:

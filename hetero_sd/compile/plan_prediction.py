@@ -17,7 +17,7 @@ from hetero_sd.predict.predict import Prediction
 
 def plan_prediction(
     asked: Prediction,
-    shapes: Mapping[str, DecoderSpec],
+    specs: Mapping[str, DecoderSpec],
     placements: Mapping[str, Placement],
     target_widths: Sequence[int],
     draft_widths: Sequence[int],
@@ -27,7 +27,7 @@ def plan_prediction(
 
     Args:
         asked: the prediction of what the user asked for; its best variant is the plan's.
-        shapes: the models by role.
+        specs: the models by role.
         placements: where each runs.
         target_widths: entry points of the target.
         draft_widths: entry points of the drafter.
@@ -37,7 +37,7 @@ def plan_prediction(
     widths = {"target": sorted(target_widths), "draft": sorted(draft_widths)}
 
     def step_s(role: str, n: int) -> float:
-        costs, place = asked.search.costs(shapes[role]), placements[role]
+        costs, place = asked.search.costs(specs[role]), placements[role]
         whole, rest = divmod(n, widths[role][-1])
         width = next((w for w in widths[role] if w >= rest), 0) if rest else 0
         each = costs.step_s(place, widths[role][-1]) if whole else 0.0
@@ -56,7 +56,7 @@ def plan_prediction(
             draft_s=one,
             verify_s={n: step_s("target", n) for n in widths["target"]},
             round_s=overhead,
-            chunk_s=asked.search.costs(shapes["draft"]).step_s(placements["draft"], chunk),
+            chunk_s=asked.search.costs(specs["draft"]).step_s(placements["draft"], chunk),
             chunk=chunk,
         )
     return PlanPrediction(

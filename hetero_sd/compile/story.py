@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from costmodel.decoder import DecoderSpec
 from costmodel.schema.plan import Plan
 from costmodel.speculative import MOST_GAMMA, check_acceptance
 from hetero_sd.compile.build import BuiltModel, ModelRequest, Sizes, build_model
@@ -20,8 +19,10 @@ from hetero_sd.compile.bundle import (
     write_launcher,
     write_requirements,
 )
+from hetero_sd.compile.context import MOST_CONTEXT
+from hetero_sd.compile.import_models import import_models
 from hetero_sd.compile.place import place_text
-from hetero_sd.compile.plan import Overrides, check_gamma, make_plan, rows_within, whole_context
+from hetero_sd.compile.plan import Overrides, check_gamma, make_plan
 from hetero_sd.compile.tokenizer_files import TokenizerFiles, check_pair, find_tokenizer
 from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.predict.predict import Prediction
@@ -35,9 +36,6 @@ from targets.opencl.runtime import machine
 
 if TYPE_CHECKING:
     from passes.onnx import Decoder
-
-DEFAULT_CONTEXT = 1024
-MOST_CONTEXT = 128 * 1024
 
 
 @dataclass(frozen=True)
@@ -120,13 +118,13 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
 
     # 2. the models as graphs, and what runs where
-    imported, context, notes = _import_within(request.context, sources, board, tokenizer, progress)
+    imported, context, notes = import_models(request.context, sources, board, tokenizer, progress)
     decoders = {role: decoder for role, (decoder, _) in imported.items()}
-    shapes = {role: shape for role, (_, shape) in imported.items()}
+    specs = {role: spec for role, (_, spec) in imported.items()}
     if request.draft is not None:
-        vocab = {role: shape.vocab for role, shape in shapes.items()}
+        vocab = {role: spec.vocab for role, spec in specs.items()}
         check_pair(request.target, vocab["target"], request.draft, vocab["draft"], tokenizer)
-    plan, prediction = make_plan(board, shapes, context, overrides)
+    plan, prediction = make_plan(board, specs, context, overrides)
 
     with new_bundle(request.out) as folder:
         opencl_runtime = None
@@ -169,56 +167,6 @@ def _overrides(request: CompileRequest) -> Overrides:
         check_acceptance(request.alpha)
     measured = None if request.alpha_file is None else read_alpha_file(request.alpha_file)
     return Overrides(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths)
-
-
-Imported = dict[str, "tuple[Decoder, DecoderSpec]"]
-
-
-def _import_within(
-    asked: int | None, sources: dict[str, Path], board: Board, tokenizer: TokenizerFiles, progress: Progress
-) -> tuple[Imported, int, tuple[str, ...]]:
-    """(the models by role, rows of their caches, what to tell the user): as many rows as all models have positions for.
-
-    The drafter comes first: it is the smaller one, and what is refused because of it costs no import of the target.
-
-    Raises:
-        UserError: a model has fewer positions than the context that was asked for, or too few for any.
-    """
-    from passes.onnx import ContextTooLong
-
-    context, done = whole_context(board, asked or DEFAULT_CONTEXT), False
-    notes: tuple[str, ...] = ()
-    while not done:
-        imported: Imported = {}
-        try:
-            for role in sorted(sources, key=list(sources).index, reverse=True):
-                with progress.step(f"{role}: import {sources[role].name}"):
-                    imported[role] = _import(role, sources[role], context, tokenizer)
-            done = True
-        except ContextTooLong as error:
-            rows = rows_within(board, error.longest)
-            if asked is not None or rows == 0:
-                tiles = "" if rows in (0, error.longest) else f" ({rows}, in whole tiles of this board's kernels)"
-                raise UserError(f"{error}{tiles}") from None
-            context = rows
-            notes = (
-                f"context {rows} tokens, not {DEFAULT_CONTEXT}: {sources[role]} has positions for {error.longest}",
-            )
-    return {role: imported[role] for role in sources}, context, notes
-
-
-def _import(role: str, path: Path, context: int, tokenizer: TokenizerFiles) -> tuple[Decoder, DecoderSpec]:
-    """One model of the pair as a graph, and its shape, from which its cost is predicted."""
-    from passes.analysis.count_work import count_work
-    from passes.onnx import canonicalise
-
-    decoder = canonicalise(path, context)
-    if tokenizer.vocab > decoder.facts.vocab:
-        raise UserError(
-            f"{role} model {path} knows {decoder.facts.vocab} token ids, the tokenizer in {tokenizer.folder} has "
-            f"{tokenizer.vocab}: they do not belong together"
-        )
-    return decoder, count_work(decoder, path.name)
 
 
 def _build(

@@ -112,7 +112,7 @@ def _mul(c: _Counter, node: Any) -> Iterator[Operator]:
         return
     kinds = {inner.op_type for inner in _inside(node)}
     if not kinds and node not in c.fused:
-        raise UserError(f"{describe(node)}: a product of two computed values that is no gate has no kernel")
+        raise UserError(f"{describe(node)}: a multiplication of two computed values that is no gate has no kernel")
     yield c.operator(node, "gelu_mul" if kinds == {"Gelu"} else "silu_mul", c.row(node))
 
 

@@ -16,9 +16,9 @@ class GpuTile:
         panel: columns of a packed weight panel, the layout that CPU kernels stream too.
         lanes: float32 values in one 128-bit load, and keys in one tile of the key cache.
         accumulators: float32 accumulators of one work-item that stay in its registers.
-        registers: of 32 bits that a product's accumulators, weights and activations may take together. A work-item of
+        registers: of 32 bits that the accumulators, weights and activations may take together. A work-item of
             Bifrost and Valhall has 64 (Arm's OpenCL guide for them, 101574, section 9.6); the rest holds addresses.
-        native_half: products use half arithmetic where it is exact; the device must have cl_khr_fp16.
+        native_half: matrix multiplications use half arithmetic where it is exact; the device must have cl_khr_fp16.
     """
 
     group: int = 64
@@ -29,7 +29,7 @@ class GpuTile:
     native_half: bool = False
 
     def columns(self, n: int, widest: int) -> int:
-        """Columns of a product that one work-item computes: `widest`, or 4 where n rows of those would not fit.
+        """Columns that one work-item of a matrix multiplication computes: `widest`, or 4 where n rows would not fit.
 
         So up to 8 rows share one read of the weights, whatever their type.
         """
@@ -46,9 +46,9 @@ class GpuTile:
         tiles = -(-n // max(1, self.accumulators // each))
         return -(-n // tiles)
 
-    def unroll(self, steps: int, rows: int, columns: int, held: int = 0) -> int:
-        """Steps of k done together, a divisor of `steps`: their weights and activations fit beside `held` others."""
-        free = self.registers - rows * columns - held
+    def unroll(self, steps: int, rows: int, columns: int, beside: int = 0) -> int:
+        """Steps of k done together, a divisor of `steps`: their weights and activations fit with `beside` others."""
+        free = self.registers - rows * columns - beside
         return next((u for u in (4, 2) if steps % u == 0 and u * (columns + 1) <= free), 1)
 
     def vector(self, width: int) -> int:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from hetero_sd.cli import main
-from hetero_sd.compile import story as compiling
+from hetero_sd.compile import import_models as importing
 from hetero_sd.inspect import InspectRequest, inspect
 from passes.onnx import ContextTooLong, canonicalise, canonicalise_up_to
 from targets.errors import UserError
@@ -106,8 +106,8 @@ def test_a_drafters_context_is_refused_before_the_target_is_imported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imported = []
-    original = compiling._import
-    monkeypatch.setattr(compiling, "_import", lambda role, *rest: imported.append(role) or original(role, *rest))
+    original = importing._import
+    monkeypatch.setattr(importing, "_import", lambda role, *rest: imported.append(role) or original(role, *rest))
     args = compile_args(tmp_path / "bundle", "--context", "512", "--tokenizer", LLAMA.parent, "--draft", GENAI)
     args[1] = str(LLAMA)
     assert main(args) == 2
@@ -124,7 +124,7 @@ def test_the_target_limits_the_drafter_too(monkeypatch: pytest.MonkeyPatch) -> N
     sources = {"target": GENAI, "draft": DRAFT}
     tokenizer = find_tokenizer(LLAMA.parent, [GENAI], (0,))
     board = load_board("imx95")
-    models, context, notes = compiling._import_within(None, sources, board, tokenizer, Progress(quiet=True))
+    models, context, notes = importing.import_models(None, sources, board, tokenizer, Progress(quiet=True))
     assert list(models) == ["target", "draft"]
     assert context == 256
     assert len(notes) == 1

@@ -1,4 +1,4 @@
-"""Matrix product with packed weights: y[1, n, N] = x[1, n, K] @ w, w stored as panels [ceil(N/panel), K, panel].
+"""Matrix multiplication with packed weights: y[1, n, N] = x[1, n, K] @ w, w stored as panels [ceil(N/panel), K, panel].
 
 One vector lane holds one output column and k runs upward in one chain of fused multiply-adds per output, so a
 row's bits do not depend on n. Weights are float32 or float16, the accumulator is float32.

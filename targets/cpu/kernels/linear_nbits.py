@@ -1,4 +1,4 @@
-"""Matrix product with block-quantised weights, unpacked inside the kernel: correct at every width.
+"""Matrix multiplication with block-quantised weights, unpacked inside the kernel: correct at every width.
 
 Weights q are unsigned 4 or 8 bit with one scale and one zero point per `block` values of k and column:
 w = (q - zero) * scale in float32, exactly as onnxruntime's MatMulNBits at accuracy level 0 dequantises.

@@ -1,4 +1,4 @@
-"""Copies of a part: one row of a prompt chunk, one part of a packed product, rows of a position table.
+"""Copies of a part: one row of a prompt chunk, one part of a packed projection, rows of a position table.
 
 The head needs the last token of a prompt only, hence the one row.
 """

@@ -3,8 +3,8 @@
 They keep the promises of the CPU kernels: one order of reduction for every number of rows, explicit fused
 multiply-add (the runtime switches contraction off), weights read once and in order from the same panels.
 Float16 is storage: its bits travel as uint16 and are read with vload_half, which needs no extension. Where the tile
-says native_half, products load it as half and unpack whole numbers in half arithmetic, which is exact; sums stay
-float32.
+says native_half, matrix multiplications load it as half and unpack whole numbers in half arithmetic, which is exact;
+sums stay float32.
 
 A PrimFunc may hold several kernels; TVM enqueues them in order. What one leaves for the next are scratch outputs, so
 that their memory is planned with everything else.

@@ -19,9 +19,9 @@ def argmax_parts(vocab: int) -> int:
 
 @functools.cache
 def argmax(tile: GpuTile, n: int, vocab: int) -> Any:
-    """The PrimFunc (logits[1, n, vocab], ids[1, n] int64, best, at[n, argmax_parts]).
+    """The PrimFunc (logits[1, n, vocab], ids[1, n] int64, best, places[n, argmax_parts]).
 
-    A row with a logit that is NaN or infinite gets id -1, and so does a part of it in `at`: without its sign bit, a
+    A row with a logit that is NaN or infinite gets id -1, and so does a part of it in `places`: without its sign bit, a
     float32 that is not finite is an integer of at least 0x7F800000, whatever a driver makes of comparisons with NaN.
     """
     size, parts = tile.group, argmax_parts(vocab)
@@ -33,7 +33,7 @@ def argmax(tile: GpuTile, n: int, vocab: int) -> Any:
         logits: T.Buffer((1, n, vocab), "float32"),
         ids: T.Buffer((1, n), "int64"),
         best: T.Buffer((n, parts), "float32"),
-        at: T.Buffer((n, parts), "int32"),
+        places: T.Buffer((n, parts), "int32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         for g in T.thread_binding(groups, thread="blockIdx.x"):
@@ -57,7 +57,7 @@ def argmax(tile: GpuTile, n: int, vocab: int) -> Any:
                     if magnitude[0] >= T.int32(0x7F800000):
                         where[0] = -1
                     best[vi // parts, vi % parts] = top[0]
-                    at[vi // parts, vi % parts] = where[0]
+                    places[vi // parts, vi % parts] = where[0]
         for g in T.thread_binding(row_groups, thread="blockIdx.x"):
             for t in T.thread_binding(size, thread="threadIdx.x"):
                 with T.sblock("row"):
@@ -70,10 +70,10 @@ def argmax(tile: GpuTile, n: int, vocab: int) -> Any:
                     where[0] = 0
                     lost[0] = 0
                     for i in T.serial(parts):
-                        lost[0] = T.min(lost[0], at[vm, i])
+                        lost[0] = T.min(lost[0], places[vm, i])
                         if best[vm, i] > top[0]:
                             top[0] = best[vm, i]
-                            where[0] = at[vm, i]
+                            where[0] = places[vm, i]
                     if lost[0] < 0:
                         where[0] = -1
                     ids[0, vm] = T.Cast("int64", where[0])

@@ -60,11 +60,11 @@ def attention_cached(
     wide = tile.vector(head_dim)
     quads = head_dim // wide
     cap = softcap if softcap > 0 else 1.0
-    held = scratch_rows(n, heads, context)
-    passes = -(-n // held)
-    score_rows, out_rows = tile.shared_rows(held, lanes), tile.shared_rows(held, 2 * wide)
-    steps = tile.unroll(head_dim, score_rows, lanes, held=score_rows)
-    score_tiles, out_tiles = -(-held // score_rows), -(-held // out_rows)
+    rows_per_pass = scratch_rows(n, heads, context)
+    passes = -(-n // rows_per_pass)
+    score_rows, out_rows = tile.shared_rows(rows_per_pass, lanes), tile.shared_rows(rows_per_pass, 2 * wide)
+    steps = tile.unroll(head_dim, score_rows, lanes, beside=score_rows)
+    score_tiles, out_tiles = -(-rows_per_pass // score_rows), -(-rows_per_pass // out_rows)
     new_items, score_items, out_items = n * kv_heads * head_dim, heads * blocks, heads * quads
     new_groups, score_groups, out_groups = (-(-i // size) for i in (new_items, score_items, out_items))
 
@@ -90,7 +90,7 @@ def attention_cached(
 
     def row(p: Any, r: Any, count: int, m: Any) -> Any:
         """Row m of tile r, `count` rows each, in pass p; where no rows are left, the last one again."""
-        return T.min(p * held + T.min(r * count + m, held - 1), n - 1)
+        return T.min(p * rows_per_pass + T.min(r * count + m, rows_per_pass - 1), n - 1)
 
     @T.prim_func(s_tir=True)
     def attention_cached(
@@ -101,8 +101,8 @@ def attention_cached(
         values: T.Buffer((1, kv_heads, context, head_dim), "float32"),
         pos: T.int64,
         y: T.Buffer((1, n, heads * head_dim), "float32"),
-        weights: T.Buffer((held, heads, context), "float32"),
-        block: T.Buffer((held, heads, blocks, 2), "float32"),
+        weights: T.Buffer((rows_per_pass, heads, context), "float32"),
+        block: T.Buffer((rows_per_pass, heads, blocks, 2), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         for g in T.thread_binding(new_groups, thread="blockIdx.x"):
@@ -158,11 +158,11 @@ def attention_cached(
                                             if hidden(pos, row(vp, vr, score_rows, m), vb * KEYS + s * lanes + i):
                                                 dot[m, i] = T.float32(-3e38)
                                             peak[m] = T.max(peak[m], dot[m, i])
-                                        if vr * score_rows + m < held:
+                                        if vr * score_rows + m < rows_per_pass:
                                             for i in T.vectorized(lanes):
                                                 weights[vr * score_rows + m, vh, vb * KEYS + s * lanes + i] = dot[m, i]
                                 for m in T.unroll(score_rows):
-                                    if vr * score_rows + m < held:
+                                    if vr * score_rows + m < rows_per_pass:
                                         for i in T.vectorized(lanes):
                                             total[i] = T.float32(0)
                                         for s in T.serial(T.min(per_block, tiles - vb * per_block)):
@@ -197,7 +197,7 @@ def attention_cached(
                             vv = T.sblock_alloc_buffer((wide,), "float32", scope="local")
                             top = T.sblock_alloc_buffer((out_rows,), "float32", scope="local")
                             total = T.sblock_alloc_buffer((out_rows,), "float32", scope="local")
-                            by = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                            factor = T.sblock_alloc_buffer((1,), "float32", scope="local")
                             for m in T.unroll(out_rows):
                                 top[m] = T.float32(-3e38)
                                 total[m] = T.float32(0)
@@ -211,7 +211,7 @@ def attention_cached(
                                     top[m] = T.max(
                                         top[m],
                                         block[
-                                            T.min(vr * out_rows + m, held - 1),
+                                            T.min(vr * out_rows + m, rows_per_pass - 1),
                                             vh,
                                             nth(pos, row(vp, vr, out_rows, m), b),
                                             0,
@@ -245,7 +245,7 @@ def attention_cached(
                                             for i in T.vectorized(wide):
                                                 part[m, i] = T.fma(
                                                     weights[
-                                                        T.min(vr * out_rows + m, held - 1),
+                                                        T.min(vr * out_rows + m, rows_per_pass - 1),
                                                         vh,
                                                         key(pos, row(vp, vr, out_rows, 0), b, s),
                                                     ],
@@ -259,9 +259,9 @@ def attention_cached(
                                         nth(pos, row(vp, vr, out_rows, 0), b)
                                         <= last(pos, row(vp, vr, out_rows, m)) // KEYS
                                     ):
-                                        by[0] = lanes_exp(
+                                        factor[0] = lanes_exp(
                                             block[
-                                                T.min(vr * out_rows + m, held - 1),
+                                                T.min(vr * out_rows + m, rows_per_pass - 1),
                                                 vh,
                                                 nth(pos, row(vp, vr, out_rows, 0), b),
                                                 0,
@@ -269,9 +269,9 @@ def attention_cached(
                                             - top[m]
                                         )
                                         total[m] = T.fma(
-                                            by[0],
+                                            factor[0],
                                             block[
-                                                T.min(vr * out_rows + m, held - 1),
+                                                T.min(vr * out_rows + m, rows_per_pass - 1),
                                                 vh,
                                                 nth(pos, row(vp, vr, out_rows, 0), b),
                                                 1,
@@ -279,11 +279,11 @@ def attention_cached(
                                             total[m],
                                         )
                                         for i in T.vectorized(wide):
-                                            out[m, i] = T.fma(by[0], part[m, i], out[m, i])
+                                            out[m, i] = T.fma(factor[0], part[m, i], out[m, i])
                             for m in T.unroll(out_rows):
-                                if vr * out_rows + m < held and vp * held + vr * out_rows + m < n:
+                                if vr * out_rows + m < rows_per_pass and vp * rows_per_pass + vr * out_rows + m < n:
                                     for i in T.vectorized(wide):
-                                        y[0, vp * held + vr * out_rows + m, vh * head_dim + vd * wide + i] = (
+                                        y[0, vp * rows_per_pass + vr * out_rows + m, vh * head_dim + vd * wide + i] = (
                                             out[m, i] / total[m]
                                         )
 

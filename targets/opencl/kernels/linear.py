@@ -1,4 +1,4 @@
-"""Matrix product with packed weights: y[1, n, N] = x[1, n, K] @ w, w stored as panels [ceil(N/panel), K, panel].
+"""Matrix multiplication with packed weights: y[1, n, N] = x[1, n, K] @ w, w stored as panels [ceil(N/panel), K, panel].
 
 One work-item computes 4 (float32) or 8 (float16) columns of some rows: each step of k is one 128-bit load of weights.
 With more than 4 rows of float16 it is 4 columns, so that up to 8 rows share that load. Work-groups of the same columns
@@ -43,7 +43,7 @@ def linear(tile: GpuTile, n: int, k: int, columns: int, dtype: str) -> Any:
                         vi = T.axis.spatial(items, b * size + t)
                         T.where(b * size + t < items)
                         acc = T.sblock_alloc_buffer((rows, wide), "float32", scope="local")
-                        now = T.sblock_alloc_buffer((unroll, wide), "float32", scope="local")
+                        weights = T.sblock_alloc_buffer((unroll, wide), "float32", scope="local")
                         xs = T.sblock_alloc_buffer((unroll,), "float32", scope="local")
                         if native:
                             raw = T.sblock_alloc_buffer((wide,), "float16", scope="local")
@@ -57,20 +57,20 @@ def linear(tile: GpuTile, n: int, k: int, columns: int, dtype: str) -> Any:
                                         w, vi // per, ko * unroll + ki, vi % per * wide, lanes=wide
                                     )
                                     for v in T.vectorized(wide):
-                                        now[ki, v] = T.cast(raw[v], "float32")
+                                        weights[ki, v] = T.cast(raw[v], "float32")
                                 elif half:
-                                    now[ki, T.Ramp(0, 1, wide)] = load_half(
+                                    weights[ki, T.Ramp(0, 1, wide)] = load_half(
                                         w, vi // per, ko * unroll + ki, vi % per * wide, lanes=wide
                                     )
                                 else:
                                     for v in T.vectorized(wide):
-                                        now[ki, v] = w[vi // per, ko * unroll + ki, vi % per * wide + v]
+                                        weights[ki, v] = w[vi // per, ko * unroll + ki, vi % per * wide + v]
                             for m in T.unroll(rows):
                                 for i in T.vectorized(unroll):
                                     xs[i] = x[0, T.min(vr * rows + m, n - 1), ko * unroll + i]
                                 for ki in T.unroll(unroll):
                                     for v in T.vectorized(wide):
-                                        acc[m, v] = T.fma(xs[ki], now[ki, v], acc[m, v])
+                                        acc[m, v] = T.fma(xs[ki], weights[ki, v], acc[m, v])
                         for m in T.unroll(rows):
                             if vr * rows + m < n:
                                 if ragged:

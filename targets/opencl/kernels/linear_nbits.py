@@ -1,4 +1,4 @@
-"""Matrix product with block-quantised weights, unpacked in the kernel; layouts as in the CPU's linear_nbits.
+"""Matrix multiplication with block-quantised weights, unpacked in the kernel; layouts as in the CPU's linear_nbits.
 
 One work-item computes 8 columns: neighbours at 8 bits, j and j + panel / 2 for four j at 4 bits, because those share
 bytes. With more than 4 rows it is 4 columns, so that up to 8 rows share one read of the weights. A weight is
@@ -36,7 +36,7 @@ def linear_nbits(
     lanes, blocks, per = wide // parts, -(-columns // panel), panel // wide
     items, row_tiles = blocks * per, -(-n // rows)
     groups, k_blocks, tail = -(-items // size), -(-k // block), min(block, k)
-    unroll = tile.unroll(math.gcd(k, tail), rows, wide, held=(2 if zeros else 1) * wide)
+    unroll = tile.unroll(math.gcd(k, tail), rows, wide, beside=(2 if zeros else 1) * wide)
     stored = half if bits == 4 else panel
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     middle = float(1 << (bits - 1))
@@ -62,9 +62,9 @@ def linear_nbits(
                         vi = T.axis.spatial(items, b * size + t)
                         T.where(b * size + t < items)
                         acc = T.sblock_alloc_buffer((rows, wide), "float32", scope="local")
-                        now = T.sblock_alloc_buffer((unroll, wide), "float32", scope="local")
-                        by = T.sblock_alloc_buffer((wide,), "float32", scope="local")
-                        at = T.sblock_alloc_buffer((wide,), number, scope="local")
+                        weights = T.sblock_alloc_buffer((unroll, wide), "float32", scope="local")
+                        scales = T.sblock_alloc_buffer((wide,), "float32", scope="local")
+                        zero_points = T.sblock_alloc_buffer((wide,), number, scope="local")
                         code = T.sblock_alloc_buffer((wide,), number, scope="local")
                         xs = T.sblock_alloc_buffer((unroll,), "float32", scope="local")
                         for m in T.unroll(rows):
@@ -77,21 +77,21 @@ def linear_nbits(
                                         scale, vi // per, kb, j * half + vi % per * lanes, lanes=lanes
                                     )
                                     for v in T.vectorized(lanes):
-                                        by[j * lanes + v] = T.cast(code[j * lanes + v], "float32")
+                                        scales[j * lanes + v] = T.cast(code[j * lanes + v], "float32")
                                 elif half_scale:
-                                    by[T.Ramp(j * lanes, 1, lanes)] = load_half(
+                                    scales[T.Ramp(j * lanes, 1, lanes)] = load_half(
                                         scale, vi // per, kb, j * half + vi % per * lanes, lanes=lanes
                                     )
                                 else:
                                     for v in T.vectorized(lanes):
-                                        by[j * lanes + v] = scale[vi // per, kb, j * half + vi % per * lanes + v]
+                                        scales[j * lanes + v] = scale[vi // per, kb, j * half + vi % per * lanes + v]
                                 if half_zero:
-                                    at[T.Ramp(j * lanes, 1, lanes)] = load_half(
+                                    zero_points[T.Ramp(j * lanes, 1, lanes)] = load_half(
                                         zero, vi // per, kb, j * half + vi % per * lanes, lanes=lanes
                                     )
                                 else:
                                     for v in T.vectorized(lanes):
-                                        at[j * lanes + v] = (
+                                        zero_points[j * lanes + v] = (
                                             T.cast(zero[vi // per, kb, j * half + vi % per * lanes + v], number)
                                             if zeros
                                             else T.cast(T.float32(middle), number)
@@ -129,15 +129,15 @@ def linear_nbits(
                                                 number,
                                             )
                                     for v in T.vectorized(wide):
-                                        code[v] = code[v] - at[v]
+                                        code[v] = code[v] - zero_points[v]
                                     for v in T.vectorized(wide):
-                                        now[ki, v] = T.cast(code[v], "float32") * by[v]
+                                        weights[ki, v] = T.cast(code[v], "float32") * scales[v]
                                 for m in T.unroll(rows):
                                     for i in T.vectorized(unroll):
                                         xs[i] = x[0, T.min(vr * rows + m, n - 1), kb * block + ko * unroll + i]
                                     for ki in T.unroll(unroll):
                                         for v in T.vectorized(wide):
-                                            acc[m, v] = T.fma(xs[ki], now[ki, v], acc[m, v])
+                                            acc[m, v] = T.fma(xs[ki], weights[ki, v], acc[m, v])
                         for m in T.unroll(rows):
                             if vr * rows + m < n:
                                 for j in T.unroll(parts):

@@ -109,20 +109,20 @@ def add_rms_norm(tile: GpuTile, n: int, width: int, eps: float) -> Any:
                     vi = T.axis.spatial(folds, g * size + t)
                     T.where(g * size + t < folds)
                     acc = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
-                    now = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+                    added = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
                     total = T.sblock_alloc_buffer((1,), "float32", scope="local")
                     for v in T.vectorized(lanes):
                         acc[v] = T.float32(0)
                     for i in T.serial(T.min(PART, width - vi % sums_of * PART) // lanes):
                         for v in T.vectorized(lanes):
-                            now[v] = (
+                            added[v] = (
                                 x[0, vi // sums_of, vi % sums_of * PART + i * lanes + v]
                                 + r[0, vi // sums_of, vi % sums_of * PART + i * lanes + v]
                             )
                         for v in T.vectorized(lanes):
-                            s[0, vi // sums_of, vi % sums_of * PART + i * lanes + v] = now[v]
+                            s[0, vi // sums_of, vi % sums_of * PART + i * lanes + v] = added[v]
                         for v in T.vectorized(lanes):
-                            acc[v] = T.fma(now[v], now[v], acc[v])
+                            acc[v] = T.fma(added[v], added[v], acc[v])
                     total[0] = T.float32(0)
                     for v in T.unroll(lanes):
                         total[0] = total[0] + acc[v]

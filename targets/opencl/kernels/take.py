@@ -1,4 +1,4 @@
-"""Copies of a part: a prompt chunk's last row (the head needs no other), columns of a product, rows of a table."""
+"""Copies of a part: a prompt chunk's last row (the head needs no other), columns of a projection, rows of a table."""
 
 from __future__ import annotations
 

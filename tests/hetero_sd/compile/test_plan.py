@@ -13,7 +13,8 @@ from costmodel.format import Format
 from costmodel.question import Question, factors_of
 from costmodel.search import Search
 from costmodel.standard_decoder import Blocks, standard_decoder
-from hetero_sd.compile.plan import Overrides, make_plan, whole_context
+from hetero_sd.compile.context import whole_context
+from hetero_sd.compile.plan import Overrides, make_plan
 from hetero_sd.predict.inputs import AlphaFile
 from targets.boards import load_board
 from targets.device import Board

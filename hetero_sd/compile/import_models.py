@@ -1,0 +1,65 @@
+"""Both models of a pair as graphs, within the longest context that both have positions for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from costmodel.decoder import DecoderSpec
+from hetero_sd.compile.context import DEFAULT_CONTEXT, rows_within, whole_context
+from hetero_sd.compile.tokenizer_files import TokenizerFiles
+from hetero_sd.progress import Progress
+from targets.device import Board
+from targets.errors import UserError
+
+if TYPE_CHECKING:
+    from passes.onnx import Decoder
+
+Imported = dict[str, "tuple[Decoder, DecoderSpec]"]
+
+
+def import_models(
+    asked: int | None, sources: dict[str, Path], board: Board, tokenizer: TokenizerFiles, progress: Progress
+) -> tuple[Imported, int, tuple[str, ...]]:
+    """(the models by role, rows of their caches, what to tell the user): as many rows as all models have positions for.
+
+    The drafter comes first: it is the smaller one, and what is refused because of it costs no import of the target.
+
+    Raises:
+        UserError: a model has fewer positions than the context that was asked for, or too few for any.
+    """
+    from passes.onnx import ContextTooLong
+
+    context, done = whole_context(board, asked or DEFAULT_CONTEXT), False
+    notes: tuple[str, ...] = ()
+    while not done:
+        imported: Imported = {}
+        try:
+            for role in sorted(sources, key=list(sources).index, reverse=True):
+                with progress.step(f"{role}: import {sources[role].name}"):
+                    imported[role] = _import(role, sources[role], context, tokenizer)
+            done = True
+        except ContextTooLong as error:
+            rows = rows_within(board, error.longest)
+            if asked is not None or rows == 0:
+                tiles = "" if rows in (0, error.longest) else f" ({rows}, in whole tiles of this board's kernels)"
+                raise UserError(f"{error}{tiles}") from None
+            context = rows
+            notes = (
+                f"context {rows} tokens, not {DEFAULT_CONTEXT}: {sources[role]} has positions for {error.longest}",
+            )
+    return {role: imported[role] for role in sources}, context, notes
+
+
+def _import(role: str, path: Path, context: int, tokenizer: TokenizerFiles) -> tuple[Decoder, DecoderSpec]:
+    """One model of the pair as a graph, and its spec, from which its cost is predicted."""
+    from passes.analysis.count_work import count_work
+    from passes.onnx import canonicalise
+
+    decoder = canonicalise(path, context)
+    if tokenizer.vocab > decoder.facts.vocab:
+        raise UserError(
+            f"{role} model {path} knows {decoder.facts.vocab} token ids, the tokenizer in {tokenizer.folder} has "
+            f"{tokenizer.vocab}: they do not belong together"
+        )
+    return decoder, count_work(decoder, path.name)

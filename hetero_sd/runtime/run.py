@@ -101,11 +101,14 @@ def _run(folder: Path, options: RunRequest, load: Loader | None) -> None:
     models = within_vocabulary(models, bundle.tokenizer.vocab if bundle.tokenizer else None)
     session = _session(bundle, models, text, options)
 
-    answers: list[Answer] = []
+    answers: list[Answer] = []  # kept only where something is made of all of them afterwards
+    kept = options.save_logits is not None or (options.stats and given is not None)
     for prompt, ids in _encoded(session, given):
-        answers.append(_answer(session, prompt, ids, bundle.plan, options))
+        answer = _answer(session, prompt, ids, bundle.plan, options)
+        if kept:
+            answers.append(answer)
         if options.stats and given is None:
-            print(stats_table(_stats(session, answers[-1:], bundle.plan)), file=sys.stderr)
+            print(stats_table(_stats(session, [answer], bundle.plan)), file=sys.stderr)
     if options.stats and given is not None:
         print(stats_table(_stats(session, answers, bundle.plan)), file=sys.stderr)
     if options.save_logits is not None:

@@ -83,7 +83,11 @@ def _nodes(nodes: list[machine.GpuNode]) -> Iterator[Finding]:
             user = getpass.getuser()
             fix = f"sudo usermod -aG {quote(node.group)} {quote(user)}, then log in again"
             if node.group in ("", "root"):
-                fix = f"sudo chmod 666 {quote(node.path)}"
+                rule = f'KERNEL=="{Path(node.path).name}", GROUP="video", MODE="0660"'
+                fix = (
+                    f"echo {quote(rule)} | sudo tee /etc/udev/rules.d/70-gpu.rules, sudo udevadm trigger, "
+                    f"sudo usermod -aG video {quote(user)}, then log in again"
+                )
             yield Finding("gpu", "problem", f"{user} may not open {node.path} (kernel driver {node.driver})", fix)
 
 

@@ -139,6 +139,16 @@ void TestStagedWrites() {
   for (size_t i = 0; i < 300; ++i) buffer.Write(i * 1000, std::string(1000, 'y').data(), 1000);
   buffer.Read(0, &read[0], read.size());
   CHECK(read == std::string(300000, 'y') + std::string((1 << 20) - 300000, 'x'));
+
+  // A copy that fails after it was queued is an error of the next wait, once, and its memory is freed.
+  Device& gpu = GetDevice(0);
+  gpu.Finish(gpu.Queue());
+  buffer.Write(0, "four", 4);
+  setenv("FAKE_EVENT_STATE", "-5", 1);
+  CHECK(Message([&] { gpu.Finish(gpu.Queue()); }) ==
+        "clEnqueueWriteBuffer returned CL_OUT_OF_RESOURCES (-5) for a copy to the device, after it was queued");
+  unsetenv("FAKE_EVENT_STATE");
+  CHECK(Message([&] { gpu.Finish(gpu.Queue()); }) == "nothing was thrown");
 }
 
 void TestKernels() {

@@ -214,21 +214,23 @@ void Device::Write(cl_mem to, size_t offset, const void* source, size_t bytes) {
   staged_.push_back({event, std::move(copy)});
 }
 
-// Frees the copies that the device has read; with `all` it waits for the oldest half.
+// Frees the copies that the device has read; with `all` it waits for the oldest half. Throws Error where one of them
+// failed after it was queued: what the kernels since then read is not what was written.
 void Device::ReapLocked(bool all) {
   size_t keep = all ? staged_.size() / 2 : staged_.size();
+  cl_int failed = CL_SUCCESS;
   while (!staged_.empty()) {
     cl_event event = staged_.front().event;
     cl_int state = CL_COMPLETE;
-    if (staged_.size() > keep) {
-      Cl().clWaitForEvents("a copy to the device", 1, &event);
-    } else {
-      cl_int status = Cl().clGetEventInfo.Try(event, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof(state), &state, nullptr);
-      if (status != CL_SUCCESS || state > CL_COMPLETE) return;  // a negative state is an error, and complete
-    }
+    if (staged_.size() > keep) Cl().clWaitForEvents.Try(1, &event);
+    cl_int status = Cl().clGetEventInfo.Try(event, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof(state), &state, nullptr);
+    if (status != CL_SUCCESS) state = status;
+    if (state > CL_COMPLETE) break;
+    if (state < CL_COMPLETE) failed = state;
     Cl().clReleaseEvent.Try(event);
     staged_.pop_front();
   }
+  if (failed != CL_SUCCESS) ThrowStatus(failed, "clEnqueueWriteBuffer", "a copy to the device, after it was queued");
 }
 
 size_t Device::BeginProfile() {

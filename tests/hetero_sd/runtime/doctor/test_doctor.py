@@ -179,7 +179,12 @@ def test_no_permission(tmp_path: Path) -> None:
     assert "may not open /dev/mali0 (kernel driver mali)" in text
     assert fix.startswith("sudo usermod -aG render ")
     bare = machine.GpuNode("/dev/mali0", "mali", "root", False)
-    assert problems(opencl_findings(state(MALI), [bare], ""))[0][1] == "sudo chmod 666 /dev/mali0"
+    fix = problems(opencl_findings(state(MALI), [bare], ""))[0][1]
+    assert fix.startswith(
+        """echo 'KERNEL=="mali0", GROUP="video", MODE="0660"' | sudo tee /etc/udev/rules.d/70-gpu.rules"""
+    )
+    assert "sudo usermod -aG video " in fix
+    assert "666" not in fix  # whoever may write to the device may read what others compute on it
 
 
 def test_gpu_nodes(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from targets.errors import UserError
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 ARCHITECTURES = ("aarch64", "x86_64")
 
-# Fixed versions, so that the same command makes the same folder next year. tvm and its ffi are the ones that compile
+# Fixed versions, with the hashes of their wheels (device_wheels.txt), so that the same command makes the same folder
+# next year, from whatever index. tvm and its ffi are the ones that compile
 # (a test compares), because a library and its runtime must agree.
 _VERSIONS = {
     "apache-tvm": "0.27.0.post1",
@@ -47,6 +48,7 @@ _GLIBC_TAGS = (
     "manylinux_2_17",
     "manylinux2014",
 )
+_HASHES = Path(__file__).with_name("device_wheels.txt")
 _LARGEST_UNPACKED_BYTES = 1 << 30  # all wheels together have 350 MB before the dropping
 
 # What the device never imports, as patterns of paths inside the wheels. Licences and METADATA stay, and so does
@@ -171,13 +173,30 @@ def _safe_path(entry: zipfile.ZipInfo, wheel: Path) -> PurePosixPath:
     return path
 
 
+def known_wheels() -> dict[str, str]:
+    """SHA-256 by file name of every wheel that a bundle may carry."""
+    lines = _HASHES.read_text("utf-8").splitlines()
+    return {name: digest for digest, name in (line.split() for line in lines if not line.startswith("#"))}
+
+
+def _with_hashes(package: str) -> str:
+    """A line of a requirements file: the version, and the hashes of its wheels for any Python and architecture."""
+    start = package.replace("-", "_").replace("==", "-") + "-"
+    digests = [digest for name, digest in known_wheels().items() if name.startswith(start)]
+    return package + "".join(f" --hash=sha256:{digest}" for digest in digests) + "\n"
+
+
 def _download(packages: list[str], folder: Path, python: str, arch: str) -> None:
     """Let pip fetch the wheels; its settings (index, proxy, certificates) are the user's."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", python]
     for tag in _GLIBC_TAGS:
         command += ["--platform", f"{tag}_{arch}"]
-    done = subprocess.run([*command, "--dest", str(folder), *packages], capture_output=True, text=True, check=False)
+    folder.mkdir()
+    wanted = folder / "requirements.txt"
+    wanted.write_text("".join(_with_hashes(package) for package in packages))
+    command += ["--require-hashes", "--dest", str(folder), "--requirement", str(wanted)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
     if "No module named pip" in done.stderr:
@@ -187,6 +206,12 @@ def _download(packages: list[str], folder: Path, python: str, arch: str) -> None
         raise UserError(
             f"no wheel of {missing[1]} for Python {python} on {arch} was found; is the network or the package index "
             "reachable?"
+        )
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        name = re.search(r"^ *([A-Za-z0-9_.-]+==\S+)", done.stderr.split("DO NOT MATCH THE HASHES")[1], re.MULTILINE)
+        raise UserError(
+            f"the package index gave a wheel of {name[1] if name else 'a package'} that is not the one PyPI published: "
+            "use another index or mirror"
         )
     errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
     raise UserError(

@@ -158,3 +158,43 @@ def test_the_same_bytes_twice_and_enough_to_import(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "site") == files
+
+
+def test_every_wheel_that_a_device_can_need_has_a_hash() -> None:
+    """One for each package, Python and architecture; a package without one would be refused by pip."""
+    known = vendor.known_wheels()
+    for python in vendor.PYTHONS:
+        for arch in vendor.ARCHITECTURES:
+            tag = f"cp{python.replace('.', '')}"
+            for name, version in vendor._VERSIONS.items():
+                start = f"{name.replace('-', '_')}-{vendor._OLDER.get((name, python), version)}-"
+                fits = [
+                    wheel
+                    for wheel in known
+                    if wheel.startswith(start)
+                    and (f"-{tag}-{tag}-" in wheel or "-py3-" in wheel or "-abi3-" in wheel)
+                    and (arch in wheel or wheel.endswith("-any.whl"))
+                ]
+                assert len(fits) == 1, (name, python, arch)
+    assert all(len(digest) == 64 for digest in known.values())
+
+
+def test_a_wheel_that_pypi_did_not_publish_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    with zipfile.ZipFile(index / "jinja2-3.1.6-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("jinja2-3.1.6.dist-info/METADATA", "Metadata-Version: 2.1\nName: jinja2\nVersion: 3.1.6\n")
+        wheel.writestr("jinja2-3.1.6.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("jinja2-3.1.6.dist-info/RECORD", "")
+        wheel.writestr("jinja2/__init__.py", "planted = True")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(UserError, match=r"gave a wheel of jinja2==3\.1\.6 that is not the one PyPI published"):
+        vendor._download(["jinja2==3.1.6"], tmp_path / "wheels", "3.12", "aarch64")
+    assert not list(tmp_path.rglob("wheels/*.whl"))
+    digest = hashlib.sha256((index / "jinja2-3.1.6-py3-none-any.whl").read_bytes()).hexdigest()
+    known = {"jinja2-3.1.6-py3-none-any.whl": digest}  # the negative control: the hash alone decides
+    monkeypatch.setattr(vendor, "known_wheels", lambda: known)
+    vendor._download(["jinja2==3.1.6"], tmp_path / "again", "3.12", "aarch64")
+    assert [p.name for p in (tmp_path / "again").glob("*.whl")] == list(known)

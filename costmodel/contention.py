@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.factors import Factors
+from costmodel.roofline import Roofline
 from targets.device import Board, Cluster
 
 
@@ -43,8 +44,8 @@ def together_bytes_per_s(board: Board, factors: Factors, shared: Cluster | None 
     Two groups of cores of one cluster, `shared`, get what all its cores read together.
     """
     if shared is not None:
-        return 1e9 * factors.bandwidth * shared.bandwidth_all_threads_gb_per_s
-    alone = [c.bandwidth_all_threads_gb_per_s for c in board.clusters]
+        return 1e9 * Roofline(board, factors).reached_gb_per_s(shared, shared.count)
+    alone = [max(c.bandwidth_all_threads_gb_per_s, *c.bandwidth_by_threads_gb_per_s, 0.0) for c in board.clusters]
     if board.gpu is not None:
         alone.append(board.gpu.bandwidth_gb_per_s)
     return 1e9 * max(*alone, factors.dram_together * board.dram.peak_bandwidth_gb_per_s)

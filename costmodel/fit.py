@@ -133,7 +133,14 @@ def _beside(cluster: Cluster, point: Point) -> Cluster:
         one, every = point.bandwidth_gb_per_s, max(every, point.bandwidth_gb_per_s)
     else:
         one, every = min(one, point.bandwidth_gb_per_s), point.bandwidth_gb_per_s
-    return replace(cluster, bandwidth_one_thread_gb_per_s=one, bandwidth_all_threads_gb_per_s=every)
+    return replace(
+        cluster,
+        bandwidth_one_thread_gb_per_s=one,
+        bandwidth_all_threads_gb_per_s=every,
+        bandwidth_by_threads_gb_per_s=(),
+        bandwidth_one_thread_rate="read",
+        bandwidth_all_threads_rate="read",
+    )
 
 
 def _seconds(roofline: Roofline, processor: Processor, point: Point) -> float:

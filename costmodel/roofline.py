@@ -20,6 +20,8 @@ from targets.opencl.tile import gpu_tile
 
 _GPU_KERNELS = {**dict.fromkeys(NORMS, 2), "attention": 3}  # of one operator (targets/opencl/kernels); others have one
 _PAGE_BYTES = 4096
+_READ_OVER_COPY = 1.34  # bytes a second of a program that only reads, over those of one that copies (Pi 5)
+_ASSUMED = Factors()
 _NEAR_BYTES_PER_CYCLE = {"x86-64": 32.0, "aarch64": 16.0}  # one core from its own level-2 cache
 
 
@@ -87,6 +89,22 @@ def processors(board: Board) -> list[Processor]:
 def all_cores(board: Board) -> CpuSlice | None:
     """All cores of all clusters together, or None where there is one cluster only."""
     return CpuSlice(tuple((c, c.count) for c in board.clusters)) if len(board.clusters) > 1 else None
+
+
+def _shares(factors: Factors, threads: int) -> tuple[float, float]:
+    """Share of a read bandwidth that kernels reach with so many threads: as fitted, and as assumed."""
+    if threads == 1:
+        return factors.bandwidth_one_thread, _ASSUMED.bandwidth_one_thread
+    return factors.bandwidth, _ASSUMED.bandwidth
+
+
+def _kernels_share(rate: str, share: float, assumed: float) -> float:
+    """What kernels reach of a bandwidth that is a rate of reads, of copies or of a decoder.
+
+    Each number is discounted once: in a decoder's rate the losses of kernels are in it, so that only what a calibration
+    says beyond the assumed share changes it.
+    """
+    return {"read": share, "copy": _READ_OVER_COPY * share, "decoder": share / assumed}[rate]
 
 
 def resident_share(working_set_bytes: float, cache_bytes: float) -> float:
@@ -228,11 +246,15 @@ class Roofline:
             return Estimate(compute + later, exposed, launch, dispatch)
         return Estimate(exposed + later, memory, launch, dispatch)
 
-    def _reached_gb_per_s(self, cluster: Cluster, threads: int) -> float:
-        """DRAM reads of the kernels: threads add up until all cores together reach their limit."""
+    def reached_gb_per_s(self, cluster: Cluster, threads: int) -> float:
+        """DRAM reads of the kernels: the board's number for so many threads, or threads add up to their limit."""
         f = self.factors
-        alone = threads * f.bandwidth_one_thread * cluster.bandwidth_one_thread_gb_per_s
-        return min(alone, f.bandwidth * cluster.bandwidth_all_threads_gb_per_s)
+        if cluster.bandwidth_by_threads_gb_per_s:
+            share = _kernels_share(cluster.bandwidth_by_threads_rate, *_shares(f, threads))
+            return share * cluster.bandwidth_by_threads_gb_per_s[threads - 1]
+        one = _kernels_share(cluster.bandwidth_one_thread_rate, *_shares(f, 1)) * cluster.bandwidth_one_thread_gb_per_s
+        every = _kernels_share(cluster.bandwidth_all_threads_rate, *_shares(f, 2))
+        return min(threads * one, every * cluster.bandwidth_all_threads_gb_per_s)
 
     def _memory_s(self, op: Op, cluster: Cluster, used: int, portion: float, mixed: bool, resident: float) -> float:
         """First walk over weights and KV rows from DRAM or, the resident share, from cache; activations from cache.
@@ -241,7 +263,7 @@ class Roofline:
         """
         f = self.factors
         stream = op.stream_bytes
-        rate = 1e9 * self._reached_gb_per_s(cluster, used)
+        rate = 1e9 * self.reached_gb_per_s(cluster, used)
         cached = max(rate, f.cache_bytes_per_cycle * cluster.frequency_ghz * 1e9 * used)
         near = (resident * stream + op.activation_bytes) * portion / cached
         far = (1 - resident) * stream
@@ -255,7 +277,7 @@ class Roofline:
         f, hz = self.factors, cluster.frequency_ghz * 1e9
         if part_bytes <= cluster.l2_bytes:
             return op.stream_bytes / (f.near_cache * _NEAR_BYTES_PER_CYCLE[cluster.core.isa] * hz * used)
-        dram = 1e9 * self._reached_gb_per_s(cluster, used)
+        dram = 1e9 * self.reached_gb_per_s(cluster, used)
         if part_bytes * used <= cluster.l3_bytes:
             return op.stream_bytes / max(f.cache_bytes_per_cycle * hz * used, dram)
         return op.stream_bytes / dram

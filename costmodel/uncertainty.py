@@ -72,7 +72,9 @@ def _numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
             for cluster, threads in processor.parts:
                 rate = "one_thread" if threads == 1 else "all_threads"
                 path = f"clusters.{cluster.name}"
-                add(f"{path}.bandwidth_{rate}_gb_per_s", _RATES[rate], _KERNELS)
+                known = "by_threads" if cluster.bandwidth_by_threads_gb_per_s else rate
+                kernels = 0.0 if getattr(cluster, f"bandwidth_{known}_rate") == "decoder" else _KERNELS
+                add(f"{path}.bandwidth_{known}_gb_per_s", _RATES[rate], kernels)
                 add(f"{path}.core.fp32_flops_per_cycle", "compute", _KERNELS)
                 add(f"{path}.launch_overhead_s", "launch", 0.0)
         if isinstance(processor, GpuSlice):

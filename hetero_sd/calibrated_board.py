@@ -44,6 +44,8 @@ def with_bandwidth(board: Board, cluster: str, measured: Sequence[Measured]) -> 
         for name, value in (("one_thread", one), ("all_threads", every)):
             if kinds[name]:
                 c[f"bandwidth_{name}_gb_per_s"] = {"value": round(value, 3), "kind": "measured", "source": _HOW}
+                c[f"bandwidth_{name}_rate"] = "read"
+                c.pop("bandwidth_by_threads_gb_per_s", None)  # of another board or system; these are of this one
             elif c["bandwidth_one_thread_gb_per_s"]["value"] > value:
                 c["bandwidth_one_thread_gb_per_s"]["value"] = round(value, 3)
     _raise_peak(table, [c["bandwidth_all_threads_gb_per_s"]["value"] for c in table["clusters"]])

@@ -26,6 +26,7 @@ from targets.provenance import (
 FORMAT = 1  # of the JSON form
 _TIB = 1 << 40
 _MOST_CLUSTERS = 64
+RATES = ("read", "copy", "decoder")  # what a bandwidth is the rate of
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Cluster:
         l3_bytes: last-level cache that the cluster can use (it may share it with other clusters), or 0.
         bandwidth_one_thread_gb_per_s: DRAM reads of one thread.
         bandwidth_all_threads_gb_per_s: DRAM reads with a thread on each core of the cluster.
+        bandwidth_by_threads_gb_per_s: DRAM reads of 1, 2, ... `count` threads, where they are known: they may fall
+            again, which the two numbers above cannot say; empty where only those are known.
+        bandwidth_one_thread_rate, bandwidth_all_threads_rate, bandwidth_by_threads_rate: what was measured: `read` (a
+            program that only reads), `copy` (one that writes as much as it reads), or `decoder` (bytes of weights over
+            the time of a token, so the losses of kernels are in it).
         launch_overhead_s: fixed cost of one parallel kernel: waking the threads, and the barrier at its end.
     """
 
@@ -90,6 +96,10 @@ class Cluster:
     bandwidth_one_thread_gb_per_s: float = field(metadata=within(0.05, 10_000))
     bandwidth_all_threads_gb_per_s: float = field(metadata=within(0.05, 10_000))
     launch_overhead_s: float = field(metadata=within(0, 1))
+    bandwidth_by_threads_gb_per_s: tuple[float, ...] = field(default=(), metadata=within(0.05, 10_000))
+    bandwidth_one_thread_rate: str = field(default="read", metadata=label(*RATES))
+    bandwidth_all_threads_rate: str = field(default="read", metadata=label(*RATES))
+    bandwidth_by_threads_rate: str = field(default="read", metadata=label(*RATES))
 
     @property
     def fp32_gflops(self) -> float:
@@ -274,9 +284,15 @@ def contradiction(board: Board) -> str | None:
         if len(cluster.cpu_ids) != cluster.count:
             return f"{path}.count is {cluster.count}, but cpu_ids lists {len(cluster.cpu_ids)}"
         one, every = cluster.bandwidth_one_thread_gb_per_s, cluster.bandwidth_all_threads_gb_per_s
+        by_threads = cluster.bandwidth_by_threads_gb_per_s
+        if by_threads and len(by_threads) != cluster.count:
+            return f"{path}.bandwidth_by_threads_gb_per_s has {len(by_threads)} numbers for {cluster.count} cores"
+        if max(by_threads, default=0.0) > peak:
+            most = max(by_threads)
+            return f"{path}.bandwidth_by_threads_gb_per_s {most:g} is above dram.peak_bandwidth_gb_per_s {peak:g}"
         if every > peak:
             return f"{path}.bandwidth_all_threads_gb_per_s {every:g} is above dram.peak_bandwidth_gb_per_s {peak:g}"
-        if one > every:
+        if one > every and not by_threads:
             return f"{path}.bandwidth_one_thread_gb_per_s {one:g} is above bandwidth_all_threads_gb_per_s {every:g}"
     if board.dram.reserved_bytes >= board.dram.capacity_bytes:
         return "dram.reserved_bytes is not below dram.capacity_bytes, so nothing is left for a model"

@@ -124,10 +124,12 @@ def write_table(item: object, path: str, provenance: Mapping[str, Provenance]) -
     """The table that ``read_table`` would read back; tuples become lists, so that it is plain JSON."""
     table: dict[str, Any] = {}
     for field in dataclasses.fields(item):  # type: ignore[arg-type]
-        left_out = field.default is not dataclasses.MISSING and f"{path}.{field.name}" not in provenance
-        if "fact" not in field.metadata or left_out:
+        if "fact" not in field.metadata:
             continue
         value = getattr(item, field.name)
+        stated = f"{path}.{field.name}" in provenance if field.metadata["fact"] else value != field.default
+        if field.default is not dataclasses.MISSING and not stated:
+            continue
         value = list(value) if isinstance(value, tuple) else value
         if field.metadata["fact"]:
             origin = provenance[f"{path}.{field.name}"]

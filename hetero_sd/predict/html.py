@@ -174,8 +174,7 @@ def _limits(p: Prediction, processor: Processor) -> tuple[float, float]:
         return f.gpu_compute * processor.gpu.fp32_gflops, f.gpu_bandwidth * processor.gpu.bandwidth_gb_per_s
     assert isinstance(processor, CpuSlice)
     cluster, threads = processor.parts[0]
-    reads = min(threads * cluster.bandwidth_one_thread_gb_per_s, cluster.bandwidth_all_threads_gb_per_s)
-    return cluster.fp32_gflops * threads / cluster.count, f.bandwidth * reads
+    return cluster.fp32_gflops * threads / cluster.count, p.search.roofline.reached_gb_per_s(cluster, threads)
 
 
 def _round(p: Prediction) -> dict[str, Any]:

@@ -60,7 +60,9 @@ def facts_used(p: Prediction) -> list[tuple[str, Any, str, str]]:
     for processor in used_processors(p.decision.best):
         if isinstance(processor, CpuSlice):
             for cluster, _ in processor.parts:
-                names = ("count", "frequency_ghz", "bandwidth_one_thread_gb_per_s", "bandwidth_all_threads_gb_per_s")
+                ends = ("bandwidth_one_thread_gb_per_s", "bandwidth_all_threads_gb_per_s")
+                reads = ("bandwidth_by_threads_gb_per_s",) if cluster.bandwidth_by_threads_gb_per_s else ends
+                names = ("count", "frequency_ghz", *reads)
                 paths += [f"clusters.{cluster.name}.{n}" for n in (*names, "launch_overhead_s", "l2_bytes", "l3_bytes")]
                 paths.append(f"clusters.{cluster.name}.core.fp32_flops_per_cycle")
         else:

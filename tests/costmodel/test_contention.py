@@ -49,4 +49,6 @@ def test_limits_of_a_board(rk3588: Any) -> None:
     assert together_bytes_per_s(rk3588, factors) == pytest.approx(0.8 * 33.8e9)
     slow = replace(rk3588, dram=replace(rk3588.dram, peak_bandwidth_gb_per_s=26.0))
     assert together_bytes_per_s(slow, factors) == pytest.approx(24.9e9)  # what the GPU reads alone
-    assert together_bytes_per_s(rk3588, factors, rk3588.clusters[0]) == pytest.approx(0.9 * 20e9)
+    assert together_bytes_per_s(rk3588, factors, rk3588.clusters[0]) == pytest.approx(14.5e9)  # a decoder's rate
+    little = rk3588.clusters[1]
+    assert together_bytes_per_s(rk3588, factors, little) == pytest.approx(0.93 * 10e9)  # a read

@@ -22,6 +22,7 @@ from costmodel.roofline import (
     resident_share,
 )
 from costmodel.work import Op, step_ops
+from targets.boards import load_board
 from targets.cpu import core
 from targets.cpu.tile import cpu_tile
 from targets.errors import UserError
@@ -58,7 +59,7 @@ def test_decode_is_bytes_over_bandwidth(rk3588: Any) -> None:
     four = CpuSlice(((rk3588.clusters[0], 4),))
     found = Roofline(rk3588, IDEAL).op(gate(1), four)
     activations = 4 * (2048 + 8192)
-    assert found.memory_s == pytest.approx(2048 * 8192 * 4 / 20e9 + activations / (8 * 2.3e9 * 4), rel=1e-3)
+    assert found.memory_s == pytest.approx(2048 * 8192 * 4 / (14.5e9 / 0.93) + activations / (8 * 2.3e9 * 4), rel=1e-3)
     assert found.launch_s == 6e-6
     assert found.compute_s == 0.0
 
@@ -159,7 +160,30 @@ def test_mixing_big_and_little_is_slower_where_arithmetic_decides(published: Any
 def test_bandwidth_of_some_threads(rk3588: Any) -> None:
     a76, gate_bytes = rk3588.clusters[0], 4 * 2048 * 8192
     times = [Roofline(rk3588, IDEAL).op(gate(1), CpuSlice(((a76, t),))).memory_s for t in (1, 2, 4)]
-    assert [gate_bytes / t / 1e9 for t in times] == pytest.approx([12.4, 20.0, 20.0], rel=2e-3)
+    # a copy of 12.4 GB/s reads 1.34 times as much, above what four threads read if a decoder reaches 0.93 of it
+    assert [gate_bytes / t / 1e9 for t in times] == pytest.approx([14.5 / 0.93] * 3, rel=2e-3)
+    little = rk3588.clusters[1]
+    times = [Roofline(rk3588, IDEAL).op(gate(1), CpuSlice(((little, t),))).memory_s for t in (1, 2, 4)]
+    assert [gate_bytes / t / 1e9 for t in times] == pytest.approx([5.0, 10.0, 10.0], rel=2e-3)
+
+
+def test_bandwidth_falls_with_threads_where_the_board_says_so() -> None:
+    board, gate_bytes = load_board("rpi5"), 4 * 2048 * 8192
+    (a76,) = board.clusters
+    times = [Roofline(board, IDEAL).op(gate(1), CpuSlice(((a76, t),))).memory_s for t in (1, 2, 3, 4)]
+    assert [gate_bytes / t / 1e9 for t in times] == pytest.approx([13.7, 12.7, 11.6, 10.5], rel=2e-3)
+    ends = replace(a76, bandwidth_by_threads_gb_per_s=(), bandwidth_all_threads_gb_per_s=13.7)
+    rates = [Roofline(board, IDEAL).reached_gb_per_s(ends, t) for t in (1, 4)]
+    assert rates == [13.7, 13.7]  # the negative control: two numbers cannot say it
+
+
+@pytest.mark.parametrize(("rate", "share"), [("read", 0.93), ("copy", 1.34 * 0.93), ("decoder", 1.0)])
+def test_each_bandwidth_is_discounted_once(imx95: Any, rate: str, share: float) -> None:
+    (a55,) = imx95.clusters
+    stated = replace(a55, bandwidth_by_threads_gb_per_s=(6.0,) * 6, bandwidth_by_threads_rate=rate)
+    assert Roofline(imx95).reached_gb_per_s(stated, 4) == pytest.approx(share * 6.0)
+    worse = Roofline(imx95, Factors(bandwidth=0.93 / 2))  # what a calibration finds halves all of them
+    assert worse.reached_gb_per_s(stated, 4) == pytest.approx(share * 3.0)
 
 
 def test_later_walks_find_their_part_in_a_cache(rk3588: Any) -> None:

@@ -66,7 +66,19 @@ def brute_force(search: Search) -> Iterator[Variant]:
 def small_board(board: Board, gpu_launch_s: float, capacity: int) -> Board:
     """Two clusters of at most two cores and the GPU, with a launch cost that makes borders pay or not."""
     assert board.gpu is not None
-    clusters = tuple(replace(c, count=2 - i, cpu_ids=c.cpu_ids[: 2 - i]) for i, c in enumerate(board.clusters))
+    rates = ((12.4, 20.0), (5.0, 10.0))
+    clusters = tuple(
+        replace(
+            c,
+            count=2 - i,
+            cpu_ids=c.cpu_ids[: 2 - i],
+            bandwidth_one_thread_gb_per_s=rates[i][0],
+            bandwidth_all_threads_gb_per_s=rates[i][1],
+            bandwidth_one_thread_rate="read",
+            bandwidth_all_threads_rate="read",
+        )
+        for i, c in enumerate(board.clusters)
+    )
     dram = replace(board.dram, capacity_bytes=capacity, reserved_bytes=0)
     return replace(board, clusters=clusters, gpu=replace(board.gpu, launch_overhead_s=gpu_launch_s), dram=dram)
 

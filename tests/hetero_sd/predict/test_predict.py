@@ -75,7 +75,8 @@ def test_figures_by_hand(pair: list[str], capsys: pytest.CaptureFixture[str], bo
 
     # 2. a step of one token reads the weights and the KV rows: bytes over bandwidth, the arithmetic hides behind it
     cluster = {"imx95": "a55", "rk3588": "a76"}[board]
-    rate = float(facts[f"clusters.{cluster}.bandwidth_all_threads_gb_per_s"]) * data["factors"]["bandwidth"] * 1e9
+    share = data["factors"]["bandwidth"] if board == "imx95" else 1.0  # rk3588 states what decoders reach
+    rate = float(facts[f"clusters.{cluster}.bandwidth_all_threads_gb_per_s"]) * share * 1e9
     step = data["baseline"]["round_s"]["verify"]
     assert (big + kv) / rate == pytest.approx(step, rel=0.08)
     assert (big + small + kv) / rate != pytest.approx(
@@ -191,7 +192,7 @@ def test_contradictory_board_numbers(pair: list[str], capsys: pytest.CaptureFixt
     text = (Path(targets.boards.__file__).parent / "rpi5.toml").read_text()
     board = tmp_path / "odd.toml"
     board.write_text(text.replace("{ value = 17.0,", "{ value = 7.0,"))
-    assert "10.5 is above dram.peak_bandwidth_gb_per_s 7" in refused(capsys, [*pair, "--board", str(board)])
+    assert "13.7 is above dram.peak_bandwidth_gb_per_s 7" in refused(capsys, [*pair, "--board", str(board)])
     lines = [line for line in text.splitlines() if not line.startswith("launch_overhead_s")]
     board.write_text("\n".join(lines))
     assert "launch_overhead_s is missing" in refused(capsys, [*pair, "--board", str(board)])

@@ -14,6 +14,7 @@ from costmodel.question import Question, factors_of
 from costmodel.search import Search
 from costmodel.uncertainty import interval
 from hetero_sd.predict.inputs import check_formats, load_specs
+from hetero_sd.predict.predict import bundle_question
 from targets.boards import load_board
 from targets.errors import UserError
 
@@ -76,7 +77,7 @@ def sweep_point(
         "context": context,
     }
     try:
-        search = Search(Question(board, targets, drafts, alpha, context, factors_of(board)))
+        search = Search(bundle_question(Question(board, targets, drafts, alpha, context, factors_of(board))))
         best = search.decide().best
     except UserError as error:
         return {**row, "problem": str(error)}

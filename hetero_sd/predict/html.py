@@ -25,7 +25,7 @@ from hetero_sd.predict.chrome_trace import round_spans
 from hetero_sd.predict.figure import STYLE
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.predict.sentences import gpu_note, models_of, notes, rate, verdict, where_text
-from hetero_sd.predict.text import MOST_ROWS, facts_used
+from hetero_sd.predict.text import MOST_POTENTIAL, MOST_ROWS, facts_used
 from hetero_sd.predict.units import with_unit
 
 _ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -67,6 +67,7 @@ def _variants(p: Prediction) -> dict[str, Any]:
         for v, i in list(zip(p.decision.leading, p.intervals, strict=True))[:MOST_ROWS]
     ]
     rows += [_variant(v, "does not fit", "no") for v in p.decision.not_fitting[:MOST_ROWS]]
+    rows += [_variant(v, "potential", "no") for v in p.potential[:MOST_POTENTIAL]]
     titles = ["mode", "gamma", "tokens/s", "interval", "x same", "x best", "memory", "where, and why"]
     return {"titles": titles, "rows": rows}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from costmodel.question import Decision, Question, Variant
+from costmodel.question import NGRAM, OVERLAPPED, Decision, Question, Variant, why_not
 from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
@@ -19,6 +19,7 @@ from targets.errors import UserError
 DEFAULT_ALPHA = 0.8
 DEFAULT_CONTEXT = 512
 LARGEST_CONTEXT = 1 << 20
+TIE_SHARE = 0.1  # variants whose speeds differ by no more may be a tie
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ class Prediction:
 
     Attributes:
         search: prices further variants of the same question.
-        decision: the ranked variants.
+        decision: the ranked variants, of those that this version can run.
         intervals: of each leading variant.
         alpha_source: where the acceptance comes from.
         pays_from: the smallest acceptance from which the best speculative variant gains on the baseline, or None.
+        potential: what would be faster than the best and cannot be run yet, fastest first.
     """
 
     search: Search
@@ -67,6 +69,7 @@ class Prediction:
     intervals: tuple[Interval, ...]
     alpha_source: str
     pays_from: float | None
+    potential: tuple[Variant, ...] = ()
 
     @property
     def question(self) -> Question:
@@ -108,22 +111,54 @@ def answer(request: PredictRequest) -> Prediction:
 
 
 def predict(question: Question, measured: AlphaFile | None = None) -> Prediction:
-    """Decide, and say how sure it is.
+    """Decide among what can be run, and say how sure it is; what could be faster is kept beside it.
 
     Raises:
         UserError: the question has no answer.
     """
-    search = Search(question)
+    search = Search(bundle_question(question))
     decision = search.decide()
+    potential: tuple[Variant, ...] = ()
+    if not question.one_process:
+        more = (v for v in Search(question).decide().leading if not compilable(v))
+        faster = (v for v in more if v.tokens_per_s > decision.best.tokens_per_s)
+        potential = tuple(replace(v, reason=_why_not_yet(v, decision.best)) for v in faster)
     bounds = None if measured is None else (measured.low, measured.high)
     intervals = tuple(interval(search, v, bounds) for v in decision.leading)
+    decision, intervals = settle_ties(decision, intervals)
     source = f"{question.alpha:g}, given or assumed" if isinstance(question.alpha, float) else "by position"
-    prediction = Prediction(search, decision, intervals, source if measured is None else measured.source, None)
+    source = source if measured is None else measured.source
+    prediction = Prediction(search, decision, intervals, source, None, potential)
     best = prediction.speculative
     if best is None:
         return prediction
-    gain = gain_of(search, best, decision.baseline)
-    return Prediction(search, decision, intervals, prediction.alpha_source, break_even_alpha(gain))
+    return replace(prediction, pays_from=break_even_alpha(gain_of(search, best, decision.baseline)))
+
+
+def settle_ties(decision: Decision, intervals: tuple[Interval, ...]) -> tuple[Decision, tuple[Interval, ...]]:
+    """Take the surest of the variants that tie with the fastest, and say so.
+
+    A tie: at most TIE_SHARE slower, and each inside the interval of the other. The surer one has the narrower interval;
+    it must be narrower by a tenth, else the fastest stays.
+    """
+    first, sure = decision.best, intervals[0]
+    tied = [
+        i
+        for i, (v, own) in enumerate(zip(decision.leading, intervals, strict=True))
+        if v.tokens_per_s >= (1 - TIE_SHARE) * first.tokens_per_s
+        and own.low <= first.tokens_per_s <= own.high
+        and sure.low <= v.tokens_per_s <= sure.high
+    ]
+    chosen = min(tied, key=lambda i: intervals[i].high / intervals[i].low)
+    if chosen == 0 or intervals[chosen].high / intervals[chosen].low > 0.9 * sure.high / sure.low:
+        return decision, intervals
+    best = decision.leading[chosen]
+    speed = f"{first.tokens_per_s:.2f} tokens/s ({sure.low:.2f} to {sure.high:.2f})"
+    best = replace(best, reason=f"chosen: a tie with {first.mode} at {speed}, and the surer of the two")
+    others = [replace(first, reason="a tie with the chosen one, which is surer")]
+    others += [replace(v, reason=why_not(v, best)) for i, v in enumerate(decision.leading) if i not in (0, chosen)]
+    order = (chosen, *(i for i in range(len(intervals)) if i != chosen))
+    return replace(decision, best=best, leading=(best, *others)), tuple(intervals[i] for i in order)
 
 
 def gain_of(search: Search, variant: Variant, baseline: Variant) -> Callable[[float], float]:
@@ -145,6 +180,13 @@ def compilable(variant: Variant) -> bool:
     placements = [p for p in (variant.target_placement, variant.draft_placement) if p is not None]
     cores = {s.processor.name for p in placements for s in p.segments if isinstance(s.processor, CpuSlice)}
     return variant.mode in (TARGET_ONLY, SEQUENTIAL) and len(cores) <= 1 and not any("+" in name for name in cores)
+
+
+def _why_not_yet(variant: Variant, best: Variant) -> str:
+    """What the variant would gain, and what of it cannot be run."""
+    lacks = {OVERLAPPED: "drafting while the target verifies", NGRAM: "drafting from the text"}
+    missing = lacks.get(variant.mode, "threads of several clusters, or others for the drafter than for the target")
+    return f"{variant.tokens_per_s / best.tokens_per_s:.2f} x the chosen one; not in this version: {missing}"
 
 
 def bundle_question(question: Question) -> Question:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
-from costmodel.question import OVERLAPPED, Question, Variant, factors_of
+from costmodel.question import Question, Variant, factors_of
 from costmodel.roofline import GpuSlice
 from costmodel.schema.plan import TARGET_ONLY
-from costmodel.search import Search
 from costmodel.uncertainty import used_processors
 from hetero_sd.calibrated_board import GPU_HOW
-from hetero_sd.predict.predict import Prediction, bundle_question, compilable
+from hetero_sd.predict.predict import Prediction
 
 _GPU_KERNELS = ("gpu_bandwidth", "gpu_compute", "gpu_attention")  # factors that a calibration fits to steps on a GPU
 
@@ -46,14 +45,12 @@ def notes(p: Prediction) -> list[str]:
     best, found = p.decision.best, []
     if any(isinstance(s, GpuSlice) for s in used_processors(best)):
         found.append(gpu_note(p.question))
-    if best.mode == OVERLAPPED:
-        found.append("the overlapped mode is predicted; this version runs drafter and target one after the other")
-    if not compilable(best):
-        runs = Search(bundle_question(p.question)).decide().best
-        where = "; ".join(f"{title} on {where_text(place, spec)}" for title, spec, place in models_of(runs))
-        gamma = f" with gamma {runs.gamma}" if runs.gamma else ""
-        speed = f"{rate(runs.tokens_per_s)} tokens/s"
-        found.append(f"the best that this version can run, as `compile` decides: {runs.mode}{gamma}, {where}: {speed}")
+    if p.potential:
+        most = p.potential[0]
+        where = "; ".join(f"{title} on {where_text(place, spec)}" for title, spec, place in models_of(most))
+        gamma = f" with gamma {most.gamma}" if most.gamma else ""
+        faster = f"{rate(most.tokens_per_s)} tokens/s, {most.tokens_per_s / best.tokens_per_s:.2f} x this answer"
+        found.append(f"potential, which this version cannot run: {most.mode}{gamma}, {where}: {faster}")
     base = p.decision.baseline
     on = where_text(base.target_placement, base.target)
     found.append(

@@ -16,6 +16,7 @@ from targets.device import Board
 
 _WIDTH = 118
 MOST_ROWS = 8
+MOST_POTENTIAL = 3
 CURVE = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
 
 
@@ -51,6 +52,10 @@ def variant_table(p: Prediction, most: int) -> list[str]:
         lines += _row(variant, f"{rate(sure.low)} to {rate(sure.high)}")
     for variant in p.decision.not_fitting[:most]:
         lines += _row(variant, "does not fit")
+    if p.potential:
+        lines += ["", "potential: predicted to be faster, cannot be run by this version"]
+        for variant in p.potential[:MOST_POTENTIAL]:
+            lines += _row(variant, "")
     return lines
 
 
@@ -88,6 +93,7 @@ def predict_json(p: Prediction) -> str:
         "alpha_source": p.alpha_source,
         "pays_from_alpha": p.pays_from,
         "leading": [planned_variant(v, i).to_json() for v, i in zip(p.decision.leading, p.intervals, strict=True)],
+        "potential": [planned_variant(v, None).to_json() for v in p.potential],
         "not_fitting": [planned_variant(v, None).to_json() for v in p.decision.not_fitting],
         "baseline": planned_variant(p.decision.baseline, None).to_json(),
         "factors": q.factors.to_json(),

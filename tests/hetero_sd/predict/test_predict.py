@@ -9,6 +9,7 @@ import pytest
 from golden import Golden
 
 from hetero_sd.cli import main
+from targets.boards import load_board
 
 ROOT = Path(__file__).parent.parent.parent
 EXPORTS = ROOT / "data" / "exports"
@@ -74,10 +75,13 @@ def test_figures_by_hand(pair: list[str], capsys: pytest.CaptureFixture[str], bo
     assert fits == (board == "imx95")  # 9.24 GB of 16.11, but not of 7.52
 
     # 2. a step of one token reads the weights and the KV rows: bytes over bandwidth, the arithmetic hides behind it
-    cluster = {"imx95": "a55", "rk3588": "a76"}[board]
-    share = data["factors"]["bandwidth"] if board == "imx95" else 1.0  # rk3588 states what decoders reach
-    rate = float(facts[f"clusters.{cluster}.bandwidth_all_threads_gb_per_s"]) * share * 1e9
-    step = data["baseline"]["round_s"]["verify"]
+    path, factor = {
+        "imx95": ("clusters.a55.bandwidth_all_threads_gb_per_s", "bandwidth"),
+        "rk3588": ("clusters.a76.bandwidth_all_threads_gb_per_s", None),  # stated as what decoders reach
+    }[board]
+    rate = float(facts[path]) * (data["factors"][factor] if factor else 1.0) * 1e9
+    step = next(v for v in leading if v["mode"] == "target-only" and "a" in v["target"]["placement"][0]["processor"])
+    step = step["round_s"]["verify"]
     assert (big + kv) / rate == pytest.approx(step, rel=0.08)
     assert (big + small + kv) / rate != pytest.approx(
         step, rel=0.08
@@ -88,7 +92,7 @@ def test_figures_by_hand(pair: list[str], capsys: pytest.CaptureFixture[str], bo
     expected = sum(0.8**k for k in range(spoken["gamma"] + 1))
     assert spoken["tokens_per_round"] == pytest.approx(expected)
     parts = [spoken["round_s"][name] for name in ("draft", "verify", "other")]
-    loop = data["factors"]["round_cycles"] / (1e9 * float(facts[f"clusters.{cluster}.frequency_ghz"]))
+    loop = data["factors"]["round_cycles"] / (1e9 * load_board(board).clusters[0].frequency_ghz)
     assert parts[2] == pytest.approx(loop)
     assert spoken["tokens_per_s"] == pytest.approx(expected / sum(parts))
     assert spoken["against_best"] == pytest.approx(spoken["tokens_per_s"] / data["baseline"]["tokens_per_s"])
@@ -214,3 +218,63 @@ def test_damaged_acceptance_files(
     path = tmp_path / "alpha.json"
     path.write_text(content)
     refused(capsys, [*pair, "--board", "imx95", "--alpha-file", str(path)])
+
+
+def test_what_can_run_comes_first_and_the_rest_is_potential(
+    pair: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An overlapped pair, text as the drafter and mixed clusters are never the answer, whatever they promise."""
+    arguments = [*pair, "--board", "imx95", "--alpha", "0.9", "--ngram-alpha", "0.95"]
+    data = json.loads(predicted(capsys, [*arguments, "--json"]))
+    assert all(v["compilable"] and v["mode"] in ("target-only", "sequential") for v in data["leading"])
+    assert [v["mode"] for v in data["potential"]].count("n-gram") >= 1
+    best = data["leading"][0]["tokens_per_s"]
+    speeds = [v["tokens_per_s"] for v in data["potential"]]
+    assert speeds == sorted(speeds, reverse=True)
+    assert min(speeds) > best
+    assert data["potential"][0]["reason"].startswith(f"{speeds[0] / best:.2f} x the chosen one; not in this version: ")
+    text = predicted(capsys, arguments)
+    assert text.index("target-only") < text.index("potential: predicted to be faster, cannot be run by this version")
+    none = json.loads(predicted(capsys, [*pair, "--board", "rpi5", "--alpha", "0.1", "--json"]))
+    assert none["potential"] == []  # nothing gains at such an acceptance
+
+
+def test_a_tie_goes_to_the_surer(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """On rk3588 the GPU, which nobody measured, is predicted to be 5 % faster than the A76, which were."""
+    data = json.loads(predicted(capsys, [*pair, "--board", "rk3588", "--json"]))
+    first, second = data["leading"][:2]
+    assert [v["target"]["placement"][0]["processor"] for v in (first, second)] == ["a76 x4", "gpu"]
+    assert first["tokens_per_s"] < second["tokens_per_s"] < 1.1 * first["tokens_per_s"]
+    assert first["interval"][0] < second["tokens_per_s"] < first["interval"][1]
+    assert "a tie with target-only at 2.26 tokens/s" in first["reason"]
+    assert second["reason"] == "a tie with the chosen one, which is surer"
+
+
+@pytest.mark.parametrize(
+    ("speeds", "intervals", "chosen"),
+    [
+        ((10.0, 9.5), ((5.0, 20.0), (9.0, 10.1)), 1),
+        ((10.0, 8.9), ((5.0, 20.0), (8.0, 10.1)), 0),  # more than a tenth slower
+        ((10.0, 9.5), ((5.0, 20.0), (9.0, 9.9)), 0),  # the fastest is outside of the other's interval
+        ((10.0, 9.5), ((9.8, 10.2), (9.0, 10.1)), 0),  # and the other way round
+        ((10.0, 9.5), ((9.0, 11.0), (8.7, 10.4)), 0),  # hardly surer
+    ],
+)
+def test_what_a_tie_is(speeds: Any, intervals: Any, chosen: int) -> None:
+    from dataclasses import replace
+
+    from costmodel.question import Question
+    from costmodel.search import Search
+    from costmodel.standard_decoder import Blocks, standard_decoder
+    from costmodel.uncertainty import Interval
+    from hetero_sd.predict.predict import settle_ties
+
+    spec = standard_decoder("tiny", Blocks(64, 2, 1, 32, 128, 100), [0], tied=True)
+    decision = Search(Question(load_board("rpi5"), (spec,))).decide()
+    best = decision.best
+    variants = tuple(replace(best, round=replace(best.round, tokens=s * best.round.time_s)) for s in speeds)
+    decision = replace(decision, best=variants[0], leading=variants)
+    found, sure = settle_ties(decision, tuple(Interval(low, high, ()) for low, high in intervals))
+    assert found.best.tokens_per_s == pytest.approx(speeds[chosen])
+    assert (sure[0].low, sure[0].high) == intervals[chosen]
+    assert [v.tokens_per_s for v in found.leading] == pytest.approx([speeds[chosen], speeds[1 - chosen]])

@@ -2,7 +2,8 @@
 
 Each has its own limit when it runs alone. Together they get at most the board's share of its DRAM peak; where they ask
 for more, both are slowed in proportion while both run: t' = t x max(1, sum of demands / limit) for the part of the time
-that waits for memory. When one ends, the other goes on at its own speed.
+that waits for memory, and further while their traffic would still exceed the limit. When one ends, the other goes on
+at its own speed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from costmodel.factors import Factors
 from costmodel.roofline import Roofline
 from targets.device import Board, Cluster
+
+_MOST_SLOWDOWN = 100.0
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,29 @@ def together_bytes_per_s(board: Board, factors: Factors, shared: Cluster | None 
 
 
 def slowdowns(a: Load, b: Load, limit_bytes_per_s: float) -> tuple[float, float]:
-    """How much longer each takes while both run: (total + memory x (s - 1)) / total, s = demand / limit, at least 1."""
-    s = max(1.0, (a.demand_bytes_per_s + b.demand_bytes_per_s) / limit_bytes_per_s)
-    return tuple(1.0 if x.total_s <= 0 else 1.0 + (s - 1.0) * x.memory_s / x.total_s for x in (a, b))  # type: ignore[return-value]
+    """How much longer each takes while both run: (total + memory x (s - 1)) / total, s = demand / limit, at least 1.
+
+    Traffic that arithmetic hides is traffic, too: where both together would still read more than the limit, s rises
+    until they do not, and what waits for memory waits longer; where nothing waits for memory, both are slowed alike.
+    """
+
+    def slowed(s: float) -> tuple[float, float]:
+        first, second = (1.0 if x.total_s <= 0 else 1.0 + (s - 1.0) * x.memory_s / x.total_s for x in (a, b))
+        return first, second
+
+    def over_limit(s: float) -> float:
+        first, second = slowed(s)
+        return (a.demand_bytes_per_s / first + b.demand_bytes_per_s / second) / limit_bytes_per_s
+
+    s = max(1.0, over_limit(1.0))
+    if over_limit(s) > 1.0:
+        low, high = s, _MOST_SLOWDOWN
+        for _ in range(60):
+            s = (low + high) / 2
+            low, high = (s, high) if over_limit(s) > 1.0 else (low, s)
+        s = high
+    more = max(1.0, over_limit(s))
+    return slowed(s)[0] * more, slowed(s)[1] * more
 
 
 def side_by_side(a: Load, b: Load, limit_bytes_per_s: float) -> tuple[float, float]:

@@ -42,6 +42,7 @@ class Question:
         cache_rows: tokens that the caches have room for; None is `context`.
         factors: what kernels reach of the board's numbers.
         ngram_alpha: acceptance of n-gram drafting; None leaves that mode out.
+        ngram_match: share of rounds in which the text has something to draft from; the others are plain steps.
         sampled: tokens are sampled; greedy choice is part of the models' steps.
         most_gamma: the longest draft.
         overlapped: consider the mode (its runtime comes later).
@@ -60,6 +61,7 @@ class Question:
     context: int = 512
     factors: Factors = field(default_factory=Factors)
     ngram_alpha: Acceptance | None = None
+    ngram_match: float = 1.0
     sampled: bool = False
     most_gamma: int = MOST_GAMMA
     overlapped: bool = True
@@ -87,6 +89,8 @@ class Question:
         check_acceptance(self.alpha)
         if self.ngram_alpha is not None:
             check_acceptance(self.ngram_alpha)
+            if not 0 <= self.ngram_match <= 1:
+                raise UserError(f"n-gram match rate {self.ngram_match:g}: it must lie between 0 and 1")
         if self.context < 1:
             raise UserError(f"a context of {self.context} tokens cannot be priced; it must be at least 1")
         for gamma in (self.most_gamma, self.gamma or 0):

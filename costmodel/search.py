@@ -25,7 +25,7 @@ from costmodel.placement import ModelCosts, Placement, disjoint, shared_cluster
 from costmodel.question import NGRAM, OVERLAPPED, Decision, Question, Variant, fastest, gb, rank, why_not
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, all_cores, dram_bytes, processors
 from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
-from costmodel.speculative import Acceptance, RoundCosts, all_accepted, overlapped_round, sequential_round
+from costmodel.speculative import Acceptance, RoundCosts, all_accepted, ngram_round, overlapped_round, sequential_round
 from targets.errors import UserError
 
 
@@ -138,7 +138,7 @@ class Search:
 
     def _ngram(self, target: DecoderSpec, gamma: int, slices: Sequence[Processor]) -> Iterable[Variant]:
         place = self.question.target_place
-        for placement in self._wholes(target, ((1.0, gamma + 1),), slices) if place is None else ():
+        for placement in self._wholes(target, self._target_steps(gamma, NGRAM), slices) if place is None else ():
             yield self.price(NGRAM, target, placement, gamma=gamma)
         yield from self._with_borders(target, gamma, slices, place, mode=NGRAM)
 
@@ -152,6 +152,11 @@ class Search:
             for placement, drafter in product(self._wholes(target, ((1.0, gamma + 1),), slices), drafters):
                 yield self.price(SEQUENTIAL, target, placement, draft, drafter, gamma)
         yield from self._with_borders(target, gamma, slices, q.target_place, draft)
+
+    def _target_steps(self, gamma: int, mode: str) -> tuple[tuple[float, int], ...]:
+        """Steps of the target in a round; with n-gram drafting a round without a match is a plain step."""
+        match = self.question.ngram_match if mode == NGRAM else 1.0
+        return ((match, gamma + 1), *(((1.0 - match, 1),) if match < 1 else ()))
 
     def _draft_steps(self, gamma: int) -> tuple[tuple[float, int], ...]:
         """Steps of the drafter in a round: the first one takes in two tokens after full acceptance."""
@@ -171,7 +176,7 @@ class Search:
 
         Where the places are given, what they say, whole or not.
         """
-        placements = self.costs(target).frontier(((1.0, gamma + 1),), slices, place)
+        placements = self.costs(target).frontier(self._target_steps(gamma, mode), slices, place)
         fixed = self._memory(target, placements[0][2], None, None).total_bytes - placements[0][1]
         if draft is None:
             fitting = [p for _, more, p in placements if fixed + more <= self.free_bytes] or [placements[-1][2]]
@@ -217,7 +222,10 @@ class Search:
             loads = self._load(draft, there, 1), self._load(target, here, gamma + 1)
             expected = overlapped_round(alpha, gamma, *loads, other, limit)
         else:
-            expected = sequential_round(alpha, gamma, self.round_costs(target, placement, draft, drafter))
+            costs = self.round_costs(target, placement, draft, drafter)
+            expected = sequential_round(alpha, gamma, costs)
+            if mode == NGRAM:
+                expected = ngram_round(q.ngram_match, expected, sequential_round(alpha, 0, costs))
         return Variant(
             mode, target, placement, draft, drafter, expected, self._memory(target, placement, draft, drafter)
         )

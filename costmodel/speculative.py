@@ -148,6 +148,18 @@ def overlapped_round(
     return Round(gamma, expected_tokens(alpha, gamma), (1 - hit) * miss_draft, verified, other_s, time)
 
 
+def ngram_round(match: float, drafted: Round, plain: Round) -> Round:
+    """A round that drafts where the text has a match and is a plain step elsewhere; both means over rounds.
+
+    tokens/s = ((1 - m) + m E) / ((1 - m) T(1) + m T(gamma + 1)), m the share of rounds with a match.
+    """
+
+    def mean(name: str) -> float:
+        return (1 - match) * float(getattr(plain, name)) + match * float(getattr(drafted, name))
+
+    return Round(drafted.gamma, *(mean(name) for name in ("tokens", "draft_s", "verify_s", "other_s", "time_s")))
+
+
 def speedup(alpha: float, gamma: int, c: float, verify_slope: float = 0.0) -> float:
     """S = E / (gamma c + 1 + slope gamma), with c = t_D / T_T(1) and T_T(n) = T_T(1) (1 + slope (n - 1)).
 

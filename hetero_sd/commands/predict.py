@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hetero_sd.commands.parser import Subparsers, subcommand
 from hetero_sd.predict.config_json import FORMAT_NAMES
-from hetero_sd.predict.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, PredictRequest, answer
+from hetero_sd.predict.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, DEFAULT_NGRAM_MATCH, PredictRequest, answer
 from targets.boards import board_names
 from targets.errors import UserError
 from targets.files import write_text
@@ -32,6 +32,13 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument("--alpha-file", metavar="FILE", type=Path, help="what `hetero-sd acceptance` wrote")
     p.add_argument(
         "--ngram-alpha", metavar="P", type=float, help="consider drafting from the text, with this acceptance"
+    )
+    p.add_argument(
+        "--ngram-match",
+        metavar="P",
+        type=float,
+        default=DEFAULT_NGRAM_MATCH,
+        help=f"share of rounds in which the text has something to draft from (default {DEFAULT_NGRAM_MATCH})",
     )
     p.add_argument(
         "--context", metavar="N", type=int, default=DEFAULT_CONTEXT, help="tokens in the KV cache (default 512)"
@@ -78,6 +85,7 @@ def request_of(options: argparse.Namespace) -> PredictRequest:
         alpha=options.alpha,
         alpha_file=options.alpha_file,
         ngram_alpha=options.ngram_alpha,
+        ngram_match=options.ngram_match,
         context=options.context,
         weights=tuple(options.weights.split(",")),
         sampled=options.sampled,

@@ -17,6 +17,7 @@ from targets.boards import load_board
 from targets.errors import UserError
 
 DEFAULT_ALPHA = 0.8
+DEFAULT_NGRAM_MATCH = 0.5  # assumed: on code and on corrections of a text more, on free text less
 DEFAULT_CONTEXT = 512
 LARGEST_CONTEXT = 1 << 20
 TIE_SHARE = 0.1  # variants whose speeds differ by no more may be a tie
@@ -33,6 +34,7 @@ class PredictRequest:
         alpha: acceptance of a drafted token; None assumes DEFAULT_ALPHA.
         alpha_file: what `hetero-sd acceptance` wrote, in place of `alpha`.
         ngram_alpha: consider drafting from the text, with this acceptance.
+        ngram_match: share of rounds in which the text has something to draft from.
         context: tokens in the KV cache.
         weights: formats that the weights of a config.json are considered in.
         sampled: tokens are sampled, not the best ones.
@@ -45,6 +47,7 @@ class PredictRequest:
     alpha: float | None = None
     alpha_file: Path | None = None
     ngram_alpha: float | None = None
+    ngram_match: float = DEFAULT_NGRAM_MATCH
     context: int = DEFAULT_CONTEXT
     weights: tuple[str, ...] = ("float16",)
     sampled: bool = False
@@ -104,6 +107,7 @@ def answer(request: PredictRequest) -> Prediction:
         context=request.context,
         factors=read_factors(request.factors, board),
         ngram_alpha=request.ngram_alpha,
+        ngram_match=request.ngram_match,
         sampled=request.sampled,
     )
     question.check()

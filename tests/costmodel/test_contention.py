@@ -33,6 +33,25 @@ def test_arithmetic_is_not_slowed() -> None:
     assert side_by_side(busy, reader, 10.5e9)[0] == pytest.approx(3.0)
 
 
+def test_hidden_traffic_is_traffic() -> None:
+    """Arithmetic hides 1 GB/s of one and nothing of the other: the reader gets the 9.5 GB/s that are left of 10.5."""
+    busy, reader = Load(3.0, 0.0, 3e9), Load(3.0, 3.0, 60e9)
+    slow_busy, slow_reader = slowdowns(busy, reader, 10.5e9)
+    assert slow_busy == pytest.approx(1.0)
+    assert 20e9 / slow_reader == pytest.approx(9.5e9)
+    both = Load(3.0, 0.0, 30e9)  # both hide all of it: neither waits, so both are slowed alike
+    assert slowdowns(both, both, 15e9) == pytest.approx((4 / 3, 4 / 3))
+
+
+@given(loads, loads, st.floats(1e9, 1e11))
+def test_two_never_move_more_than_the_limit(a: Load, b: Load, limit: float) -> None:
+    slow_a, slow_b = slowdowns(a, b, limit)
+    assert a.demand_bytes_per_s / slow_a + b.demand_bytes_per_s / slow_b <= limit * (1 + 1e-9)
+    naive = max(1.0, (a.demand_bytes_per_s + b.demand_bytes_per_s) / limit)
+    for load, slow in ((a, slow_a), (b, slow_b)):
+        assert slow >= (1.0 + (naive - 1.0) * load.memory_s / load.total_s) * (1 - 1e-9)
+
+
 @given(loads, loads, st.floats(1e9, 1e11))
 def test_never_faster_than_alone_never_slower_than_one_after_the_other_when_memory_allows(
     a: Load, b: Load, limit: float

@@ -109,6 +109,7 @@ def test_equals_brute_force(
     need = 150_000_000 + int((1.1 + spare) * (target.weight_bytes + draft.weight_bytes)) + 20_000_000
     board = small_board(rk3588, launch, need)
     question = Question(board, (target,), (draft,), alpha, 64, most_gamma=2, ngram_alpha=0.3 if ngram else None)
+    question = replace(question, ngram_match=0.6)
     question = replace(question, one_process=one_process)
     search = Search(question)
     fitting = [v for v in brute_force(search) if v.memory.total_bytes <= search.free_bytes]

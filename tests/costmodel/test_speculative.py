@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodel.contention import Load
+from costmodel.contention import Load, slowdowns
 from costmodel.speculative import (
     RoundCosts,
     all_accepted,
@@ -15,6 +15,7 @@ from costmodel.speculative import (
     break_even_c,
     break_even_slope,
     expected_tokens,
+    ngram_round,
     overlapped_round,
     sequential_round,
     speedup,
@@ -93,6 +94,14 @@ def test_sequential_round_by_hand() -> None:
     assert found.tokens_per_s == pytest.approx(1.75 / 18.07)
 
 
+@pytest.mark.parametrize(("match", "tokens", "time_s"), [(1.0, 1.75, 13.5), (0.0, 1.0, 11.5), (0.4, 1.3, 12.3)])
+def test_rounds_without_a_match_are_plain_steps(match: float, tokens: float, time_s: float) -> None:
+    costs = RoundCosts(0.0, 0.0, lambda n: 10.0 + n, 0.5)
+    found = ngram_round(match, sequential_round(0.5, 2, costs), sequential_round(0.5, 0, costs))
+    assert (found.tokens, found.time_s) == pytest.approx((tokens, time_s))
+    assert found.gamma == 2
+
+
 def test_gamma_0_is_the_target_alone() -> None:
     costs = RoundCosts(2.0, 3.0, lambda n: 10.0 * n, 0.5)
     found = sequential_round(0.9, 0, costs)
@@ -102,10 +111,12 @@ def test_gamma_0_is_the_target_alone() -> None:
 def simulate_overlap(alpha: float, gamma: int, draft: Load, verify: Load, limit: float, rounds: int) -> float:
     """Seconds a round of two processors, event by event: each works, waits, is slowed while both read DRAM."""
     rng = random.Random(1)
-    slow = max(1.0, (draft.demand_bytes_per_s + verify.demand_bytes_per_s) / limit)
+    slow = dict(zip((id(draft), id(verify)), slowdowns(draft, verify, limit), strict=True))
+    together = draft.demand_bytes_per_s / slow[id(draft)] + verify.demand_bytes_per_s / slow[id(verify)]
+    assert together <= limit * (1 + 1e-9)
 
     def pace(load: Load, both: bool) -> float:
-        return 1.0 / (1.0 + (slow - 1.0) * load.memory_s / load.total_s) if both else 1.0
+        return 1.0 / slow[id(load)] if both else 1.0
 
     clock = 0.0
     for _ in range(rounds):  # at the start of a round gamma drafts are ready

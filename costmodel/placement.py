@@ -19,7 +19,7 @@ from costmodel.estimate import Estimate
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part, Place
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, processors
 from costmodel.work import Op, step_units
-from targets.device import Cluster
+from targets.device import Board, Cluster
 from targets.errors import UserError
 
 Cuts = tuple[tuple[str, int, int], ...]  # family, first unit, end
@@ -292,6 +292,18 @@ def _cuts(families: Sequence[str], units: int) -> list[Cuts]:
         ]
         _CUTS[key] = [*whole, *pairs, *triples]
     return _CUTS[key]
+
+
+def with_enqueuing_core(board: Board, a: Processor, b: Processor) -> tuple[Processor, Processor] | None:
+    """The two with the GPU's kernels enqueued from a core that neither computes on; None where there is none."""
+    busy = {**a.cores, **b.cores}
+    free = next((c for c in board.clusters if busy.get(c.name, 0) < c.count), None)
+    if not any(isinstance(p, GpuSlice) for p in (a, b)):
+        return a, b
+    if free is None:
+        return None
+    here, there = (replace(p, host=free) if isinstance(p, GpuSlice) else p for p in (a, b))
+    return here, there
 
 
 def disjoint(a: Processor, b: Processor) -> bool:

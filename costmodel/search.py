@@ -21,7 +21,7 @@ from costmodel.contention import Load, together_bytes_per_s
 from costmodel.decoder import DecoderSpec
 from costmodel.memory import PROCESS_BYTES, Memory, available_bytes, model_memory
 from costmodel.place import Place
-from costmodel.placement import ModelCosts, Placement, disjoint, shared_cluster
+from costmodel.placement import ModelCosts, Placement, disjoint, shared_cluster, with_enqueuing_core
 from costmodel.question import NGRAM, OVERLAPPED, Decision, Question, Variant, fastest, gb, rank, why_not
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, all_cores, dram_bytes, processors
 from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
@@ -194,9 +194,10 @@ class Search:
 
     def _overlapped(self, target: DecoderSpec, draft: DecoderSpec, gamma: int) -> Iterable[Variant]:
         slices = self.costs(target).slices
-        for here, there in product(slices, slices):
-            if disjoint(here, there):
-                placement, drafter = self.costs(target).whole(here), self.costs(draft).whole(there)
+        for pair in product(slices, slices):
+            found = with_enqueuing_core(self.question.board, *pair) if disjoint(*pair) else None
+            if found is not None:
+                placement, drafter = self.costs(target).whole(found[0]), self.costs(draft).whole(found[1])
                 yield self.price(OVERLAPPED, target, placement, draft, drafter, gamma)
 
     # -- prices ---------------------------------------------------------------------------------------------------
@@ -254,7 +255,8 @@ class Search:
         return rows * target.vocab * self.question.factors.sampling_cycles / hz
 
     def _load(self, spec: DecoderSpec, processor: Processor, n: int) -> Load:
-        key = (id(spec), processor.name, n)
+        host = processor.host.name if isinstance(processor, GpuSlice) else ""
+        key = (id(spec), processor.name + host, n)
         if key not in self._loads:
             costs = self.costs(spec)
             estimate = costs.step(costs.whole(processor), n)

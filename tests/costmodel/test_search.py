@@ -14,11 +14,12 @@ from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.format import Format
 from costmodel.place import Part, Place
-from costmodel.placement import Placement, Segment, disjoint
+from costmodel.placement import Placement, Segment, disjoint, with_enqueuing_core
 from costmodel.question import NGRAM, OVERLAPPED, Question, Variant
-from costmodel.roofline import CpuSlice, processors
+from costmodel.roofline import CpuSlice, GpuSlice, Processor, processors
 from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
+from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
 
@@ -59,8 +60,20 @@ def brute_force(search: Search) -> Iterator[Variant]:
                     continue
                 yield search.price(SEQUENTIAL, target, placement, draft, drafter, gamma)
                 if placement.whole and drafter.whole and not q.one_process:
-                    if disjoint(placement.segments[0].processor, drafter.segments[0].processor):
-                        yield search.price(OVERLAPPED, target, placement, draft, drafter, gamma)
+                    for pair in enqueued(q.board, placement.segments[0].processor, drafter.segments[0].processor):
+                        here, there = search.costs(target).whole(pair[0]), search.costs(draft).whole(pair[1])
+                        yield search.price(OVERLAPPED, target, here, draft, there, gamma)
+
+
+def enqueued(board: Board, here: Processor, there: Processor) -> Iterator[tuple[Processor, Processor]]:
+    """Both at the same time, the GPU's kernels from every cluster that has a core to spare."""
+    if disjoint(here, there) and all(isinstance(p, CpuSlice) for p in (here, there)):
+        yield here, there
+    elif disjoint(here, there):
+        for cluster in board.clusters:
+            if here.cores.get(cluster.name, 0) + there.cores.get(cluster.name, 0) < cluster.count:
+                hosted = [replace(p, host=cluster) if isinstance(p, GpuSlice) else p for p in (here, there)]
+                yield hosted[0], hosted[1]
 
 
 def small_board(board: Board, gpu_launch_s: float, capacity: int) -> Board:
@@ -315,3 +328,27 @@ def test_factors_change_the_answer(published: Any, rk3588: Board) -> None:
     fast, slow = (Search(Question(rk3588, (target,), factors=Factors(gpu_compute=c))).decide() for c in (0.5, 0.01))
     assert fast.best.target_placement.families == ("gpu",)
     assert slow.best.target_placement.families == ("a76",)
+
+
+def test_a_thread_that_enqueues_needs_a_core(published: Any) -> None:
+    """On imx95 the drafter beside a target on the GPU gets five of the six cores; without the GPU both share six."""
+    board = load_board("imx95")
+    (a55,) = board.clusters
+    assert board.gpu is not None
+    gpu = GpuSlice(board.gpu, a55)
+    assert with_enqueuing_core(board, gpu, CpuSlice(((a55, 6),))) is None
+    five = CpuSlice(((a55, 5),))
+    assert with_enqueuing_core(board, gpu, five) == (gpu, five)
+    two_clusters = load_board("rk3588")
+    a76, little = two_clusters.clusters
+    assert two_clusters.gpu is not None
+    found = with_enqueuing_core(two_clusters, GpuSlice(two_clusters.gpu, a76), CpuSlice(((a76, 4),)))
+    assert found is not None
+    assert found[0] == GpuSlice(two_clusters.gpu, little)
+    question = Question(board, (published["Llama-3.2-3B"](),), (published["Llama-3.2-1B"](),), 0.9)
+    leading = Search(question).decide().leading
+    on_gpu = [v for v in leading if v.mode == OVERLAPPED and v.target_placement.families == ("gpu",)]
+    assert on_gpu
+    assert {v.draft_placement.segments[0].processor.name for v in on_gpu if v.draft_placement} <= {
+        f"a55 x{n}" for n in range(1, 6)
+    }

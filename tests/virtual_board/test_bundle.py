@@ -79,6 +79,7 @@ def test_the_board_gives_the_tokens_of_the_host(
     assert result.passed, result
 
 
+@pytest.mark.deep
 def test_a_damaged_library_is_refused_on_the_board(
     virtual_board: Any, bundles: dict[str, Path], tmp_path: Path
 ) -> None:

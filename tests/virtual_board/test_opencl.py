@@ -12,7 +12,7 @@ from targets.cpu import core
 from targets.cpu.linker import link_function
 from targets.opencl import runtime as opencl_runtime
 
-pytestmark = [pytest.mark.slow, pytest.mark.virtual_board]
+pytestmark = [pytest.mark.deep, pytest.mark.virtual_board]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RUN = """

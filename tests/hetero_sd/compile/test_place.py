@@ -142,7 +142,7 @@ def test_models_on_different_processors_give_the_targets_text(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["gpu", "cpu:ffn"])
+@pytest.mark.parametrize("place", ["gpu", pytest.param("cpu:ffn", marks=pytest.mark.deep)])
 def test_a_gpu_bundle_verifies_and_its_rows_do_not_depend_on_n(
     place: str, released: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from requirements import missing
 from unpack_families import unpack_families
 
 BOARD, COVERAGE = "the emulated board", "test_coverage.py"
-LONGEST = (BOARD, "test_place.py", "test_fuzz.py", COVERAGE, "test_compile.py")
+LONGEST = (BOARD, "test_wheel.py", "test_place.py", "test_fuzz.py", COVERAGE, "test_story.py", "test_kernels.py")
 unpack_families(Path(__file__).parent / "data")  # tests are named by its folders, so before they are collected
 unpack_families(Path(__file__).parent / "data", "cases")
 

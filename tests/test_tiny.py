@@ -60,6 +60,7 @@ def test_seeded_sampling_repeats(bundle: Path, tmp_path: Path) -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.slow
 def test_verify_passes_and_notices_another_model(bundle: Path) -> None:
     done = command("-m", "hetero_sd", "verify", bundle, "--against", TARGET / "model.onnx", "--json")
     assert done.returncode == 0, done.stderr

@@ -38,6 +38,7 @@ def found(make_decoder: Any, rk3588: Any) -> Fit:
     return fit(rk3588, scripted(make_decoder, rk3588, TRUE), held_out)
 
 
+@pytest.mark.slow
 def test_finds_the_factors_of_a_scripted_machine(found: Fit) -> None:
     assert found.error(held_out=False)[0] < 0.005
     assert found.error(held_out=True)[0] < 0.005
@@ -53,6 +54,7 @@ def test_the_defaults_would_have_missed(make_decoder: Any, rk3588: Any) -> None:
     assert sorted(before)[len(before) // 2] > 0.1
 
 
+@pytest.mark.slow
 def test_factors_stay_within_bounds(make_decoder: Any, rk3588: Any) -> None:
     points = [replace(p, seconds=20 * p.seconds) for p in scripted(make_decoder, rk3588, TRUE)][::2]
     factors = fit(rk3588, points, lambda p: False).factors

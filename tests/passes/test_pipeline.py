@@ -88,6 +88,7 @@ def test_equals_onnxruntime(variant: str, tmp_path: Path) -> None:
     assert np.array_equal(again, whole[9:])
 
 
+@pytest.mark.slow
 def test_reference_bodies_equal_onnxruntime() -> None:
     tiny = TinyDecoder(qk_norm=True, qkv_bias=True, bits=4)
     proto = tiny.proto()

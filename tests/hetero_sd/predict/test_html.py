@@ -118,6 +118,7 @@ def test_it_has_every_chart(report: Path) -> None:
     assert "predicted" in page.text
 
 
+@pytest.mark.slow
 def test_names_from_files_are_escaped(report: Path) -> None:
     assert "<b>1B" not in report.read_text("utf-8")
 
@@ -137,6 +138,7 @@ def test_numbers_have_units_and_no_powers_of_ten(report: Path) -> None:
     assert re.search(r"launch_overhead_s\s*60 us", page.text)
 
 
+@pytest.mark.slow
 def test_the_same_report_every_time(report: Path, tmp_path: Path) -> None:
     models = [str(report.parent / "target.json"), "--draft", str(report.parent / "draft.json")]
     again = [sys.executable, "-m", "hetero_sd", "predict", *models, "--board", "rk3588", "--weights", "int4"]

@@ -98,6 +98,7 @@ def test_figures_by_hand(pair: list[str], capsys: pytest.CaptureFixture[str], bo
     assert spoken["against_best"] == pytest.approx(spoken["tokens_per_s"] / data["baseline"]["tokens_per_s"])
 
 
+@pytest.mark.slow
 def test_json_is_complete_and_the_same_every_time(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*pair, "--board", "imx95", "--json", "--weights", "float16,int4"]
     first, second = predicted(capsys, arguments), predicted(capsys, arguments)

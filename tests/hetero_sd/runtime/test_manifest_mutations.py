@@ -134,6 +134,7 @@ def weighted(manifest: Any) -> list[Path_]:
     return all_places + 4 * [p for p in all_places if p[:1] not in dull and p[:2] not in dull]
 
 
+@pytest.mark.slow
 def test_any_change_is_refused_or_harmless(mutable: Bundle) -> None:
     _mutate(mutable, 40)
 
@@ -162,6 +163,7 @@ SIZES = ("context", "vocab", "prefill_width", "layers")
 
 
 @pytest.mark.parametrize("role", ["target", "draft"])
+@pytest.mark.slow
 def test_every_size_is_compared_with_what_was_compiled(mutable: Bundle, role: str) -> None:
     """Also where the plan and all other numbers are changed with it, so that the manifest agrees with itself."""
     for key in SIZES:

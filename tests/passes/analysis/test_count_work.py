@@ -171,7 +171,7 @@ def listed(shape: DecoderSpec) -> Counter[tuple[Any, ...]]:
 
 
 NAMES = [*sorted(p.parent.name for p in EXPORTS.glob("*/model.onnx")), *FAMILIES]
-QUICK = {"llama-dynamo-fp16", "llama-genai-int4", "gemma2-dynamo-fp32", "granite-genai-int4", "olmo2-dynamo-fp32"}
+QUICK = {"llama-genai-int4", "granite-genai-int4"}
 
 
 @pytest.mark.parametrize("export", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])

@@ -62,6 +62,7 @@ def written(model: LoweredDecoder) -> set[str]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.slow
 def test_every_stored_number_of_a_model_is_checked(variant: dict[str, object]) -> None:
     """One value in each floating-point tensor in turn: weights, scales, norms, biases, rope tables, embedding."""
     tiny = TinyDecoder(layers=1, **variant)  # type: ignore[arg-type]

@@ -59,6 +59,7 @@ def test_damaged_files_end_in_one_line_or_in_the_right_answers() -> None:
     print(total)
 
 
+@pytest.mark.slow
 def test_a_few_damaged_files() -> None:
     counts, failures = share(0, FEW)
     assert not failures, report(failures)
@@ -74,6 +75,7 @@ def test_a_few_damaged_files() -> None:
         ("answer", "another answer", 20),
     ],
 )
+@pytest.mark.slow
 def test_a_planted_defect_is_found(defect: str, shown: str, count: int) -> None:
     _, failures = share(0, count, "--plant", defect)
     assert failures

@@ -77,6 +77,7 @@ def _reads(node: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", BY_SPEED)
+@pytest.mark.slow
 def test_a_shuffled_export_is_the_same_decoder(name: str, tmp_path: Path) -> None:
     source = EXPORTS[name]
     try:

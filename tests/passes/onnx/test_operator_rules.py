@@ -147,6 +147,7 @@ def _without(model: Any, operators: set[str]) -> Any:
 
 
 @pytest.mark.parametrize("name", CANONICAL)
+@pytest.mark.slow
 def test_relax_reads_what_the_canonical_form_may_say(name: str) -> None:
     before = in_relax(name, None)
     proto = ir.to_proto(canonicalise(FILES[name], CONTEXT).model)

@@ -189,6 +189,7 @@ def test_edited_at_random_it_is_refused_or_right(edited: Any, name: str, seed: i
     check(path)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_weights(edited: Any, tmp_path: Path) -> None:
     """Two matrices of 1 GB each (as holes in a file) are never read: the process stays below 300 MB."""
     vocab = 4_000_000

@@ -177,6 +177,7 @@ def attention_reference(q: Array, k: Array, v: Array, scale: float, window: int,
 
 @TILES
 @pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), SLOW(5, 0.0), SLOW(0, 3.0), (9, 2.0)])
+@pytest.mark.slow
 def test_attention_cached(tile: CpuTile, window: int, softcap: float) -> None:
     heads, kv_heads, dim, context, total = 4, 2, 32, 32, 20
     q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)

@@ -87,6 +87,7 @@ def test_what_cannot_be_built_is_one_line(tmp_path: Path) -> None:
         build("x86-64", pool.SOURCES, tmp_path / "file" / "thread_pool.so")
 
 
+@pytest.mark.slow
 def test_twenty_thousand_regions(tmp_path: Path) -> None:
     done = run(stress(tmp_path), "20000", "1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -121,6 +122,7 @@ def test_stress_notices_a_planted_defect(defect: tuple[str, str, str], tmp_path:
     assert run(stress(tmp_path, change=defect), "200000", "1").returncode != 0
 
 
+@pytest.mark.slow
 def test_no_data_race(sanitizer: str, tmp_path: Path) -> None:
     done = run(stress(tmp_path, sanitizer), "600", "3", "nofork")
     assert done.returncode == 0, done.stdout + done.stderr[:4000]

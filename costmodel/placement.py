@@ -139,6 +139,12 @@ class ModelCosts:
             before = segment.processor
         return estimate
 
+    def prompt_chunk_s(self, placement: Placement, tokens: int) -> float:
+        """Seconds of a chunk of a prompt: a step of so many tokens with the logits of one row."""
+        last = placement.segments[-1].processor
+        one_row = self.roofline.units(step_units(self.spec, tokens, self.context, 1, 1), last)[-1]
+        return self.step(placement, tokens).total_s - self.units(last, tokens)[-1].total_s + one_row.total_s
+
     def segment_units(self, segment: Segment, n: int) -> list[Estimate]:
         """The units of a segment in a step of n tokens, or the one part of a layer."""
         if not segment.part:

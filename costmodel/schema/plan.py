@@ -60,6 +60,7 @@ class PlanPrediction(Record):
         tokens_per_s_interval: its range.
         draft_step_s: a step of the drafter; None without one.
         verify_step_s: new tokens -> a step of the target.
+        prompt_chunk_s: a chunk of a prompt through the target, with the logits of one row.
         sampling_s, dispatch_s: the rest of a round.
         context: tokens in the caches.
         live: what live decisions start from; None without a drafter.
@@ -72,10 +73,16 @@ class PlanPrediction(Record):
     tokens_per_s_interval: tuple[NotNegative, NotNegative]
     draft_step_s: NotNegative | None
     verify_step_s: dict[Size, NotNegative]
+    prompt_chunk_s: NotNegative
     sampling_s: NotNegative
     dispatch_s: NotNegative
     context: Size
     live: LivePrediction | None = None
+
+    def first_token_s(self, prompt_tokens: int, chunk: int) -> float:
+        """Seconds from a prompt to its first token: whole chunks, then a step, or a chunk, for the rest."""
+        whole, rest = divmod(prompt_tokens, chunk)
+        return whole * self.prompt_chunk_s + (self.verify_step_s.get(rest, self.prompt_chunk_s) if rest else 0.0)
 
 
 @dataclass(frozen=True)

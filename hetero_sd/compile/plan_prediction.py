@@ -56,7 +56,7 @@ def plan_prediction(
             draft_s=one,
             verify_s={n: step_s("target", n) for n in widths["target"]},
             round_s=overhead,
-            chunk_s=asked.search.costs(specs["draft"]).step_s(placements["draft"], chunk),
+            chunk_s=asked.search.costs(specs["draft"]).prompt_chunk_s(placements["draft"], chunk),
             chunk=chunk,
         )
     return PlanPrediction(
@@ -67,6 +67,7 @@ def plan_prediction(
         tokens_per_s_interval=(sure.low, sure.high),
         draft_step_s=expected.draft_s / gamma if gamma else one if drafts else None,
         verify_step_s={n: step_s("target", n) for n in range(1, widths["target"][-1] + 1)},
+        prompt_chunk_s=asked.search.costs(specs["target"]).prompt_chunk_s(placements["target"], chunk),
         sampling_s=0.0,
         dispatch_s=overhead,
         context=question.context,

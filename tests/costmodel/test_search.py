@@ -14,9 +14,9 @@ from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.format import Format
 from costmodel.place import Part, Place
-from costmodel.placement import Placement, Segment, disjoint, with_enqueuing_core
+from costmodel.placement import ModelCosts, Placement, Segment, disjoint, with_enqueuing_core
 from costmodel.question import NGRAM, OVERLAPPED, Question, Variant
-from costmodel.roofline import CpuSlice, GpuSlice, Processor, processors
+from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, processors
 from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from targets.boards import load_board
@@ -352,3 +352,12 @@ def test_a_thread_that_enqueues_needs_a_core(published: Any) -> None:
     assert {v.draft_placement.segments[0].processor.name for v in on_gpu if v.draft_placement} <= {
         f"a55 x{n}" for n in range(1, 6)
     }
+
+
+def test_a_chunk_of_a_prompt_needs_the_head_for_one_row(published: Any) -> None:
+    board, spec = load_board("imx95"), published["SmolLM2-135M"]()
+    costs = ModelCosts(Roofline(board), spec, 64)
+    whole = costs.whole(CpuSlice(((board.clusters[0], 6),)))
+    found = costs.prompt_chunk_s(whole, 32)
+    assert found == pytest.approx(costs.roofline.prompt(spec, whole.segments[0].processor, 32, 64, 32).total_s)
+    assert found < 0.9 * costs.step_s(whole, 32)  # the negative control: the head for all 32 rows

@@ -92,6 +92,7 @@ def some_plan(roles: tuple[str, ...] = ("target",), **changes: Any) -> Plan:
             tokens_per_s_interval=(0.0, 0.0),
             draft_step_s=0.01,
             verify_step_s={},
+            prompt_chunk_s=0.0,
             sampling_s=0.0,
             dispatch_s=0.0,
             context=32,

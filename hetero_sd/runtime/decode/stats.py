@@ -66,15 +66,16 @@ def acceptance_rate(rounds: Sequence[Round]) -> tuple[float | None, list[float] 
     return alpha, [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def comparison(measured: Mapping[str, Any], plan: Plan | None) -> list[dict[str, Any]]:
+def comparison(measured: Mapping[str, Any], plan: Plan | None, prompts: Sequence[int] = ()) -> list[dict[str, Any]]:
     """Return rows {term, unit, measured, predicted, deviation}; deviation is measured / predicted - 1.
 
-    Predictions are those of the plan; what it does not predict, as the time to the first token, is None.
+    Predictions are those of the plan, for prompts of those lengths; what it does not predict is None.
     """
     terms, predicted = measured["median_s"], None if plan is None else plan.prediction
     verify = {} if predicted is None else predicted.verify_step_s
+    first = None if plan is None else _median([plan.prediction.first_token_s(n, plan.prefill_width) for n in prompts])
     rows = [
-        _row("time to first token", "ms", measured["time_to_first_token_s"], None),
+        _row("time to first token", "ms", measured["time_to_first_token_s"], first),
         _row("speed", "tokens/s", measured["tokens_per_s"], predicted.tokens_per_s if predicted else None),
         _row("tokens per round", "", measured["tokens_per_round"], predicted.tokens_per_round if predicted else None),
         _row("acceptance rate", "", measured["acceptance_rate"], predicted.acceptance_rate if predicted else None),
@@ -90,7 +91,7 @@ def comparison(measured: Mapping[str, Any], plan: Plan | None) -> list[dict[str,
 def stats_json(traces: Sequence[Trace], plan: Plan | None) -> dict[str, Any]:
     """Return the summary with the comparison under ``predicted_vs_measured``."""
     measured = summarise(traces)
-    return {**measured, "predicted_vs_measured": comparison(measured, plan)}
+    return {**measured, "predicted_vs_measured": comparison(measured, plan, [trace.prompt_tokens for trace in traces])}
 
 
 def stats_table(stats: Mapping[str, Any]) -> str:

@@ -83,6 +83,17 @@ def test_comparison_with_the_plan():
     assert rows["sampling"]["deviation"] is None
 
 
+def test_time_to_first_token_is_predicted_from_chunks():
+    prediction = some_prediction(prompt_chunk_s=0.2, verify_step_s={1: 0.01, 4: 0.03})
+    # in chunks of 32 tokens: two and a step of 4; one for 12, more than any step; exactly one; a step of one token
+    lengths = (68, 12, 32, 1)
+    assert [prediction.first_token_s(n, 32) for n in lengths] == pytest.approx([0.43, 0.2, 0.2, 0.01])
+    plan = some_plan(prediction=prediction)  # a_trace has a prompt of 5: a chunk
+    row = stats_json([a_trace()], plan)["predicted_vs_measured"][0]
+    assert (row["term"], row["measured"], row["predicted"]) == ("time to first token", 500.0, 200.0)
+    assert row["deviation"] == pytest.approx(1.5)
+
+
 def test_a_bundle_without_a_plan():
     assert all(row["predicted"] is None for row in stats_json([a_trace()], None)["predicted_vs_measured"])
 
@@ -91,7 +102,7 @@ def test_table_for_people():
     plan = some_plan(prediction=some_prediction(draft_step_s=0.02, verify_step_s={5: 0.5}))
     assert stats_table(stats_json([a_trace()], plan)) == (
         "                            measured   predicted   deviation\n"
-        "time to first token (ms)         500           -           -\n"
+        "time to first token (ms)         500         500      +0.0 %\n"
         "speed (tokens/s)                5.76           -           -\n"
         "tokens per round                 3.5           -           -\n"
         "acceptance rate                0.833           -           -\n"

@@ -178,7 +178,8 @@ def _difference(
             continue
         scale = float(np.abs(e[finite]).max())
         bound = logit_bound(scale, max(facts.hidden, facts.ffn), facts.layers)
-        found = float(np.abs(a[finite].astype(np.float64) - e[finite]).max()) / bound
+        apart = float(np.abs(a[finite].astype(np.float64) - e[finite]).max())
+        found = apart / bound if bound > 0 else (float("inf") if apart > 0 else 0.0)  # all zeros must stay zeros
         if found > worst:
             worst, where = found, f"{name} by {found * bound:.3g} of {scale:.3g}"
     return worst, where

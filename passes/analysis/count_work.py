@@ -36,11 +36,17 @@ def count_work(decoder: Decoder, name: str) -> DecoderSpec:
         name: for messages, usually the file's.
 
     Raises:
-        UserError: a nonlinearity has no kernel; the message names its node.
+        UserError: a nonlinearity has no kernel, with its node in the message, or there is no head.
     """
     counter = _Counter(computed_nodes(decoder.model.graph), decoder.facts.head_dim)
     operators = list(counter.operators())
-    vocab = next(op.columns for op in operators if op.kind == "linear" and op.part.kind == HEAD)
+    head = next((op for op in operators if op.kind == "linear" and op.part.kind == HEAD), None)
+    if head is None:
+        raise UserError(
+            f"{name or 'the model'}: its logits come from inside a layer, not from a matrix multiplication after the "
+            "last one: the export took another for the head; export it again"
+        )
+    vocab = head.columns
     operators.append(Operator("argmax", "argmax", Part(HEAD), vocab))
     return DecoderSpec(name, tuple(operators), decoder.facts.tied)
 

@@ -23,6 +23,7 @@ from passes.relax.rebuild import bindings
 from passes.testing import TinyDecoder
 from targets.cpu import core
 from targets.cpu.tile import cpu_tile
+from targets.errors import UserError
 
 DATA = Path(__file__).parents[2] / "data"
 EXPORTS = DATA / "exports"
@@ -213,3 +214,10 @@ def test_one_step_reads_every_matrix_once() -> None:
     read: Any = totals(step_ops(shape, 1, 10)).read
     matrices = shape.weight_bytes_by_dtype["float16"] - 2 * 64 * 64  # the embedding is read row by row
     assert read[("weights", "float16")] == matrices + 2 * 64
+
+
+def test_an_export_that_lost_its_head_is_one_line() -> None:
+    """Its builder took a matrix multiplication of the first layer for it, which has as many outputs."""
+    decoder = canonicalise(DATA / "families" / "llama-genai-int4-kquant" / "model.onnx", 16)
+    with pytest.raises(UserError, match=r"^x\.onnx: its logits come from inside a layer, .* export it again$"):
+        count_work(decoder, "x.onnx")

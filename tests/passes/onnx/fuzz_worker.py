@@ -321,7 +321,7 @@ def main() -> int:
         plant(options.plant)
     counts = {"imported": 0, "equal": 0, "refused": 0, "failed": 0}
     for seed in range(options.first, options.first + options.count):
-        print("seed", seed, flush=True)
+        print("seed", seed, json.dumps(counts), flush=True)  # of the seeds before, should this one end the process
         try:
             outcome = check(seed)
             counts["imported" if outcome.startswith("i") else "refused"] += 1

@@ -24,18 +24,19 @@ def share(first: int, count: int, *options: str) -> tuple[dict[str, int], list[s
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         lines = [line.split(" ", 2) for line in done.stdout.splitlines()]
         failures += [f"seed {w[1]}: {json.loads(w[2])}" for w in lines if w[0] == "failed"]
-        last = [int(w[1]) for w in lines if w[0] == "seed"]
-        if lines and lines[-1][0] == "done":
-            for name, number in json.loads(done.stdout.splitlines()[-1].split(" ", 1)[1]).items():
-                counts[name] += number
-            return counts, failures
+        last = [w for w in lines if w[0] == "seed"]
         assert last, done.stderr
-        first = last[-1] + 1
+        ended = lines[-1][0] == "done"
+        for name, number in json.loads(" ".join(lines[-1][1:]) if ended else last[-1][2]).items():
+            counts[name] += number
+        if ended:
+            return counts, failures
+        first = int(last[-1][1]) + 1
         if lines[-1][0] == "comparing" and done.returncode < 0:  # a signal: onnxruntime, on the damaged file itself
             counts["imported"] += 1
             continue
         counts["failed"] += 1
-        failures.append(f"seed {last[-1]}: the process ended with {done.returncode}: {done.stderr[-1500:]}")
+        failures.append(f"seed {last[-1][1]}: the process ended with {done.returncode}: {done.stderr[-1500:]}")
     return counts, failures
 
 

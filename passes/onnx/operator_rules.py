@@ -70,7 +70,7 @@ class Rule:
 _SIZE = (1, (1 << 31) - 1)
 LARGEST = -HIDDEN
 SMALLEST = 1e-30
-_EPSILON = Range("fuse_rms_norm, translate", 0, LARGEST)
+_EPSILON = Range("fuse_rms_norm, translate", SMALLEST, LARGEST)  # at 0 a row of zeros, as padding may be, is NaN
 _ROTARY: dict[str, str | Range | Must] = {
     "interleaved": RUN,
     **dict.fromkeys(("num_heads", "rotary_embedding_dim"), Range(RUN, 0, _SIZE[1])),  # 0: it is in the shape

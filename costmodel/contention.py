@@ -14,7 +14,7 @@ from costmodel.factors import Factors
 from costmodel.roofline import Roofline
 from targets.device import Board, Cluster
 
-_MOST_SLOWDOWN = 100.0
+_MOST_FURTHER = 100.0  # times what the demands alone would slow; beyond it both are slowed alike
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def slowdowns(a: Load, b: Load, limit_bytes_per_s: float) -> tuple[float, float]
 
     s = max(1.0, over_limit(1.0))
     if over_limit(s) > 1.0:
-        low, high = s, _MOST_SLOWDOWN
+        low, high = s, _MOST_FURTHER * s
         for _ in range(60):
             s = (low + high) / 2
             low, high = (s, high) if over_limit(s) > 1.0 else (low, s)

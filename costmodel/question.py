@@ -150,12 +150,14 @@ class Decision:
         leading: the best of each kind of variant that fits, fastest first, `best` at the head, each with its reason.
         not_fitting: kinds that would need more memory than there is, with the number in their reason.
         baseline: the fastest target alone on a single processor.
+        tied: the fastest variant, where a surer one that ties with it is the best (costmodel/ties.py).
     """
 
     best: Variant
     leading: tuple[Variant, ...]
     not_fitting: tuple[Variant, ...]
     baseline: Variant
+    tied: Variant | None = None
 
 
 def rank(variant: Variant) -> tuple[float, int, int]:

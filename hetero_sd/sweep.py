@@ -12,6 +12,7 @@ from typing import Any
 from costmodel.decoder import DecoderSpec
 from costmodel.question import Question, factors_of
 from costmodel.search import Search
+from costmodel.ties import settle_ties
 from costmodel.uncertainty import interval
 from hetero_sd.predict.inputs import check_formats, load_specs
 from hetero_sd.predict.predict import bundle_question
@@ -78,7 +79,7 @@ def sweep_point(
     }
     try:
         search = Search(bundle_question(Question(board, targets, drafts, alpha, context, factors_of(board))))
-        best = search.decide().best
+        best = settle_ties(search.decide(), lambda variant: interval(search, variant)).best
     except UserError as error:
         return {**row, "problem": str(error)}
     sure, drafter = interval(search, best), best.draft_placement

@@ -52,7 +52,9 @@ def reasons_of(
         against = (
             f"; the best {others[0].mode} variant is predicted to reach {others[0].tokens_per_s:.2f}" if others else ""
         )
-        reasons.append(f"gamma {best.gamma}: predicted to be the fastest, {best.tokens_per_s:.2f} tokens/s{against}")
+        tied = asked.decision.tied
+        why = "the fastest" if tied is None else f"surer than {tied.mode} at {tied.tokens_per_s:.2f}, a tie"
+        reasons.append(f"gamma {best.gamma}: predicted to be {why}, {best.tokens_per_s:.2f} tokens/s{against}")
     return reasons
 
 

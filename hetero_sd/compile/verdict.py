@@ -68,7 +68,8 @@ def _override(best: Variant, own: Variant, given: Sequence[str]) -> str:
     if describe(best) == describe(own):
         return f"As given with {options}; the plan would have decided the same."
     ratio = own.tokens_per_s / best.tokens_per_s
-    return f"As given with {options}; the plan would have taken: {describe(own)}, predicted {ratio:.2f}x faster."
+    speed = f"{ratio:.2f}x faster" if ratio >= 1 else f"{ratio:.2f}x as fast and surer"
+    return f"As given with {options}; the plan would have taken: {describe(own)}, predicted {speed}."
 
 
 def _not_drafting(free: Prediction) -> str:
@@ -78,7 +79,8 @@ def _not_drafting(free: Prediction) -> str:
     pays = (
         f"it pays from acceptance {free.pays_from:.2f} on" if free.pays_from is not None else "at no acceptance it pays"
     )
+    pay = "is a tie with it and less sure" if other.tokens_per_s > free.decision.best.tokens_per_s else "does not pay"
     return (
-        f"Speculation does not pay: its best, gamma {other.gamma}, reaches {rate(other.tokens_per_s)} tokens/s at "
+        f"Speculation {pay}: its best, gamma {other.gamma}, reaches {rate(other.tokens_per_s)} tokens/s at "
         f"acceptance {free.alpha_source}; {pays}."
     )

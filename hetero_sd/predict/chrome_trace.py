@@ -1,19 +1,15 @@
 """One predicted round as a Chrome trace: open it in Perfetto or chrome://tracing.
 
-Lanes are processors. Sequential rounds stand one after the other; in the overlapped mode the drafter's lane runs on
-while the target verifies, as when everything is accepted.
+Lanes are processors; steps stand one after the other.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from costmodel.contention import Load as _Load
-from costmodel.contention import side_by_side, together_bytes_per_s
 from costmodel.decoder import DecoderSpec
-from costmodel.placement import Placement, shared_cluster
-from costmodel.question import OVERLAPPED
-from costmodel.roofline import GpuSlice, dram_bytes
+from costmodel.placement import Placement
+from costmodel.roofline import GpuSlice
 from hetero_sd.predict.predict import Prediction
 
 Span = tuple[str, str, float, float, str]  # lane, name, start, duration in seconds, explanation
@@ -48,8 +44,6 @@ def round_spans(p: Prediction) -> list[Span]:
     """The spans of one round of the chosen variant, times from its start."""
     best, clock = p.decision.best, 0.0
     spans: list[Span] = []
-    if best.mode == OVERLAPPED and best.draft is not None and best.draft_placement is not None:
-        return _overlapped_spans(p)
     if best.draft is not None and best.draft_placement is not None:
         for i in range(best.gamma):
             clock = _step(p, spans, best.draft, best.draft_placement, 1, clock, f"draft token {i + 1}")
@@ -74,28 +68,6 @@ def _step(
         clock += estimate.total_s
         before = segment.processor
     return clock
-
-
-def _overlapped_spans(p: Prediction) -> list[Span]:
-    best = p.decision.best
-    assert best.draft is not None
-    assert best.draft_placement is not None
-    here, there = best.target_placement.segments[0].processor, best.draft_placement.segments[0].processor
-    loads = []
-    for spec, processor, n in ((best.target, here, best.gamma + 1), (best.draft, there, 1)):
-        costs = p.search.costs(spec)
-        e = costs.step(costs.whole(processor), n)
-        loads.append(_Load(e.total_s, e.memory_s, dram_bytes(costs.counted(n))))
-    limit = together_bytes_per_s(p.question.board, p.question.factors, shared_cluster(here, there))
-    verified, drafted = side_by_side(loads[0], loads[1] * (best.gamma + 1), limit)
-    lane = f"{_lane(there)}, drafter" if _lane(here) == _lane(there) else _lane(there)
-    each = drafted / (best.gamma + 1)
-    spans: list[Span] = [(_lane(here), f"verify {best.gamma + 1} tokens", 0.0, verified, "beside the drafter")]
-    for i in range(best.gamma + 1):
-        name = "guess the target's token" if i == 0 else f"draft token {i} of the next round"
-        spans.append((lane, name, i * each, each, "beside the target"))
-    spans.append((_lane(here), "accept, loop", verified, best.round.other_s, "the decoding loop around a round"))
-    return spans
 
 
 def _lane(processor: Any) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from costmodel.question import NGRAM, OVERLAPPED, Decision, Question, Variant, why_not
+from costmodel.question import NGRAM, OVERLAPPED, Decision, Question, Variant
 from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, break_even_alpha
+from costmodel.ties import settle_ties
 from costmodel.uncertainty import Interval, interval
 from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, read_alpha_file, read_factors
 from targets.boards import load_board
@@ -20,7 +21,6 @@ DEFAULT_ALPHA = 0.8
 DEFAULT_NGRAM_MATCH = 0.5  # assumed: on code and on corrections of a text more, on free text less
 DEFAULT_CONTEXT = 512
 LARGEST_CONTEXT = 1 << 20
-TIE_SHARE = 0.1  # variants whose speeds differ by no more may be a tie
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,14 @@ def predict(question: Question, measured: AlphaFile | None = None) -> Prediction
         UserError: the question has no answer.
     """
     search = Search(bundle_question(question))
-    decision = search.decide()
+    bounds = None if measured is None else (measured.low, measured.high)
+    decision = settle_ties(search.decide(), lambda variant: interval(search, variant, bounds))
     potential: tuple[Variant, ...] = ()
     if not question.one_process:
         more = (v for v in Search(question).decide().leading if not compilable(v))
         faster = (v for v in more if v.tokens_per_s > decision.best.tokens_per_s)
         potential = tuple(replace(v, reason=_why_not_yet(v, decision.best)) for v in faster)
-    bounds = None if measured is None else (measured.low, measured.high)
     intervals = tuple(interval(search, v, bounds) for v in decision.leading)
-    decision, intervals = settle_ties(decision, intervals)
     source = f"{question.alpha:g}, given or assumed" if isinstance(question.alpha, float) else "by position"
     source = source if measured is None else measured.source
     prediction = Prediction(search, decision, intervals, source, None, potential)
@@ -137,32 +136,6 @@ def predict(question: Question, measured: AlphaFile | None = None) -> Prediction
     if best is None:
         return prediction
     return replace(prediction, pays_from=break_even_alpha(gain_of(search, best, decision.baseline)))
-
-
-def settle_ties(decision: Decision, intervals: tuple[Interval, ...]) -> tuple[Decision, tuple[Interval, ...]]:
-    """Take the surest of the variants that tie with the fastest, and say so.
-
-    A tie: at most TIE_SHARE slower, and each inside the interval of the other. The surer one has the narrower interval;
-    it must be narrower by a tenth, else the fastest stays.
-    """
-    first, sure = decision.best, intervals[0]
-    tied = [
-        i
-        for i, (v, own) in enumerate(zip(decision.leading, intervals, strict=True))
-        if v.tokens_per_s >= (1 - TIE_SHARE) * first.tokens_per_s
-        and own.low <= first.tokens_per_s <= own.high
-        and sure.low <= v.tokens_per_s <= sure.high
-    ]
-    chosen = min(tied, key=lambda i: intervals[i].high / intervals[i].low)
-    if chosen == 0 or intervals[chosen].high / intervals[chosen].low > 0.9 * sure.high / sure.low:
-        return decision, intervals
-    best = decision.leading[chosen]
-    speed = f"{first.tokens_per_s:.2f} tokens/s ({sure.low:.2f} to {sure.high:.2f})"
-    best = replace(best, reason=f"chosen: a tie with {first.mode} at {speed}, and the surer of the two")
-    others = [replace(first, reason="a tie with the chosen one, which is surer")]
-    others += [replace(v, reason=why_not(v, best)) for i, v in enumerate(decision.leading) if i not in (0, chosen)]
-    order = (chosen, *(i for i in range(len(intervals)) if i != chosen))
-    return replace(decision, best=best, leading=(best, *others)), tuple(intervals[i] for i in order)
 
 
 def gain_of(search: Search, variant: Variant, baseline: Variant) -> Callable[[float], float]:

@@ -27,15 +27,13 @@ def verdict(p: Prediction) -> str:
         if other is None:
             return f"{start}; speculation does not fit the memory."
         reached = f"{rate(other.tokens_per_s)} tokens/s at gamma {other.gamma}"
+        if other.tokens_per_s > best.tokens_per_s:
+            return f"{start}; speculation is a tie with it and less sure, its best reaches {reached}."
         return f"{start}; speculation does not pay, its best reaches {reached}."
-    drafter = (
-        "the text itself"
-        if best.draft is None or best.draft_placement is None
-        else (f"{best.draft.name} on {where_text(best.draft_placement, best.draft)}")
-    )
+    models = [f"{spec.name} on {where_text(placement, spec)}" for _, spec, placement in models_of(best)]
     return (
-        f"On {board} speculate ({best.mode}) with gamma {best.gamma}: draft with {drafter}, "
-        f"verify with {best.target.name} on {where_text(best.target_placement, best.target)}: {speed}, "
+        f"On {board} speculate ({best.mode}) with gamma {best.gamma}: draft with {models[-1]}, "
+        f"verify with {models[0]}: {speed}, "
         f"{best.against_best:.2f} x the best single processor alone."
     )
 

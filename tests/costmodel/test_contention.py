@@ -43,6 +43,13 @@ def test_hidden_traffic_is_traffic() -> None:
     assert slowdowns(both, both, 15e9) == pytest.approx((4 / 3, 4 / 3))
 
 
+def test_demands_of_hundreds_of_limits() -> None:
+    busy, reader = Load(1.0, 0.1, 150e9), Load(1.0, 1.0, 50e9)
+    slow_busy, slow_reader = slowdowns(busy, reader, 1e9)
+    assert 150 / slow_busy + 50 / slow_reader == pytest.approx(1.0)
+    assert slow_busy == pytest.approx(1 + 0.1 * (slow_reader - 1))
+
+
 @given(loads, loads, st.floats(1e9, 1e11))
 def test_two_never_move_more_than_the_limit(a: Load, b: Load, limit: float) -> None:
     slow_a, slow_b = slowdowns(a, b, limit)

@@ -267,15 +267,15 @@ def test_what_a_tie_is(speeds: Any, intervals: Any, chosen: int) -> None:
     from costmodel.question import Question
     from costmodel.search import Search
     from costmodel.standard_decoder import Blocks, standard_decoder
+    from costmodel.ties import settle_ties
     from costmodel.uncertainty import Interval
-    from hetero_sd.predict.predict import settle_ties
 
     spec = standard_decoder("tiny", Blocks(64, 2, 1, 32, 128, 100), [0], tied=True)
     decision = Search(Question(load_board("rpi5"), (spec,))).decide()
     best = decision.best
     variants = tuple(replace(best, round=replace(best.round, tokens=s * best.round.time_s)) for s in speeds)
     decision = replace(decision, best=variants[0], leading=variants)
-    found, sure = settle_ties(decision, tuple(Interval(low, high, ()) for low, high in intervals))
+    sure = {v.tokens_per_s: Interval(low, high, ()) for v, (low, high) in zip(variants, intervals, strict=True)}
+    found = settle_ties(decision, lambda variant: sure[variant.tokens_per_s])
     assert found.best.tokens_per_s == pytest.approx(speeds[chosen])
-    assert (sure[0].low, sure[0].high) == intervals[chosen]
     assert [v.tokens_per_s for v in found.leading] == pytest.approx([speeds[chosen], speeds[1 - chosen]])

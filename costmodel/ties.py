@@ -1,0 +1,44 @@
+"""Speeds that differ by less than the model is sure of: the variant whose prediction is surer is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from costmodel.question import Decision, Variant, why_not
+from costmodel.uncertainty import Interval
+
+TIE_SHARE = 0.1  # variants whose speeds differ by no more may be a tie
+_SURER = 0.9  # an interval that is narrower by less is as sure
+
+
+def settle_ties(decision: Decision, interval_of: Callable[[Variant], Interval]) -> Decision:
+    """Take the surest of the variants that tie with the fastest, and say so.
+
+    A tie: at most TIE_SHARE slower, and each inside the interval of the other. The surer one has the narrower interval;
+    it must be narrower by a tenth, else the fastest stays.
+    """
+    first = decision.best
+    near = [v for v in decision.leading if v.tokens_per_s >= (1 - TIE_SHARE) * first.tokens_per_s]
+    if len(near) == 1:
+        return decision
+    sure, intervals = interval_of(first), [interval_of(v) for v in near]
+    tied = [
+        (own.high / own.low, i)
+        for i, (v, own) in enumerate(zip(near, intervals, strict=True))
+        if own.low <= first.tokens_per_s <= own.high and sure.low <= v.tokens_per_s <= sure.high
+    ]
+    width, chosen = min(tied)
+    if chosen == 0 or width > _SURER * sure.high / sure.low:
+        return decision
+    speed = f"{first.tokens_per_s:.2f} tokens/s ({sure.low:.2f} to {sure.high:.2f})"
+    best = replace(near[chosen], reason=f"chosen: a tie with {first.mode} at {speed}, and the surer of the two")
+    others = [replace(first, reason="a tie with the chosen one, which is surer")]
+    others += [replace(v, reason=_why_not(v, best)) for i, v in enumerate(decision.leading) if i not in (0, chosen)]
+    return replace(decision, best=best, leading=(best, *others), tied=first)
+
+
+def _why_not(variant: Variant, best: Variant) -> str:
+    if variant.tokens_per_s > best.tokens_per_s:
+        return f"{100 * (variant.tokens_per_s / best.tokens_per_s - 1):.0f} % faster than the chosen one, but less sure"
+    return why_not(variant, best)

@@ -149,30 +149,6 @@ def lower_decoder(
     return LoweredDecoder(modules, lowered(parts.segments), back, stored_once, sources, placed, imported.origins)
 
 
-def lower_decoder_for_cpu(
-    decoder: Decoder,
-    tile: Tile,
-    context: int,
-    steps: Sequence[int],
-    prefill: int,
-    dump: IrDump | None = None,
-) -> LoweredDecoder:
-    """A decoder whole on one CPU."""
-    return lower_decoder(decoder, {HOST: tile}, Place(HOST), context, steps, prefill, dump)
-
-
-def lower_decoder_for_gpu(
-    decoder: Decoder,
-    tile: Tile,
-    context: int,
-    steps: Sequence[int],
-    prefill: int,
-    dump: IrDump | None = None,
-) -> LoweredDecoder:
-    """A decoder whole on one GPU."""
-    return lower_decoder(decoder, {"gpu": tile}, Place("gpu"), context, steps, prefill, dump)
-
-
 def _store(made: Sequence[PackedWeight], packed: dict[str, PackedWeight], processor: str) -> dict[str, str]:
     """Add weights to those stored; both processors share one unless their panels differ: name -> stored name."""
     names = {}

@@ -103,6 +103,9 @@ def count_traffic(func: Any, scalar: int = 0, outputs: int = 1, scratch: Iterabl
         scalar: value of its integer parameters: the position, or the row that is taken.
         outputs: how many of the last parameters are outputs.
         scratch: which parameters, by number, are only passed from one of its kernels to the next.
+
+    Raises:
+        TypeError: it has a TIR node that our kernels have not used so far, and that has no rule here.
     """
     walk = _Walk(func, scalar)
     walk.statement(func.body, Scope({}, np.ones(1, np.int64), ()))
@@ -184,7 +187,7 @@ class _Walk:
         elif kind == "Evaluate":
             self._loads([node.value], scope)
         else:
-            raise NotImplementedError(f"count_traffic does not know the statement {kind}")
+            raise TypeError(f"a kernel with the TIR statement {kind}, which has no rule in count_traffic")
 
     def _loop(self, node: Any, scope: Scope) -> None:
         kind, var, extent = int(node.kind), tir.key(node.loop_var), node.extent
@@ -356,4 +359,4 @@ class _Walk:
             return self._evaluate(node.base, values)
         if kind == "Not":
             return np.logical_not(self._evaluate(node.a, values))
-        raise NotImplementedError(f"count_traffic does not know {kind} in an index")
+        raise TypeError(f"a kernel with {kind} in an index, which has no rule in count_traffic")

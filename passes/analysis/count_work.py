@@ -22,9 +22,9 @@ from passes.onnx import Decoder
 from passes.onnx.label_parts import computed_nodes, part_of, row_inputs
 from passes.onnx.pass_context import attribute, describe
 from passes.onnx.prove.weight_expression import initializer_of
+from passes.onnx.weight_sizes import LINEAR, linear_size, table_size
 from targets.errors import UserError
 
-LINEAR = ("MatMul", "MatMulNBits")
 _SAME_ROW = ("Reshape", "Split", "Mul", "Add")  # with one computed input: a view, a part, a factor, a bias
 
 
@@ -87,11 +87,9 @@ def _part(node: Any) -> Part:
 def _table(c: _Counter, node: Any) -> Iterator[Operator]:
     if node.op_type == "GatherBlockQuantized":
         stored = _blocks(node)
-        rows = int(initializer_of(node.inputs[0]).const_value.shape[0])
-        columns = _quantised_width(node)
     else:
         stored = Format(_dtype(initializer_of(node.inputs[0])))
-        rows, columns = matrix_size(node.inputs[0])
+    rows, columns = table_size(node)
     kind = "embedding" if node.inputs[1].name == "input_ids" else "positions"
     yield c.operator(node, kind, columns, k=rows, format=stored)
 
@@ -311,33 +309,6 @@ def _operand(value: Any) -> str:
             if user.op_type not in (*LINEAR, "Split"):
                 todo += user.outputs
     return ""
-
-
-def linear_size(node: Any) -> tuple[int, int]:
-    """(inputs, outputs) of a matrix multiplication."""
-    if node.op_type == "MatMulNBits":
-        return int(attribute(node, "K")), int(attribute(node, "N"))
-    return matrix_size(node.inputs[1])
-
-
-def matrix_size(value: Any) -> tuple[int, int]:
-    """(rows, columns) of a weight expression."""
-    transposed = False
-    while value.producer() is not None:
-        transposed ^= value.producer().op_type == "Transpose"
-        value = value.producer().inputs[0]
-    rows, columns = (int(d) for d in value.const_value.shape)
-    return (columns, rows) if transposed else (rows, columns)
-
-
-def _quantised_width(node: Any) -> int:
-    """Numbers in a row of a block-quantised table."""
-    stored = initializer_of(node.inputs[0]).const_value
-    packed = str(stored.dtype) == "UINT8"
-    width = 1
-    for d in stored.shape[1:]:
-        width *= int(d)
-    return width * (8 // int(attribute(node, "bits", 4)) if packed else 1)
 
 
 def _given(node: Any, i: int) -> bool:

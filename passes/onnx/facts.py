@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from passes.onnx.pass_context import Importing, attribute
 from passes.onnx.prove.weight_expression import initializer_of
+from passes.onnx.weight_sizes import LINEAR, linear_size, table_size
 from targets.errors import UserError
 
 
@@ -78,12 +77,12 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
     heads = _agree("query heads", {attribute(n, "q_num_heads") for n in attentions}, "the layers")
     embedding = embedding_of(imp.graph)
     head = _producer_of_logits(imp)
-    vocab, hidden = _embedding_size(embedding)
-    head_vocab, head_hidden = _matmul_size(head)
+    vocab, hidden = table_size(embedding)
+    head_hidden, head_vocab = linear_size(head) if head.op_type in LINEAR else (0, 0)
     _agree("vocabulary", {vocab, head_vocab}, "embedding and logits")
     _agree("hidden size", {hidden, head_hidden}, "embedding and head")
     gates = [n for n in nodes if n.op_type in ("Mul", "Gelu")]
-    ffn = {width for n in gates for user, _ in n.outputs[0].uses() if (width := _matmul_size(user)[1])}
+    ffn = {linear_size(user)[0] for n in gates for user, _ in n.outputs[0].uses() if user.op_type in LINEAR}
     return DecoderFacts(
         layers=layers,
         heads=heads,
@@ -129,7 +128,7 @@ def _producer_of_logits(imp: Importing) -> Any:
     node = logits.producer()
     while node is not None and node.op_type in ("Add", "Mul", "Tanh"):  # a bias, a scale or a soft cap
         node = next((v.producer() for v in node.inputs if v.producer() is not None), None)
-    if node is None or node.op_type not in ("MatMul", "MatMulNBits"):
+    if node is None or node.op_type not in LINEAR:
         raise UserError("the logits are not the last norm's matrix multiplication with a head")
     return node
 
@@ -139,40 +138,10 @@ def _weight(node: Any) -> Any:
     return initializer_of(node.inputs[0 if node.op_type in ("Gather", "GatherBlockQuantized") else 1])
 
 
-def _matmul_size(node: Any) -> tuple[int, int]:
-    """(outputs, inputs) of a matrix multiplication; (0, 0) for any other node."""
-    if node.op_type == "MatMulNBits":
-        return attribute(node, "N"), attribute(node, "K")
-    if node.op_type != "MatMul":
-        return 0, 0
-    rows, columns = _oriented(node.inputs[1])
-    return columns, rows
-
-
-def _embedding_size(node: Any) -> tuple[int, int]:
-    """(vocabulary, width)."""
-    if node.op_type == "Gather":
-        return _oriented(node.inputs[0])
-    shape = [int(d) for d in initializer_of(node.inputs[0]).const_value.shape]
-    bits = attribute(node, "bits", 4)
-    packed = str(initializer_of(node.inputs[0]).const_value.dtype) == "UINT8"
-    return shape[0], int(np.prod(shape[1:])) * (8 // bits if packed else 1)
-
-
-def _oriented(value: Any) -> tuple[int, int]:
-    """Shape of a two-dimensional weight expression."""
-    transposed = False
-    while value.producer() is not None:
-        transposed ^= value.producer().op_type == "Transpose"
-        value = value.producer().inputs[0]
-    rows, columns = (int(d) for d in value.const_value.shape)
-    return (columns, rows) if transposed else (rows, columns)
-
-
 def _weight_dtype(nodes: list[Any]) -> str:
     sizes: dict[str, int] = {}
     for node in nodes:
-        if node.op_type in ("MatMul", "MatMulNBits"):
+        if node.op_type in LINEAR:
             tensor = _weight(node).const_value
             name = f"int{attribute(node, 'bits', 4)}" if node.op_type == "MatMulNBits" else tensor.dtype.name.lower()
             name = {"float": "float32"}.get(name, name)
@@ -205,7 +174,7 @@ def _family(nodes: list[Any], embedding: Any) -> str:
         return "gemma2" if capped else "gemma3" if by_head else "gemma"
     if any(_scales(n) and any(u.op_type == "Add" for u, _ in n.outputs[0].uses()) for n in nodes):
         return "granite"
-    if any(n.inputs[0].producer().op_type in ("MatMul", "MatMulNBits") for n in norms):
+    if any(n.inputs[0].producer().op_type in LINEAR for n in norms):
         return "olmo2"
     if by_head:
         return "qwen3"

@@ -12,13 +12,14 @@ import pytest
 import tvm
 from tvm import relax
 
-from passes.pipeline import IrDump, LoweredDecoder, lower_decoder_for_cpu
+from passes.pipeline import IrDump, LoweredDecoder
 from passes.relax.translate import onnx_to_relax
 from passes.testing import TinyDecoder, run_onnx
 from targets.boards import load_board
 from targets.cpu.target import tvm_target
 from targets.cpu.tile import cpu_tile
 from targets.errors import UserError
+from tests.support.lowered import lower_whole
 
 Array = npt.NDArray[Any]
 CORE = load_board("host", measure=False).clusters[0].core
@@ -71,7 +72,7 @@ def test_equals_onnxruntime(variant: str, tmp_path: Path) -> None:
     empty = [np.zeros((1, tiny.kv_heads, 0, tiny.head_dim), np.float32)] * (2 * tiny.layers)
     expected = run_onnx(proto, ids, empty)
 
-    lowered = lower_decoder_for_cpu(tiny.decoder(proto), TILE, CONTEXT, STEPS, PREFILL, IrDump(tmp_path))
+    lowered = lower_whole(tiny.decoder(proto), TILE, CONTEXT, STEPS, PREFILL, IrDump(tmp_path))
     assert sorted(p.name[0] for p in tmp_path.glob("*.py")) == ["0", "1", "2", "3", "4", "5"]
     ours = Compiled(tiny, lowered)
     whole = ours.logits(ids, [8, 3, 3])
@@ -122,7 +123,7 @@ def test_a_changed_model_is_noticed(what: str) -> None:
         next(a for a in nodes["Attention"][1].attribute if a.name == "scale").f *= 1.01
     elif what == "an epsilon":
         next(a for a in nodes["RMSNormalization"][0].attribute if a.name == "epsilon").f *= 100
-    lowered = lower_decoder_for_cpu(tiny.decoder(proto), TILE, CONTEXT, (8,), PREFILL)
+    lowered = lower_whole(tiny.decoder(proto), TILE, CONTEXT, (8,), PREFILL)
     error = scaled_error(Compiled(tiny, lowered).logits(ids[:8], [8]), expected[0][0][:8])
     assert (error > 2e-6) == (what != "nothing"), error
 

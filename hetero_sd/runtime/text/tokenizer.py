@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from targets.errors import UserError
-from targets.files import TooLargeError, read_json
+from targets.files import read_object
 
 FOLDER = "tokenizer"
 MOST_BYTES = 256 << 20  # of one of its files
@@ -187,19 +187,7 @@ def _read(path: Path) -> str:
 
 def read_config(path: Path | None) -> dict[str, Any]:
     """Return the JSON object of a configuration file; empty where there is no file."""
-    if path is None:
-        return {}
-    try:
-        value = read_json(path, MOST_BYTES)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except TooLargeError as error:
-        raise UserError(f"{path} is {error}, so this is not a tokenizer's configuration") from None
-    except ValueError:
-        raise UserError(f"{path} is not valid JSON") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
+    return {} if path is None else read_object(path, "a tokenizer's configuration", MOST_BYTES)
 
 
 def _one_line(error: Exception) -> str:

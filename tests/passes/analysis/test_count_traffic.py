@@ -9,6 +9,7 @@ import pytest
 from passes.analysis.count_traffic import Counted, Traffic, count_traffic
 from targets.cpu.tile import CpuTile
 from targets.opencl.tile import GpuTile
+from tests.support.lowered import lower_whole
 
 GPU, CPU = GpuTile(), CpuTile(lanes=4, panel=16, accumulators=24)
 
@@ -108,13 +109,12 @@ def test_embedding_needs_the_rows_that_are_looked_up(tile: Any) -> None:
 def test_every_kernel_of_both_processors_is_understood() -> None:
     """The decoders that tests compile, at one and at several tokens."""
     from passes.lower.kernel_calls import kernel_uses
-    from passes.pipeline import lower_decoder_for_cpu, lower_decoder_for_gpu
     from passes.testing import TinyDecoder
 
     for options in ({"dtype": "float16", "tied": True, "qk_norm": True}, {"bits": 4, "qkv_bias": True}):
         tiny = TinyDecoder(**options)
-        for lower, tile in ((lower_decoder_for_gpu, GPU), (lower_decoder_for_cpu, CPU)):
-            mod = lower(tiny.decoder(tiny.proto()), tile, 64, (3,), 8).mod
+        for processor, tile in (("gpu", GPU), ("cpu", CPU)):
+            mod = lower_whole(tiny.decoder(tiny.proto()), tile, 64, (3,), 8, processor=processor).mod
             for entry in ("step_3", "prefill_8"):
                 uses = kernel_uses(mod[entry])
                 assert sum(use.calls for use in uses) > 10

@@ -17,13 +17,13 @@ from passes.analysis.count_traffic import count_traffic
 from passes.analysis.count_work import count_work
 from passes.lower.kernel_calls import kernel_uses
 from passes.onnx import canonicalise
-from passes.pipeline import lower_decoder_for_cpu
 from passes.relax.dialect import op_name
 from passes.relax.rebuild import bindings
 from passes.testing import TinyDecoder
 from targets.cpu import core
 from targets.cpu.tile import cpu_tile
 from targets.errors import UserError
+from tests.support.lowered import lower_whole
 
 DATA = Path(__file__).parents[2] / "data"
 EXPORTS = DATA / "exports"
@@ -181,7 +181,7 @@ def test_the_list_is_what_the_lowering_calls(export: str) -> None:
     folder = DATA / ("families" if export in FAMILIES else "exports") / export
     decoder = canonicalise(folder / "model.onnx", 64)
     shape = count_work(decoder, export)
-    lowered = lower_decoder_for_cpu(decoder, cpu_tile(core("cortex-a76")), 64, (1, N), 32)
+    lowered = lower_whole(decoder, cpu_tile(core("cortex-a76")), 64, (1, N), 32)
     expected = listed(shape)
     assert called(lowered.mod) == expected
     assert called(lowered.mod) != expected - Counter([next(iter(expected))])  # one kernel less
@@ -199,7 +199,7 @@ def test_bytes_are_those_that_the_kernels_need(export: str) -> None:
     decoder = canonicalise(DATA / "families" / export / "model.onnx", 64)
     past = 20
     ops = step_ops(count_work(decoder, export), N, past)
-    mod = lower_decoder_for_cpu(decoder, cpu_tile(core("cortex-a76")), 64, (1, N), 32).mod
+    mod = lower_whole(decoder, cpu_tile(core("cortex-a76")), 64, (1, N), 32).mod
     needed: Counter[str] = Counter()
     for use in kernel_uses(mod[f"step_{N}"]):
         if not use.name.startswith(("rope", "attention", "argmax")):

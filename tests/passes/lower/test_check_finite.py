@@ -9,10 +9,11 @@ import pytest
 
 from hetero_sd.compile.build import _tensors
 from passes.lower.check_finite import _CHUNK, check_attributes, check_finite
-from passes.pipeline import LoweredDecoder, lower_decoder_for_cpu
+from passes.pipeline import LoweredDecoder
 from passes.testing import TinyDecoder
 from targets.cpu.tile import CpuTile
 from targets.errors import UserError
+from tests.support.lowered import lower_whole
 
 BAD = [np.nan, -np.nan, np.inf, -np.inf]
 TILE = CpuTile(lanes=8, panel=16, accumulators=12)
@@ -54,7 +55,7 @@ def test_numbers_of_an_operator() -> None:
 
 
 def lowered(tiny: TinyDecoder) -> LoweredDecoder:
-    return lower_decoder_for_cpu(tiny.decoder(), TILE, 64, (1,), 8)
+    return lower_whole(tiny.decoder(), TILE, 64, (1,), 8)
 
 
 def written(model: LoweredDecoder) -> set[str]:

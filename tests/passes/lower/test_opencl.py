@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from passes.pipeline import lower_decoder_for_gpu
 from passes.testing import TinyDecoder, run_onnx
 from targets.backend import backend
 from targets.cpu.linker import host_link
 from targets.errors import UserError
 from targets.opencl.tile import GpuTile
+from tests.support.lowered import lower_whole
 
 Array = npt.NDArray[Any]
 TILE = GpuTile()
@@ -35,7 +35,7 @@ class Compiled:
         from tvm import relax
 
         proto = tiny.proto()
-        lowered = lower_decoder_for_gpu(tiny.decoder(proto), TILE, CONTEXT, STEPS, PREFILL)
+        lowered = lower_whole(tiny.decoder(proto), TILE, CONTEXT, STEPS, PREFILL, processor="gpu")
         target = tvm.target.Target({"kind": "opencl", "device": "mali", "host": {"kind": "llvm"}})
         relax.build(lowered.mod, target).export_library(str(library), fcompile=host_link())
         self.device = tvm.opencl()
@@ -117,7 +117,7 @@ def test_nothing_of_ours_is_left() -> None:
     assert operators_left(bb.get()) == ["relax.sigmoid"]
 
     tiny = TinyDecoder()
-    lowered = lower_decoder_for_gpu(tiny.decoder(tiny.proto()), TILE, CONTEXT, (1,), PREFILL)
+    lowered = lower_whole(tiny.decoder(tiny.proto()), TILE, CONTEXT, (1,), PREFILL, processor="gpu")
     assert operators_left(lowered.mod) == []
     tvm.ir.register_op_attr("hsd.unknown_to_the_gpu", "FPurity", True)
     tvm.ir.register_op_attr("hsd.unknown_to_the_gpu", "FInferType", lambda call, ctx: call.args[0].ty)
@@ -132,7 +132,7 @@ def test_nothing_of_ours_is_left() -> None:
 
 def test_half_parameters_become_their_bits() -> None:
     tiny = TinyDecoder(dtype="float16")
-    lowered = lower_decoder_for_gpu(tiny.decoder(tiny.proto()), TILE, CONTEXT, (1,), PREFILL)
+    lowered = lower_whole(tiny.decoder(tiny.proto()), TILE, CONTEXT, (1,), PREFILL, processor="gpu")
     types = {str(p.ty.dtype) for p in lowered.mod["step_1"].params if hasattr(p.ty, "ndim")}
     assert "uint16" in types
     assert "float16" not in types

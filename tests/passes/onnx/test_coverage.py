@@ -23,12 +23,12 @@ from hetero_sd.reference import Cache, ReferenceModel
 from passes.onnx import Decoder, canonicalise
 from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.testing import CanonicalModel, case, worst_difference
-from passes.pipeline import lower_decoder_for_cpu
 from passes.relax.translate import onnx_to_relax
 from targets.boards import load_board
 from targets.cpu.target import tvm_target
 from targets.cpu.tile import cpu_tile
 from targets.errors import UserError
+from tests.support.lowered import lower_whole
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests" / "data"
@@ -288,7 +288,7 @@ def test_compiled_for_this_host(name: str) -> None:
     cache = Cache()
     expected = np.concatenate([reference.forward(ids[:5], cache), reference.forward(ids[5:], cache)])
     tile, context = cpu_tile(CORE), CONTEXT
-    lowered = lower_decoder_for_cpu(decoder, tile, context, (1, 3, 5), 8)
+    lowered = lower_whole(decoder, tile, context, (1, 3, 5), 8)
     vm = relax.VirtualMachine(relax.build(lowered.mod, tvm_target(CORE)), tvm.cpu())
     kv, dim, lanes = decoder.facts.kv_heads, decoder.facts.head_dim, tile.lanes
     packed = [p.pack(lowered.weights[p.name].numpy()) for p in lowered.packed]

@@ -166,9 +166,9 @@ def test_without_jinja2_the_message_says_what_to_do(folder, monkeypatch):
     [
         ("tokenizer.json", "{}", "is not a tokenizer"),
         ("tokenizer.json", "\x00", "is not a tokenizer"),
-        ("tokenizer_config.json", "{", "is not valid JSON"),
-        ("tokenizer_config.json", "[" * 10**5, "is not valid JSON"),
-        ("generation_config.json", "[]", "is not a JSON object"),
+        ("tokenizer_config.json", "{", "not valid JSON"),
+        ("tokenizer_config.json", "[" * 10**5, "not valid JSON"),
+        ("generation_config.json", "[]", "not a JSON object"),
     ],
 )
 def test_malformed_files_are_named(folder, name, content, reason):

@@ -53,11 +53,6 @@ def label(*choices: str) -> dict[str, Any]:
     return {"fact": False, "choices": choices}
 
 
-def known_fields(cls: type[Any]) -> list[str]:
-    """Names of the fields of a dataclass that a table may give."""
-    return [f.name for f in dataclasses.fields(cls) if "fact" in f.metadata]
-
-
 def read_table(
     cls: type[T],
     table: object,

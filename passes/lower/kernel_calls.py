@@ -1,4 +1,4 @@
-"""What lowering for any processor needs: static sizes, calls of kernels, and the proof that nothing was left."""
+"""What lowering for any processor needs: static sizes, how kernels are called, and the proof that nothing was left."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ _PLUMBING = {"relax.call_tir", "relax.call_tir_inplace"}
 def sizes(expr: Any) -> list[int]:
     """Dimensions of an expression, all of them known."""
     return [int(d) for d in D.shape_of(expr)]
-
-
-def kernel_call(bb: Any, func: Any, name: str, args: list[Any], out_ty: Any) -> Any:
-    """A call of a PrimFunc added to the module; structurally equal functions are shared."""
-    return relax.call_tir(bb.add_func(func.without_attr("global_symbol"), name), args, out_ty=out_ty)
 
 
 def first_outputs(bb: Any, call: Any, count: int) -> Any:

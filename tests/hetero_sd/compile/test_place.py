@@ -22,19 +22,13 @@ from targets import backend
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
+from tests.support.host_with_gpu import host_with_gpu
 
 ROOT = Path(__file__).resolve().parents[3]
 EXPORTS = ROOT / "tests" / "data" / "exports"
 LLAMA, DRAFT = EXPORTS / "llama-dynamo-fp32", EXPORTS / "llama-drafter-dynamo-fp32"
 STATUSES = ["CL_OUT_OF_RESOURCES", "CL_OUT_OF_HOST_MEMORY", "CL_INVALID_COMMAND_QUEUE"]
 PROMPTS = [[1, 17, 30, 4, 9], [2, 5], [1, *list(range(3, 43))]]
-
-
-def host_with_gpu() -> Board:
-    """This machine, with a GPU as its description says: an OpenCL driver on the CPU stands for it."""
-    host = load_board("host", measure=False).to_json()
-    gpu = load_board("rk3566").to_json()["gpu"]
-    return Board.from_json({**host, "gpu": gpu, "name": "host_with_gpu"})
 
 
 def test_rules() -> None:

@@ -17,7 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hetero_sd.cli import main
+from hetero_sd.compile import story
 from hetero_sd.runtime.manifest import hash_file
+from tests.support.host_with_gpu import host_with_gpu
 
 ROOT = Path(__file__).resolve().parents[3]
 Path_ = tuple[str | int, ...]
@@ -69,6 +72,21 @@ def complaint(outcome: dict[str, Any], wanted: list[tuple[list[int], str]]) -> s
 @pytest.fixture(scope="session")
 def mutable(tiny_pair: Path, worker: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle(tiny_pair, tmp_path_factory.mktemp("mutable"), worker)
+
+
+@pytest.fixture(scope="module")
+def mutable_split(opencl: Any, worker: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Both models on CPU and GPU, with the CPU alone to fall back on."""
+    out, exports = tmp_path_factory.mktemp("split") / "bundle", ROOT / "tests/data/exports"
+    target, draft = exports / "llama-dynamo-fp32", exports / "llama-drafter-dynamo-fp32"
+    options = ["--tokenizer", target, "--board", "any", "--context", "64", "--gamma", "1", "--place", "gpu:ffn"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(story, "load_board", lambda name, measure: host_with_gpu())
+        command = ["compile", target / "model.onnx", "--draft", draft / "model.onnx", *options, "--out", out]
+        assert main([*map(str, command)]) == 0
+    bundle = Bundle(out, tmp_path_factory.mktemp("mutable_split"), worker)
+    assert "runs on the CPU now" not in bundle.run(bundle.manifest)["err"]
+    return bundle
 
 
 def places(value: Any, path: Path_ = ()) -> Iterator[Path_]:
@@ -142,6 +160,11 @@ def test_any_change_is_refused_or_harmless(mutable: Bundle) -> None:
 @pytest.mark.deep
 def test_500_changes_are_refused_or_harmless(mutable: Bundle) -> None:
     _mutate(mutable, 500)
+
+
+@pytest.mark.deep
+def test_changes_of_a_bundle_for_two_processors_are_refused_or_harmless(mutable_split: Bundle) -> None:
+    _mutate(mutable_split, 200)
 
 
 def _mutate(mutable: Bundle, examples: int) -> None:

@@ -1,6 +1,6 @@
 """Arm Cortex-A: the table of cores, their TVM targets, the cross linker and the kernels.
 
-Importing this package does not import tvm; ``tvm_target``, ``toolchain`` and ``kernels`` do when they are used.
+Importing this package does not import tvm; ``target``, ``linker`` and ``kernels`` do when they are used.
 """
 
 from __future__ import annotations

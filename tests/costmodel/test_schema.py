@@ -1,4 +1,4 @@
-"""Records of the schema: what is written is read back, what is damaged is refused, and no key stands in two files."""
+"""Records of the schema: what is written is read back, what is damaged is refused."""
 
 from __future__ import annotations
 
@@ -176,6 +176,25 @@ def test_a_value_of_another_type_is_refused_everywhere(record: Record) -> None:
                 assert len(found) < 400
             else:  # accepted as it is, not as something else
                 assert at(json.loads(json.dumps(found.to_json())), path) == other, path
+                assert fits(at(intact, path), other, path), (path, other)
+
+
+NULLABLE = {
+    name for record in RECORDS for name, kind in get_type_hints(record).items() if type(None) in get_args(kind)
+}
+
+
+def fits(intact: Any, other: Any, path: tuple[Any, ...]) -> bool:
+    """Whether a place may hold `other`: null where its field may be missing, else a value of the intact one's type."""
+    if other is None:
+        return path[-1] in NULLABLE
+    if intact is None:  # the text of a field's type is in the record alone
+        return isinstance(other, (str, int))
+    if isinstance(intact, dict) and path[-2:-1] == ("params",):  # a slice, where a name may stand
+        return isinstance(other, str)
+    if isinstance(other, (str, bool)):
+        return type(other) is type(intact)
+    return type(other) is int and type(intact) in (int, float)
 
 
 def refusal_or_record(cls: type[Record], value: Any) -> Any:

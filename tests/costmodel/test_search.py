@@ -331,7 +331,7 @@ def test_factors_change_the_answer(published: Any, rk3588: Board) -> None:
 
 
 def test_a_thread_that_enqueues_needs_a_core(published: Any) -> None:
-    """On imx95 the drafter beside a target on the GPU gets five of the six cores; without the GPU both share six."""
+    """On imx95 the drafter beside a target on the GPU gets five of the six cores."""
     board = load_board("imx95")
     (a55,) = board.clusters
     assert board.gpu is not None

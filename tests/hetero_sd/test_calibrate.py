@@ -116,7 +116,7 @@ def test_mistakes_end_in_one_line(
 ) -> None:
     out = tmp_path / "mine.toml"
     arguments = measured(tmp_path, change)
-    if "above" in message:  # a peak from a data sheet is not moved
+    if "above dram" in message:  # a peak from a data sheet is not moved
         text = to_toml(load_board("rpi5")).replace(
             '{ value = 17.0, kind = "assumed"', '{ value = 17.0, kind = "datasheet"'
         )

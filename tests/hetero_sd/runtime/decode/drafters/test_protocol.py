@@ -1,6 +1,6 @@
 """Another way to draft is one class with the methods of `Drafter`: the loops need no change, and the text is the same.
 
-CONTRIBUTING.md, "Another drafter", shows this class.
+CONTRIBUTING.md, "Add a drafting method", names this class as the example.
 """
 
 from __future__ import annotations

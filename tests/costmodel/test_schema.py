@@ -179,9 +179,7 @@ def test_a_value_of_another_type_is_refused_everywhere(record: Record) -> None:
                 assert fits(at(intact, path), other, path), (path, other)
 
 
-NULLABLE = {
-    name for record in RECORDS for name, kind in get_type_hints(record).items() if type(None) in get_args(kind)
-}
+NULLABLE = {name for record in RECORDS for name, kind in get_type_hints(record).items() if type(None) in get_args(kind)}
 
 
 def fits(intact: Any, other: Any, path: tuple[Any, ...]) -> bool:

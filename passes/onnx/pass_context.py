@@ -124,7 +124,8 @@ def run_pass(run: Pass, imp: Importing) -> PassLog:
     assert run.__name__ in _NAMING or interface_names(imp.graph) == names, (
         f"{run.__name__} changed inputs or outputs from {names} to {interface_names(imp.graph)}"
     )
-    common.RemoveUnusedNodesPass()(imp.model)
+    if entry.matched or entry.notes or not imp.log:  # the first pass finds what the file itself does not use
+        common.RemoveUnusedNodesPass()(imp.model)
     gone = (node for node in before if node.graph is None)
     entry = replace(entry, replaced=tuple(f"{node.op_type} {node.name}" for node in gone))
     imp.log.append(entry)

@@ -120,54 +120,97 @@ def _infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
         return
     if any(v is not None and v not in known for v in node.inputs):
         return
-    if _compute(imp, node, known):
-        return
-    sizes = known[node.inputs[1]] if node.op_type == "Split" and len(node.inputs) > 1 and node.inputs[1] else None
+    inputs = tuple(None if v is None else known[v] for v in node.inputs)
+    opsets = tuple(imp.graph.opset_imports.items())
+    key = _key(node, inputs, opsets)
+    if key is None:
+        found = infer_outputs(node, inputs, opsets)
+    elif key in _ANSWERS:
+        found = _ANSWERS[key]
+    else:
+        found = infer_outputs(node, inputs, opsets)
+        if len(_ANSWERS) >= _MOST_ANSWERS:
+            del _ANSWERS[next(iter(_ANSWERS))]
+        _ANSWERS[key] = found
+    known.update((output, k) for output, k in zip(node.outputs, found, strict=False) if k is not None)
+
+
+# Layers repeat each other, and so do the exports that a process reads: answers by all that they depend on.
+_ANSWERS: dict[Any, list[Known | None]] = {}
+_MOST_ANSWERS, _MOST_KEPT = 4096, 64  # answers; numbers of an input that are compared
+
+
+def _key(node: Any, inputs: tuple[Known | None, ...], opsets: tuple[tuple[str, int], ...]) -> Any:
+    """What the outputs of a node depend on, to look it up; None where that is too large, or a graph or a tensor."""
+    if any(k is not None and k.data is not None and k.data.size > _MOST_KEPT for k in inputs):
+        return None
+    attributes = []
+    for a in node.attributes.values():
+        if not isinstance(a.value, (int, float, str, tuple)):
+            return None
+        attributes.append((a.name, int(a.type), a.value if isinstance(a.value, tuple) else repr(a.value)))
+    given = tuple(k and (k.dtype, k.shape, k.data if k.data is None else k.data.tobytes()) for k in inputs)
+    outputs = tuple(v.name == "" for v in node.outputs)  # those that are left out
+    return node.domain, node.op_type, opsets, tuple(sorted(attributes)), given, outputs
+
+
+def infer_outputs(
+    node: Any, inputs: tuple[Known | None, ...], opsets: tuple[tuple[str, int], ...]
+) -> list[Known | None]:
+    """What ONNX's rules say of a node's outputs, None of those that they do not reach."""
+    versions = dict(opsets)
+    computed = _compute(node, inputs, versions)
+    if computed is not None:
+        return computed
+    unknown: list[Known | None] = [None] * len(node.outputs)
+    sizes = inputs[1] if node.op_type == "Split" and len(inputs) > 1 else None
     if sizes is not None and sizes.shape != (len(node.outputs),):  # ONNX's rule would end the process
-        return
-    opsets = dict(imp.graph.opset_imports)
+        return unknown
     try:
-        schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+        schema = onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain)
     except Exception:  # onnx raises its own SchemaError: an operator it does not know
-        return
-    inputs = [(v.name, known[v]) for v in node.inputs if v is not None]
-    types = {name: onnx.helper.make_tensor_type_proto(k.dtype, k.shape) for name, k in inputs}
-    data = {name: onnx.numpy_helper.from_array(k.data, name) for name, k in inputs if k.data is not None}
-    imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]
+        return unknown
+    named = [(v.name, k) for v, k in zip(node.inputs, inputs, strict=True) if v is not None and k is not None]
+    types = {name: onnx.helper.make_tensor_type_proto(k.dtype, k.shape) for name, k in named}
+    data = {name: onnx.numpy_helper.from_array(k.data, name) for name, k in named if k.data is not None}
+    imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets]
     try:
         found = onnx.shape_inference.infer_node_outputs(
             schema, ir.serde.serialize_node(node), types, data, opset_imports=imports, ir_version=10
         )
     except Exception:  # InferenceError and friends: this value and all after it stay unknown
-        return
-    for output in node.outputs:
-        kind = found.get(output.name)
-        dims = kind.tensor_type.shape.dim if kind is not None and kind.tensor_type.HasField("shape") else None
-        if dims is not None and all(d.HasField("dim_value") for d in dims):
-            known[output] = Known(kind.tensor_type.elem_type, tuple(d.dim_value for d in dims))
+        return unknown
+    return [_complete(found.get(output.name)) for output in node.outputs]
 
 
-def _compute(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
-    """Compute a node of small known integers; whether that was possible."""
-    if node.op_type == "Shape" and node.domain == "":
-        shape = known[node.inputs[0]].shape
+def _complete(kind: Any) -> Known | None:
+    """What a type of ONNX's inference says, if it has every dimension."""
+    dims = kind.tensor_type.shape.dim if kind is not None and kind.tensor_type.HasField("shape") else None
+    if dims is None or not all(d.HasField("dim_value") for d in dims):
+        return None
+    return Known(kind.tensor_type.elem_type, tuple(d.dim_value for d in dims))
+
+
+def _compute(node: Any, inputs: tuple[Known | None, ...], opsets: dict[str, int]) -> list[Known | None] | None:
+    """The outputs of a node of small known integers, computed; None where that is not possible."""
+    if node.op_type == "Shape" and node.domain == "" and inputs and inputs[0] is not None:
+        shape = inputs[0].shape
         numbers = np.array(shape[attribute(node, "start", 0) : attribute(node, "end", len(shape))], np.int64)
-        known[node.outputs[0]] = Known(int(ir.DataType.INT64), numbers.shape, numbers)
-        return True
-    inputs = [None if v is None else known[v] for v in node.inputs]
+        return [Known(int(ir.DataType.INT64), numbers.shape, numbers)]
     if node.domain or not inputs or any(k is not None and (k.data is None) for k in inputs):
-        return False
-    if not small_result(node, [None if k is None else k.data for k in inputs]):
-        return False
+        return None
+    given = [None if k is None else k.data for k in inputs]
+    if not small_result(node, given):
+        return None
     try:
-        results = run_node(node, [None if k is None else k.data for k in inputs], imp.graph.opset_imports[""])
+        results = run_node(node, given, opsets[""])
     except Exception:  # the reference evaluator lacks an operator or a form of it
-        return False
-    for output, numbers in zip(node.outputs, results, strict=False):
-        numbers = np.asarray(numbers)
+        return None
+    found: list[Known | None] = []
+    for numbers in map(np.asarray, results):
         keep = numbers if numbers.size <= _MOST_ELEMENTS else None
-        known[output] = Known(onnx.helper.np_dtype_to_tensor_dtype(numbers.dtype), numbers.shape, keep)
-    return True
+        found.append(Known(onnx.helper.np_dtype_to_tensor_dtype(numbers.dtype), numbers.shape, keep))
+    return found
 
 
 def small_result(node: Any, inputs: list[np.ndarray | None]) -> bool:

@@ -16,15 +16,19 @@ _MOST_DIMENSIONS = 16
 _MOST_SHARING = 4  # tensors over the same bytes of a file: tied weights share, thousands of tensors do not
 
 
-def check_tensors(path: Path, proto: Any) -> None:
+def check_tensors(path: Path, proto: Any) -> dict[str, Path]:
     """Check all initialisers of a ModelProto, and the tensors that its nodes and functions carry.
+
+    Returns:
+        The file that each location of external data leads to.
 
     Raises:
         UserError: a size, a type or a place that makes no sense; nothing has been read through it yet.
     """
     claimed: dict[Path, int] = {}
+    files: dict[str, Path] = {}
     for tensor in proto.graph.initializer:
-        file, length = _check_tensor(path, tensor)
+        file, length = _check_tensor(path, tensor, files)
         if file is not None:
             claimed[file] = claimed.get(file, 0) + length
     for file, total in claimed.items():
@@ -39,11 +43,12 @@ def check_tensors(path: Path, proto: Any) -> None:
             for tensor in (*([attr.t] if attr.HasField("t") else []), *attr.tensors, *inner):
                 if tensor.data_location == onnx.TensorProto.EXTERNAL:
                     raise UserError(f"{path}: the attribute {attr.name} of node {node.name!r} lies in an external file")
-                _check_tensor(path, tensor)
+                _check_tensor(path, tensor, files)
+    return files
 
 
-def _check_tensor(path: Path, tensor: Any) -> tuple[Path | None, int]:
-    """(external file or None, bytes)."""
+def _check_tensor(path: Path, tensor: Any, files: dict[str, Path]) -> tuple[Path | None, int]:
+    """(external file or None, bytes); a new location is added to `files`."""
     try:
         bits = ir.DataType(tensor.data_type).bitwidth
     except (ValueError, TypeError) as error:
@@ -57,7 +62,7 @@ def _check_tensor(path: Path, tensor: Any) -> tuple[Path | None, int]:
         elements *= dim
     needed = (elements * bits + 7) // 8
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return _check_external(path, tensor, needed), needed
+        return _check_external(path, tensor, needed, files), needed
     if tensor.HasField("raw_data"):
         if len(tensor.raw_data) != needed:
             raise UserError(f"{path}: {tensor.name} has {len(tensor.raw_data)} bytes, its shape needs {needed}")
@@ -78,13 +83,16 @@ def _check_numbers(path: Path, tensor: Any, elements: int, bits: int) -> None:
         raise UserError(f"{path}: {tensor.name} lists numbers that its element type cannot hold") from error
 
 
-def _check_external(path: Path, tensor: Any, needed: int) -> Path:
+def _check_external(path: Path, tensor: Any, needed: int, files: dict[str, Path]) -> Path:
     entries = {e.key: e.value for e in tensor.external_data}
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
     except ValueError as error:
         raise UserError(f"{path}: {tensor.name} has an external offset or length that is no number") from error
-    file = external_file(path, tensor.name, entries.get("location", ""))
+    location = entries.get("location", "")
+    if location not in files:
+        files[location] = external_file(path, tensor.name, location)
+    file = files[location]
     if length != needed:
         raise UserError(f"{path}: {tensor.name} claims {length} bytes, its shape needs {needed}")
     size = file.stat().st_size

@@ -18,7 +18,6 @@ import onnx_ir.passes.common as common
 from passes.onnx.load.check_names import check_names
 from passes.onnx.load.check_nodes import check_nodes
 from passes.onnx.load.check_tensors import check_tensors
-from passes.onnx.load.external_data import external_file
 from passes.onnx.load.read_proto import read_proto
 from passes.onnx.pass_context import describe
 from passes.onnx.rewrite.pick_branch import hoist_branches
@@ -59,14 +58,14 @@ def load(path: Path) -> Any:
     _check_opsets(path, proto)
     check_names(path, proto)
     _check_pulled(path, proto)
-    check_tensors(path, proto)
+    files = check_tensors(path, proto)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # onnx_ir warns of what it skips; nothing of that is read
             model = ir.from_proto(proto)
         for tensor in model.graph.initializers.values():
             if isinstance(tensor.const_value, ir.ExternalTensor):
-                tensor.const_value = _in_file(path, tensor.const_value)
+                tensor.const_value = _in_file(files[str(tensor.const_value.location)], tensor.const_value)
         _flatten(model)
         _check_control_flow(path, model)
         sort_nodes(model.graph)
@@ -78,9 +77,8 @@ def load(path: Path) -> Any:
     return model
 
 
-def _in_file(path: Path, tensor: Any) -> Any:
+def _in_file(file: Path, tensor: Any) -> Any:
     """The tensor in the file that its location leads to: onnx_ir itself follows no link out of a folder."""
-    file = external_file(path, tensor.name, str(tensor.location))
     where = {"location": file.name, "base_dir": file.parent, "offset": tensor.offset, "length": tensor.length}
     return ir.ExternalTensor(**where, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
 

@@ -189,6 +189,7 @@ def test_the_small_board_is_accepted() -> None:
         ("clusters.0.cpu_ids.value", [1, 1], "a CPU number stands in cpu_ids twice"),
         ("clusters.0.bandwidth_all_threads_gb_per_s.value", 11, "11 is above dram.peak_bandwidth_gb_per_s 10"),
         ("clusters.0.bandwidth_one_thread_gb_per_s.value", 9, "9 is above bandwidth_all_threads_gb_per_s 8"),
+        ("clusters.0.bandwidth_one_thread_gb_per_s.value", 11, "one_thread_gb_per_s 11 is above dram.peak_bandwidth"),
         ("gpu.bandwidth_gb_per_s.value", 12, "gpu.bandwidth_gb_per_s 12 is above dram.peak_bandwidth_gb_per_s 10"),
         ("gpu.has_fp16.value", False, "gpu.has_fp16 and gpu.fp16_gflops 910 contradict each other"),
         ("dram.reserved_bytes.value", 1 << 32, "dram.reserved_bytes is not below dram.capacity_bytes"),
@@ -197,6 +198,42 @@ def test_the_small_board_is_accepted() -> None:
 )
 def test_what_is_wrong_and_where(path: str, value: object, message: str) -> None:
     assert message in refused(changed(path, value))
+
+
+RATES = [(one, every) for one in ("read", "copy", "decoder") for every in ("read", "copy", "decoder")]
+
+
+@pytest.mark.parametrize(("one", "every"), RATES)
+def test_bandwidths_of_different_kinds_are_not_held_against_each_other(one: str, every: str) -> None:
+    """One thread reads 9, all threads decode with 8: no contradiction. Two numbers of one kind are one."""
+    board = changed("clusters.0.bandwidth_one_thread_gb_per_s.value", 9)
+    board["clusters"][0].update(bandwidth_one_thread_rate=one, bandwidth_all_threads_rate=every)
+    if one == every:
+        assert "one_thread_gb_per_s 9 is above bandwidth_all_threads_gb_per_s 8" in refused(board)
+    else:
+        assert Board.from_json(board).clusters[0].bandwidth_one_thread_gb_per_s == 9.0
+
+
+@pytest.mark.parametrize(
+    ("by_threads", "message"),
+    [
+        ([6, 8], None),
+        ([5, 8], "by_threads_gb_per_s begins with 5, but bandwidth_one_thread_gb_per_s is 6"),
+        ([6, 7], "by_threads_gb_per_s ends with 7, but bandwidth_all_threads_gb_per_s is 8"),
+        ([6, 7, 8], "by_threads_gb_per_s has 3 numbers for 2 cores"),
+        ([6, 11], "by_threads_gb_per_s 11 is above dram.peak_bandwidth_gb_per_s 10"),
+    ],
+)
+def test_a_list_of_bandwidths_has_the_two_numbers_at_its_ends(by_threads: list[float], message: str | None) -> None:
+    fact = {"value": by_threads, "kind": "assumed", "source": "made up for a test"}
+    board = changed("clusters.0.bandwidth_by_threads_gb_per_s", fact)
+    if message is None:
+        Board.from_json(board)
+        return
+    assert message in refused(board)
+    if "but" in message:  # a list of another kind says other things
+        board["clusters"][0]["bandwidth_by_threads_rate"] = "copy"
+        Board.from_json(board)
 
 
 def test_two_clusters_must_differ_in_name_and_agree_in_instruction_set() -> None:

@@ -311,9 +311,7 @@ def _contradictory_bandwidths(cluster: Cluster, path: str, peak_gb_per_s: float)
     one, every = cluster.bandwidth_one_thread_gb_per_s, cluster.bandwidth_all_threads_gb_per_s
     for name, value in (("by_threads", max(by_threads, default=0.0)), ("all_threads", every), ("one_thread", one)):
         if value > peak_gb_per_s:
-            return (
-                f"{path}.bandwidth_{name}_gb_per_s {value:g} is above dram.peak_bandwidth_gb_per_s {peak_gb_per_s:g}"
-            )
+            return f"{path}.bandwidth_{name}_gb_per_s {value:g} is above dram.peak_bandwidth_gb_per_s {peak_gb_per_s:g}"
     one_rate, every_rate = cluster.bandwidth_one_thread_rate, cluster.bandwidth_all_threads_rate
     if not by_threads:
         if one > every and one_rate == every_rate:

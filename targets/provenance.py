@@ -153,7 +153,10 @@ def refuse_unknown(table: Mapping[str, Any], known: Iterable[str], path: str, wh
 
 def short(value: object) -> str:
     """A value as it may stand in a one-line message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -183,7 +186,10 @@ def _checked(value: object, hint: Any, metadata: Mapping[str, Any], here: str, w
 def _scalar(value: object, hint: Any, metadata: Mapping[str, Any], here: str, where: str) -> object:
     """One value of type bool, int, float or str, with its range or its choices."""
     if hint is float and type(value) is int:
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
     if type(value) is not hint:
         raise UserError(f"{where}: {here} must be {_type_name(hint())}, not {short(value)}")
     if isinstance(value, str):
@@ -194,7 +200,7 @@ def _scalar(value: object, hint: Any, metadata: Mapping[str, Any], here: str, wh
             raise UserError(f"{where}: {here} must be one line of text")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high = metadata["low"], metadata["high"]
-        if not math.isfinite(value) or not low <= value <= high:
+        if not low <= value <= high:  # nan lies nowhere
             unit = next((f" in {unit}" for suffix, unit in _UNIT_HINTS if here.endswith(suffix)), "")
             raise UserError(f"{where}: {here} is {short(value)}; it must lie between {low:g} and {high:g}{unit}")
     return value

@@ -60,7 +60,7 @@ def _read_file(path: Path) -> Board:
         table = tomllib.loads(content.decode("utf-8"))
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text, so this is not a board file") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of more than 4300 digits
         message = str(error).splitlines()[0]
         raise UserError(f"{path}: not valid TOML: {message}") from None
     return read_board(table, str(path), core_tables())

@@ -272,6 +272,9 @@ def test_a_board_file_of_the_user(tmp_path: Path) -> None:
         (b"name = '\xff'", "not UTF-8"),
         (b"x = " + b"[" * 5000 + b"]" * 5000, "mine.toml: "),
         (b"#" * (LARGEST_FILE_BYTES + 1), "larger than"),
+        (b"x = " + b"9" * 5000, "not valid TOML"),  # Python reads no number of so many digits
+        (b"x = 0x" + b"f" * 5000, "unknown key 'x'"),  # but in base 16
+        (b"name = 0x" + b"f" * 5000, "clusters must be a list"),
     ],
 )
 def test_a_file_that_is_no_board(tmp_path: Path, content: bytes, message: str) -> None:
@@ -281,6 +284,22 @@ def test_a_file_that_is_no_board(tmp_path: Path, content: bytes, message: str) -
         load_board(file)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("digits", [b"1" + b"0" * 400, b"-1" + b"0" * 400, b"0x" + b"f" * 5000])
+@pytest.mark.parametrize("name", ["frequency_ghz", "count", "cpu_ids", "l2_bytes"])
+def test_a_whole_number_beyond_all_bounds(tmp_path: Path, name: str, digits: bytes) -> None:
+    """It is no float64, and one of 5000 hexadecimal digits is no text either."""
+    text = (Path(load_board.__code__.co_filename).parent / "rpi5.toml").read_bytes()
+    line = next(line for line in text.splitlines() if line.startswith(name.encode()))
+    own = b'%s = { value = %s, kind = "assumed", source = "a test" }'
+    file = tmp_path / "mine.toml"
+    value = b"[" + digits + b"]" if name == "cpu_ids" else digits
+    file.write_bytes(text.replace(line, own % (name.encode(), value)))
+    with pytest.raises(UserError, match=rf"clusters\.a76\.{name} is .* must lie between") as caught:
+        load_board(file)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value).removeprefix(str(file))) < 160
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

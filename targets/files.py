@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -18,12 +19,15 @@ class TooLargeError(ValueError):
 
 
 def read_json(path: Path, most_bytes: int, finite: bool = False) -> Any:
-    """The JSON value in a file; `finite` refuses NaN and numbers beyond float64, which are no JSON.
+    """The JSON value in a file.
+
+    Python reads NaN and infinities, which are no JSON, and 1e999 as an infinity; `finite` refuses all of them. A whole
+    number is read in full, so that it may be beyond float64 all the same.
 
     Raises:
         OSError: it cannot be read.
         TooLargeError: it has more than `most_bytes`; nothing is parsed then.
-        ValueError: not JSON, or nested too deep.
+        ValueError: not JSON, nested too deep, or a whole number of more than 4300 digits.
     """
     with path.open("rb") as file:
         content = file.read(most_bytes + 1)
@@ -66,12 +70,12 @@ def check_writable(path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    part = _part(path)
     try:
+        part = _part(path)
         part.touch()
         part.unlink()
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        raise _refusal(path, error) from None
 
 
 @contextlib.contextmanager
@@ -99,7 +103,7 @@ def write_text(path: Path, text: str) -> None:
         with replacing(path) as part:
             part.write_text(text, "utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        raise _refusal(path, error) from None
 
 
 def _no_number(text: str) -> float:
@@ -114,4 +118,19 @@ def _finite(text: str) -> float:
 
 
 def _part(path: Path) -> Path:
+    """The file beside `path` that takes its place when it is whole.
+
+    Raises:
+        OSError: `path` is a folder (so are "." and ".."), or something else that a file must not replace.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
     return path.with_name(f".{path.name}.part")
+
+
+def _refusal(path: Path, error: OSError) -> UserError:
+    parent = path.absolute().parent
+    missing = isinstance(error, FileNotFoundError) and not parent.is_dir()
+    return UserError(f"{path}: cannot be written: {f'there is no folder {parent}' if missing else error.strerror}")

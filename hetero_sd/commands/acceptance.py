@@ -8,8 +8,7 @@ from pathlib import Path
 
 from hetero_sd.acceptance import DEFAULT_GAMMA, DEFAULT_NEW_TOKENS, Acceptance, AcceptanceRequest, measure_acceptance
 from hetero_sd.commands.parser import Subparsers, subcommand
-from targets.errors import UserError
-from targets.files import write_text
+from targets.files import check_writable, write_text
 
 EXAMPLE = """\
 example:
@@ -40,8 +39,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, and print the result; 130 where it was interrupted and shows what it has so far."""
-    if options.out is not None and not options.out.absolute().parent.is_dir():
-        raise UserError(f"--out {options.out}: there is no folder {options.out.parent}")
+    if options.out is not None:
+        check_writable(options.out)
     request = AcceptanceRequest(
         target=options.target,
         draft=options.draft,

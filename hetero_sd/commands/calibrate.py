@@ -11,7 +11,7 @@ from hetero_sd.calibrate import CalibrateRequest, calibrate, residuals, to_toml
 from hetero_sd.commands.parser import Subparsers, subcommand
 from targets.boards import board_names
 from targets.errors import UserError
-from targets.files import write_text
+from targets.files import check_writable, write_text
 
 _MOST_ROWS = 12
 
@@ -39,6 +39,9 @@ def run(options: argparse.Namespace) -> int:
     """Fit, write the board file and the factors beside it, and print how well they fit."""
     if options.out.suffix != ".toml":
         raise UserError(f"--out {options.out}: a board file's name ends in .toml")
+    factors_file = options.out.with_suffix(".factors.json")
+    for path in (options.out, factors_file):
+        check_writable(path)
     request = CalibrateRequest(
         measured=tuple(options.measured),
         target=options.target,
@@ -49,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     result = calibrate(request)
     factors = result.factors_json()
     write_text(options.out, to_toml(result.board))
-    write_text(options.out.with_suffix(".factors.json"), json.dumps(factors, indent=1) + "\n")
+    write_text(factors_file, json.dumps(factors, indent=1) + "\n")
     if options.json:
         print(json.dumps({**factors, "residuals": residuals(result.fit)}, indent=1))
     else:

@@ -10,8 +10,7 @@ from hetero_sd.commands.parser import Subparsers, subcommand
 from hetero_sd.predict.config_json import FORMAT_NAMES
 from hetero_sd.predict.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, DEFAULT_NGRAM_MATCH, PredictRequest, answer
 from targets.boards import board_names
-from targets.errors import UserError
-from targets.files import write_text
+from targets.files import check_writable, write_text
 
 EXAMPLE = """\
 example:
@@ -59,8 +58,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(options: argparse.Namespace) -> int:
     """Predict, write trace and report where they are asked for, and print the prediction."""
     for path in (options.trace, options.report):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.absolute().parent}")
+        if path is not None:
+            check_writable(path)
     prediction = answer(request_of(options))
     if options.trace is not None:
         from hetero_sd.predict.chrome_trace import chrome_trace

@@ -10,7 +10,7 @@ from hetero_sd.predict.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CO
 from hetero_sd.sweep import SweepRequest, sweep, to_csv
 from targets.boards import board_names
 from targets.errors import UserError
-from targets.files import write_text
+from targets.files import check_writable, write_text
 
 EXAMPLE = """\
 example:
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    check_writable(options.out)
     console = Console(stderr=True, quiet=options.quiet)
     rows = sweep(request_of(options), lambda points: track(points, "  predict", console=console, transient=True))
     write_text(options.out, to_csv(rows))

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from costmodel.schema.plan import MOST_THREADS
 from targets.errors import UserError
+from targets.files import check_writable
 
 _EXAMPLE = """\
 example:
@@ -158,8 +159,8 @@ def _check(options: RunRequest) -> None:
         raise UserError("--top-k and --top-p choose among samples: give --temperature too, for example 0.7")
     if options.gamma is not None and options.mode == "target-only":
         raise UserError("--gamma contradicts --mode target-only: leave one out")
-    if options.save_logits is not None and not options.save_logits.absolute().parent.is_dir():
-        raise UserError(f"--save-logits: there is no folder {options.save_logits.absolute().parent}")
+    if options.save_logits is not None:
+        check_writable(options.save_logits)
 
 
 def _whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:

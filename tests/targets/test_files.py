@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def test_numbers_that_json_does_not_have(tmp_path: Path) -> None:
             read_json(path, 100, finite=True)
     path.write_text("[1e300, 7]")
     assert read_json(path, 100, finite=True) == [1e300, 7]
+    path.write_text(f"[1{'0' * 400}]")
+    assert read_json(path, 1000, finite=True) == [10**400]  # whole numbers have no bound
 
 
 def test_a_large_file_is_not_parsed(tmp_path: Path) -> None:
@@ -57,7 +60,34 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "f"
     for refuse in (lambda: write_text(path, ""), lambda: check_writable(path)):
-        with pytest.raises(UserError, match="cannot be written: No such file"):
+        with pytest.raises(UserError, match=r"f: cannot be written: there is no folder .*missing$"):
             refuse()
     check_writable(tmp_path / "f")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder", "folder: cannot be written: it is a folder"),
+        ("pipe", "pipe: cannot be written: it is a device or a pipe, not a file"),
+        ("", ": cannot be written: it is a folder"),
+        (".", ": cannot be written: it is a folder"),
+        ("..", ": cannot be written: it is a folder"),
+        ("file/f", "f: cannot be written: Not a directory"),
+        ("f" * 250, "cannot be written: File name too long"),
+    ],
+)
+def test_what_a_file_must_not_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
+    """Neither call leaves or removes anything; beside each stands a name that can be written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    for refuse in (lambda: check_writable(Path(name)), lambda: write_text(Path(name), "")):
+        with pytest.raises(UserError, match=rf"{message}$"):
+            refuse()
+    check_writable(Path("file"))
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "file").read_text() == "kept"

@@ -63,6 +63,7 @@ def test_defaults_are_greedy_and_the_plans():
         ("--prompt", "expected one argument"),
         ("extra", "unrecognized arguments: extra"),
         ("--save-logits /nowhere/at/all/f", "no folder /nowhere/at/all"),
+        ("--save-logits /", "/: cannot be written: it is a folder"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, match):

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hetero_sd.cli import main
+
+WRITING = {
+    "acceptance": "acceptance none.onnx none.onnx --prompts none.txt --out",
+    "predict --report": "predict none.json --board none --report",
+    "predict --trace": "predict none.json --board none --trace",
+    "sweep": "sweep --pair none.json --board none --out",
+    "calibrate": "calibrate none.json --target none.json --board none --out",
+}
+
+
+@pytest.mark.parametrize("command", WRITING)
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("folder.toml", "it is a folder"), ("missing/f.toml", "there is no folder"), ("folder.toml/f.toml", None)],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, out: str, message: str | None
+) -> None:
+    """The other files are not there either, which is said only where the one to be written is right."""
+    (tmp_path / "folder.toml").mkdir()
+    assert main([*WRITING[command].split(), str(tmp_path / out)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"{out}: cannot be written: {message}" in err if message else "none" in err and "written" not in err
+    assert list(tmp_path.rglob("*")) == [tmp_path / "folder.toml"]
+
+
+def test_both_files_of_a_calibration_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.factors.json").mkdir()
+    assert main([*WRITING["calibrate"].split(), str(tmp_path / "mine.toml")]) == 2
+    assert "mine.factors.json: cannot be written: it is a folder" in capsys.readouterr().err

@@ -16,39 +16,19 @@ GPU_HOW = "run.py --calibrate: OpenCL kernel that reads 256 MB"
 def with_bandwidth(board: Board, cluster: str, measured: Sequence[Measured]) -> Board:
     """The board with the measured bandwidths in place of the file's.
 
-    `cluster` is where the models ran; other clusters are recognised by their CPU numbers.
+    `cluster` is where the models ran; other clusters are recognised by their CPU numbers. What was not measured stays
+    as the file says; an assumed number gives way where a measured one contradicts it.
 
     Raises:
         UserError: they contradict the board's other numbers.
     """
     table = _table(board)
-    rates: dict[tuple[str, str], list[float]] = {}
-    for m in measured:
-        rates.setdefault((cluster, "one_thread"), []).append(m.bandwidth_one_thread_gb_per_s)
-        if m.threads == board.cluster(cluster).count:
-            rates.setdefault((cluster, "all_threads"), []).append(m.bandwidth_gb_per_s)
-        for entry in m.bandwidths:
-            if GPU in entry.readers:
-                continue
-            cpus = {cpu for reader in entry.readers for cpu in reader}
-            for c in board.clusters:
-                if cpus == set(c.cpu_ids):
-                    rates.setdefault((c.name, "all_threads"), []).append(sum(entry.gb_per_s))
+    reads = _reads_by_threads(board, cluster, measured)
     for c in table["clusters"]:
-        one, every = (max(rates.get((c["name"], key), [0.0])) for key in ("one_thread", "all_threads"))
-        every = max(every, one)
-        one = one or min(every, c["bandwidth_one_thread_gb_per_s"]["value"])
-        if not every:
-            continue
-        kinds = {"one_thread": (c["name"], "one_thread") in rates, "all_threads": True}
-        for name, value in (("one_thread", one), ("all_threads", every)):
-            if kinds[name]:
-                c[f"bandwidth_{name}_gb_per_s"] = {"value": round(value, 3), "kind": "measured", "source": _HOW}
-                c[f"bandwidth_{name}_rate"] = "read"
-                c.pop("bandwidth_by_threads_gb_per_s", None)  # of another board or system; these are of this one
-            elif c["bandwidth_one_thread_gb_per_s"]["value"] > value:
-                c["bandwidth_one_thread_gb_per_s"]["value"] = round(value, 3)
-    _raise_peak(table, [c["bandwidth_all_threads_gb_per_s"]["value"] for c in table["clusters"]])
+        if by_threads := reads.get(c["name"]):
+            _put_reads(c, by_threads)
+    most = [max(reads[c["name"]].values()) for c in table["clusters"] if c["name"] in reads]
+    _raise_peak(table, [*most, *(c["bandwidth_all_threads_gb_per_s"]["value"] for c in table["clusters"])])
     return read_board(table, "the calibrated board", {})
 
 
@@ -125,6 +105,69 @@ def _table(board: Board) -> dict[str, Any]:
     if table["gpu"] is None:
         del table["gpu"]
     return table
+
+
+def _reads_by_threads(board: Board, cluster: str, measured: Sequence[Measured]) -> dict[str, dict[int, float]]:
+    """Cluster -> threads -> the most GB/s that so many threads read there; only what was measured."""
+    found: dict[str, dict[int, float]] = {}
+
+    def add(name: str, threads: int, gb_per_s: float) -> None:
+        by_threads = found.setdefault(name, {})
+        by_threads[threads] = round(max(gb_per_s, by_threads.get(threads, 0.0)), 3)
+
+    for m in measured:
+        add(cluster, 1, m.bandwidth_one_thread_gb_per_s)
+        if m.threads <= board.cluster(cluster).count:
+            add(cluster, m.threads, m.bandwidth_gb_per_s)
+        for entry in m.bandwidths:
+            cpus = [cpu for reader in entry.readers if reader != GPU for cpu in reader]
+            if GPU in entry.readers or len(set(cpus)) < len(cpus):
+                continue
+            for c in board.clusters:
+                if set(cpus) <= set(c.cpu_ids):
+                    add(c.name, len(cpus), sum(entry.gb_per_s))
+    return found
+
+
+def _put_reads(cluster: dict[str, Any], measured: dict[int, float]) -> None:
+    """Write what so many threads read into the table of a cluster: two numbers, and all where they fall again."""
+    count = cluster["count"]["value"]
+    for name in ("gb_per_s", "rate"):  # of another board or system; these are of this one
+        cluster.pop(f"bandwidth_by_threads_{name}", None)
+    most = max(measured, key=lambda threads: measured[threads])
+    reads = dict(measured)
+    for name, threads, more in (("one_thread", 1, False), ("all_threads", count, True)):
+        key, rate = f"bandwidth_{name}_gb_per_s", f"bandwidth_{name}_rate"
+        if threads in measured:
+            cluster[key] = {"value": measured[threads], "kind": "measured", "source": _HOW}
+            cluster[rate] = "read"
+        if cluster.get(rate, "read") != "read":
+            continue  # what a copy or a decoder reads is held against nothing
+        value = cluster[key]["value"]
+        bound = max(value, measured[most]) if more else min(value, measured[most])
+        if cluster[key]["kind"] == "assumed" and bound != value:
+            source = f"no {'less' if more else 'more'} than what {_threads([most])} read"
+            cluster[key] = {"value": bound, "kind": "assumed", "source": source}
+        reads[threads] = cluster[key]["value"]
+    if {1, count} <= reads.keys() and max(reads.values()) > reads[count]:
+        other = [threads for threads in range(1, count + 1) if threads not in measured]
+        source = f"{_HOW}; {_threads(other)}: the board file's, or between their neighbours" if other else _HOW
+        value = [_between(reads, threads) for threads in range(1, count + 1)]
+        cluster["bandwidth_by_threads_gb_per_s"] = {"value": value, "kind": "measured", "source": source}
+
+
+def _between(reads: dict[int, float], threads: int) -> float:
+    """GB/s of so many threads: as known, else on a falling line, or adding up to what more threads read."""
+    if threads in reads:
+        return reads[threads]
+    low, high = max(t for t in reads if t < threads), min(t for t in reads if t > threads)
+    if reads[high] >= reads[low]:
+        return round(min(threads / low * reads[low], reads[high]), 3)
+    return round(reads[low] + (reads[high] - reads[low]) * (threads - low) / (high - low), 3)
+
+
+def _threads(counts: Sequence[int]) -> str:
+    return f"{', '.join(map(str, counts))} thread{'s' * (list(counts) != [1])}"
 
 
 def _raise_peak(table: dict[str, Any], rates: Sequence[float]) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from bundles import some_measured
 
 from costmodel.factors import Factors
+from costmodel.roofline import Roofline
+from costmodel.schema.measured import Measured, MeasuredBandwidth
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_gpu, with_region_cost
 from targets.boards import load_board
 
@@ -23,6 +27,87 @@ def test_a_cluster_that_was_not_read_keeps_its_file() -> None:
     board = with_bandwidth(load_board("rk3588"), "a76", [some_measured(bandwidths=())])
     assert board.cluster("a55") == before
     assert board.cluster("a76").bandwidth_all_threads_gb_per_s == 16.0
+
+
+PI = {"cpus": (0, 1, 2, 3), "gpu": None}  # its four A76 are one cluster, so that each CPU was read on its own
+
+
+def pi_measured(threads: int, rates: dict[int, float], **changes: Any) -> Measured:
+    """What a Raspberry Pi 5 says: GB/s of one thread, of two, and of the run's."""
+    pairs = [MeasuredBandwidth(((0,), (1,)), (rates[2] / 2, rates[2] / 2))] if 2 in rates else []
+    bandwidths = (MeasuredBandwidth(((3,),), (rates[1],)), *pairs)
+    shown = {"bandwidth_gb_per_s": rates[threads], "bandwidth_one_thread_gb_per_s": rates[1]}
+    return some_measured(**{**PI, "threads": threads, "bandwidths": bandwidths, **shown, **changes})
+
+
+@pytest.mark.parametrize("rates", [{1: 13.7, 2: 12.7, 4: 10.5}, {1: 13.7, 4: 10.5}])
+def test_a_bandwidth_that_falls_with_threads_is_kept(rates: dict[int, float]) -> None:
+    before = load_board("rpi5")
+    board = with_bandwidth(before, "a76", [pi_measured(4, rates)])
+    a76, given = board.cluster("a76"), before.cluster("a76").bandwidth_by_threads_gb_per_s
+    assert (a76.bandwidth_one_thread_gb_per_s, a76.bandwidth_all_threads_gb_per_s) == (13.7, 10.5)
+    assert a76.bandwidth_by_threads_gb_per_s == pytest.approx(given, abs=0.11)  # three threads: on the line
+    assert a76.bandwidth_by_threads_gb_per_s[3] == 10.5
+    for threads in range(1, 5):
+        reached = [Roofline(b).reached_gb_per_s(b.cluster("a76"), threads) for b in (before, board)]
+        assert reached[1] == pytest.approx(reached[0], rel=0.01)
+    origin = board.provenance["clusters.a76.bandwidth_by_threads_gb_per_s"]
+    assert origin.kind == "measured"
+    assert ("; 3 threads: " if 2 in rates else "; 2, 3 threads: ") in origin.source
+
+
+def test_a_bandwidth_that_rises_is_two_numbers() -> None:
+    rates = {1: 6.0, 2: 9.0, 4: 10.0}
+    a76 = with_bandwidth(load_board("rpi5"), "a76", [pi_measured(4, rates)]).cluster("a76")
+    assert (a76.bandwidth_one_thread_gb_per_s, a76.bandwidth_all_threads_gb_per_s) == (6.0, 10.0)
+    assert a76.bandwidth_by_threads_gb_per_s == ()
+    most = MeasuredBandwidth(((0, 1, 2),), (11.0,))  # but three threads read more than four, two what three allow
+    a76 = with_bandwidth(load_board("rpi5"), "a76", [pi_measured(4, {1: 6.0, 4: 10.0}, bandwidths=(most,))]).cluster(
+        "a76"
+    )
+    assert a76.bandwidth_by_threads_gb_per_s == (6.0, 11.0, 11.0, 10.0)
+
+
+def test_fewer_threads_say_nothing_of_all() -> None:
+    """Run with one thread or two, the number of four is the file's: a measured one stays, an assumed one gives way."""
+    for threads, by_threads in ((1, (14.0, 12.833, 11.667, 10.5)), (2, (14.0, 13.0, 11.75, 10.5))):
+        measured = pi_measured(threads, {1: 14.0, threads: 15.0 - threads}, bandwidths=())
+        board = with_bandwidth(load_board("rpi5"), "a76", [measured])
+        assert board.cluster("a76").bandwidth_all_threads_gb_per_s == 10.5
+        assert board.provenance["clusters.a76.bandwidth_all_threads_gb_per_s"].source.startswith("the same with four")
+        assert board.cluster("a76").bandwidth_by_threads_gb_per_s == by_threads
+    here = {"threads": 2, "bandwidth_gb_per_s": 15.0, "bandwidth_one_thread_gb_per_s": 8.0, "bandwidths": ()}
+    board = with_bandwidth(load_board("imx95"), "a55", [some_measured(**here)])
+    a55, origin = board.cluster("a55"), board.provenance["clusters.a55.bandwidth_all_threads_gb_per_s"]
+    assert (a55.bandwidth_one_thread_gb_per_s, a55.bandwidth_all_threads_gb_per_s) == (8.0, 15.0)
+    assert (origin.kind, origin.source) == ("assumed", "no less than what 2 threads read")
+    board = with_bandwidth(load_board("imx95"), "a55", [some_measured(**{**here, "bandwidth_gb_per_s": 12.0})])
+    assert board.cluster("a55").bandwidth_all_threads_gb_per_s == 14.0  # the negative control: nothing to move
+    assert "decoders" in board.provenance["clusters.a55.bandwidth_all_threads_gb_per_s"].source
+
+
+def test_an_assumed_number_of_one_thread_is_at_most_what_all_read() -> None:
+    little = MeasuredBandwidth(((0, 1, 2, 3),), (4.0,))
+    board = with_bandwidth(load_board("rk3588"), "a76", [some_measured(bandwidths=(little,))])
+    a55, origin = board.cluster("a55"), board.provenance["clusters.a55.bandwidth_one_thread_gb_per_s"]
+    assert (a55.bandwidth_one_thread_gb_per_s, a55.bandwidth_all_threads_gb_per_s) == (4.0, 4.0)
+    assert (origin.kind, origin.source) == ("assumed", "no more than what 4 threads read")
+
+
+def test_a_decoders_rate_is_not_held_against_reads() -> None:
+    """rk3588 with one thread: all threads keep what decoders showed, though one thread reads more."""
+    here = {"threads": 1, "bandwidth_gb_per_s": 16.0, "bandwidth_one_thread_gb_per_s": 16.0, "bandwidths": ()}
+    a76 = with_bandwidth(load_board("rk3588"), "a76", [some_measured(**here)]).cluster("a76")
+    assert (a76.bandwidth_one_thread_gb_per_s, a76.bandwidth_all_threads_gb_per_s) == (16.0, 14.5)
+    assert (a76.bandwidth_one_thread_rate, a76.bandwidth_all_threads_rate) == ("read", "decoder")
+    assert a76.bandwidth_by_threads_gb_per_s == ()
+
+
+def test_all_threads_are_written_where_one_copies() -> None:
+    big = MeasuredBandwidth(((4, 5, 6, 7),), (17.0,))
+    a76 = with_bandwidth(load_board("rk3588"), "a55", [some_measured(bandwidths=(big,))]).cluster("a76")
+    assert (a76.bandwidth_one_thread_gb_per_s, a76.bandwidth_all_threads_gb_per_s) == (12.4, 17.0)
+    assert (a76.bandwidth_one_thread_rate, a76.bandwidth_all_threads_rate) == ("copy", "read")
 
 
 def test_the_gpu_gets_its_rate_and_launch() -> None:

@@ -83,9 +83,11 @@ def _nodes(nodes: list[machine.GpuNode]) -> Iterator[Finding]:
             user = getpass.getuser()
             fix = f"sudo usermod -aG {quote(node.group)} {quote(user)}, then log in again"
             if node.group in ("", "root"):
-                rule = f'KERNEL=="{Path(node.path).name}", GROUP="video", MODE="0660"'
-                fix = (
-                    f"echo {quote(rule)} | sudo tee /etc/udev/rules.d/70-gpu.rules, sudo udevadm trigger, "
+                name = Path(node.path).name
+                rule = f'KERNEL=="{name}", GROUP="video", MODE="0660"'
+                fix = (  # a file of its own for each device, so that no fix undoes another
+                    f"echo {quote(rule)} | sudo tee {quote(f'/etc/udev/rules.d/70-{name}.rules')} && "
+                    f"sudo udevadm control --reload && sudo udevadm trigger && "
                     f"sudo usermod -aG video {quote(user)}, then log in again"
                 )
             yield Finding("gpu", "problem", f"{user} may not open {node.path} (kernel driver {node.driver})", fix)

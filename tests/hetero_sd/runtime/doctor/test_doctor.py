@@ -181,10 +181,30 @@ def test_no_permission(tmp_path: Path) -> None:
     bare = machine.GpuNode("/dev/mali0", "mali", "root", False)
     fix = problems(opencl_findings(state(MALI), [bare], ""))[0][1]
     assert fix.startswith(
-        """echo 'KERNEL=="mali0", GROUP="video", MODE="0660"' | sudo tee /etc/udev/rules.d/70-gpu.rules"""
+        """echo 'KERNEL=="mali0", GROUP="video", MODE="0660"' | sudo tee /etc/udev/rules.d/70-mali0.rules && """
     )
     assert "sudo usermod -aG video " in fix
     assert "666" not in fix  # whoever may write to the device may read what others compute on it
+
+
+def test_the_fixes_of_two_devices_are_both_kept(tmp_path: Path) -> None:
+    """Run in a shell, the folder of rules elsewhere, and what needs root only noted down."""
+    nodes = [machine.GpuNode(f"/dev/{name}", "mali", "root", False) for name in ("mali0", "dri/renderD128")]
+    fixes = [fix.removesuffix(", then log in again") for _, fix in problems(opencl_findings(state(MALI), nodes, ""))]
+    noted, rules = tmp_path / "noted", tmp_path / "rules"
+    rules.mkdir()
+    stubs = f'sudo() {{ case $1 in tee) "$@";; *) echo "$@" >> {noted};; esac }}; '
+    for fix in [*fixes, *fixes]:
+        subprocess.run(["sh", "-c", stubs + fix.replace("/etc/udev/rules.d", str(rules))], check=True)
+    found = {path.name: path.read_text() for path in rules.iterdir()}
+    assert found == {
+        f"70-{name}.rules": f'KERNEL=="{name}", GROUP="video", MODE="0660"\n' for name in ("mali0", "renderD128")
+    }
+    acts = noted.read_text().splitlines()
+    assert [act.rpartition(" ")[0] for act in acts[:3]] == ["udevadm control", "udevadm", "usermod -aG video"]
+    assert len(acts) == 4 * 3
+    broken = subprocess.run(["sh", "-c", "sudo() { false; }; " + fixes[0]], capture_output=True, check=False)
+    assert broken.returncode != 0  # the negative control: a step that fails ends the rest
 
 
 def test_gpu_nodes(tmp_path: Path) -> None:

@@ -25,9 +25,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Look, and print the findings; 1 where one is a problem."""
-    from hetero_sd.runtime.doctor.doctor import examine
-    from hetero_sd.runtime.doctor.finding import any_problem, report_json, report_text
+    from hetero_sd.runtime.doctor.doctor import doctor_report
 
-    findings = examine(options.bundle, options.opencl_lib)
-    print(report_json(findings) if options.json else report_text(findings))
-    return 1 if any_problem(findings) else 0
+    text, code = doctor_report(options.bundle, options.opencl_lib, options.json)
+    print(text)
+    return code

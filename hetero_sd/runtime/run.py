@@ -54,12 +54,11 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
         if options.cache_dir is not None:
             use_cache(options.cache_dir)
         if options.doctor:
-            from hetero_sd.runtime.doctor.doctor import examine
-            from hetero_sd.runtime.doctor.finding import any_problem, report_json, report_text
+            from hetero_sd.runtime.doctor.doctor import doctor_report
 
-            findings = examine(Path(folder), options.opencl_lib)
-            print(report_json(findings) if options.json else report_text(findings))
-            return 1 if any_problem(findings) else 0
+            text, code = doctor_report(Path(folder), options.opencl_lib, options.json)
+            print(text)
+            return code
         if options.opencl_lib is not None:
             os.environ["HSD_OPENCL_LIB"] = options.opencl_lib
         _run(Path(folder), options, load)

@@ -11,7 +11,7 @@ from shlex import quote
 
 from hetero_sd.runtime.doctor import machine
 from hetero_sd.runtime.doctor.bundle_findings import bundle_findings
-from hetero_sd.runtime.doctor.finding import Finding
+from hetero_sd.runtime.doctor.finding import Finding, any_problem, report_json, report_text
 from hetero_sd.runtime.doctor.opencl_findings import kernel_release, opencl_findings, runtime_finding
 from hetero_sd.runtime.doctor.opencl_probe import probe_apart
 from targets.zig import OLDEST_GLIBC
@@ -33,6 +33,12 @@ def examine(folder: Path | None = None, opencl_lib: str | None = None, root: Pat
     state, nodes = probe_apart(opencl_lib), machine.gpu_nodes(root)
     findings += [*opencl_findings(state, nodes, kernel_release(root)), runtime_finding()]
     return [*findings, *(bundle_findings(folder, opencl_lib, bool(state.devices)) if folder else ())]
+
+
+def doctor_report(folder: Path | None, opencl_lib: str | None, as_json: bool) -> tuple[str, int]:
+    """What `examine` finds as text or as JSON, and the exit code: 1 where something is a problem."""
+    findings = examine(folder, opencl_lib)
+    return report_json(findings) if as_json else report_text(findings), int(any_problem(findings))
 
 
 def _cpu(root: Path) -> Iterator[Finding]:

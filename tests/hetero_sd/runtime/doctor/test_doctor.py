@@ -11,7 +11,7 @@ from requirements import need
 
 from hetero_sd.cli import main as command
 from hetero_sd.runtime.doctor import doctor, machine
-from hetero_sd.runtime.doctor.finding import Finding, report_text
+from hetero_sd.runtime.doctor.finding import Finding, report_json, report_text
 from hetero_sd.runtime.doctor.opencl_findings import opencl_findings
 from hetero_sd.runtime.doctor.opencl_probe import NO_PLATFORM, OpenCLDevice, OpenCLState, probe, probe_apart
 from hetero_sd.runtime.run import main as run_py
@@ -266,6 +266,20 @@ def test_a_driver_that_crashes_is_reported(tmp_path: Path, body: str, crash: str
 
 def test_probing_apart_finds_the_same() -> None:
     assert probe_apart() == probe()
+
+
+@pytest.mark.parametrize("level", ["ok", "note", "problem"])
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_both_commands_report_alike(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, level: str, flags: list[str]
+) -> None:
+    findings = [Finding("cpu", "ok", "there"), Finding("opencl", level, "no loader", "install it")]
+    monkeypatch.setattr(doctor, "examine", lambda folder, opencl_lib: findings)
+    expected = report_json(findings) if flags else report_text(findings)
+    for run in (lambda: command(["doctor", *flags]), lambda: run_py(tmp_path, ["--doctor", *flags])):
+        assert run() == (level == "problem")
+        assert capsys.readouterr().out == expected + "\n"
+    assert doctor.doctor_report(None, None, bool(flags)) == (expected, int(level == "problem"))
 
 
 def test_text_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -44,11 +44,14 @@ class Load:
 def together_bytes_per_s(board: Board, factors: Factors, shared: Cluster | None = None) -> float:
     """What two processors read together: a share of the DRAM peak, never less than the fastest reads alone.
 
-    Two groups of cores of one cluster, `shared`, get what all its cores read together.
+    What a cluster reads alone is the most that the board states, or that kernels reach with some number of threads: a
+    copy reads less than they do. Two groups of cores of one cluster, `shared`, get what all its cores read together.
     """
+    roofline = Roofline(board, factors)
     if shared is not None:
-        return 1e9 * Roofline(board, factors).reached_gb_per_s(shared, shared.count)
+        return 1e9 * roofline.reached_gb_per_s(shared, shared.count)
     alone = [max(c.bandwidth_all_threads_gb_per_s, *c.bandwidth_by_threads_gb_per_s, 0.0) for c in board.clusters]
+    alone += [roofline.reached_gb_per_s(c, threads) for c in board.clusters for threads in range(1, c.count + 1)]
     if board.gpu is not None:
         alone.append(board.gpu.bandwidth_gb_per_s)
     return 1e9 * max(*alone, factors.dram_together * board.dram.peak_bandwidth_gb_per_s)

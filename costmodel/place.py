@@ -11,7 +11,8 @@ from targets.backend import HOST, names
 from targets.errors import UserError
 
 EMBEDDING, ATTENTION, FFN, HEAD = "embedding", "attention", "ffn", "head"
-_PLACE = re.compile(r"([a-z][a-z0-9_]*)(?::(?:(ffn|attention)|(embedding|head|\d+)(?:-(embedding|head|\d+))?))?")
+_UNIT = rf"{EMBEDDING}|{HEAD}|[0-9]{{1,9}}"
+_PLACE = re.compile(rf"([a-z][a-z0-9_]*)(?::(?:({FFN}|{ATTENTION})|({_UNIT})(?:-({_UNIT}))?))?")
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,13 @@ class Place(Record):
     last: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a range that is none.
+        """Refuse what `parse` does not read, and a range whose ends are no units.
 
         Raises:
-            SchemaError: a kind and a range, or a part that has no name.
+            SchemaError: a kind and a range, one end of a range alone, or an end that is a kind or has no name.
         """
-        if _PLACE.fullmatch(self.text) is None or bool(self.first) != bool(self.last):
+        ends = [end for end in (self.first, self.last) if end]
+        if _PLACE.fullmatch(self.text) is None or len(ends) == 1 or not all(re.fullmatch(_UNIT, end) for end in ends):
             raise SchemaError(f"{self.text[:60]!r} is no place")
 
     @staticmethod

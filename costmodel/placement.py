@@ -302,10 +302,10 @@ def _cuts(families: Sequence[str], units: int) -> list[Cuts]:
 
 def with_enqueuing_core(board: Board, a: Processor, b: Processor) -> tuple[Processor, Processor] | None:
     """The two with the GPU's kernels enqueued from a core that neither computes on; None where there is none."""
-    busy = {**a.cores, **b.cores}
-    free = next((c for c in board.clusters if busy.get(c.name, 0) < c.count), None)
     if not any(isinstance(p, GpuSlice) for p in (a, b)):
         return a, b
+    busy = {**a.cores, **b.cores}  # one of the two is the GPU, which computes on no core
+    free = next((c for c in board.clusters if busy.get(c.name, 0) < c.count), None)
     if free is None:
         return None
     here, there = (replace(p, host=free) if isinstance(p, GpuSlice) else p for p in (a, b))
@@ -313,7 +313,10 @@ def with_enqueuing_core(board: Board, a: Processor, b: Processor) -> tuple[Proce
 
 
 def disjoint(a: Processor, b: Processor) -> bool:
-    """Whether two slices can work at the same time: no core of one is needed by the other."""
+    """Whether two slices compute on different hardware: the GPU and any cores, or cores of which a board has enough.
+
+    Whether a core is left to enqueue the GPU's kernels is what `with_enqueuing_core` says.
+    """
     if isinstance(a, GpuSlice) or isinstance(b, GpuSlice):
         return isinstance(a, GpuSlice) != isinstance(b, GpuSlice)
     counts = {cluster.name: cluster.count for s in (a, b) for cluster, _ in s.parts}

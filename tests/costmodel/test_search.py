@@ -339,6 +339,11 @@ def test_a_thread_that_enqueues_needs_a_core(published: Any) -> None:
     assert with_enqueuing_core(board, gpu, CpuSlice(((a55, 6),))) is None
     five = CpuSlice(((a55, 5),))
     assert with_enqueuing_core(board, gpu, five) == (gpu, five)
+    one, all_six = CpuSlice(((a55, 1),)), CpuSlice(((a55, 6),))
+    assert with_enqueuing_core(board, five, one) == (five, one)  # without a GPU no core has to be left
+    assert with_enqueuing_core(board, all_six, all_six) == (all_six, all_six)  # `disjoint` refuses these, not this
+    assert disjoint(gpu, all_six)
+    assert not disjoint(all_six, one)
     two_clusters = load_board("rk3588")
     a76, little = two_clusters.clusters
     assert two_clusters.gpu is not None

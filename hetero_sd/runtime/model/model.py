@@ -1,7 +1,7 @@
 """The compiled decoder: segments on one or two processors, memory-mapped weights, KV caches written in place.
 
 Every segment has an entry point for each compiled width (passes/relax/make_entries.py); any number of tokens is fed by
-a sequence of them. TVM is imported here only, after the number of threads has been set.
+a sequence of them. TVM is imported where it is used, after the number of threads has been set.
 """
 
 from __future__ import annotations

@@ -50,6 +50,23 @@ def interval(search: Search, variant: Variant, alphas: tuple[Acceptance, Accepta
     return Interval(variant.tokens_per_s * math.exp(-spread), variant.tokens_per_s * math.exp(spread), ranked)
 
 
+class Intervals:
+    """The intervals of one search's variants, each computed once; why a variant was chosen does not count."""
+
+    def __init__(self, search: Search, alphas: tuple[Acceptance, Acceptance] | None = None) -> None:
+        """Both as in `interval`."""
+        self._search, self._alphas = search, alphas
+        self._found: dict[tuple[object, ...], Interval] = {}
+
+    def __call__(self, variant: Variant) -> Interval:
+        """The range of a variant's speed."""
+        models = (id(variant.target), variant.target_placement, id(variant.draft), variant.draft_placement)
+        key = (variant.mode, variant.gamma, *models)  # the search keeps the models, so that an id stays theirs
+        if key not in self._found:
+            self._found[key] = interval(self._search, variant, self._alphas)
+        return self._found[key]
+
+
 def used_processors(variant: Variant) -> list[Processor]:
     """The processors of both models, each once."""
     placements = [variant.target_placement, variant.draft_placement]

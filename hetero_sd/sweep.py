@@ -13,7 +13,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.question import Question, factors_of
 from costmodel.search import Search
 from costmodel.ties import settle_ties
-from costmodel.uncertainty import interval
+from costmodel.uncertainty import Intervals
 from hetero_sd.predict.inputs import check_formats, load_specs
 from hetero_sd.predict.predict import bundle_question
 from targets.boards import load_board
@@ -79,10 +79,11 @@ def sweep_point(
     }
     try:
         search = Search(bundle_question(Question(board, targets, drafts, alpha, context, factors_of(board))))
-        best = settle_ties(search.decide(), lambda variant: interval(search, variant)).best
+        interval_of = Intervals(search)
+        best = settle_ties(search.decide(), interval_of).best
     except UserError as error:
         return {**row, "problem": str(error)}
-    sure, drafter = interval(search, best), best.draft_placement
+    sure, drafter = interval_of(best), best.draft_placement
     return {
         **row,
         "mode": best.mode,

@@ -12,7 +12,7 @@ from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, break_even_alpha
 from costmodel.ties import settle_ties
-from costmodel.uncertainty import Interval, interval
+from costmodel.uncertainty import Interval, Intervals
 from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, read_alpha_file, read_factors
 from targets.boards import load_board
 from targets.errors import UserError
@@ -121,14 +121,14 @@ def predict(question: Question, measured: AlphaFile | None = None) -> Prediction
         UserError: the question has no answer.
     """
     search = Search(bundle_question(question))
-    bounds = None if measured is None else (measured.low, measured.high)
-    decision = settle_ties(search.decide(), lambda variant: interval(search, variant, bounds))
+    interval_of = Intervals(search, None if measured is None else (measured.low, measured.high))
+    decision = settle_ties(search.decide(), interval_of)
     potential: tuple[Variant, ...] = ()
     if not question.one_process:
         more = (v for v in Search(question).decide().leading if not compilable(v))
         faster = (v for v in more if v.tokens_per_s > decision.best.tokens_per_s)
         potential = tuple(replace(v, reason=_why_not_yet(v, decision.best)) for v in faster)
-    intervals = tuple(interval(search, v, bounds) for v in decision.leading)
+    intervals = tuple(map(interval_of, decision.leading))
     source = f"{question.alpha:g}, given or assumed" if isinstance(question.alpha, float) else "by position"
     source = source if measured is None else measured.source
     prediction = Prediction(search, decision, intervals, source, None, potential)

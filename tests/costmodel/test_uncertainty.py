@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 
+from costmodel import uncertainty
 from costmodel.question import Question
 from costmodel.search import Search
-from costmodel.uncertainty import KIND_ERROR, interval
+from costmodel.ties import TIE_SHARE
+from costmodel.uncertainty import KIND_ERROR, Intervals, interval
+from hetero_sd.predict.predict import bundle_question, predict
+from hetero_sd.sweep import sweep_point
 from targets.provenance import Provenance
 
 
@@ -38,3 +42,30 @@ def test_acceptance_counts_only_where_something_is_drafted(published: Any, imx95
     drafted = pair.decide().best
     assert drafted.gamma
     assert "acceptance" in {i.number for i in interval(pair, drafted, (0.6, 0.9)).influences}
+
+
+def test_each_interval_is_computed_once(published: Any, imx95: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of variants that tie, whose intervals decide and are shown; those of different variants are different."""
+    targets, drafts = ((published[f"Llama-3.2-{size}"](),) for size in ("3B", "1B"))
+    question = bundle_question(Question(imx95, targets, drafts, 0.5))
+    search = Search(question)
+    leading = search.decide().leading
+    assert sum(v.tokens_per_s >= (1 - TIE_SHARE) * leading[0].tokens_per_s for v in leading) > 1
+    interval_of = Intervals(search)
+    for variant in (*leading, *leading):
+        assert interval_of(replace(variant, reason="another")) == interval(search, variant)
+    assert len({interval_of(variant).low for variant in leading}) == len(leading)
+
+    computed: list[tuple[Any, ...]] = []
+    numbers = uncertainty._numbers
+
+    def counted(board: Any, v: Any) -> Any:
+        computed.append((v.mode, v.gamma, v.target_placement, v.draft_placement))
+        return numbers(board, v)
+
+    monkeypatch.setattr(uncertainty, "_numbers", counted)
+    shown = predict(question).intervals
+    assert len(computed) == len(shown) == len(set(computed))
+    computed.clear()
+    assert sweep_point(targets, drafts, imx95, 0.5, 512)["problem"] == ""
+    assert len(computed) == len(set(computed)) > 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodel.speculative import expected_tokens
+from hetero_sd.runtime.decode.stats import wilson
 from targets.errors import UserError
 
 _RESAMPLES = 1000
@@ -69,14 +70,6 @@ def summary(prompts: Sequence[Judged], gamma: int, seed: int = 0) -> dict[str, A
         "rounds": rounds,
         "prompts": len(prompts),
     }
-
-
-def wilson(passed: int, seen: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    bounds = binomtest(passed, seen).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(bounds.low), float(bounds.high)
 
 
 def _bootstrap(prompts: Sequence[Judged], seed: int) -> tuple[float, float]:

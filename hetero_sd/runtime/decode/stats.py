@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import NormalDist, median
 from typing import Any
 
 from costmodel.schema.plan import Plan
 from hetero_sd.runtime.decode.trace import Round, Trace
 
-_Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+_Z_95 = NormalDist().inv_cdf(0.975)  # two-sided 95 % quantile of the normal distribution
 
 
 def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
@@ -60,10 +60,15 @@ def acceptance_rate(rounds: Sequence[Round]) -> tuple[float | None, list[float] 
     judged = accepted + sum(r.accepted < r.drafted for r in rounds)
     if not judged:
         return None, None
-    alpha = accepted / judged
-    centre = (alpha + _Z_95**2 / (2 * judged)) / (1 + _Z_95**2 / judged)
-    half = _Z_95 * math.sqrt(alpha * (1 - alpha) / judged + _Z_95**2 / (4 * judged**2)) / (1 + _Z_95**2 / judged)
-    return alpha, [max(0.0, centre - half), min(1.0, centre + half)]
+    return accepted / judged, list(wilson(accepted, judged))
+
+
+def wilson(passed: int, seen: int) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion, `passed` of `seen` > 0 (Wilson 1927); a device has no scipy."""
+    share, z2 = passed / seen, _Z_95**2
+    centre = (share + z2 / (2 * seen)) / (1 + z2 / seen)
+    half = _Z_95 * math.sqrt(share * (1 - share) / seen + z2 / (4 * seen**2)) / (1 + z2 / seen)
+    return (centre - half if passed else 0.0, centre + half if passed < seen else 1.0)
 
 
 def comparison(measured: Mapping[str, Any], plan: Plan | None, prompts: Sequence[int] = ()) -> list[dict[str, Any]]:

@@ -6,8 +6,9 @@ import json
 
 import pytest
 from bundles import some_plan, some_prediction
+from scipy.stats import binomtest
 
-from hetero_sd.runtime.decode.stats import acceptance_rate, stats_json, stats_table, summarise
+from hetero_sd.runtime.decode.stats import acceptance_rate, stats_json, stats_table, summarise, wilson
 from hetero_sd.runtime.decode.trace import Round, Stopwatch, Trace
 
 
@@ -64,6 +65,16 @@ def test_wilson_interval_of_a_textbook_case():
     assert alpha == pytest.approx(0.3080, abs=5e-5)
     # Newcombe 1998, Statistics in Medicine 17, table I, method 3: 0.2553 to 0.3662
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+
+
+def test_wilson_beside_scipy():
+    for passed, seen in ((80, 100), (1, 7), (0, 5), (5, 5), (1, 1), (81, 263), (999_999, 1_000_000)):
+        expected = binomtest(passed, seen).proportion_ci(confidence_level=0.95, method="wilson")
+        assert wilson(passed, seen) == pytest.approx((expected.low, expected.high), rel=1e-12, abs=0)
+        same = [Round(1, int(i < passed), 0, 0, 0, 0) for i in range(min(seen, 300))]
+        assert seen > 300 or acceptance_rate(same) == (passed / seen, list(wilson(passed, seen)))
+    assert (wilson(0, 10)[0], wilson(10, 10)[1]) == (0.0, 1.0)
+    assert wilson(81, 263) != pytest.approx(wilson(82, 263), abs=1e-6)  # the negative control
 
 
 def test_interval_stays_a_probability():

@@ -48,12 +48,12 @@ def tokens_per_s(folder: Path, board: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_board_is_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Half of the bandwidth, everything else equal: a decode step that reads weights takes twice as long."""
+    """Half of the bandwidth, everything else equal: reading the weights takes twice as long, arithmetic does not."""
     slow = RPI5.replace('name = "rpi5"', 'name = "slow"').replace("[13.7, 12.7, 11.6, 10.5]", "[6.85, 6.35, 5.8, 5.25]")
     slow = slow.replace("value = 13.7", "value = 6.85").replace("value = 10.5", "value = 5.25")
     (tmp_path / "slow.toml").write_text(slow)
     ratio = tokens_per_s(tmp_path, "rpi5", capsys) / tokens_per_s(tmp_path, str(tmp_path / "slow.toml"), capsys)
-    assert 1.3 < ratio <= 2.01
+    assert 1.7 < ratio < 2  # 1.79: most of a decode step in int8 waits for reads
     (tmp_path / "slow.toml").write_text(slow.replace("value = 5.25, kind", "value = 5.25, kin"))
     assert main(["predict", str(tmp_path / "config.json"), "--board", str(tmp_path / "slow.toml")]) == 2
     assert "slow.toml" in capsys.readouterr().err

@@ -43,10 +43,9 @@ def jobs(parts: int) -> list[tuple[str, list[str]]]:
 
 
 def measure(folder: Path, parts: int, repeats: int) -> None:
-    """Run every process whose file is not complete."""
+    """Run every process whose file is not complete, or which another version wrote."""
     for name, arguments in jobs(parts):
-        path = folder / "measured" / name
-        if path.is_file() and json.loads(path.read_text("utf-8"))["passes"] >= repeats:
+        if complete(folder / "measured" / name, repeats):
             continue
         start = time.monotonic()
         command = [sys.executable, str(HERE / "prediction_worker.py"), *arguments, str(folder), str(repeats)]
@@ -54,6 +53,18 @@ def measure(folder: Path, parts: int, repeats: int) -> None:
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
         if done.returncode:
             print(done.stderr.strip()[-2000:], file=sys.stderr, flush=True)
+
+
+def complete(path: Path, repeats: int) -> bool:
+    """Whether a file holds so many passes, as this version reads them."""
+    from prediction_table import OldFileError, read_steps
+
+    if not path.is_file() or json.loads(path.read_text("utf-8"))["passes"] < repeats:
+        return False
+    try:
+        return not path.name.startswith("steps-") or bool(read_steps(path))
+    except OldFileError:
+        return False
 
 
 def machine_facts() -> dict[str, str]:
@@ -98,12 +109,16 @@ def main() -> int:
     if options.only in (None, "measure"):
         measure(folder, options.parts, options.repeats)
     if options.only in (None, "report"):
-        from prediction_table import evaluate
+        from prediction_table import OldFileError, evaluate
         from prediction_text import text
 
         from targets.boards import load_board
 
-        result = evaluate(folder / "measured", load_board("host"), shapes_of(folder))
+        try:
+            result = evaluate(folder / "measured", load_board("host"), shapes_of(folder))
+        except OldFileError as error:
+            print(f"prediction.py: error: {error}", file=sys.stderr)
+            return 2
         result = {"machine": machine_facts(), **result}
         (options.out / "prediction.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         (options.out / "prediction.md").write_text(text(result), "utf-8")

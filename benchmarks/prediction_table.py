@@ -15,6 +15,7 @@ from costmodel.factors import Factors
 from costmodel.fit import Fit, Point, fit
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, dram_bytes
 from costmodel.schema.measured import MeasuredStep
+from costmodel.schema.record import SchemaError
 from costmodel.speculative import RoundCosts, expected_tokens, sequential_round
 from costmodel.work import step_units
 from hetero_sd.acceptance_rate import judge
@@ -53,14 +54,36 @@ def with_pocl(board: Board) -> Board:
     return read_board(table, "this machine with PoCL", {})
 
 
+class OldFileError(Exception):
+    """A file of measured steps that this version does not read, in one line."""
+
+
+def read_steps(path: Path) -> list[tuple[str, MeasuredStep, list[Any]]]:
+    """(processor, step, samples) of the points in a file of prediction_worker.py.
+
+    Raises:
+        OldFileError: another version wrote it.
+    """
+    data = json.loads(path.read_text("utf-8"))
+    try:
+        found = [(data["processor"], MeasuredStep(**p["step"]), p["samples"]) for p in data["points"]]
+        if strange := next((step.model for _, step, _ in found if step.model not in CASES), None):
+            raise SchemaError(f"there is no model {strange!r}")
+    except (KeyError, TypeError, SchemaError) as error:
+        raise OldFileError(f"{path}: another version wrote it ({error}): measure again, which replaces it") from None
+    return found
+
+
 def read_points(folder: Path, shapes: dict[str, Any]) -> list[Point]:
-    """Every step that was measured, its samples of all processes together."""
+    """Every step that was measured, its samples of all processes together.
+
+    Raises:
+        OldFileError: another version wrote a file.
+    """
     samples: dict[tuple[str, MeasuredStep], list[Any]] = {}
     for path in sorted(folder.glob("steps-*.json")):
-        data = json.loads(path.read_text("utf-8"))
-        for p in data["points"]:
-            key = (data["processor"], MeasuredStep(**p["step"]))
-            samples.setdefault(key, []).extend(p["samples"])
+        for processor, step, found in read_steps(path):
+            samples.setdefault((processor, step), []).extend(found)
     points = []
     for (processor, step), found in samples.items():
         p = Step(step, int, [tuple(s) for s in found]).point(LEAST)

@@ -17,8 +17,8 @@ from golden import Golden
 from requirements import missing
 from unpack_families import unpack_families
 
-BOARD, COVERAGE = "the emulated board", "test_coverage.py"
-LONGEST = (BOARD, "test_wheel.py", "test_place.py", "test_fuzz.py", COVERAGE, "test_story.py", "test_kernels.py")
+BOARD, BY_EXPORT = "the emulated board", ("test_coverage.py", "test_operator_rules.py")
+LONGEST = (BOARD, "test_wheel.py", "test_fuzz.py", "test_place.py", *BY_EXPORT, "test_story.py", "test_kernels.py")
 unpack_families(Path(__file__).parent / "data")  # tests are named by its folders, so before they are collected
 unpack_families(Path(__file__).parent / "data", "cases")
 
@@ -43,15 +43,17 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `pytest -n`: a file's tests share a process, and so its fixtures; the longest go first.
 
-    The board's tests have one process of their own. The coverage table has no fixtures: each cell is on its own.
+    The board's tests have one process of their own. Tests of one export after the other have no fixtures: each export
+    is on its own.
     A deep test is a slow test, too.
     """
     for item in items:
         if item.get_closest_marker("deep"):
             item.add_marker(pytest.mark.slow)
         on_board = {"virtual_board", "opencl_board"} & set(getattr(item, "fixturenames", ()))
-        cell = item.callspec.params.get("name", "") if item.path.name == COVERAGE and hasattr(item, "callspec") else ""
-        item.add_marker(pytest.mark.xdist_group(BOARD if on_board else f"{item.path.name} {item.path.parent} {cell}"))
+        export = item.callspec.params.get("name", "") if hasattr(item, "callspec") else ""
+        own = export if item.path.name in BY_EXPORT else ""
+        item.add_marker(pytest.mark.xdist_group(BOARD if on_board else f"{item.path.name} {item.path.parent} {own}"))
     items.sort(key=_rank)
 
 

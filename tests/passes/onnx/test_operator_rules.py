@@ -208,23 +208,41 @@ def test_some_changes_of_a_few_exports(name: str, tmp_path: Path) -> None:
 
 @functools.cache
 def first_of() -> dict[tuple[str, str], str]:
-    """Which export a change is made in: the first that has a node of the kind."""
+    """Which export a change is made in: the first that has the operator with such inputs, if it can be imported."""
     found: dict[tuple[str, str], str] = {}
     for name, path in sorted(FILES.items()):
-        for mutant in mutants(onnx.load(path, load_external_data=False)):
-            found.setdefault((mutant.kind, mutant.what), name)
+        if name not in REFUSED:
+            for mutant in mutants(onnx.load(path, load_external_data=False)):
+                found.setdefault((place(mutant), mutant.what), name)
     return found
 
 
+def place(mutant: Mutant) -> str:
+    """Operator and inputs of the nodes that are changed, whatever their attributes and users."""
+    operator, *rest = mutant.kind.split("|")
+    return f"{operator}|{rest[1]}" if rest else operator
+
+
+# Exports that the importer refuses as they are.
+REFUSED = {"bloom-legacy17-fp32", "gemma2-genai-fp32", "mixtral-legacy17-fp32", "qwen2-genai-int4-asymmetric"}
+
+
 @pytest.mark.deep
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_exports_without_changes_are_those_that_are_refused(name: str) -> None:
+    assert isinstance(accepted(FILES[name], CONTEXT), str)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", sorted(set(FILES) - REFUSED))
 def test_every_change_of_every_kind_of_node(name: str, tmp_path: Path) -> None:
     another_opset = sorted(FILES).index(name) % 4 == 0  # what an opset changes shows in a quarter of the files
-    every = mutants(onnx.load(FILES[name], load_external_data=False))
-    own = [m for m in every if m.kind == "opset" and another_opset]
+    own, seen = [], set()
     for mutant in mutants(onnx.load(FILES[name], load_external_data=False)):
-        if mutant.kind != "opset" and first_of()[mutant.kind, mutant.what] == name:
+        key = (place(mutant), mutant.what)
+        if another_opset if mutant.kind == "opset" else (first_of()[key] == name and key not in seen):
             own.append(mutant)
+            seen.add(key)
     print(name, Counter(outcome(FILES[name], mutant, tmp_path) for mutant in own))
 
 

@@ -208,12 +208,12 @@ def test_some_changes_of_a_few_exports(name: str, tmp_path: Path) -> None:
 
 @functools.cache
 def first_of() -> dict[tuple[str, str], str]:
-    """Which export a change is made in: the first that has the operator with such inputs, if it can be imported."""
+    """Which export a change is made in: the smallest that has the operator with such inputs and can be imported."""
+    protos = {name: onnx.load(path, load_external_data=False) for name, path in FILES.items() if name not in REFUSED}
     found: dict[tuple[str, str], str] = {}
-    for name, path in sorted(FILES.items()):
-        if name not in REFUSED:
-            for mutant in mutants(onnx.load(path, load_external_data=False)):
-                found.setdefault((place(mutant), mutant.what), name)
+    for name in sorted(protos, key=lambda name: (len(protos[name].graph.node), name)):
+        for mutant in mutants(protos[name]):
+            found.setdefault((place(mutant), mutant.what), name)
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from passes.onnx.operator_rules import LARGEST, SMALLEST
 from passes.onnx.pass_context import (
     Declined,
     Importing,
@@ -44,11 +45,18 @@ def fuse_rms_norm(imp: Importing) -> PassLog:
 
 
 def _norm(before: Any, x: Any, weight: Any, epsilon: float, replaced: Any) -> None:
+    _check_epsilon(epsilon)
     attributes = {"axis": -1, "epsilon": epsilon}
     norm = emit(before, "RMSNormalization", [x, weight], attributes, name=f"norm of {x.name}")
     out = norm.outputs[0]
     out.name, out.type, out.shape = f"{replaced.name}.norm", replaced.type, replaced.shape
     replace_uses(replaced, out)
+
+
+def _check_epsilon(epsilon: float) -> None:
+    """An epsilon that is a tensor is not among the attributes that check_nodes has read."""
+    if not SMALLEST <= epsilon <= LARGEST:
+        raise Declined(f"its epsilon is {epsilon:g}; it may be {SMALLEST:g} to {LARGEST:g}")
 
 
 def _simplified(node: Any) -> None:
@@ -59,6 +67,8 @@ def _simplified(node: Any) -> None:
 
 def _skip(node: Any) -> None:
     x, skip, weight, *bias = node.inputs
+    epsilon = attribute(node, "epsilon", 1e-12)
+    _check_epsilon(epsilon)  # before anything is written
     if any(o.uses() for o in node.outputs[1:3]):
         raise Declined("its mean or variance output is used")
     total = emit(node, "Add", [x, skip], outputs=[f"{node.outputs[0].name}.sum"]).outputs[0]
@@ -67,7 +77,7 @@ def _skip(node: Any) -> None:
     total.type = node.outputs[0].type
     if len(node.outputs) > 3:
         replace_uses(node.outputs[3], total)
-    _norm(node, total, weight, attribute(node, "epsilon", 1e-12), node.outputs[0])
+    _norm(node, total, weight, epsilon, node.outputs[0])
 
 
 def _decomposed(mean: Any) -> None:

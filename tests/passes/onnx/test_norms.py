@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from passes.onnx.pass_context import run_pass
@@ -11,6 +12,16 @@ from passes.onnx.rewrite.norm_by_head import norm_by_head
 from passes.onnx.testing import importing, lines
 
 FUSED = ["y.norm = RMSNormalization(x, w) {axis: -1, epsilon: 1e-05}", "z = Neg(y.norm)"]
+
+NORMS = {
+    "decomposed": "g (float[b,s,2] x) => (float[b,s,2] z) <float[2] w = {1,1}, float e = {0.00001}, "
+    "int64[1] last = {-1}> { q = Mul(x, x) m = ReduceMean(q, last) a = Add(m, e) r = Sqrt(a) n = Div(x, r) "
+    "y = Mul(n, w) z = Neg(y) }",
+    "simplified": "g (float[b,s,2] x) => (float[b,s,2] z) <float[2] w = {1,1}> {"
+    " y = SimplifiedLayerNormalization <axis = -1, epsilon = 0.00001> (x, w) z = Neg(y) }",
+    "skip": "g (float[b,s,2] x, float[b,s,2] h) => (float[b,s,2] z) <float[2] w = {1,1}> {"
+    " y = com.microsoft.SkipSimplifiedLayerNormalization <epsilon = 0.00001> (x, h, w) z = Neg(y) }",
+}
 
 
 def decomposed(body: str, weight: str = "float[8] w", constants: str = "") -> list[str]:
@@ -84,6 +95,27 @@ def test_epsilon_is_read_not_assumed() -> None:
     )
     run_pass(fuse_rms_norm, imp)
     assert imp.graph[0].attributes["epsilon"].value == 0.5
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1e-5, -1.0, 1e-31, float("nan"), float("inf")])
+@pytest.mark.parametrize("form", ["decomposed", "simplified", "skip"])
+def test_a_norm_whose_epsilon_is_out_of_range_is_left_alone(form: str, epsilon: float) -> None:
+    """At an epsilon of 0 a row of zeros is NaN, below it any small row may be."""
+    imp = importing(NORMS[form])
+    if form == "decomposed":
+        imp.graph.initializers["e"].const_value = ir.tensor(np.array(epsilon, np.float32), name="e")
+    else:
+        imp.graph[0].attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon)
+    unchanged = lines(imp.graph)
+    entry = run_pass(fuse_rms_norm, imp)
+    assert lines(imp.graph) == unchanged
+    assert entry.matched == 0
+    assert f"its epsilon is {np.float32(epsilon):g}; it may be 1e-30 to " in entry.notes[0]
+
+
+@pytest.mark.parametrize("form", ["decomposed", "simplified", "skip"])
+def test_the_same_norm_with_a_small_epsilon_is_fused(form: str) -> None:
+    assert run_pass(fuse_rms_norm, importing(NORMS[form])).matched == 1
 
 
 def test_axes_as_attribute() -> None:

@@ -289,12 +289,17 @@ def before(proto: Any, node: Any, place: int, *made: Any) -> None:
     proto.graph.node[at + len(made)].input[place] = made[-1].output[0]
 
 
-def epsilon_of_rank_4(proto: Any) -> None:
-    makers = {n.output[0]: n.op_type for n in proto.graph.node}
-    name = constant(proto, "epsilon4", np.full((1, 1, 1, 1), 1e-6, np.float32))
-    for node in nodes(proto, "Add"):
-        if makers.get(node.input[0]) == "ReduceMean":
-            node.input[1] = name
+def norm_epsilon(number: Any) -> Callable[[Any], None]:
+    """Norms written out add another epsilon."""
+
+    def change(proto: Any) -> None:
+        makers = {n.output[0]: n.op_type for n in proto.graph.node}
+        name = constant(proto, "epsilon", np.array(number, np.float32))
+        for node in nodes(proto, "Add"):
+            if makers.get(node.input[0]) == "ReduceMean":
+                node.input[1] = name
+
+    return change
 
 
 def swapped_caches(proto: Any) -> None:
@@ -367,7 +372,7 @@ def own_mask(proto: Any) -> None:
 FOUND = [
     ("qwen2-dynamo-fp32", given("Softmax", axis=2), r"Softmax \(node .* has axis=2 of 4 dimensions; only the last"),
     ("qwen2-dynamo-fp32", given("ReduceMean", keepdims=2), r"ReduceMean \(node .* has keepdims=2; it is 0 or 1"),
-    ("qwen2-dynamo-fp32", epsilon_of_rank_4, r"the logits have the shape \[1, 2, 7, 512\]"),
+    ("qwen2-dynamo-fp32", norm_epsilon(np.full((1, 1, 1, 1), 1e-6)), r"the logits have the shape \[1, 2, 7, 512\]"),
     ("qwen2-dynamo-fp32", dropout_that_drops, r"Dropout \(node 'drop'\)"),
     ("qwen2-dynamo-fp32", weight_rounded_to_integers, r"Cast \(node 'small'\): it makes a weight of FLOAT another one"),
     ("qwen2-dynamo-fp32", mean_over_tokens_with_a_lie, r"the mean is not over the last axis"),
@@ -385,6 +390,7 @@ FOUND = [
     ("llama-genai-fp32", norm_of_one_number, r"RMSNormalization \(node .*is no number for each element"),
     ("llama-genai-fp32", given("SimplifiedLayerNormalization", axis=1), r"has axis=1 of 3 dimensions; only the last"),
     ("llama-genai-fp32", given("SimplifiedLayerNormalization", epsilon=float("nan")), r"has epsilon=nan"),
+    ("qwen2-dynamo-fp32", norm_epsilon(0.0), r"ReduceMean \(node .*: its epsilon is 0; it may be 1e-30 to "),
     ("llama-genai-fp32", given("SkipSimplifiedLayerNormalization", epsilon=-1e-6), r"has epsilon=-.* it may be 1e-30"),
     ("qwen2-genai-int4", given("GatherBlockQuantized", quantize_axis=0), r"has quantize_axis=0; only 1 or -1"),
     ("llama-genai-bf16", given("MultiHeadAttention", num_heads=2), r"is not made of num_heads=2 heads"),

@@ -10,9 +10,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from passes.onnx.label_parts import ROW_INPUTS
 from passes.onnx.pass_context import Importing, PassLog, describe
 from passes.onnx.prove.vocabulary import CHECKS
-from passes.onnx.prove.weight_expression import initializer_of
+from passes.onnx.prove.weight_expression import initializer_of, is_weight
 from passes.onnx.rewrite.sort_nodes import sort_nodes
 from passes.onnx.shapes import known_shapes, points
 from targets.errors import UserError
@@ -124,4 +125,19 @@ def _refusal(node: Any) -> str:
     if check is None:
         kind = next((text for operators, text in _KINDS if node.op_type in operators), "")
         return f"the operator is not part of a decoder this compiler knows{kind}; COVERAGE.md lists what it knows"
-    return check(node)
+    return check(node) or _without_rows(node)
+
+
+def _without_rows(node: Any) -> str:
+    """Why what a node reads as rows was not computed from the text; empty if it was.
+
+    An Add or a Mul may have one weight, a bias or a factor.
+    """
+    if is_weight(node.outputs[0]):
+        return ""
+    given = [node.inputs[i] for i in ROW_INPUTS.get((node.domain, node.op_type), ())]
+    weights = [value for value in given if value is not None and is_weight(value)]
+    stated = [value for value in given if value is not None and value not in weights and value.is_graph_input()]
+    if weights and (len(weights) == len(given) or node.op_type not in ("Add", "Mul")):
+        return f"it reads {weights[0].name}, a weight, and no row of the text"
+    return f"it reads {stated[0].name}, an input of the graph, and no row of the text" if stated else ""

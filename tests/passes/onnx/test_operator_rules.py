@@ -363,6 +363,24 @@ def one_size_too_few(proto: Any) -> None:
         node.input[1:] = [constant(proto, f"sizes {node.name}", np.array([64], np.int64))]
 
 
+def added_to_the_embedding(op_type: str, *ranks: int) -> Callable[[Any], None]:
+    """The embedding gets the result of an operator that reads weights alone, rows of those ranks."""
+
+    def change(proto: Any) -> None:
+        table = next(n for n in nodes(proto, "Gather") if "input_ids" in n.input)
+        width = next(t.dims[1] for t in proto.graph.initializer if t.name == table.input[0])
+        numbers = np.linspace(0.5, 1, width, dtype=np.float32)
+        rows = [constant(proto, f"row{i}", numbers.reshape((1,) * (rank - 1) + (-1,))) for i, rank in enumerate(ranks)]
+        made = onnx.helper.make_node(op_type, rows, ["extra"], name="extra")
+        total = onnx.helper.make_node("Add", ["embedded", "extra"], list(table.output), name="total")
+        table.output[0] = "embedded"
+        at = list(proto.graph.node).index(table)
+        for k, new in enumerate((made, total)):
+            proto.graph.node.insert(at + 1 + k, new)
+
+    return change
+
+
 def own_mask(proto: Any) -> None:
     nodes(proto, "Add")[0].op_type, nodes(proto, "Mul")[0].domain = "CausalMask", DOMAIN
     nodes(proto, "CausalMask")[0].domain = DOMAIN
@@ -390,6 +408,10 @@ FOUND = [
     ("llama-genai-fp32", norm_of_one_number, r"RMSNormalization \(node .*is no number for each element"),
     ("llama-genai-fp32", given("SimplifiedLayerNormalization", axis=1), r"has axis=1 of 3 dimensions; only the last"),
     ("llama-genai-fp32", given("SimplifiedLayerNormalization", epsilon=float("nan")), r"has epsilon=nan"),
+    (
+        *("qwen2-dynamo-fp32", added_to_the_embedding("SimplifiedLayerNormalization", 3, 1)),
+        r"RMSNormalization \(node .*: it reads row0, a weight, and no row of the text",
+    ),
     ("qwen2-dynamo-fp32", norm_epsilon(0.0), r"ReduceMean \(node .*: its epsilon is 0; it may be 1e-30 to "),
     ("llama-genai-fp32", given("SkipSimplifiedLayerNormalization", epsilon=-1e-6), r"has epsilon=-.* it may be 1e-30"),
     ("qwen2-genai-int4", given("GatherBlockQuantized", quantize_axis=0), r"has quantize_axis=0; only 1 or -1"),
@@ -419,6 +441,36 @@ def test_scales_behind_a_transpose() -> None:
         " y = com.microsoft.MatMulNBits <K = 16, N = 2, bits = 4, block_size = 16> (x, q, t) }"
     )
     assert ["t is stored in another form"] == [reason for _, reason in refusals(imp)]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "LayerNormalization <axis = -1> (c, w, w)",
+        "RMSNormalization <axis = -1> (c, w)",
+        "Tanh(c)",
+        "Gelu(c)",
+        "Split <axis = -1> (c, width)",
+        "com.microsoft.MatMulNBits <K = 16, N = 16, bits = 4, block_size = 16> (c, q, d)",
+        "Tanh(x)",
+        "Add(x, w)",
+    ],
+)
+def test_a_row_is_computed_from_input_ids(made: str) -> None:
+    """Neither from weights alone, c, nor from another input of the graph, x."""
+    numbers, packed = ",".join("1" * 16), ",".join("1" * 128)
+    text = (
+        f"g (int64[b,s] input_ids, float[b,s,16] x) => (float[b,s,16] y) <float[1,16] e = {{{numbers}}}, "
+        f"float[1,1,16] c = {{{numbers}}}, float[16] w = {{{numbers}}}, int64[1] width = {{16}}, "
+        f"uint8[16,1,8] q = {{{packed}}}, float[16] d = {{{numbers}}}> "
+        f"{{ r = Gather(e, input_ids) y = {made} }}"
+    )
+    ((node, reason),) = refusals(importing(text, opset=23))
+    assert node.outputs[0].name == "y"
+    read = "x, an input of the graph" if "(x" in made else "c, a weight"
+    assert reason == f"it reads {read}, and no row of the text"
+    of_rows = made.replace("(c,", "(r,").replace("(c)", "(r)").replace("(x", "(r")
+    assert not [*refusals(importing(text.replace(made, of_rows), opset=23))]
 
 
 def other_opset_import(proto: Any) -> None:

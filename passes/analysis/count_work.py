@@ -5,9 +5,9 @@ a kernel computes together are one operator, as the fusions of the pipeline make
 
     Add, RMSNormalization of the sum      -> add_rms_norm      (passes/relax/fuse_add_norm.py)
     Sigmoid, Mul, Mul                     -> silu_mul          (passes/relax/fuse_gated_ffn.py)
-    Gelu, Mul                             -> gelu_mul
+    Gelu, Mul                             -> gelu_mul          (likewise)
 
-Nothing is changed and no weight is read.
+check_vocabulary has refused what would have no kernel. Nothing is changed and no weight is read.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from costmodel.place import ATTENTION, EMBEDDING, HEAD, Part
 from passes.onnx import Decoder
 from passes.onnx.label_parts import computed_nodes, part_of, row_inputs
 from passes.onnx.pass_context import attribute, describe
+from passes.onnx.prove.gate import gate_of, is_gate_alone, sigmoid_of_silu
 from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.weight_sizes import LINEAR, linear_size, table_size
-from targets.errors import UserError
 
 _SAME_ROW = ("Reshape", "Split", "Mul", "Add")  # with one computed input: a view, a part, a factor, a bias
 
@@ -33,22 +33,11 @@ def count_work(decoder: Decoder, name: str) -> DecoderSpec:
 
     Args:
         decoder: in canonical form.
-        name: for messages, usually the file's.
-
-    Raises:
-        UserError: a nonlinearity has no kernel, with its node in the message, or there is no head.
+        name: of the result, usually the file's.
     """
     counter = _Counter(computed_nodes(decoder.model.graph), decoder.facts.head_dim)
-    operators = list(counter.operators())
-    head = next((op for op in operators if op.kind == "linear" and op.part.kind == HEAD), None)
-    if head is None:
-        raise UserError(
-            f"{name or 'the model'}: its logits come from inside a layer, not from a matrix multiplication after the "
-            "last one: the export took another for the head; export it again"
-        )
-    vocab = head.columns
-    operators.append(Operator("argmax", "argmax", Part(HEAD), vocab))
-    return DecoderSpec(name, tuple(operators), decoder.facts.tied)
+    argmax = Operator("argmax", "argmax", Part(HEAD), decoder.facts.vocab)
+    return DecoderSpec(name, (*counter.operators(), argmax), decoder.facts.tied)
 
 
 class _Counter:
@@ -58,7 +47,8 @@ class _Counter:
         self.nodes, self.head_dim = nodes, head_dim
         self.width: dict[Any, int] = {}  # value -> numbers of a row
         self.groups: dict[Any, int] = {}  # value seen by head -> heads
-        self.fused = {inner for node in nodes for inner in _inside(node)}
+        inner = {inner for node in nodes for inner in _inside(node)}
+        self.fused = {node for node in inner if node.op_type != "Gelu" or is_gate_alone(node)}
         self.names = _Names(nodes)
 
     def operators(self) -> Iterator[Operator]:
@@ -114,10 +104,8 @@ def _mul(c: _Counter, node: Any) -> Iterator[Operator]:
     if len(rows) == 1:
         yield c.operator(node, "scale", c.row(node))
         return
-    kinds = {inner.op_type for inner in _inside(node)}
-    if not kinds and node not in c.fused:
-        raise UserError(f"{describe(node)}: a multiplication of two computed values that is no gate has no kernel")
-    yield c.operator(node, "gelu_mul" if kinds == {"Gelu"} else "silu_mul", c.row(node))
+    gate = gate_of(node)
+    yield c.operator(node, "gelu_mul" if gate is not None and gate.op_type == "Gelu" else "silu_mul", c.row(node))
 
 
 def _gelu(c: _Counter, node: Any) -> Iterator[Operator]:
@@ -125,8 +113,6 @@ def _gelu(c: _Counter, node: Any) -> Iterator[Operator]:
 
 
 def _sigmoid(c: _Counter, node: Any) -> Iterator[Operator]:
-    if node not in c.fused:
-        raise UserError(f"{describe(node)}: a SiLU that gates nothing has no kernel")
     yield c.operator(node, "silu_mul", c.row(node))
 
 
@@ -204,25 +190,11 @@ def _inside(node: Any) -> list[Any]:
         return [source] if added and first is node else []
     if node.op_type != "Mul" or len(row_inputs(node)) != 2:
         return []
-    for value in node.inputs:
-        maker = value.producer()
-        if maker is not None and maker.op_type == "Gelu":
-            return [maker]
-        sigmoid = _silu(maker)
-        if sigmoid is not None:
-            return [sigmoid, maker]
-    return []
-
-
-def _silu(node: Any) -> Any:
-    """The Sigmoid of x * Sigmoid(x), or None where a node is something else."""
-    if node is None or node.op_type != "Mul":
-        return None
-    for value, other in (node.inputs, node.inputs[::-1]):
-        maker = value.producer()
-        if maker is not None and maker.op_type == "Sigmoid" and maker.inputs[0] is other:
-            return maker
-    return None
+    gate = gate_of(node)
+    if gate is None:
+        return []
+    sigmoid = sigmoid_of_silu(gate)
+    return [gate] if sigmoid is None else [sigmoid, gate]
 
 
 class _Names:

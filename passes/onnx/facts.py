@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from costmodel.place import HEAD
+from passes.onnx.label_parts import part_of
 from passes.onnx.pass_context import Importing, attribute
 from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.weight_sizes import LINEAR, linear_size, table_size
@@ -78,7 +80,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
     embedding = embedding_of(imp.graph)
     head = _producer_of_logits(imp)
     vocab, hidden = table_size(embedding)
-    head_hidden, head_vocab = linear_size(head) if head.op_type in LINEAR else (0, 0)
+    head_hidden, head_vocab = linear_size(head)
     _agree("vocabulary", {vocab, head_vocab}, "embedding and logits")
     _agree("hidden size", {hidden, head_hidden}, "embedding and head")
     gates = [n for n in nodes if n.op_type in ("Mul", "Gelu")]
@@ -130,6 +132,13 @@ def _producer_of_logits(imp: Importing) -> Any:
         node = next((v.producer() for v in node.inputs if v.producer() is not None), None)
     if node is None or node.op_type not in LINEAR:
         raise UserError("the logits are not the last norm's matrix multiplication with a head")
+    part = part_of(node)
+    assert part is not None, "label_parts comes first"
+    if part.kind != HEAD:
+        raise UserError(
+            "its logits come from inside a layer, not from a matrix multiplication after the last one: the export took "
+            "another for the head; export it again"
+        )
     return node
 
 

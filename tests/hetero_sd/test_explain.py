@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from golden import Golden
+from unpack_families import unpack_families
 
 from hetero_sd.cli import main
 from hetero_sd.malioc import inspect_kernels
@@ -146,3 +147,14 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], options: list
     assert out == ""
     assert err.count("\n") == 1, err
     assert said in err
+
+
+def test_what_compile_refuses_is_refused_here(capsys: pytest.CaptureFixture[str]) -> None:
+    """The builder took a matrix multiplication of the first layer for the head, which has as many outputs."""
+    model = unpack_families(ROOT / "tests" / "data") / "llama-genai-int4-kquant" / "model.onnx"
+    assert main(["explain", str(model), "--board", "rk3588"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.endswith("the export took another for the head; export it again\n")
+    assert f"{model}: its logits come from inside a layer, " in captured.err
+    assert captured.err.count("\n") == 1

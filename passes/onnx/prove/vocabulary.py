@@ -7,6 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from passes.onnx.pass_context import WRITTEN, attribute, constant, describe
+from passes.onnx.prove.gate import gate_of, is_gate_alone, sigmoid_of_silu
 from passes.onnx.prove.weight_expression import initializer_of, is_weight, stored, weight_operator
 from passes.onnx.rewrite.local_functions import DOMAIN
 
@@ -158,12 +159,15 @@ def _mul(node: Any) -> str:
     weights = [v for v in node.inputs if is_weight(v)]
     if any(v.producer() is not None or v.const_value.size != 1 for v in weights) or len(weights) > 1:
         return "a computed value is multiplied by a weight vector, which is not supported outside a norm"
-    return ""
+    if weights or gate_of(node) is not None:
+        return ""
+    if sigmoid_of_silu(node) is None:
+        return "two computed values are multiplied and neither is a gate, which has no kernel"
+    return "" if is_gate_alone(node) else "a SiLU that is no gate of a feed-forward part has no kernel"
 
 
 def _sigmoid(node: Any) -> str:
-    users = [user for user, _ in node.outputs[0].uses()]
-    if all(user.op_type == "Mul" and node.inputs[0] in user.inputs for user in users):
+    if all(sigmoid_of_silu(user) is node for user, _ in node.outputs[0].uses()):
         return ""
     return "it is not the gate of SiLU, x * Sigmoid(x)"
 

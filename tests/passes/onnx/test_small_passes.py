@@ -248,6 +248,13 @@ def test_accuracy_level_is_zero_after() -> None:
         ("y = Add(x, c)", "only a bias vector"),
         ("y = MatMul(x, x)", "matrix multiplications of a computed value with a weight"),
         ("s = Sigmoid(x) y = Add(s, x)", "not the gate of SiLU"),
+        ("s = Sigmoid(x) t = Tanh(x) y = Mul(s, t)", "not the gate of SiLU"),
+        ("y = Mul(x, x)", r"Mul \(node 'Mul of y'\): two computed values are multiplied and neither is a gate"),
+        ("s = Sigmoid(x) y = Mul(x, s)", r"Mul \(node 'Mul of y'\): a SiLU that is no gate"),
+        ("s = Sigmoid(x) g = Mul(x, s) y = Add(x, g)", r"Mul \(node 'Mul of g'\): a SiLU that is no gate"),
+        ("s = Sigmoid(x) g = Mul(x, s) u = Mul(g, x) y = Add(u, g)", r"Mul of g'\): a SiLU that is no gate"),
+        ("s = Sigmoid(x) g = Mul(x, s) y = Mul(g, g)", r"Mul of g'\): a SiLU that is no gate"),
+        ("s = Sigmoid(x) g = Mul(x, s) t = Sigmoid(g) h = Mul(g, t) y = Mul(h, x)", r"Mul of g'\): a SiLU that is no"),
         ("t = Transpose <perm = [0,2,1]> (x) u = Transpose <perm = [0,2,1]> (t) y = Add(u, x)", "not to a weight"),
         ("h = Reshape(x, r) y = Reshape(h, r3)", "only supported before a norm"),
         ("y = com.microsoft.BiasGelu(x, v)", "com.microsoft.BiasGelu"),
@@ -260,13 +267,30 @@ def test_what_is_outside_the_vocabulary_is_named(body: str, reason: str) -> None
         run_pass(check_vocabulary, imp)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "s = Sigmoid(x) g = Mul(s, x) t = Tanh(x) y = Mul(t, g)",
+        "s = Sigmoid(x) g = Mul(x, s) t = Tanh(x) u = Mul(g, x) v = Mul(g, t) y = Add(u, v)",
+        "g = Gelu(x) t = Tanh(x) y = Mul(t, g)",
+        "g = Gelu(x) h = Gelu(g) y = Mul(g, h)",
+        "g = Gelu(x) s = Sigmoid(x) h = Mul(s, x) y = Mul(g, h)",
+        "g = Gelu(x) s = Sigmoid(g) h = Mul(s, g) y = Mul(h, x)",
+    ],
+)
+def test_gates_that_have_a_kernel(body: str) -> None:
+    run_pass(
+        check_vocabulary, importing(f"g ({IDS}) => (float[b,s,8] y) <{TABLE}> {{ x = Gather(e, input_ids) {body} }}")
+    )
+
+
 def test_inside_the_vocabulary() -> None:
     constants = "float[8] v = {1,1,1,1,1,1,1,1}, float[8,8] w = {" + ",".join(["1"] * 64) + "}"
     imp = importing(
         f"g ({IDS}) => (float[b,s,8] y) <{TABLE}, {constants}> {{ x = Gather(e, input_ids)"
         " wt = Transpose <perm = [1,0]> (w) m = MatMul(x, wt) b = Add(m, v) s = Sigmoid(b) "
-        "g = Mul(b, s) y = Add(g, x) }"
+        "g = Mul(b, s) u = Mul(x, g) y = Add(u, x) }"
     )
     run_pass(check_vocabulary, imp)
     assert imp.graph.opset_imports == {"": 23}
-    assert len(imp.graph) == 7
+    assert len(imp.graph) == 8

@@ -182,8 +182,8 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     (MICROSOFT, "FastGelu"): Rule(inputs={1: "fuse_activations"}, required=1, schema="onnxruntime"),
     (MICROSOFT, "GatherBlockQuantized"): Rule(
         {
-            "bits": Range("facts, shape_rules", 1, 8),
-            "block_size": Range("shape_rules", *_SIZE),
+            "bits": Range("vocabulary, weight_sizes, shape_rules, translate", 1, 8),
+            "block_size": Range("lower_dequantize, vocabulary, shape_rules, translate", *_SIZE),
             "gather_axis": Must((0,), 0),
             "quantize_axis": Must((1, -1), 1),
         },

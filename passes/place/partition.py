@@ -61,17 +61,17 @@ def partition(func: Any, processors: Sequence[str], prefix: str = "s") -> Partit
         processors: one per binding, in order.
         prefix: of the segments' names.
     """
-    runs = _groups(func, processors)
+    groups = _groups(func, processors)
     names = _Names(func)
-    read_later: list[set[Any]] = [set() for _ in runs]
+    read_later: list[set[Any]] = [set() for _ in groups]
     needed = {names.logits, names.choice}
-    for i in range(len(runs) - 1, -1, -1):
+    for i in range(len(groups) - 1, -1, -1):
         read_later[i] = set(needed)
-        needed |= {v for b in runs[i][1] for v in _reads(b.value)}
+        needed |= {v for b in groups[i][1] for v in _reads(b.value)}
     segments, functions = list[Segment](), dict[str, dict[str, Any]]()
-    for i, (processor, run) in enumerate(runs):
-        name = WHOLE if len(runs) == 1 else f"{prefix}{i}"
-        segment, built = _segment(func, names, name, processor, run, read_later[i])
+    for i, (processor, group) in enumerate(groups):
+        name = WHOLE if len(groups) == 1 else f"{prefix}{i}"
+        segment, built = _segment(func, names, name, processor, group, read_later[i])
         segments.append(segment)
         functions.setdefault(processor, {})[name] = built
     return Partition(tuple(segments), functions)
@@ -128,22 +128,22 @@ def _groups(func: Any, processors: Sequence[str]) -> list[tuple[str, list[Any]]]
 
 
 def _segment(
-    func: Any, names: _Names, name: str, processor: str, run: list[Any], read_later: set[Any]
+    func: Any, names: _Names, name: str, processor: str, group: list[Any], read_later: set[Any]
 ) -> tuple[Segment, Any]:
-    made = [b.var for b in run]
-    reads = [v for b in run for v in _reads(b.value)]
+    made = [b.var for b in group]
+    reads = [v for b in group for v in _reads(b.value)]
     _, pos, *rest = func.params
     own = [p for p in rest if p in set(reads)]
     inputs = [v for v in dict.fromkeys(reads) if v not in {pos, *rest, *made}]
     outputs = [v for v in made if v in read_later and v not in names.presents]
     presents = [v for v in made if v in names.presents]
     crossing = {v: relax.Var(names(v), v.ty) for v in inputs}
-    built = rebuild_bindings(run, relax.Tuple([*outputs, *presents]), [*crossing.values(), pos, *own], crossing)
+    built = rebuild_bindings(group, relax.Tuple([*outputs, *presents]), [*crossing.values(), pos, *own], crossing)
     caches = [p for p in own if p.name.startswith("past_key_values.")]
     counts = {"hsd.outputs": len(outputs), "hsd.caches": len(caches)}
     built = relax.utils.copy_with_new_vars(built).with_attr({"global_symbol": name, **counts})
     layers = dict.fromkeys(int(p.name.split(".")[1]) for p in caches)
-    chooses = any(D.op_name(b.value) == "hsd.argmax" for b in run)
+    chooses = any(D.op_name(b.value) == "hsd.argmax" for b in group)
     described = Segment(name, processor, tuple(map(names, inputs)), tuple(map(names, outputs)), tuple(layers), chooses)
     return described, built
 

@@ -32,7 +32,7 @@ class KernelUse:
         name: the PrimFunc's.
         calls: how often it is called.
         outputs: how many of its last parameters the caller allocates.
-        scratch: those of its parameters, by number, whose content nobody reads after the call.
+        scratch: those of its parameters, by number, whose content is not read after the call.
     """
 
     name: str

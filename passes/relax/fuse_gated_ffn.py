@@ -18,7 +18,7 @@ from passes.relax.rebuild import each_function
 
 @tvm.transform.module_pass(opt_level=0, name="FuseGatedFfn")
 class FuseGatedFfn:
-    """Fuse the gate of every gated FFN; either order of its product is recognised."""
+    """Fuse the gate of every gated FFN; either order of the two factors is recognised."""
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
         """Rewrite all functions."""

@@ -1,7 +1,7 @@
 """The signatures that the kernel makers of every backend share, one a kernel that passes/lower/operators.py asks for.
 
 A maker takes the backend's tile first, then static sizes and attributes, and returns a PrimFunc. The PrimFunc's
-parameters are the operator's arguments, then its outputs, then scratch buffers whose content nobody reads afterwards;
+parameters are the operator's arguments, then its outputs, then scratch buffers whose content is not read afterwards;
 how many, and of which shapes, the PrimFunc itself says. The same arguments give the same PrimFunc.
 
 Sizes: n rows are computed at once; `width` values are in a row; weights come in panels of `tile.panel` columns

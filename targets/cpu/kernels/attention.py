@@ -1,6 +1,6 @@
 """Attention over the in-place KV cache: one kernel appends the new rows and attends.
 
-Appending and attending are one PrimFunc on purpose: TVM deletes an in-place write whose result nobody uses.
+Appending and attending are one PrimFunc on purpose: TVM deletes an in-place write whose result is not used.
 
 Cache layout, per KV head: keys [context / lanes, head_dim, lanes] (keys in lanes, so a dot product needs no
 horizontal sum), values [context, head_dim]. Row t of the new tokens attends to keys 0 .. pos + t (or the last

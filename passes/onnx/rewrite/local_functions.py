@@ -4,8 +4,10 @@
     hetero_sd::Positions(attention_mask | "", input_ids, past_key)          -> int64 [batch, new]
     hetero_sd::Gelu(x){slope, cubic}: 0.5 x (1 + tanh(slope (x + cubic x^3)))  -> like x
 
-Later passes read them by name and never look inside. Hidden entries are the lowest finite number, not -inf, so that
-the row of a padding token, where everything is hidden, stays finite instead of spreading NaN through the caches.
+Where the mask is left out, CausalMask and Positions are the overload "unpadded", because a body cannot ask whether an
+input is there. Later passes read them by name and never look inside. Hidden entries are the lowest finite number, not
+-inf, so that the row of a padding token, where everything is hidden, stays finite instead of spreading NaN through the
+caches.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import onnx_ir as ir
 
 DOMAIN = "hetero_sd"
 OPSET = 23
+_UNPADDED = "unpadded"
 HIDDEN = float(np.finfo(np.float32).min)
 
 
@@ -44,10 +47,10 @@ class _Body:
         zero = self.constant([0])
         return self("Range", self("Squeeze", first, zero), self("Squeeze", end, zero), self.constant(1))
 
-    def function(self, name: str, output: Any, attributes: list[Any]) -> Any:
+    def function(self, name: str, output: Any, attributes: list[Any], overload: str = "") -> Any:
         output.name = "result"
         graph = ir.Graph(self.inputs, [output], nodes=self.nodes, opset_imports={"": OPSET}, name=name)
-        return ir.Function(DOMAIN, name, graph=graph, attributes=attributes)
+        return ir.Function(DOMAIN, name, overload, graph=graph, attributes=attributes)
 
 
 def causal_mask_function(padding: bool) -> Any:
@@ -71,7 +74,8 @@ def causal_mask_function(padding: bool) -> Any:
         seen = body("And", seen, body("Unsqueeze", kept, body.constant([1, 2])))
     zero = body("Constant", value=ir.tensor(np.float32(0)))
     hidden = body("Constant", value=ir.tensor(np.float32(HIDDEN)))
-    return body.function("CausalMask", body("Where", seen, zero, hidden), [ir.AttrInt64("window", 0)])
+    overload = "" if padding else _UNPADDED
+    return body.function("CausalMask", body("Where", seen, zero, hidden), [ir.AttrInt64("window", 0)], overload)
 
 
 def positions_function(padding: bool) -> Any:
@@ -87,7 +91,7 @@ def positions_function(padding: bool) -> Any:
     else:
         shape = body("Concat", body.dimension(input_ids, 0), new, axis=0)
         positions = body("Expand", body.arange(past, total), shape)
-    return body.function("Positions", positions, [])
+    return body.function("Positions", positions, [], "" if padding else _UNPADDED)
 
 
 def gelu_function() -> Any:

@@ -93,18 +93,23 @@ def positions_value(imp: Importing, before: Any, kind: str) -> Any:
     """Where positions come from, "input", "past" or "mask", as a value [B, S]; made before a node if need be."""
     if kind == "input":
         return imp.input("position_ids")
-    key = (DOMAIN, "Positions", "")
-    if key not in imp.model.functions:
-        imp.model.functions[key] = positions_function(kind == "mask")
-        imp.graph.opset_imports[DOMAIN] = 1
-    mask = imp.input("attention_mask") if kind == "mask" else None
-    inputs = [mask, imp.input("input_ids"), imp.input("past_key_values.0.key")]
     made = imp.facts.positions
     if kind not in made:
-        node = emit(before, "Positions", inputs, domain=DOMAIN, name="positions", outputs=["positions"])
-        node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-        made[kind] = node.outputs[0]
+        mask = imp.input("attention_mask") if kind == "mask" else None
+        name = f"positions.{kind}" if made else "positions"
+        made[kind] = _call(imp, before, positions_function(kind == "mask"), mask, name)
+        made[kind].type = ir.TensorType(ir.DataType.INT64)
     return made[kind]
+
+
+def _call(imp: Importing, before: Any, function: Any, mask: Any, name: str, **attributes: Any) -> Any:
+    """The result of a model-local function, which is added to the model unless that overload is there."""
+    if function.identifier() not in imp.model.functions:
+        imp.model.functions[function.identifier()] = function
+        imp.graph.opset_imports[DOMAIN] = 1
+    inputs = [mask, imp.input("input_ids"), imp.input("past_key_values.0.key")]
+    own = {"domain": DOMAIN, "overload": function.overload, "name": name, "outputs": [name]}
+    return emit(before, function.name, inputs, attributes, **own).outputs[0]
 
 
 def _rotate(before: Any, x: Any, cos: Any, sin: Any, positions: Any, heads: int, rope: Rope) -> Any:
@@ -125,15 +130,11 @@ def _mask(imp: Importing, before: Any, mask: Mask) -> Any:
     made = imp.facts.masks
     if (mask.window, mask.padding) in made:
         return made[mask.window, mask.padding]
-    key = (DOMAIN, "CausalMask", "")
-    if key not in imp.model.functions:
-        imp.model.functions[key] = causal_mask_function(mask.padding)
-        imp.graph.opset_imports[DOMAIN] = 1
-    inputs = [imp.input("attention_mask") if mask.padding else None]
-    inputs += [imp.input("input_ids"), imp.input("past_key_values.0.key")]
     name = f"mask.{mask.window}" if mask.window else "mask"
-    attributes = {"window": mask.window}
-    node = emit(before, "CausalMask", inputs, attributes, domain=DOMAIN, name=name, outputs=[name])
-    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    made[mask.window, mask.padding] = node.outputs[0]
-    return node.outputs[0]
+    if (mask.window, not mask.padding) in made:
+        name += ".padded" if mask.padding else ".unpadded"
+    hidden = imp.input("attention_mask") if mask.padding else None
+    value = _call(imp, before, causal_mask_function(mask.padding), hidden, name, window=mask.window)
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    made[mask.window, mask.padding] = value
+    return value

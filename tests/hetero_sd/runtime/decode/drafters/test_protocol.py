@@ -6,17 +6,22 @@ CONTRIBUTING.md, "Add a drafting method", names this class as the example.
 from __future__ import annotations
 
 import ast
+import dataclasses
+import re
 from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hetero_sd.runtime.decode
+from costmodel.schema.plan import Plan
+from hetero_sd.predict.predict import compilable
 from hetero_sd.runtime.decode.drafters import Draft, Drafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.session import Session
 
 DECODE = Path(next(iter(hetero_sd.runtime.decode.__path__)))
 
@@ -94,3 +99,16 @@ def test_a_third_dependency_is_found() -> None:
         "hetero_sd.compile.plan",
     ):
         assert strangers(f"from {module} import X\nfrom hetero_sd.runtime.decode.trace import Trace") == {module}
+
+
+def test_the_recipe_names_the_whole_protocol_and_where_a_mode_stands() -> None:
+    text = (Path(__file__).parents[5] / "CONTRIBUTING.md").read_text("utf-8")
+    recipe = text.split("## Add a drafting method\n")[1].split("\n## ")[0]
+    members = {name for name in (*vars(Drafter), *Drafter.__annotations__) if not name.startswith("_")}
+    assert members >= {"lost", "propose"}
+    named = set(re.findall(r"`([^`]+)`", recipe))
+    assert members - named == set()
+    assert {"Session._stream", "Plan.mode", "compilable"} <= named
+    assert hasattr(Session, "_stream")
+    assert "mode" in {field.name for field in dataclasses.fields(Plan)}
+    assert callable(compilable)

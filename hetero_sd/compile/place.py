@@ -1,4 +1,4 @@
-"""`--place RULE`: where each model runs, as the user states it, with the reason for the plan."""
+"""`--place RULE`: where each model runs, read from what the user states, and said again for people."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from targets.device import Board
 from targets.errors import UserError
 
 RULES = (
-    "[target=|draft=]WHERE, comma between; WHERE is cpu, gpu, gpu:FIRST-LAST (layers, `embedding`, `head`; the rest on "
-    "the CPU), cpu:FIRST-LAST, gpu:ffn or gpu:attention"
+    "[target=|draft=]WHERE, comma between; WHERE is cpu or gpu for the whole model, or for a part of it with the rest "
+    "on the other: gpu:FIRST-LAST or cpu:FIRST-LAST (layers, `embedding`, `head`; or one of them), gpu:ffn, cpu:ffn, "
+    "gpu:attention or cpu:attention"
 )
 
 

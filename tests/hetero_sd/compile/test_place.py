@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from costmodel.place import Part, Place
 from hetero_sd.cli import main
 from hetero_sd.compile import story as compile_module
-from hetero_sd.compile.place import place_models, place_text
+from hetero_sd.compile.place import RULES, place_models, place_text
 from targets import backend
 from targets.boards import load_board
 from targets.device import Board
@@ -29,6 +30,14 @@ EXPORTS = ROOT / "tests" / "data" / "exports"
 LLAMA, DRAFT = EXPORTS / "llama-dynamo-fp32", EXPORTS / "llama-drafter-dynamo-fp32"
 STATUSES = ["CL_OUT_OF_RESOURCES", "CL_OUT_OF_HOST_MEMORY", "CL_INVALID_COMMAND_QUEUE"]
 PROMPTS = [[1, 17, 30, 4, 9], [2, 5], [1, *list(range(3, 43))]]
+
+
+def test_the_text_of_the_rules_names_every_form_that_is_read() -> None:
+    forms = {"", ":FIRST-LAST", ":ffn", ":attention"}
+    named = {f"{name}{form}" for name in ("cpu", "gpu") for form in forms}
+    assert named - set(re.findall(r"[a-z]+(?::[\w-]+)?", RULES)) == set()
+    for rule in named:
+        assert Place.parse(rule.replace("FIRST", "0").replace("LAST", "head")).whole == (":" not in rule)
 
 
 def test_rules() -> None:

@@ -28,7 +28,7 @@ LIVE = (
 
 def compile_pair(folder: Path, board: str) -> Path:
     """The example pair with an entry point for every width up to gamma + 1."""
-    from hetero_sd.compile.story import CompileRequest, compile_bundle
+    from hetero_sd.compile.compile import CompileRequest, compile_bundle
     from hetero_sd.progress import Progress
 
     request = CompileRequest(

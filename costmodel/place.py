@@ -24,7 +24,7 @@ class Registered:
         return None if value in names() else f"none of {', '.join(names())}"
 
 
-Processor = Annotated[str, Registered()]
+ProcessorName = Annotated[str, Registered()]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Place(Record):
     """
 
     unknown_keys_refused: ClassVar[bool] = True
-    processor: Processor
+    processor: ProcessorName
     kind: Annotated[str, OneOf(("", ATTENTION, FFN))] = ""
     first: str = ""
     last: str = ""

@@ -51,7 +51,7 @@ class AcceptanceRequest:
 
 
 @dataclass(frozen=True)
-class Acceptance:
+class MeasuredAcceptance:
     """What was measured.
 
     Attributes:
@@ -97,7 +97,7 @@ class ReferenceDecoder(Model):
         return Done(logits[-1:] if last else logits)
 
 
-def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> Acceptance:
+def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> MeasuredAcceptance:
     """Run the pair over the prompts, greedily and sampled.
 
     Ctrl-C ends it with what was judged until then: the result then has `partial`, a sentence.
@@ -149,7 +149,9 @@ def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> Accep
             if not complete:
                 partial = f"interrupted in prompt {len(judged)} of {len(encoded)} of the {mode} run"
                 break
-    return Acceptance(request.target.name, request.draft.name, found.get("greedy"), found.get("sampled"), partial)
+    return MeasuredAcceptance(
+        request.target.name, request.draft.name, found.get("greedy"), found.get("sampled"), partial
+    )
 
 
 def _run(

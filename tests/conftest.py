@@ -18,7 +18,7 @@ from requirements import missing
 from unpack_families import unpack_families
 
 BOARD, BY_EXPORT = "the emulated board", ("test_coverage.py", "test_operator_rules.py")
-LONGEST = (BOARD, "test_wheel.py", "test_fuzz.py", "test_place.py", *BY_EXPORT, "test_story.py", "test_kernels.py")
+LONGEST = (BOARD, "test_wheel.py", "test_fuzz.py", "test_place.py", *BY_EXPORT, "test_compile.py", "test_kernels.py")
 unpack_families(Path(__file__).parent / "data")  # tests are named by its folders, so before they are collected
 unpack_families(Path(__file__).parent / "data", "cases")
 

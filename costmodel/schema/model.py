@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from costmodel.place import Place, Processor
+from costmodel.place import Place, ProcessorName
 from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaError, Within
 from targets.backend import HOST, backend
 
@@ -56,7 +56,7 @@ class SegmentFacts(Record):
     """
 
     unknown_keys_refused: ClassVar[bool] = True
-    processor: Processor
+    processor: ProcessorName
     prefix: str
     inputs: Names
     outputs: Names
@@ -77,7 +77,7 @@ class CacheFacts(Record):
 
     unknown_keys_refused: ClassVar[bool] = True
     dtype: Annotated[str, OneOf(("float32",))]
-    key_shape: dict[Processor, Sizes]
+    key_shape: dict[ProcessorName, Sizes]
     value_shape: Sizes
 
 
@@ -105,7 +105,7 @@ class ModelFacts(Record):
 
     unknown_keys_refused: ClassVar[bool] = True
     role: Role
-    libraries: Annotated[dict[Processor, str], Entries(1)]
+    libraries: Annotated[dict[ProcessorName, str], Entries(1)]
     weights: str
     layers: Annotated[int, Within(1, MOST_LAYERS)]
     vocab: Size

@@ -6,7 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
-from hetero_sd.acceptance import DEFAULT_GAMMA, DEFAULT_NEW_TOKENS, Acceptance, AcceptanceRequest, measure_acceptance
+from hetero_sd.acceptance import (
+    DEFAULT_GAMMA,
+    DEFAULT_NEW_TOKENS,
+    AcceptanceRequest,
+    MeasuredAcceptance,
+    measure_acceptance,
+)
 from hetero_sd.commands.parser import Subparsers, subcommand
 from targets.files import check_writable, write_text
 
@@ -60,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     return 130 if result.partial else 0
 
 
-def acceptance_text(result: Acceptance) -> str:
+def acceptance_text(result: MeasuredAcceptance) -> str:
     """The result for people."""
     lines = [f"partial: {result.partial}"] if result.partial else []
     for mode, found in (("greedy", result.greedy), ("sampled", result.sampled)):

@@ -55,8 +55,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compile, and print what was decided."""
+    from hetero_sd.compile.compile import CompileRequest, compile_bundle
     from hetero_sd.compile.compile_report import compile_json, compile_text
-    from hetero_sd.compile.story import CompileRequest, compile_bundle
     from hetero_sd.compile.vendor import PYTHONS
     from hetero_sd.progress import Progress
 

@@ -1,1 +1,1 @@
-"""`hetero-sd compile`: plan, build, bundle; story.py lists the steps."""
+"""`hetero-sd compile`: plan, build, bundle; compile.py lists the steps."""

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from shlex import quote
 
-from hetero_sd.compile.story import CompileResult
+from hetero_sd.compile.compile import CompileResult
 from hetero_sd.predict.text import variant_table
 
 _WIDTH = 118

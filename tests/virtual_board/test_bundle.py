@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hetero_sd.compile.story import CompileRequest, compile_bundle
+from hetero_sd.compile.compile import CompileRequest, compile_bundle
 from hetero_sd.progress import Progress
 from hetero_sd.verify import VerifyRequest, verify_bundle
 

@@ -17,7 +17,7 @@ import pytest
 
 from costmodel.place import Part, Place
 from hetero_sd.cli import main
-from hetero_sd.compile import story as compile_module
+from hetero_sd.compile import compile as compile_module
 from hetero_sd.compile.place import RULES, place_models, place_text
 from targets import backend
 from targets.boards import load_board

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hetero_sd.cli import main
-from hetero_sd.compile import story
+from hetero_sd.compile import compile as compile_module
 from hetero_sd.runtime.manifest import hash_file
 from tests.support.host_with_gpu import host_with_gpu
 
@@ -81,7 +81,7 @@ def mutable_split(opencl: Any, worker: Any, tmp_path_factory: pytest.TempPathFac
     target, draft = exports / "llama-dynamo-fp32", exports / "llama-drafter-dynamo-fp32"
     options = ["--tokenizer", target, "--board", "any", "--context", "64", "--gamma", "1", "--place", "gpu:ffn"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(story, "load_board", lambda name, measure: host_with_gpu())
+        patch.setattr(compile_module, "load_board", lambda name, measure: host_with_gpu())
         command = ["compile", target / "model.onnx", "--draft", draft / "model.onnx", *options, "--out", out]
         assert main([*map(str, command)]) == 0
     bundle = Bundle(out, tmp_path_factory.mktemp("mutable_split"), worker)

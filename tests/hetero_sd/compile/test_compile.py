@@ -192,7 +192,7 @@ def test_an_output_that_is_there_is_refused_before_any_work(
     def work(*given: object) -> None:
         raise AssertionError("the import began")
 
-    monkeypatch.setattr("hetero_sd.compile.story.import_models", work)
+    monkeypatch.setattr("hetero_sd.compile.compile.import_models", work)
     out = tmp_path / "out"
     if kind == "dangling link":
         out.symlink_to(tmp_path / "nowhere")

@@ -215,16 +215,17 @@ def _compute(node: Any, inputs: tuple[Known | None, ...], opsets: dict[str, int]
 
 def small_result(node: Any, inputs: list[np.ndarray | None]) -> bool:
     """Whether a node of known numbers makes no more than a few MB: asked before it is computed."""
-    sizes = [x.size for x in inputs if x is not None]
+    sizes = [float(x.size) for x in inputs if x is not None]
     if node.op_type in _SIZED_BY:  # the numbers of one operand are the size
         if node.op_type == "Range":
             start, end, step = (float(x.reshape(-1)[0]) if x is not None and x.size else 0.0 for x in inputs[:3])
             return step != 0 and abs((end - start) / step) <= _MOST_COMPUTED
         numbers = inputs[_SIZED_BY[node.op_type]]
-        sizes.append(int(np.prod(np.maximum(np.abs(numbers.astype(np.float64)), 1))) if numbers is not None else 1)
+        made = np.prod(np.maximum(np.abs(numbers.astype(np.float64)), 1)) if numbers is not None else 1.0
+        sizes.append(float(made))  # may be infinite
     elif node.op_type not in _BOUNDED:
         return False
-    return float(np.prod([float(max(1, s)) for s in sizes])) <= _MOST_COMPUTED
+    return float(np.prod([max(1.0, s) for s in sizes])) <= _MOST_COMPUTED
 
 
 def run_node(node: Any, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:

@@ -69,6 +69,7 @@ class _File:
         self._inputs = [v.name for v in imp.graph.inputs]
         self._dtypes = {v.name: v.dtype.numpy() for v in imp.graph.inputs}
         self._outputs = [v.name for v in imp.graph.outputs]
+        self.has_cache = any(name.startswith("past_key_values.") for name in self._inputs)
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads, options.log_severity_level = 1, 4
@@ -82,6 +83,8 @@ class _File:
 
 
 class _Upcast:
+    has_cache = True
+
     def __init__(self, path: Path) -> None:
         self._model = ReferenceModel(path, threads=1)
 
@@ -108,6 +111,8 @@ def compare(path: Path, decoder: Decoder) -> Answers:
         return Answers(1, float("inf"), f"the canonical model does not load: {_line(error)}")
     done, worst, where, reason = 0, 0.0, "", ""
     for name, feed, past in _cases(decoder.facts):
+        if past and not reference.has_cache:
+            continue
         try:
             expected = reference.run(feed)
         except Exception as error:

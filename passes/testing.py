@@ -36,11 +36,12 @@ class TinyDecoder:
         tied: bool = False,
         bits: int = 0,
         seed: int = 0,
+        parallel: bool = False,
     ):
-        """Make the weights and the graph."""
+        """Make the weights and the graph; `parallel`: x + (attention of x + feed-forward part of x), as in GPT-J."""
         self.layers, self.heads, self.kv_heads, self.head_dim = layers, heads, kv_heads, head_dim
         self.hidden, self.ffn, self.vocab, self.context = heads * head_dim, ffn, vocab, context
-        self.dtype, self.bits, self.tied = dtype, bits, tied
+        self.dtype, self.bits, self.tied, self.parallel = dtype, bits, tied, parallel
         self._rng = np.random.default_rng(seed)
         self._nodes: list[Any] = []
         self._init: dict[str, np.ndarray] = {}
@@ -105,12 +106,14 @@ class TinyDecoder:
             **dict(q_num_heads=self.heads, kv_num_heads=self.kv_heads, scale=self.head_dim**-0.5, is_causal=1),
         )
         self._present += [key, value]
-        x = self._op("Add", [x, self._linear(o, f"{i}.o", self.hidden, self.hidden)])
+        o = self._linear(o, f"{i}.o", self.hidden, self.hidden)
+        if not self.parallel:
+            x = self._op("Add", [x, o])
         y = self._norm(x, f"{i}.ffn_norm", self.hidden)
         gate, up = (self._linear(y, f"{i}.{n}", self.hidden, self.ffn) for n in ("gate", "up"))
         silu = self._op("Mul", [gate, self._op("Sigmoid", [gate])])
         down = self._linear(self._op("Mul", [silu, up]), f"{i}.down", self.ffn, self.hidden)
-        return str(self._op("Add", [x, down]))
+        return str(self._op("Add", [x, self._op("Add", [o, down]) if self.parallel else down]))
 
     def _build(self, qk_norm: bool, qkv_bias: bool) -> None:
         self._present: list[str] = []

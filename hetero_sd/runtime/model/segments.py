@@ -1,7 +1,8 @@
 """The segments of a model, loaded: TVM libraries by processor, caches, weights, and what crosses between processors.
 
 How a value gets from one processor to another, and a weight to its own, is the backend's (targets/backend.py): between
-two of them the host sees the value on the first, then hands it to the second.
+two of them the host sees the value on the first, then hands it to the second. What the host sees of a value ends before
+the processor that has it uses it again.
 """
 
 from __future__ import annotations
@@ -63,22 +64,26 @@ class Chain:
             return tuple(self.alone.entries[entry](ids, pos, *more, *self.alone.fixed))
         values: dict[str, tuple[str, Any]] = {"input_ids": (HOST, ids)}
         crossed: dict[tuple[str, str], Any] = {}
-        lent: list[tuple[Backend, Any]] = []
+        lent: dict[str, tuple[Backend, Any]] = {}  # by name: values that the host sees on the processor that has them
         try:
             for segment in self._segments:
                 here, arguments = segment.facts.processor, []
                 for name in segment.facts.inputs:
                     home, tensor = values[name]
+                    if home == here and name in lent:
+                        owner, _ = lent.pop(name)
+                        owner.end_view(tensor)
+                        crossed.pop((name, HOST), None)
                     if home != here and (name, here) not in crossed:
                         view = backend(home).host_view(tensor)
-                        lent.append((backend(home), tensor))
+                        lent[name] = backend(home), tensor
                         crossed[name, here] = view if here == HOST else self._to_device(name, entry, view, here)
                     arguments.append(tensor if home == here else crossed[name, here])
                 more = () if row is None or not segment.facts.chooses else (row,)
                 made = segment.entries[entry](*arguments, pos, *more, *segment.fixed)
                 values.update((name, (here, t)) for name, t in zip(segment.facts.outputs, made, strict=True))
         finally:
-            for owner, tensor in lent:
+            for owner, tensor in lent.values():
                 owner.end_view(tensor)
         return values["logits"][1], values["choice"][1]
 

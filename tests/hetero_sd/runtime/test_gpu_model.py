@@ -1,4 +1,7 @@
-"""A compiled model on an OpenCL device: ten thousand tokens without a leak, weights that are shared, kernels kept."""
+"""A compiled model on an OpenCL device: ten thousand tokens without a leak, weights that are shared, kernels kept.
+
+And one of which the CPU has a part.
+"""
 
 from __future__ import annotations
 
@@ -194,3 +197,29 @@ def test_nan_on_the_gpu_stops_argmax_forward_and_extend(bundle: Path, tmp_path: 
     for call in calls:
         with pytest.raises(NotFiniteError, match="the target computed logits that are not finite"):
             call(spoilt)
+
+
+@pytest.mark.slow
+def test_a_value_that_both_processors_use(opencl: Any, tmp_path: Path, released: None) -> None:
+    """The input of a layer comes from the GPU: the CPU's attention and the GPU's feed-forward part both read it."""
+    from hetero_sd.compile.build import ModelRequest, Sizes, build_model
+    from hetero_sd.compile.bundle import copy_opencl_runtime
+    from hetero_sd.runtime.model.model import load_models
+    from passes.testing import TinyDecoder
+
+    board, gpu = load_board("host", measure=False), load_board("rk3566").gpu
+    decoder, sizes = TinyDecoder(layers=2, parallel=True).decoder(), Sizes(CONTEXT, (1,), 8)
+    models = {}
+    for place in ("cpu", "gpu:ffn"):
+        folder = tmp_path / place.replace(":", "_")
+        runtime = copy_opencl_runtime(folder / "python", board.isa)
+        where = ReasonedPlace(Place.parse(place))
+        request = ModelRequest("target", decoder, board.clusters[0].core, where, sizes, gpu, runtime)
+        write_manifest(folder, {"target": build_model(request, folder).facts})
+        models[place] = load_models(Bundle(folder)).target
+    processors = [s.processor for s in models["gpu:ffn"]._facts.chain if "x4" in (*s.inputs, *s.outputs)]
+    assert processors == ["gpu", "gpu", "cpu", "gpu"]  # the third reads what the first made, then the fourth
+    for ids in ([3], [1, 4, 2]):
+        on_cpu, split = (models[place].forward(ids, 0) for place in ("cpu", "gpu:ffn"))
+        assert np.abs(split - on_cpu).max() < 1e-4 * np.abs(on_cpu).max()
+    assert np.abs(models["gpu:ffn"].forward([1, 4, 3], 0) - on_cpu).max() > 1e-2 * np.abs(on_cpu).max()

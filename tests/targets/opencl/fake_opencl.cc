@@ -5,7 +5,8 @@
 // host, as Arm's drivers do. Kernel "fill" writes its float argument. For tests of what is said about a driver:
 // FAKE_PLATFORM, FAKE_NAME, FAKE_VERSION, FAKE_DRIVER and FAKE_EXTENSIONS are its texts, FAKE_PLATFORMS=0 and
 // FAKE_DEVICES=0 leave it without, FAKE_MAX_ALLOC is the largest buffer, FAKE_REFUSES and FAKE_CRASHES are parts of the
-// kernels that its compiler refuses or crashes at.
+// kernels that its compiler refuses or crashes at. FAKE_EVENT_STATE is what commands enqueued from now on say of
+// themselves: below 0 that they failed, above that they are not done, until something waits for them.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -45,13 +46,14 @@ struct _cl_kernel {
 };
 struct _cl_event {
   cl_ulong at;
+  cl_int state;
 };
 
 namespace {
 
 _cl_platform_id g_platform;
 _cl_device_id g_devices[2] = {{"a CPU", CL_DEVICE_TYPE_CPU}, {"a GPU", CL_DEVICE_TYPE_GPU}};
-std::atomic<long> g_handles{0}, g_clock{1000};
+std::atomic<long> g_handles{0}, g_clock{1000}, g_finished{0};
 std::mutex g_mutex;  // a driver's own lock: its functions may be called from several threads
 
 bool Is(const char* variable, const char* value) {
@@ -101,8 +103,8 @@ cl_int GiveText(const std::string& text, size_t room, void* to, size_t* size_to)
 }
 
 void Happen(cl_event* event) {
-  cl_int status;
-  if (event != nullptr) *event = Made(new _cl_event{static_cast<cl_ulong>(g_clock += 10)}, &status);
+  cl_int status, state = std::atoi(Text("FAKE_EVENT_STATE", "0").c_str());
+  if (event != nullptr) *event = Made(new _cl_event{static_cast<cl_ulong>(g_clock += 10), state}, &status);
 }
 
 char* BytesOf(cl_mem memory) {
@@ -305,14 +307,21 @@ cl_int clEnqueueMarkerWithWaitList(cl_command_queue, cl_uint, const cl_event*, c
   return CL_SUCCESS;
 }
 cl_int clEnqueueBarrierWithWaitList(cl_command_queue, cl_uint, const cl_event*, cl_event*) { return CL_SUCCESS; }
-cl_int clWaitForEvents(cl_uint, const cl_event*) { return CL_SUCCESS; }
-cl_int clGetEventInfo(cl_event, cl_uint, size_t room, void* to, size_t* size) {
-  return GiveValue<cl_int>(std::atoi(Text("FAKE_EVENT_STATE", "0").c_str()), room, to, size);
+cl_int clWaitForEvents(cl_uint, const cl_event* events) {
+  if (events[0]->state > 0) events[0]->state = 0;
+  return events[0]->state < 0 ? -14 : CL_SUCCESS;  // CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST
+}
+cl_int clGetEventInfo(cl_event event, cl_uint, size_t room, void* to, size_t* size) {
+  bool done = event->state > 0 && event->at <= static_cast<cl_ulong>(g_finished);
+  return GiveValue<cl_int>(done ? 0 : event->state, room, to, size);
 }
 cl_int clGetEventProfilingInfo(cl_event event, cl_uint what, size_t room, void* to, size_t* size) {
   return GiveValue<cl_ulong>(event->at + what - CL_PROFILING_COMMAND_QUEUED, room, to, size);
 }
 cl_int clReleaseEvent(cl_event event) { return Freed(event); }
 cl_int clFlush(cl_command_queue) { return CL_SUCCESS; }
-cl_int clFinish(cl_command_queue) { return CL_SUCCESS; }
+cl_int clFinish(cl_command_queue) {
+  g_finished.store(g_clock);
+  return CL_SUCCESS;
+}
 }

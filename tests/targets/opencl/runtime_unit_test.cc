@@ -17,6 +17,7 @@ namespace {
 
 constexpr char kFill[] = "__kernel void fill(__global float* y, float x) {}";
 int g_failed = 0;
+long (*g_live)() = nullptr;  // handles of the driver that are not released
 
 #define CHECK(condition)                                                          \
   do {                                                                            \
@@ -140,15 +141,68 @@ void TestStagedWrites() {
   buffer.Read(0, &read[0], read.size());
   CHECK(read == std::string(300000, 'y') + std::string((1 << 20) - 300000, 'x'));
 
-  // A copy that fails after it was queued is an error of the next wait, once, and its memory is freed.
-  Device& gpu = GetDevice(0);
-  gpu.Finish(gpu.Queue());
-  buffer.Write(0, "four", 4);
-  setenv("FAKE_EVENT_STATE", "-5", 1);
-  CHECK(Message([&] { gpu.Finish(gpu.Queue()); }) ==
-        "clEnqueueWriteBuffer returned CL_OUT_OF_RESOURCES (-5) for a copy to the device, after it was queued");
+  GetDevice(0).Finish(GetDevice(0).Queue());
+}
+
+// Writes four bytes whose command says that of itself; the message of the Error.
+std::string WriteAs(const char* state, Buffer* buffer) {
+  setenv("FAKE_EVENT_STATE", state, 1);
+  std::string message = Message([&] { buffer->Write(0, "four", 4); });
   unsetenv("FAKE_EVENT_STATE");
-  CHECK(Message([&] { gpu.Finish(gpu.Queue()); }) == "nothing was thrown");
+  return message;
+}
+
+// A copy that fails after it was queued is an error of the next wait, whatever waits, once; its memory is freed.
+void TestFailedWrites() {
+  Device& gpu = GetDevice(0);
+  Buffer buffer(&gpu, 64);
+  long before = g_live();
+  const std::string failed =
+      "clEnqueueWriteBuffer returned CL_OUT_OF_RESOURCES (-5) for a copy to the device, after it was queued";
+  char read[4];
+  auto finish = [&] { gpu.Finish(gpu.Queue()); };
+  auto to_host = [&] { buffer.ToHost(HostAccess::kReadWrite); };
+  auto from_device = [&] { buffer.Read(0, read, sizeof(read)); };
+  auto profile = [&] { gpu.EndProfile(gpu.BeginProfile()); };
+  auto each = [&](auto wait) {
+    WriteAs("-5", &buffer);
+    CHECK(Message(wait) == failed);
+    CHECK(g_live() == before);
+    CHECK(Message(wait) == "nothing was thrown");
+    buffer.ToDevice();  // after a failed hand-over the device still has it, and the host gets it the next time
+    finish();
+  };
+  each(finish), each(to_host), each(from_device), each(profile);
+  WriteAs("1", &buffer);  // one that is not done, as of another queue, hides none that failed after it
+  WriteAs("-5", &buffer);
+  CHECK(Message(from_device) == failed);
+  CHECK(g_live() == before + 1);
+  finish();
+  CHECK(g_live() == before);
+}
+
+// Where the driver cannot wait for a copy, or does not say whether it was read, that is said and the copy is kept.
+void TestUnknownWrites() {
+  Device& gpu = GetDevice(0);
+  Buffer buffer(&gpu, 64);
+  long before = g_live();
+  const cl_int status = StatusOf("CL_OUT_OF_HOST_MEMORY");
+  const std::string returned = " returned CL_OUT_OF_HOST_MEMORY (-6) for a copy to the device, after it was queued";
+  WriteAs("1", &buffer);
+  InjectFailure("clGetEventInfo", 1, status, false);
+  CHECK(Message([&] { gpu.Finish(gpu.Queue()); }) == "clGetEventInfo" + returned);
+  CHECK(g_live() == before + 1);
+  gpu.Finish(gpu.Queue());
+  CHECK(g_live() == before);
+
+  for (int i = 0; i < 64; ++i) WriteAs("1", &buffer);  // as many as are staged before one is waited for
+  InjectFailure("clWaitForEvents", 1, status, false);
+  CHECK(WriteAs("1", &buffer) == "clWaitForEvents" + returned);
+  CHECK(g_live() == before + 64);
+  CHECK(WriteAs("1", &buffer) == "nothing was thrown");  // waits for the older half
+  CHECK(g_live() == before + 33);
+  gpu.Finish(gpu.Queue());
+  CHECK(g_live() == before);
 }
 
 void TestKernels() {
@@ -245,23 +299,25 @@ void TestCache() {
 int main() {
   TestHash();
   TestDevices();
-  long (*live)() = reinterpret_cast<long (*)()>(
+  g_live = reinterpret_cast<long (*)()>(
       dlsym(dlopen(std::getenv("HSD_OPENCL_LIB"), RTLD_NOW | RTLD_NOLOAD), "FakeLiveHandles"));
   GetDevice(0).Finish(GetDevice(0).Queue());
   GetDevice(0).EndProfile(GetDevice(0).BeginProfile());
   GetDevice(1).Finish(GetDevice(1).Queue());
-  long before = live();  // a context and two queues, kept for the life of the process
+  long before = g_live();  // a context and two queues, kept for the life of the process
   TestBuffers();
   if (std::getenv("FAKE_MOVES") == nullptr) {
     TestImports();
     TestStagedWrites();
+    TestFailedWrites();
+    TestUnknownWrites();
     TestKernels();
     TestCache();
     TestThreads();
     TestFaults();
   }
   GetDevice(0).Finish(GetDevice(0).Queue());
-  CHECK(live() == before);
+  CHECK(g_live() == before);
   CHECK(GetDevice(0).live_buffers.load() == 0);
   if (g_failed == 0) std::puts("all passed");
   return g_failed != 0;

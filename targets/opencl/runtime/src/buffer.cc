@@ -76,9 +76,14 @@ void* Buffer::ToHost(HostAccess access) {
     cl_bitfield flags = reads ? CL_MAP_READ | CL_MAP_WRITE : CL_MAP_WRITE_INVALIDATE_REGION;
     if (access == HostAccess::kRead) flags = CL_MAP_READ;
     void* at = Cl().clEnqueueMapBuffer(about, device->Queue(), mem_, 1, flags, 0, bytes, 0, nullptr, nullptr);
-    if (known != nullptr && at != known) {
+    try {
+      if (known != nullptr && at != known) {
+        throw Error("the driver of " + device->facts.name + " moved a mapped buffer; it cannot be shared");
+      }
+      device->CheckWrites();
+    } catch (...) {
       Cl().clEnqueueUnmapMemObject.Try(device->Queue(), mem_, at, 0, nullptr, nullptr);
-      throw Error("the driver of " + device->facts.name + " moved a mapped buffer; it cannot be shared");
+      throw;
     }
     mapped_ = known = at;
   } else {
@@ -90,6 +95,7 @@ void* Buffer::ToHost(HostAccess access) {
     known = copy_.get();
     if (reads) {
       Cl().clEnqueueReadBuffer(about, device->Queue(), mem_, 1, 0, bytes, known, 0, nullptr, nullptr);
+      device->CheckWrites();
     }
   }
   host_writes_ = access != HostAccess::kRead;
@@ -127,6 +133,7 @@ void Buffer::Read(size_t offset, void* target, size_t size) const {
   if (size == 0) return;
   Cl().clEnqueueReadBuffer("a copy to the host", device->Queue(), ForDevice(), 1, offset, size, target, 0, nullptr,
                            nullptr);
+  device->CheckWrites();
 }
 
 void Buffer::CopyFrom(size_t offset, const Buffer& source, size_t source_offset, size_t size) {

@@ -180,6 +180,10 @@ void Device::Flush() { Cl().clFlush(facts.name.c_str(), Queue()); }
 
 void Device::Finish(cl_command_queue queue) {
   Cl().clFinish(facts.name.c_str(), queue);
+  CheckWrites();
+}
+
+void Device::CheckWrites() {
   std::lock_guard<std::mutex> lock(mutex_);
   ReapLocked(false);
 }
@@ -214,23 +218,31 @@ void Device::Write(cl_mem to, size_t offset, const void* source, size_t bytes) {
   staged_.push_back({event, std::move(copy)});
 }
 
-// Frees the copies that the device has read; with `all` it waits for the oldest half. Throws Error where one of them
-// failed after it was queued: what the kernels since then read is not what was written.
-void Device::ReapLocked(bool all) {
-  size_t keep = all ? staged_.size() / 2 : staged_.size();
-  cl_int failed = CL_SUCCESS;
-  while (!staged_.empty()) {
-    cl_event event = staged_.front().event;
+// Frees the copies that the device has read, those of every queue; with `wait` it waits for the older half of them
+// first. A copy of which the driver does not say whether it was read is kept: the device may still read it. Throws
+// Error where a copy failed after it was queued (what the kernels since then read is not what was written), or where
+// the driver could not wait or say.
+void Device::ReapLocked(bool wait) {
+  const char* about = "a copy to the device, after it was queued";
+  size_t awaited = wait ? staged_.size() - staged_.size() / 2 : 0, kept = 0;
+  cl_int failed = CL_SUCCESS, not_awaited = CL_SUCCESS, not_said = CL_SUCCESS;
+  for (size_t i = 0; i < staged_.size(); ++i) {
+    cl_event event = staged_[i].event;
+    if (i < awaited && not_awaited == CL_SUCCESS) not_awaited = Cl().clWaitForEvents.Try(1, &event);
     cl_int state = CL_COMPLETE;
-    if (staged_.size() > keep) Cl().clWaitForEvents.Try(1, &event);
     cl_int status = Cl().clGetEventInfo.Try(event, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof(state), &state, nullptr);
-    if (status != CL_SUCCESS) state = status;
-    if (state > CL_COMPLETE) break;
+    if (status != CL_SUCCESS) not_said = status;
+    if (status != CL_SUCCESS || state > CL_COMPLETE) {
+      std::swap(staged_[kept++], staged_[i]);
+      continue;
+    }
     if (state < CL_COMPLETE) failed = state;
     Cl().clReleaseEvent.Try(event);
-    staged_.pop_front();
   }
-  if (failed != CL_SUCCESS) ThrowStatus(failed, "clEnqueueWriteBuffer", "a copy to the device, after it was queued");
+  staged_.resize(kept);
+  if (failed != CL_SUCCESS) ThrowStatus(failed, "clEnqueueWriteBuffer", about);
+  if (not_awaited != CL_SUCCESS) ThrowStatus(not_awaited, "clWaitForEvents", about);
+  if (not_said != CL_SUCCESS) ThrowStatus(not_said, "clGetEventInfo", about);
 }
 
 size_t Device::BeginProfile() {
@@ -269,6 +281,7 @@ std::vector<Timing> Device::EndProfile(size_t first) {
   }
   for (const Recorded& command : ended) Cl().clReleaseEvent.Try(command.event);
   if (status != CL_SUCCESS) ThrowStatus(status, "clGetEventProfilingInfo", "a profile of " + facts.name);
+  ReapLocked(false);
   return timings;
 }
 

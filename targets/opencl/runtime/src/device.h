@@ -50,6 +50,8 @@ class Device {
 
   // Writes `bytes` from `source`, which may change after the return: up to 256 KiB without waiting for the queue.
   void Write(cl_mem to, size_t offset, const void* source, size_t bytes);
+  // Throws Error where a write failed after it was queued; for whoever has waited for a queue. It says so once.
+  void CheckWrites();
 
   // Profiling moves the shared queue to one with timestamps; begin and end it while no other thread enqueues.
   // EndProfile waits for the queue and returns the commands since the BeginProfile that returned `first`.
@@ -63,7 +65,7 @@ class Device {
 
  private:
   struct Staged {
-    cl_event event;
+    cl_event event = nullptr;
     std::unique_ptr<char[]> bytes;
   };
   struct Recorded {
@@ -72,7 +74,7 @@ class Device {
   };
   using ImportArm = HandleFunction<cl_mem, cl_context, cl_bitfield, const intptr_t*, void*, size_t>;
   void OpenLocked();
-  void ReapLocked(bool all);
+  void ReapLocked(bool wait);
 
   const ImportArm import_arm_;
   std::mutex mutex_;

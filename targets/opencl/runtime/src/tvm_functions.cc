@@ -141,13 +141,14 @@ Function MakeMark(int index) {
   Cl().clEnqueueMarkerWithWaitList("a mark", queue, 0, nullptr, &event);
   auto mark = tvm::ffi::make_object<MarkObj>(event);
   Cl().clFlush(device.facts.name.c_str(), queue);
-  return Function::FromTyped([mark](bool wait) {
+  return Function::FromTyped([mark, &device](bool wait) {
     return Guard([&] {
       cl_event at = mark->mark.event;
       if (wait) Cl().clWaitForEvents("a mark", 1, &at);
       cl_int state = CL_COMPLETE;
       Cl().clGetEventInfo("a mark", at, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof(state), &state, nullptr);
       if (state < 0) ThrowStatus(state, "a command before a mark", "");
+      if (state == CL_COMPLETE) device.CheckWrites();
       return state == CL_COMPLETE;
     });
   });

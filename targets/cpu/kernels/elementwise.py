@@ -12,25 +12,9 @@ from targets.kernels.elementwise import elementwise, gelu_kind
 from targets.kernels.vector_math import GELU_CUBIC, GELU_SLOPE
 
 
-@functools.cache
 def add(tile: CpuTile, n: int, width: int) -> Any:
     """The PrimFunc (a, b, y): y = a + b, all of [1, n, width]."""
-    lanes = tile.lanes
-
-    @T.prim_func(s_tir=True)
-    def add(
-        a: T.Buffer((1, n, width), "float32"),
-        b: T.Buffer((1, n, width), "float32"),
-        y: T.Buffer((1, n, width), "float32"),
-    ):
-        T.func_attr({"tirx.noalias": True})
-        for m, i in T.grid(n, width // lanes):
-            with T.sblock("vector"):
-                vm, vi = T.axis.remap("SS", [m, i])
-                for v in T.vectorized(lanes):
-                    y[0, vm, vi * lanes + v] = a[0, vm, vi * lanes + v] + b[0, vm, vi * lanes + v]
-
-    return add
+    return _binary(tile, n, width, "add")
 
 
 @functools.cache
@@ -56,14 +40,14 @@ def add_bias(tile: CpuTile, n: int, width: int) -> Any:
 
 def silu_mul(tile: CpuTile, n: int, width: int) -> Any:
     """The PrimFunc (gate, up, y): y = gate * sigmoid(gate) * up, all of [1, n, width]."""
-    return _gated(tile, n, width, "silu_mul")
+    return _binary(tile, n, width, "silu_mul")
 
 
 def gelu_mul(
     tile: CpuTile, n: int, width: int, tanh: bool, slope: float = GELU_SLOPE, cubic: float = GELU_CUBIC
 ) -> Any:
     """The PrimFunc (gate, up, y): y = gelu(gate) * up, all of [1, n, width]; which GELU: see lanes_gelu."""
-    return _gated(tile, n, width, gelu_kind("gelu_mul", tanh), slope, cubic)
+    return _binary(tile, n, width, gelu_kind("gelu_mul", tanh), slope, cubic)
 
 
 def gelu(tile: CpuTile, n: int, width: int, tanh: bool, slope: float = GELU_SLOPE, cubic: float = GELU_CUBIC) -> Any:
@@ -82,13 +66,13 @@ def scale(tile: CpuTile, n: int, width: int, factor: float) -> Any:
 
 
 @functools.cache
-def _gated(tile: CpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
+def _binary(tile: CpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
     lanes, function = tile.lanes, elementwise(kind, *constants)
 
     @T.prim_func(s_tir=True)
-    def gated(
-        gate: T.Buffer((1, n, width), "float32"),
-        up: T.Buffer((1, n, width), "float32"),
+    def binary(
+        a: T.Buffer((1, n, width), "float32"),
+        b: T.Buffer((1, n, width), "float32"),
         y: T.Buffer((1, n, width), "float32"),
     ):
         T.func_attr({"tirx.noalias": True})
@@ -96,9 +80,9 @@ def _gated(tile: CpuTile, n: int, width: int, kind: str, *constants: float) -> A
             with T.sblock("vector"):
                 vm, vi = T.axis.remap("SS", [m, i])
                 for v in T.vectorized(lanes):
-                    y[0, vm, vi * lanes + v] = function(gate[0, vm, vi * lanes + v], up[0, vm, vi * lanes + v])
+                    y[0, vm, vi * lanes + v] = function(a[0, vm, vi * lanes + v], b[0, vm, vi * lanes + v])
 
-    return gated
+    return binary
 
 
 @functools.cache

@@ -14,7 +14,6 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from targets.device import Board, Core, Gpu
@@ -53,13 +52,11 @@ class Backend(ABC):
         half_as_bits: kernels get float16 weights as uint16 of the same bits (passes/relax/half_as_bits.py).
         carries_runtime: a bundle that uses it carries the library that gives TVM the device, `opencl_runtime` in the
             manifest; only one kind can have one today.
-        kernel_names: formats of PrimFunc names, by maker, that differ from those of passes/lower/operators.py.
     """
 
     name: ClassVar[str]
     half_as_bits: ClassVar[bool] = False
     carries_runtime: ClassVar[bool] = False
-    kernel_names: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     # compiling
 

@@ -145,11 +145,11 @@ OPERATORS = {
     "hsd.rms_norm": Operator("rms_norm", _rms_norm, "rms_norm_{n}_{groups}", _NORMALISED),
     "hsd.add_rms_norm": Operator("add_rms_norm", _n_width_eps, "add_rms_norm_{n}", _row("a hidden size")),
     "hsd.layer_norm": Operator("layer_norm", _n_width_eps, "layer_norm_{n}", _row("a hidden size")),
-    "hsd.silu_mul": Operator("silu_mul", _n_width, "silu_mul_{n}", _row("an FFN size")),
-    "hsd.gelu_mul": Operator("gelu_mul", _gelu, "gelu_mul_{n}", _row("an FFN size")),
-    "hsd.gelu": Operator("gelu", _gelu, "gelu_{n}", _row("an FFN size")),
-    "hsd.tanh": Operator("tanh", _n_width, "tanh_{n}", _row("a row")),
-    "hsd.scale": Operator("scale", _scale, "scale_{n}", _row("a row")),
+    "hsd.silu_mul": Operator("silu_mul", _n_width, "silu_mul_{n}_{width}", _row("an FFN size")),
+    "hsd.gelu_mul": Operator("gelu_mul", _gelu, "gelu_mul_{n}_{width}", _row("an FFN size")),
+    "hsd.gelu": Operator("gelu", _gelu, "gelu_{n}_{width}", _row("an FFN size")),
+    "hsd.tanh": Operator("tanh", _n_width, "tanh_{n}_{width}", _row("a row")),
+    "hsd.scale": Operator("scale", _scale, "scale_{n}_{width}", _row("a row")),
     "hsd.learned_positions": Operator("learned_positions", _learned_positions, "learned_positions_{n}"),
     "hsd.rope": Operator("rope", _rope, "rope_{n}_{heads}"),
     "hsd.attention_cached": Operator("attention_cached", _attention, "attention_{n}", _HEAD, places=(-1, 3, 4)),
@@ -195,8 +195,7 @@ class Lower:
         if operator.maker not in makers:
             raise UserError(f"{backend.title()} has no kernel {operator.maker}: use --place {HOST}")
         func = makers[operator.maker](self.tile, **found)
-        name = backend.kernel_names.get(operator.maker, operator.name).format_map(found)
-        return _call(bb, func, name, call, operator.places)
+        return _call(bb, func, operator.name.format_map(found), call, operator.places)
 
 
 def _call(bb: Any, func: Any, name: str, call: Any, places: tuple[int, ...]) -> Any:

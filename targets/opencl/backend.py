@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from targets import elf
@@ -27,10 +26,6 @@ class OpenClBackend(Backend):
     name = "gpu"
     half_as_bits = True
     carries_runtime = True
-    # elementwise kernels are named by their width too: reports list every kernel, and these cost what is in a row
-    kernel_names = MappingProxyType(
-        {kernel: kernel + "_{n}_{width}" for kernel in ("silu_mul", "gelu_mul", "gelu", "tanh", "scale")}
-    )
 
     def title(self, model: str = "") -> str:
         """The GPU's name."""

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import types
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -14,8 +13,9 @@ import pytest
 from bundles import LIVE, some_model, some_plan, some_prediction
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from json_places import at, places
+from schema_records import RECORDS
 
-from costmodel import place
 from costmodel.place import Place, ReasonedPlace, Registered
 from costmodel.schema import manifest, measured, model, plan
 from costmodel.schema.manifest import FileFacts, Manifest, TokenizerFacts, refused_version
@@ -25,15 +25,6 @@ from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaErr
 from targets.backend import names
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-RECORDS = sorted(
-    {
-        value
-        for module in (place, manifest, measured, model, plan)
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Record) and dataclasses.is_dataclass(value)
-    },
-    key=lambda record: record.__name__,
-)
 
 
 def values(kind: Any, bounds: tuple[Any, ...] = ()) -> st.SearchStrategy[Any]:
@@ -200,19 +191,6 @@ def refusal_or_record(cls: type[Record], value: Any) -> Any:
         return cls.from_json(value)
     except SchemaError as error:
         return str(error)
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield (*path, key)
-        yield from places(inner, (*path, key))
-
-
-def at(value: Any, path: tuple[Any, ...]) -> Any:
-    for key in path:
-        value = value[key]
-    return value
 
 
 def test_unknown_keys_of_a_model_are_refused_and_those_of_a_plan_are_not() -> None:

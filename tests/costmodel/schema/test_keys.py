@@ -7,17 +7,9 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from costmodel import place
-from costmodel.schema import manifest, measured, model, plan
-from costmodel.schema.record import Record
+from schema_records import RECORDS
 
 ROOT = Path(__file__).resolve().parents[3]
-RECORDS = {
-    value
-    for module in (place, manifest, measured, model, plan)
-    for value in vars(module).values()
-    if isinstance(value, type) and issubclass(value, Record) and dataclasses.is_dataclass(value)
-}
 SEARCHED = ("targets", "costmodel", "passes", "hetero_sd", "benchmarks", "examples")
 # Fields that are ordinary words and keys of something else, too; no file that reads a manifest or a plan needs them.
 WORDS = {

@@ -9,13 +9,14 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from json_places import JsonPath, at, places
 
 from hetero_sd.cli import main
 from hetero_sd.compile import compile as compile_module
@@ -23,7 +24,6 @@ from hetero_sd.runtime.manifest import hash_file
 from tests.support.host_with_gpu import host_with_gpu
 
 ROOT = Path(__file__).resolve().parents[3]
-Path_ = tuple[str | int, ...]
 HUGE = 1 << 40
 OTHER_TYPES = (None, True, 7, -0.5, "x", [], {}, [1, "x"], {"x": 1}, "\ud800", 1e308)
 PROMPTS = [{"token_ids": [1, *range(3, 43)]}, {"prompt": "Once upon a time"}]  # 41 of 64 rows: the context is reached
@@ -89,14 +89,6 @@ def mutable_split(opencl: Any, worker: Any, tmp_path_factory: pytest.TempPathFac
     return bundle
 
 
-def places(value: Any, path: Path_ = ()) -> Iterator[Path_]:
-    """Every key and list entry, inner ones too."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield (*path, key)
-        yield from places(inner, (*path, key))
-
-
 def variants(value: Any) -> list[Any]:
     """What a value is changed to: other numbers of its type, other orders, other types."""
     if type(value) is int:
@@ -116,7 +108,7 @@ def variants(value: Any) -> list[Any]:
     return [v for v in [*near, *OTHER_TYPES] if type(v) is not type(value) or v != value]
 
 
-def changed(manifest: Any, path: Path_, new: Any = None, remove: bool = False) -> Any:
+def changed(manifest: Any, path: JsonPath, new: Any = None, remove: bool = False) -> Any:
     """A copy with one place changed or removed."""
     out = copy.deepcopy(manifest)
     table = out
@@ -129,13 +121,7 @@ def changed(manifest: Any, path: Path_, new: Any = None, remove: bool = False) -
     return out
 
 
-def at(manifest: Any, path: Path_) -> Any:
-    for key in path:
-        manifest = manifest[key]
-    return manifest
-
-
-def draw(manifest: Any, path: Path_, choose: Callable[[int], int]) -> tuple[str, Any]:
+def draw(manifest: Any, path: JsonPath, choose: Callable[[int], int]) -> tuple[str, Any]:
     """One of the mutations of a place, and its description."""
     value = at(manifest, path)
     options = variants(value)
@@ -145,7 +131,7 @@ def draw(manifest: Any, path: Path_, choose: Callable[[int], int]) -> tuple[str,
     return f"{path}: {str(value)[:60]} -> {str(options[which])[:60]}", changed(manifest, path, options[which])
 
 
-def weighted(manifest: Any) -> list[Path_]:
+def weighted(manifest: Any) -> list[JsonPath]:
     """All places; those outside the board's description and the plan's prices count five times."""
     all_places = list(places(manifest))
     dull = {("board",), ("plan", "variants"), ("plan", "memory"), ("plan", "prediction")}
@@ -172,7 +158,7 @@ def _mutate(mutable: Bundle, examples: int) -> None:
 
     @settings(SETTINGS, max_examples=examples)
     @given(path=st.sampled_from(weighted(mutable.manifest)), seed=st.integers(0, 10**6))
-    def one(path: Path_, seed: int) -> None:
+    def one(path: JsonPath, seed: int) -> None:
         what, manifest = draw(mutable.manifest, path, random.Random(seed).randrange)
         outcome = mutable.run(manifest)
         assert complaint(outcome, mutable.wanted) == "", what

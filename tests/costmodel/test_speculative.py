@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodel.contention import Load, slowdowns
+from costmodel.contention import Load
 from costmodel.speculative import (
     RoundCosts,
     all_accepted,
@@ -108,51 +108,64 @@ def test_gamma_0_is_the_target_alone() -> None:
     assert (found.tokens, found.time_s, found.draft_s) == (1.0, 10.5, 0.0)
 
 
-def simulate_overlap(alpha: float, gamma: int, draft: Load, verify: Load, limit: float, rounds: int) -> float:
+Slow = tuple[float, float]  # how much longer a draft step and a verification take while both run
+
+
+def simulate_overlap(alpha: float, gamma: int, draft_s: float, verify_s: float, slow: Slow, rounds: int) -> float:
     """Seconds a round of two processors, event by event: each works, waits, is slowed while both read DRAM."""
     rng = random.Random(1)
-    slow = dict(zip((id(draft), id(verify)), slowdowns(draft, verify, limit), strict=True))
-    together = draft.demand_bytes_per_s / slow[id(draft)] + verify.demand_bytes_per_s / slow[id(verify)]
-    assert together <= limit * (1 + 1e-9)
-
-    def pace(load: Load, both: bool) -> float:
-        return 1.0 / slow[id(load)] if both else 1.0
-
+    slow_draft, slow_verify = slow
     clock = 0.0
     for _ in range(rounds):  # at the start of a round gamma drafts are ready
-        left_verify, left_draft = verify.total_s, draft.total_s * (gamma + 1)
+        left_verify, left_draft = verify_s, draft_s * (gamma + 1)
         while left_verify > 1e-12:
-            both = left_draft > 1e-12
-            step = left_verify / pace(verify, both)
-            if both:
-                step = min(step, left_draft / pace(draft, True))
-            left_verify -= step * pace(verify, both)
-            left_draft -= step * pace(draft, True) if both else 0.0
+            if left_draft > 1e-12:
+                step = min(left_verify * slow_verify, left_draft * slow_draft)
+                left_verify -= step / slow_verify
+                left_draft -= step / slow_draft
+            else:
+                step, left_verify = left_verify, 0.0
             clock += step
         hit = all(rng.random() < alpha for _ in range(gamma + 1))
         if hit:
             clock += max(0.0, left_draft)
         else:
             unfinished = left_draft > 1e-12
-            clock += (rng.random() * draft.total_s if unfinished else 0.0) + gamma * draft.total_s
+            clock += (rng.random() * draft_s if unfinished else 0.0) + gamma * draft_s
     return clock / rounds
 
 
-@pytest.mark.parametrize("limit", [1e12, 15e9, 9e9])
+# Of 8 and 10 GB/s, where 0.7 and 0.75 of the time wait for memory: alone at 18 GB/s and more; below, memory takes
+# 1 + u times as long, so that 8 / (1 + 0.7 u) + 10 / (1 + 0.75 u) = limit.
+#   15 GB/s: 18 + 13 u = 15 (1 + 1.45 u + 0.525 u u), u = (-8.75 + sqrt(8.75^2 + 4 x 7.875 x 3)) / 15.75 = 0.27487
+#    9 GB/s: 18 + 13 u = 9 (1 + 1.45 u + 0.525 u u),  u = (-0.05 + sqrt(0.05^2 + 4 x 4.725 x 9)) / 9.45 = 1.37485
+SLOW_BY_LIMIT: dict[float, Slow] = {1e12: (1.0, 1.0), 15e9: (1.19241, 1.20615), 9e9: (1.96240, 2.03114)}
+
+
+def both_read(draft_s: float) -> tuple[Load, Load]:
+    return Load(draft_s, 0.7 * draft_s, 8e9 * draft_s), Load(0.4, 0.3, 0.4 * 10e9)
+
+
+@pytest.mark.parametrize("limit", SLOW_BY_LIMIT)
 @pytest.mark.parametrize(("alpha", "gamma", "draft_s"), [(0.9, 3, 0.05), (0.6, 2, 0.2), (0.8, 4, 0.12), (1.0, 4, 0.01)])
 def test_overlapped_rounds_agree_with_an_event_simulation(
     alpha: float, gamma: int, draft_s: float, limit: float
 ) -> None:
-    draft = Load(draft_s, 0.7 * draft_s, 8e9 * draft_s)
-    verify = Load(0.4, 0.3, 0.4 * 10e9)
-    predicted = overlapped_round(alpha, gamma, draft, verify, 0.0, limit).time_s
-    assert predicted == pytest.approx(simulate_overlap(alpha, gamma, draft, verify, limit, 40_000), rel=0.01)
+    predicted = overlapped_round(alpha, gamma, *both_read(draft_s), 0.0, limit).time_s
+    simulated = simulate_overlap(alpha, gamma, draft_s, 0.4, SLOW_BY_LIMIT[limit], 40_000)
+    assert predicted == pytest.approx(simulated, rel=0.01)
 
 
 def test_the_simulation_would_notice_a_wrong_hit_probability() -> None:
     draft, verify = Load(0.05, 0.0, 0.0), Load(0.4, 0.0, 0.0)
-    simulated = simulate_overlap(0.9, 3, draft, verify, 1e12, 40_000)
+    simulated = simulate_overlap(0.9, 3, 0.05, 0.4, (1.0, 1.0), 40_000)
     assert overlapped_round(0.8, 3, draft, verify, 0.0, 1e12).time_s != pytest.approx(simulated, rel=0.01)
+
+
+def test_the_simulation_would_notice_wrong_slowdowns() -> None:
+    """Those of demand over limit alone: memory takes 18 / 15 times as long."""
+    simulated = simulate_overlap(0.8, 4, 0.12, 0.4, (1 + 0.2 * 0.7, 1 + 0.2 * 0.75), 40_000)
+    assert overlapped_round(0.8, 4, *both_read(0.12), 0.0, 15e9).time_s != pytest.approx(simulated, rel=0.01)
 
 
 def test_overlap_hides_the_drafter_when_everything_is_accepted() -> None:

@@ -115,7 +115,10 @@ def _kernel(name: str, inputs: list[Any], outputs: list[Any], *attributes: float
 
 
 class _Makers:
-    """Of the kernels of the tests' decoders, and no others: GELU, tanh, scale and learned positions have none."""
+    """Of the kernels of the tests' decoders, and no others: a norm with means, GELU, tanh, scale, learned positions.
+
+    Nor have rotations of a part of a head, or of neighbours, and attention with a window or a softcap.
+    """
 
     @staticmethod
     def linear(tile: Tile, n: int, k: int, columns: int, dtype: str) -> Any:
@@ -168,10 +171,6 @@ class _Makers:
         return _kernel("add_rms_norm", [row, row, (width,)], [row, row], eps)
 
     @staticmethod
-    def layer_norm(tile: Tile, n: int, width: int, eps: float) -> Any:
-        return _kernel("layer_norm", [(1, n, width), (width,), (width,)], [(1, n, width)], eps)
-
-    @staticmethod
     def add(tile: Tile, n: int, width: int) -> Any:
         return _kernel("add", [(1, n, width), (1, n, width)], [(1, n, width)])
 
@@ -187,8 +186,10 @@ class _Makers:
     def rope(
         tile: Tile, n: int, heads: int, head_dim: int, rotary_dim: int, context: int, interleaved: bool = False
     ) -> Any:
+        assert rotary_dim == head_dim
+        assert not interleaved
         row, table = (1, n, heads * head_dim), (context, rotary_dim // 2)
-        return _kernel("rope", [row, table, table, None], [row], heads, rotary_dim, int(interleaved))
+        return _kernel("rope", [row, table, table, None], [row], heads)
 
     @staticmethod
     def attention_cached(
@@ -202,11 +203,12 @@ class _Makers:
         window: int,
         softcap: float,
     ) -> Any:
+        assert not window
+        assert not softcap
         q, kv = (1, n, heads * head_dim), (1, n, kv_heads * head_dim)
         keys = (1, kv_heads, context // tile.lanes, head_dim, tile.lanes)
         values = (1, kv_heads, context, head_dim)
-        numbers = (heads, scale, window, softcap)
-        return _kernel("attention_cached", [q, kv, kv, keys, values, None], [q], *numbers)
+        return _kernel("attention_cached", [q, kv, kv, keys, values, None], [q], heads, scale)
 
     @staticmethod
     def argmax(tile: Tile, n: int, vocab: int) -> Any:

@@ -39,11 +39,6 @@ def add_rms_norm(x: Array, r: Array, w: Array, s: Array, y: Array, eps: float) -
     rms_norm(s, w, y, 1, eps)
 
 
-def layer_norm(x: Array, w: Array, b: Array, y: Array, eps: float) -> None:
-    centred = x - x.mean(-1, keepdims=True)
-    y[:] = centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps) * w + b
-
-
 def add(a: Array, b: Array, y: Array) -> None:
     y[:] = a + b
 
@@ -52,31 +47,28 @@ def silu_mul(gate: Array, up: Array, y: Array) -> None:
     y[:] = gate / (1 + np.exp(-gate)) * up
 
 
-def rope(x: Array, cos: Array, sin: Array, pos: int, y: Array, heads: int, rotary: int, interleaved: int) -> None:
-    n, half = x.shape[1], rotary // 2
-    given, turned = x.reshape(n, heads, -1), y.reshape(n, heads, -1)
+def rope(x: Array, cos: Array, sin: Array, pos: int, y: Array, heads: int) -> None:
+    n, half = x.shape[1], cos.shape[1]
+    given, turned = x.reshape(n, heads, 2, half), y.reshape(n, heads, 2, half)
     c, s = cos[pos : pos + n, None], sin[pos : pos + n, None]
-    first, second = (slice(0, rotary, 2), slice(1, rotary, 2)) if interleaved else (slice(half), slice(half, rotary))
-    turned[:] = given
-    turned[..., first] = given[..., first] * c - given[..., second] * s
-    turned[..., second] = given[..., second] * c + given[..., first] * s
+    turned[:, :, 0] = given[:, :, 0] * c - given[:, :, 1] * s
+    turned[:, :, 1] = given[:, :, 1] * c + given[:, :, 0] * s
 
 
 def attention_cached(
     *arrays: Any,
 ) -> None:
-    q, k, v, keys, values, pos, y, heads, scale, window, softcap = arrays
+    q, k, v, keys, values, pos, y, heads, scale = arrays
     (_, kv_heads, context, dim), lanes, n = values.shape, keys.shape[-1], q.shape[1]
     for t in range(n):
         keys[0, :, (pos + t) // lanes, :, (pos + t) % lanes] = k[0, t].reshape(kv_heads, dim)
         values[0, :, pos + t] = v[0, t].reshape(kv_heads, dim)
     rows = keys[0].transpose(0, 1, 3, 2).reshape(kv_heads, context, dim)
     for t in range(n):
-        seen = slice(max(0, pos + t + 1 - window) if window else 0, pos + t + 1)
+        seen = slice(pos + t + 1)
         for h in range(heads):
             kv, part = h * kv_heads // heads, slice(h * dim, (h + 1) * dim)
             score = rows[kv, seen] @ q[0, t, part] * np.float32(scale)
-            score = softcap * np.tanh(score / softcap) if softcap else score
             p = np.exp(score - score.max())
             y[0, t, part] = p / p.sum() @ values[0, kv, seen]
 

@@ -6,6 +6,7 @@ So nothing outside a backend's own folder and its line in the registry needs to 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ from targets.errors import UserError
 
 EXPORTS = Path(__file__).resolve().parents[3] / "tests/data/exports"
 PAIR = {"target": "llama-dynamo-fp32", "draft": "llama-drafter-dynamo-fp32"}
+INT4 = {"target": "qwen2-genai-int4"}  # with biases, and q, k, v in one matrix multiplication
+EVERY = {"add_rms_norm", "argmax", "attention_cached", "rms_norm", "rope", "silu_mul", "take_row"}
+KERNELS = {  # of the target
+    PAIR["target"]: EVERY | {"embedding", "linear"},
+    INT4["target"]: EVERY | {"add", "embedding_nbits", "linear_nbits", "take_columns"},
+}
 CONTEXT, PROMPT, NEW = 48, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], 20
 
 
@@ -37,13 +44,13 @@ def _registered() -> Iterator[None]:
         yield
 
 
-def build(folder: Path, places: dict[str, str], fallback: bool = False) -> Path:
+def build(folder: Path, places: dict[str, str], fallback: bool = False, exports: dict[str, str] = PAIR) -> Path:
     from hetero_sd.compile.build import ModelRequest, Sizes, build_model
     from passes.onnx import canonicalise
 
     core, models = load_board("host", measure=False).clusters[0].core, {}
     for role, place in places.items():
-        decoder = canonicalise(EXPORTS / PAIR[role] / "model.onnx", CONTEXT)
+        decoder = canonicalise(EXPORTS / exports[role] / "model.onnx", CONTEXT)
         sizes = Sizes(CONTEXT, (1, 4) if role == "target" else (1, 2), 8)
         where = ReasonedPlace(Place.parse(place))
         models[role] = build_model(ModelRequest(role, decoder, core, where, sizes, fallback=fallback), folder).facts
@@ -84,6 +91,7 @@ def test_the_pair_speaks_as_on_the_cpu(cpu: Path, tmp_path: Path, place: str, mo
     assert not numpy_backend.CALLS
     assert greedy(target) == expected
     assert numpy_backend.CALLS["linear"] > NEW
+    assert place != "test" or set(numpy_backend.CALLS) == KERNELS[PAIR["target"]]
     trace, request = Trace(), Request(max_new_tokens=NEW)
     drafter = ModelDrafter(draft, target.vocab, request.sampling)
     assert list(speculate(target, drafter, PROMPT, request, FixedGamma(3), trace)) == expected
@@ -98,6 +106,32 @@ def test_the_pair_speaks_as_on_the_cpu(cpu: Path, tmp_path: Path, place: str, mo
     right = numpy_kernels.linear
     monkeypatch.setattr(numpy_kernels, "linear", wrong)
     assert np.abs(rows(target) - logits).max() > 0.1 * np.abs(logits).max()
+
+
+@pytest.mark.slow
+def test_an_int4_model_speaks_as_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu, target = (load(build(tmp_path / p, {"target": p}, exports=INT4), "target") for p in ("cpu", "test"))
+    numpy_backend.CALLS.clear()
+    assert greedy(target) == greedy(on_cpu)
+    assert set(numpy_backend.CALLS) == KERNELS[INT4["target"]]
+    logits = rows(on_cpu)
+    assert np.abs(rows(target) - logits).max() < 1e-4 * np.abs(logits).max()
+    for name in ("linear_nbits", "embedding_nbits"):  # the negative controls: the numbers are numpy's
+        right = getattr(numpy_kernels, name)
+
+        def wrong(*arguments: Any, right: Any = right) -> None:
+            right(*arguments)
+            y = [a for a in arguments if isinstance(a, np.ndarray)][-1]
+            y[:] = y[..., ::-1].copy()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(numpy_kernels, name, wrong)
+            assert np.abs(rows(target) - logits).max() > 0.1 * np.abs(logits).max()
+
+
+def test_every_kernel_runs_in_a_test() -> None:
+    kernels = {name for name, body in vars(numpy_kernels).items() if isfunction(body) and not name.startswith("_")}
+    assert kernels == set().union(*KERNELS.values())
 
 
 @pytest.mark.slow

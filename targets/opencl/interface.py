@@ -4,7 +4,8 @@ Call :func:`targets.opencl.runtime.load` first. How a session works with a devic
 
 * Calling a function of a VirtualMachine enqueues its kernels on one in-order queue per device, shared by all threads,
   and returns without waiting. :func:`flush` hands what is enqueued to the GPU; some drivers start nothing before.
-* Small copies to the device (up to 256 KiB) do not wait either; copies to the host (``tensor.numpy()``) wait.
+* Small copies to the device (up to 256 KiB) do not wait either; copies to the host (``tensor.numpy()``) wait. One that
+  fails after it was enqueued is an error of whatever waits next, of a hand-over or a mark, too, or of the next copy.
 * :func:`host_view` gives the host's tensor over a device tensor: the same bytes where memory is unified, else a copy.
   A tensor has one owner at a time: after :func:`host_view` or :func:`to_host` it is the host's, after
   :func:`to_device` the device's. Kernels refuse a tensor that is with the host. A hand-over costs cache maintenance

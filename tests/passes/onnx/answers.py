@@ -83,10 +83,9 @@ class _File:
 
 
 class _Upcast:
-    has_cache = True
-
     def __init__(self, path: Path) -> None:
         self._model = ReferenceModel(path, threads=1)
+        self.has_cache = self._model.layers > 0
 
     def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         past = {n: x for n, x in feed.items() if n.startswith("past")}

@@ -32,7 +32,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         shutil.copyfile(ROOT / name, copy / name)
     for name in PACKAGES:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.part"))
-    command = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-deps", "--wheel-dir", str(out), str(copy)]
+    # without isolation: with it, a new copy of the compiler makes its C++ library again for both machines, in minutes
+    options = ["--verbose", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out)]
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environment())
     said = done.stdout + done.stderr
     if done.returncode != 0 and "No matching distribution" in said:

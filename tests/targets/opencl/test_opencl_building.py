@@ -42,10 +42,11 @@ def test_no_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Build from a copy of the sources with something added to a file."""
+    """Build from a copy of the headers and one source, with something added to that."""
 
     def change(name: str, text: str) -> None:
-        shutil.copytree(SOURCES, tmp_path / "src")
+        others = [path.name for path in SOURCES.glob("*.cc") if path.name != name]
+        shutil.copytree(SOURCES, tmp_path / "src", ignore=shutil.ignore_patterns(*others))
         with (tmp_path / "src" / name).open("a") as file:
             file.write(text)
         monkeypatch.setattr(building, "SOURCES", tmp_path / "src")
@@ -78,8 +79,15 @@ def test_both_machines_without_any_compiler_on_the_path(tmp_path: Path, monkeypa
 @pytest.mark.slow
 def test_an_exception_machinery_of_its_own_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: linked as Zig does it by itself, TVM could not catch what the runtime throws."""
-    shutil.copytree(SOURCES, tmp_path / "src", ignore=shutil.ignore_patterns("exceptions.cc"))
+    (tmp_path / "src").mkdir()
+    for name in ("exceptions.cc", "exports.map"):
+        shutil.copyfile(SOURCES / name, tmp_path / "src" / name)
+    throws = '#include <stdexcept>\n[[gnu::constructor]] void f() { throw std::runtime_error("x"); }\n'
+    (tmp_path / "src" / "throws.cc").write_text(throws)
     monkeypatch.setattr(building, "SOURCES", tmp_path / "src")
+    built = opencl_runtime.build(tmp_path / "with the stand-ins", opencl_runtime.machine())
+    assert set(elf.needed_versions(built)) >= {"libstdc++.so.6", "libgcc_s.so.1"}
+    (tmp_path / "src" / "exceptions.cc").unlink()
     monkeypatch.setattr(building, "_stand_in", lambda *given: "-lm")
     with pytest.raises(UserError, match=r"linked without libgcc_s\.so\.1 and libstdc\+\+\.so\.6"):
         opencl_runtime.build(tmp_path / "out", opencl_runtime.machine())

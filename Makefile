@@ -21,10 +21,10 @@ $(STAMP): pyproject.toml
 demo: setup ## compile the example pair, translate with it, print predicted beside measured
 	$(BIN)/python examples/translation/demo.py
 
-test: setup ## run the tests but for the deep ones (20 minutes on two cores; an emulated board where it can be built)
+test: setup ## run the tests but for the deep ones (30 minutes on two cores; an emulated board where it can be built)
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not deep'
 
-deep: setup ## run the deep tests: 10,000 damaged files, every coverage cell, long emulated runs (40 minutes)
+deep: setup ## run the deep tests: 10,000 damaged files, every coverage cell, long emulated runs (35 minutes)
 	$(BIN)/python -m pytest $(PARALLEL) -m deep
 
 check: setup ## ruff, mypy and `make test`

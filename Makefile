@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PARALLEL := -n 2 --dist loadgroup
+PARALLEL := -n 2
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help

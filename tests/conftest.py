@@ -17,7 +17,7 @@ from golden import Golden
 from requirements import missing
 from unpack_families import unpack_families
 
-BOARD, BY_EXPORT = "the emulated board", ("test_coverage.py", "test_operator_rules.py")
+BOARD, BY_EXPORT = "virtual_board", ("test_coverage.py", "test_operator_rules.py")
 LONGEST = (BOARD, "test_wheel.py", "test_fuzz.py", "test_place.py", *BY_EXPORT, "test_compile.py", "test_kernels.py")
 unpack_families(Path(__file__).parent / "data")  # tests are named by its folders, so before they are collected
 unpack_families(Path(__file__).parent / "data", "cases")
@@ -41,26 +41,34 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n`: a file's tests share a process, and so its fixtures; the longest go first.
-
-    The board's tests have one process of their own. Tests of one export after the other have no fixtures: each export
-    is on its own.
-    A deep test is a slow test, too.
-    """
+    """A deep test is a slow test, too; the longest files go first."""
     for item in items:
         if item.get_closest_marker("deep"):
             item.add_marker(pytest.mark.slow)
-        on_board = {"virtual_board", "opencl_board"} & set(getattr(item, "fixturenames", ()))
-        export = item.callspec.params.get("name", "") if hasattr(item, "callspec") else ""
-        own = export if item.path.name in BY_EXPORT else ""
-        item.add_marker(pytest.mark.xdist_group(BOARD if on_board else f"{item.path.name} {item.path.parent} {own}"))
     items.sort(key=_rank)
 
 
 def _rank(item: pytest.Item) -> int:
-    marker = item.get_closest_marker("xdist_group")
-    assert marker is not None
-    return next((i for i, name in enumerate(LONGEST) if marker.args[0].startswith(name)), len(LONGEST))
+    names = (item.path.name, item.path.parent.name)
+    return next((i for i, name in enumerate(LONGEST) if name in names), len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `pytest -n`: a file's tests share a process, and so its fixtures.
+
+    The board's tests have one process of their own. Tests of one export after the other have no fixtures: each is on
+    its own. (pytest-xdist 3.8 reads its own groups from a field that pytest 9.2 no longer has.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(nodeid.split("::")[0])
+            return BOARD if path.parent.name == BOARD else nodeid if path.name in BY_EXPORT else str(path)
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)

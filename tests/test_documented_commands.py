@@ -76,7 +76,7 @@ ELSEWHERE = {  # takes what a test must not: an installation, all tests, a netwo
     "make check": "Makefile",
     "pre-commit install": ".pre-commit-config.yaml",
     "pytest -m 'not slow'": "pyproject.toml",
-    "pytest -n 2 --dist loadgroup -m 'not slow'": "pyproject.toml",
+    "pytest -n 2 -m 'not slow'": "pyproject.toml",
     "pytest --update-golden": "tests/conftest.py",
     "pytest --cpu-times FILE": "tests/conftest.py",
     "scp -r bundle board:": "README.md",

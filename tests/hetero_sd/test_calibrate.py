@@ -54,6 +54,7 @@ def measured(tmp_path: Path, change: Any = None) -> list[str]:
     return [str(tmp_path / "measured.json"), "--target", str(config), "--board", "rpi5"]
 
 
+@pytest.mark.slow
 def test_the_board_file_says_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "mine.toml"
     assert main(["calibrate", *measured(tmp_path), "--out", str(out)]) == 0

@@ -58,11 +58,13 @@ def malioc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
+@pytest.mark.slow
 def test_table_as_people_read_it(malioc: Any, capsys: pytest.CaptureFixture[str], golden: Golden) -> None:
     text = explained(capsys, "--place", "gpu", "--width", "5")
     golden("hetero_sd/explain_rk3588.txt", text)
 
 
+@pytest.mark.slow
 def test_json_has_every_buffer_and_adds_up(malioc: Any, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(explained(capsys, "--json", "--width", "1", "--past", "10", "--context", "64"))
     rows = found["operators"]
@@ -81,6 +83,7 @@ def test_json_has_every_buffer_and_adds_up(malioc: Any, capsys: pytest.CaptureFi
     assert five["needed_bytes"] < 1.5 * found["needed_bytes"] < five["moved_bytes"]
 
 
+@pytest.mark.slow
 def test_parts_on_both_processors_and_a_prompt_chunk(malioc: Any, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--json", "--place", "gpu:ffn", "--prefill", "--width", "4", "--context", "64")
     found = json.loads(explained(capsys, *options))
@@ -92,6 +95,7 @@ def test_parts_on_both_processors_and_a_prompt_chunk(malioc: Any, capsys: pytest
     assert "attention" not in by_processor["gpu"]
 
 
+@pytest.mark.slow
 def test_registers_and_spills_come_from_malioc(malioc: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     seen = tmp_path / "arguments"

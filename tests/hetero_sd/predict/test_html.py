@@ -91,6 +91,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_one_file_that_loads_nothing(report: Path) -> None:
     page = Balanced()
     page.feed(report.read_text("utf-8"))
@@ -118,6 +119,7 @@ def test_it_has_every_chart(report: Path) -> None:
     assert "predicted" in page.text
 
 
+@pytest.mark.slow
 def test_names_from_files_are_escaped(report: Path) -> None:
     text = report.read_text("utf-8")
     assert "Llama &lt;b&gt;1B" in text

@@ -58,6 +58,7 @@ def said(p: Prediction) -> list[str]:
     return [" ".join(made.split()).replace("&#39;", "'") for made in (predict_text(p), predict_json(p), html_report(p))]
 
 
+@pytest.mark.slow
 def test_an_unmeasured_gpu_is_said_to_be_unmeasured(predicted: Any) -> None:
     for text in said(predicted(fast_gpu())):
         assert UNMEASURED in text

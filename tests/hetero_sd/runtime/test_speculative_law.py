@@ -202,6 +202,7 @@ def test_first_token_passes_chi_square_and_the_wrong_residual_fails():
 
 
 @pytest.mark.parametrize("gamma", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_tokens_per_round_and_acceptance_follow_the_formulas(gamma):
     accepted = [a for a, _ in rounds(40_000, gamma, accept_sampled, seed=2)]
     expected = (1 - ALPHA ** (gamma + 1)) / (1 - ALPHA)  # Leviathan et al. 2023, equation 1

@@ -176,6 +176,7 @@ QUICK = {"llama-genai-int4", "granite-genai-int4"}
 
 
 @pytest.mark.parametrize("export", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+@pytest.mark.slow
 def test_the_list_is_what_the_lowering_calls(export: str) -> None:
     """Kind, sizes, format and number of every kernel; and every byte that the bundle maps, but for the rope tables."""
     folder = DATA / ("families" if export in FAMILIES else "exports") / export
@@ -206,6 +207,7 @@ GATES = {
 
 
 @pytest.mark.parametrize("body", GATES)
+@pytest.mark.slow
 def test_the_gates_of_the_list_are_those_that_are_fused(body: str) -> None:
     tiny = TinyDecoder(layers=1)
     proto = tiny.proto()

@@ -51,6 +51,7 @@ def test_every_maker_serves_an_operator() -> None:
 
 
 @pytest.mark.parametrize("name", TILES)
+@pytest.mark.slow
 def test_a_decoder_calls_the_same_kernels_everywhere(name: str) -> None:
     """By the same names, of elementwise kernels with the width: reports list them, and it is what they cost."""
     from costmodel.place import Place

@@ -136,6 +136,7 @@ def test_no_data_race_in_many_regions(sanitizer: str, tmp_path: Path) -> None:
     assert "ThreadSanitizer" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_missing_order_is_a_data_race(sanitizer: str, tmp_path: Path) -> None:
     """Negative control: a claim that does not acquire what the launching thread wrote."""
     done = run(stress(tmp_path, sanitizer, change=UNORDERED), "1000", "3", "nofork")

@@ -116,6 +116,7 @@ def test_the_seconds_are_kept_whatever_a_step_takes(
     assert bool(short) == (token_s >= 0.05)
 
 
+@pytest.mark.slow
 def test_bandwidths_leave_time_for_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch)
     clock, notes = Clock(look_s=0.001), []

@@ -215,6 +215,7 @@ def test_missing_file(tmp_path):
 
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
+@pytest.mark.slow
 def test_corrupted_bytes_give_an_error_or_readable_tensors(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("fuzz") / "w"
     write_weights(path, tensors(arrays()))

@@ -129,15 +129,16 @@ def _infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
         found = _ANSWERS[key]
     else:
         found = infer_outputs(node, inputs, opsets)
-        if len(_ANSWERS) >= _MOST_ANSWERS:
-            del _ANSWERS[next(iter(_ANSWERS))]
-        _ANSWERS[key] = found
+        if all(k is None or k.data is None or k.data.size <= _MOST_KEPT for k in found):
+            if len(_ANSWERS) >= _MOST_ANSWERS:
+                del _ANSWERS[next(iter(_ANSWERS))]
+            _ANSWERS[key] = found
     known.update((output, k) for output, k in zip(node.outputs, found, strict=False) if k is not None)
 
 
 # Layers repeat each other, and so do the exports that a process reads: answers by all that they depend on.
 _ANSWERS: dict[Any, list[Known | None]] = {}
-_MOST_ANSWERS, _MOST_KEPT = 4096, 64  # answers; numbers of an input that are compared
+_MOST_ANSWERS, _MOST_KEPT = 4096, 64  # answers; numbers of an input or an output that are kept
 
 
 def _key(node: Any, inputs: tuple[Known | None, ...], opsets: tuple[tuple[str, int], ...]) -> Any:

@@ -38,7 +38,7 @@ class PackedWeight:
     Attributes:
         name: parameter and tensor name.
         shape: packed shape.
-        dtype: numpy dtype name, unchanged by packing.
+        dtype: numpy dtype name; packing makes words, uint32, of quantised values and changes no other.
         pack: source array -> packed array.
     """
 
@@ -69,10 +69,19 @@ def unpack_bits(q: Array, bits: int, width: int) -> Array:
 
 
 def pack_quantised(q: Array, bits: int, k: int, panel: int) -> Array:
-    """MatMulNBits' B [N, blocks, bytes] -> panels; 4-bit columns j and j + panel / 2 share a byte."""
-    panels = to_panels(unpack_bits(q, bits, k).T, panel)
-    half = panel // 2
-    return panels[..., :half] | (panels[..., half:] << 4) if bits == 4 else panels
+    """MatMulNBits' B [N, blocks, bytes] -> words [ceil(N / panel), ceil(K / steps), panel] of steps = 32 / bits values.
+
+    A word has a column's next values of k. Of its bytes t = 0..3, lowest first, 8 bit: value t; 4 bit: value t in the
+    low and value t + 4 in the high nibble. Values past K are zero.
+    """
+    steps = 32 // bits
+    values = unpack_bits(q, bits, k)
+    n, groups = len(values), -(-k // steps)
+    padded = np.zeros((n, groups * steps), np.uint8)
+    padded[:, :k] = values
+    parts = padded.reshape(n, groups, steps // 4, 4)
+    octets = parts[:, :, 0] if bits == 8 else parts[:, :, 0] | (parts[:, :, 1] << 4)
+    return to_panels(np.ascontiguousarray(octets).view("<u4")[..., 0].T, panel)
 
 
 @tvm.transform.module_pass(opt_level=0, name="PackWeights")
@@ -134,10 +143,8 @@ class PackWeights:
         k = int(attrs["k"] if "k" in attrs else attrs["width"])
         blocks, k_blocks = -(-n // panel), -(-k // block)
         if kind == "q":
-            stored = panel * bits // 8
-            return PackedWeight(
-                name, (blocks, k, stored), dtype, lambda q: pack_quantised(q.reshape(n, -1), bits, k, panel)
-            )
+            words = (blocks, -(-k * bits // 32), panel)
+            return PackedWeight(name, words, "uint32", lambda q: pack_quantised(q.reshape(n, -1), bits, k, panel))
         packed = (blocks, k_blocks, panel)
         if kind == "scale" or dtype != "uint8":  # zero points of HQQ are floats, stored as the scales are
             return PackedWeight(name, packed, dtype, lambda s: to_panels(s.reshape(n, k_blocks).T, panel))

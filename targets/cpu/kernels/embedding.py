@@ -44,15 +44,14 @@ def embedding_nbits(
     zero_dtype: str = "uint8",
 ) -> Any:
     """The PrimFunc (q, scale, zero, ids[1, n] int64, y[1, n, width]); layouts as in linear_nbits."""
-    panel = tile.panel
-    blocks, k_blocks, half = -(-vocab // panel), -(-width // block), panel // 2
-    stored = half if bits == 4 else panel
+    panel, steps, mask = tile.panel, 32 // bits, (1 << bits) - 1
+    blocks, k_blocks, words = -(-vocab // panel), -(-width // block), -(-width // steps)
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     middle = float(1 << (bits - 1))
 
     @T.prim_func(s_tir=True)
     def embedding_nbits(
-        q: T.Buffer((blocks, width, stored), "uint8"),
+        q: T.Buffer((blocks, words, panel), "uint32"),
         scale: T.Buffer((blocks, k_blocks, panel), scale_dtype),
         zero: T.Buffer(zero_shape, zero_dtype),
         ids: T.Buffer((1, n), "int64"),
@@ -65,14 +64,10 @@ def embedding_nbits(
                 y[0, vm, vi] = (
                     T.cast(
                         (
-                            T.Select(
-                                ids[0, vm] % panel < half,
-                                q[ids[0, vm] // panel, vi, ids[0, vm] % half] & T.uint8(15),
-                                q[ids[0, vm] // panel, vi, ids[0, vm] % half] >> T.uint8(4),
-                            )
-                            if bits == 4
-                            else q[ids[0, vm] // panel, vi, ids[0, vm] % panel]
-                        ),
+                            q[ids[0, vm] // panel, vi // steps, ids[0, vm] % panel]
+                            >> T.cast(vi % 4 * 8 + vi % steps // 4 * 4, "uint32")
+                        )
+                        & T.uint32(mask),
                         "float32",
                     )
                     - (

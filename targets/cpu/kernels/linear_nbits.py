@@ -4,8 +4,8 @@ Weights q are unsigned 4 or 8 bit with one scale and one zero point per `block` 
 w = (q - zero) * scale in float32, exactly as onnxruntime's MatMulNBits at accuracy level 0 dequantises.
 
 Packed layout, for panels of `panel` columns (columns past N hold zero scales):
-  q     8 bit: [blocks, K, panel] uint8;  4 bit: [blocks, K, panel / 2] uint8, column j in the low nibble of byte j,
-        column j + panel / 2 in the high nibble
+  q     [blocks, ceil(K / steps), panel] uint32: a word holds `steps` = 32 / bits values of a column along k. Of byte t,
+        lowest first, 8 bit: value t; 4 bit: value t in the low, value t + 4 in the high nibble
   scale [blocks, K / block, panel]
   zero  [blocks, K / block, panel] uint8, float16 or float32, only where the model has zero points (else 2^(bits-1))
 """
@@ -34,24 +34,23 @@ def linear_nbits(
 ) -> Any:
     """The PrimFunc (x, q, scale, zero, y); without zero points pass any [1, 1, 1] uint8 tensor as zero.
 
-    The weights of `unroll` steps of k are dequantised once into registers and used by all rows, so the order of
-    the reduction is k upward for every row.
+    A word's values are dequantised one after the other and used by all rows, so the order of the reduction is k upward
+    for every row.
     """
     lanes, vectors, panel = tile.lanes, tile.panel_vectors, tile.panel
     blocks = -(-columns // panel)
-    rows = tile.rows(n)
+    rows, steps = tile.rows(n), 32 // bits
     row_tiles, k_blocks = -(-n // rows), -(-k // block)
-    half = vectors // 2 if bits == 4 and vectors > 1 else vectors
-    stored = panel // 2 if bits == 4 else panel
+    words, per_block, last = -(-k // steps), block // steps, k % steps
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     middle = float(1 << (bits - 1))
     ragged = columns % panel != 0
-    tail = min(block, k)
+    mask = (1 << bits) - 1
 
     @T.prim_func(s_tir=True)
     def linear_nbits(
         x: T.Buffer((1, n, k), "float32"),
-        q: T.Buffer((blocks, k, stored), "uint8"),
+        q: T.Buffer((blocks, words, panel), "uint32"),
         scale: T.Buffer((blocks, k_blocks, panel), scale_dtype),
         zero: T.Buffer(zero_shape, zero_dtype),
         y: T.Buffer((1, n, columns), "float32"),
@@ -69,37 +68,49 @@ def linear_nbits(
                             for v in T.vectorized(lanes):
                                 acc[m, j * lanes + v] = T.float32(0)
                     for kb in T.serial(k_blocks):
-                        for ki in T.serial(T.min(tail, k - kb * block)):
-                            for j in T.unroll(half):
-                                for v in T.vectorized(lanes):
-                                    w[j * lanes + v] = T.cast(
-                                        q[vg, kb * block + ki, j * lanes + v] & T.uint8(15)
-                                        if bits == 4
-                                        else q[vg, kb * block + ki, j * lanes + v],
-                                        "float32",
-                                    )
-                                if bits == 4:
+                        for i in T.serial(T.min(per_block, words - kb * per_block)):
+                            for step in T.unroll(steps):
+                                for j in T.unroll(vectors):
                                     for v in T.vectorized(lanes):
-                                        w[panel // 2 + j * lanes + v] = T.cast(
-                                            q[vg, kb * block + ki, j * lanes + v] >> T.uint8(4), "float32"
-                                        )
-                            for j in T.unroll(vectors):
-                                for v in T.vectorized(lanes):
-                                    w[j * lanes + v] = (
-                                        w[j * lanes + v]
-                                        - (
-                                            T.cast(zero[vg, kb, j * lanes + v], "float32")
-                                            if zeros
-                                            else T.float32(middle)
-                                        )
-                                    ) * T.cast(scale[vg, kb, j * lanes + v], "float32")
-                                for m in T.unroll(rows):
-                                    for v in T.vectorized(lanes):
-                                        acc[m, j * lanes + v] = T.fma(
-                                            x[0, T.min(vr * rows, n - rows) + m, kb * block + ki],
-                                            w[j * lanes + v],
-                                            acc[m, j * lanes + v],
-                                        )
+                                        w[j * lanes + v] = (
+                                            T.cast(
+                                                T.cast(
+                                                    (
+                                                        q[vg, kb * per_block + i, j * lanes + v]
+                                                        >> T.uint32(step % 4 * 8 + step // 4 * 4)
+                                                    )
+                                                    & T.uint32(mask),
+                                                    "int32",
+                                                ),
+                                                "float32",
+                                            )
+                                            - (
+                                                T.cast(zero[vg, kb, j * lanes + v], "float32")
+                                                if zeros
+                                                else T.float32(middle)
+                                            )
+                                        ) * T.cast(scale[vg, kb, j * lanes + v], "float32")
+                                    for m in T.unroll(rows):
+                                        for v in T.vectorized(lanes):
+                                            acc[m, j * lanes + v] = T.fma(
+                                                x[
+                                                    0,
+                                                    T.min(vr * rows, n - rows) + m,
+                                                    (kb * per_block + i) * steps + step,
+                                                ]
+                                                if last == 0
+                                                else T.if_then_else(
+                                                    (kb * per_block + i) * steps + step < k,
+                                                    x[
+                                                        0,
+                                                        T.min(vr * rows, n - rows) + m,
+                                                        T.min((kb * per_block + i) * steps + step, k - 1),
+                                                    ],
+                                                    T.float32(0),
+                                                ),
+                                                w[j * lanes + v],
+                                                acc[m, j * lanes + v],
+                                            )
                     for m in T.unroll(rows):
                         for j in T.unroll(vectors):
                             if ragged:

@@ -60,17 +60,17 @@ def embedding_nbits(
     zero_dtype: str = "uint8",
 ) -> Any:
     """The PrimFunc (q, scale, zero, ids[1, n] int64, y[1, n, width]); layouts as in linear_nbits."""
-    panel, size, half = tile.panel, tile.group, tile.panel // 2
+    panel, size, steps, mask = tile.panel, tile.group, 32 // bits, (1 << bits) - 1
     blocks, k_blocks, items = -(-vocab // panel), -(-width // block), n * width
-    groups = -(-items // size)
-    stored, scale_storage, half_scale = half if bits == 4 else panel, storage(scale_dtype), scale_dtype == "float16"
+    groups, words = -(-items // size), -(-width // steps)
+    scale_storage, half_scale = storage(scale_dtype), scale_dtype == "float16"
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     half_zero, zero_storage = zeros and zero_dtype == "float16", storage(zero_dtype)
     middle = float(1 << (bits - 1))
 
     @T.prim_func(s_tir=True)
     def embedding_nbits(
-        q: T.Buffer((blocks, width, stored), "uint8"),
+        q: T.Buffer((blocks, words, panel), "uint32"),
         scale: T.Buffer((blocks, k_blocks, panel), scale_storage),
         zero: T.Buffer(zero_shape, zero_storage),
         ids: T.Buffer((1, n), "int64"),
@@ -85,17 +85,14 @@ def embedding_nbits(
                     row = T.sblock_alloc_buffer((1,), "int32", scope="local")
                     value = T.sblock_alloc_buffer((3,), "float32", scope="local")
                     row[0] = T.Cast("int32", ids[0, vi // width])
-                    if bits == 4:
-                        value[0] = T.Cast(
-                            "float32",
-                            T.Select(
-                                row[0] % panel < half,
-                                q[row[0] // panel, vi % width, row[0] % half] & T.uint8(15),
-                                q[row[0] // panel, vi % width, row[0] % half] >> T.uint8(4),
-                            ),
+                    value[0] = T.Cast(
+                        "float32",
+                        (
+                            q[row[0] // panel, vi % width // steps, row[0] % panel]
+                            >> T.Cast("uint32", vi % width % 4 * 8 + vi % width % steps // 4 * 4)
                         )
-                    else:
-                        value[0] = T.Cast("float32", q[row[0] // panel, vi % width, row[0] % panel])
+                        & T.uint32(mask),
+                    )
                     if half_zero:
                         value[1] = load_half(zero, row[0] // panel, vi % width // block, row[0] % panel)
                     elif zeros:

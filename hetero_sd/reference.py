@@ -1,7 +1,8 @@
 """The reference of `hetero-sd verify`: the ONNX file as the user gave it, in float32, run by onnxruntime unoptimised.
 
 Nothing of the canonical form is used: the graph keeps the exporter's operators, weights of half precision are cast up,
-block-quantised ones are used as they are with accuracy_level 0, and onnxruntime's optimiser is off.
+block-quantised ones are used as they are with accuracy_level 0, and onnxruntime's optimiser is off. Of int8 activations
+it computes what they mean, in floats (passes/onnx/rewrite/round_activations.py).
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from costmodel.schema.model import FLOAT, INT8
 from passes.onnx.load.load import load
 from passes.onnx.pass_context import Importing
 from passes.onnx.rewrite.exact_quantised import exact_quantised
 from passes.onnx.rewrite.find_head_dim import find_head_dim
 from passes.onnx.rewrite.normalise_io_names import normalise_io_names
+from passes.onnx.rewrite.round_activations import round_activations
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from targets.errors import UserError
 
@@ -52,8 +55,13 @@ class ReferenceModel:
         layers: number of layers in the cache; 0: the export has no cache.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        """Load the file; `threads`: of onnxruntime, 0: its own choice.
+    def __init__(self, path: Path, threads: int = 0, activations: str = FLOAT) -> None:
+        """Load the file.
+
+        Args:
+            path: the ONNX file.
+            threads: of onnxruntime, 0: its own choice.
+            activations: of block-quantised matrix multiplications.
 
         Raises:
             UserError: not a readable decoder export, or onnxruntime cannot run it on a CPU.
@@ -61,7 +69,8 @@ class ReferenceModel:
         self.path = path
         imp = Importing(load(path), context=1)
         try:
-            for run in (normalise_io_names, upcast_to_float32, find_head_dim, exact_quantised):
+            rounded = [round_activations] if activations == INT8 else []
+            for run in (normalise_io_names, upcast_to_float32, find_head_dim, exact_quantised, *rounded):
                 run(imp)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error

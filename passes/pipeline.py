@@ -5,7 +5,7 @@
     2 fuse       operators that a kernel computes together become one
     3 layout     KV caches become buffers written in place, weights become panels
     4 entries    one function per segment and width of new tokens
-    5 lower      dialect -> kernels of the processor
+    5 lower      activations become integers where that is asked for; dialect -> kernels of the processor
 
 The order matters in two places: segments are cut before anything is fused, so that one residual stream crosses a
 border and not the halves of a fused operator; caches turn into buffers (3) after all stock passes of phase 2, because
@@ -22,6 +22,7 @@ from typing import Any
 import tvm
 
 from costmodel.place import Place
+from costmodel.schema.model import FLOAT, INT8
 from passes.lower.operators import Lower
 from passes.lower.pack import PackedWeight, PackWeights
 from passes.onnx import Decoder
@@ -33,6 +34,7 @@ from passes.relax.fuse_add_norm import FuseAddNorm
 from passes.relax.fuse_gated_ffn import FuseGatedFfn
 from passes.relax.half_as_bits import HalfAsBits
 from passes.relax.make_entries import MakeEntries
+from passes.relax.quantise_activations import QuantiseActivations
 from passes.relax.translate import onnx_to_relax
 from targets.backend import HOST, Tile, backend
 
@@ -98,6 +100,7 @@ def lower_decoder(
     dump: IrDump | None = None,
     why: str = "as given",
     fallback: bool = False,
+    activations: str = FLOAT,
 ) -> LoweredDecoder:
     """Run phases 0b to 5.
 
@@ -111,6 +114,7 @@ def lower_decoder(
         dump: receives the IR after each phase.
         why: where the placement comes from, for its reasons.
         fallback: also compile the whole model for the CPU where the placement needs another processor.
+        activations: INT8: block-quantised matrix multiplications get int8 activations where the processor has kernels.
 
     Raises:
         UserError: an operator is unknown or has no kernel, or the placement names layers that are not there.
@@ -139,7 +143,8 @@ def lower_decoder(
         for var, func in mod.functions.items():
             params[processor, str(var.name_hint)] = tuple(stored[p.name] for p in weights_of(func))
         mod = dump(f"4-entries-{processor}", _run(mod, MakeEntries(steps, prefill)))
-        modules[processor] = dump(f"5-lower-{processor}", _run(mod, Lower(kind, tile)))
+        integers = [QuantiseActivations(kind, tile)] if activations == INT8 else []
+        modules[processor] = dump(f"5-lower-{processor}", _run(mod, *integers, Lower(kind, tile)))
 
     def lowered(segments: Sequence[Segment]) -> tuple[LoweredSegment, ...]:
         return tuple(LoweredSegment(s, params[s.processor, s.name]) for s in segments)

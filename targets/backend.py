@@ -84,6 +84,14 @@ class Backend(ABC):
         """
         return dtype
 
+    def activation_codes(self, tile: Any, bits: int, block: int, k: int) -> tuple[int, str] | None:
+        """How activations are stored as integers for weights of `bits` with a scale for `block` of k values.
+
+        Returns:
+            (values that share a scale, type), or None: there is no kernel `linear_int` for such weights.
+        """
+        return None
+
     def check_width(self, tile: Any, width: int, what: str) -> None:
         """Refuse widths that no kernel can have.
 

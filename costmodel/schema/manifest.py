@@ -11,7 +11,7 @@ from costmodel.schema.model import ModelFacts, Role, Size
 from costmodel.schema.plan import Plan
 from costmodel.schema.record import Entries, Record, SchemaError, Within
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TokenId = Annotated[int, Within(0, (1 << 31) - 1)]
 
 

@@ -11,6 +11,7 @@ from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaErr
 from targets.backend import HOST, backend
 
 MOST_LAYERS = 4096
+FLOAT, INT8 = "float", "int8"  # activations of block-quantised matrix multiplications
 Role = Annotated[str, OneOf(("target", "draft"))]
 Size = Annotated[int, Within(1, 1 << 31)]
 Sizes = Annotated[tuple[Size, ...], Entries(1, 64)]
@@ -100,6 +101,7 @@ class ModelFacts(Record):
         chain: the segments, in order.
         fallback: the whole model on the CPU, for when the GPU fails; empty where the bundle has no such variant.
         caches: shapes of the KV caches.
+        activations: what block-quantised matrix multiplications read: floats, or int8 codes made of them.
         opencl_runtime: path in the bundle of the library that gives TVM the GPU; None where no segment needs one.
     """
 
@@ -118,6 +120,7 @@ class ModelFacts(Record):
     chain: Annotated[tuple[SegmentFacts, ...], Entries(1)]
     fallback: tuple[SegmentFacts, ...]
     caches: CacheFacts
+    activations: Annotated[str, OneOf((FLOAT, INT8))] = FLOAT
     opencl_runtime: str | None = None
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from costmodel.schema.model import FLOAT, INT8
 from hetero_sd.commands.parser import Subparsers, subcommand
 from hetero_sd.compile.place import RULES
 from targets.boards import board_names
@@ -47,6 +48,11 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     p.add_argument("--board-python", metavar="3.x", default="3.12", help="the device's Python (default 3.12)")
     p.add_argument("--place", metavar="RULE", help=f"where each model runs: {RULES} (default auto: the plan decides)")
+    p.add_argument(
+        "--activations",
+        choices=(FLOAT, INT8),
+        help="what int4 and int8 weights are multiplied with on the CPU (default: int8 where the ONNX file allows it)",
+    )
     p.add_argument("--no-cpu-fallback", action="store_true", help="no CPU variant of what runs on the GPU")
     p.add_argument("--subgraphs", metavar="DIR", type=Path, help="write each segment as an ONNX file, for Netron")
     p.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each phase, for reading")
@@ -77,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
         alpha=options.alpha,
         alpha_file=options.alpha_file,
         factors=options.factors,
+        activations=options.activations,
         cpu_fallback=not options.no_cpu_fallback,
         subgraphs=options.subgraphs,
     )

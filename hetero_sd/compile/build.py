@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from costmodel.place import ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
-from costmodel.schema.model import CacheFacts, ModelFacts, SegmentFacts
+from costmodel.schema.model import FLOAT, CacheFacts, ModelFacts, SegmentFacts
 from hetero_sd.compile.bundle import copy_thread_pool
 from hetero_sd.runtime.model.library_facts import ENTRY, facts_json
 from hetero_sd.runtime.model.weights import Tensor, write_weights
@@ -81,6 +81,7 @@ class ModelRequest:
         fallback: add the whole model for the CPU to a placement that needs another processor.
         dump: folder for the IR after each phase, or None.
         subgraphs: folder for the segments as ONNX files, or None.
+        activations: FLOAT or INT8, for the CPU's kernels.
         tokenizer: the manifest's `tokenizer`, which the libraries keep beside the other facts (library_facts.py).
     """
 
@@ -94,6 +95,7 @@ class ModelRequest:
     fallback: bool = False
     dump: Path | None = None
     subgraphs: Path | None = None
+    activations: str = FLOAT
     tokenizer: TokenizerFacts | None = None
 
 
@@ -114,7 +116,7 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
     tiles = {p: backend(p).tile(core, request.gpu) for p in dict.fromkeys((HOST, *place.processors))}
     lowered = lower_decoder(
         *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill),
-        *(IrDump(request.dump), request.place.reason, request.fallback),
+        *(IrDump(request.dump), request.place.reason, request.fallback, request.activations),
     )
     if request.subgraphs is not None:
         write_subgraphs(decoder, lowered.origins, lowered.placed, request.subgraphs)
@@ -148,6 +150,7 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
             },
             value_shape=tuple(value_shape(facts.kv_heads, facts.head_dim, sizes.context)),
         ),
+        activations=request.activations,
         opencl_runtime=carried.relative_to(bundle).as_posix() if carried is not None else None,
     )
     kept = facts_json(described, [(p.name, p.dtype, p.shape) for p in lowered.packed], request.tokenizer)

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from costmodel.place import ReasonedPlace
+from costmodel.schema.model import FLOAT, INT8
 from costmodel.schema.plan import Plan
 from costmodel.speculative import MOST_GAMMA, check_acceptance
 from hetero_sd.compile.build import BuiltModel, ModelRequest, Sizes, build_model
@@ -28,7 +30,7 @@ from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.manifest import write_manifest
-from targets.backend import backend
+from targets.backend import HOST, backend
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
@@ -58,6 +60,7 @@ class CompileRequest:
         alpha: acceptance of a drafted token that the plan counts with; None is the assumed one.
         alpha_file: what `hetero-sd acceptance` measured, in place of it.
         factors: factors of a calibration, in place of the board's.
+        activations: FLOAT or INT8 for block-quantised matrix multiplications; None takes what the ONNX file allows.
         cpu_fallback: a model with a part on the GPU is compiled for the CPU, too, for when the GPU fails.
         subgraphs: folder for each model's segments as ONNX files, or None.
     """
@@ -77,6 +80,7 @@ class CompileRequest:
     alpha: float | None = None
     alpha_file: Path | None = None
     factors: Path | None = None
+    activations: str | None = None
     cpu_fallback: bool = True
     subgraphs: Path | None = None
 
@@ -194,11 +198,25 @@ def _build(
         runtime=opencl_runtime,
         fallback=request.cpu_fallback,
         dump=request.dump_ir and request.dump_ir / role,
+        activations=_activations(role, decoder, place, request.activations),
         subgraphs=request.subgraphs and request.subgraphs / role,
         tokenizer=tokenizer.facts,
     )
     with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
         return build_model(model, folder, advance)
+
+
+def _activations(role: str, decoder: Decoder, place: ReasonedPlace, asked: str | None) -> str:
+    """What the block-quantised matrix multiplications of a model read.
+
+    Raises:
+        UserError: int8 is asked for a model that is not on the CPU alone, or has no such weights.
+    """
+    on_cpu, quantised = place.place.processors == (HOST,), decoder.facts.weight_dtype in ("int4", "int8")
+    if asked == INT8 and not (on_cpu and quantised):
+        lacking = "it has no block-quantised weights" if on_cpu else f"only the {HOST.upper()} has kernels for them"
+        raise UserError(f"--activations {INT8} for the {role}: {lacking}; leave it out")
+    return asked or (INT8 if decoder.facts.int8_activations and on_cpu else FLOAT)
 
 
 def _check_memory(board: Board, models: dict[str, BuiltModel]) -> None:

@@ -80,6 +80,16 @@ def _linear_nbits(call: Any, stored: Stored) -> Sizes:
     return {"n": n, "k": k, "columns": int(call.attrs["columns"]), **_quantised(call.attrs, scale, zero, stored)}
 
 
+def _linear_int(call: Any, stored: Stored) -> Sizes:
+    codes, _, _, _, scale, zero = call.args
+    _, n, k = sizes(codes)
+    return {"n": n, "k": k, "columns": int(call.attrs["columns"]), **_quantised(call.attrs, scale, zero, stored)}
+
+
+def _quantise_rows(call: Any, stored: Stored) -> Sizes:
+    return {**_n_width(call, stored), "dtype": str(call.attrs["dtype"])}
+
+
 def _table(attrs: Any, ids: Any) -> Sizes:
     return {"n": sizes(ids)[1], "vocab": int(attrs["vocab"]), "width": int(attrs["width"])}
 
@@ -140,6 +150,8 @@ _HEAD = (lambda s: int(s["head_dim"])), "a head dimension"
 OPERATORS = {
     "hsd.linear": Operator("linear", _linear, "linear_{n}_{k}_{columns}"),
     "hsd.linear_nbits": Operator("linear_nbits", _linear_nbits, "linear_{bits}bit_{n}_{k}_{columns}"),
+    "hsd.linear_int": Operator("linear_int", _linear_int, "linear_int_{bits}bit_{n}_{k}_{columns}"),
+    "hsd.quantise_rows": Operator("quantise_rows", _quantise_rows, "quantise_rows_{dtype}_{n}_{width}"),
     "hsd.embedding": Operator("embedding", _embedding, "embedding_{n}"),
     "hsd.embedding_nbits": Operator("embedding_nbits", _embedding_nbits, "embedding_{bits}bit_{n}"),
     "hsd.rms_norm": Operator("rms_norm", _rms_norm, "rms_norm_{n}_{groups}", _NORMALISED),

@@ -71,8 +71,8 @@ def unpack_bits(q: Array, bits: int, width: int) -> Array:
 def pack_quantised(q: Array, bits: int, k: int, panel: int) -> Array:
     """MatMulNBits' B [N, blocks, bytes] -> words [ceil(N / panel), ceil(K / steps), panel] of steps = 32 / bits values.
 
-    A word has a column's next values of k. Of its bytes t = 0..3, lowest first, 8 bit: value t; 4 bit: value t in the
-    low and value t + 4 in the high nibble. Values past K are zero.
+    A word has a column's next values of k. Of its bytes t = 0..3, lowest first, 8 bit: value t less 128 in two's
+    complement; 4 bit: value t in the low and value t + 4 in the high nibble. What lies past K is not read.
     """
     steps = 32 // bits
     values = unpack_bits(q, bits, k)
@@ -80,7 +80,7 @@ def pack_quantised(q: Array, bits: int, k: int, panel: int) -> Array:
     padded = np.zeros((n, groups * steps), np.uint8)
     padded[:, :k] = values
     parts = padded.reshape(n, groups, steps // 4, 4)
-    octets = parts[:, :, 0] if bits == 8 else parts[:, :, 0] | (parts[:, :, 1] << 4)
+    octets = parts[:, :, 0] ^ 128 if bits == 8 else parts[:, :, 0] | (parts[:, :, 1] << 4)
     return to_panels(np.ascontiguousarray(octets).view("<u4")[..., 0].T, panel)
 
 

@@ -45,6 +45,8 @@ class DecoderFacts:
         window: the largest sliding window of any layer in tokens, 0: none.
         batch: fixed batch size, or None if it is free.
         padding: what attention_mask may hide: "left and right", "right" or "none" (the mask reads none).
+        int8_activations: every block-quantised matrix multiplication of the file allows int8 activations, as
+            MatMulNBits at accuracy_level 4 does.
         many_tokens_after_past: whether the export itself can take several tokens after a past; the canonical one can.
     """
 
@@ -64,6 +66,7 @@ class DecoderFacts:
     batch: int | None = None
     padding: str = "left and right"
     many_tokens_after_past: bool = True
+    int8_activations: bool = False
 
 
 def decoder_facts(imp: Importing) -> DecoderFacts:
@@ -102,6 +105,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
         batch=imp.facts.batch,
         padding=_padding(imp, nodes),
         many_tokens_after_past=not imp.facts.single_token_decode,
+        int8_activations=imp.facts.int8_activations,
     )
 
 

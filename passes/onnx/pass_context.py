@@ -54,6 +54,7 @@ class ImportFacts:
         no_cache: the file has no cache inputs: its graph computes a whole text from the first token on.
         padding: what attention_mask may hide: "left and right", or "right" where the export takes lengths.
         single_token_decode: after a past, the export itself takes one token at a time.
+        int8_activations: every block-quantised matrix multiplication of the file allows int8 activations.
         longest_context: tokens of the longest context known to be possible; None: no limit is known.
         mask_notes: sentences about the masks that were proven.
         ropes: rotations proven before GroupQueryAttention nodes; None: no rotation.
@@ -69,6 +70,7 @@ class ImportFacts:
     no_cache: bool = False
     padding: str = "left and right"
     single_token_decode: bool = False
+    int8_activations: bool = False
     longest_context: int | None = None
     mask_notes: set[str] = field(default_factory=set)
     ropes: list[Rope | None] = field(default_factory=list)

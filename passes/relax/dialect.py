@@ -6,6 +6,7 @@ semantics for tests. Tensors are [1, n, width]; head h of a row occupies columns
 
     hsd.embedding(w, ids) {layout, vocab, width}                hsd.linear(x, w) {layout, columns}
     hsd.embedding_nbits(q, scale, zero, ids) {bits, block, ...} hsd.linear_nbits(x, q, scale, zero) {bits, block, ...}
+    hsd.quantise_rows(x) {step, dtype} -> codes, scale, total   hsd.linear_int(codes, scale, total, ...) as linear_nbits
     hsd.rms_norm(x, w) {eps, groups}                            hsd.add_rms_norm(x, r, w) {eps} -> (x + r, norm)
     hsd.rope(x, cos, sin, pos) {heads, rotary_dim, interleaved} hsd.silu_mul(gate, up)
     hsd.layer_norm(x, w, b) {eps}                               hsd.gelu_mul(gate, up) {tanh}
@@ -254,6 +255,12 @@ def _columns(attrs: Any, x: Any, *_: Any) -> Any:
     return tensor([*shape_of(x)[:-1], int(attrs["columns"])])
 
 
+def _quantised_type(attrs: Any, x: Any) -> Any:
+    *rows, width = shape_of(x)
+    steps = [*rows, width // int(attrs["step"])]
+    return tvm.ir.TupleType([tensor([*rows, width], str(attrs["dtype"])), tensor(steps), tensor(steps, "int32")])
+
+
 def _embedded(attrs: Any, *args: Any) -> Any:
     return tensor([*shape_of(args[-1]), int(attrs["width"])])
 
@@ -264,6 +271,8 @@ def _same(attrs: Any, x: Any, *_: Any) -> Any:
 
 linear = _operator("hsd.linear", _columns, _linear_reference)
 linear_nbits = _operator("hsd.linear_nbits", _columns, _linear_nbits_reference)
+quantise_rows = _operator("hsd.quantise_rows", _quantised_type, None)
+linear_int = _operator("hsd.linear_int", _columns, None)
 embedding = _operator("hsd.embedding", _embedded, _embedding_reference)
 embedding_nbits = _operator("hsd.embedding_nbits", _embedded, _embedding_nbits_reference)
 rms_norm = _operator("hsd.rms_norm", _same, _rms_norm_reference)

@@ -30,6 +30,12 @@ class CpuBackend(Backend):
 
         return MAKERS
 
+    def activation_codes(self, tile: Any, bits: int, block: int, k: int) -> tuple[int, str] | None:
+        """As many values as the integer kernels add at a time, in the type that the core multiplies."""
+        from targets.cpu.kernels.linear_int import activation_codes
+
+        return activation_codes(tile, bits, block, k)
+
     def check_width(self, tile: Any, width: int, what: str) -> None:
         """Kernels move whole vectors."""
         if width % tile.lanes:

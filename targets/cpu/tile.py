@@ -18,11 +18,13 @@ class CpuTile:
         lanes: float32 values in one vector register.
         panel: columns of a packed weight panel; the layout on disk depends on it, so one board has one panel.
         accumulators: vector registers a tile may accumulate in without spilling.
+        dot: how the core multiplies integers, a key of targets/cpu/kernels/integer_dot.py; "": not known.
     """
 
     lanes: int
     panel: int
     accumulators: int
+    dot: str = ""
 
     @property
     def panel_vectors(self) -> int:
@@ -48,4 +50,5 @@ def cpu_tile(core: Core) -> CpuTile:
     """The tile of a core: 32 registers (NEON, AVX-512) leave 24 accumulators, 16 registers (AVX2) leave 12."""
     lanes = core.vector_bits // 32
     accumulators = core.vector_registers * 3 // 4
-    return CpuTile(lanes=lanes, panel=max(16, 4 * lanes if lanes == 16 else 16), accumulators=accumulators)
+    dot = "pmadd" if core.isa == "x86-64" else "sdot" if core.has_dotprod else "smull"
+    return CpuTile(lanes=lanes, panel=max(16, 4 * lanes if lanes == 16 else 16), accumulators=accumulators, dot=dot)

@@ -38,6 +38,24 @@ class Makers:
         """(x[1, n, k], q, scale, zero, y[1, n, columns]): one scale for `block` values, with `zeros` a zero point."""
 
     @staticmethod
+    def quantise_rows(tile: Any, n: int, width: int, dtype: str) -> Any:
+        """(x[1, n, width], codes of `dtype`, scale[1, n, width / 32], total int32): activations as integers."""
+
+    @staticmethod
+    def linear_int(
+        tile: Any,
+        n: int,
+        k: int,
+        columns: int,
+        bits: int,
+        block: int,
+        scale_dtype: str,
+        zeros: bool,
+        zero_dtype: str = "uint8",
+    ) -> Any:
+        """(codes[1, n, k], scale, total, q, scale, zero, y[1, n, columns]): linear_nbits of what quantise_rows made."""
+
+    @staticmethod
     def embedding(tile: Any, n: int, vocab: int, width: int, dtype: str) -> Any:
         """(w, ids[1, n] int64, y[1, n, width])."""
 

@@ -99,7 +99,8 @@ def _matrix(panels: Array, columns: int) -> Array:
 def _dequantised(q: Array, scale: Array, zero: Array, columns: int, bits: int, block: int, zeros: int) -> Array:
     """Panels of numbers of `bits`, scales and zero points of `block` of them, as float32 [k, columns]."""
     shifts = np.arange(32 // bits) % 4 * 8 + np.arange(32 // bits) // 4 * 4
-    values = (q[:, :, None] >> shifts[:, None].astype(np.uint32)) & np.uint32((1 << bits) - 1)
+    whole = q ^ np.uint32(0x80808080) if bits == 8 else q
+    values = (whole[:, :, None] >> shifts[:, None].astype(np.uint32)) & np.uint32((1 << bits) - 1)
     numbers = _matrix(values.reshape(len(q), -1, q.shape[-1]), columns)
     of_row = np.arange(len(numbers)) // block
     zero_points = _matrix(zero, columns)[of_row] if zeros else np.float32(1 << (bits - 1))

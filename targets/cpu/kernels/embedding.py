@@ -45,6 +45,7 @@ def embedding_nbits(
 ) -> Any:
     """The PrimFunc (q, scale, zero, ids[1, n] int64, y[1, n, width]); layouts as in linear_nbits."""
     panel, steps, mask = tile.panel, 32 // bits, (1 << bits) - 1
+    flipped = 0x80808080 if bits == 8 else 0
     blocks, k_blocks, words = -(-vocab // panel), -(-width // block), -(-width // steps)
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     middle = float(1 << (bits - 1))
@@ -64,7 +65,7 @@ def embedding_nbits(
                 y[0, vm, vi] = (
                     T.cast(
                         (
-                            q[ids[0, vm] // panel, vi // steps, ids[0, vm] % panel]
+                            (q[ids[0, vm] // panel, vi // steps, ids[0, vm] % panel] ^ T.uint32(flipped))
                             >> T.cast(vi % 4 * 8 + vi % steps // 4 * 4, "uint32")
                         )
                         & T.uint32(mask),

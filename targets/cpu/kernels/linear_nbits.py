@@ -5,7 +5,8 @@ w = (q - zero) * scale in float32, exactly as onnxruntime's MatMulNBits at accur
 
 Packed layout, for panels of `panel` columns (columns past N hold zero scales):
   q     [blocks, ceil(K / steps), panel] uint32: a word holds `steps` = 32 / bits values of a column along k. Of byte t,
-        lowest first, 8 bit: value t; 4 bit: value t in the low, value t + 4 in the high nibble
+        lowest first, 8 bit: value t less 128 in two's complement; 4 bit: value t in the low, value t + 4 in the high
+        nibble
   scale [blocks, K / block, panel]
   zero  [blocks, K / block, panel] uint8, float16 or float32, only where the model has zero points (else 2^(bits-1))
 """
@@ -45,7 +46,7 @@ def linear_nbits(
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     middle = float(1 << (bits - 1))
     ragged = columns % panel != 0
-    mask = (1 << bits) - 1
+    mask, flipped = (1 << bits) - 1, 0x80808080 if bits == 8 else 0
 
     @T.prim_func(s_tir=True)
     def linear_nbits(
@@ -76,7 +77,7 @@ def linear_nbits(
                                             T.cast(
                                                 T.cast(
                                                     (
-                                                        q[vg, kb * per_block + i, j * lanes + v]
+                                                        (q[vg, kb * per_block + i, j * lanes + v] ^ T.uint32(flipped))
                                                         >> T.uint32(step % 4 * 8 + step // 4 * 4)
                                                     )
                                                     & T.uint32(mask),

@@ -9,6 +9,7 @@ from targets.cpu.kernels.attention import attention_cached
 from targets.cpu.kernels.elementwise import add, add_bias, gelu, gelu_mul, scale, silu_mul, tanh
 from targets.cpu.kernels.embedding import embedding, embedding_nbits
 from targets.cpu.kernels.linear import linear
+from targets.cpu.kernels.linear_int import linear_int, quantise_rows
 from targets.cpu.kernels.linear_nbits import linear_nbits
 from targets.cpu.kernels.norm import add_rms_norm, layer_norm, rms_norm
 from targets.cpu.kernels.rope import rope
@@ -17,7 +18,8 @@ from targets.cpu.kernels.take import learned_positions, take_columns, take_row
 MAKERS: dict[str, Any] = {
     maker.__name__: maker
     for maker in (
-        *(linear, linear_nbits, embedding, embedding_nbits, rms_norm, add_rms_norm, layer_norm),
+        *(linear, linear_nbits, linear_int, quantise_rows, embedding, embedding_nbits),
+        *(rms_norm, add_rms_norm, layer_norm),
         *(add, add_bias, silu_mul, gelu_mul, gelu, tanh, scale),
         *(rope, learned_positions, attention_cached, argmax, take_row, take_columns),
     )

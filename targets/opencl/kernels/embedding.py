@@ -61,6 +61,7 @@ def embedding_nbits(
 ) -> Any:
     """The PrimFunc (q, scale, zero, ids[1, n] int64, y[1, n, width]); layouts as in linear_nbits."""
     panel, size, steps, mask = tile.panel, tile.group, 32 // bits, (1 << bits) - 1
+    flipped = 0x80808080 if bits == 8 else 0
     blocks, k_blocks, items = -(-vocab // panel), -(-width // block), n * width
     groups, words = -(-items // size), -(-width // steps)
     scale_storage, half_scale = storage(scale_dtype), scale_dtype == "float16"
@@ -88,7 +89,7 @@ def embedding_nbits(
                     value[0] = T.Cast(
                         "float32",
                         (
-                            q[row[0] // panel, vi % width // steps, row[0] % panel]
+                            (q[row[0] // panel, vi % width // steps, row[0] % panel] ^ T.uint32(flipped))
                             >> T.Cast("uint32", vi % width % 4 * 8 + vi % width % steps // 4 * 4)
                         )
                         & T.uint32(mask),

@@ -30,6 +30,7 @@ def linear_nbits(
 ) -> Any:
     """The PrimFunc (x, q, scale, zero, y); without zero points pass any [1, 1, 1] uint8 tensor as zero."""
     panel, size, steps, mask = tile.panel, tile.group, 32 // bits, (1 << bits) - 1
+    flipped = 0x80808080 if bits == 8 else 0
     wide, rows = tile.columns(n, 8), tile.rows(n, 8)
     blocks, per = -(-columns // panel), panel // wide
     items, row_tiles = blocks * per, -(-n // rows)
@@ -95,7 +96,7 @@ def linear_nbits(
                                     )
                             for i in T.serial(T.min(per_block, words - kb * per_block)):
                                 for v in T.vectorized(wide):
-                                    word[v] = q[vi // per, kb * per_block + i, vi % per * wide + v]
+                                    word[v] = q[vi // per, kb * per_block + i, vi % per * wide + v] ^ T.uint32(flipped)
                                 for ko in T.serial(steps // unroll):
                                     for ki in T.unroll(unroll):
                                         for v in T.vectorized(wide):

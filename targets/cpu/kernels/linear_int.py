@@ -1,0 +1,179 @@
+"""Matrix multiplication of int8 activations with block-quantised weights, in integers within each 32 values of k.
+
+Activations of a row have one scale for 32 values: scale = max |x| / 127, code = round(x * (127 / max |x|)), halves to
+even. Per 32 values of k: the exact integer sum of code * (q - middle), times the weight's scale, times the activations'
+scale, added by one fused multiply-add; then, with zero points, the sum of codes times (middle - zero) * scale, added
+likewise. So a row's bits depend neither on n nor on the instructions that make the integer sums.
+
+Weights are packed as linear_nbits.py says.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tvm.script import tirx as T
+
+from targets.cpu.kernels.integer_dot import INTEGER_DOTS, OFFSET, STEP
+from targets.cpu.tile import CpuTile
+
+_AHEAD = 8  # steps of weights that are asked for before they are read; Zen 3: 10 -> 13 GB/s at one row
+_ROWS = 4  # rows that are written out one after the other
+
+
+def activation_codes(tile: CpuTile, bits: int, block: int, k: int) -> tuple[int, str] | None:
+    """(values with one scale, type of the codes) for such weights; None: blocks and k are not whole steps of 32."""
+    if not tile.dot or k % STEP or block % STEP:
+        return None
+    return STEP, INTEGER_DOTS[tile.dot].activations[bits]
+
+
+@functools.cache
+def quantise_rows(tile: CpuTile, n: int, width: int, dtype: str) -> Any:
+    """The PrimFunc (x[1, n, width], codes of `dtype`, scale[1, n, width / 32], sum of the codes int32).
+
+    A number that is not finite gives a scale that is not, so that it shows in the logits.
+    """
+    steps = width // STEP
+
+    @T.prim_func(s_tir=True)
+    def quantise_rows(
+        x: T.Buffer((1, n, width), "float32"),
+        codes: T.Buffer((1, n, width), dtype),
+        scale: T.Buffer((1, n, steps), "float32"),
+        total: T.Buffer((1, n, steps), "int32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for m, g in T.grid(n, steps):
+            with T.sblock("step"):
+                vm, vg = T.axis.remap("SS", [m, g])
+                top = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                code = T.sblock_alloc_buffer((STEP,), "int32", scope="local")
+                top[0] = T.call_llvm_pure_intrin(
+                    T.llvm_lookup_intrinsic_id("llvm.vector.reduce.fmaximum"),
+                    T.call_llvm_pure_intrin(
+                        T.llvm_lookup_intrinsic_id("llvm.fabs"),
+                        x[0, vm, T.ramp(vg * STEP, 1, STEP)],
+                        dtype="float32x32",
+                    ),
+                    dtype="float32",
+                )
+                for v in T.vectorized(STEP):
+                    code[v] = T.cast(
+                        T.nearbyint(
+                            T.max(
+                                T.min(
+                                    x[0, vm, vg * STEP + v]
+                                    * T.if_then_else(top[0] > T.float32(0), T.float32(127) / top[0], T.float32(0)),
+                                    T.float32(127),
+                                ),
+                                T.float32(-127),
+                            )
+                        ),
+                        "int32",
+                    )
+                for v in T.vectorized(STEP):
+                    codes[0, vm, vg * STEP + v] = T.cast(code[v], dtype)
+                scale[0, vm, vg] = top[0] * T.float32(1 / 127)
+                total[0, vm, vg] = T.call_llvm_pure_intrin(
+                    T.llvm_lookup_intrinsic_id("llvm.vector.reduce.add"), code[T.ramp(0, 1, STEP)], dtype="int32"
+                )
+
+    return quantise_rows
+
+
+@functools.cache
+def linear_int(
+    tile: CpuTile,
+    n: int,
+    k: int,
+    columns: int,
+    bits: int,
+    block: int,
+    scale_dtype: str,
+    zeros: bool,
+    zero_dtype: str = "uint8",
+) -> Any:
+    """The PrimFunc (codes, x_scale, total, q, scale, zero, y); the first three as quantise_rows makes them."""
+    integer = INTEGER_DOTS[tile.dot]
+    panel, lanes, dot, dtype = tile.panel, integer.columns, integer.dot[bits], integer.activations[bits]
+    vectors, blocks, steps = panel // lanes, -(-columns // panel), k // STEP
+    words, of_step, k_blocks = k * bits // 32, STEP * bits // 32, k // block + (k % block > 0)
+    rows = next(r for r in range(min(n, _ROWS), 0, -1) if n % r == 0)
+    zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
+    offset, middle = OFFSET[bits], float(1 << (bits - 1))
+    ragged = columns % panel != 0
+
+    @T.prim_func(s_tir=True)
+    def linear_int(
+        x: T.Buffer((1, n, k), dtype),
+        x_scale: T.Buffer((1, n, steps), "float32"),
+        total: T.Buffer((1, n, steps), "int32"),
+        q: T.Buffer((blocks, words, panel), "uint32"),
+        scale: T.Buffer((blocks, k_blocks, panel), scale_dtype),
+        zero: T.Buffer(zero_shape, zero_dtype),
+        y: T.Buffer((1, n, columns), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for g in T.parallel(blocks):
+            with T.sblock("tile"):
+                vg = T.axis.spatial(blocks, g)
+                acc = T.sblock_alloc_buffer((n, panel), "float32", scope="local")
+                factor = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+                shift = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+                for m in T.serial(n):
+                    for j in T.unroll(vectors):
+                        acc[m, T.ramp(j * lanes, 1, lanes)] = T.broadcast(T.float32(0), lanes)
+                for s in T.serial(steps):
+                    for i in T.unroll(of_step):
+                        T.evaluate(
+                            T.call_llvm_intrin(
+                                T.llvm_lookup_intrinsic_id("llvm.prefetch"),
+                                T.address_of(q[vg, (s + _AHEAD) * of_step + i, 0]),
+                                0,
+                                3,
+                                1,
+                                dtype="void",
+                            )
+                        )
+                    for j in T.unroll(vectors):
+                        for v in T.vectorized(lanes):
+                            factor[v] = T.cast(scale[vg, s * STEP // block, j * lanes + v], "float32")
+                        if zeros:
+                            for v in T.vectorized(lanes):
+                                shift[v] = factor[v] * (
+                                    T.float32(middle) - T.cast(zero[vg, s * STEP // block, j * lanes + v], "float32")
+                                )
+                        for r in T.serial(n // rows):
+                            for m in T.unroll(rows):
+                                acc[r * rows + m, T.ramp(j * lanes, 1, lanes)] = T.fma(
+                                    T.cast(
+                                        dot(q, vg, s * of_step, j * lanes, x, r * rows + m, s * STEP)
+                                        - T.broadcast(total[0, r * rows + m, s] * T.int32(offset), lanes),
+                                        f"float32x{lanes}",
+                                    )
+                                    * factor[T.ramp(0, 1, lanes)],
+                                    T.broadcast(x_scale[0, r * rows + m, s], lanes),
+                                    acc[r * rows + m, T.ramp(j * lanes, 1, lanes)],
+                                )
+                                if zeros:
+                                    acc[r * rows + m, T.ramp(j * lanes, 1, lanes)] = T.fma(
+                                        shift[T.ramp(0, 1, lanes)],
+                                        T.broadcast(
+                                            T.cast(total[0, r * rows + m, s], "float32") * x_scale[0, r * rows + m, s],
+                                            lanes,
+                                        ),
+                                        acc[r * rows + m, T.ramp(j * lanes, 1, lanes)],
+                                    )
+                for m in T.serial(n):
+                    for j in T.unroll(vectors):
+                        if ragged:
+                            for v in T.serial(lanes):
+                                if vg * panel + j * lanes + v < columns:
+                                    y[0, m, vg * panel + j * lanes + v] = acc[m, j * lanes + v]
+                        else:
+                            for v in T.vectorized(lanes):
+                                y[0, m, vg * panel + j * lanes + v] = acc[m, j * lanes + v]
+
+    return linear_int

@@ -14,14 +14,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.decoder import NONLINEARITIES, NORMS, TABLES
-from costmodel.format import Format
+from costmodel.format import INT8, Format
 from costmodel.work import Op, visible_keys
+from targets.cpu.dot import DOTS, ROWS, STEP
 from targets.cpu.tile import SERIAL_WEIGHTS, CpuTile, cpu_tile
 from targets.device import Core
 
 _FMA_LATENCY = 4.0
 _EXP = 18.0  # operations of lanes_exp
 _DIVIDE = 8.0  # cycles of a vector division
+_SCALES = 2.0  # vector instructions for the scales of a step
+_ZERO_ROW = 1.0  # for a row where there are zero points
+_CODES = 40.0  # cycles to make the codes of a step; measured on Zen 3
 _VECTOR_CYCLES = {"add": 1.5, "bias": 1.5, "scale": 1.5, "rope": 9.0, "take": 9.0}  # of one vector of a row
 
 
@@ -82,6 +86,8 @@ class Cycles:
 def kernel_cycles(op: Op, core: Core, threads: int) -> Cycles:
     """Cycles of an operator's kernel with that many threads."""
     tile, issue = cpu_tile(core), issue_of(core)
+    if op.kind == "linear" and op.operator.activations == INT8:
+        return _linear_int(op, tile, issue, threads)
     if op.kind == "linear":
         return _linear(op, tile, issue, threads)
     if op.kind == "attention":
@@ -117,6 +123,24 @@ def _linear_body(stored: Format, tile: CpuTile, issue: Issue, rows: int, side: i
     if issue.converts:
         return max(issue.cycles(fma, 0, load, _FMA_LATENCY), convert / issue.converts)
     return issue.cycles(fma, convert, load, _FMA_LATENCY)
+
+
+def _linear_int(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
+    """All rows of a panel at each step of k, in tiles that share the unpacked weights; one walk over the weights.
+
+    The codes are made before by one thread, by the first matrix multiplication that reads them; here by each.
+    """
+    k, columns, stored = op.operator.k, op.operator.columns, op.operator.format
+    dot, panels, steps = DOTS[tile.dot], -(-columns // tile.panel), k // STEP
+    vectors, used = tile.panel // dot.columns, min(threads, panels)
+    tiles = -(-op.rows // ROWS)
+    ahead = vectors * (_SCALES + tiles * dot.unpack[stored.bits])
+    row = dot.row[stored.bits] + (_ZERO_ROW if stored.zeros else 0)
+    loads = vectors * (tiles * stored.bits + 1 + op.rows * dot.row_loads[stored.bits])
+    body = issue.cycles(vectors * op.rows * row, ahead, loads, _FMA_LATENCY)
+    panel_cycles = -(-panels // used) * steps * body
+    codes = op.rows * steps * _CODES * issue.scalar_penalty
+    return Cycles(panel_cycles + codes, used, 1, stored.nbytes(k, tile.panel))
 
 
 def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:

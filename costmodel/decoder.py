@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from costmodel.format import F32, Format
+from costmodel.format import F32, FLOAT, INT8, Format
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
+from targets.cpu.dot import takes_codes
 from targets.errors import UserError
 
 TABLES = ("embedding", "positions")  # read one row a token
@@ -41,6 +42,7 @@ class Operator:
         heads, kv_heads, head_dim: of an attention.
         window: keys that an attention sees, 0 for all.
         softcap: an attention's scores pass through tanh.
+        activations: what a linear reads on a CPU, FLOAT or INT8; other processors read floats.
     """
 
     kind: str
@@ -55,6 +57,7 @@ class Operator:
     head_dim: int = 0
     window: int = 0
     softcap: bool = False
+    activations: str = FLOAT
 
     def __post_init__(self) -> None:
         """Refuse kinds and sizes that no kernel has."""
@@ -187,6 +190,17 @@ class DecoderSpec:
             found.append(alike.setdefault(ops, ops))
         return (*found, self.part(Part(HEAD)))
 
+    # -- activations ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def activations(self) -> str:
+        """INT8 where any matrix multiplication reads codes on a CPU."""
+        return INT8 if any(op.activations == INT8 for op in self.operators) else FLOAT
+
+    def with_int8_activations(self) -> DecoderSpec:
+        """The same decoder, where a CPU makes int8 codes of what it multiplies with block-quantised weights."""
+        return replace(self, operators=tuple(_with_codes(op) for op in self.operators))
+
     # -- weights --------------------------------------------------------------------------------------------------
 
     @property
@@ -235,3 +249,8 @@ class DecoderSpec:
         """Bytes of the KV cache for that many tokens: keys and values of every layer."""
         values = sum(2 * op.kv_heads * op.head_dim for op in self.attentions)
         return values * self.kv_bytes_per_value * tokens
+
+
+def _with_codes(op: Operator) -> Operator:
+    kernel = op.kind == "linear" and takes_codes(op.format.block, op.k)
+    return replace(op, activations=INT8) if kernel else op

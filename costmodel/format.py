@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from targets.errors import UserError
 
+FLOAT, INT8 = "float", "int8"  # what block-quantised matrix multiplications read: floats, or codes made of them
 F32 = 4  # bytes of an activation, of a KV value, of a norm's and of a bias's weight
 
 

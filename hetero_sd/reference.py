@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from costmodel.schema.model import FLOAT, INT8
+from costmodel.format import FLOAT, INT8
 from passes.onnx.load.load import load
 from passes.onnx.pass_context import Importing
 from passes.onnx.rewrite.exact_quantised import exact_quantised

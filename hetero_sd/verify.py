@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from costmodel.schema.model import INT8
+from costmodel.format import INT8
 from hetero_sd.reference import ReferenceModel
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.trace import Trace

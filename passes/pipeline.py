@@ -21,8 +21,8 @@ from typing import Any
 
 import tvm
 
+from costmodel.format import FLOAT, INT8
 from costmodel.place import Place
-from costmodel.schema.model import FLOAT, INT8
 from passes.lower.operators import Lower
 from passes.lower.pack import PackedWeight, PackWeights
 from passes.onnx import Decoder

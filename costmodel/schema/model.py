@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+from costmodel.format import FLOAT, INT8
 from costmodel.place import Place, ProcessorName
 from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaError, Within
 from targets.backend import HOST, backend
 
 MOST_LAYERS = 4096
-FLOAT, INT8 = "float", "int8"  # activations of block-quantised matrix multiplications
 Role = Annotated[str, OneOf(("target", "draft"))]
 Size = Annotated[int, Within(1, 1 << 31)]
 Sizes = Annotated[tuple[Size, ...], Entries(1, 64)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from costmodel.schema.model import FLOAT, INT8
+from costmodel.format import FLOAT, INT8
 from hetero_sd.commands.parser import Subparsers, subcommand
 from hetero_sd.compile.place import RULES
 from targets.boards import board_names

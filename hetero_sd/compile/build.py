@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from costmodel.format import FLOAT
 from costmodel.place import ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
-from costmodel.schema.model import FLOAT, CacheFacts, ModelFacts, SegmentFacts
+from costmodel.schema.model import CacheFacts, ModelFacts, SegmentFacts
 from hetero_sd.compile.bundle import copy_thread_pool
 from hetero_sd.runtime.model.library_facts import ENTRY, facts_json
 from hetero_sd.runtime.model.weights import Tensor, write_weights

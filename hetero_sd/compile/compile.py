@@ -7,8 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from costmodel.place import ReasonedPlace
-from costmodel.schema.model import FLOAT, INT8
 from costmodel.schema.plan import Plan
 from costmodel.speculative import MOST_GAMMA, check_acceptance
 from hetero_sd.compile.build import BuiltModel, ModelRequest, Sizes, build_model
@@ -30,7 +28,7 @@ from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.manifest import write_manifest
-from targets.backend import HOST, backend
+from targets.backend import backend
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
@@ -122,7 +120,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
 
     # 2. the models as graphs, and what runs where
-    imported, context, notes = import_models(request.context, sources, board, tokenizer, progress)
+    imported, context, notes = import_models(request.context, sources, board, tokenizer, request.activations, progress)
     decoders = {role: decoder for role, (decoder, _) in imported.items()}
     specs = {role: spec for role, (_, spec) in imported.items()}
     if request.draft is not None:
@@ -142,6 +140,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             models[role] = _build(
                 *(role, decoders.pop(role), plan, board, folder, opencl_runtime, request, progress),
                 tokenizer=tokenizer,
+                activations=specs[role].activations,
             )
         _check_memory(board, models)
 
@@ -183,6 +182,7 @@ def _build(
     request: CompileRequest,
     progress: Progress,
     tokenizer: TokenizerFiles,
+    activations: str,
 ) -> BuiltModel:
     """Compile one model of the pair."""
     steps = plan.widths[role]
@@ -198,25 +198,12 @@ def _build(
         runtime=opencl_runtime,
         fallback=request.cpu_fallback,
         dump=request.dump_ir and request.dump_ir / role,
-        activations=_activations(role, decoder, place, request.activations),
+        activations=activations,
         subgraphs=request.subgraphs and request.subgraphs / role,
         tokenizer=tokenizer.facts,
     )
     with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
         return build_model(model, folder, advance)
-
-
-def _activations(role: str, decoder: Decoder, place: ReasonedPlace, asked: str | None) -> str:
-    """What the block-quantised matrix multiplications of a model read.
-
-    Raises:
-        UserError: int8 is asked for a model that is not on the CPU alone, or has no such weights.
-    """
-    on_cpu, quantised = place.place.processors == (HOST,), decoder.facts.weight_dtype in ("int4", "int8")
-    if asked == INT8 and not (on_cpu and quantised):
-        lacking = "it has no block-quantised weights" if on_cpu else f"only the {HOST.upper()} has kernels for them"
-        raise UserError(f"--activations {INT8} for the {role}: {lacking}; leave it out")
-    return asked or (INT8 if decoder.facts.int8_activations and on_cpu else FLOAT)
 
 
 def _check_memory(board: Board, models: dict[str, BuiltModel]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costmodel.decoder import DecoderSpec
+from costmodel.format import FLOAT, INT8
 from hetero_sd.compile.context import DEFAULT_CONTEXT, rows_within, whole_context
 from hetero_sd.compile.tokenizer_files import TokenizerFiles
 from hetero_sd.progress import Progress
@@ -19,14 +20,28 @@ Imported = dict[str, "tuple[Decoder, DecoderSpec]"]
 
 
 def import_models(
-    asked: int | None, sources: dict[str, Path], board: Board, tokenizer: TokenizerFiles, progress: Progress
+    asked: int | None,
+    sources: dict[str, Path],
+    board: Board,
+    tokenizer: TokenizerFiles,
+    activations: str | None,
+    progress: Progress,
 ) -> tuple[Imported, int, tuple[str, ...]]:
     """(the models by role, rows of their caches, what to tell the user): as many rows as all models have positions for.
 
     The drafter comes first: it is the smaller one, and what is refused because of it costs no import of the target.
 
+    Args:
+        asked: rows, or None for the default.
+        sources: the ONNX files by role.
+        board: the rows are whole tiles of its kernels.
+        tokenizer: of both models.
+        activations: FLOAT or INT8 for block-quantised matrix multiplications; None takes what each file allows.
+        progress: of the import.
+
     Raises:
-        UserError: a model has fewer positions than the context that was asked for, or too few for any.
+        UserError: a model has fewer positions than the context that was asked for, or too few for any; int8 activations
+            were asked for where no model can have them.
     """
     from passes.onnx import ContextTooLong
 
@@ -37,7 +52,7 @@ def import_models(
         try:
             for role in sorted(sources, key=list(sources).index, reverse=True):
                 with progress.step(f"{role}: import {sources[role].name}"):
-                    imported[role] = _import(role, sources[role], context, tokenizer)
+                    imported[role] = _import(role, sources[role], context, tokenizer, activations)
             done = True
         except ContextTooLong as error:
             rows = rows_within(board, error.longest)
@@ -48,10 +63,16 @@ def import_models(
             notes = (
                 f"context {rows} tokens, not {DEFAULT_CONTEXT}: {sources[role]} has positions for {error.longest}",
             )
+    if activations == INT8 and all(spec.activations == FLOAT for _, spec in imported.values()):
+        raise UserError(
+            f"--activations {INT8}: no model has int4 or int8 weights in blocks of a multiple of 32; leave it out"
+        )
     return {role: imported[role] for role in sources}, context, notes
 
 
-def _import(role: str, path: Path, context: int, tokenizer: TokenizerFiles) -> tuple[Decoder, DecoderSpec]:
+def _import(
+    role: str, path: Path, context: int, tokenizer: TokenizerFiles, activations: str | None
+) -> tuple[Decoder, DecoderSpec]:
     """One model of the pair as a graph, and its spec, from which its cost is predicted."""
     from passes.analysis.count_work import count_work
     from passes.onnx import canonicalise
@@ -62,4 +83,6 @@ def _import(role: str, path: Path, context: int, tokenizer: TokenizerFiles) -> t
             f"{role} model {path} knows {decoder.facts.vocab} token ids, the tokenizer in {tokenizer.folder} has "
             f"{tokenizer.vocab}: they do not belong together"
         )
-    return decoder, count_work(decoder, path.name)
+    spec = count_work(decoder, path.name)
+    codes = activations == INT8 or (activations is None and decoder.facts.int8_activations)
+    return decoder, spec.with_int8_activations() if codes else spec

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from targets.backend import HOST, Backend
+from targets.cpu.dot import DOTS, STEP, takes_codes
 from targets.cpu.tile import CpuTile, cpu_tile
 from targets.device import Core, Gpu
 from targets.errors import UserError
@@ -32,9 +33,7 @@ class CpuBackend(Backend):
 
     def activation_codes(self, tile: Any, bits: int, block: int, k: int) -> tuple[int, str] | None:
         """As many values as the integer kernels add at a time, in the type that the core multiplies."""
-        from targets.cpu.kernels.linear_int import activation_codes
-
-        return activation_codes(tile, bits, block, k)
+        return (STEP, DOTS[tile.dot].activations[bits]) if takes_codes(block, k) else None
 
     def check_width(self, tile: Any, width: int, what: str) -> None:
         """Kernels move whole vectors."""

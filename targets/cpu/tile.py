@@ -18,13 +18,13 @@ class CpuTile:
         lanes: float32 values in one vector register.
         panel: columns of a packed weight panel; the layout on disk depends on it, so one board has one panel.
         accumulators: vector registers a tile may accumulate in without spilling.
-        dot: how the core multiplies integers, a key of targets/cpu/kernels/integer_dot.py; "": not known.
+        dot: how the core multiplies integers, a name of targets/cpu/dot.py.
     """
 
     lanes: int
     panel: int
     accumulators: int
-    dot: str = ""
+    dot: str
 
     @property
     def panel_vectors(self) -> int:

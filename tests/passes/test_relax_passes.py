@@ -20,7 +20,7 @@ from passes.relax.make_entries import MakeEntries
 from passes.relax.rebuild import bindings
 from targets.cpu.tile import CpuTile
 
-TILE = CpuTile(lanes=8, panel=16, accumulators=12)
+TILE = CpuTile(lanes=8, panel=16, accumulators=12, dot="pmadd")
 R = relax.op
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.onnx.pass_context import Importing, PassLog, add_initializer, attribute, emit
-
-STEP = 32
+from targets.cpu.dot import STEP, takes_codes
 
 
 def round_activations(imp: Importing) -> PassLog:
@@ -24,7 +23,7 @@ def round_activations(imp: Importing) -> PassLog:
     nodes = [node for node in imp.graph if node.op_type == "MatMulNBits"]
     for node in nodes:
         k, block = attribute(node, "K"), attribute(node, "block_size")
-        if k % STEP or block % STEP:
+        if not takes_codes(block, k):
             continue
         x = node.inputs[0]
         if x not in made:

@@ -13,28 +13,11 @@ after the other share the unpacked weights, because LLVM finds equal expressions
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
 
-STEP = 32  # values of k that have one sum; activations have one scale for them
 OFFSET = {4: 8, 8: 0}  # codes are this much larger than the whole numbers that are meant: q - 8, and q - 128 as stored
-
-
-@dataclass(frozen=True)
-class IntegerDot:
-    """How a core multiplies integers.
-
-    Attributes:
-        columns: of one vector.
-        activations: bits of a weight -> type in which activations are stored.
-        dot: bits of a weight -> (q, panel, word, column, x, row, k) -> int32 sums of `columns` columns.
-    """
-
-    columns: int
-    activations: dict[int, str]
-    dot: dict[int, Callable[..., Any]]
 
 
 def _call(name: str, *args: Any, dtype: str) -> Any:
@@ -121,8 +104,9 @@ def _widened(products: Any) -> Any:
     return _call("llvm.aarch64.neon.saddlp.v4i32.v8i16", products, dtype="int32x4")
 
 
-INTEGER_DOTS = {
-    "pmadd": IntegerDot(8, {4: "int8", 8: "int16"}, {4: _pmadd_4, 8: _pmadd_8}),
-    "sdot": IntegerDot(4, {4: "int8", 8: "int8"}, {4: _sdot(4), 8: _sdot(8)}),
-    "smull": IntegerDot(4, {4: "int8", 8: "int8"}, {4: _smull(4), 8: _smull(8)}),
+# name in targets/cpu/dot.py -> bits of a weight -> (q, panel, word, column, x, row, k) -> int32 sums of a vector
+MAKERS: dict[str, dict[int, Callable[..., Any]]] = {
+    "pmadd": {4: _pmadd_4, 8: _pmadd_8},
+    "sdot": {4: _sdot(4), 8: _sdot(8)},
+    "smull": {4: _smull(4), 8: _smull(8)},
 }

@@ -15,18 +15,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.cpu.kernels.integer_dot import INTEGER_DOTS, OFFSET, STEP
+from targets.cpu.dot import DOTS, ROWS, STEP
+from targets.cpu.kernels.integer_dot import MAKERS, OFFSET
 from targets.cpu.tile import CpuTile
 
 _AHEAD = 8  # steps of weights that are asked for before they are read; Zen 3: 10 -> 13 GB/s at one row
-_ROWS = 4  # rows that are written out one after the other
-
-
-def activation_codes(tile: CpuTile, bits: int, block: int, k: int) -> tuple[int, str] | None:
-    """(values with one scale, type of the codes) for such weights; None: blocks and k are not whole steps of 32."""
-    if not tile.dot or k % STEP or block % STEP:
-        return None
-    return STEP, INTEGER_DOTS[tile.dot].activations[bits]
 
 
 @functools.cache
@@ -96,11 +89,11 @@ def linear_int(
     zero_dtype: str = "uint8",
 ) -> Any:
     """The PrimFunc (codes, x_scale, total, q, scale, zero, y); the first three as quantise_rows makes them."""
-    integer = INTEGER_DOTS[tile.dot]
-    panel, lanes, dot, dtype = tile.panel, integer.columns, integer.dot[bits], integer.activations[bits]
+    panel, lanes, dtype = tile.panel, DOTS[tile.dot].columns, DOTS[tile.dot].activations[bits]
+    dot = MAKERS[tile.dot][bits]
     vectors, blocks, steps = panel // lanes, -(-columns // panel), k // STEP
     words, of_step, k_blocks = k * bits // 32, STEP * bits // 32, k // block + (k % block > 0)
-    rows = next(r for r in range(min(n, _ROWS), 0, -1) if n % r == 0)
+    rows = next(r for r in range(min(n, ROWS), 0, -1) if n % r == 0)
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     offset, middle = OFFSET[bits], float(1 << (bits - 1))
     ragged = columns % panel != 0

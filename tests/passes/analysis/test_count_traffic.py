@@ -11,7 +11,7 @@ from targets.cpu.tile import CpuTile
 from targets.opencl.tile import GpuTile
 from tests.support.lowered import lower_whole
 
-GPU, CPU = GpuTile(), CpuTile(lanes=4, panel=16, accumulators=24)
+GPU, CPU = GpuTile(), CpuTile(lanes=4, panel=16, accumulators=24, dot="sdot")
 
 
 def by_name(counted: Counted) -> dict[str, Traffic]:

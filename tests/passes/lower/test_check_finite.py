@@ -16,7 +16,7 @@ from targets.errors import UserError
 from tests.support.lowered import lower_whole
 
 BAD = [np.nan, -np.nan, np.inf, -np.inf]
-TILE = CpuTile(lanes=8, panel=16, accumulators=12)
+TILE = CpuTile(lanes=8, panel=16, accumulators=12, dot="pmadd")
 VARIANTS = [
     {},
     {"dtype": "float16", "tied": True, "qk_norm": True},

@@ -20,7 +20,11 @@ from targets.errors import UserError
 from targets.kernels.signatures import MAKERS
 from targets.opencl.tile import GpuTile
 
-TILES = {"cpu": CpuTile(lanes=8, panel=16, accumulators=12), "gpu": GpuTile(), "test": numpy_backend.Tile()}
+TILES = {
+    "cpu": CpuTile(lanes=8, panel=16, accumulators=12, dot="pmadd"),
+    "gpu": GpuTile(),
+    "test": numpy_backend.Tile(),
+}
 
 
 @pytest.fixture(autouse=True)

@@ -27,8 +27,8 @@ from targets.cpu.target import tvm_target
 from targets.cpu.tile import CpuTile, cpu_tile
 
 Array = npt.NDArray[Any]
-AVX2 = CpuTile(lanes=8, panel=16, accumulators=12)
-NEON = CpuTile(lanes=4, panel=16, accumulators=24)
+AVX2 = CpuTile(lanes=8, panel=16, accumulators=12, dot="pmadd")
+NEON = CpuTile(lanes=4, panel=16, accumulators=24, dot="sdot")
 TILES = pytest.mark.parametrize("tile", [AVX2, NEON], ids=["avx2", "neon"])
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)  # more sizes: a minute of compiling in all
 F32 = np.float32

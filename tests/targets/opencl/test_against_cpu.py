@@ -16,7 +16,7 @@ from targets.cpu.tile import CpuTile
 from targets.opencl.tile import GpuTile
 
 Array = npt.NDArray[Any]
-GPU, CPU = GpuTile(), CpuTile(lanes=8, panel=16, accumulators=12)
+GPU, CPU = GpuTile(), CpuTile(lanes=8, panel=16, accumulators=12, dot="pmadd")
 F32 = np.float32
 N, WIDTH, HEADS, KV_HEADS, DIM, CONTEXT = 5, 96, 4, 2, 32, 64
 

@@ -44,13 +44,24 @@ def verify_text(result: VerifyResult) -> str:
     """The verdict and the numbers behind it."""
     from hetero_sd.verify import MOST_NEAR_TIES
 
+    lines = [
+        f"{'PASS' if result.passed else 'FAIL'}: {result.rows} rows of logits, scale {result.scale:.3g}",
+        f"  largest difference {result.largest_error:.2e}, allowed {result.bound:.2e}",
+    ]
+    allowed = f"allowed {MOST_NEAR_TIES:.0%}"
+    if result.bound_rms is not None:
+        lines += [
+            f"  root mean square {result.error_rms:.2e}, allowed {result.bound_rms:.2e}: int8 activations, whose bounds "
+            "are what",
+            "  such rounding does to the reference (1.25 times its root mean square, twice its largest difference)",
+        ]
+        allowed = "no limit"
     return "\n".join(
         [
-            f"{'PASS' if result.passed else 'FAIL'}: {result.rows} rows of logits, scale {result.scale:.3g}",
-            f"  largest difference {result.largest_error:.2e}, allowed {result.bound:.2e}",
+            *lines,
             f"  other argmax with a clear margin: {result.wrong} rows, allowed 0",
             f"  near-ties (margin <= {2 * result.bound:.1e}): {result.near_ties} rows, "
-            f"allowed {MOST_NEAR_TIES:.0%}; argmax differs in {result.differing_ties} of them",
+            f"{allowed}; argmax differs in {result.differing_ties} of them",
         ]
     )
 

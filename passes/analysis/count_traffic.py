@@ -184,9 +184,9 @@ class _Walk:
         elif kind == "BufferStore":
             self._loads([node.value, *node.indices], scope)
             self._access("store", node.buffer, node.indices, tir.lanes(node.value), scope)
-        elif kind == "Evaluate":
+        elif kind == "Evaluate" and not tir.is_prefetch(node.value):
             self._loads([node.value], scope)
-        else:
+        elif kind != "Evaluate":
             raise TypeError(f"a kernel with the TIR statement {kind}, which has no rule in count_traffic")
 
     def _loop(self, node: Any, scope: Scope) -> None:
@@ -272,6 +272,7 @@ class _Walk:
             if kind == "Call" and "vload" in str(node.args[0]) and node.args:
                 lanes = tir.lanes(node)
             if kind == "TensorLoad":
+                lanes = max(lanes, tir.lanes(node))
                 text = f"{tir.key(node.source)} {list(node.indices)}"
                 if text not in seen:
                     seen.add(text)

@@ -6,8 +6,9 @@ from typing import Any
 
 _BINARY = ("Add", "Sub", "Mul", "FloorDiv", "LT", "LE", "GT", "GE", "EQ", "NE", "FloorMod", "Min", "Max", "And", "Or")
 _CHILDREN = {
-    **dict.fromkeys((*_BINARY, "Div", "Mod", "LShift", "RShift", "BitwiseAnd", "BitwiseOr"), ("a", "b")),
+    **dict.fromkeys((*_BINARY, "Div", "Mod", "LShift", "RShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor"), ("a", "b")),
     **{"Not": ("a",), "Cast": ("value",), "Broadcast": ("value",), "Ramp": ("base", "stride"), "Call": ("args",)},
+    "Shuffle": ("vectors",),
     **{"Select": ("condition", "true_value", "false_value"), "TensorLoad": ("indices",)},
 }
 
@@ -36,8 +37,13 @@ def children(node: Any) -> list[Any]:
     found: list[Any] = []
     for name in _CHILDREN.get(type(node).__name__, ()):
         child = getattr(node, name)
-        found += list(child) if name in ("indices", "args") else [child]
+        found += list(child) if name in ("indices", "args", "vectors") else [child]
     return found
+
+
+def is_prefetch(node: Any) -> bool:
+    """Whether a call only asks for memory ahead: the one LLVM intrinsic of our kernels that is called for its effect."""
+    return type(node).__name__ == "Call" and str(getattr(node.op, "name", "")) == "tirx.call_llvm_intrin"
 
 
 def variables(node: Any) -> set[int]:

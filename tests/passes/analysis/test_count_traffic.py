@@ -123,3 +123,17 @@ def test_every_kernel_of_both_processors_is_understood() -> None:
                     assert 0 < counted.needed_bytes <= counted.moved_bytes, use
                     scratch = [str(mod[use.name].params[i].name) for i in use.scratch]
                     assert not {"y", "s", "ids"} & set(scratch), use
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integer_kernels_read_each_weight_once_for_all_rows(bits: int) -> None:
+    from targets.cpu.kernels.linear_int import linear_int, quantise_rows
+
+    for n in (1, 4, 8):
+        t = by_name(count_traffic(linear_int(CPU, n, 128, 64, bits, 32, "float16", True)))
+        assert t["q"].read_bytes == t["q"].needed_read_bytes == 128 * 64 * bits // 8  # not what is asked for ahead
+        assert (t["scale"].read_bytes, t["zero"].read_bytes) == (4 * 64 * 2, 4 * 64)
+        assert (t["x"].needed_read_bytes, t["y"].written_bytes) == (n * 128, n * 64 * 4)
+    t = by_name(count_traffic(quantise_rows(CPU, 2, 128, "int8"), outputs=3))
+    written = [t[name].written_bytes for name in ("codes", "scale", "total")]
+    assert (t["x"].needed_read_bytes, written) == (2 * 128 * 4, [2 * 128, 2 * 4 * 4, 2 * 4 * 4])

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 def verify_text(result: VerifyResult) -> str:
     """The verdict and the numbers behind it."""
-    from hetero_sd.verify import MOST_NEAR_TIES
+    from hetero_sd.verify import MOST_NEAR_TIES, MOST_OF_ROUNDING, MOST_RMS_OF_ROUNDING
 
     lines = [
         f"{'PASS' if result.passed else 'FAIL'}: {result.rows} rows of logits, scale {result.scale:.3g}",
@@ -51,9 +51,9 @@ def verify_text(result: VerifyResult) -> str:
     allowed = f"allowed {MOST_NEAR_TIES:.0%}"
     if result.bound_rms is not None:
         lines += [
-            f"  root mean square {result.error_rms:.2e}, allowed {result.bound_rms:.2e}: int8 activations, whose bounds "
-            "are what",
-            "  such rounding does to the reference (1.25 times its root mean square, twice its largest difference)",
+            f"  root mean square {result.error_rms:.2e}, allowed {result.bound_rms:.2e}",
+            "  activations are int8 codes: the bounds are what such rounding does to the reference, times "
+            f"{MOST_OF_ROUNDING:g} and {MOST_RMS_OF_ROUNDING:g}",
         ]
         allowed = "no limit"
     return "\n".join(

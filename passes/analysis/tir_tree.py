@@ -42,7 +42,7 @@ def children(node: Any) -> list[Any]:
 
 
 def is_prefetch(node: Any) -> bool:
-    """Whether a call only asks for memory ahead: the one LLVM intrinsic of our kernels that is called for its effect."""
+    """Whether a call only asks for memory ahead: the one LLVM intrinsic that our kernels call for its effect."""
     return type(node).__name__ == "Call" and str(getattr(node.op, "name", "")) == "tirx.call_llvm_intrin"
 
 

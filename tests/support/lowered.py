@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from costmodel.format import FLOAT
 from costmodel.place import Place
 from passes.onnx import Decoder
 from passes.pipeline import IrDump, LoweredDecoder, lower_decoder
@@ -18,6 +19,8 @@ def lower_whole(
     prefill: int,
     dump: IrDump | None = None,
     processor: str = HOST,
+    activations: str = FLOAT,
 ) -> LoweredDecoder:
     """`lower_decoder` with everything on `processor`."""
-    return lower_decoder(decoder, {processor: tile}, Place(processor), context, steps, prefill, dump)
+    place = Place(processor)
+    return lower_decoder(decoder, {processor: tile}, place, context, steps, prefill, dump, activations=activations)

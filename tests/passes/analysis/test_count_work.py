@@ -10,8 +10,8 @@ import onnx.parser
 import pytest
 from tvm import relax
 
-from costmodel.decoder import NORMS, TABLES, DecoderSpec
-from costmodel.format import Format
+from costmodel.decoder import NORMS, TABLES, DecoderSpec, Operator
+from costmodel.format import INT8, Format
 from costmodel.place import ATTENTION, FFN, HEAD, Part
 from costmodel.work import step_ops, totals
 from passes.analysis.count_traffic import count_traffic
@@ -142,9 +142,12 @@ def called(mod: Any) -> Counter[tuple[Any, ...]]:
         result = call.ty_args[0]
         out = result.fields[0] if isinstance(result, relax.TupleType) else result
         width = int(out.shape[-1])
-        if kind == "linear":
+        if kind.startswith("quantise_rows"):
+            continue  # part of what each matrix multiplication that reads its codes is priced with
+        if kind in ("linear", "linear_int"):
             dtype = f"int{bits[1]}" if bits else str(args[1].ty.dtype)
-            found[kind, int(args[0].ty.shape[-1]), width, dtype] += 1
+            codes = (INT8,) if kind == "linear_int" else ()
+            found[("linear", int(args[0].ty.shape[-1]), width, dtype, *codes)] += 1
         elif kind in TABLES:
             found[kind, width, f"int{bits[1]}" if bits else str(args[0].ty.dtype)] += 1
         elif kind in ("rms_norm", "add_rms_norm"):
@@ -158,10 +161,14 @@ def called(mod: Any) -> Counter[tuple[Any, ...]]:
     return found
 
 
+def _codes(op: Operator) -> tuple[str, ...]:
+    return (INT8,) if op.activations == INT8 else ()
+
+
 def listed(shape: DecoderSpec) -> Counter[tuple[Any, ...]]:
     """The same of the operator list."""
     more = {
-        "linear": lambda op: (op.k, op.columns, op.format.dtype.replace("bfloat16", "float32")),
+        "linear": lambda op: (op.k, op.columns, op.format.dtype.replace("bfloat16", "float32"), *_codes(op)),
         "embedding": lambda op: (op.columns, op.format.dtype.replace("bfloat16", "float32")),
         "positions": lambda op: (op.columns, op.format.dtype),
         "rms_norm": lambda op: (op.columns, op.groups),
@@ -191,6 +198,22 @@ def test_the_list_is_what_the_lowering_calls(export: str) -> None:
     tables = {value.name for node in ropes for value in node.inputs[1:3]}
     assert sum(stored.values()) - sum(stored[t] for t in tables) == shape.weight_bytes
     assert shape.vocab % 16 == 0  # otherwise panels would add columns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("export", ["llama-genai-int4", "qwen3-genai-int8"])
+def test_the_list_with_int8_activations_is_what_the_lowering_calls(export: str) -> None:
+    folder = DATA / ("families" if export in FAMILIES else "exports") / export
+    decoder = canonicalise(folder / "model.onnx", 64)
+    exact = count_work(decoder, export)
+    shape = exact.with_int8_activations()
+    mod = lower_whole(decoder, cpu_tile(core("cortex-a76")), 64, (1, N), 32, activations=INT8).mod
+    assert called(mod) == listed(shape)
+    assert (exact.activations, shape.activations) == ("float", "int8")
+    assert called(mod) != listed(exact)
+    uses = {use.name: use.calls for use in kernel_uses(mod[f"step_{N}"])}
+    made = sum(calls for name, calls in uses.items() if name.startswith("quantise_rows"))
+    assert 0 < made < sum(op.activations == INT8 for op in shape.operators)  # q, k and v share their codes
 
 
 # what a feed-forward part computes from g and u, and the operators of it that have a kernel of their own

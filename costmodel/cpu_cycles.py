@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from costmodel.decoder import NONLINEARITIES, NORMS, TABLES
 from costmodel.format import INT8, Format
 from costmodel.work import Op, visible_keys
-from targets.cpu.dot import DOTS, ROWS, STEP
+from targets.cpu.dot import DOTS, STEP, dot_of
 from targets.cpu.tile import SERIAL_WEIGHTS, CpuTile, cpu_tile
 from targets.device import Core
 
@@ -131,13 +131,14 @@ def _linear_int(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
     The codes are made before by one thread, by the first matrix multiplication that reads them; here by each.
     """
     k, columns, stored = op.operator.k, op.operator.columns, op.operator.format
-    dot, panels, steps = DOTS[tile.dot], -(-columns // tile.panel), k // STEP
+    dot, panels, steps = DOTS[dot_of(tile.dot, op.rows)], -(-columns // tile.panel), k // STEP
     vectors, used = tile.panel // dot.columns, min(threads, panels)
-    tiles = -(-op.rows // ROWS)
+    tile_rows = dot.tile_rows(op.rows)
+    tiles = -(-op.rows // tile_rows)
     ahead = vectors * (_SCALES + tiles * dot.unpack[stored.bits])
     row = dot.row[stored.bits] + (_ZERO_ROW if stored.zeros else 0)
-    loads = vectors * (tiles * stored.bits + 1 + op.rows * dot.row_loads[stored.bits])
-    body = issue.cycles(vectors * op.rows * row, ahead, loads, _FMA_LATENCY)
+    loads = vectors * (tiles * stored.bits + 1 + tiles * tile_rows * dot.row_loads[stored.bits])
+    body = issue.cycles(vectors * tiles * tile_rows * row, ahead, loads, _FMA_LATENCY)
     panel_cycles = -(-panels // used) * steps * body
     codes = op.rows * steps * _CODES * issue.scalar_penalty
     return Cycles(panel_cycles + codes, used, 1, stored.nbytes(k, tile.panel))

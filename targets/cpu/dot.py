@@ -1,7 +1,7 @@
 """How cores multiply int8 activations with block-quantised weights: what TVM is not needed for.
 
-Counts are of vector instructions in the loops of targets/cpu/kernels/linear_int.py, whose sums
-targets/cpu/kernels/integer_dot.py makes.
+Counts are of vector instructions in the loops of targets/cpu/kernels/linear_int.py and linear_int_neon.py, whose sums
+integer_dot.py and neon_dot.py make.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STEP = 32  # values of k that have one integer sum; activations have one scale for them
+OFFSET = {4: 8, 8: 0}  # codes are this much larger than the whole numbers that are meant: q - 8, and q - 128 as stored
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class IntegerDot:
         unpack: instructions that make operands of the stored weights, once for the rows of a tile.
         row: instructions for a row: products, sums, and what scales and adds them up.
         row_loads: vector loads of activations for a row.
+        side: vectors of columns beside each other in a tile of 1, 2, ... rows, as many as there are numbers. LLVM keeps
+            such tiles in registers, and their sums are enough to hide the latency of an in-order core.
+        pairs: rows are multiplied two at a time, and the codes of two rows alternate every 8 of k (quantise_rows).
     """
 
     columns: int
@@ -28,12 +32,21 @@ class IntegerDot:
     unpack: dict[int, float]
     row: dict[int, float]
     row_loads: dict[int, float]
+    side: tuple[int, ...]
+    pairs: bool = False
+
+    def tile_rows(self, n: int) -> int:
+        """Rows of a tile when n are computed: equal tiles, the last of which may overlap the one before it."""
+        rows = -(-n // -(-n // len(self.side)))
+        return rows + rows % 2 if self.pairs else rows
 
 
+_INT8 = {4: "int8", 8: "int8"}
 DOTS = {
-    "pmadd": IntegerDot(8, {4: "int8", 8: "int16"}, {4: 12, 8: 16}, {4: 20, 8: 36}, {4: 8, 8: 8}),
-    "sdot": IntegerDot(4, {4: "int8", 8: "int8"}, {4: 8, 8: 0}, {4: 12, 8: 12}, {4: 2, 8: 2}),
-    "smull": IntegerDot(4, {4: "int8", 8: "int8"}, {4: 8, 8: 0}, {4: 25, 8: 38}, {4: 8, 8: 8}),
+    "pmadd": IntegerDot(8, {4: "int8", 8: "int16"}, {4: 12, 8: 16}, {4: 20, 8: 36}, {4: 8, 8: 8}, (2, 2, 2, 2)),
+    "sdot": IntegerDot(4, _INT8, {4: 8, 8: 0}, {4: 12, 8: 12}, {4: 1, 8: 1}, (4, 2, 2, 2)),
+    "smmla": IntegerDot(4, _INT8, {4: 16, 8: 8}, {4: 9, 8: 9}, {4: 2, 8: 2}, (4, 4, 2, 2, 1, 1, 1, 1), pairs=True),
+    "smull": IntegerDot(4, _INT8, {4: 16, 8: 0}, {4: 23, 8: 28}, {4: 4, 8: 4}, (4, 2)),
 }
 ROWS = 4  # rows of a tile: written out one after the other, so that they share the unpacked weights
 
@@ -41,3 +54,11 @@ ROWS = 4  # rows of a tile: written out one after the other, so that they share 
 def takes_codes(block: int, k: int) -> bool:
     """Whether there are integer kernels for weights with a scale for `block` of k values: all are whole steps."""
     return block > 0 and k % STEP == 0 and block % STEP == 0
+
+
+def dot_of(name: str, n: int) -> str:
+    """Which of DOTS a core multiplies n rows with, where `name` is its best.
+
+    SMMLA needs pairs of rows, and its operands are interleaved in registers, which costs two rows what it gains.
+    """
+    return "sdot" if name == "smmla" and (n < 4 or n % 2) else name

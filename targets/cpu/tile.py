@@ -50,5 +50,14 @@ def cpu_tile(core: Core) -> CpuTile:
     """The tile of a core: 32 registers (NEON, AVX-512) leave 24 accumulators, 16 registers (AVX2) leave 12."""
     lanes = core.vector_bits // 32
     accumulators = core.vector_registers * 3 // 4
-    dot = "pmadd" if core.isa == "x86-64" else "sdot" if core.has_dotprod else "smull"
-    return CpuTile(lanes=lanes, panel=max(16, 4 * lanes if lanes == 16 else 16), accumulators=accumulators, dot=dot)
+    panel = max(16, 4 * lanes if lanes == 16 else 16)
+    return CpuTile(lanes=lanes, panel=panel, accumulators=accumulators, dot=_dot(core))
+
+
+def _dot(core: Core) -> str:
+    if core.isa == "x86-64":
+        return "pmadd"
+    # An in-order core waits for the operands that SMMLA needs interleaved: benchmarks/arm_static.md.
+    if core.has_i8mm and not core.in_order:
+        return "smmla"
+    return "sdot" if core.has_dotprod else "smull"

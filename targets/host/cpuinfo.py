@@ -20,6 +20,7 @@ ARM_PARTS = {
     "0xd44": "cortex-x1",
     "0xd46": "cortex-a510",
     "0xd47": "cortex-a710",
+    "0xd48": "cortex-x2",
     "0xd4d": "cortex-a715",
     "0xd80": "cortex-a520",
     "0xd81": "cortex-a720",

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from passes.lower.pack import pack_quantised, to_panels
+from targets.cpu.dot import DOTS, STEP, dot_of
+from targets.cpu.tile import CpuTile
 
 Array = npt.NDArray[Any]
 F32 = np.float32
-STEP = 32
 ROWS = (1, 2, 3, 4, 5, 8, 12)  # what is computed at once
 
 
@@ -43,6 +44,14 @@ def quantise(x: Array) -> tuple[Array, Array, Array]:
     factor = np.where(top > 0, F32(127) / np.where(top > 0, top, F32(1)), F32(0))
     codes = np.rint(np.clip(steps * factor, F32(-127), F32(127))).astype(np.int32)
     return codes.reshape(x.shape), top[..., 0] * F32(1 / 127), codes.sum(-1, dtype=np.int32)
+
+
+def stored(codes: Array, tile: CpuTile) -> Array:
+    """Codes [n, k] in the order in which the kernels of a tile keep them."""
+    n, k = codes.shape
+    if not DOTS[dot_of(tile.dot, n)].pairs:
+        return codes
+    return codes.reshape(n // 2, 2, k // 8, 8).transpose(0, 2, 1, 3).reshape(n, k)
 
 
 def multiply(x: Array, values: Array, scale: Array, zero: Array | None, bits: int, block: int) -> Array:
@@ -120,13 +129,14 @@ class Case:
         """What linear_int computes, [n, columns]."""
         return multiply(self.rows(n), *self.weights(), self.bits, self.block)
 
-    def inputs(self, panel: int, n: int, code_dtype: str) -> tuple[Array, ...]:
+    def inputs(self, tile: CpuTile, n: int) -> tuple[Array, ...]:
         """The arguments of linear_int in front of its output: codes, scale and total of the rows; q, scale, zero."""
+        dot, panel = DOTS[dot_of(tile.dot, n)], tile.panel
         values, scale, zero = self.weights()
         raw = values if self.bits == 8 else values[:, ::2] | (values[:, 1::2] << 4)
         codes, x_scale, total = quantise(self.rows(n))
         return (
-            *(codes[None].astype(code_dtype), x_scale[None], total[None]),
+            *(stored(codes, tile).astype(dot.activations[self.bits])[None], x_scale[None], total[None]),
             pack_quantised(raw, self.bits, self.k, panel),
             to_panels(scale.T, panel),
             np.zeros((1, 1, 1), np.uint8) if zero is None else to_panels(zero.T, panel),

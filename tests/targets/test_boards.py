@@ -260,7 +260,7 @@ def test_a_board_file_of_the_user(tmp_path: Path) -> None:
     assert load_board(file) == load_board(str(file))
     file.write_text(text.replace('core = "cortex-a76"', 'core = "cortex-a77"'))
     with pytest.raises(
-        UserError, match=r"mine\.toml: clusters\.a76\.core 'cortex-a77' is not known; known cores: cortex-a53"
+        UserError, match=r"mine\.toml: clusters\.a76\.core 'cortex-a77' is not known; known cores: cortex-a510"
     ):
         load_board(file)
 

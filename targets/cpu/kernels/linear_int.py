@@ -15,8 +15,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.cpu.dot import DOTS, ROWS, STEP
-from targets.cpu.kernels.integer_dot import MAKERS, OFFSET
+from targets.cpu.dot import DOTS, OFFSET, ROWS, STEP, dot_of
+from targets.cpu.kernels.integer_dot import MAKERS
+from targets.cpu.kernels.linear_int_neon import linear_int_neon
 from targets.cpu.tile import CpuTile
 
 _AHEAD = 8  # steps of weights that are asked for before they are read; Zen 3: 10 -> 13 GB/s at one row
@@ -26,9 +27,11 @@ _AHEAD = 8  # steps of weights that are asked for before they are read; Zen 3: 1
 def quantise_rows(tile: CpuTile, n: int, width: int, dtype: str) -> Any:
     """The PrimFunc (x[1, n, width], codes of `dtype`, scale[1, n, width / 32], sum of the codes int32).
 
-    A number that is not finite gives a scale that is not, so that it shows in the logits.
+    Where rows are multiplied in pairs, 8 codes of the first row of a pair and 8 of the second alternate. A number that
+    is not finite gives a scale that is not, so that it shows in the logits.
     """
     steps = width // STEP
+    pairs = DOTS[dot_of(tile.dot, n)].pairs
 
     @T.prim_func(s_tir=True)
     def quantise_rows(
@@ -66,8 +69,17 @@ def quantise_rows(tile: CpuTile, n: int, width: int, dtype: str) -> Any:
                         ),
                         "int32",
                     )
-                for v in T.vectorized(STEP):
-                    codes[0, vm, vg * STEP + v] = T.cast(code[v], dtype)
+                if pairs:
+                    for i in T.unroll(STEP // 8):
+                        for v in T.vectorized(8):
+                            codes[
+                                0,
+                                vm // 2 * 2 + (2 * vg * STEP + 16 * i) // width,
+                                (2 * vg * STEP + 16 * i) % width + vm % 2 * 8 + v,
+                            ] = T.cast(code[8 * i + v], dtype)
+                else:
+                    for v in T.vectorized(STEP):
+                        codes[0, vm, vg * STEP + v] = T.cast(code[v], dtype)
                 scale[0, vm, vg] = top[0] * T.float32(1 / 127)
                 total[0, vm, vg] = T.call_llvm_pure_intrin(
                     T.llvm_lookup_intrinsic_id("llvm.vector.reduce.add"), code[T.ramp(0, 1, STEP)], dtype="int32"
@@ -89,6 +101,8 @@ def linear_int(
     zero_dtype: str = "uint8",
 ) -> Any:
     """The PrimFunc (codes, x_scale, total, q, scale, zero, y); the first three as quantise_rows makes them."""
+    if tile.dot not in MAKERS:
+        return linear_int_neon(tile, n, k, columns, bits, block, scale_dtype, zeros, zero_dtype)
     panel, lanes, dtype = tile.panel, DOTS[tile.dot].columns, DOTS[tile.dot].activations[bits]
     dot = MAKERS[tile.dot][bits]
     vectors, blocks, steps = panel // lanes, -(-columns // panel), k // STEP

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from int8_activations import CASES, ROWS, STEP, Array, Case, fused_multiply_add, multiply, quantise
+from int8_activations import CASES, ROWS, Array, Case, fused_multiply_add, multiply, quantise
 
 from targets.boards import load_board
-from targets.cpu.kernels.linear_int import activation_codes, linear_int, quantise_rows
+from targets.cpu.dot import STEP
+from targets.cpu.kernels.linear_int import linear_int, quantise_rows
 from targets.cpu.target import tvm_target
 from targets.cpu.tile import CpuTile, cpu_tile
 
@@ -34,12 +35,6 @@ def run(func: Any, inputs: tuple[Array, ...], *outputs: tuple[tuple[int, ...], s
     results = [tvm.runtime.tensor(np.full(shape, 77, dtype)) for shape, dtype in outputs]
     func(*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs), *results)
     return [result.numpy() for result in results]
-
-
-def kind_of_codes(tile: CpuTile, case: Case) -> str:
-    stored = activation_codes(tile, case.bits, case.block, case.k)
-    assert stored is not None
-    return stored[1]
 
 
 def test_the_emulation_rounds_once() -> None:
@@ -90,7 +85,7 @@ def test_products_have_the_bits_of_numpy(host: tuple[CpuTile, Any], case: Case) 
     for n in ROWS:
         (y,) = run(
             module[f"rows_{n}"],
-            case.inputs(tile.panel, n, kind_of_codes(tile, case)),
+            case.inputs(tile, n),
             ((1, n, case.columns), "float32"),
         )
         assert np.array_equal(y[0], expected[:n]), n
@@ -101,7 +96,7 @@ def test_a_wrong_operand_shows(host: tuple[CpuTile, Any], case: Case) -> None:
     """The negative controls: one code of a row, one of a weight, one scale, one zero point."""
     tile, target = host
     kernel = compiled({"rows_3": linear_int(tile, 3, *case.format)}, target)["rows_3"]
-    given, shape = case.inputs(tile.panel, 3, kind_of_codes(tile, case)), ((1, 3, case.columns), "float32")
+    given, shape = case.inputs(tile, 3), ((1, 3, case.columns), "float32")
     expected = case.expected(3)
     assert np.array_equal(run(kernel, given, shape)[0][0], expected)
     for i, argument in enumerate(given):

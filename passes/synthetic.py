@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 _ALIGN = 4096
 _MS = "com.microsoft"
 _BLOCK = 32  # weights that share a scale
+_QUANTISED = {"int4": 4, "int8": 8}  # bits of a weight
 _REPEATED = 1 << 20  # random numbers of a tensor before they repeat
 
 
@@ -54,8 +55,8 @@ LLAMA_3B = LlamaShape(layers=28, hidden=3072, heads=24, kv_heads=8, ffn=8192, vo
 
 class _Writer:
     def __init__(self, path: Path, dtype: str, seed: int, file_bytes: int | None):
-        self.path, self.int4 = path, dtype == "int4"
-        self.dtype = np.dtype("float32" if self.int4 else dtype)
+        self.path, self.bits = path, _QUANTISED.get(dtype, 0)
+        self.dtype = np.dtype("float32" if self.bits else dtype)
         self.file_bytes, self.files = file_bytes, 1
         self.data = (path.parent / (path.name + ".data")).open("wb")
         self.seed = seed
@@ -68,7 +69,7 @@ class _Writer:
         Rows repeat a block of random numbers, which is fast to make.
         """
         scale = times * (shape[0] ** -0.5 if len(shape) > 1 else 0.1)
-        dtype = np.float16 if self.int4 and len(shape) > 1 else self.dtype  # there only the embedding is a plain matrix
+        dtype = np.float16 if self.bits and len(shape) > 1 else self.dtype  # there only the embedding is a plain matrix
         block = centre + scale * self.rng(name).standard_normal(min(int(np.prod(shape)), _REPEATED))
         return self.external(name, shape, block.astype(dtype))
 
@@ -104,14 +105,15 @@ class _Writer:
 
     def linear(self, x: str, name: str, k: int, n: int, times: float = 1.0, output: str = "") -> str:
         outputs = [output or f"{name}/out"]
-        if not self.int4:
+        if not self.bits:
             return self.op("MatMul", [x, self.weight(f"{name}.weight", k, n, times=times)], outputs)
         blocks, rng = k // _BLOCK, self.rng(name)
-        q = rng.integers(0, 256, min(n * k // 2, _REPEATED), np.uint8)
-        scale = times * (0.2 + 0.1 * rng.random(min(n * blocks, _REPEATED))) * k**-0.5
-        inputs = [x, self.external(f"{name}.q", (n, blocks, _BLOCK // 2), q)]
+        q = rng.integers(0, 256, min(n * k * self.bits // 8, _REPEATED), np.uint8)
+        scale = times * (0.2 + 0.1 * rng.random(min(n * blocks, _REPEATED))) * k**-0.5 * 2.0 ** (4 - self.bits)
+        inputs = [x, self.external(f"{name}.q", (n, blocks, _BLOCK * self.bits // 8), q)]
         inputs += [self.external(f"{name}.scale", (n, blocks), scale.astype(np.float32))]
-        return self.op("MatMulNBits", inputs, outputs, _MS, K=k, N=n, bits=4, block_size=_BLOCK, accuracy_level=0)
+        facts = dict(K=k, N=n, bits=self.bits, block_size=_BLOCK, accuracy_level=4)
+        return self.op("MatMulNBits", inputs, outputs, _MS, **facts)
 
 
 def write_early_exit_pair(
@@ -150,8 +152,8 @@ def write_llama(
     Args:
         path: the .onnx file.
         shape: sizes.
-        dtype: "float32" or "float16", of weights and activations; "int4" has matrices in blocks of 32 with float32
-            scales (MatMulNBits), a float16 embedding and float32 activations.
+        dtype: "float32" or "float16", of weights and activations; "int4" and "int8" have matrices in blocks of 32 with
+            float32 scales (MatMulNBits), a float16 embedding and float32 activations that may be rounded to int8.
         seed: of the weights.
         scaled: (layer, scale): from that layer on, what is added to the residual stream is scaled.
         file_bytes: start another external file after so many bytes; None writes one.
@@ -169,7 +171,7 @@ def write_llama(
     w.op("Gather", ["mask/shape", "axis"], ["mask/total"], axis=0)
     w.op("Cast", ["mask/total"], ["total"], to=TensorProto.INT32)
     x = w.op("Gather", [w.weight("embed.weight", shape.vocab, shape.hidden), "input_ids"], ["embed/out"])
-    x = w.op("Cast", [x], ["embed/float"], to=TensorProto.FLOAT) if w.int4 else x
+    x = w.op("Cast", [x], ["embed/float"], to=TensorProto.FLOAT) if w.bits else x
     first = w.weight("layers.0.input_norm", shape.hidden, centre=1.0)
     y = w.op("SimplifiedLayerNormalization", [x, first], ["norm.0/out"], axis=-1, stash_type=1, epsilon=1e-5)
     skip = x

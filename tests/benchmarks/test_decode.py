@@ -19,5 +19,5 @@ def test_it_measures_each_width() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     rounds = json.loads(done.stdout)["rounds"]
-    assert [measured["n"] for measured in rounds] == [1, 4, 8]
+    assert [measured["n"] for measured in rounds] == ["1", "4", "8", "prompt 128"]
     assert all(measured["ours_s"] > 0 for measured in rounds)

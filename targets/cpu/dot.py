@@ -25,6 +25,7 @@ class IntegerDot:
         side: vectors of columns beside each other in a tile of 1, 2, ... rows, as many as there are numbers. LLVM keeps
             such tiles in registers, and their sums are enough to hide the latency of an in-order core.
         pairs: rows are multiplied two at a time, and the codes of two rows alternate every 8 of k (quantise_rows).
+        by_step: codes, scales and sums of one step lie side by side for all rows, in place of whole rows.
     """
 
     columns: int
@@ -34,6 +35,7 @@ class IntegerDot:
     row_loads: dict[int, float]
     side: tuple[int, ...]
     pairs: bool = False
+    by_step: bool = False
 
     def tile_rows(self, n: int) -> int:
         """Rows of a tile when n are computed: equal tiles, the last of which may overlap the one before it."""
@@ -43,7 +45,9 @@ class IntegerDot:
 
 _INT8 = {4: "int8", 8: "int8"}
 DOTS = {
-    "pmadd": IntegerDot(8, {4: "int8", 8: "int16"}, {4: 12, 8: 16}, {4: 20, 8: 36}, {4: 8, 8: 8}, (2, 2, 2, 2)),
+    "pmadd": IntegerDot(
+        8, {4: "int8", 8: "int16"}, {4: 12, 8: 16}, {4: 20, 8: 36}, {4: 8, 8: 8}, (2, 2, 2, 2), by_step=True
+    ),
     "sdot": IntegerDot(4, _INT8, {4: 8, 8: 0}, {4: 12, 8: 12}, {4: 1, 8: 1}, (4, 2, 2, 2)),
     "smmla": IntegerDot(4, _INT8, {4: 16, 8: 8}, {4: 9, 8: 9}, {4: 2, 8: 2}, (4, 4, 2, 2, 1, 1, 1, 1), pairs=True),
     "smull": IntegerDot(4, _INT8, {4: 16, 8: 0}, {4: 23, 8: 28}, {4: 4, 8: 4}, (4, 2)),

@@ -46,12 +46,20 @@ def quantise(x: Array) -> tuple[Array, Array, Array]:
     return codes.reshape(x.shape), top[..., 0] * F32(1 / 127), codes.sum(-1, dtype=np.int32)
 
 
-def stored(codes: Array, tile: CpuTile) -> Array:
-    """Codes [n, k] in the order in which the kernels of a tile keep them."""
-    n, k = codes.shape
-    if not DOTS[dot_of(tile.dot, n)].pairs:
-        return codes
-    return codes.reshape(n // 2, 2, k // 8, 8).transpose(0, 2, 1, 3).reshape(n, k)
+def by_step(values: Array, length: int) -> Array:
+    """Rows [n, k], filled step by step, `length` values of each row."""
+    return values.reshape(len(values), -1, length).transpose(1, 0, 2).reshape(values.shape)
+
+
+def stored(x: Array, tile: CpuTile) -> tuple[Array, Array, Array]:
+    """What `quantise` makes of rows [n, k], in the order in which the kernels of a tile keep it."""
+    codes, scale, total = quantise(x)
+    (n, k), dot = codes.shape, DOTS[dot_of(tile.dot, len(codes))]
+    if dot.by_step:
+        return by_step(codes, STEP), by_step(scale, 1), by_step(total, 1)
+    if dot.pairs:
+        codes = codes.reshape(n // 2, 2, k // 8, 8).transpose(0, 2, 1, 3).reshape(n, k)
+    return codes, scale, total
 
 
 def multiply(x: Array, values: Array, scale: Array, zero: Array | None, bits: int, block: int) -> Array:
@@ -134,9 +142,9 @@ class Case:
         dot, panel = DOTS[dot_of(tile.dot, n)], tile.panel
         values, scale, zero = self.weights()
         raw = values if self.bits == 8 else values[:, ::2] | (values[:, 1::2] << 4)
-        codes, x_scale, total = quantise(self.rows(n))
+        codes, x_scale, total = stored(self.rows(n), tile)
         return (
-            *(stored(codes, tile).astype(dot.activations[self.bits])[None], x_scale[None], total[None]),
+            *(codes.astype(dot.activations[self.bits])[None], x_scale[None], total[None]),
             pack_quantised(raw, self.bits, self.k, panel),
             to_panels(scale.T, panel),
             np.zeros((1, 1, 1), np.uint8) if zero is None else to_panels(zero.T, panel),

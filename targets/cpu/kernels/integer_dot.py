@@ -1,8 +1,7 @@
 """Exact dot products of 32 int8 activations with a block of quantised weights, by what an x86-64 core multiplies with.
 
-Each returns the sums of one vector of columns as a TIR expression of int32 lanes. Words of weights are those of
-linear_nbits.py: 4 bit, unsigned codes; 8 bit, two's complement of the code less 128. Rows that are written out one
-after the other share the unpacked weights, because LLVM finds equal expressions.
+Words of weights are those of linear_nbits.py: 4 bit, unsigned codes; 8 bit, two's complement of the code less 128. Rows
+that are written out one after the other share the unpacked weights, because LLVM finds equal expressions.
 
   pmadd  x86-64, AVX2: vpmaddubsw of unsigned codes of 4 bits (16 products of at most 15 * 127 fit into 16 bits), and
          vpmaddwd of 8-bit codes and activations widened to 16 bits
@@ -11,6 +10,7 @@ after the other share the unpacked weights, because LLVM finds equal expressions
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
@@ -20,11 +20,26 @@ def _call(name: str, *args: Any, dtype: str) -> Any:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
 
 
-def _sum(parts: list[Any]) -> Any:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+@dataclass(frozen=True)
+class Dot:
+    """The sums of one step of k for a vector of columns.
+
+    Attributes:
+        parts: registers of sums, each of as many columns.
+        lanes, dtype: of one of them.
+        words_first: all rows of a tile multiply a word before its next one, so that its operands are in registers; else
+            all words of a row follow one another.
+        add: (sum, words, codes) -> the sum and what a word of each of its columns adds to it; codes(first, count) are
+            those of the row from the word's first one on.
+        finish: (sums) -> int32 sums of the columns.
+    """
+
+    parts: int
+    lanes: int
+    dtype: str
+    words_first: bool
+    add: Callable[[Any, Any, Any], Any]
+    finish: Callable[[list[Any]], Any]
 
 
 def _pairs(low: Any, high: Any, lanes: int) -> Any:
@@ -32,29 +47,30 @@ def _pairs(low: Any, high: Any, lanes: int) -> Any:
     return T.Shuffle([low, high], list(range(0, 2 * lanes, 2))) + T.Shuffle([low, high], list(range(1, 2 * lanes, 2)))
 
 
-def _pmadd_4(q: Any, panel: Any, word: Any, column: Any, x: Any, row: Any, k: Any) -> Any:
-    parts, nibbles = [], T.broadcast(T.uint32(0x0F0F0F0F), 8)
-    for i in range(4):
-        words = q[panel, word + i, T.ramp(column, 1, 8)]
-        for half, codes in enumerate((words & nibbles, T.shift_right(words, T.broadcast(T.uint32(4), 8)) & nibbles)):
-            four = T.reinterpret(x[0, row, T.ramp(k + 8 * i + 4 * half, 1, 4)], dtype="int32")
-            bytes_ = T.reinterpret(codes, dtype="uint8x32"), T.reinterpret(T.broadcast(four, 8), dtype="int8x32")
-            parts.append(_call("llvm.x86.avx2.pmadd.ub.sw", *bytes_, dtype="int16x16"))
-    return _call("llvm.x86.avx2.pmadd.wd", _sum(parts), T.broadcast(T.int16(1), 16), dtype="int32x8")
+def _add_4(total: Any, words: Any, codes: Any) -> Any:
+    nibbles = T.broadcast(T.uint32(0x0F0F0F0F), 8)
+    for half, four in enumerate((words & nibbles, T.shift_right(words, T.broadcast(T.uint32(4), 8)) & nibbles)):
+        given = T.broadcast(T.reinterpret(codes(4 * half, 4), dtype="int32"), 8)
+        bytes_ = T.reinterpret(four, dtype="uint8x32"), T.reinterpret(given, dtype="int8x32")
+        total = total + _call("llvm.x86.avx2.pmadd.ub.sw", *bytes_, dtype="int16x16")
+    return total
 
 
-def _pmadd_8(q: Any, panel: Any, word: Any, column: Any, x: Any, row: Any, k: Any) -> Any:
-    halves: list[list[Any]] = [[], []]
-    for i in range(8):
-        four = T.reinterpret(x[0, row, T.ramp(k + 4 * i, 1, 4)], dtype="int64")
-        for half, parts in enumerate(halves):
-            codes = T.reinterpret(q[panel, word + i, T.ramp(column + 4 * half, 1, 4)], dtype="int8x16")
-            given = T.cast(codes, "int16x16"), T.reinterpret(T.broadcast(four, 4), dtype="int16x16")
-            parts.append(_call("llvm.x86.avx2.pmadd.wd", *given, dtype="int32x8"))
-    return _pairs(_sum(halves[0]), _sum(halves[1]), 8)
+def _finish_4(sums: list[Any]) -> Any:
+    return _call("llvm.x86.avx2.pmadd.wd", sums[0], T.broadcast(T.int16(1), 16), dtype="int32x8")
 
 
-# name in targets/cpu/dot.py -> bits of a weight -> (q, panel, word, column, x, row, k) -> int32 sums of a vector
-MAKERS: dict[str, dict[int, Callable[..., Any]]] = {
-    "pmadd": {4: _pmadd_4, 8: _pmadd_8},
+def _add_8(total: Any, words: Any, codes: Any) -> Any:
+    given = T.reinterpret(T.broadcast(T.reinterpret(codes(0, 4), dtype="int64"), 4), dtype="int16x16")
+    operands = T.cast(T.reinterpret(words, dtype="int8x16"), "int16x16"), given
+    return total + _call("llvm.x86.avx2.pmadd.wd", *operands, dtype="int32x8")
+
+
+def _finish_8(sums: list[Any]) -> Any:
+    return _pairs(sums[0], sums[1], 8)
+
+
+# name in targets/cpu/dot.py -> bits of a weight -> its dot product; words_first as measured on Zen 3
+MAKERS: dict[str, dict[int, Dot]] = {
+    "pmadd": {4: Dot(1, 16, "int16", False, _add_4, _finish_4), 8: Dot(2, 8, "int32", True, _add_8, _finish_8)},
 }

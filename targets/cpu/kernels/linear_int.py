@@ -27,11 +27,13 @@ _AHEAD = 8  # steps of weights that are asked for before they are read; Zen 3: 1
 def quantise_rows(tile: CpuTile, n: int, width: int, dtype: str) -> Any:
     """The PrimFunc (x[1, n, width], codes of `dtype`, scale[1, n, width / 32], sum of the codes int32).
 
-    Where rows are multiplied in pairs, 8 codes of the first row of a pair and 8 of the second alternate. A number that
+    Where rows are multiplied in pairs, 8 codes of the first row of a pair and 8 of the second alternate; where all rows
+    are multiplied step by step, the tensors are filled step by step, see targets/cpu/dot.py. A number that
     is not finite gives a scale that is not, so that it shows in the logits.
     """
     steps = width // STEP
-    pairs = DOTS[dot_of(tile.dot, n)].pairs
+    dot = DOTS[dot_of(tile.dot, n)]
+    pairs, by_step = dot.pairs, dot.by_step
 
     @T.prim_func(s_tir=True)
     def quantise_rows(
@@ -79,9 +81,15 @@ def quantise_rows(tile: CpuTile, n: int, width: int, dtype: str) -> Any:
                             ] = T.cast(code[8 * i + v], dtype)
                 else:
                     for v in T.vectorized(STEP):
-                        codes[0, vm, vg * STEP + v] = T.cast(code[v], dtype)
-                scale[0, vm, vg] = top[0] * T.float32(1 / 127)
-                total[0, vm, vg] = T.call_llvm_pure_intrin(
+                        codes[
+                            0,
+                            (vg * n + vm) * STEP // width if by_step else vm,
+                            ((vg * n + vm) * STEP % width if by_step else vg * STEP) + v,
+                        ] = T.cast(code[v], dtype)
+                at_row = T.meta_var((vg * n + vm) // steps if by_step else vm)
+                at_step = T.meta_var((vg * n + vm) % steps if by_step else vg)
+                scale[0, at_row, at_step] = top[0] * T.float32(1 / 127)
+                total[0, at_row, at_step] = T.call_llvm_pure_intrin(
                     T.llvm_lookup_intrinsic_id("llvm.vector.reduce.add"), code[T.ramp(0, 1, STEP)], dtype="int32"
                 )
 
@@ -109,8 +117,20 @@ def linear_int(
     words, of_step, k_blocks = k * bits // 32, STEP * bits // 32, k // block + (k % block > 0)
     rows = next(r for r in range(min(n, ROWS), 0, -1) if n % r == 0)
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
+    of_word, of_part = STEP // of_step, lanes // dot.parts
     offset, middle = OFFSET[bits], float(1 << (bits - 1))
     ragged = columns % panel != 0
+
+    def add(sums: Any, m: Any, p: Any, q: Any, g: Any, s: Any, i: Any, j: Any, x: Any, row: Any) -> None:
+        """Add word i of step s to part p of the sums of a tile's row m, which is this row of x."""
+
+        def codes(first: int, count: int) -> Any:
+            place = (s * n + row) * STEP + i * of_word + first
+            return x[0, place // k, T.ramp(place % k, 1, count)]
+
+        words = q[g, s * of_step + i, T.ramp(j * lanes + p * of_part, 1, of_part)]
+        at = m, p, T.ramp(0, 1, dot.lanes)
+        T.buffer_store(sums, dot.add(sums[at], words, codes), list(at))
 
     @T.prim_func(s_tir=True)
     def linear_int(
@@ -128,6 +148,7 @@ def linear_int(
                 vg = T.axis.spatial(blocks, g)
                 acc = T.sblock_alloc_buffer((n, panel), "float32", scope="local")
                 factor = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+                sums = T.sblock_alloc_buffer((rows, dot.parts, dot.lanes), dot.dtype, scope="local")
                 shift = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
                 for m in T.serial(n):
                     for j in T.unroll(vectors):
@@ -154,21 +175,36 @@ def linear_int(
                                 )
                         for r in T.serial(n // rows):
                             for m in T.unroll(rows):
+                                for p in T.unroll(dot.parts):
+                                    sums[m, p, T.ramp(0, 1, dot.lanes)] = T.broadcast(T.Cast(dot.dtype, 0), dot.lanes)
+                            if dot.words_first:
+                                for i in T.unroll(of_step):
+                                    for m in T.unroll(rows):
+                                        for p in T.unroll(dot.parts):
+                                            add(sums, m, p, q, vg, s, i, j, x, r * rows + m)
+                            else:
+                                for m in T.unroll(rows):
+                                    for i in T.unroll(of_step):
+                                        for p in T.unroll(dot.parts):
+                                            add(sums, m, p, q, vg, s, i, j, x, r * rows + m)
+                            for m in T.unroll(rows):
+                                at_row = T.meta_var((s * n + r * rows + m) // steps)
+                                at_step = T.meta_var((s * n + r * rows + m) % steps)
                                 acc[r * rows + m, T.ramp(j * lanes, 1, lanes)] = T.fma(
                                     T.cast(
-                                        dot(q, vg, s * of_step, j * lanes, x, r * rows + m, s * STEP)
-                                        - T.broadcast(total[0, r * rows + m, s] * T.int32(offset), lanes),
+                                        dot.finish([sums[m, p, T.ramp(0, 1, dot.lanes)] for p in range(dot.parts)])
+                                        - T.broadcast(total[0, at_row, at_step] * T.int32(offset), lanes),
                                         f"float32x{lanes}",
                                     )
                                     * factor[T.ramp(0, 1, lanes)],
-                                    T.broadcast(x_scale[0, r * rows + m, s], lanes),
+                                    T.broadcast(x_scale[0, at_row, at_step], lanes),
                                     acc[r * rows + m, T.ramp(j * lanes, 1, lanes)],
                                 )
                                 if zeros:
                                     acc[r * rows + m, T.ramp(j * lanes, 1, lanes)] = T.fma(
                                         shift[T.ramp(0, 1, lanes)],
                                         T.broadcast(
-                                            T.cast(total[0, r * rows + m, s], "float32") * x_scale[0, r * rows + m, s],
+                                            T.cast(total[0, at_row, at_step], "float32") * x_scale[0, at_row, at_step],
                                             lanes,
                                         ),
                                         acc[r * rows + m, T.ramp(j * lanes, 1, lanes)],

@@ -6,7 +6,7 @@ integer_dot.py and neon_dot.py make.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 STEP = 32  # values of k that have one integer sum; activations have one scale for them
 OFFSET = {4: 8, 8: 0}  # codes are this much larger than the whole numbers that are meant: q - 8, and q - 128 as stored
@@ -17,25 +17,33 @@ class IntegerDot:
     """The instructions of a core for one step of k and one vector of columns; keys are bits of a weight.
 
     Attributes:
+        instruction: that multiplies, the name of what makes its sums.
         columns: of one vector.
         activations: type in which activations are stored.
         unpack: instructions that make operands of the stored weights, once for the rows of a tile.
         row: instructions for a row: products, sums, and what scales and adds them up.
         row_loads: vector loads of activations for a row.
-        side: vectors of columns beside each other in a tile of 1, 2, ... rows, as many as there are numbers. LLVM keeps
-            such tiles in registers, and their sums are enough to hide the latency of an in-order core.
-        pairs: rows are multiplied two at a time, and the codes of two rows alternate every 8 of k (quantise_rows).
+        side: vectors of columns beside each other in a tile of 1, 2, ... rows, as many as there are numbers: what LLVM
+            keeps in registers. An in-order core hides the latency of its additions only behind those of other sums.
+        alone: what such a core multiplies with where a row has no pair; "": rows are multiplied one by one. Else rows
+            are multiplied two at a time, and the codes of two alternate every 8 of k (quantise_rows).
         by_step: codes, scales and sums of one step lie side by side for all rows, in place of whole rows.
     """
 
+    instruction: str
     columns: int
     activations: dict[int, str]
     unpack: dict[int, float]
     row: dict[int, float]
     row_loads: dict[int, float]
     side: tuple[int, ...]
-    pairs: bool = False
+    alone: str = ""
     by_step: bool = False
+
+    @property
+    def pairs(self) -> bool:
+        """Whether two rows are multiplied at a time."""
+        return self.alone != ""
 
     def tile_rows(self, n: int) -> int:
         """Rows of a tile when n are computed: equal tiles, the last of which may overlap the one before it."""
@@ -44,13 +52,17 @@ class IntegerDot:
 
 
 _INT8 = {4: "int8", 8: "int8"}
+_SDOT = IntegerDot("sdot", 4, _INT8, {4: 8, 8: 0}, {4: 12, 8: 12}, {4: 2, 8: 2}, (4, 2, 1, 1, 1, 1, 1, 1))
+_SMMLA = IntegerDot("smmla", 4, _INT8, {4: 16, 8: 8}, {4: 9, 8: 9}, {4: 2, 8: 2}, (4, 4, 2, 2, 1, 1, 1, 1), "sdot")
 DOTS = {
     "pmadd": IntegerDot(
-        8, {4: "int8", 8: "int16"}, {4: 12, 8: 16}, {4: 20, 8: 36}, {4: 8, 8: 8}, (2, 2, 2, 2), by_step=True
+        "pmadd", 8, {4: "int8", 8: "int16"}, {4: 12, 8: 16}, {4: 20, 8: 36}, {4: 8, 8: 8}, (2, 2, 2, 2), by_step=True
     ),
-    "sdot": IntegerDot(4, _INT8, {4: 8, 8: 0}, {4: 12, 8: 12}, {4: 1, 8: 1}, (4, 2, 2, 2)),
-    "smmla": IntegerDot(4, _INT8, {4: 16, 8: 8}, {4: 9, 8: 9}, {4: 2, 8: 2}, (4, 4, 2, 2, 1, 1, 1, 1), pairs=True),
-    "smull": IntegerDot(4, _INT8, {4: 16, 8: 0}, {4: 23, 8: 28}, {4: 4, 8: 4}, (4, 2)),
+    "sdot": _SDOT,
+    "sdot in order": replace(_SDOT, row_loads={4: 1, 8: 1}, side=(4, 4, 2, 2, 1, 1, 1, 1)),
+    "smmla": _SMMLA,
+    "smmla in order": replace(_SMMLA, alone="sdot in order"),
+    "smull": IntegerDot("smull", 4, _INT8, {4: 16, 8: 0}, {4: 23, 8: 28}, {4: 4, 8: 4}, (4, 2)),
 }
 ROWS = 4  # rows of a tile: written out one after the other, so that they share the unpacked weights
 
@@ -63,6 +75,6 @@ def takes_codes(block: int, k: int) -> bool:
 def dot_of(name: str, n: int) -> str:
     """Which of DOTS a core multiplies n rows with, where `name` is its best.
 
-    SMMLA needs pairs of rows, and its operands are interleaved in registers, which costs two rows what it gains.
+    Operands of pairs of rows are interleaved in registers, which costs two rows what it gains.
     """
-    return "sdot" if name == "smmla" and (n < 4 or n % 2) else name
+    return DOTS[name].alone if DOTS[name].pairs and (n < 4 or n % 2) else name

@@ -57,7 +57,6 @@ def cpu_tile(core: Core) -> CpuTile:
 def _dot(core: Core) -> str:
     if core.isa == "x86-64":
         return "pmadd"
-    # An in-order core waits for the operands that SMMLA needs interleaved: benchmarks/arm_static.md.
-    if core.has_i8mm and not core.in_order:
-        return "smmla"
-    return "sdot" if core.has_dotprod else "smull"
+    if not core.has_dotprod:
+        return "smull"
+    return ("smmla" if core.has_i8mm else "sdot") + (" in order" if core.in_order else "")

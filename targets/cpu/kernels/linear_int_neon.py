@@ -30,8 +30,7 @@ def linear_int_neon(
     zero_dtype: str = "uint8",
 ) -> Any:
     """The PrimFunc (codes, x_scale, total, q, scale, zero, y), as linear_int's."""
-    name = dot_of(tile.dot, n)
-    integer, panel = DOTS[name], tile.panel
+    integer, panel = DOTS[dot_of(tile.dot, n)], tile.panel
     rows = integer.tile_rows(n)
     side = min(integer.side[rows - 1], panel // LANES)
     vectors, blocks, steps = panel // LANES, -(-columns // panel), k // STEP
@@ -61,7 +60,7 @@ def linear_int_neon(
         places = [column + j * LANES for j in range(side)]
         weights = [Weights(q, g, s * of_step, place, bits) for place in places]
         starts = [T.bind(value * T.int32(-OFFSET[bits])) if OFFSET[bits] else T.int32(0) for value in totals]
-        sums = NEON_DOTS[name](weights, Activations(x, k, at, s * STEP, starts))
+        sums = NEON_DOTS[integer.instruction](weights, Activations(x, k, at, s * STEP, starts))
         shifts = (
             [T.bind(T.cast(value, "float32") * x) for value, x in zip(totals, of_row, strict=True)] if zeros else []
         )

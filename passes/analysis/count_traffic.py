@@ -184,7 +184,7 @@ class _Walk:
         elif kind == "BufferStore":
             self._loads([node.value, *node.indices], scope)
             self._access("store", node.buffer, node.indices, tir.lanes(node.value), scope)
-        elif kind == "Evaluate" and not tir.is_prefetch(node.value):
+        elif kind == "Bind" or (kind == "Evaluate" and not tir.is_prefetch(node.value)):
             self._loads([node.value], scope)
         elif kind != "Evaluate":
             raise TypeError(f"a kernel with the TIR statement {kind}, which has no rule in count_traffic")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import tvm
 from tvm.script import tirx as T
 
 from targets.cpu.dot import DOTS, OFFSET, ROWS, STEP, dot_of
@@ -119,7 +120,7 @@ def linear_int(
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     of_word, of_part = STEP // of_step, lanes // dot.parts
     offset, middle = OFFSET[bits], float(1 << (bits - 1))
-    ragged = columns % panel != 0
+    ragged, zero_sum = columns % panel != 0, tvm.tirx.const(0, dot.dtype)
 
     def add(sums: Any, m: Any, p: Any, q: Any, g: Any, s: Any, i: Any, j: Any, x: Any, row: Any) -> None:
         """Add word i of step s to part p of the sums of a tile's row m, which is this row of x."""
@@ -131,6 +132,20 @@ def linear_int(
         words = q[g, s * of_step + i, T.ramp(j * lanes + p * of_part, 1, of_part)]
         at = m, p, T.ramp(0, 1, dot.lanes)
         T.buffer_store(sums, dot.add(sums[at], words, codes), list(at))
+
+    def finish(acc: Any, j: Any, sums: Any, m: Any, s: Any, row: Any, *given: Any) -> None:
+        """Add step s to row `row` of acc, from the sums of a tile's row m."""
+        x_scale, total, factor, shift = given
+        at = 0, (s * n + row) // steps, (s * n + row) % steps
+        vector, kept = T.ramp(0, 1, lanes), [row, T.ramp(j * lanes, 1, lanes)]
+        whole = dot.finish([sums[m, p, T.ramp(0, 1, dot.lanes)] for p in range(dot.parts)])
+        if offset:
+            whole = whole - T.broadcast(total[at] * T.int32(offset), lanes)
+        scaled = T.cast(whole, f"float32x{lanes}") * factor[vector]
+        y = T.fma(scaled, T.broadcast(x_scale[at], lanes), acc[tuple(kept)])
+        if zeros:
+            y = T.fma(shift[vector], T.broadcast(T.cast(total[at], "float32") * x_scale[at], lanes), y)
+        T.buffer_store(acc, y, kept)
 
     @T.prim_func(s_tir=True)
     def linear_int(
@@ -174,41 +189,24 @@ def linear_int(
                                     T.float32(middle) - T.cast(zero[vg, s * STEP // block, j * lanes + v], "float32")
                                 )
                         for r in T.serial(n // rows):
-                            for m in T.unroll(rows):
-                                for p in T.unroll(dot.parts):
-                                    sums[m, p, T.ramp(0, 1, dot.lanes)] = T.broadcast(T.Cast(dot.dtype, 0), dot.lanes)
                             if dot.words_first:
+                                for m in T.unroll(rows):
+                                    for p in T.unroll(dot.parts):
+                                        sums[m, p, T.ramp(0, 1, dot.lanes)] = T.broadcast(zero_sum, dot.lanes)
                                 for i in T.unroll(of_step):
                                     for m in T.unroll(rows):
                                         for p in T.unroll(dot.parts):
                                             add(sums, m, p, q, vg, s, i, j, x, r * rows + m)
+                                for m in T.unroll(rows):
+                                    finish(acc, j, sums, m, s, r * rows + m, x_scale, total, factor, shift)
                             else:
                                 for m in T.unroll(rows):
+                                    for p in T.unroll(dot.parts):
+                                        sums[m, p, T.ramp(0, 1, dot.lanes)] = T.broadcast(zero_sum, dot.lanes)
                                     for i in T.unroll(of_step):
                                         for p in T.unroll(dot.parts):
                                             add(sums, m, p, q, vg, s, i, j, x, r * rows + m)
-                            for m in T.unroll(rows):
-                                at_row = T.meta_var((s * n + r * rows + m) // steps)
-                                at_step = T.meta_var((s * n + r * rows + m) % steps)
-                                acc[r * rows + m, T.ramp(j * lanes, 1, lanes)] = T.fma(
-                                    T.cast(
-                                        dot.finish([sums[m, p, T.ramp(0, 1, dot.lanes)] for p in range(dot.parts)])
-                                        - T.broadcast(total[0, at_row, at_step] * T.int32(offset), lanes),
-                                        f"float32x{lanes}",
-                                    )
-                                    * factor[T.ramp(0, 1, lanes)],
-                                    T.broadcast(x_scale[0, at_row, at_step], lanes),
-                                    acc[r * rows + m, T.ramp(j * lanes, 1, lanes)],
-                                )
-                                if zeros:
-                                    acc[r * rows + m, T.ramp(j * lanes, 1, lanes)] = T.fma(
-                                        shift[T.ramp(0, 1, lanes)],
-                                        T.broadcast(
-                                            T.cast(total[0, at_row, at_step], "float32") * x_scale[0, at_row, at_step],
-                                            lanes,
-                                        ),
-                                        acc[r * rows + m, T.ramp(j * lanes, 1, lanes)],
-                                    )
+                                    finish(acc, j, sums, m, s, r * rows + m, x_scale, total, factor, shift)
                 for m in T.serial(n):
                     for j in T.unroll(vectors):
                         if ragged:

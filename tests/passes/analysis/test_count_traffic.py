@@ -126,13 +126,14 @@ def test_every_kernel_of_both_processors_is_understood() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_integer_kernels_read_each_weight_once_for_all_rows(bits: int) -> None:
+def test_integer_kernels_read_each_weight_once_for_a_tile_of_rows(bits: int) -> None:
     from targets.cpu.kernels.linear_int import linear_int, quantise_rows
 
-    for n in (1, 4, 8):
+    for n, tiles in ((1, 1), (4, 1), (8, 2)):
         t = by_name(count_traffic(linear_int(CPU, n, 128, 64, bits, 32, "float16", True)))
-        assert t["q"].read_bytes == t["q"].needed_read_bytes == 128 * 64 * bits // 8  # not what is asked for ahead
-        assert (t["scale"].read_bytes, t["zero"].read_bytes) == (4 * 64 * 2, 4 * 64)
+        assert t["q"].needed_read_bytes == 128 * 64 * bits // 8
+        assert t["q"].read_bytes == tiles * t["q"].needed_read_bytes  # what is asked for ahead is not read
+        assert (t["scale"].read_bytes, t["zero"].read_bytes) == (tiles * 4 * 64 * 2, tiles * 4 * 64)
         assert (t["x"].needed_read_bytes, t["y"].written_bytes) == (n * 128, n * 64 * 4)
     t = by_name(count_traffic(quantise_rows(CPU, 2, 128, "int8"), outputs=3))
     written = [t[name].written_bytes for name in ("codes", "scale", "total")]

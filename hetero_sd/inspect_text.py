@@ -24,6 +24,10 @@ _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "normalise_io_names": ("inputs and outputs renamed", ()),
     "pick_branch": ("branches decided for this context", ("If",)),
     "upcast_to_float32": ("16-bit values computed in float32, weights kept as stored", ()),
+    "float_activations": (
+        "8-bit rounding of activations taken out; weights kept as stored, int8 activations allowed",
+        ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
+    ),
     "find_head_dim": ("cache inputs given their head dimension", ()),
     "last_axis": ("axes of softmaxes and norms written as the last one", ()),
     "fold_constants": ("constants computed, idle nodes removed", ()),

@@ -1,8 +1,9 @@
 """The reference of `hetero-sd verify`: the ONNX file as the user gave it, in float32, run by onnxruntime unoptimised.
 
 Nothing of the canonical form is used: the graph keeps the exporter's operators, weights of half precision are cast up,
-block-quantised ones are used as they are with accuracy_level 0, and onnxruntime's optimiser is off. Of int8 activations
-it computes what they mean, in floats (passes/onnx/rewrite/round_activations.py).
+block-quantised ones are used as they are with accuracy_level 0, activations that the file rounds to 8 bits are left as
+they are (passes/onnx/rewrite/float_activations.py), and onnxruntime's optimiser is off. Of int8 activations it computes
+what they mean, in floats (passes/onnx/rewrite/round_activations.py).
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import onnxruntime
 
 from costmodel.format import FLOAT, INT8
 from passes.onnx.load.load import load
-from passes.onnx.pass_context import Importing
+from passes.onnx.pass_context import Importing, run_pass
 from passes.onnx.rewrite.exact_quantised import exact_quantised
 from passes.onnx.rewrite.find_head_dim import find_head_dim
+from passes.onnx.rewrite.float_activations import float_activations
 from passes.onnx.rewrite.normalise_io_names import normalise_io_names
 from passes.onnx.rewrite.round_activations import round_activations
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from targets.errors import UserError
 
 _CHUNK = 256  # tokens run at a time, so that intermediate results stay bounded
+_AS_FLOATS = (normalise_io_names, upcast_to_float32, float_activations, find_head_dim, exact_quantised)
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -70,8 +73,8 @@ class ReferenceModel:
         imp = Importing(load(path), context=1)
         try:
             rounded = [round_activations] if activations == INT8 else []
-            for run in (normalise_io_names, upcast_to_float32, find_head_dim, exact_quantised, *rounded):
-                run(imp)
+            for run in (*_AS_FLOATS, *rounded):
+                run_pass(run, imp)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         self.layers = imp.facts.layers

@@ -23,6 +23,7 @@ from passes.onnx.rewrite.add_cache import add_cache
 from passes.onnx.rewrite.canonical_matmuls import canonical_matmuls
 from passes.onnx.rewrite.exact_quantised import exact_quantised
 from passes.onnx.rewrite.find_head_dim import find_head_dim
+from passes.onnx.rewrite.float_activations import float_activations
 from passes.onnx.rewrite.fold_constants import fold_constants
 from passes.onnx.rewrite.fuse_activations import fuse_activations
 from passes.onnx.rewrite.fuse_attention import fuse_attention
@@ -59,6 +60,7 @@ PIPELINE: list[Pass] = [
     pick_branch,
     upcast_to_float32,
     widen_bfloat16,
+    float_activations,
     find_head_dim,
     last_axis,
     fold_constants,

@@ -46,7 +46,7 @@ class DecoderFacts:
         batch: fixed batch size, or None if it is free.
         padding: what attention_mask may hide: "left and right", "right" or "none" (the mask reads none).
         int8_activations: every block-quantised matrix multiplication of the file allows int8 activations, as
-            MatMulNBits at accuracy_level 4 does.
+            MatMulNBits at accuracy_level 4 does, or an export that rounds its activations to 8 bits itself.
         many_tokens_after_past: whether the export itself can take several tokens after a past; the canonical one can.
     """
 

@@ -141,6 +141,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         {2: "lower_dequantize"},
     ),
     ("", "Div"): Rule(),
+    ("", "DynamicQuantizeLinear"): Rule(),
     ("", "Dropout"): Rule({"seed": NO_EFFECT}, {1: "fold_constants", 2: "fold_constants"}),
     ("", "Erf"): Rule(),
     ("", "Gather"): Rule({"axis": "vocabulary, learned_positions"}),
@@ -154,6 +155,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         {"axis": LAST_AXIS, "epsilon": _EPSILON, "stash_type": Must((1,), 1)}, {2: "vocabulary"}
     ),
     ("", "MatMul"): Rule(),
+    ("", "MatMulInteger"): Rule(inputs={2: "float_activations", 3: "float_activations"}),
     ("", "Mul"): Rule(),
     ("", "Pow"): Rule(),
     ("", "RMSNormalization"): Rule({"axis": LAST_AXIS, "epsilon": _EPSILON, "stash_type": Must((1,), 1)}),
@@ -179,6 +181,9 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ("", "Tanh"): Rule(),
     ("", "Transpose"): Rule({"perm": "vocabulary, norm_by_head"}),
     (MICROSOFT, "BiasGelu"): Rule(required=2, schema="onnxruntime"),
+    (MICROSOFT, "DynamicQuantizeMatMul"): Rule(
+        inputs={3: "float_activations", 4: "float_activations"}, required=3, schema="onnxruntime"
+    ),
     (MICROSOFT, "FastGelu"): Rule(inputs={1: "fuse_activations"}, required=1, schema="onnxruntime"),
     (MICROSOFT, "GatherBlockQuantized"): Rule(
         {
@@ -211,6 +216,9 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         required=7,
         needed=("num_heads", "kv_num_heads"),
         schema="onnxruntime",
+    ),
+    (MICROSOFT, "MatMulIntegerToFloat"): Rule(
+        inputs={place: "float_activations" for place in (4, 5, 6)}, required=4, schema="onnxruntime"
     ),
     (MICROSOFT, "MatMulNBits"): Rule(
         {

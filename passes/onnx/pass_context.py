@@ -54,7 +54,8 @@ class ImportFacts:
         no_cache: the file has no cache inputs: its graph computes a whole text from the first token on.
         padding: what attention_mask may hide: "left and right", or "right" where the export takes lengths.
         single_token_decode: after a past, the export itself takes one token at a time.
-        int8_activations: every block-quantised matrix multiplication of the file allows int8 activations.
+        int8_activations: every block-quantised matrix multiplication of the file allows int8 activations; until
+            exact_quantised has looked at all of them: the file rounds activations to 8 bits itself.
         longest_context: tokens of the longest context known to be possible; None: no limit is known.
         mask_notes: sentences about the masks that were proven.
         ropes: rotations proven before GroupQueryAttention nodes; None: no rotation.

@@ -20,9 +20,8 @@ from targets.errors import UserError
 
 _KINDS = [  # operators that tell what kind of model it is, or who wrote it
     (
-        {"DynamicQuantizeLinear", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul"},
-        " (DynamicQuantizeLinear and MatMulInteger compute with 8-bit activations, as quantize_dynamic writes them: "
-        "give the float32 file, or its weights alone quantised, as by onnxruntime's MatMulNBitsQuantizer)",
+        {"QLinearMatMul", "QGemm", "QAttention", "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearSoftmax"},
+        " (it computes with 8-bit numbers whose scale was fixed at export: quantise with quant_format=QuantFormat.QDQ)",
     ),
     (
         {

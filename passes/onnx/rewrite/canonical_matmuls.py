@@ -2,6 +2,7 @@
 
 Gemm(x, W, b)            ->  Add(MatMul(x, W), b)         W transposed stays a Transpose of the initialiser;
                              rows flattened to [B * S, K] before it and back after it stay [B, S, K]
+MatMul(x, W), MatMulNBits(x, ..)  of flattened rows, with or without an Add of a bias: the same
 x / 8                    ->  x * 0.125
 Reshape(x) to x's shape  ->  x
 x * Sigmoid(x)           is  SiLU already; a Swish node (opset 24) or com.microsoft.QuickGelu(alpha 1) becomes it
@@ -24,6 +25,7 @@ from passes.onnx.pass_context import (
     replace_uses,
     scalar,
 )
+from passes.onnx.prove.weight_expression import is_weight
 from passes.onnx.shapes import Known, known_shapes, points
 
 
@@ -40,9 +42,9 @@ def canonical_matmuls(imp: Importing) -> PassLog:
     return PassLog("canonical_matmuls", matched, tuple(notes))
 
 
-def _rows(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> tuple[Any, list[Any]] | None:
-    """(value [B, S, K], values [B, S, N]) around a Gemm on flattened rows; [B, S, heads, K / heads] is made rows."""
-    x, y = node.inputs[0], node.outputs[0]
+def _rows(imp: Importing, node: Any, y: Any, known: list[dict[Any, Known]]) -> tuple[Any, list[Any]] | None:
+    """(value [B, S, K], values [B, S, N]) around a node on flattened rows that make y; 4-D values are made rows."""
+    x = node.inputs[0]
     flat = x.producer()
     users = [user for user, _ in y.uses()]
     if flat is None or flat.op_type != "Reshape" or not users or any(u.op_type != "Reshape" for u in users):
@@ -78,7 +80,7 @@ def _gemm(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
     if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0 or attribute(node, "transA", 0):
         raise Declined("alpha, beta or transA is not neutral")
     x, weight, *bias = node.inputs
-    rows = _rows(imp, node, known)
+    rows = _rows(imp, node, node.outputs[0], known)
     x = x if rows is None else rows[0]
     if attribute(node, "transB", 0):
         name = f"{weight.name}.transposed"
@@ -89,11 +91,38 @@ def _gemm(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
     if rows is None:
         replace_uses(node.outputs[0], matmul)
         return True
-    for back in rows[1]:
-        matmul.shape, matmul.type = back.shape, back.type
+    _replace_backs(rows[1], matmul, known)
+    return True
+
+
+def _replace_backs(backs: list[Any], new: Any, known: list[dict[Any, Known]]) -> None:
+    for back in backs:
+        new.shape, new.type = back.shape, back.type
         for k in known:
-            k[matmul] = k[back]
-        replace_uses(back, matmul)
+            k[new] = k[back]
+        replace_uses(back, new)
+
+
+def _flat(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
+    """A matrix multiplication of flattened rows, as quantisers make of a Gemm, becomes one of rows."""
+    if node.inputs[0].producer() is None or node.inputs[0].producer().op_type != "Reshape":
+        return False
+    y, bias = node.outputs[0], None
+    users = [user for user, _ in y.uses()]
+    if len(users) == 1 and users[0].op_type == "Add":
+        bias = next((v for v in users[0].inputs if v is not y), y)
+        if not is_weight(bias) or any(bias not in k or len(k[bias].shape) != 1 for k in known):
+            return False
+        y = users[0].outputs[0]
+    rows = _rows(imp, node, y, known)
+    if rows is None or len(known[0][node.inputs[0]].shape) != 2:
+        return False
+    inputs, attributes = [rows[0], *node.inputs[1:]], dict(node.attributes)
+    name = f"{node.outputs[0].name}.rows"
+    new = emit(node, node.op_type, inputs, attributes, domain=node.domain, name=node.name, outputs=[name]).outputs[0]
+    if bias is not None:
+        new = emit(node, "Add", [new, bias], outputs=[f"{y.name}.rows"]).outputs[0]
+    _replace_backs(rows[1], new, known)
     return True
 
 
@@ -131,6 +160,8 @@ def _swish(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
 
 _REWRITES = {
     ("", "Gemm"): _gemm,
+    ("", "MatMul"): _flat,
+    ("com.microsoft", "MatMulNBits"): _flat,
     ("", "Div"): _div,
     ("", "Reshape"): _reshape,
     ("", "Swish"): _swish,

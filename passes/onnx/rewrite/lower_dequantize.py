@@ -3,11 +3,13 @@
     MatMul(x, DequantizeLinear(q [K, N], scale [K / block, N]){axis 0})                 ->  MatMulNBits(x, q', scale')
     MatMul(x, Transpose(DequantizeLinear(q [N, K], scale [N, K / block]){axis 1}))      ->  MatMulNBits(x, q', scale')
     Gather(DequantizeLinear(q [V, W], scale [V, W / block]){axis 1}, ids)               ->  GatherBlockQuantized(q', ..)
+    Gather(DequantizeLinear(q, scale), other indices)                                   ->  Gather(table of floats, ..)
     GatherBlockQuantized(q: INT4 or UINT4 [V, W], ids, scale)                           ->  the same with q': UINT8
 
-4 and 8 bits, signed or not, with or without zero points; one scale a column or one for all is one block of K.
-Bytes hold unsigned numbers: signed ones and their zero points move up by half the range. A table that both the
-embedding and the head read is stored once, as MatMulNBits has it.
+4 and 8 bits, signed or not, with or without zero points; one scale a column or one for all is one block of K. A Gemm
+is a MatMul with an Add. Bytes hold unsigned numbers: signed ones and their zero points move up by half the range; zero
+points that are all the middle of the range are left out. A table that both the embedding and the head read is stored
+once, as MatMulNBits has it; small tables of positions, for which there is no kernel, become floats.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ _BITS = {
     ir.DataType.UINT8: (8, False),
 }
 _SMALLEST_BLOCK = 16
+_INT8_LEVEL = 4  # MatMulNBits' accuracy_level
+_SAME_NUMBERS = ("Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze", "Flatten")
+_MOST_ZEROS = 1 << 20  # zero points that are looked at
 
 
 def lower_dequantize(imp: Importing) -> PassLog:
@@ -66,6 +71,7 @@ def _dequantise(imp: Importing, node: Any) -> bool:
         raise Declined(f"a matrix has no axis {attribute(node, 'axis')}")
     if len(q.shape) != 2:
         raise Declined(f"a weight with {len(q.shape)} dimensions; two are supported")
+    _gemms(node)
     matmuls, rows, transposed = _users(node)
     columns, k = (int(d) for d in (q.shape if transposed else q.shape[::-1]))
     block = _block(node, scale, k, columns, transposed)
@@ -73,7 +79,10 @@ def _dequantise(imp: Importing, node: Any) -> bool:
     for user in matmuls:
         packed.matmul(user)
     for user in rows:
-        packed.rows(user, user.inputs[1])
+        if _of_tokens(user.inputs[1]):
+            packed.rows(user, user.inputs[1])
+        else:
+            user.replace_input_with(0, packed.floats())
     imp.graph.opset_imports["com.microsoft"] = 1
     return True
 
@@ -100,6 +109,31 @@ _OPERATORS = {("", "DequantizeLinear"): _dequantise, ("com.microsoft", "GatherBl
 def _check_type(q: Any) -> None:
     if q.dtype not in _BITS:
         raise Declined(f"a weight of type {q.dtype.name}; {', '.join(t.name for t in _BITS)} are supported")
+
+
+def _gemms(node: Any) -> None:
+    """Gemm(x, weight, b) -> Add(MatMul(x, weight), b) where its weight is the dequantised one."""
+    for user in [user for user, _ in node.outputs[0].uses() if user.op_type == "Gemm"]:
+        neutral = attribute(user, "alpha", 1.0) == attribute(user, "beta", 1.0) == 1.0
+        if not neutral or attribute(user, "transA", 0) or user.inputs[1] is not node.outputs[0]:
+            raise Declined(f"alpha, beta or transA of {describe(user)} is not neutral, or its weight is another")
+        weight, y = node.outputs[0], user.outputs[0]
+        if attribute(user, "transB", 0):
+            weight = emit(user, "Transpose", [weight], {"perm": [1, 0]}, outputs=[f"{y.name}.weight"]).outputs[0]
+        inputs, name = [user.inputs[0], weight], f"{y.name}.matmul"
+        new = emit(user, "MatMul", inputs, name=user.name, outputs=[name]).outputs[0]
+        if len(user.inputs) > 2 and user.inputs[2] is not None:
+            new.type = y.type
+            new = emit(user, "Add", [new, user.inputs[2]], outputs=[f"{y.name}.biased"]).outputs[0]
+        replace_uses(y, new)
+        user.graph.remove(user, safe=True)
+
+
+def _of_tokens(ids: Any) -> bool:
+    """Whether indices are input_ids, in whatever shape."""
+    while ids.producer() is not None and ids.producer().op_type in _SAME_NUMBERS:
+        ids = ids.producer().inputs[0]
+    return bool(ids.name == "input_ids")
 
 
 def _users(node: Any) -> tuple[list[Any], list[Any], bool]:
@@ -173,10 +207,24 @@ class _Packed:
             numbers = np.zeros((columns, blocks), np.int16) if zero is None else by_column(zero, blocks)
             return _nibbles((numbers + shift).astype(np.uint8), per)
 
-        self._weights, self._unpadded, self._q = weights, unpadded, None
+        def floats() -> np.ndarray:
+            less = np.zeros((columns, blocks), np.int16) if zero is None else by_column(zero, blocks)
+            factor = by_column(scale, blocks)
+            if blocks > 1:
+                less, factor = (np.repeat(x, block, axis=1)[:, :k] for x in (less, factor))
+            table: np.ndarray = (by_column(q, k) - less).astype(np.float32) * factor
+            return table
+
+        self._weights, self._unpadded, self._floats = weights, unpadded, floats
+        self._q: Any = None
+        self._table: Any = None
+        middle = 0 if signed else 1 << (self._bits - 1)
+        implied = zero is None and signed
+        if zero is not None and zero.size <= _MOST_ZEROS:
+            implied = not np.any(zero.numpy() != middle)
         parts: list[tuple[str, Any, Any, tuple[int, ...]]]
         parts = [("scale", lambda: np.array(by_column(scale, blocks)), ir.DataType.FLOAT, (columns, blocks))]
-        if zero is not None or not signed:  # without one, both operators take the middle of the range
+        if not implied:  # without one, both operators take the middle of the range
             parts += [("zero", zeros, ir.DataType.UINT8, (columns, -(-blocks // per)))]
         self._scales = [_lazy(imp, f"{name}.{part}", *rest) for part, *rest in parts]
 
@@ -187,20 +235,28 @@ class _Packed:
             self._q = _lazy(self._imp, f"{self._name}.q", self._weights, ir.DataType.UINT8, shape)
         attributes = {"K": self._k, "N": self._columns, "bits": self._bits, "block_size": self._block}
         inputs = [old.inputs[0], self._q, *self._scales]
-        self._replace(old, "MatMulNBits", inputs, {**attributes, "accuracy_level": 0})
+        level = _INT8_LEVEL if self._imp.facts.int8_activations else 0
+        self._replace(old, "MatMulNBits", inputs, {**attributes, "accuracy_level": level})
 
     def rows(self, old: Any, ids: Any) -> None:
         """GatherBlockQuantized in the place of a node that takes rows of the weight."""
         if self._k % self._per:
             raise Declined(f"rows of {self._k} weights of {self._bits} bits do not fill bytes")
-        if self._q is not None and self._k % self._block == 0:
+        if self._table is not None:
+            data = self._table
+        elif self._q is not None and self._k % self._block == 0:
             shape = add_initializer(self._imp.graph, f"{self._name}.rows", np.array([self._columns, -1], np.int64))
             data = emit(old, "Reshape", [self._q, shape], outputs=[f"{self._name}.table"]).outputs[0]
         else:
             stored = (self._columns, self._k // self._per)
             data = _lazy(self._imp, f"{self._name}.table", self._unpadded, ir.DataType.UINT8, stored)
+        self._table = data
         attributes = {"bits": self._bits, "block_size": self._block, "gather_axis": 0, "quantize_axis": 1}
         self._replace(old, "GatherBlockQuantized", [data, ids, *self._scales], attributes)
+
+    def floats(self) -> Any:
+        """The weight in float32."""
+        return _lazy(self._imp, f"{self._name}.float32", self._floats, ir.DataType.FLOAT, (self._columns, self._k))
 
     def _replace(self, old: Any, operator: str, inputs: list[Any], attributes: dict[str, Any]) -> None:
         name = f"{old.outputs[0].name}.nbits"

@@ -1,6 +1,7 @@
-"""What int8 activations mean, in ONNX's own operators: the input of a MatMulNBits is rounded before it.
+"""What int8 activations mean, in ONNX's own operators: what is multiplied by quantised weights is rounded before it.
 
-    y = MatMulNBits(x, q, s)  ->  y = MatMulNBits(rounded(x), q, s)
+    y = MatMulNBits(x, q, s)                ->  y = MatMulNBits(rounded(x), q, s)
+    y = MatMul(x, DequantizeLinear(q, s))   ->  y = MatMul(rounded(x), DequantizeLinear(q, s)), likewise Gemm
 
 where rounded(x) = codes * scale as in targets/cpu/kernels/linear_int.py. The import does not run it: it makes the
 reference of `verify`, which onnxruntime computes in floats.
@@ -14,22 +15,40 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.onnx.pass_context import Importing, PassLog, add_initializer, attribute, emit
+from passes.onnx.prove.weight_expression import stored
 from targets.cpu.dot import STEP, takes_codes
 
 
 def round_activations(imp: Importing) -> PassLog:
-    """Round the inputs of all MatMulNBits whose blocks and rows are whole steps of 32 values."""
+    """Round what all matrix multiplications read whose blocks and rows are whole steps of 32 values."""
     made: dict[Any, Any] = {}
-    nodes = [node for node in imp.graph if node.op_type == "MatMulNBits"]
-    for node in nodes:
-        k, block = attribute(node, "K"), attribute(node, "block_size")
-        if not takes_codes(block, k):
+    for node in list(imp.graph):
+        k, block = _quantised(node)
+        if not k or not takes_codes(block, k):
             continue
         x = node.inputs[0]
         if x not in made:
             made[x] = _rounded(imp, node, x, k)
         node.replace_input_with(0, made[x])
     return PassLog("round_activations", len(made))
+
+
+def _quantised(node: Any) -> tuple[int, int]:
+    """(K, values of K with one scale) of a matrix multiplication by a quantised weight; (0, 0) for other nodes.
+
+    A scale for all of K stands for any number of blocks, as passes/onnx/rewrite/lower_dequantize.py makes one of them.
+    """
+    if node.op_type == "MatMulNBits":
+        return int(attribute(node, "K")), int(attribute(node, "block_size"))
+    if node.domain or node.op_type not in ("MatMul", "Gemm") or attribute(node, "transA", 0):
+        return 0, 0
+    made, transposed = node.inputs[1].producer(), bool(attribute(node, "transB", 0))
+    if made is not None and made.op_type == "Transpose":
+        made, transposed = made.inputs[0].producer(), not transposed
+    q = stored(made.inputs[0]) if made is not None and made.op_type == "DequantizeLinear" else None
+    if q is None or len(q.const_value.shape) != 2:
+        return 0, 0
+    return int(q.const_value.shape[1 if transposed else 0]), int(attribute(made, "block_size", 0)) or STEP
 
 
 def _rounded(imp: Importing, node: Any, x: Any, k: int) -> Any:

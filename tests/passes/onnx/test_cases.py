@@ -197,15 +197,6 @@ def test_logits_of_the_last_token_are_refused_with_the_option(edited: Any, chang
     assert "\n" not in str(caught.value)
 
 
-def test_quantize_dynamic_is_refused_by_its_operators(tmp_path: Path) -> None:
-    from onnxruntime.quantization import quantize_dynamic
-
-    path = tmp_path / "model.onnx"
-    quantize_dynamic(LLAMA, path)
-    with pytest.raises(UserError, match=r"DynamicQuantizeLinear and MatMulInteger .*MatMulNBitsQuantizer"):
-        canonicalise(path, CONTEXT)
-
-
 LEVELS = ("BASIC", "EXTENDED", "ALL")
 SAVED = ("llama-dynamo-fp32", "gpt2-legacy17-fp32", "gemma2-dynamo-fp32", "llama-dynamo-fp16", "qwen3-optimum-fp32")
 

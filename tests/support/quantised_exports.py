@@ -1,0 +1,95 @@
+"""Committed exports as onnxruntime's quantisers write them; made where they are missing, so none is committed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from unpack_families import unpack_families
+
+DATA = Path(__file__).parents[1] / "data"
+Make = Callable[[Path, Path], None]  # (source, destination)
+
+
+def dynamic(kind: str = "uint8", per_channel: bool = False, reduce_range: bool = False, level: str = "") -> Make:
+    """quantize_dynamic; with a level also saved by onnxruntime's optimiser at that level."""
+
+    def make(source: Path, path: Path) -> None:
+        weight = QuantType.QUInt8 if kind == "uint8" else QuantType.QInt8
+        logging.disable(logging.WARNING)  # it advises a preparation that changes nothing here
+        try:
+            quantize_dynamic(source, path, weight_type=weight, per_channel=per_channel, reduce_range=reduce_range)
+        finally:
+            logging.disable(logging.NOTSET)
+        if level:
+            save(path, path, level)
+
+    return make
+
+
+def save(source: Path, path: Path, level: str) -> None:
+    """A model as onnxruntime's optimiser saves it, without external files."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+    options.log_severity_level = 4
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / "model.onnx"
+        options.optimized_model_filepath = str(made)
+        onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        onnx.save(onnx.load(made), path)
+
+
+# name of a cell of the coverage table -> (export it is made of, how)
+MADE: dict[str, tuple[str, Make]] = {
+    "llama-ort-dynamic-uint8": ("llama-dynamo-fp32", dynamic()),
+    "llama-ort-dynamic-int8-per-channel": ("llama-dynamo-fp32", dynamic("int8", True)),
+    "llama-ort-dynamic-int8-reduced": ("llama-dynamo-fp32", dynamic("int8", True, True)),
+    "llama-ort-dynamic-uint8-extended": ("llama-dynamo-fp32", dynamic(level="EXTENDED")),
+    "llama3-ort-dynamic-uint8-per-channel": ("llama3-legacy17-eager-fp32", dynamic(per_channel=True)),
+    "mistral-ort-dynamic-int8": ("mistral-optimum-fp32", dynamic("int8")),
+    "phi3-ort-dynamic-uint8": ("phi3-dynamo-fp32", dynamic()),
+    "qwen2-ort-dynamic-uint8": ("qwen2-dynamo-fp32", dynamic()),  # the head reads the embedding's numbers
+    "qwen3-ort-dynamic-int8-per-channel": ("qwen3-optimum-fp32", dynamic("int8", True)),
+    "gemma3-ort-dynamic-uint8": ("gemma3-dynamo-fp32", dynamic()),
+    "smollm-ort-dynamic-uint8-extended": ("smollm-optimum-fp32", dynamic(level="EXTENDED")),
+    "gpt2-ort-dynamic-int8-per-channel": ("gpt2-legacy17-fp32", dynamic("int8", True)),
+    "gpt2-ort-dynamic-uint8-extended": ("gpt2-dynamo-fp32", dynamic(level="EXTENDED")),
+    "granite-ort-dynamic-uint8": ("granite-legacy17-fp32", dynamic()),
+    "olmo2-ort-dynamic-int8": ("olmo2-dynamo-fp32", dynamic("int8")),
+}
+
+
+def source_of(name: str) -> Path:
+    """The file of a committed export."""
+    found = (DATA / "exports" / name, unpack_families(DATA) / name)
+    return next(folder / "model.onnx" for folder in found if folder.is_dir())
+
+
+def quantised_exports(data: Path = DATA) -> Path:
+    """Make all of `MADE` in `data`/quantised, each in its folder, unless that has been done; returns the folder."""
+    folder = data / "quantised"
+    digest = hashlib.sha256(Path(__file__).read_bytes() + onnxruntime.__version__.encode()).hexdigest()
+    mark = folder / ".sha256"
+    if mark.is_file() and mark.read_text() == digest:
+        return folder
+    with tempfile.TemporaryDirectory(dir=data) as scratch:
+        fresh = Path(scratch) / "quantised"
+        for name, (source, make) in MADE.items():
+            (fresh / name).mkdir(parents=True)
+            make(source_of(source), fresh / name / "model.onnx")
+        (fresh / ".sha256").write_text(digest)
+        if folder.exists():
+            os.replace(folder, Path(scratch) / "old")
+        try:
+            os.rename(fresh, folder)
+        except OSError:  # another test session was quicker
+            if not mark.is_file():
+                raise
+    return folder

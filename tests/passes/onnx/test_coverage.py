@@ -29,12 +29,15 @@ from targets.cpu.target import tvm_target
 from targets.cpu.tile import cpu_tile
 from targets.errors import UserError
 from tests.support.lowered import lower_whole
+from tests.support.quantised_exports import quantised_exports
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests" / "data"
 TABLE = ROOT / "passes" / "onnx" / "COVERAGE.md"
 FOLDERS = sorted(
-    p.parent for p in [*(DATA / "exports").glob("*/model.onnx"), *unpack_families(DATA).glob("*/model.onnx")]
+    p.parent
+    for folder in (DATA / "exports", unpack_families(DATA), quantised_exports())
+    for p in folder.glob("*/model.onnx")
 )
 DIALECTS = {p.stem: p for p in sorted((DATA / "dialects").glob("*.onnx"))}
 CELLS = {p.name: p / "model.onnx" for p in FOLDERS} | DIALECTS
@@ -68,6 +71,7 @@ COMPILED = [
     "gemma3-dynamo23-fp32", "smollm-dynamo-fp32", "gpt2-legacy17-fp32", "glm-interleaved",
     "granite-genai-int4", "olmo2-dynamo-fp32",
     "gemma3-dynamo-bf16", "gpt2-dynamo-eager-fp16",  # a GELU with the rounded constants of each
+    "qwen2-ort-dynamic-uint8", "gpt2-ort-dynamic-int8-per-channel",
 ]  # fmt: skip
 CORE = load_board("host", measure=False).clusters[0].core
 ROWS = (
@@ -82,6 +86,7 @@ COLUMNS = {
     "optimum": "optimum-onnx",
     "genai": "genai 0.18",
     "genai11": "genai 0.11",
+    "ort": "onnxruntime's quantisers",
 }
 
 
@@ -159,6 +164,7 @@ ACCEPTED = [n for n in CELLS if n not in REFUSED]
 TESTED = [n for n in ACCEPTED if CELLS[n].parent.parent.name != "exports"]
 # one cell of each family and exporter; the others in `make deep`
 QUICK = {*COMPILED, *DIALECTS, "mistral-optimum-fp32", "phi3-genai-int4", "gemma3-genai11-int4", "llama-dynamo24-fp32"}
+QUICK |= {"llama-ort-dynamic-uint8-extended"}
 COMPILED_QUICK = {"llama-genai-int4-asymmetric", "qwen3-genai-int8", "phi3-dynamo-fp16", "gemma3-dynamo23-fp32"}
 
 
@@ -171,7 +177,8 @@ def by_speed(tested: set[str], names: list[str]) -> list[Any]:
 
 def test_all_data_stays_small() -> None:
     """What is committed: exports, dialects and the packed families."""
-    parts = (p for p in DATA.rglob("*") if p.is_file() and not {"__pycache__", "families", "cases"} & set(p.parts))
+    made = {"__pycache__", "families", "cases", "quantised"}
+    parts = (p for p in DATA.rglob("*") if p.is_file() and not made & set(p.parts))
     assert sum(p.stat().st_size for p in parts) <= MOST_BYTES
 
 
@@ -451,10 +458,15 @@ special (`17`, `18`: the opset; `eager`: attention written out, otherwise sdpa; 
 and `int8` are symmetric in blocks of 32 unless they say otherwise; `ids-and-cache`, `no-positions`, `no-cache`:
 inputs left out).
 "dynamo" is `torch.onnx.export(dynamo=True)` and "torchscript" is `dynamo=False` at opset 17 or 18, of torch 2.13 and
-transformers 5.23; "optimum-onnx" is 0.1.0; "genai" is onnxruntime-genai's builder.
+transformers 5.23; "optimum-onnx" is 0.1.0; "genai" is onnxruntime-genai's builder. "onnxruntime's quantisers" are those
+of onnxruntime 1.32 on a float32 export of another column: `dynamic` is `quantize_dynamic` with weights uint8 or int8,
+`per-channel`, `reduced` (reduce_range) or saved by onnxruntime at level `extended`.
 """
 AFTER = """
-Whatever the file: batch size 1, keys and values in float32, weights as they are stored. LongRoPE (Phi-3) is compiled
+Whatever the file: batch size 1, keys and values in float32, weights as they are stored. Where a file rounds activations
+to 8 bits, that rounding is left out: compiled with `--activations int8`, the default for such files, activations are
+rounded row by row with a scale for 32 values. ONNX's dynamic rounding has one scale for all rows of a call, so that a
+token's numbers would depend on the tokens beside it. LongRoPE (Phi-3) is compiled
 for contexts up to the length at which the export switches its factors: beyond it the export rotates the whole text
 anew, so that keys in a cache are no longer right, and onnxruntime itself gives other logits for a text in one piece
 than token by token. Exports with GroupQueryAttention (genai) take lengths instead of a mask: padding on the left means

@@ -18,6 +18,7 @@ from passes.onnx import canonicalise
 from passes.onnx.rewrite.sort_nodes import sort_nodes
 from passes.onnx.testing import CanonicalModel, case, lines
 from targets.errors import UserError
+from tests.support.quantised_exports import quantised_exports
 
 DATA = Path(__file__).parents[2] / "data"
 EXPORTS = {
@@ -28,10 +29,11 @@ EXPORTS = {
             *unpack_families(DATA).glob("*/model.onnx"),
             *unpack_families(DATA, "cases").glob("*/model.onnx"),
             *(DATA / "dialects").glob("*.onnx"),
+            *quantised_exports().glob("*/model.onnx"),
         ]
     )
 }
-QUICK = ("nb-gpt2", "llama-dynamo-fp32", "qwen3-genai-int4", "phi3-packed", "g-gather-int4")
+QUICK = ("nb-gpt2", "llama-dynamo-fp32", "qwen3-genai-int4", "phi3-packed", "g-gather-int4", "qwen2-ort-dynamic-uint8")
 LOST_HEAD = ("llama-genai-int4-block128", "llama-genai-int4-kquant")
 REFUSED = (
     "bloom-legacy17-fp32",

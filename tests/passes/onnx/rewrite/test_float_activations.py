@@ -10,7 +10,6 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from quantised_exports import MADE, quantised_exports
 
 from hetero_sd.reference import ReferenceModel
 from passes.onnx import canonicalise
@@ -19,6 +18,7 @@ from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.rewrite.float_activations import float_activations
 from passes.onnx.testing import case, importing, lines
 from targets.errors import UserError
+from tests.support.quantised_exports import MADE, quantised_exports
 
 ROUND = "q, s, z = DynamicQuantizeLinear(x)"
 INTEGER = "i = MatMulInteger(q, w, z, wz) c = Cast <to = 1> (i)"

@@ -11,12 +11,14 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from hetero_sd.cli import main
 from hetero_sd.reference import ReferenceModel
+from hetero_sd.verify import VerifyRequest, verify_bundle
 from passes.onnx import canonicalise
 from passes.onnx.pass_context import run_pass
 from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.rewrite.float_activations import float_activations
-from passes.onnx.testing import case, importing, lines
+from passes.onnx.testing import case, importing, lines, write_word_tokenizer
 from targets.errors import UserError
 from tests.support.quantised_exports import MADE, quantised_exports
 
@@ -236,3 +238,19 @@ def test_a_file_with_operators_of_integers_is_refused_with_the_option(tmp_path: 
 
 def test_every_made_export_has_an_export_it_is_made_of() -> None:
     assert {p.name for p in quantised_exports().iterdir() if p.is_dir()} == set(MADE)
+
+
+@pytest.mark.slow
+def test_compiled_with_int8_activations_and_verified(tmp_path: Path) -> None:
+    """The default for such a file; of its products one has K = 48, which is no whole number of steps of 32 values."""
+    bundle, path = tmp_path / "bundle", path_of("gpt2-ort-dynamic-int8-per-channel")
+    write_word_tokenizer(tmp_path, canonicalise(path, 32).facts.vocab)
+    command = ["compile", str(path), "--board", "host", "--tokenizer", str(tmp_path), "--eos", "1", "--context", "48"]
+    assert main([*command, "--out", str(bundle)]) == 0
+    assert '"activations": "int8"' in (bundle / "manifest.json").read_text()
+    assert verify_bundle(VerifyRequest(bundle, path)).passed
+    proto = onnx.load(path)
+    scale = next(t for t in proto.graph.initializer if t.name.endswith("_scale") and list(t.dims) == [32])
+    scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(1.3), scale.name))
+    onnx.save(proto, tmp_path / "other.onnx")  # the negative control
+    assert not verify_bundle(VerifyRequest(bundle, tmp_path / "other.onnx")).passed

@@ -24,6 +24,7 @@ _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "normalise_io_names": ("inputs and outputs renamed", ()),
     "pick_branch": ("branches decided for this context", ("If",)),
     "upcast_to_float32": ("16-bit values computed in float32, weights kept as stored", ()),
+    "drop_fake_quantisation": ("activations rounded with a fixed scale left as they are", ("QuantizeLinear",)),
     "float_activations": (
         "8-bit rounding of activations taken out; weights kept as stored, int8 activations allowed",
         ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),

@@ -2,8 +2,8 @@
 
 Nothing of the canonical form is used: the graph keeps the exporter's operators, weights of half precision are cast up,
 block-quantised ones are used as they are with accuracy_level 0, activations that the file rounds to 8 bits are left as
-they are (passes/onnx/rewrite/float_activations.py), and onnxruntime's optimiser is off. Of int8 activations it computes
-what they mean, in floats (passes/onnx/rewrite/round_activations.py).
+they are (passes/onnx/rewrite/float_activations.py, drop_fake_quantisation.py), and onnxruntime's optimiser is off. Of
+int8 activations it computes what they mean, in floats (passes/onnx/rewrite/round_activations.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import onnxruntime
 from costmodel.format import FLOAT, INT8
 from passes.onnx.load.load import load
 from passes.onnx.pass_context import Importing, run_pass
+from passes.onnx.rewrite.drop_fake_quantisation import drop_fake_quantisation
 from passes.onnx.rewrite.exact_quantised import exact_quantised
 from passes.onnx.rewrite.find_head_dim import find_head_dim
 from passes.onnx.rewrite.float_activations import float_activations
@@ -30,7 +31,14 @@ from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from targets.errors import UserError
 
 _CHUNK = 256  # tokens run at a time, so that intermediate results stay bounded
-_AS_FLOATS = (normalise_io_names, upcast_to_float32, float_activations, find_head_dim, exact_quantised)
+_AS_FLOATS = (
+    normalise_io_names,
+    upcast_to_float32,
+    drop_fake_quantisation,
+    float_activations,
+    find_head_dim,
+    exact_quantised,
+)
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 

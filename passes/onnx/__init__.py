@@ -21,6 +21,7 @@ from passes.onnx.prove.check_vocabulary import check_vocabulary
 from passes.onnx.prove.context_limit import ContextTooLong, check_stated_positions, too_long
 from passes.onnx.rewrite.add_cache import add_cache
 from passes.onnx.rewrite.canonical_matmuls import canonical_matmuls
+from passes.onnx.rewrite.drop_fake_quantisation import drop_fake_quantisation
 from passes.onnx.rewrite.exact_quantised import exact_quantised
 from passes.onnx.rewrite.find_head_dim import find_head_dim
 from passes.onnx.rewrite.float_activations import float_activations
@@ -60,6 +61,7 @@ PIPELINE: list[Pass] = [
     pick_branch,
     upcast_to_float32,
     widen_bfloat16,
+    drop_fake_quantisation,
     float_activations,
     find_head_dim,
     last_axis,
@@ -85,6 +87,9 @@ PIPELINE: list[Pass] = [
 
 
 LONGEST_CONTEXT = 1 << 20
+_ROUNDED_CONSTANTS = (
+    "; its constants are rounded to 8 bits, too: quantise with op_types_to_quantize=['MatMul', 'Gemm', 'Gather']"
+)
 _SMALLEST_LIMIT_BYTES = 128 << 20  # a mask of [2, 8, 1024, 1024] numbers has half of it
 
 
@@ -125,7 +130,7 @@ def canonicalise(path: Path, context: int) -> Decoder:
             run_pass(run, imp)
         facts = decoder_facts(imp)
     except UserError as error:
-        raise too_long(imp, f"{path}: {error}") from error
+        raise too_long(imp, f"{path}: {error}{_ROUNDED_CONSTANTS if imp.facts.rounded_constants else ''}") from error
     except Exception as error:  # a graph that is well formed but makes no sense can fail anywhere
         step = PIPELINE[len(imp.log)].__name__ if len(imp.log) < len(PIPELINE) else "decoder_facts"
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -158,6 +158,16 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ("", "MatMulInteger"): Rule(inputs={2: "float_activations", 3: "float_activations"}),
     ("", "Mul"): Rule(),
     ("", "Pow"): Rule(),
+    ("", "QuantizeLinear"): Rule(
+        {
+            "axis": "drop_fake_quantisation",
+            "block_size": "drop_fake_quantisation",
+            "output_dtype": "drop_fake_quantisation",
+            "precision": NO_EFFECT,
+            "saturate": NO_EFFECT,
+        },
+        {2: "drop_fake_quantisation"},
+    ),
     ("", "RMSNormalization"): Rule({"axis": LAST_AXIS, "epsilon": _EPSILON, "stash_type": Must((1,), 1)}),
     ("", "Reciprocal"): Rule(),
     ("", "ReduceMean"): Rule(
@@ -181,6 +191,9 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ("", "Tanh"): Rule(),
     ("", "Transpose"): Rule({"perm": "vocabulary, norm_by_head"}),
     (MICROSOFT, "BiasGelu"): Rule(required=2, schema="onnxruntime"),
+    (MICROSOFT, "DequantizeLinear"): Rule(
+        {"axis": "lower_dequantize"}, {2: "lower_dequantize"}, required=2, schema="onnxruntime"
+    ),
     (MICROSOFT, "DynamicQuantizeMatMul"): Rule(
         inputs={3: "float_activations", 4: "float_activations"}, required=3, schema="onnxruntime"
     ),
@@ -251,6 +264,9 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         },
         required=2,
         schema="onnxruntime",
+    ),
+    (MICROSOFT, "QuantizeLinear"): Rule(
+        {"axis": "drop_fake_quantisation"}, {2: "drop_fake_quantisation"}, required=2, schema="onnxruntime"
     ),
     (MICROSOFT, "QuickGelu"): Rule({"alpha": "canonical_matmuls"}, required=1, schema="onnxruntime"),
     (MICROSOFT, "RotaryEmbedding"): Rule(

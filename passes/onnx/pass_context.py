@@ -56,6 +56,7 @@ class ImportFacts:
         single_token_decode: after a past, the export itself takes one token at a time.
         int8_activations: every block-quantised matrix multiplication of the file allows int8 activations; until
             exact_quantised has looked at all of them: the file rounds activations to 8 bits itself.
+        rounded_constants: numbers and vectors of the file are rounded to 8 bits, not only matrices.
         longest_context: tokens of the longest context known to be possible; None: no limit is known.
         mask_notes: sentences about the masks that were proven.
         ropes: rotations proven before GroupQueryAttention nodes; None: no rotation.
@@ -72,6 +73,7 @@ class ImportFacts:
     padding: str = "left and right"
     single_token_decode: bool = False
     int8_activations: bool = False
+    rounded_constants: bool = False
     longest_context: int | None = None
     mask_notes: set[str] = field(default_factory=set)
     ropes: list[Rope | None] = field(default_factory=list)

@@ -6,12 +6,15 @@ import hashlib
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from unpack_families import unpack_families
 
 DATA = Path(__file__).parents[1] / "data"
@@ -32,6 +35,61 @@ def dynamic(kind: str = "uint8", per_channel: bool = False, reduce_range: bool =
             save(path, path, level)
 
     return make
+
+
+MATRICES = ("MatMul", "Gemm", "Gather")
+
+
+def static(
+    kind: str = "int8", per_channel: bool = False, operators: tuple[str, ...] = MATRICES, activations: str = "uint8"
+) -> Make:
+    """quantize_static in the form QDQ, calibrated on a few random tokens; no operators: all that onnxruntime rounds."""
+    types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8, "uint16": QuantType.QUInt16}
+
+    def make(source: Path, path: Path) -> None:
+        logging.disable(logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # constants that are zero have no scale
+                quantize_static(
+                    source,
+                    path,
+                    _Texts(source),
+                    quant_format=QuantFormat.QDQ,
+                    activation_type=types[activations],
+                    weight_type=types[kind],
+                    per_channel=per_channel,
+                    op_types_to_quantize=list(operators) or None,
+                )
+        finally:
+            logging.disable(logging.NOTSET)
+
+    return make
+
+
+class _Texts(CalibrationDataReader):  # type: ignore[misc]
+    """Five random tokens after four others, three times."""
+
+    def __init__(self, path: Path) -> None:
+        rng, new, past = np.random.default_rng(0), 5, 4
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self._feeds: list[dict[str, Any]] = []
+        for _ in range(3):
+            feed: dict[str, Any] = {}
+            for value in session.get_inputs():
+                if "input_ids" in value.name:
+                    feed[value.name] = rng.integers(0, 60, (1, new))
+                elif "mask" in value.name:
+                    feed[value.name] = np.ones((1, past + new), np.int64)
+                elif "position" in value.name:
+                    feed[value.name] = np.arange(past, past + new)[None]
+                else:
+                    feed[value.name] = rng.standard_normal((1, value.shape[1], past, value.shape[3])).astype(np.float32)
+            self._feeds.append(feed)
+
+    def get_next(self) -> Any:
+        """The next inputs, or None after the last."""
+        return self._feeds.pop() if self._feeds else None
 
 
 def save(source: Path, path: Path, level: str) -> None:
@@ -63,6 +121,12 @@ MADE: dict[str, tuple[str, Make]] = {
     "gpt2-ort-dynamic-uint8-extended": ("gpt2-dynamo-fp32", dynamic(level="EXTENDED")),
     "granite-ort-dynamic-uint8": ("granite-legacy17-fp32", dynamic()),
     "olmo2-ort-dynamic-int8": ("olmo2-dynamo-fp32", dynamic("int8")),
+    "llama-ort-static-uint8": ("llama-dynamo-fp32", static("uint8")),
+    "llama-ort-static-all-operators": ("llama-dynamo-fp32", static(operators=())),
+    "llama-ort-static-16-bit": ("llama-dynamo-fp32", static(activations="uint16")),
+    "qwen2-ort-static-int8": ("qwen2-dynamo-fp32", static()),  # the head reads the embedding's numbers
+    "gemma3-ort-static-int8-per-channel": ("gemma3-optimum-fp32", static(per_channel=True)),
+    "gpt2-ort-static-all-operators": ("gpt2-legacy17-fp32", static(operators=())),
 }
 
 

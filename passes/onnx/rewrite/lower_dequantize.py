@@ -37,6 +37,7 @@ _BITS = {
     ir.DataType.INT8: (8, True),
     ir.DataType.UINT8: (8, False),
 }
+_SIXTEEN = (ir.DataType.INT16, ir.DataType.UINT16)
 _SMALLEST_BLOCK = 16
 _INT8_LEVEL = 4  # MatMulNBits' accuracy_level
 _SAME_NUMBERS = ("Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze", "Flatten")
@@ -108,7 +109,8 @@ _OPERATORS = {("", "DequantizeLinear"): _dequantise, ("com.microsoft", "GatherBl
 
 def _check_type(q: Any) -> None:
     if q.dtype not in _BITS:
-        raise Declined(f"a weight of type {q.dtype.name}; {', '.join(t.name for t in _BITS)} are supported")
+        advice = ": quantise activations and weights to 8 bits" if q.dtype in _SIXTEEN else ""
+        raise Declined(f"a weight of type {q.dtype.name}; {', '.join(t.name for t in _BITS)} are supported{advice}")
 
 
 def _gemms(node: Any) -> None:

@@ -56,6 +56,8 @@ REFUSED = {
         ("llama-genai-int4-block128", "llama-genai-int4-kquant"),  # a layer has a matrix of the head's size
         r"its logits come from inside a layer, .* export it again$",
     ),
+    "llama-ort-static-16-bit": r"a weight of type UINT16; .*: quantise activations and weights to 8 bits$",
+    "llama-ort-static-all-operators": r"constants are rounded to 8 bits, too: .*\['MatMul', 'Gemm', 'Gather'\]$",
     "mixtral-legacy17-fp32": r"TopK \(node .*mixtures of experts do: use a dense model",
 }
 # traced with a short text, so the short factors hold for every length
@@ -164,7 +166,7 @@ ACCEPTED = [n for n in CELLS if n not in REFUSED]
 TESTED = [n for n in ACCEPTED if CELLS[n].parent.parent.name != "exports"]
 # one cell of each family and exporter; the others in `make deep`
 QUICK = {*COMPILED, *DIALECTS, "mistral-optimum-fp32", "phi3-genai-int4", "gemma3-genai11-int4", "llama-dynamo24-fp32"}
-QUICK |= {"llama-ort-dynamic-uint8-extended"}
+QUICK |= {"llama-ort-dynamic-uint8-extended", "llama-ort-static-uint8"}
 COMPILED_QUICK = {"llama-genai-int4-asymmetric", "qwen3-genai-int8", "phi3-dynamo-fp16", "gemma3-dynamo23-fp32"}
 
 
@@ -460,7 +462,8 @@ inputs left out).
 "dynamo" is `torch.onnx.export(dynamo=True)` and "torchscript" is `dynamo=False` at opset 17 or 18, of torch 2.13 and
 transformers 5.23; "optimum-onnx" is 0.1.0; "genai" is onnxruntime-genai's builder. "onnxruntime's quantisers" are those
 of onnxruntime 1.32 on a float32 export of another column: `dynamic` is `quantize_dynamic` with weights uint8 or int8,
-`per-channel`, `reduced` (reduce_range) or saved by onnxruntime at level `extended`.
+`per-channel`, `reduced` (reduce_range) or saved by onnxruntime at level `extended`; `static` is `quantize_static` in
+the form QDQ with activations uint8, or of `16-bit`, of MatMul, Gemm and Gather or of `all-operators`.
 """
 AFTER = """
 Whatever the file: batch size 1, keys and values in float32, weights as they are stored. Where a file rounds activations

@@ -37,6 +37,8 @@ QUICK = ("nb-gpt2", "llama-dynamo-fp32", "qwen3-genai-int4", "phi3-packed", "g-g
 LOST_HEAD = ("llama-genai-int4-block128", "llama-genai-int4-kquant")
 REFUSED = (
     "bloom-legacy17-fp32",
+    "llama-ort-static-16-bit",
+    "llama-ort-static-all-operators",
     "gemma2-genai-fp32",
     "mixtral-legacy17-fp32",
     "qwen2-genai-int4-asymmetric",

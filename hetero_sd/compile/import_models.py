@@ -67,6 +67,11 @@ def import_models(
         raise UserError(
             f"--activations {INT8}: no model has int4 or int8 weights in blocks of a multiple of 32; leave it out"
         )
+    notes += tuple(
+        f"{role}: int8 activations on the CPU, as {path} allows; --activations {FLOAT} multiplies floats"
+        for role, path in sources.items()
+        if activations is None and imported[role][1].activations == INT8
+    )
     return {role: imported[role] for role in sources}, context, notes
 
 

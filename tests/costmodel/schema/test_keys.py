@@ -51,7 +51,7 @@ DOCUMENTS = {
     "hetero_sd/acceptance_rate.py": ("what `acceptance` writes", "gamma tokens_per_round"),
     "hetero_sd/commands/acceptance.py": ("what `acceptance` writes", "gamma tokens_per_round"),
     "hetero_sd/calibrated_board.py": ("a board's numbers", "bandwidth_gb_per_s unified_memory"),
-    "hetero_sd/compile/compile_report.py": ("what `compile --json` prints", "plan weight_dtype"),
+    "hetero_sd/compile/compile_report.py": ("what `compile --json` prints", "plan weight_dtype activations"),
     "hetero_sd/compile/verdict.py": ('"gamma" is an entry of Plan.given, no key', "gamma"),
     "hetero_sd/explain_text.py": ("what `explain --json` prints", "board context"),
     "hetero_sd/inspect_text.py": ("what `inspect --json` prints", "context tokenizer"),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from costmodel.decoder import DecoderSpec, Operator
-from costmodel.format import Format
+from costmodel.format import F32, Format
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
 from targets.errors import UserError
 
@@ -23,7 +23,8 @@ class Blocks:
 
     Attributes:
         hidden, heads, kv_heads, head_dim, ffn, vocab: sizes.
-        format: of every matrix.
+        format: of every matrix of the layers, and of the embedding.
+        head_format: of the head, and of the embedding where they are one matrix; None is `format`.
         packed: q, k, v are one matrix multiplication, and gate and up are.
         qkv_bias, out_bias, ffn_bias: which matrix multiplications have a bias.
         qk_norm: "" none, "head": q and k are normalised by head, "row": as a whole.
@@ -41,6 +42,7 @@ class Blocks:
     ffn: int
     vocab: int
     format: Format = field(default_factory=Format)
+    head_format: Format | None = None
     packed: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
@@ -55,7 +57,9 @@ class Blocks:
     head_softcap: bool = False
 
 
-def standard_decoder(name: str, blocks: Blocks, windows: Sequence[int], tied: bool) -> DecoderSpec:
+def standard_decoder(
+    name: str, blocks: Blocks, windows: Sequence[int], tied: bool, kv_bytes_per_value: int = F32
+) -> DecoderSpec:
     """The decoder.
 
     Args:
@@ -63,6 +67,7 @@ def standard_decoder(name: str, blocks: Blocks, windows: Sequence[int], tied: bo
         blocks: its sizes and switches.
         windows: for each layer the tokens that its attention sees, 0 for all.
         tied: embedding and head share one matrix.
+        kv_bytes_per_value: of the KV cache.
 
     Raises:
         UserError: sizes contradict each other.
@@ -72,17 +77,18 @@ def standard_decoder(name: str, blocks: Blocks, windows: Sequence[int], tied: bo
             raise UserError(f"{name}: {key} is {getattr(blocks, key)}; it must be at least 1")
     if blocks.heads % blocks.kv_heads:
         raise UserError(f"{name}: {blocks.heads} heads cannot share {blocks.kv_heads} KV heads evenly")
-    operators = list(_embedding(blocks))
+    operators = list(_embedding(blocks, tied))
     for i, window in enumerate(windows):
         operators += _attention(blocks, Part(ATTENTION, i), window)
         operators += _ffn(blocks, Part(FFN, i), i + 1 == len(windows))
     operators += _head(blocks)
-    return DecoderSpec(name, tuple(operators), tied)
+    return DecoderSpec(name, tuple(operators), tied, kv_bytes_per_value)
 
 
-def _embedding(b: Blocks) -> Iterator[Operator]:
+def _embedding(b: Blocks, tied: bool) -> Iterator[Operator]:
     part = Part(EMBEDDING)
-    yield Operator("embedding", "embedding", part, b.hidden, b.vocab, b.format)
+    stored = b.format if b.head_format is None or not tied else b.head_format
+    yield Operator("embedding", "embedding", part, b.hidden, b.vocab, stored)
     if b.embedding_scaled:
         yield Operator("scale", "embedding_scale", part, b.hidden)
 
@@ -142,7 +148,7 @@ def _after(b: Blocks, part: Part, name: str, add: bool) -> Iterator[Operator]:
 def _head(b: Blocks) -> Iterator[Operator]:
     part = Part(HEAD)
     yield Operator("add_rms_norm", "final_norm", part, b.hidden)
-    yield from _linear("head", part, b.hidden, b.vocab, b.format, False)
+    yield from _linear("head", part, b.hidden, b.vocab, b.format if b.head_format is None else b.head_format, False)
     if b.logits_scaled:
         yield Operator("scale", "logits_scale", part, b.vocab)
     if b.head_softcap:

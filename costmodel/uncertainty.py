@@ -1,8 +1,10 @@
 """How sure a prediction is: each number is moved by what its origin allows, and the effects are added as squares.
 
 A measured number may be 5 % off, one of a data sheet 10 % (silicon under load keeps less), an assumed one 30 %. The
-factors of CPU kernels are 10 % sure, those of GPU kernels, which nobody measured, 40 %; factors that a calibration of
-this board fitted are 5 % sure, overheads 20 %. In logarithms, so that an interval is a factor up and down; terms are
+factors of CPU kernels are 10 % sure, the arithmetic of those for AArch64, which were measured under emulation only,
+30 %, those of GPU kernels, which nobody measured, 40 %; factors that a calibration of
+this board fitted are 5 % sure, overheads 20 %. An acceptance that is assumed may be 0.15 off, one that the user states
+0.05; one that was measured has its own bounds. In logarithms, so that an interval is a factor up and down; terms are
 taken as independent.
 """
 
@@ -20,7 +22,9 @@ from targets.device import Board
 
 KIND_ERROR = {"measured": 0.05, "datasheet": 0.10, "assumed": 0.30}
 _KERNELS = 0.10
+_EMULATED = 0.30
 _UNMEASURED = 0.40
+ALPHA_ERROR = {"assumed": 0.15, "given": 0.05}
 _OVERHEADS = 0.50
 _RATES = {"one_thread": "bandwidth_one_thread", "all_threads": "bandwidth"}
 _FITTED, _FITTED_OVERHEADS = 0.05, 0.20
@@ -38,7 +42,7 @@ class Interval:
 def interval(search: Search, variant: Variant, alphas: tuple[Acceptance, Acceptance] | None = None) -> Interval:
     """The range of a variant's speed; `alphas` are the acceptance's own bounds, where it was measured."""
     found = []
-    for number, factor, error in _numbers(search.question.board, variant):
+    for number, factor, error in numbers(search.question.board, variant):
         speeds = [_moved(search, variant, factor, scale) for scale in (1 - error, 1 / (1 - error))]
         effect = max(abs(math.log(speed / variant.tokens_per_s)) for speed in speeds)
         found.append(Influence(number, error, effect))
@@ -48,6 +52,14 @@ def interval(search: Search, variant: Variant, alphas: tuple[Acceptance, Accepta
     spread = math.sqrt(sum(i.effect**2 for i in found))
     ranked = tuple(sorted((i for i in found if i.effect > 0.005), key=lambda i: -i.effect))
     return Interval(variant.tokens_per_s * math.exp(-spread), variant.tokens_per_s * math.exp(spread), ranked)
+
+
+def alpha_bounds(alpha: Acceptance, kind: str) -> tuple[Acceptance, Acceptance]:
+    """The range of an acceptance that is "assumed" or "given"."""
+    error = ALPHA_ERROR[kind]
+    if isinstance(alpha, (int, float)):
+        return max(0.0, alpha - error), min(1.0, alpha + error)
+    return [max(0.0, a - error) for a in alpha], [min(1.0, a + error) for a in alpha]
 
 
 class Intervals:
@@ -74,7 +86,7 @@ def used_processors(variant: Variant) -> list[Processor]:
     return list(found.values())
 
 
-def _numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
+def numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
     """(path, factor that moves with it, relative error) of each number a variant rests on."""
     terms: dict[str, tuple[str, str, float]] = {}
     fitted = {name for name in board.factors if board.provenance[f"factors.{name}"].kind == "measured"}
@@ -92,7 +104,8 @@ def _numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
                 known = "by_threads" if cluster.bandwidth_by_threads_gb_per_s else rate
                 kernels = 0.0 if getattr(cluster, f"bandwidth_{known}_rate") == "decoder" else _KERNELS
                 add(f"{path}.bandwidth_{known}_gb_per_s", _RATES[rate], kernels)
-                add(f"{path}.core.fp32_flops_per_cycle", "compute", _KERNELS)
+                arithmetic = _EMULATED if cluster.core.isa == "aarch64" else _KERNELS
+                add(f"{path}.core.fp32_flops_per_cycle", "compute", arithmetic)
                 add(f"{path}.launch_overhead_s", "launch", 0.0)
         if isinstance(processor, GpuSlice):
             add("gpu.bandwidth_gb_per_s", "gpu_bandwidth", _UNMEASURED)
@@ -100,10 +113,10 @@ def _numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
             add("gpu.launch_overhead_s", "gpu_dispatch", 0.0)
     if variant.mode == "overlapped":
         add("dram.peak_bandwidth_gb_per_s", "dram_together", _KERNELS)
-    numbers = list(terms.values())
+    found = list(terms.values())
     for name in ("dispatch_cycles", "step_cycles", "round_cycles"):
-        numbers.append((f"factor {name}", name, _FITTED_OVERHEADS if name in fitted else _OVERHEADS))
-    return numbers
+        found.append((f"factor {name}", name, _FITTED_OVERHEADS if name in fitted else _OVERHEADS))
+    return found
 
 
 def _moved(search: Search, variant: Variant, factor: str, scale: float) -> float:

@@ -163,6 +163,17 @@ class Dram:
 
 
 @dataclass(frozen=True)
+class Power:
+    """What the whole board takes from its supply.
+
+    Attributes:
+        decode_w: watts while it generates text.
+    """
+
+    decode_w: float = field(metadata=within(0.05, 10_000))
+
+
+@dataclass(frozen=True)
 class Board:
     """A board: clusters of CPU cores, at most one GPU, one DRAM.
 
@@ -172,6 +183,7 @@ class Board:
         clusters: fastest first.
         gpu: None where no usable OpenCL GPU is present.
         dram: the shared memory.
+        power: None where nobody published it.
         factors: what kernels reach of these numbers, where a calibration found it: names of costmodel/factors.py.
         provenance: dotted path of each number, for example ``clusters.a76.frequency_ghz``,
             ``clusters.a76.core.vector_bits`` or ``dram.reserved_bytes``, to its origin.
@@ -184,6 +196,7 @@ class Board:
     dram: Dram
     provenance: Mapping[str, Provenance] = field(repr=False, hash=False)
     factors: Mapping[str, float] = field(default_factory=dict, hash=False)
+    power: Power | None = None
 
     @property
     def isa(self) -> str:
@@ -219,6 +232,7 @@ class Board:
             "clusters": clusters,
             "gpu": None if self.gpu is None else write_table(self.gpu, "gpu", self.provenance),
             "dram": write_table(self.dram, "dram", self.provenance),
+            **({"power": write_table(self.power, "power", self.provenance)} if self.power is not None else {}),
             **({"factors": factors} if factors else {}),
         }
 
@@ -239,14 +253,14 @@ def read_board(table: Mapping[str, Any], where: str, cores: Mapping[str, Any]) -
     """Make a board from nested tables, checking keys, types, ranges and contradictions.
 
     Args:
-        table: name, description, clusters (a list of tables), gpu (optional), dram, factors (optional).
+        table: name, description, clusters (a list of tables), gpu (optional), dram, power and factors (optional).
         where: the file or origin named in messages.
         cores: fact tables of known cores, for clusters that name their core instead of spelling it out.
 
     Raises:
         UserError: one line that says what is wrong and where.
     """
-    refuse_unknown(table, ("name", "description", "clusters", "gpu", "dram", "factors"), "", where)
+    refuse_unknown(table, ("name", "description", "clusters", "gpu", "dram", "power", "factors"), "", where)
     provenance: dict[str, Provenance] = {}
     entries = table.get("clusters")
     if not isinstance(entries, list) or not 1 <= len(entries) <= _MOST_CLUSTERS:
@@ -254,11 +268,12 @@ def read_board(table: Mapping[str, Any], where: str, cores: Mapping[str, Any]) -
     clusters = tuple(_read_cluster(entry, i, where, cores, provenance) for i, entry in enumerate(entries))
     if "dram" not in table:
         raise UserError(f"{where}: dram is missing")
-    gpu = table.get("gpu")
+    gpu, power = table.get("gpu"), table.get("power")
     given = {
         "clusters": clusters,
         "gpu": None if gpu is None else read_table(Gpu, gpu, "gpu", where, provenance),
         "dram": read_table(Dram, table["dram"], "dram", where, provenance),
+        "power": None if power is None else read_table(Power, power, "power", where, provenance),
         "factors": read_numbers(table.get("factors", {}), "factors", where, provenance, 1e-6, 1e9),
         "provenance": provenance,
     }

@@ -7,26 +7,39 @@ import json
 from pathlib import Path
 
 from hetero_sd.commands.parser import Subparsers, subcommand
-from hetero_sd.predict.config_json import FORMAT_NAMES
-from hetero_sd.predict.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, DEFAULT_NGRAM_MATCH, PredictRequest, answer
+from hetero_sd.compile.place import RULES
+from hetero_sd.predict.like import LIKE
+from hetero_sd.predict.predict import answer
+from hetero_sd.predict.request import (
+    DEFAULT_ALPHA,
+    DEFAULT_CONTEXT,
+    DEFAULT_NEW_TOKENS,
+    DEFAULT_NGRAM_MATCH,
+    PredictRequest,
+)
+from hetero_sd.predict.weight_formats import FORMAT_NAMES, KV_BYTES, RUNTIME_KV
 from targets.boards import board_names
 from targets.files import check_writable, write_text
 
 EXAMPLE = """\
 example:
   hetero-sd predict Llama-3.2-3B/config.json --draft Llama-3.2-1B/config.json --board imx95 --alpha 0.8
+  hetero-sd predict --like 2602.08060
 
 TARGET and the drafter are ONNX files, whose weights are counted as they are stored, or a Hugging Face config.json.
 Predictions for a GPU rest on the board's numbers until `hetero-sd calibrate` has fitted them to kernels measured there.
 """
 
 
+_PROMPT = DEFAULT_CONTEXT - DEFAULT_NEW_TOKENS // 2
+
+
 def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "predict", "what a pair will cost on a board", EXAMPLE)
-    p.add_argument("target", metavar="TARGET", type=Path, help="model.onnx or config.json")
+    p.add_argument("target", metavar="TARGET", type=Path, nargs="?", help="model.onnx or config.json")
     p.add_argument("--draft", metavar="DRAFT", type=Path, help="model.onnx or config.json of a smaller model")
-    p.add_argument("--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a file")
+    p.add_argument("--board", metavar="NAME|PATH.toml", help=f"{', '.join(board_names())}, or a file")
     p.add_argument("--alpha", metavar="P", type=float, help=f"acceptance of a drafted token (default {DEFAULT_ALPHA})")
     p.add_argument("--alpha-file", metavar="FILE", type=Path, help="what `hetero-sd acceptance` wrote")
     p.add_argument(
@@ -39,15 +52,26 @@ def add_parser(subparsers: Subparsers) -> None:
         default=DEFAULT_NGRAM_MATCH,
         help=f"share of rounds in which the text has something to draft from (default {DEFAULT_NGRAM_MATCH})",
     )
+    p.add_argument("--prompt-tokens", metavar="N", type=int, help=f"tokens of the prompt (default {_PROMPT})")
+    p.add_argument("--new-tokens", metavar="N", type=int, help=f"of the answer (default {DEFAULT_NEW_TOKENS})")
     p.add_argument(
-        "--context", metavar="N", type=int, default=DEFAULT_CONTEXT, help="tokens in the KV cache (default 512)"
+        "--context",
+        metavar="N",
+        type=int,
+        help="tokens in the KV cache when a step is priced (default: the middle of the answer)",
     )
+    p.add_argument("--threads", metavar="[C:]N", help="threads of a cluster, the first one or C (default: the fastest)")
+    p.add_argument("--place", metavar="RULE", help=f"where each model runs: {RULES} (default: the fastest)")
+    p.add_argument("--gamma", metavar="N", type=int, help="drafted tokens a round (default: the fastest)")
     p.add_argument(
         "--weights",
         metavar="F[,F]",
-        default="float16",
-        help=f"formats of a config.json's weights: {', '.join(FORMAT_NAMES)} (default float16)",
+        help=f"formats of a config.json's weights: {', '.join(FORMAT_NAMES)} (default float16); int8 and int4 may end "
+        "in :BLOCK, the weights that share a scale; q8_0 and q4_0 count bytes as GGUF files of these names",
     )
+    p.add_argument("--head", metavar="F", help="format of a config.json's head (default: as --weights)")
+    p.add_argument("--kv", metavar="F", default=RUNTIME_KV, help=f"of the KV cache: {', '.join(KV_BYTES)}")
+    p.add_argument("--like", metavar="NAME", help=f"a published configuration: {', '.join(LIKE)}")
     p.add_argument("--sampled", action="store_true", help="tokens are sampled, not the best ones")
     p.add_argument("--factors", metavar="FILE", type=Path, help="factors of a calibration, in place of the board's")
     p.add_argument("--json", action="store_true", help="print the prediction as JSON")
@@ -86,7 +110,15 @@ def request_of(options: argparse.Namespace) -> PredictRequest:
         ngram_alpha=options.ngram_alpha,
         ngram_match=options.ngram_match,
         context=options.context,
-        weights=tuple(options.weights.split(",")),
+        prompt_tokens=options.prompt_tokens,
+        new_tokens=options.new_tokens,
+        weights=None if options.weights is None else tuple(options.weights.split(",")),
+        head=options.head,
+        kv=options.kv,
+        threads=options.threads,
+        place=None if options.place == "auto" else options.place,
+        gamma=options.gamma,
+        like=options.like,
         sampled=options.sampled,
         factors=options.factors,
     )

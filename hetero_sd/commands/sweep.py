@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from hetero_sd.commands.parser import Subparsers, subcommand
-from hetero_sd.predict.predict import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CONTEXT
+from hetero_sd.predict.request import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CONTEXT
 from hetero_sd.sweep import SweepRequest, sweep, to_csv
 from targets.boards import board_names
 from targets.errors import UserError

@@ -24,7 +24,8 @@ from hetero_sd.compile.plan_prediction import plan_prediction
 from hetero_sd.compile.reasons import places_of, reasons_of
 from hetero_sd.compile.verdict import plan_verdict, rounded
 from hetero_sd.predict.inputs import AlphaFile, read_factors
-from hetero_sd.predict.predict import DEFAULT_ALPHA, Prediction, predict
+from hetero_sd.predict.predict import Prediction, predict
+from hetero_sd.predict.request import DEFAULT_ALPHA
 from hetero_sd.predict.variants import planned_variant
 from targets.device import Board, Cluster
 from targets.errors import UserError
@@ -90,8 +91,9 @@ def make_plan(
     if overrides.gamma is not None:
         drafts = question.drafts if overrides.gamma else ()
         question = replace(question, gamma=overrides.gamma if drafts else None, drafts=drafts)
-    free = predict(free_question, measured)
-    asked = free if question == free_question else predict(question, measured)
+    stated = overrides.alpha is not None
+    free = predict(free_question, measured, stated)
+    asked = free if question == free_question else predict(question, measured, stated)
     return _plan(asked, free, specs, overrides, context), free
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.decoder import DecoderSpec
-from costmodel.format import Format
 from costmodel.standard_decoder import BOTH, POST, Blocks, standard_decoder
+from hetero_sd.predict.weight_formats import RUNTIME_KV, StoredAs, kv_bytes, stored_as
 from targets.errors import UserError
 from targets.files import read_object
 
@@ -35,27 +35,30 @@ _SWITCHES = (
     *("packed", "qk_norm", "norms", "nonlinearity", "softcap"),
     *("embedding_scaled", "residual_scaled", "logits_scaled", "head_softcap"),
 )
-_FORMATS = {
-    "float32": Format("float32"),
-    "float16": Format("float16"),
-    "int8": Format("int8", block=32, scale_dtype="float16"),
-    "int4": Format("int4", block=32, scale_dtype="float16"),
-}
-FORMAT_NAMES = tuple(_FORMATS)
 _MOST = {"layers": 1024, "width": 1 << 20, "vocab": 1 << 24}
 
 
-def specs_from_config(path: Path, formats: Sequence[str]) -> tuple[DecoderSpec, ...]:
+def specs_from_config(
+    path: Path, formats: Sequence[str], head: str | None = None, kv: str = RUNTIME_KV
+) -> tuple[DecoderSpec, ...]:
     """The decoder of a config.json in each weight format.
 
     Args:
         path: the file.
-        formats: of FORMAT_NAMES; int8 and int4 in blocks of 32 with float16 scales.
+        formats: as `stored_as` of weight_formats.py reads them.
+        head: format of the head, and of an embedding that is the same matrix; None is what the format says.
+        kv: type of the KV cache, of KV_BYTES.
 
     Raises:
-        UserError: unreadable, of an unknown family, or with missing or contradictory sizes.
+        UserError: unreadable, of an unknown family, or with missing or contradictory sizes; a format that is not known.
     """
-    config: Any = read_object(path, "a config.json")
+    return specs_from_table(read_object(path, "a config.json"), path, formats, head, kv)
+
+
+def specs_from_table(
+    config: Any, path: Path, formats: Sequence[str], head: str | None = None, kv: str = RUNTIME_KV
+) -> tuple[DecoderSpec, ...]:
+    """The same for what a config.json holds; `path` is where it was found."""
     if "text_config" in config and config.get("model_type") not in _FAMILIES:
         config = config["text_config"]
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -66,7 +69,7 @@ def specs_from_config(path: Path, formats: Sequence[str]) -> tuple[DecoderSpec, 
     if _whole(config, path, "num_local_experts", 0) or _whole(config, path, "num_experts", 0):
         raise UserError(f"{path}: a mixture of experts is not supported")
     name = _name(config, path)
-    return tuple(_shape(config, path, name, _FAMILIES[family], _FORMATS[f]) for f in formats)
+    return tuple(_shape(config, path, name, _FAMILIES[family], stored_as(f, head), kv_bytes(kv)) for f in formats)
 
 
 def _name(config: dict[str, Any], path: Path) -> str:
@@ -76,7 +79,9 @@ def _name(config: dict[str, Any], path: Path) -> str:
     return path.absolute().parent.name if path.name == "config.json" else path.stem
 
 
-def _shape(config: dict[str, Any], path: Path, name: str, family: dict[str, Any], fmt: Format) -> DecoderSpec:
+def _shape(
+    config: dict[str, Any], path: Path, name: str, family: dict[str, Any], stored: StoredAs, kv_bytes_per_value: int
+) -> DecoderSpec:
     hidden = _whole(config, path, "hidden_size")
     heads = _whole(config, path, "num_attention_heads")
     kv_heads = _whole(config, path, "num_key_value_heads", heads)
@@ -85,19 +90,21 @@ def _shape(config: dict[str, Any], path: Path, name: str, family: dict[str, Any]
     head_dim = _whole(config, path, "head_dim", family.get("head_dim", hidden // heads))
     ffn, vocab = _whole(config, path, "intermediate_size"), _whole(config, path, "vocab_size", most=_MOST["vocab"])
     layers = _whole(config, path, "num_hidden_layers", most=_MOST["layers"])
-    for key, value in (("hidden_size", hidden), ("intermediate_size", ffn)):
+    sizes = (("hidden_size", hidden, stored.layers), ("intermediate_size", ffn, stored.layers))
+    for key, value, fmt in (*sizes, ("hidden_size", hidden, stored.head)):
         if fmt.block and value % fmt.block:
             raise UserError(f"{path}: {key} {value} is not a multiple of {fmt.block}, the block of {fmt.dtype} weights")
     blocks = Blocks(
-        *(hidden, heads, kv_heads, head_dim, ffn, vocab, fmt),
+        *(hidden, heads, kv_heads, head_dim, ffn, vocab, stored.layers, stored.head),
         qkv_bias=bool(config.get("attention_bias", family.get("qkv_bias", False))),
         out_bias=bool(config.get("attention_bias", False)),
         ffn_bias=bool(config.get("mlp_bias", False)),
         **{name: family[name] for name in _SWITCHES if name in family},
     )
     tied = bool(config.get("tie_word_embeddings", family.get("tied", False)))
+    windows = _windows(config, path, family, layers)
     try:
-        return standard_decoder(f"{name} {fmt.dtype}", blocks, _windows(config, path, family, layers), tied)
+        return standard_decoder(f"{name} {stored.name}", blocks, windows, tied, kv_bytes_per_value)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.question import factors_of
 from costmodel.speculative import MOST_GAMMA
-from hetero_sd.predict.config_json import FORMAT_NAMES, specs_from_config
+from hetero_sd.predict.config_json import specs_from_config
+from hetero_sd.predict.weight_formats import RUNTIME_KV, kv_bytes, stored_as
 from targets.device import Board
 from targets.errors import UserError
 from targets.files import read_object
@@ -32,31 +33,35 @@ class AlphaFile:
     source: str
 
 
-def check_formats(names: Sequence[str]) -> None:
+def check_formats(names: Sequence[str], head: str | None = None) -> None:
     """Refuse a weight format that is not known.
 
     Raises:
         UserError: which one, and those that are known.
     """
     for name in names:
-        if name not in FORMAT_NAMES:
-            raise UserError(f"--weights {name!r} is not a format; formats: {', '.join(FORMAT_NAMES)}")
+        stored_as(name, head)
 
 
-def load_specs(path: Path, formats: Sequence[str], context: int) -> tuple[DecoderSpec, ...]:
+def load_specs(
+    path: Path, formats: Sequence[str], context: int, head: str | None = None, kv: str = RUNTIME_KV
+) -> tuple[DecoderSpec, ...]:
     """The decoder of an ONNX file, or of a config.json in each format.
 
     Raises:
-        UserError: no such file, or not a decoder of a kind we know.
+        UserError: no such file, not a decoder of a kind we know, or a head's format for an ONNX file, which has one.
     """
     if not path.is_file():
         raise UserError(f"model {path}: there is no such file")
     if path.suffix == ".json":
-        return specs_from_config(path, formats)
+        return specs_from_config(path, formats, head, kv)
+    if head is not None:
+        raise UserError(f"--head {head}: {path} is an ONNX file, which says how its head is stored; leave --head out")
     from passes.analysis.count_work import count_work
     from passes.onnx import canonicalise
 
-    return (count_work(canonicalise(path, max(2, context)), path.absolute().parent.name + "/" + path.name),)
+    spec = count_work(canonicalise(path, max(2, context)), path.absolute().parent.name + "/" + path.name)
+    return (replace(spec, kv_bytes_per_value=kv_bytes(kv)),)
 
 
 def read_alpha_file(path: Path, sampled: bool = False) -> AlphaFile:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from costmodel.question import NGRAM, OVERLAPPED, Decision, Question, Variant
 from costmodel.roofline import CpuSlice
@@ -12,46 +11,14 @@ from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, break_even_alpha
 from costmodel.ties import settle_ties
-from costmodel.uncertainty import Interval, Intervals
-from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, read_alpha_file, read_factors
+from costmodel.uncertainty import Interval, Intervals, alpha_bounds
+from hetero_sd.predict.answer_time import AnswerTime, answer_time
+from hetero_sd.predict.assumed import assumptions, compile_command
+from hetero_sd.predict.changes import Change, what_would_change
+from hetero_sd.predict.inputs import AlphaFile, read_alpha_file, read_factors
+from hetero_sd.predict.like import baseline_note, like
+from hetero_sd.predict.request import PredictRequest, check, question_of
 from targets.boards import load_board
-from targets.errors import UserError
-
-DEFAULT_ALPHA = 0.8
-DEFAULT_NGRAM_MATCH = 0.5  # assumed: on code and on corrections of a text more, on free text less
-DEFAULT_CONTEXT = 512
-LARGEST_CONTEXT = 1 << 20
-
-
-@dataclass(frozen=True)
-class PredictRequest:
-    """What the user asks.
-
-    Attributes:
-        target: an ONNX file, or a Hugging Face config.json.
-        board: name or path of a board file.
-        draft: the same of a smaller model, or None.
-        alpha: acceptance of a drafted token; None assumes DEFAULT_ALPHA.
-        alpha_file: what `hetero-sd acceptance` wrote, in place of `alpha`.
-        ngram_alpha: consider drafting from the text, with this acceptance.
-        ngram_match: share of rounds in which the text has something to draft from.
-        context: tokens in the KV cache.
-        weights: formats that the weights of a config.json are considered in.
-        sampled: tokens are sampled, not the best ones.
-        factors: factors of a calibration, in place of the board's.
-    """
-
-    target: Path
-    board: str | Path
-    draft: Path | None = None
-    alpha: float | None = None
-    alpha_file: Path | None = None
-    ngram_alpha: float | None = None
-    ngram_match: float = DEFAULT_NGRAM_MATCH
-    context: int = DEFAULT_CONTEXT
-    weights: tuple[str, ...] = ("float16",)
-    sampled: bool = False
-    factors: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +32,12 @@ class Prediction:
         alpha_source: where the acceptance comes from.
         pays_from: the smallest acceptance from which the best speculative variant gains on the baseline, or None.
         potential: what would be faster than the best and cannot be run yet, fastest first.
+        alphas: the bounds of the acceptance.
+        time: of a whole answer; this and what follows only where a request was answered.
+        changes: the inputs with the most leverage, and the value of each at which the verdict flips.
+        assumed: what the request left open, and what was taken.
+        command: what compiles the best variant.
+        like_note: why the published ratio of the configuration that was asked for is what it is.
     """
 
     search: Search
@@ -73,6 +46,12 @@ class Prediction:
     alpha_source: str
     pays_from: float | None
     potential: tuple[Variant, ...] = ()
+    alphas: tuple[Acceptance, Acceptance] | None = None
+    time: AnswerTime | None = None
+    changes: tuple[Change, ...] = ()
+    assumed: tuple[str, ...] = ()
+    command: str = ""
+    like_note: str = ""
 
     @property
     def question(self) -> Question:
@@ -91,51 +70,59 @@ def answer(request: PredictRequest) -> Prediction:
     Raises:
         UserError: a file cannot be used, numbers contradict each other, or the question has no answer.
     """
-    if request.alpha is not None and request.alpha_file is not None:
-        raise UserError("--alpha and --alpha-file contradict each other: leave one out")
-    if not 1 <= request.context <= LARGEST_CONTEXT:
-        raise UserError(f"--context {request.context}: must be from 1 to {LARGEST_CONTEXT} tokens")
+    stated = request.alpha is not None
+    request = check(request)
+    assert request.board is not None
     measured = None if request.alpha_file is None else read_alpha_file(request.alpha_file, request.sampled)
-    alpha: Acceptance = DEFAULT_ALPHA if request.alpha is None else request.alpha
-    check_formats(request.weights)
-    board, drafts = load_board(request.board), request.draft
-    question = Question(
-        board=board,
-        targets=load_specs(request.target, request.weights, request.context),
-        drafts=() if drafts is None else load_specs(drafts, request.weights, request.context),
-        alpha=alpha if measured is None else measured.alpha,
-        context=request.context,
-        factors=read_factors(request.factors, board),
-        ngram_alpha=request.ngram_alpha,
-        ngram_match=request.ngram_match,
-        sampled=request.sampled,
-    )
+    board = load_board(request.board)
+    question = question_of(request, board, read_factors(request.factors, board), measured)
     question.check()
-    return predict(question, measured)
+    prediction = predict(question, measured, stated)
+    best, (prompt, new, _) = prediction.decision.best, request.lengths
+    found = replace(
+        prediction,
+        time=answer_time(prediction.search, best, prompt, new),
+        changes=what_would_change(prediction.search, prediction.decision, prediction.alphas),
+        assumed=tuple(assumptions(request, prediction.search, best)),
+    )
+    command = compile_command(request, best, question)
+    if request.like is not None:
+        note = baseline_note(like(request.like), found.search, found.decision, fastest_alone(question))
+        found = replace(found, like_note=note)
+    return replace(found, command=command)
 
 
-def predict(question: Question, measured: AlphaFile | None = None) -> Prediction:
+def predict(question: Question, measured: AlphaFile | None = None, alpha_given: bool = False) -> Prediction:
     """Decide among what can be run, and say how sure it is; what could be faster is kept beside it.
 
     Raises:
         UserError: the question has no answer.
     """
     search = Search(bundle_question(question))
-    interval_of = Intervals(search, None if measured is None else (measured.low, measured.high))
+    kind = "given" if alpha_given else "assumed"
+    alphas = alpha_bounds(question.alpha, kind) if measured is None else (measured.low, measured.high)
+    interval_of = Intervals(search, alphas)
     decision = settle_ties(search.decide(), interval_of)
     potential: tuple[Variant, ...] = ()
-    if not question.one_process:
+    free = question.cores is None and question.target_place is None and question.draft_place is None
+    if not question.one_process and free:
         more = (v for v in Search(question).decide().leading if not compilable(v))
         faster = (v for v in more if v.tokens_per_s > decision.best.tokens_per_s)
         potential = tuple(replace(v, reason=_why_not_yet(v, decision.best)) for v in faster)
     intervals = tuple(map(interval_of, decision.leading))
-    source = f"{question.alpha:g}, given or assumed" if isinstance(question.alpha, float) else "by position"
+    source = f"{question.alpha:g}, {kind}" if isinstance(question.alpha, float) else "by position"
     source = source if measured is None else measured.source
-    prediction = Prediction(search, decision, intervals, source, None, potential)
+    prediction = Prediction(search, decision, intervals, source, None, potential, alphas)
     best = prediction.speculative
     if best is None:
         return prediction
     return replace(prediction, pays_from=break_even_alpha(gain_of(search, best, decision.baseline)))
+
+
+def fastest_alone(question: Question) -> Variant:
+    """The target alone where it is fastest, whatever cores and places the question names."""
+    alone = replace(question, cores=None, target_place=None, draft_place=None, gamma=None, drafts=())
+    return Search(bundle_question(alone)).decide().best
 
 
 def gain_of(search: Search, variant: Variant, baseline: Variant) -> Callable[[float], float]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
-from costmodel.question import Question, Variant, factors_of
+from costmodel.question import Question, Variant, factors_of, gb
 from costmodel.roofline import GpuSlice
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.uncertainty import used_processors
 from hetero_sd.calibrated_board import GPU_HOW
 from hetero_sd.predict.predict import Prediction
+from hetero_sd.predict.units import plain
 
 _GPU_KERNELS = ("gpu_bandwidth", "gpu_compute", "gpu_attention")  # factors that a calibration fits to steps on a GPU
 
@@ -40,15 +41,9 @@ def verdict(p: Prediction) -> str:
 
 def notes(p: Prediction) -> list[str]:
     """What a reader must know beside the verdict."""
-    best, found = p.decision.best, []
+    best, found = p.decision.best, time_note(p)
     if any(isinstance(s, GpuSlice) for s in used_processors(best)):
         found.append(gpu_note(p.question))
-    if p.potential:
-        most = p.potential[0]
-        where = "; ".join(f"{title} on {where_text(place, spec)}" for title, spec, place in models_of(most))
-        gamma = f" with gamma {most.gamma}" if most.gamma else ""
-        faster = f"{rate(most.tokens_per_s)} tokens/s, {most.tokens_per_s / best.tokens_per_s:.2f} x this answer"
-        found.append(f"potential, which this version cannot run: {most.mode}{gamma}, {where}: {faster}")
     base = p.decision.baseline
     on = where_text(base.target_placement, base.target)
     found.append(
@@ -60,10 +55,56 @@ def notes(p: Prediction) -> list[str]:
         found.append(
             f"acceptance {p.alpha_source}; {speculative.mode} speculation with gamma {speculative.gamma} {pays}"
         )
+    if p.like_note:
+        found.append(p.like_note)
     wide = ", ".join(f"{i.number} (+-{100 * i.effect:.0f} %)" for i in p.intervals[0].influences[:3])
     if wide:
         found.append(f"the interval is made by: {wide}")
     return found
+
+
+def time_note(p: Prediction) -> list[str]:
+    """What a whole answer takes: its times, its memory and, where the board's watts are known, its energy."""
+    t, free = p.time, p.search.free_bytes
+    if t is None:
+        return []
+    memory = f"memory {gb(p.decision.best.memory.total_bytes)} of {gb(free)} that are free"
+    prompt = f"{plural(t.prompt_tokens, 'token')} of prompt in {wait(t.prefill_s)} "
+    prompt += f"({rate(t.prompt_tokens / t.prefill_s)} tokens/s), then the first token"
+    whole = f"an answer of {plural(t.new_tokens, 'token')} in {wait(t.answer_s)}"
+    if t.energy_j is not None and t.watts is not None:
+        whole += f", {t.energy_j:.3g} J at {t.watts:g} W of the whole board"
+    return [f"{prompt}; {whole}; {memory}"]
+
+
+def change_notes(p: Prediction) -> list[str]:
+    """The inputs with the most leverage, each with the value at which the verdict flips."""
+    found = []
+    for c in p.changes:
+        now = f"{c.name}: {_amount(c.now, c.unit)} now"
+        if c.flips_at is None:
+            found.append(f"{now}; nothing flips between {_amount(c.low, c.unit)} and {_amount(c.high, c.unit)}")
+        else:
+            side = "above" if c.flips_at > c.now else "below"
+            faster = f"{c.to} is faster" if not p.decision.tied else f"the tie with {c.to} ends"
+            found.append(f"{now}; {side} {_amount(c.flips_at, c.unit)} {faster}")
+    return found
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{plain(value, 3)} {unit}".rstrip()
+
+
+def wait(seconds_: float) -> str:
+    """How long a user waits: ``0.41 s``, ``74 s``, ``6.2 min``."""
+    if seconds_ < 99.5:
+        return f"{plain(seconds_, 2)} s"
+    return f"{plain(seconds_ / 60, 2 if seconds_ < 600 else 3)} min"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 token``, ``2 tokens``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def gpu_note(question: Question) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from costmodel.question import Variant, gb
 from costmodel.roofline import CpuSlice
 from costmodel.uncertainty import used_processors
 from hetero_sd.predict.predict import Prediction
-from hetero_sd.predict.sentences import models_of, notes, rate, verdict, where_text
+from hetero_sd.predict.sentences import change_notes, models_of, notes, rate, verdict, where_text
 from hetero_sd.predict.variants import planned_variant
 from targets.device import Board
 
@@ -23,11 +25,11 @@ CURVE = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
 def predict_text(p: Prediction) -> str:
     """The verdict, the leading variants, what decided, and the numbers it rests on."""
     lines = textwrap.wrap(verdict(p), _WIDTH)
-    lines += [
-        line
-        for note in notes(p)
-        for line in textwrap.wrap(note, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
-    ]
+    if p.command:
+        lines += ["", "  " + p.command, ""]
+    lines += _bullets(notes(p))
+    for title, said in (("what would change this", change_notes(p)), ("assumed", p.assumed)):
+        lines += [title, *_bullets(said)] if said else []
     lines += ["", *variant_table(p, MOST_ROWS)]
     lines += ["", "T(n), a step of n tokens in ms"]
     lines += [f"  {'n':28}" + "".join(f"{n:>8}" for n in CURVE)]
@@ -43,6 +45,11 @@ def predict_text(p: Prediction) -> str:
     factors = ", ".join(f"{name} {value:g}" for name, value in p.question.factors.to_json().items())
     lines += textwrap.wrap(f"  factors: {factors}", _WIDTH, subsequent_indent="    ")
     return "\n".join(lines)
+
+
+def _bullets(notes: Sequence[str]) -> list[str]:
+    wrapped = (textwrap.wrap(n, _WIDTH, initial_indent="  - ", subsequent_indent="    ") for n in notes)
+    return [line for lines in wrapped for line in lines]
 
 
 def variant_table(p: Prediction, most: int) -> list[str]:
@@ -87,6 +94,10 @@ def predict_json(p: Prediction) -> str:
     data = {
         "verdict": verdict(p),
         "notes": notes(p),
+        "command": p.command,
+        "answer": None if p.time is None else dict(p.time.to_json()),
+        "assumed": list(p.assumed),
+        "changes": [asdict(c) | {"errors": c.errors if c.flips_at is not None else None} for c in p.changes],
         "board": q.board.name,
         "context": q.context,
         "alpha": q.alpha if isinstance(q.alpha, float) else list(q.alpha),

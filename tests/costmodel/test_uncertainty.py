@@ -57,13 +57,13 @@ def test_each_interval_is_computed_once(published: Any, imx95: Any, monkeypatch:
     assert len({interval_of(variant).low for variant in leading}) == len(leading)
 
     computed: list[tuple[Any, ...]] = []
-    numbers = uncertainty._numbers
+    numbers = uncertainty.numbers
 
     def counted(board: Any, v: Any) -> Any:
         computed.append((v.mode, v.gamma, v.target_placement, v.draft_placement))
         return numbers(board, v)
 
-    monkeypatch.setattr(uncertainty, "_numbers", counted)
+    monkeypatch.setattr(uncertainty, "numbers", counted)
     shown = predict(question).intervals
     assert len(computed) == len(shown) == len(set(computed))
     computed.clear()

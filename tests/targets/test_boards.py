@@ -122,6 +122,7 @@ def test_every_number_has_a_kind_and_a_source(name: str) -> None:
 
     data = board.to_json()
     expected = numbers(data["dram"], "dram") + numbers(data["gpu"] or {}, "gpu")
+    expected += numbers(data.get("power", {}), "power")
     for cluster in data["clusters"]:
         path = f"clusters.{cluster['name']}"
         expected += numbers(cluster, path) + numbers(cluster["core"], f"{path}.core")

@@ -14,7 +14,8 @@ from costmodel.question import factors_of
 from costmodel.schema.measured import MeasuredBandwidth
 from hetero_sd.calibrated_board import with_gpu
 from hetero_sd.predict.html import html_report
-from hetero_sd.predict.predict import Prediction, PredictRequest, answer
+from hetero_sd.predict.predict import Prediction, answer
+from hetero_sd.predict.request import PredictRequest
 from hetero_sd.predict.text import predict_json, predict_text
 from targets.boards import load_board
 from targets.device import Board

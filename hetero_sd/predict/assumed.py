@@ -1,0 +1,67 @@
+"""What a question left open and what was taken for it, and the command that compiles the answer."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from costmodel.decoder import DecoderSpec
+from costmodel.question import Question, Variant
+from costmodel.search import Search
+from hetero_sd.predict.like import like
+from hetero_sd.predict.request import PredictRequest
+from hetero_sd.predict.units import size
+from hetero_sd.predict.weight_formats import RUNTIME_KV, format_text
+
+
+def assumptions(request: PredictRequest, search: Search, best: Variant) -> Iterator[str]:
+    """What was taken where the request says nothing, and what a model's formats come to in bytes."""
+    prompt, new, context = request.lengths
+    if request.prompt_tokens is None or request.new_tokens is None:
+        yield f"a prompt of {prompt} tokens and an answer of {new} (--prompt-tokens, --new-tokens)"
+    if request.context is None:
+        yield f"steps are priced in the middle of the answer, with {context} tokens in the KV cache (--context)"
+    for spec in (best.target, best.draft):
+        if spec is not None:
+            yield _stored(spec)
+    said = "" if request.kv == RUNTIME_KV else f"; this version stores {RUNTIME_KV}, so this is a what-if"
+    rows = search.question.cache_rows or context
+    yield f"KV cache in {request.kv} (--kv): {size(best.target.kv_bytes(rows))} for {rows} tokens of the target{said}"
+    if request.threads is not None:
+        yield f"{request.threads} threads as given; a compiled bundle takes the number that is predicted to be fastest"
+    if request.like is not None:
+        yield f"{like(request.like).title}; not said there: {', '.join(like(request.like).assumed)}"
+
+
+def _stored(spec: DecoderSpec) -> str:
+    """Formats, and the bytes that a step reads: all but the rows of an embedding of its own."""
+    layers, head = spec.linears(spec.attentions[0].part)[0].format, spec.head.format
+    formats = f"{format_text(layers)}, head {head.dtype if head.dtype != layers.dtype else 'the same'}"
+    read = spec.weight_bytes - (0 if spec.tied else spec.embedding.matrix_bytes)
+    return f"{spec.name}: {formats} (--weights, --head), {size(read)} of weights read a step"
+
+
+def compile_command(request: PredictRequest, best: Variant, question: Question) -> str:
+    """The command that makes the best variant, to copy; a model that was a config.json has to be exported first."""
+    _, _, context = request.lengths
+    words = ["hetero-sd", "compile", _onnx(request.target, "target")]
+    places = [f"target={best.target_placement.place(best.target).text}"]
+    if best.draft is not None and best.draft_placement is not None:
+        words += ["--draft", _onnx(request.draft, "draft"), "--gamma", str(best.gamma)]
+        places.append(f"draft={best.draft_placement.place(best.draft).text}")
+        if request.alpha_file is not None:
+            words += ["--alpha-file", str(request.alpha_file)]
+        elif isinstance(question.alpha, float):
+            words += ["--alpha", f"{question.alpha:g}"]
+    words += ["--board", str(request.board), "--context", str(question.cache_rows or context)]
+    if any(not place.endswith("=cpu") for place in places):
+        words += ["--place", ",".join(places)]
+    return shlex.join([*words, "--out", "bundle"])
+
+
+def _onnx(path: Path | None, role: str) -> str:
+    """The model's file, or where its export would be: beside the config.json."""
+    if path is None:
+        return f"{role}/model.onnx"
+    return str(path.with_name("model.onnx") if path.suffix == ".json" else path)

@@ -1,0 +1,191 @@
+"""What would change a verdict: each input is moved until another way to run is as fast, the others kept.
+
+The candidates are the variants of the decision, with their placements and threads; their draft lengths are chosen again
+at each value. An input's leverage is how little it has to move, counted in the error that it may have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from costmodel.question import Decision, Variant
+from costmodel.roofline import CpuSlice, GpuSlice
+from costmodel.schema.plan import TARGET_ONLY
+from costmodel.search import Search
+from costmodel.speculative import Acceptance
+from costmodel.uncertainty import numbers, used_processors
+
+MOST = 3
+_SPAN = 8.0  # an input is moved to an eighth and to eight times what it is
+_STEPS = 6  # of each direction, to find where the verdict flips
+_HALVINGS = 12
+_MOST_GAMMA = 8
+_ALPHA_STEP = 0.05
+
+
+@dataclass(frozen=True)
+class Change:
+    """An input and where the verdict flips.
+
+    Attributes:
+        name: for people.
+        unit: of its values: "GB/s", "us", or "" for shares and probabilities.
+        now: its value.
+        flips_at: the nearest value at which another way to run is as fast, or None in the range.
+        low, high: the range that was looked at.
+        to: the other way, in a few words; "" where nothing flips.
+        errors: how many of its errors lie between `now` and `flips_at`; infinite where nothing flips.
+    """
+
+    name: str
+    unit: str
+    now: float
+    flips_at: float | None
+    low: float
+    high: float
+    to: str
+    errors: float
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One input: its name and unit, what it is now, the factors that it scales, and its relative error."""
+
+    name: str
+    unit: str
+    now: float
+    factors: tuple[str, ...]
+    error: float
+
+
+def what_would_change(
+    search: Search, decision: Decision, alphas: tuple[Acceptance, Acceptance] | None
+) -> tuple[Change, ...]:
+    """The inputs with the most leverage on a decision, those that flip it first."""
+    candidates = _one_of_each(decision)
+    if len(candidates) < 2:
+        return ()
+    found = [_moved(search, candidates, given) for given in _inputs(search, candidates)]
+    if isinstance(search.question.alpha, float) and any(v.draft is not None for v in candidates):
+        found.append(_moved_alpha(search, candidates, alphas))
+    return tuple(sorted(found, key=lambda c: c.errors)[:MOST])
+
+
+def kind(variant: Variant) -> tuple[object, ...]:
+    """What a verdict says: draft or not, in which formats, and on which processors."""
+    drafter = variant.draft_placement
+    families = variant.target_placement.families, () if drafter is None else drafter.families
+    return (variant.mode, variant.target.name, *families)
+
+
+def _one_of_each(decision: Decision) -> list[Variant]:
+    """The fastest variant of each kind, the chosen one first."""
+    found: dict[tuple[object, ...], Variant] = {}
+    for variant in (decision.best, *decision.leading):
+        found.setdefault(kind(variant), variant)
+    return list(found.values())
+
+
+def _inputs(search: Search, candidates: Sequence[Variant]) -> list[_Input]:
+    board, f = search.question.board, search.question.factors
+    errors: dict[str, float] = {}
+    for variant in candidates:
+        for _, factor, error in numbers(board, variant):
+            errors[factor] = max(error, errors.get(factor, 0.0))
+    found: list[_Input] = []
+    used = [p for v in candidates for p in used_processors(v)]
+    cpu = next((p for p in used if isinstance(p, CpuSlice)), None)
+    if cpu is not None:
+        cluster, threads = cpu.parts[0]
+        reached = search.roofline.reached_gb_per_s(cluster, threads)
+        error = max(errors.get(name, 0.0) for name in ("bandwidth", "bandwidth_one_thread"))
+        factors = ("bandwidth", "bandwidth_one_thread")
+        found.append(_Input(f"DRAM bandwidth that kernels reach on {cpu.name}", "GB/s", reached, factors, error))
+        kernels = ("compute", "attention", "serial")
+        found.append(_Input("time of the CPU kernels' arithmetic", "times", 1.0, kernels, errors["compute"]))
+    if any(isinstance(p, GpuSlice) for p in used) and board.gpu is not None:
+        gpu = board.gpu
+        reads, flops = f.gpu_bandwidth * gpu.bandwidth_gb_per_s, f.gpu_compute * gpu.fp32_gflops
+        found.append(_Input("bandwidth of GPU kernels", "GB/s", reads, ("gpu_bandwidth",), errors["gpu_bandwidth"]))
+        rates = ("gpu_compute", "gpu_attention")
+        found.append(_Input("arithmetic of GPU kernels", "GFLOP/s", flops, rates, errors["gpu_compute"]))
+        dispatch_us = 1e6 * f.gpu_dispatch * gpu.launch_overhead_s
+        error = errors["gpu_dispatch"]
+        found.append(_Input("dispatch of a GPU kernel", "us", dispatch_us, ("gpu_dispatch",), error))
+    return found
+
+
+def _moved(search: Search, candidates: Sequence[Variant], given: _Input) -> Change:
+    def margin(exponent: float) -> tuple[float, Variant]:
+        q = search.question
+        scaled = {name: getattr(q.factors, name) * math.exp(exponent) for name in given.factors}
+        return _margin(Search(replace(q, factors=replace(q.factors, **scaled))), candidates, None)
+
+    end = math.log(_SPAN)
+    flip, to = _nearest(margin, [end * i / _STEPS for i in range(1, _STEPS + 1)])
+    error = -math.log1p(-given.error)
+    low, high = given.now / _SPAN, given.now * _SPAN
+    if flip is None:
+        return Change(given.name, given.unit, given.now, None, low, high, "", math.inf)
+    at = given.now * math.exp(flip)
+    return Change(given.name, given.unit, given.now, at, low, high, to, abs(flip) / error)
+
+
+def _moved_alpha(search: Search, candidates: Sequence[Variant], alphas: tuple[Acceptance, Acceptance] | None) -> Change:
+    now = search.question.alpha
+    assert isinstance(now, float)
+    steps = [_ALPHA_STEP * i for i in range(1, math.ceil(1 / _ALPHA_STEP) + 1)]
+
+    def margin(by: float) -> tuple[float, Variant]:
+        return _margin(search, candidates, min(1.0, max(0.0, now + by)))
+
+    flip, to = _nearest(margin, steps)
+    if flip is None:
+        return Change("acceptance", "", now, None, 0.0, 1.0, "", math.inf)
+    ends = (now, now) if alphas is None else tuple(a for a in alphas if isinstance(a, float))
+    error = max((abs(a - now) for a in ends), default=0.0)
+    at = min(1.0, max(0.0, now + flip))
+    return Change("acceptance", "", now, at, 0.0, 1.0, to, abs(flip) / error if error else math.inf)
+
+
+def _margin(search: Search, candidates: Sequence[Variant], alpha: float | None) -> tuple[float, Variant]:
+    """log(speed of the chosen kind / speed of the fastest other one), and that other one."""
+    first, *others = (_best_gamma(search, v, alpha) for v in candidates)
+    other = max(others, key=lambda v: v.tokens_per_s)
+    return math.log(first.tokens_per_s / other.tokens_per_s), other
+
+
+def _best_gamma(search: Search, variant: Variant, alpha: float | None) -> Variant:
+    models = (variant.mode, variant.target, variant.target_placement, variant.draft, variant.draft_placement)
+    if variant.mode == TARGET_ONLY:
+        return search.price(*models)
+    fixed = search.question.gamma
+    gammas = range(1, _MOST_GAMMA + 1) if fixed is None else (fixed,)
+    return max((search.price(*models, g, alpha) for g in gammas), key=lambda v: v.tokens_per_s)
+
+
+def _nearest(margin: Callable[[float], tuple[float, Variant]], steps: Sequence[float]) -> tuple[float | None, str]:
+    """The smallest move, up or down, at which the margin changes its sign, and what is as fast there."""
+    sign = margin(0.0)[0] >= 0
+    before = 0.0
+    for step in steps:
+        for way in (1.0, -1.0):
+            if (margin(way * step)[0] >= 0) != sign:
+                low, high = before, step
+                for _ in range(_HALVINGS):
+                    middle = (low + high) / 2
+                    low, high = (middle, high) if (margin(way * middle)[0] >= 0) == sign else (low, middle)
+                return way * high, _words(margin(way * high)[1])
+        before = step
+    return None, ""
+
+
+def _words(variant: Variant) -> str:
+    where = variant.target_placement.families
+    target = f"{variant.target.name} on {' and '.join(dict.fromkeys(where))}"
+    if variant.draft is None or variant.draft_placement is None:
+        return f"{target} alone"
+    draft = f"{variant.draft.name} on {' and '.join(dict.fromkeys(variant.draft_placement.families))}"
+    return f"{target} with {draft} drafting"

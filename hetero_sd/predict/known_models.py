@@ -1,0 +1,41 @@
+"""Sizes of models that others published measurements of, as their config.json on Hugging Face states them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from costmodel.decoder import DecoderSpec
+from hetero_sd.predict.config_json import specs_from_table
+from hetero_sd.predict.weight_formats import RUNTIME_KV
+from targets.errors import UserError
+
+
+def _sizes(model_type: str, hidden: int, ffn: int, heads: int, kv: int, layers: int, vocab: int, **more: Any) -> Any:
+    sizes = {"hidden_size": hidden, "intermediate_size": ffn, "num_attention_heads": heads, "num_key_value_heads": kv}
+    return {"model_type": model_type, **sizes, "num_hidden_layers": layers, "vocab_size": vocab, **more}
+
+
+_TIED = {"tie_word_embeddings": True}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Llama-3.2-1B": _sizes("llama", 2048, 8192, 32, 8, 16, 128256, head_dim=64, **_TIED),
+    "Llama-3.2-3B": _sizes("llama", 3072, 8192, 24, 8, 28, 128256, head_dim=128, **_TIED),
+    "Phi-3-mini": _sizes("phi3", 3072, 8192, 32, 32, 32, 32064),
+    "Qwen2.5-0.5B": _sizes("qwen2", 896, 4864, 14, 2, 24, 151936, **_TIED),
+    "Qwen2.5-1.5B": _sizes("qwen2", 1536, 8960, 12, 2, 28, 151936, **_TIED),
+    "Qwen2.5-7B": _sizes("qwen2", 3584, 18944, 28, 4, 28, 152064),
+    "Qwen3-0.6B": _sizes("qwen3", 1024, 3072, 16, 8, 28, 151936, head_dim=128, **_TIED),
+    "SmolLM2-1.7B": _sizes("llama", 2048, 8192, 32, 32, 24, 49152, **_TIED),
+    "TinyLlama-1.1B": _sizes("llama", 2048, 5632, 32, 4, 22, 32000),
+}
+
+
+def known_model(name: str, weights: str, head: str | None = None, kv: str = RUNTIME_KV) -> DecoderSpec:
+    """The decoder of a model of CONFIGS.
+
+    Raises:
+        UserError: a name that is not there, or a format that is not known.
+    """
+    if name not in CONFIGS:
+        raise UserError(f"the sizes of model {name!r} are not known here; known: {', '.join(CONFIGS)}")
+    return specs_from_table({**CONFIGS[name], "_name_or_path": name}, Path(name), [weights], head, kv)[0]

@@ -1,0 +1,240 @@
+"""What may be asked: formats, KV type, threads, places, draft length, lengths, a published configuration."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from costmodel.placement import ModelCosts
+from costmodel.question import Question
+from costmodel.roofline import CpuSlice
+from costmodel.search import Search
+from hetero_sd.cli import main, parser
+from hetero_sd.predict.answer_time import answer_time, prompt_s
+from hetero_sd.predict.known_models import CONFIGS, known_model
+from hetero_sd.predict.predict import Prediction, answer
+from hetero_sd.predict.request import PredictRequest
+from targets.boards import load_board
+from targets.device import Board
+from targets.errors import UserError
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, Path]:
+    found = {}
+    for name in ("Qwen2.5-0.5B", "Qwen2.5-1.5B"):
+        (tmp_path / name).mkdir()
+        found[name] = tmp_path / name / "config.json"
+        found[name].write_text(json.dumps(CONFIGS[name]))
+    return found
+
+
+def asked(models: dict[str, Path], board: str = "rpi5", **more: Any) -> Prediction:
+    return answer(PredictRequest(models["Qwen2.5-1.5B"], board, models["Qwen2.5-0.5B"], **more))
+
+
+def refusal(models: dict[str, Path], **more: Any) -> str:
+    with pytest.raises(UserError) as refused:
+        asked(models, **more)
+    return str(refused.value)
+
+
+# -- formats (published: 346 MB and 525 MB read a token, llama-roofline on the GGUF files) -------------------------
+
+
+def test_bytes_as_gguf_files_count_them() -> None:
+    layers = 24 * (2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864)
+    head = 151936 * 896
+    small = 4 * (49 * 896 + 24 * (896 + 2 * 128))  # norms and biases of q, k, v in float32
+    for weights, size, published in (
+        ("q4_0", layers * 18 // 32 + head * 34 // 32, 346e6),
+        ("q8_0", (layers + head) * 34 // 32, 525e6),
+    ):
+        found = known_model("Qwen2.5-0.5B", weights)
+        assert found.weight_bytes == size + small
+        assert found.weight_bytes == pytest.approx(published, rel=0.003)
+    plain = known_model("Qwen2.5-0.5B", "int4")  # the negative control: a head of four bits
+    assert plain.weight_bytes == (layers + head) * 18 // 32 + small
+    assert plain.weight_bytes != pytest.approx(346e6, rel=0.1)
+    assert (
+        known_model("Qwen2.5-0.5B", "int4", head="int8").weight_bytes
+        == known_model("Qwen2.5-0.5B", "q4_0").weight_bytes
+    )
+
+
+def test_head_and_blocks() -> None:
+    spec = known_model("Qwen2.5-7B", "int4:128", head="float16")
+    head = 152064 * 3584
+    assert spec.head.matrix_bytes == 2 * head
+    assert spec.embedding.matrix_bytes == head // 2 + 2 * head // 128  # of its own, so it is stored as the layers are
+    tied = known_model("Qwen2.5-0.5B", "int4:128", head="float16")
+    assert tied.embedding.format == tied.head.format
+
+
+def test_a_kv_type(models: dict[str, Path]) -> None:
+    whole, half, quarter = (asked(models, kv=kv, context=4096).decision.best for kv in ("float32", "float16", "int8"))
+    row = 28 * 2 * 2 * 128  # layers, keys and values, heads, values
+    assert [v.memory.kv_bytes - 0 for v in (whole, half, quarter)] != [0, 0, 0]
+    assert whole.target.kv_bytes(10) == 10 * 4 * row
+    assert (half.target.kv_bytes(10), quarter.target.kv_bytes(10)) == (10 * 2 * row, 10 * row)
+    assert whole.tokens_per_s < half.tokens_per_s < quarter.tokens_per_s  # fewer bytes a step
+    said = " ".join(asked(models, kv="float16").assumed)
+    assert "this version stores float32, so this is a what-if" in said
+    assert "what-if" not in " ".join(asked(models).assumed)
+
+
+def test_an_onnx_file_has_its_own_head(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match=r"--head int8: .* is an ONNX file, which says how its head is stored"):
+        answer(PredictRequest(tmp_path / "model.onnx", "rpi5", head="int8"))
+
+
+# -- where it runs -------------------------------------------------------------------------------------------------
+
+
+def test_threads_are_obeyed(models: dict[str, Path]) -> None:
+    for text, name in (("2", "a76 x2"), ("a55:3", "a55 x3")):
+        p = asked(models, "rk3588", threads=text, place="cpu")
+        processors = {s.processor.name for v in p.decision.leading for s in v.target_placement.segments}
+        assert processors == {name}
+    assert {s.processor.name for v in asked(models, "rk3588").decision.leading for s in v.target_placement.segments} > {
+        "gpu"
+    }
+
+
+def test_place_and_gamma_are_obeyed(models: dict[str, Path]) -> None:
+    p = asked(models, "rk3588", place="target=cpu,draft=gpu", gamma=3)
+    best = p.decision.best
+    assert best.gamma == 3
+    assert best.target_placement.families == ("a76",)
+    assert best.draft_placement is not None
+    assert best.draft_placement.families == ("gpu",)
+    assert p.potential == ()  # nothing else was asked
+    free = asked(models, "rk3588").decision.best
+    assert (free.gamma, free.target_placement.families) != (3, ("a76",)) or free.draft_placement != best.draft_placement
+    alone = asked(models, "rk3588", gamma=0)
+    assert {v.gamma for v in alone.decision.leading} == {0}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"threads": "5"}, "--threads 5: give 1 to 4, the cores of a76"),
+        ({"threads": "a55:1"}, "no cluster 'a55'"),
+        ({"threads": "0"}, "--threads 0"),
+        ({"threads": "x"}, "--threads x"),
+        ({"place": "gpu"}, "--place gpu"),
+        ({"place": "here"}, "'here' cannot be read"),
+        ({"gamma": 17}, "--gamma 17: it must lie between 0 and 16"),
+        ({"gamma": -1}, "--gamma -1"),
+        ({"prompt_tokens": 0}, "--prompt-tokens 0: must be from 1"),
+        ({"new_tokens": 1 << 21}, "--new-tokens 2097152"),
+        ({"weights": ("int4:1",)}, "a block has 2 to"),
+        ({"weights": ("int4:100",)}, "is not a multiple of 100"),
+        ({"head": "q5"}, "--head 'q5' is not a format"),
+        ({"kv": "int4"}, "--kv 'int4' is not a type of KV cache"),
+        ({"like": "2000.00000"}, "known configurations: 2602.08060"),
+    ],
+)
+def test_mistakes(models: dict[str, Path], more: dict[str, Any], message: str) -> None:
+    assert message in refusal(models, **more)
+
+
+def test_a_draft_length_needs_a_drafter(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(models["Qwen2.5-0.5B"]), "--board", "rpi5", "--gamma", "2"]) == 2
+    assert "--gamma 2: there is no draft model" in capsys.readouterr().err
+    assert main(["predict", "--board", "rpi5"]) == 2
+    assert "a model is missing" in capsys.readouterr().err
+    assert main(["predict", str(models["Qwen2.5-0.5B"])]) == 2
+    assert "--board is missing" in capsys.readouterr().err
+
+
+# -- how long it takes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [1, 31, 32, 100, 1000])
+def test_the_time_of_a_prompt_is_that_of_its_chunks(tokens: int) -> None:
+    """Every chunk priced at its place in the prompt, against the few that are; the control leaves the place out."""
+    spec = known_model("Qwen2.5-0.5B", "int8")
+    search = Search(Question(load_board("rpi5"), (spec,), context=512))
+    placement = search.costs(spec).whole(search.costs(spec).slices[3])
+    whole, rest = divmod(tokens, 32)
+    sizes = [32] * whole + [rest] * bool(rest)
+    exact = sum(
+        ModelCosts(search.roofline, spec, 32 * i).prompt_chunk_s(placement, size) for i, size in enumerate(sizes)
+    )
+    assert prompt_s(search, spec, placement, tokens) == pytest.approx(exact, rel=1e-3)
+    start = sum(ModelCosts(search.roofline, spec, 0).prompt_chunk_s(placement, size) for size in sizes)
+    assert (start == pytest.approx(exact, rel=1e-3)) == (tokens <= 32)
+
+
+def test_the_time_of_an_answer(models: dict[str, Path]) -> None:
+    p = asked(models, gamma=2, prompt_tokens=64, new_tokens=101)
+    best, t = p.decision.best, p.time
+    assert t is not None
+    assert p.question.context == 64 + 50
+    assert p.question.cache_rows == 165
+    assert best.draft is not None
+    assert best.draft_placement is not None
+    assert t.first_token_s == prompt_s(p.search, best.target, best.target_placement, 64)
+    drafter = prompt_s(p.search, best.draft, best.draft_placement, 64)
+    assert t.answer_s == pytest.approx(t.first_token_s + drafter + 100 / best.tokens_per_s)
+    alone = answer_time(p.search, replace(best, draft=None, draft_placement=None), 64, 101)
+    assert alone.answer_s == pytest.approx(t.answer_s - drafter)  # the control: nobody else reads the prompt
+
+
+def test_energy_only_where_the_watts_are_known(models: dict[str, Path]) -> None:
+    known = asked(models).time
+    assert known is not None
+    assert known.energy_j == pytest.approx(13.0 * known.answer_s)  # the board file's watts
+    unknown = asked(models, "rk3588").time
+    assert unknown is not None
+    assert unknown.energy_j is None
+
+
+def test_watts_are_a_fact_of_the_board() -> None:
+    data = load_board("rpi5").to_json()
+    again = Board.from_json(data)
+    assert again.power == load_board("rpi5").power
+    assert again.provenance["power.decode_w"].kind == "measured"
+    data["power"]["decode_w"]["value"] = 0
+    with pytest.raises(UserError, match=r"power.decode_w is 0.0; it must lie between"):
+        Board.from_json(data)
+    assert "power" not in load_board("imx95").to_json()
+
+
+# -- a published configuration -------------------------------------------------------------------------------------
+
+
+def test_like_the_reference_paper() -> None:
+    """Target on one A55, drafter on the GPU: 1.68 x published, over one core; six cores alone are faster than that."""
+    p = answer(PredictRequest(None, None, like="2602.08060"))
+    best = p.decision.best
+    assert (best.mode, best.target_placement.families) == ("sequential", ("a55",))
+    processor = best.target_placement.segments[0].processor
+    assert isinstance(processor, CpuSlice)
+    assert processor.threads == 1
+    assert best.draft_placement is not None
+    assert best.draft_placement.families == ("gpu",)
+    assert best.against_same == pytest.approx(1.68, rel=0.12)
+    assert "published: 1.68 x, predicted 1." in p.like_note
+    assert "That core is the baseline that makes the ratio" in p.like_note
+    six = answer(PredictRequest(None, None, like="2602.08060", threads="a55:6", place="cpu")).decision.best
+    assert six.tokens_per_s > 3 * best.tokens_per_s  # the control: more cores, another ratio
+
+
+def test_the_command_is_one_that_compile_reads(models: dict[str, Path]) -> None:
+    p = asked(models, "rk3588", place="target=cpu,draft=gpu", gamma=3, alpha=0.7)
+    words = shlex.split(p.command)
+    assert words[0] == "hetero-sd"
+    options = parser().parse_args(words[1:])
+    assert options.command == "compile"
+    assert options.target == models["Qwen2.5-1.5B"].with_name("model.onnx")
+    assert options.draft == models["Qwen2.5-0.5B"].with_name("model.onnx")
+    given = (options.board, options.gamma, options.alpha, options.place, options.context)
+    assert given == ("rk3588", 3, 0.7, "target=cpu,draft=gpu", 640)

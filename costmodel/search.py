@@ -57,7 +57,7 @@ class Search:
         Raises:
             UserError: nothing fits the memory.
         """
-        q, groups = self.question, self._groups()
+        q, groups = self.question, self.groups()
         alone = [v for slices in groups for v in self._target_only(slices, None)]
         fitting = self._fitting(alone, q.targets[0].name)
         single = [v for v in fitting if v.target_placement.whole and "+" not in v.target_placement.families[0]]
@@ -79,7 +79,7 @@ class Search:
         ]
         return Decision(leading[0], tuple(leading), tuple(not_fitting), baseline)
 
-    def _groups(self) -> list[list[Processor]]:
+    def groups(self) -> list[list[Processor]]:
         """Processors that may be used together: all, or the GPU and one slice of one cluster, which enqueues for it."""
         board = self.question.board
         everything = processors(board)

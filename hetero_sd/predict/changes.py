@@ -1,26 +1,29 @@
 """What would change a verdict: each input is moved until another way to run is as fast, the others kept.
 
-The candidates are the variants of the decision, with their placements and threads; their draft lengths are chosen again
-at each value. An input's leverage is how little it has to move, counted in the error that it may have.
+The ways are the kinds of variants of the decision with whole models, and the chosen one as it is; threads and draft
+lengths are chosen again at each value. An input's leverage is how little it has to move, counted in its own error.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from costmodel.decoder import DecoderSpec
+from costmodel.placement import ModelCosts, Placement
 from costmodel.question import Decision, Variant
 from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.search import Search
-from costmodel.speculative import Acceptance
+from costmodel.speculative import Acceptance, sequential_round
 from costmodel.uncertainty import numbers, used_processors
 
 MOST = 3
 _SPAN = 8.0  # an input is moved to an eighth and to eight times what it is
-_STEPS = 6  # of each direction, to find where the verdict flips
-_HALVINGS = 12
+_STEPS = 4  # of each direction, to find where the verdict flips
+_HALVINGS = 10
 _MOST_GAMMA = 8
 _ALPHA_STEP = 0.05
 
@@ -31,7 +34,7 @@ class Change:
 
     Attributes:
         name: for people.
-        unit: of its values: "GB/s", "us", or "" for shares and probabilities.
+        unit: of its values: "GB/s", "us", "x" for times, or "" for shares and probabilities.
         now: its value.
         flips_at: the nearest value at which another way to run is as fast, or None in the range.
         low, high: the range that was looked at.
@@ -58,6 +61,7 @@ class _Input:
     now: float
     factors: tuple[str, ...]
     error: float
+    on_gpu: bool = False
 
 
 def what_would_change(
@@ -81,10 +85,12 @@ def kind(variant: Variant) -> tuple[object, ...]:
 
 
 def _one_of_each(decision: Decision) -> list[Variant]:
-    """The fastest variant of each kind, the chosen one first."""
-    found: dict[tuple[object, ...], Variant] = {}
-    for variant in (decision.best, *decision.leading):
-        found.setdefault(kind(variant), variant)
+    """The fastest variant of each kind with whole models, the chosen one first, whatever it is."""
+    found = {kind(decision.best): decision.best}
+    for variant in decision.leading:
+        drafter = variant.draft_placement
+        if variant.target_placement.whole and (drafter is None or drafter.whole):
+            found.setdefault(kind(variant), variant)
     return list(found.values())
 
 
@@ -104,16 +110,18 @@ def _inputs(search: Search, candidates: Sequence[Variant]) -> list[_Input]:
         factors = ("bandwidth", "bandwidth_one_thread")
         found.append(_Input(f"DRAM bandwidth that kernels reach on {cpu.name}", "GB/s", reached, factors, error))
         kernels = ("compute", "attention", "serial")
-        found.append(_Input("time of the CPU kernels' arithmetic", "times", 1.0, kernels, errors["compute"]))
+        found.append(_Input("time of the CPU kernels' arithmetic", "x", 1.0, kernels, errors["compute"]))
     if any(isinstance(p, GpuSlice) for p in used) and board.gpu is not None:
         gpu = board.gpu
         reads, flops = f.gpu_bandwidth * gpu.bandwidth_gb_per_s, f.gpu_compute * gpu.fp32_gflops
-        found.append(_Input("bandwidth of GPU kernels", "GB/s", reads, ("gpu_bandwidth",), errors["gpu_bandwidth"]))
+        found.append(
+            _Input("bandwidth of GPU kernels", "GB/s", reads, ("gpu_bandwidth",), errors["gpu_bandwidth"], True)
+        )
         rates = ("gpu_compute", "gpu_attention")
-        found.append(_Input("arithmetic of GPU kernels", "GFLOP/s", flops, rates, errors["gpu_compute"]))
+        found.append(_Input("arithmetic of GPU kernels", "GFLOP/s", flops, rates, errors["gpu_compute"], True))
         dispatch_us = 1e6 * f.gpu_dispatch * gpu.launch_overhead_s
         error = errors["gpu_dispatch"]
-        found.append(_Input("dispatch of a GPU kernel", "us", dispatch_us, ("gpu_dispatch",), error))
+        found.append(_Input("dispatch of a GPU kernel", "us", dispatch_us, ("gpu_dispatch",), error, True))
     return found
 
 
@@ -121,7 +129,7 @@ def _moved(search: Search, candidates: Sequence[Variant], given: _Input) -> Chan
     def margin(exponent: float) -> tuple[float, Variant]:
         q = search.question
         scaled = {name: getattr(q.factors, name) * math.exp(exponent) for name in given.factors}
-        return _margin(Search(replace(q, factors=replace(q.factors, **scaled))), candidates, None)
+        return _margin(search, Search(replace(q, factors=replace(q.factors, **scaled))), given, candidates, None)
 
     end = math.log(_SPAN)
     flip, to = _nearest(margin, [end * i / _STEPS for i in range(1, _STEPS + 1)])
@@ -139,7 +147,7 @@ def _moved_alpha(search: Search, candidates: Sequence[Variant], alphas: tuple[Ac
     steps = [_ALPHA_STEP * i for i in range(1, math.ceil(1 / _ALPHA_STEP) + 1)]
 
     def margin(by: float) -> tuple[float, Variant]:
-        return _margin(search, candidates, min(1.0, max(0.0, now + by)))
+        return _margin(search, search, None, candidates, min(1.0, max(0.0, now + by)))
 
     flip, to = _nearest(margin, steps)
     if flip is None:
@@ -150,20 +158,54 @@ def _moved_alpha(search: Search, candidates: Sequence[Variant], alphas: tuple[Ac
     return Change("acceptance", "", now, at, 0.0, 1.0, to, abs(flip) / error if error else math.inf)
 
 
-def _margin(search: Search, candidates: Sequence[Variant], alpha: float | None) -> tuple[float, Variant]:
+def _margin(
+    search: Search, moved: Search, given: _Input | None, candidates: Sequence[Variant], alpha: float | None
+) -> tuple[float, Variant]:
     """log(speed of the chosen kind / speed of the fastest other one), and that other one."""
-    first, *others = (_best_gamma(search, v, alpha) for v in candidates)
-    other = max(others, key=lambda v: v.tokens_per_s)
-    return math.log(first.tokens_per_s / other.tokens_per_s), other
+
+    def costs_of(spec: DecoderSpec, placement: Placement) -> ModelCosts:
+        on_gpu = [isinstance(s.processor, GpuSlice) for s in placement.segments]
+        touched = given is not None and (any(on_gpu) if given.on_gpu else not all(on_gpu))
+        return (moved if touched else search).costs(spec)
+
+    speeds = [_fastest(search, costs_of, v, alpha) for v in candidates]
+    best = max(range(1, len(speeds)), key=speeds.__getitem__)
+    return math.log(speeds[0] / speeds[best]), candidates[best]
 
 
-def _best_gamma(search: Search, variant: Variant, alpha: float | None) -> Variant:
-    models = (variant.mode, variant.target, variant.target_placement, variant.draft, variant.draft_placement)
-    if variant.mode == TARGET_ONLY:
-        return search.price(*models)
-    fixed = search.question.gamma
-    gammas = range(1, _MOST_GAMMA + 1) if fixed is None else (fixed,)
-    return max((search.price(*models, g, alpha) for g in gammas), key=lambda v: v.tokens_per_s)
+def _fastest(
+    search: Search, costs_of: Callable[[DecoderSpec, Placement], ModelCosts], variant: Variant, alpha: float | None
+) -> float:
+    """Tokens/s of a kind of variant with the threads and the draft length that are fastest."""
+    q, draft = search.question, variant.draft
+    fixed = () if q.gamma is None else (q.gamma,)
+    gammas = (0,) if variant.mode == TARGET_ONLY else fixed or tuple(range(1, _MOST_GAMMA + 1))
+    speeds = []
+    for target_place, draft_place in _placements(search, variant):
+        terms = search.round_costs(variant.target, target_place, draft, draft_place)
+        terms = replace(terms, verify_s=partial(costs_of(variant.target, target_place).step_s, target_place))
+        if draft is not None and draft_place is not None:
+            one, two = (costs_of(draft, draft_place).step_s(draft_place, n) for n in (1, 2))
+            terms = replace(terms, draft_s=one, draft_two_s=two)
+        speeds += [sequential_round(q.alpha if alpha is None else alpha, g, terms).tokens_per_s for g in gammas]
+    return max(speeds)
+
+
+def _placements(search: Search, variant: Variant) -> Iterator[tuple[Placement, Placement | None]]:
+    """A kind's placements with every number of threads; one with borders, and one whose place is given, as it is."""
+    q, drafter = search.question, variant.draft_placement
+    whole = variant.target_placement.whole and (drafter is None or drafter.whole)
+    if not whole or q.target_place is not None or q.draft_place is not None:
+        yield variant.target_placement, drafter
+        return
+    for group in search.groups():
+        here = {p.family: p for p in group}
+        target = here.get(variant.target_placement.families[0])
+        other = None if drafter is None else here.get(drafter.families[0])
+        if target is not None and (drafter is None or other is not None):
+            spec = variant.draft
+            placed = None if other is None or spec is None else search.costs(spec).whole(other)
+            yield search.costs(variant.target).whole(target), placed
 
 
 def _nearest(margin: Callable[[float], tuple[float, Variant]], steps: Sequence[float]) -> tuple[float | None, str]:

@@ -42,7 +42,7 @@ def chrome_trace(p: Prediction) -> dict[str, Any]:
 
 def round_spans(p: Prediction) -> list[Span]:
     """The spans of one round of the chosen variant, times from its start."""
-    best, clock = p.decision.best, 0.0
+    best, clock = p.decision.best, 0.0  # the drafter takes in one token; after full acceptance two (story.outcomes)
     spans: list[Span] = []
     if best.draft is not None and best.draft_placement is not None:
         for i in range(best.gamma):

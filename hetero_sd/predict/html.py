@@ -18,13 +18,14 @@ from costmodel.placement import Placement
 from costmodel.question import Variant, gb
 from costmodel.roofline import CpuSlice, GpuSlice, Processor
 from costmodel.schema.plan import TARGET_ONLY
-from costmodel.speculative import MOST_GAMMA, Acceptance, at_position, expected_tokens
+from costmodel.speculative import Acceptance, at_position
 from costmodel.work import step_ops, totals
 from hetero_sd.predict.charts import Axis, Bar, Line, Mark, gain_map, line_chart, stacked_bars, timeline
 from hetero_sd.predict.chrome_trace import round_spans
 from hetero_sd.predict.figure import STYLE
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.predict.sentences import gpu_note, models_of, notes, rate, verdict, where_text
+from hetero_sd.predict.story import MOST_GAMMA, gain_over_baseline, outcome_text, relative_cost
 from hetero_sd.predict.text import MOST_POTENTIAL, MOST_ROWS, facts_used
 from hetero_sd.predict.units import with_unit
 
@@ -91,48 +92,46 @@ def _speculation(p: Prediction) -> dict[str, Any] | None:
         return (p.search.price(*models, gamma, alpha).tokens_per_s if gamma else alone) / base
 
     def curve(alpha: Acceptance) -> list[tuple[float, float]]:
-        return [(g, gain(alpha, g)) for g in range(MOST_GAMMA + 1)]
+        return [(g, gain(alpha, g)) for g in range(longest + 1)]
 
+    longest = max(MOST_GAMMA, best.gamma)
     lines = [Line(f"acceptance {a:g}", curve(a)) for a in reversed(_ALPHAS)]
-    lines.append(Line("as asked", curve(p.question.alpha), dashed=True))
+    if p.question.alpha not in _ALPHAS:
+        lines.append(Line("as asked", curve(p.question.alpha), dashed=True))
     top = max(y for line in lines for _, y in line.points)
     mark = Mark(best.gamma, gain(p.question.alpha, best.gamma), f"gamma {best.gamma}: {best.against_best:.2f} x")
-    axes = Axis("gamma, drafted tokens a round", 0, MOST_GAMMA), Axis("speed over baseline", 0, 1.08 * top)
+    axes = Axis("gamma, drafted tokens a round", 0, longest), Axis("speed over baseline", 0, 1.08 * top)
     where = ", ".join(f"{title} on {where_text(place, spec)}" for title, spec, place in models_of(best))
+    chosen = "" if best == p.decision.best else ", the best that drafts; the verdict is another"
     return {
-        "where": f"{best.mode}: {where}",
+        "where": f"{best.mode}: {where}{chosen}",
         "chart": _both(line_chart, "speed over draft length and acceptance", *axes, lines, [mark]),
-        **_break_even(p, best, best.draft, best.draft_placement),
+        **_break_even(p, best),
     }
 
 
-def _break_even(p: Prediction, best: Variant, draft: DecoderSpec, place: Placement) -> dict[str, Any]:
-    """S = E / (gamma c + T(gamma + 1) / T(1)) at its best gamma, on the target's own verify curve."""
-    costs = p.search.costs(best.target)
-    one = costs.step_s(best.target_placement, 1)
-    curve = [costs.step_s(best.target_placement, g + 1) / one for g in range(MOST_GAMMA + 1)]
-    c = p.search.costs(draft).step_s(place, 1) / one
-    alpha = at_position(p.question.alpha, 1)
-
-    def best_gain(a: float, ratio: float) -> float:
-        return max(expected_tokens(a, g) / (g * ratio + curve[g]) for g in range(1, MOST_GAMMA + 1))
-
-    axes = Axis("acceptance", 0.0, 1.0), Axis("c = draft step / target step", 0.0, max(1.0, 1.2 * c))
-    marks = [Mark(alpha, c, "this pair")]
-    return {"map": _both(gain_map, "where speculation pays", *axes, best_gain, marks), "c": f"{c:.3f}"}
+def _break_even(p: Prediction, best: Variant) -> dict[str, Any]:
+    """The gain over the baseline, by acceptance and by the cost of a draft step."""
+    c = relative_cost(p, best)
+    axes = Axis("acceptance", 0.0, 1.0), Axis("c = draft step / token of the baseline", 0.0, max(1.0, 1.2 * c))
+    marks = [Mark(at_position(p.question.alpha, 1), c, "this pair")]
+    return {
+        "map": _both(gain_map, "where speculation pays", *axes, gain_over_baseline(p, best), marks),
+        "c": f"{c:.3f}",
+    }
 
 
 def _verify_curves(p: Prediction) -> dict[str, Any]:
     best = p.decision.best
     costs = p.search.costs(best.target)
     placements = _fastest_wholes(p, best.target)
+    widest = max(MOST_GAMMA, best.gamma) + 1
     lines = [
-        Line(_name(place), [(n, 1e3 * costs.step_s(place, n)) for n in range(1, MOST_GAMMA + 2)])
-        for place in placements
+        Line(_name(place), [(n, 1e3 * costs.step_s(place, n)) for n in range(1, widest + 1)]) for place in placements
     ]
     at = 1e3 * costs.step_s(best.target_placement, best.gamma + 1)
     top = max(at, *(y for line in lines for _, y in line.points))
-    axes = Axis("n, tokens in one step", 1, MOST_GAMMA + 1), Axis("ms", 0, 1.05 * top)
+    axes = Axis("n, tokens in one step", 1, widest), Axis("ms", 0, 1.05 * top)
     chart = _both(line_chart, "time of a step", *axes, lines, [Mark(best.gamma + 1, at, f"n = {best.gamma + 1}")])
     note = "Stairs come from the kernels' row tiles."
     if any(isinstance(_processor(place), GpuSlice) for place in placements):
@@ -185,7 +184,10 @@ def _round(p: Prediction) -> dict[str, Any]:
         {"style": "", "cells": [lane, name, seconds(start), seconds(duration), why]}
         for lane, name, start, duration, why in spans
     ]
+    best = p.decision.best
+    ends = f"It yields {outcome_text(p, best)}." if best.draft is not None else "It yields one token."
     return {
+        "ends": ends,
         "chart": _both(timeline, "one round", bars, _STEPS),
         "titles": ["processor", "step", "start", "time", "made of"],
         "rows": rows,

@@ -10,6 +10,7 @@ from costmodel.schema.plan import TARGET_ONLY
 from costmodel.uncertainty import used_processors
 from hetero_sd.calibrated_board import GPU_HOW
 from hetero_sd.predict.predict import Prediction
+from hetero_sd.predict.story import outcome_text
 from hetero_sd.predict.units import plain
 
 _GPU_KERNELS = ("gpu_bandwidth", "gpu_compute", "gpu_attention")  # factors that a calibration fits to steps on a GPU
@@ -54,6 +55,10 @@ def notes(p: Prediction) -> list[str]:
         pays = f"pays from {p.pays_from:.2f} on" if p.pays_from is not None else "does not pay at any acceptance"
         found.append(
             f"acceptance {p.alpha_source}; {speculative.mode} speculation with gamma {speculative.gamma} {pays}"
+        )
+    if best.draft is not None:
+        found.append(
+            f"a round drafts {best.gamma} and verifies {best.gamma + 1} tokens; it yields {outcome_text(p, best)}"
         )
     if p.like_note:
         found.append(p.like_note)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from costmodel.decoder import DecoderSpec
+from costmodel.engine import OURS
 from costmodel.factors import Factors
 from costmodel.memory import Memory
 from costmodel.place import Place
@@ -51,6 +52,7 @@ class Question:
         cores: the slice of a cluster, where it is given, for `one_process`.
         gamma: the draft length, where it is given; None decides it.
         target_place, draft_place: the rule of each model, where it is given; None decides it.
+        engine: whose kernels are assumed, a name of ENGINES of engine.py.
         one_tokenizer: the models are known to share it, so the rows of their tables may be padded differently.
     """
 
@@ -72,6 +74,7 @@ class Question:
     target_place: Place | None = None
     draft_place: Place | None = None
     one_tokenizer: bool = False
+    engine: str = OURS
 
     @property
     def gammas(self) -> Sequence[int]:

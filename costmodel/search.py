@@ -19,11 +19,12 @@ from itertools import product
 
 from costmodel.contention import Load, together_bytes_per_s
 from costmodel.decoder import DecoderSpec
+from costmodel.engine import roofline_of
 from costmodel.memory import PROCESS_BYTES, Memory, available_bytes, model_memory
 from costmodel.place import Place
 from costmodel.placement import ModelCosts, Placement, disjoint, shared_cluster, with_enqueuing_core
 from costmodel.question import NGRAM, OVERLAPPED, Decision, Question, Variant, fastest, gb, rank, why_not
-from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, all_cores, dram_bytes, processors
+from costmodel.roofline import CpuSlice, GpuSlice, Processor, all_cores, dram_bytes, processors
 from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, ngram_round, overlapped_round, sequential_round
 from targets.errors import UserError
@@ -40,7 +41,7 @@ class Search:
         """
         question.check()
         self.question = question
-        self.roofline = Roofline(question.board, question.factors)
+        self.roofline = roofline_of(question.engine, question.board, question.factors)
         self.free_bytes = available_bytes(question.board)
         self._costs: dict[int, ModelCosts] = {}
         self._loads: dict[tuple[int, str, int], Load] = {}

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from costmodel.engine import ENGINES, OURS
 from hetero_sd.commands.parser import Subparsers, subcommand
 from hetero_sd.compile.place import RULES
 from hetero_sd.predict.like import LIKE
@@ -19,12 +20,14 @@ from hetero_sd.predict.request import (
 )
 from hetero_sd.predict.weight_formats import FORMAT_NAMES, KV_BYTES, RUNTIME_KV
 from targets.boards import board_names
+from targets.errors import UserError
 from targets.files import check_writable, write_text
 
 EXAMPLE = """\
 example:
   hetero-sd predict Llama-3.2-3B/config.json --draft Llama-3.2-1B/config.json --board imx95 --alpha 0.8
   hetero-sd predict --like 2602.08060
+  hetero-sd predict --check --board rpi5 --engine generic-int8-dot
 
 TARGET and the drafter are ONNX files, whose weights are counted as they are stored, or a Hugging Face config.json.
 Predictions for a GPU rest on the board's numbers until `hetero-sd calibrate` has fitted them to kernels measured there.
@@ -74,6 +77,10 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument("--like", metavar="NAME", help=f"a published configuration: {', '.join(LIKE)}")
     p.add_argument("--sampled", action="store_true", help="tokens are sampled, not the best ones")
     p.add_argument("--factors", metavar="FILE", type=Path, help="factors of a calibration, in place of the board's")
+    p.add_argument(
+        "--check", action="store_true", help="published measurements of the board, or of all boards, beside predictions"
+    )
+    p.add_argument("--engine", metavar="E", help=f"with --check, whose kernels: {', '.join(ENGINES)} (default {OURS})")
     p.add_argument("--json", action="store_true", help="print the prediction as JSON")
     p.add_argument("--trace", metavar="FILE", type=Path, help="write a round as a Chrome trace (Perfetto)")
     p.add_argument("--report", metavar="FILE", type=Path, help="write the report as one HTML file")
@@ -81,6 +88,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Predict, write trace and report where they are asked for, and print the prediction."""
+    if options.check:
+        return _check(options)
+    if options.engine is not None:
+        raise UserError("--engine belongs to --check: a prediction is made for what this version compiles")
     for path in (options.trace, options.report):
         if path is not None:
             check_writable(path)
@@ -96,6 +107,18 @@ def run(options: argparse.Namespace) -> int:
     from hetero_sd.predict.text import predict_json, predict_text
 
     print(predict_json(prediction) if options.json else predict_text(prediction))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Print published measurements beside predictions."""
+    from hetero_sd.predict.check import check_boards, check_json, check_text
+
+    if options.target is not None or options.like is not None:
+        raise UserError("--check compares what is published; it takes a board and an engine, no model")
+    engine = OURS if options.engine is None else options.engine
+    rows = check_boards([] if options.board is None else [options.board], engine)
+    print(json.dumps(check_json(rows, engine), indent=2) if options.json else check_text(rows, engine))
     return 0
 
 

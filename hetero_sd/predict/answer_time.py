@@ -75,17 +75,17 @@ def answer_time(search: Search, variant: Variant, prompt_tokens: int, new_tokens
     )
 
 
-def prompt_s(search: Search, spec: DecoderSpec, placement: Placement, tokens: int) -> float:
-    """Seconds to read a prompt in chunks of 32 tokens, the rest in a chunk of its own.
+def prompt_s(search: Search, spec: DecoderSpec, placement: Placement, tokens: int, chunk: int = CHUNK) -> float:
+    """Seconds to read a prompt in chunks of `chunk` tokens, the rest in a chunk of its own.
 
     A few chunks are priced at their place in the prompt; those between cost what their neighbours say on average.
     """
-    whole, rest = divmod(tokens, CHUNK)
+    whole, rest = divmod(tokens, chunk)
     count = min(whole, _SAMPLES)
     at = [round(i * (whole - 1) / max(1, count - 1)) for i in range(count)]
-    times = [_chunk_s(search, spec, placement, CHUNK, CHUNK * i) for i in at]
+    times = [_chunk_s(search, spec, placement, chunk, chunk * i) for i in at]
     mean = sum(times) / max(1, count) if count in (0, whole) else _trapezoids(at, times) / (at[-1] - at[0])
-    return whole * mean + (_chunk_s(search, spec, placement, rest, CHUNK * whole) if rest else 0.0)
+    return whole * mean + (_chunk_s(search, spec, placement, rest, chunk * whole) if rest else 0.0)
 
 
 def _trapezoids(xs: list[int], ys: list[float]) -> float:

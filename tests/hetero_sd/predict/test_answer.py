@@ -64,7 +64,7 @@ def test_the_verdict_flips_where_it_is_said_to(board: str, alpha: float) -> None
     search = p.search
     decision = search.decide()
     found = what_would_change(search, decision, p.alphas)
-    assert len(found) == (3 if board == "imx95" or alpha > 0.5 else len(found))
+    assert 1 <= len(found) <= 3
     assert [c.errors for c in found] == sorted(c.errors for c in found)
     flips = [c for c in found if c.flips_at is not None]
     assert flips

@@ -1,0 +1,174 @@
+"""`predict --check`: what others published of a board, beside what is predicted for it."""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from costmodel.engine import ENGINES, GENERIC, OURS
+from costmodel.question import Question, factors_of
+from costmodel.roofline import CpuSlice
+from costmodel.schema.plan import TARGET_ONLY
+from costmodel.search import Search
+from costmodel.uncertainty import Interval, interval
+from hetero_sd.predict.answer_time import CHUNK, prompt_s
+from hetero_sd.predict.known_models import known_model
+from hetero_sd.predict.published import Published, boards_with_measurements, published_on
+from targets.boards import load_board
+from targets.device import Board
+from targets.errors import UserError
+
+_WIDTH = 118
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A published measurement and its prediction.
+
+    Attributes:
+        board: its name.
+        published: the measurement.
+        decode: predicted tokens/s and its range; None where none was published.
+        prefill_tokens_per_s: predicted; None where none was published.
+    """
+
+    board: str
+    published: Published
+    decode: Interval | None
+    decode_tokens_per_s: float | None
+    prefill_tokens_per_s: float | None
+
+    @property
+    def decode_ratio(self) -> float | None:
+        """Predicted over published."""
+        return _ratio(self.decode_tokens_per_s, self.published.decode_tokens_per_s)
+
+    @property
+    def prefill_ratio(self) -> float | None:
+        """Predicted over published."""
+        return _ratio(self.prefill_tokens_per_s, self.published.prefill_tokens_per_s)
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the published decode speed lies in the predicted range."""
+        speed = self.published.decode_tokens_per_s
+        return None if self.decode is None or speed is None else self.decode.low <= speed <= self.decode.high
+
+
+def check_boards(names: Sequence[str], engine: str) -> list[Checked]:
+    """Every published measurement of the boards; all that have some where no name is given.
+
+    Raises:
+        UserError: nothing is published of a board, or the engine is not known.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"--engine {engine}: known engines: {', '.join(ENGINES)}")
+    known = boards_with_measurements()
+    found = []
+    for name in names or known:
+        if name not in known:
+            raise UserError(
+                f"--check: nothing is published of board {name}; there are measurements of {', '.join(known)}"
+            )
+        board = load_board(name)
+        found += [check_one(board, published, engine) for published in published_on(name)]
+    return found
+
+
+def check_one(board: Board, published: Published, engine: str) -> Checked:
+    """One measurement: the target alone on those threads, in the middle of the generated text."""
+    spec = known_model(published.model, published.weights, published.head, published.kv)
+    cluster = board.cluster(published.cluster)
+    if published.threads > cluster.count:
+        raise UserError(f"board {board.name}: {published.threads} threads on {cluster.count} cores of {cluster.name}")
+    context = max(1, published.new_tokens // 2)
+    question = Question(board, (spec,), context=context, factors=factors_of(board), engine=engine, one_process=True)
+    search = Search(question)
+    placement = search.costs(spec).whole(CpuSlice(((cluster, published.threads),)))
+    variant = search.price(TARGET_ONLY, spec, placement)
+    decode = None if published.decode_tokens_per_s is None else interval(search, variant)
+    prefill = None
+    if published.prefill_tokens_per_s is not None:
+        tokens = published.prompt_tokens
+        prefill = tokens / prompt_s(search, spec, placement, tokens, GENERIC.chunk if engine != OURS else CHUNK)
+    return Checked(board.name, published, decode, None if decode is None else variant.tokens_per_s, prefill)
+
+
+def check_text(rows: Sequence[Checked], engine: str) -> str:
+    """A table for people: predicted, published, ratio; then the sources."""
+    lines = textwrap.wrap(
+        f"published measurements beside predictions; kernels of engine {engine}: {ENGINES[engine]}", _WIDTH
+    )
+    head = f"{'model':20}{'threads':>8}{'decode':>9}{'published':>11}{'ratio':>7}{'interval':>17}"
+    lines += ["", f"{'board':8}{head}{'prefill':>9}{'published':>11}{'ratio':>7}  source"]
+    sources = list(dict.fromkeys(row.published.source for row in rows))
+    for row in rows:
+        p = row.published
+        lines.append(
+            f"{row.board:8}{p.model + ' ' + p.weights:20}{p.threads:>8}"
+            f"{_number(row.decode_tokens_per_s):>9}{_number(p.decode_tokens_per_s):>11}{_ratio_text(row.decode_ratio):>7}"
+            f"{_range(row.decode):>17}"
+            f"{_number(row.prefill_tokens_per_s):>9}{_number(p.prefill_tokens_per_s):>11}"
+            f"{_ratio_text(row.prefill_ratio):>7}  [{1 + sources.index(p.source)}] {p.engine}"
+        )
+    lines += ["", *summary(rows)]
+    for i, source in enumerate(sources, 1):
+        lines.append(f"[{i}] {source}")
+        notes = dict.fromkeys(row.published.note for row in rows if row.published.source == source)
+        lines += [f"    {note}" for note in notes if note]
+    return "\n".join(lines)
+
+
+def check_json(rows: Sequence[Checked], engine: str) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "engine": engine,
+        "kernels": ENGINES[engine],
+        "rows": [
+            {
+                **asdict(row.published),
+                "board": row.board,
+                "predicted_decode_tokens_per_s": row.decode_tokens_per_s,
+                "predicted_interval": None if row.decode is None else [row.decode.low, row.decode.high],
+                "predicted_prefill_tokens_per_s": row.prefill_tokens_per_s,
+                "decode_ratio": row.decode_ratio,
+                "prefill_ratio": row.prefill_ratio,
+                "inside_interval": row.inside,
+            }
+            for row in rows
+        ],
+    }
+
+
+def summary(rows: Sequence[Checked]) -> list[str]:
+    """Median and worst error of decoding and of prefill, and how many speeds lie in their interval."""
+    found = []
+    for name in ("decode", "prefill"):
+        ratios = [ratio for row in rows if (ratio := getattr(row, f"{name}_ratio")) is not None]
+        if ratios:
+            errors = [abs(ratio - 1) for ratio in ratios]
+            middle, worst = 100 * statistics.median(errors), 100 * max(errors)
+            found.append(f"{name}: median error {middle:.0f} %, worst {worst:.0f} %, {len(ratios)} rows")
+    inside = [row.inside for row in rows if row.inside is not None]
+    if inside:
+        found.append(f"{sum(inside)} of {len(inside)} published decode speeds lie in the predicted interval")
+    return found
+
+
+def _ratio(predicted: float | None, published: float | None) -> float | None:
+    return None if predicted is None or published is None else predicted / published
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _ratio_text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _range(sure: Interval | None) -> str:
+    return "-" if sure is None else f"{sure.low:.3g} to {sure.high:.3g}"

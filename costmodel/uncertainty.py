@@ -1,11 +1,11 @@
 """How sure a prediction is: each number is moved by what its origin allows, and the effects are added as squares.
 
-A measured number may be 5 % off, one of a data sheet 10 % (silicon under load keeps less), an assumed one 30 %. The
-factors of CPU kernels are 10 % sure, the arithmetic of those for AArch64, which were measured under emulation only,
-30 %, those of GPU kernels, which nobody measured, 40 %; factors that a calibration of
-this board fitted are 5 % sure, overheads 20 %. An acceptance that is assumed may be 0.15 off, one that the user states
-0.05; one that was measured has its own bounds. In logarithms, so that an interval is a factor up and down; terms are
-taken as independent.
+A number with a range may lie anywhere in it; of the others a measured one may be 5 % off, one of a data sheet
+10 % (silicon under load keeps less), an assumed one 30 %. The factors of CPU kernels are 10 % sure, the arithmetic of
+those for AArch64, which ran under emulation only, 30 %, those of GPU kernels, which nobody measured, 40 %; factors that
+a calibration of this board fitted are 5 % sure, overheads 20 %. An acceptance that is assumed may be 0.15 off, one that
+the user states 0.05; one that was measured has its own bounds. In logarithms, so that an interval is a factor up and
+down; terms are taken as independent.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _EMULATED = 0.30
 _UNMEASURED = 0.40
 ALPHA_ERROR = {"assumed": 0.15, "given": 0.05}
 _OVERHEADS = 0.50
+_SLOWER = ("compute",)  # factors that multiply a time whose number in the board is a rate
 _RATES = {"one_thread": "bandwidth_one_thread", "all_threads": "bandwidth"}
 _FITTED, _FITTED_OVERHEADS = 0.05, 0.20
 
@@ -41,17 +42,21 @@ class Interval:
 
 def interval(search: Search, variant: Variant, alphas: tuple[Acceptance, Acceptance] | None = None) -> Interval:
     """The range of a variant's speed; `alphas` are the acceptance's own bounds, where it was measured."""
-    found = []
-    for number, factor, error in numbers(search.question.board, variant):
-        speeds = [_moved(search, variant, factor, scale) for scale in (1 - error, 1 / (1 - error))]
-        effect = max(abs(math.log(speed / variant.tokens_per_s)) for speed in speeds)
-        found.append(Influence(number, error, effect))
+    found, below, above = [], 0.0, 0.0
+
+    def count(number: str, error: float, speeds: list[float]) -> None:
+        nonlocal below, above
+        effects = [math.log(speed / variant.tokens_per_s) for speed in speeds]
+        below, above = below + min(*effects, 0.0) ** 2, above + max(*effects, 0.0) ** 2
+        found.append(Influence(number, error, max(map(abs, effects))))
+
+    for n in numbers(search.question.board, variant):
+        count(n.number, n.error, [_moved(search, variant, n.factor, math.exp(by)) for by in (-n.down, n.up)])
     if alphas is not None and variant.gamma:
-        speeds = [_priced(search, variant, alpha).tokens_per_s for alpha in alphas]
-        found.append(Influence("acceptance", 0.0, max(abs(math.log(s / variant.tokens_per_s)) for s in speeds)))
-    spread = math.sqrt(sum(i.effect**2 for i in found))
+        count("acceptance", 0.0, [_priced(search, variant, alpha).tokens_per_s for alpha in alphas])
     ranked = tuple(sorted((i for i in found if i.effect > 0.005), key=lambda i: -i.effect))
-    return Interval(variant.tokens_per_s * math.exp(-spread), variant.tokens_per_s * math.exp(spread), ranked)
+    speed = variant.tokens_per_s
+    return Interval(speed * math.exp(-math.sqrt(below)), speed * math.exp(math.sqrt(above)), ranked)
 
 
 def alpha_bounds(alpha: Acceptance, kind: str) -> tuple[Acceptance, Acceptance]:
@@ -86,15 +91,40 @@ def used_processors(variant: Variant) -> list[Processor]:
     return list(found.values())
 
 
-def numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
-    """(path, factor that moves with it, relative error) of each number a variant rests on."""
-    terms: dict[str, tuple[str, str, float]] = {}
+@dataclass(frozen=True)
+class Unsure:
+    """A number that a variant rests on.
+
+    Attributes:
+        number: its path in the board, or the factor's name.
+        factor: what is scaled in its place.
+        down, up: how far the factor may be below and above what it is, as logarithms.
+    """
+
+    number: str
+    factor: str
+    down: float
+    up: float
+
+    @property
+    def error(self) -> float:
+        """The relative error at the farther end."""
+        return 1 - math.exp(-max(self.down, self.up))
+
+
+def numbers(board: Board, variant: Variant) -> list[Unsure]:
+    """Each number a variant rests on."""
+    terms: dict[str, Unsure] = {}
     fitted = {name for name in board.factors if board.provenance[f"factors.{name}"].kind == "measured"}
 
     def add(path: str, factor: str, more: float) -> None:
-        error = math.hypot(KIND_ERROR[board.provenance[path].kind], min(more, _FITTED) if factor in fitted else more)
-        if factor not in terms or error > terms[factor][2]:
-            terms[factor] = (path, factor, error)
+        more = min(more, _FITTED) if factor in fitted else more
+        down, up = (_with_kernels(error, more) for error in number_errors(board, path))
+        if factor in _SLOWER:  # a higher rate makes the factor of the time smaller
+            down, up = up, down
+        found = Unsure(path, factor, down, up)
+        if factor not in terms or found.error > terms[factor].error:
+            terms[factor] = found
 
     for processor in used_processors(variant):
         if isinstance(processor, CpuSlice):
@@ -115,8 +145,24 @@ def numbers(board: Board, variant: Variant) -> list[tuple[str, str, float]]:
         add("dram.peak_bandwidth_gb_per_s", "dram_together", _KERNELS)
     found = list(terms.values())
     for name in ("dispatch_cycles", "step_cycles", "round_cycles"):
-        found.append((f"factor {name}", name, _FITTED_OVERHEADS if name in fitted else _OVERHEADS))
+        off = -math.log1p(-(_FITTED_OVERHEADS if name in fitted else _OVERHEADS))
+        found.append(Unsure(f"factor {name}", name, off, off))
     return found
+
+
+def number_errors(board: Board, path: str) -> tuple[float, float]:
+    """Relative errors of a number of the board, downwards and upwards: to the ends of its range, else by its kind."""
+    origin = board.provenance[path]
+    if origin.range is None:
+        return KIND_ERROR[origin.kind], KIND_ERROR[origin.kind]
+    low, high = origin.range
+    value = float(board.number(path))
+    return 1 - low / value, 1 - value / high
+
+
+def _with_kernels(error: float, more: float) -> float:
+    """Both errors together, as a logarithm."""
+    return -math.log1p(-min(0.99, math.hypot(error, more)))
 
 
 def _moved(search: Search, variant: Variant, factor: str, scale: float) -> float:

@@ -153,7 +153,7 @@ def to_toml(board: Board) -> str:
     for cluster in data["clusters"]:
         core = cluster.pop("core")
         lines += ["", "[[clusters]]", *_table(cluster), "", "[clusters.core]", *_table(core)]
-    for name in ("gpu", "dram", "factors"):
+    for name in ("gpu", "dram", "power", "factors"):
         if data.get(name) is not None:
             lines += ["", f"[{name}]", *_table(data[name])]
     return "\n".join(lines) + "\n"

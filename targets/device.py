@@ -214,6 +214,16 @@ class Board:
                 return cluster
         raise UserError(f"board {self.name} has no cluster {name!r}; it has {', '.join(c.name for c in self.clusters)}")
 
+    def number(self, path: str) -> Any:
+        """The number at a path of `provenance`."""
+        parts = path.split(".")
+        item: Any = self
+        if parts[0] == "clusters":
+            item, parts = self.cluster(parts[1]), parts[2:]
+        for part in parts:
+            item = item[part] if isinstance(item, Mapping) else getattr(item, part)
+        return item
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, self-contained (the cores are written out), with every number's kind and source."""
         clusters = []
@@ -221,10 +231,7 @@ class Board:
             path = f"clusters.{cluster.name}"
             core = write_table(cluster.core, f"{path}.core", self.provenance)
             clusters.append({**write_table(cluster, path, self.provenance), "core": core})
-        origins = {name: self.provenance[f"factors.{name}"] for name in self.factors}
-        factors = {
-            n: {"value": v, "kind": origins[n].kind, "source": origins[n].source} for n, v in self.factors.items()
-        }
+        factors = {name: self.provenance[f"factors.{name}"].to_json(value) for name, value in self.factors.items()}
         return {
             "format": FORMAT,
             "name": self.name,

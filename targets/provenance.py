@@ -1,8 +1,8 @@
 """Tables of facts: how a board or core file becomes a dataclass, and why it is refused when it does not.
 
 A fact is a table with three keys, ``{ value = 2.4, kind = "datasheet", source = "where it stands" }``, the same in
-TOML and in JSON. Each dataclass of ``targets.device`` says with ``within(low, high)`` or ``one_of(...)`` what its facts
-may be.
+TOML and in JSON; a fourth, ``range = [2.0, 2.6]``, says how far the number may be off. Each dataclass of
+``targets.device`` says with ``within(low, high)`` or ``one_of(...)`` what its facts may be.
 """
 
 from __future__ import annotations
@@ -32,10 +32,17 @@ class Provenance:
     Attributes:
         kind: ``datasheet`` (published by its maker), ``measured`` (on such a board, by the one named) or ``assumed``.
         source: the publication, the measurement, or the reasoning behind the assumption.
+        range: the least and the most that the number may be, where that is stated.
     """
 
     kind: str
     source: str
+    range: tuple[float, float] | None = None
+
+    def to_json(self, value: object) -> dict[str, Any]:
+        """The fact with that value, as `read_table` reads it."""
+        fact = {"value": value, "kind": self.kind, "source": self.source}
+        return fact if self.range is None else {**fact, "range": list(self.range)}
 
 
 def within(low: float, high: float) -> dict[str, Any]:
@@ -127,8 +134,7 @@ def write_table(item: object, path: str, provenance: Mapping[str, Provenance]) -
             continue
         value = list(value) if isinstance(value, tuple) else value
         if field.metadata["fact"]:
-            origin = provenance[f"{path}.{field.name}"]
-            table[field.name] = {"value": value, "kind": origin.kind, "source": origin.source}
+            table[field.name] = provenance[f"{path}.{field.name}"].to_json(value)
         else:
             table[field.name] = value
     return table
@@ -163,7 +169,7 @@ def short(value: object) -> str:
 def _read_fact(entry: object, here: str, where: str) -> tuple[object, Provenance]:
     if not isinstance(entry, dict):
         raise UserError(f"{where}: {here} must be {{ value = ..., kind = ..., source = ... }}, not {short(entry)}")
-    refuse_unknown(entry, ("value", "kind", "source"), here, where)
+    refuse_unknown(entry, ("value", "kind", "source", "range"), here, where)
     for key in ("value", "kind", "source"):
         if key not in entry:
             raise UserError(f"{where}: {here} lacks {key!r}; a number stands with value, kind and source")
@@ -172,7 +178,18 @@ def _read_fact(entry: object, here: str, where: str) -> tuple[object, Provenance
         raise UserError(f"{where}: {here}: kind {short(kind)} is not one of {', '.join(KINDS)}")
     if not isinstance(source, str) or not source.strip() or len(source) > LONGEST_TEXT or "\n" in source:
         raise UserError(f"{where}: {here}: source must be one line of text that says where the number comes from")
-    return entry["value"], Provenance(kind=str(kind), source=source)
+    ends = _read_range(entry["range"], entry["value"], here, where) if "range" in entry else None
+    return entry["value"], Provenance(str(kind), source, ends)
+
+
+def _read_range(ends: object, value: object, here: str, where: str) -> tuple[float, float]:
+    numbers = [value, *ends] if isinstance(ends, list) and len(ends) == 2 else [None]
+    if any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in numbers):
+        raise UserError(f"{where}: {here}: range must be two numbers, the least and the most that the number may be")
+    number, low, high = (float(str(x)) for x in numbers)
+    if not 0 < low <= number <= high < math.inf:
+        raise UserError(f"{where}: {here}: range {low:g} to {high:g} must be above 0 and hold the value {number:g}")
+    return low, high
 
 
 def _checked(value: object, hint: Any, metadata: Mapping[str, Any], here: str, where: str) -> object:

@@ -98,8 +98,8 @@ def _inputs(search: Search, candidates: Sequence[Variant]) -> list[_Input]:
     board, f = search.question.board, search.question.factors
     errors: dict[str, float] = {}
     for variant in candidates:
-        for _, factor, error in numbers(board, variant):
-            errors[factor] = max(error, errors.get(factor, 0.0))
+        for n in numbers(board, variant):
+            errors[n.factor] = max(n.error, errors.get(n.factor, 0.0))
     found: list[_Input] = []
     used = [p for v in candidates for p in used_processors(v)]
     cpu = next((p for p in used if isinstance(p, CpuSlice)), None)

@@ -22,6 +22,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Llama-3.2-1B": _sizes("llama", 2048, 8192, 32, 8, 16, 128256, head_dim=64, **_TIED),
     "Llama-3.2-3B": _sizes("llama", 3072, 8192, 24, 8, 28, 128256, head_dim=128, **_TIED),
     "Phi-3-mini": _sizes("phi3", 3072, 8192, 32, 32, 32, 32064),
+    "Qwen1.5-1.8B": _sizes("qwen2", 2048, 5504, 16, 16, 24, 151936),
     "Qwen2.5-0.5B": _sizes("qwen2", 896, 4864, 14, 2, 24, 151936, **_TIED),
     "Qwen2.5-1.5B": _sizes("qwen2", 1536, 8960, 12, 2, 28, 151936, **_TIED),
     "Qwen2.5-7B": _sizes("qwen2", 3584, 18944, 28, 4, 28, 152064),

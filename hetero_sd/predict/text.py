@@ -13,8 +13,8 @@ from costmodel.roofline import CpuSlice
 from costmodel.uncertainty import used_processors
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.predict.sentences import change_notes, models_of, notes, rate, verdict, where_text
+from hetero_sd.predict.units import with_unit
 from hetero_sd.predict.variants import planned_variant
-from targets.device import Board
 
 _WIDTH = 118
 MOST_ROWS = 8
@@ -84,7 +84,10 @@ def facts_used(p: Prediction) -> list[tuple[str, Any, str, str]]:
     rows = []
     for path in dict.fromkeys(paths):
         origin = board.provenance[path]
-        rows.append((path, _at(board, path), origin.kind, origin.source))
+        value, spread = board.number(path), ""
+        if origin.range is not None:
+            spread = ", {} to {}".format(*(with_unit(path, end) for end in origin.range))
+        rows.append((path, value, origin.kind + spread, origin.source))
     return rows
 
 
@@ -136,17 +139,6 @@ def _ms(seconds: float) -> str:
 
 def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def _at(board: Board, path: str) -> Any:
-    """The number at a path of `provenance`."""
-    parts = path.split(".")
-    item: Any = board
-    if parts[0] == "clusters":
-        item, parts = board.cluster(parts[1]), parts[2:]
-    for part in parts:
-        item = getattr(item, part)
-    return item
 
 
 def _value(item: Any) -> str:

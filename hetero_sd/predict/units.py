@@ -10,6 +10,7 @@ _SUFFIXES = (
     ("_gb_per_s", "GB/s"),
     ("_ghz", "GHz"),
     ("_gflops", "GFLOP/s"),
+    ("_w", "W"),
     ("_flops_per_cycle", "operations a cycle"),
     ("_cycles", "cycles"),
     ("_ns", "ns"),

@@ -9,7 +9,7 @@ from costmodel import uncertainty
 from costmodel.question import Question
 from costmodel.search import Search
 from costmodel.ties import TIE_SHARE
-from costmodel.uncertainty import KIND_ERROR, Intervals, interval
+from costmodel.uncertainty import KIND_ERROR, Intervals, interval, number_errors
 from hetero_sd.predict.predict import bundle_question, predict
 from hetero_sd.sweep import sweep_point
 from targets.provenance import Provenance
@@ -23,6 +23,25 @@ def test_measured_numbers_make_it_narrower(published: Any, imx95: Any) -> None:
         found = interval(search, search.decide().best)
         ranges.append(found.high / found.low)
     assert ranges[1] < 0.7 * ranges[0]
+
+
+def test_a_range_decides_how_far_a_number_is_off(published: Any, imx95: Any) -> None:
+    """14 GB/s between 12.6 and 15 is 10 % sure downwards and 1/15 upwards; between 7 and 14 it cannot be more."""
+    path = "clusters.a55.bandwidth_all_threads_gb_per_s"
+    found = []
+    for ends, errors in (((12.6, 15.0), (0.1, 1 / 15)), ((7.0, 14.0), (0.5, 0.0)), (None, (0.3, 0.3))):
+        board = replace(imx95, provenance=imx95.provenance | {path: Provenance("assumed", "here", ends)})
+        assert number_errors(board, path) == pytest.approx(errors)
+        search = Search(Question(board, (published["Llama-3.2-1B"](),)))
+        best = search.decide().best
+        sure = interval(search, best)
+        assert sure.influences[0].error == pytest.approx((max(errors) ** 2 + 0.1**2) ** 0.5)
+        found.append((best.tokens_per_s / sure.low, sure.high / best.tokens_per_s))
+    near, below, without = found
+    assert near[0] < without[0] < below[0]
+    assert below[1] < without[1]
+    assert without[0] == pytest.approx(without[1], rel=0.02)  # the control: no range, as far up as down
+    assert below[0] > 1.5 * below[1]
 
 
 def test_decoding_rests_on_bandwidth(published: Any, imx95: Any) -> None:

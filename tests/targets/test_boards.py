@@ -102,6 +102,20 @@ def changed(path: str, value: object) -> dict[str, Any]:
 
 def test_the_names_of_the_issue_are_there() -> None:
     assert {"host", "imx95", "rk3588", "rk3566", "rpi5"} <= set(board_names())
+    assert {"rpi4", "rk3568", "imx93", "imx8mp"} <= set(board_names())
+
+
+@pytest.mark.parametrize("name", ["rpi4", "rk3568", "imx93", "imx8mp"])
+def test_what_nobody_published_is_assumed_with_a_range(name: str) -> None:
+    """Bandwidths decide a prediction: each is measured, or assumed between two ends that its source explains."""
+    board = load_board(name)
+    (cluster,) = board.clusters
+    for which in ("one_thread", "all_threads"):
+        path = f"clusters.{cluster.name}.bandwidth_{which}_gb_per_s"
+        origin = board.provenance[path]
+        assert origin.range is not None
+        assert origin.range[0] < board.number(path) < origin.range[1] <= board.dram.peak_bandwidth_gb_per_s
+    assert (board.gpu is None) == (name != "rk3568")  # the i.MX 8M Plus has a GPU that is no Mali
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,7 +154,8 @@ def test_peak_rates_of_the_rk3588() -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
-        UserError, match=r"'rk3599' is not known; known boards: host, host-split, imx95, .*rk3588.*\.toml"
+        UserError,
+        match=r"'rk3599' is not known; known boards: host, host-split, imx8mp, imx93, imx95, .*rk3588.*\.toml",
     ):
         load_board("rk3599")
 
@@ -194,11 +209,26 @@ def test_the_small_board_is_accepted() -> None:
         ("gpu.bandwidth_gb_per_s.value", 12, "gpu.bandwidth_gb_per_s 12 is above dram.peak_bandwidth_gb_per_s 10"),
         ("gpu.has_fp16.value", False, "gpu.has_fp16 and gpu.fp16_gflops 910 contradict each other"),
         ("dram.reserved_bytes.value", 1 << 32, "dram.reserved_bytes is not below dram.capacity_bytes"),
+        ("dram.peak_bandwidth_gb_per_s.range", [11, 12], "range 11 to 12 must be above 0 and hold the value 10"),
+        ("dram.peak_bandwidth_gb_per_s.range", [9], "range must be two numbers"),
+        ("dram.peak_bandwidth_gb_per_s.range", [9, True], "range must be two numbers"),
+        ("dram.peak_bandwidth_gb_per_s.range", [0, 12], "range 0 to 12 must be above 0"),
+        ("dram.peak_bandwidth_gb_per_s.range", [9, float("inf")], "range 9 to inf must be above 0"),
+        ("gpu.opencl_version.range", [2, 3], "range must be two numbers"),
+        ("clusters.0.cpu_ids.range", [0, 1], "range must be two numbers"),
         ("format", 2, "not a board of format 1"),
     ],
 )
 def test_what_is_wrong_and_where(path: str, value: object, message: str) -> None:
     assert message in refused(changed(path, value))
+
+
+def test_a_range_is_kept() -> None:
+    board = Board.from_json(changed("dram.peak_bandwidth_gb_per_s.range", [9, 12]))
+    assert board.provenance["dram.peak_bandwidth_gb_per_s"].range == (9.0, 12.0)
+    again = Board.from_json(json.loads(json.dumps(board.to_json())))
+    assert again.provenance == board.provenance
+    assert "range" not in Board.from_json(small_board()).to_json()["dram"]["peak_bandwidth_gb_per_s"]
 
 
 RATES = [(one, every) for one in ("read", "copy", "decoder") for every in ("read", "copy", "decoder")]

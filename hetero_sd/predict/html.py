@@ -24,10 +24,21 @@ from hetero_sd.predict.charts import Axis, Bar, Line, Mark, gain_map, line_chart
 from hetero_sd.predict.chrome_trace import round_spans
 from hetero_sd.predict.figure import STYLE
 from hetero_sd.predict.predict import Prediction
-from hetero_sd.predict.sentences import gpu_note, models_of, notes, rate, verdict, where_text
+from hetero_sd.predict.sentences import (
+    change_notes,
+    gpu_note,
+    models_of,
+    notes,
+    plural,
+    rate,
+    time_note,
+    verdict,
+    wait,
+    where_text,
+)
 from hetero_sd.predict.story import MOST_GAMMA, gain_over_baseline, outcome_text, relative_cost
 from hetero_sd.predict.text import MOST_POTENTIAL, MOST_ROWS, facts_used
-from hetero_sd.predict.units import with_unit
+from hetero_sd.predict.units import size, with_unit
 
 _ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _STEPS = ("verify, decode", "draft", "loop")  # colours of the timeline
@@ -46,8 +57,13 @@ def html_report(p: Prediction) -> str:
         chart_style=Markup(STYLE),
         board=p.question.board,
         verdict=verdict(p),
-        notes=notes(p),
+        figures=_figures(p),
+        command=p.command,
+        changes=change_notes(p),
+        assumed=p.assumed,
+        notes=[note for note in notes(p) if note not in time_note(p)],
         variants=_variants(p),
+        potential=_potential(p),
         speculation=_speculation(p),
         verify=_verify_curves(p),
         roofline=_roofline(p),
@@ -62,15 +78,33 @@ def _both(draw: Callable[..., str], *arguments: Any) -> dict[str, Markup]:
     return {"wide": Markup(draw(*arguments)), "narrow": Markup(draw(*arguments, narrow=True))}
 
 
+_TITLES = ("mode", "gamma", "tokens/s", "interval", "x same", "x best", "memory", "where, and why")
+
+
+def _figures(p: Prediction) -> list[dict[str, str]]:
+    """The few numbers that stand first."""
+    best, sure, t = p.decision.best, p.intervals[0], p.time
+    found = [("tokens a second", rate(best.tokens_per_s), f"{rate(sure.low)} to {rate(sure.high)}")]
+    if t is not None:
+        found.append(("first token after", wait(t.first_token_s), f"a prompt of {plural(t.prompt_tokens, 'token')}"))
+        found.append(("whole answer after", wait(t.answer_s), plural(t.new_tokens, "token")))
+    found.append(("memory", size(best.memory.total_bytes), f"of {size(p.search.free_bytes)} that are free"))
+    if t is not None and t.energy_j is not None and t.watts is not None:
+        found.append(("energy of the answer", f"{t.energy_j:.3g} J", f"at {t.watts:g} W of the whole board"))
+    return [{"name": name, "value": value, "note": note} for name, value, note in found]
+
+
 def _variants(p: Prediction) -> dict[str, Any]:
     rows = [
         _variant(v, f"{rate(i.low)} to {rate(i.high)}", "best" if v == p.decision.best else "")
         for v, i in list(zip(p.decision.leading, p.intervals, strict=True))[:MOST_ROWS]
     ]
     rows += [_variant(v, "does not fit", "no") for v in p.decision.not_fitting[:MOST_ROWS]]
-    rows += [_variant(v, "potential", "no") for v in p.potential[:MOST_POTENTIAL]]
-    titles = ["mode", "gamma", "tokens/s", "interval", "x same", "x best", "memory", "where, and why"]
-    return {"titles": titles, "rows": rows}
+    return {"titles": _TITLES, "rows": rows}
+
+
+def _potential(p: Prediction) -> dict[str, Any]:
+    return {"titles": _TITLES, "rows": [_variant(v, "", "no") for v in p.potential[:MOST_POTENTIAL]]}
 
 
 def _variant(v: Variant, sure: str, style: str) -> dict[str, Any]:
@@ -216,8 +250,10 @@ def _facts(p: Prediction) -> dict[str, Any]:
         {"style": "", "cells": [path, with_unit(path, value), kind, source]}
         for path, value, kind, source in facts_used(p)
     ]
-    factors = ", ".join(f"{name} {with_unit(name, value)}" for name, value in p.question.factors.to_json().items())
-    return {"titles": ["number", "value", "kind", "source"], "rows": rows, "factors": factors}
+    values = p.question.factors.to_json().items()
+    factors = [{"style": "", "cells": [name, with_unit(name, value)]} for name, value in values]
+    titles = ["number", "value", "kind", "source"]
+    return {"titles": titles, "rows": rows, "factor_titles": ["factor", "value"], "factors": factors}
 
 
 def _processor(placement: Placement) -> Processor:

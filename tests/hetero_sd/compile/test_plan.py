@@ -13,6 +13,7 @@ from costmodel.format import Format
 from costmodel.question import Question, factors_of
 from costmodel.search import Search
 from costmodel.standard_decoder import Blocks, standard_decoder
+from costmodel.ties import TIE_SHARE
 from hetero_sd.compile.context import whole_context
 from hetero_sd.compile.plan import Overrides, make_plan
 from hetero_sd.predict.inputs import AlphaFile
@@ -130,7 +131,7 @@ def test_measured_acceptance_and_factors_of_the_board_decide() -> None:
     ratio = make_plan(board, PAIR, 256)[0].prediction.tokens_per_s / (
         make_plan(slower, PAIR, 256)[0].prediction.tokens_per_s
     )
-    assert 1.3 < ratio <= 2.0
+    assert 1.3 < ratio <= 2.0 / (1 - TIE_SHARE)  # a surer variant may be taken in a tie
 
 
 def test_vocabularies_padded_differently_share_a_tokenizer() -> None:

@@ -119,6 +119,34 @@ def test_it_has_every_chart(report: Path) -> None:
     assert "predicted" in page.text
 
 
+def test_few_numbers_come_first_and_the_rest_is_folded(report: Path) -> None:
+    text = report.read_text("utf-8")
+    first, rest = text.split("<details>", 1)
+    top = Balanced()
+    top.feed(first.split("<body>", 1)[1])
+    for said in (
+        "tokens a second",
+        "first token after",
+        "whole answer after",
+        "hetero-sd compile",
+        "What would change",
+    ):
+        assert said in top.text, said
+    assert len(re.findall(r"\d[\d.]*", first.split("<dl", 1)[1].split("</dl>")[0])) < 15
+    assert "<svg" not in first
+    assert "<table" not in first
+    assert "<details open" not in text
+    for folded in (
+        "Leading variants",
+        "Potential: predicted to be faster",
+        "Roofline",
+        "Numbers it rests on",
+        "Factors",
+    ):
+        assert folded in rest, folded
+    assert re.search(r"<td[^>]*><span>gpu_dispatch</span></td>", rest)  # a factor a row
+
+
 @pytest.mark.slow
 def test_names_from_files_are_escaped(report: Path) -> None:
     text = report.read_text("utf-8")

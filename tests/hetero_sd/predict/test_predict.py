@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,13 @@ from typing import Any
 import pytest
 from golden import Golden
 
+from costmodel.question import Question
+from costmodel.uncertainty import alpha_bounds
 from hetero_sd.cli import main
+from hetero_sd.predict.known_models import known_model
+from hetero_sd.predict.predict import predict
 from targets.boards import load_board
+from targets.device import Board
 
 ROOT = Path(__file__).parent.parent.parent
 EXPORTS = ROOT / "data" / "exports"
@@ -281,3 +287,41 @@ def test_what_a_tie_is(speeds: Any, intervals: Any, chosen: int) -> None:
     found = settle_ties(decision, lambda variant: sure[variant.tokens_per_s])
     assert found.best.tokens_per_s == pytest.approx(speeds[chosen])
     assert [v.tokens_per_s for v in found.leading] == pytest.approx([speeds[chosen], speeds[1 - chosen]])
+
+
+def test_the_interval_holds_an_acceptance_that_nobody_measured() -> None:
+    models = [known_model(name, "float16") for name in ("Qwen2.5-1.5B", "Qwen2.5-0.5B")]
+    question = Question(load_board("rpi5"), (models[0],), (models[1],), 0.8)
+    assumed, given = predict(question), predict(question, alpha_given=True)
+    assert alpha_bounds(0.8, "assumed") == pytest.approx((0.65, 0.95))
+    assert alpha_bounds(0.98, "given") == pytest.approx((0.93, 1.0))
+    assert alpha_bounds((0.9, 0.02), "given") == (
+        [pytest.approx(0.85), 0.0],
+        [pytest.approx(0.95), pytest.approx(0.07)],
+    )
+    effects = {}
+    for name, p in (("assumed", assumed), ("given", given)):
+        drafts = next(i for v, i in zip(p.decision.leading, p.intervals, strict=True) if v.gamma)
+        effects[name] = next((i.effect for i in drafts.influences if i.number == "acceptance"), 0.0)
+        alone = next(i for v, i in zip(p.decision.leading, p.intervals, strict=True) if not v.gamma)
+        assert "acceptance" not in {i.number for i in alone.influences}  # the control: nothing is drafted
+    assert effects["assumed"] > 2 * effects["given"] > 0
+    assert assumed.alpha_source == "0.8, assumed"
+    assert given.alpha_source == "0.8, given"
+
+
+def test_the_interval_holds_kernels_that_ran_under_emulation_only() -> None:
+    """Arithmetic of AArch64 kernels is 30 % unsure, until a calibration of the board fitted it."""
+    spec = known_model("Qwen2.5-0.5B", "int4")
+    board = load_board("rpi5")
+    fact = {"value": 1.0, "kind": "measured", "source": "fitted"}
+    fitted = Board.from_json(board.to_json() | {"factors": {"compute": fact}})
+    errors = []
+    for each in (board, fitted):
+        p = predict(Question(each, (spec,)))
+        found = {i.number: i.error for i in p.intervals[0].influences}
+        errors.append(found["clusters.a76.core.fp32_flops_per_cycle"])
+    kind_error = {"datasheet": 0.10, "assumed": 0.30, "measured": 0.05}[
+        board.provenance["clusters.a76.core.fp32_flops_per_cycle"].kind
+    ]
+    assert errors == pytest.approx([math.hypot(kind_error, 0.30), math.hypot(kind_error, 0.05)])

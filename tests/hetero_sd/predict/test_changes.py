@@ -1,0 +1,89 @@
+"""What would change a verdict: the value of each input at which it flips."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from costmodel.question import Question
+from costmodel.search import Search
+from hetero_sd.predict.changes import Change, kind, what_would_change
+from hetero_sd.predict.known_models import known_model
+from hetero_sd.predict.predict import predict
+from hetero_sd.predict.sentences import change_notes
+from targets.boards import load_board
+
+FACTORS = {
+    "DRAM bandwidth": ("bandwidth", "bandwidth_one_thread"),
+    "time of the CPU": ("compute", "attention", "serial"),
+    "bandwidth of GPU": ("gpu_bandwidth",),
+    "arithmetic of GPU": ("gpu_compute", "gpu_attention"),
+    "dispatch": ("gpu_dispatch",),
+}
+
+
+def pair(board: str, alpha: float = 0.8, target: str = "Qwen2.5-1.5B", draft: str = "Qwen2.5-0.5B") -> Question:
+    models = [known_model(name, "float16") for name in (target, draft)]
+    return Question(load_board(board), (models[0],), (models[1],), alpha)
+
+
+def moved(question: Question, change: Change, value: float) -> Question:
+    """The question with that input at another value."""
+    if change.name == "acceptance":
+        return replace(question, alpha=value)
+    names = next(names for start, names in FACTORS.items() if change.name.startswith(start))
+    scaled = {name: getattr(question.factors, name) * value / change.now for name in names}
+    return replace(question, factors=replace(question.factors, **scaled))
+
+
+def fastest_whole(question: Question) -> tuple[object, ...]:
+    """The kind of the fastest variant with whole models, by looking at every thread count and draft length."""
+    search, found = Search(question), []
+    (target,), (draft,) = question.targets, question.drafts
+    for group in search.groups():
+        for here in group:
+            place = search.costs(target).whole(here)
+            found.append(search.price("target-only", target, place))
+            for there in group:
+                drafter = search.costs(draft).whole(there)
+                found += [search.price("sequential", target, place, draft, drafter, g) for g in range(1, 9)]
+    return kind(max(found, key=lambda v: v.tokens_per_s))
+
+
+@pytest.mark.parametrize(("board", "alpha"), [("rpi5", 0.8), ("imx95", 0.9), ("rpi5", 0.3)])
+def test_the_verdict_flips_where_it_is_said_to(board: str, alpha: float) -> None:
+    """Every whole placement on either side of the value: another answer beyond it, and the same before it."""
+    p = predict(pair(board, alpha))
+    search = p.search
+    decision = search.decide()
+    found = what_would_change(search, decision, p.alphas)
+    assert 1 <= len(found) <= 3
+    assert [c.errors for c in found] == sorted(c.errors for c in found)
+    flips = [c for c in found if c.flips_at is not None]
+    assert flips
+    for change in flips:
+        assert change.flips_at is not None
+        ends = [moved(search.question, change, change.now + (change.flips_at - change.now) * s) for s in (0.97, 1.03)]
+        before, after = map(fastest_whole, ends)
+        assert before == kind(decision.best), change
+        assert after != kind(decision.best), change
+
+
+def test_an_input_that_nothing_rests_on_flips_nothing() -> None:
+    alone = Question(load_board("rpi5"), (known_model("Qwen2.5-0.5B", "float16"),))
+    search = Search(replace(alone, one_process=True, overlapped=False))
+    assert what_would_change(search, search.decide(), None) == ()  # there is one way to run it
+
+
+def test_changes_in_words() -> None:
+    p = predict(pair("rpi5"))
+    flips = Change("acceptance", "", 0.8, 0.5612, 0.0, 1.0, "M on a76 alone", 2.0)
+    same = Change("dispatch of a GPU kernel", "us", 6.0, None, 0.75, 48.0, "", math.inf)
+    assert change_notes(replace(p, changes=(flips, same))) == [
+        "acceptance: 0.8 now; below 0.561 M on a76 alone is faster",
+        "dispatch of a GPU kernel: 6 us now; nothing flips between 0.75 us and 48 us",
+    ]
+    tied = replace(p, changes=(flips,), decision=replace(p.decision, tied=p.decision.best))
+    assert change_notes(tied) == ["acceptance: 0.8 now; below 0.561 the tie with M on a76 alone ends"]

@@ -27,12 +27,14 @@ def compile_text(result: CompileResult, out: Path) -> str:
     lines.append(f"  - end of text: id {eos}, from {Path(result.tokenizer.eos_source).name}")
     lines += [f"  - {note}" for note in result.notes]
     lines += ["", *variant_table(result.prediction, _MOST_VARIANTS), ""]
-    lines.append(f"{'model':8}{'layers':>8}{'multiplied':>14}{'in ONNX':>10}{'packed':>10}{'library':>10}  entry points")
+    heads = f"{'model':8}{'layers':>8}{'multiplied':>15}{'in ONNX':>10}{'packed':>10}{'library':>10}"
+    lines.append(f"{heads}  entry points")
     for role, built in result.models.items():
         m = built.facts
         widths = ", ".join(map(str, m.widths))
         sizes = "".join(f"{_size(n):>10}" for n in (built.source_bytes, built.weights_bytes, built.library_bytes))
-        lines.append(f"{role:8}{m.layers:>8}{f'{m.weight_dtype} x {m.activations}':>14}{sizes}  {widths} and prefill {m.prefill_width}")
+        multiplied = f"{m.weight_dtype} x {m.activations}"
+        lines.append(f"{role:8}{m.layers:>8}{multiplied:>15}{sizes}  {widths} and prefill {m.prefill_width}")
     lines.append(f"bundle {out}: {_size(result.bundle_bytes)}; {_how_to_run(result, out)}")
     return "\n".join(lines)
 

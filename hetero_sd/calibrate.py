@@ -12,6 +12,7 @@ from typing import Any
 
 from costmodel.decoder import DecoderSpec
 from costmodel.fit import Fit, Point, fit
+from costmodel.format import FLOAT
 from costmodel.question import factors_of
 from costmodel.schema.measured import GPU, MIXED, Measured
 from costmodel.schema.record import SchemaError
@@ -71,9 +72,9 @@ def calibrate(request: CalibrateRequest) -> Calibrated:
         UserError: a file or name that cannot be used.
     """
     board = load_board(request.board, measure=False)
-    specs = {"target": load_specs(request.target, ["float32"], 2)[0]}
+    specs = {"target": load_specs(request.target, ["float32"], 2, activations=FLOAT)[0]}
     if request.draft is not None:
-        specs["draft"] = load_specs(request.draft, ["float32"], 2)[0]
+        specs["draft"] = load_specs(request.draft, ["float32"], 2, activations=FLOAT)[0]
     cluster = request.cluster or max(board.clusters, key=lambda c: c.bandwidth_all_threads_gb_per_s).name
     board.cluster(cluster)  # refuses an unknown name
     measured = [read_measured(path) for path in request.measured]
@@ -114,7 +115,8 @@ def points_of(data: Measured, path: Path, specs: dict[str, DecoderSpec], cluster
         if p.model not in specs:
             raise UserError(f"{path}: point {i} is of the {p.model}: give it with --{p.model}")
         where = (GPU, 1) if p.processor == GPU else (cluster, data.threads)
-        found.append(Point(specs[p.model], *where, p.n, p.past, p.seconds, p.bandwidth_gb_per_s, p.stable, p.chunk))
+        spec = specs[p.model].with_int8_activations() if p.model in data.int8_activations else specs[p.model]
+        found.append(Point(spec, *where, p.n, p.past, p.seconds, p.bandwidth_gb_per_s, p.stable, p.chunk))
     return found
 
 

@@ -11,7 +11,7 @@ from costmodel.schema.plan import MOST_THREADS, Cpu
 from costmodel.schema.record import Entries, OneOf, Record, SchemaError, Within
 from targets.backend import names
 
-CALIBRATION_FORMAT = 1
+CALIBRATION_FORMAT = 2
 GPU = "gpu"
 MIXED = "mixed"
 Seconds = Annotated[float, Within(above=0, most=1e4)]
@@ -172,6 +172,7 @@ class Measured(Record):
         bandwidths: of each cluster and the GPU, alone and two together.
         gpu: what it costs; None where no model runs there.
         region_cost_s: what a parallel region adds, by threads; empty where it was not measured.
+        int8_activations: the models whose CPU kernels multiplied int8 activations.
         points: the timed steps.
         not_measured: the steps that there was no time for.
         passes: over all steps.
@@ -188,6 +189,7 @@ class Measured(Record):
     bandwidths: tuple[MeasuredBandwidth, ...]
     gpu: MeasuredGpu | None
     region_cost_s: dict[Annotated[int, Within(2, MOST_THREADS)], Annotated[float, Within(0, 1)]]
+    int8_activations: tuple[Role, ...]
     points: tuple[MeasuredPoint, ...]
     not_measured: tuple[MeasuredStep, ...]
     passes: Count

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from costmodel.engine import ENGINES, OURS
+from costmodel.format import FLOAT, INT8
 from hetero_sd.commands.parser import Subparsers, subcommand
 from hetero_sd.compile.place import RULES
 from hetero_sd.predict.like import LIKE
@@ -73,6 +74,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "in :BLOCK, the weights that share a scale; q8_0 and q4_0 count bytes as GGUF files of these names",
     )
     p.add_argument("--head", metavar="F", help="format of a config.json's head (default: as --weights)")
+    p.add_argument(
+        "--activations",
+        choices=(FLOAT, INT8),
+        help="what int4 and int8 weights are multiplied with on a CPU (default: int8 where an ONNX file allows it, and "
+        "for a config.json)",
+    )
     p.add_argument("--kv", metavar="F", default=RUNTIME_KV, help=f"of the KV cache: {', '.join(KV_BYTES)}")
     p.add_argument("--like", metavar="NAME", help=f"a published configuration: {', '.join(LIKE)}")
     p.add_argument("--sampled", action="store_true", help="tokens are sampled, not the best ones")
@@ -138,6 +145,7 @@ def request_of(options: argparse.Namespace) -> PredictRequest:
         weights=None if options.weights is None else tuple(options.weights.split(",")),
         head=options.head,
         kv=options.kv,
+        activations=options.activations,
         threads=options.threads,
         place=None if options.place == "auto" else options.place,
         gamma=options.gamma,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
+from costmodel.format import INT8
 from costmodel.question import Question, Variant
 from costmodel.search import Search
 from hetero_sd.predict.like import like
@@ -39,7 +40,8 @@ def _stored(spec: DecoderSpec) -> str:
     layers, head = spec.linears(spec.attentions[0].part)[0].format, spec.head.format
     formats = f"{format_text(layers)}, head {head.dtype if head.dtype != layers.dtype else 'the same'}"
     read = spec.weight_bytes - (0 if spec.tied else spec.embedding.matrix_bytes)
-    return f"{spec.name}: {formats} (--weights, --head), {size(read)} of weights read a step"
+    codes = "; int8 activations on a CPU (--activations)" if spec.activations == INT8 else ""
+    return f"{spec.name}: {formats} (--weights, --head), {size(read)} of weights read a step{codes}"
 
 
 def compile_command(request: PredictRequest, best: Variant, question: Question) -> str:

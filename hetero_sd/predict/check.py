@@ -15,6 +15,7 @@ from costmodel.schema.plan import TARGET_ONLY
 from costmodel.search import Search
 from costmodel.uncertainty import Interval, interval
 from hetero_sd.predict.answer_time import CHUNK, prompt_s
+from hetero_sd.predict.inputs import with_activations
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.published import Published, boards_with_measurements, published_on
 from targets.boards import load_board
@@ -80,7 +81,7 @@ def check_boards(names: Sequence[str], engine: str) -> list[Checked]:
 
 def check_one(board: Board, published: Published, engine: str) -> Checked:
     """One measurement: the target alone on those threads, in the middle of the generated text."""
-    spec = known_model(published.model, published.weights, published.head, published.kv)
+    spec = with_activations(known_model(published.model, published.weights, published.head, published.kv), None)
     cluster = board.cluster(published.cluster)
     if published.threads > cluster.count:
         raise UserError(f"board {board.name}: {published.threads} threads on {cluster.count} cores of {cluster.name}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
+from costmodel.format import FLOAT, INT8
 from costmodel.question import factors_of
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.predict.config_json import specs_from_config
@@ -44,9 +45,17 @@ def check_formats(names: Sequence[str], head: str | None = None) -> None:
 
 
 def load_specs(
-    path: Path, formats: Sequence[str], context: int, head: str | None = None, kv: str = RUNTIME_KV
+    path: Path,
+    formats: Sequence[str],
+    context: int,
+    head: str | None = None,
+    kv: str = RUNTIME_KV,
+    activations: str | None = None,
 ) -> tuple[DecoderSpec, ...]:
     """The decoder of an ONNX file, or of a config.json in each format.
+
+    Activations that are left open are int8 where an ONNX file allows it, and for a config.json wherever a kernel has
+    them: exporters of int4 and int8 models for CPUs allow it.
 
     Raises:
         UserError: no such file, not a decoder of a kind we know, or a head's format for an ONNX file, which has one.
@@ -54,14 +63,21 @@ def load_specs(
     if not path.is_file():
         raise UserError(f"model {path}: there is no such file")
     if path.suffix == ".json":
-        return specs_from_config(path, formats, head, kv)
+        return tuple(with_activations(spec, activations) for spec in specs_from_config(path, formats, head, kv))
     if head is not None:
         raise UserError(f"--head {head}: {path} is an ONNX file, which says how its head is stored; leave --head out")
     from passes.analysis.count_work import count_work
     from passes.onnx import canonicalise
 
-    spec = count_work(canonicalise(path, max(2, context)), path.absolute().parent.name + "/" + path.name)
-    return (replace(spec, kv_bytes_per_value=kv_bytes(kv)),)
+    decoder = canonicalise(path, max(2, context))
+    spec = count_work(decoder, path.absolute().parent.name + "/" + path.name)
+    allowed = INT8 if decoder.facts.int8_activations else FLOAT
+    return (replace(with_activations(spec, activations or allowed), kv_bytes_per_value=kv_bytes(kv)),)
+
+
+def with_activations(spec: DecoderSpec, activations: str | None) -> DecoderSpec:
+    """The decoder with FLOAT or INT8 activations on a CPU; None is INT8 where a kernel has them."""
+    return spec if activations == FLOAT else spec.with_int8_activations()
 
 
 def read_alpha_file(path: Path, sampled: bool = False) -> AlphaFile:

@@ -11,7 +11,7 @@ from costmodel.question import Question
 from costmodel.roofline import CpuSlice
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.compile.place import place_models
-from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs
+from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, with_activations
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.like import like
 from hetero_sd.predict.weight_formats import RUNTIME_KV, kv_bytes
@@ -43,6 +43,7 @@ class PredictRequest:
         weights: formats that the weights of a config.json are considered in; None is float16, or what `like` says.
         head: format of its head; None is what `weights` says.
         kv: type of the KV caches.
+        activations: FLOAT or INT8 for int4 and int8 weights on a CPU; None is as load_specs takes it.
         threads: ``4`` or ``a76:4``: threads of a cluster (the first one); None decides it.
         place: a rule of hetero_sd/compile/place.py; None decides it.
         gamma: drafted tokens a round; None decides it.
@@ -64,6 +65,7 @@ class PredictRequest:
     weights: tuple[str, ...] | None = None
     head: str | None = None
     kv: str = RUNTIME_KV
+    activations: str | None = None
     threads: str | None = None
     place: str | None = None
     gamma: int | None = None
@@ -177,9 +179,10 @@ def _models(request: PredictRequest, context: int) -> tuple[tuple[DecoderSpec, .
     names = (None, None) if known is None else (known.target, known.draft)
     for path, name in zip((request.target, request.draft), names, strict=True):
         if path is not None:
-            found.append(load_specs(path, request.formats, context, request.head, request.kv))
+            found.append(load_specs(path, request.formats, context, request.head, request.kv, request.activations))
         elif name is not None:
-            found.append(tuple(known_model(name, f, request.head, request.kv) for f in request.formats))
+            specs = (known_model(name, f, request.head, request.kv) for f in request.formats)
+            found.append(tuple(with_activations(spec, request.activations) for spec in specs))
         else:
             found.append(())
     return found[0], found[1]

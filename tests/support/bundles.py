@@ -113,7 +113,7 @@ def some_measured(points: tuple[MeasuredPoint, ...] = (), **changes: Any) -> Mea
     """What run.py --calibrate says for rk3588: A76 on CPUs 4 to 7, A55 on 0 to 3, and a GPU."""
     a76, a55, state = (4, 5, 6, 7), (0, 1, 2, 3), MachineState({}, None)
     measured = Measured(
-        format=1,
+        format=2,
         threads=4,
         cpus=(*a55, *a76),
         bandwidth_gb_per_s=16.0,
@@ -126,6 +126,7 @@ def some_measured(points: tuple[MeasuredPoint, ...] = (), **changes: Any) -> Mea
         ),
         gpu=MEASURED_GPU,
         region_cost_s={},
+        int8_activations=(),
         points=points,
         not_measured=(),
         passes=8,

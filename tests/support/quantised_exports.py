@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -147,7 +148,10 @@ def quantised_exports(data: Path = DATA) -> Path:
         fresh = Path(scratch) / "quantised"
         for name, (source, make) in MADE.items():
             (fresh / name).mkdir(parents=True)
-            make(source_of(source), fresh / name / "model.onnx")
+            copy = Path(scratch) / "source"  # the quantisers write beside it, and another test session may do so, too
+            shutil.copytree(source_of(source).parent, copy, dirs_exist_ok=True)
+            make(copy / "model.onnx", fresh / name / "model.onnx")
+            shutil.rmtree(copy)
         (fresh / ".sha256").write_text(digest)
         if folder.exists():
             os.replace(folder, Path(scratch) / "old")

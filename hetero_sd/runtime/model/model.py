@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from costmodel.format import INT8
 from costmodel.schema.model import SegmentFacts
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.manifest_checks import check_models
@@ -55,6 +56,7 @@ class CompiledModel(Model):
         self.name, self.vocab, self.context = name, facts.vocab, facts.context
         self._facts, self._bundle, self._note = facts, bundle, note or (lambda _: None)
         self.widths, self.prefill_width = tuple(facts.widths), facts.prefill_width
+        self.int8_activations = facts.activations == INT8
         self._steps = Steps(name, self.widths, facts.prefill_width, facts.context)
         self._weights = Weights(bundle.path(facts.weights, hashed=False), huge_pages)
         if self._weights.metadata.get("model") != name:

@@ -252,5 +252,5 @@ class DecoderSpec:
 
 
 def _with_codes(op: Operator) -> Operator:
-    kernel = op.kind == "linear" and takes_codes(op.format.block, op.k)
+    kernel = op.kind == "linear" and op.format.integers and takes_codes(op.format.block, op.k)
     return replace(op, activations=INT8) if kernel else op

@@ -34,6 +34,8 @@ WEIGHT_TYPES = {
     "bfloat16": WeightType(16, gpu_unpack=1.0),
     "int8": WeightType(8, True, cpu_unpack=4.0, gpu_unpack=4.0),  # widen, to float, subtract zero, scale
     "int4": WeightType(4, True, cpu_unpack=6.0, gpu_unpack=5.0),  # mask or shift first, widen twice on the CPU
+    "nf4": WeightType(4, True, cpu_unpack=22.0, gpu_unpack=22.0),  # shift, mask, 4 tests, 15 selects, scale
+    "fp4": WeightType(4, True, cpu_unpack=22.0, gpu_unpack=22.0),
 }
 
 
@@ -79,6 +81,11 @@ class Format:
     def quantised(self) -> bool:
         """Whether weights are stored in blocks with scales."""
         return self.block > 0
+
+    @property
+    def integers(self) -> bool:
+        """Whether weights are integers with scales, which int8 activations can be multiplied by."""
+        return self.quantised and self.dtype.startswith("int")
 
     def nbytes(self, k: int, columns: int) -> int:
         """Bytes of a [k, columns] matrix: weights, scales and zero points."""

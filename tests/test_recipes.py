@@ -117,7 +117,7 @@ def test_a_weight_type_is_priced_from_its_entry(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="weight format 'int2' is not known"):
         Format("int2", block=32, scale_dtype="float16")
     monkeypatch.setitem(weight_formats.WEIGHT_TYPES, "int2", WeightType(2, True, cpu_unpack=7.0, gpu_unpack=6.0))
-    with pytest.raises(UserError, match="int8 and int4 and int2 have scales"):
+    with pytest.raises(UserError, match="int8 and int4 and nf4 and fp4 and int2 have scales"):
         Format("int2")
     matrix_bytes, cycles, gpu_s = {}, {}, {}
     board = load_board("rk3588")

@@ -23,6 +23,7 @@ from passes.onnx.label_parts import computed_nodes, part_of, row_inputs
 from passes.onnx.pass_context import attribute, describe
 from passes.onnx.prove.gate import gate_of, is_gate_alone, sigmoid_of_silu
 from passes.onnx.prove.weight_expression import initializer_of
+from passes.onnx.rewrite.blocks_of_columns import BNB4_TABLES
 from passes.onnx.weight_sizes import LINEAR, linear_size, table_size
 
 _SAME_ROW = ("Reshape", "Split", "Mul", "Add")  # with one computed input: a view, a part, a factor, a bias
@@ -85,7 +86,7 @@ def _table(c: _Counter, node: Any) -> Iterator[Operator]:
 
 
 def _linear(c: _Counter, node: Any) -> Iterator[Operator]:
-    quantised = node.op_type == "MatMulNBits"
+    quantised = node.op_type != "MatMul"
     k, columns = linear_size(node)
     stored = _blocks(node) if quantised else Format(_dtype(initializer_of(node.inputs[1])))
     made = c.operator(node, "linear", columns, k=k, format=stored)
@@ -167,6 +168,7 @@ _COUNT: dict[str, Callable[[_Counter, Any], Iterator[Operator]]] = {
     "GatherBlockQuantized": _table,
     "MatMul": _linear,
     "MatMulNBits": _linear,
+    "MatMulBnb4": _linear,
     "Add": _add,
     "Mul": _mul,
     "Gelu": _gelu,
@@ -289,6 +291,9 @@ def _given(node: Any, i: int) -> bool:
 
 def _blocks(node: Any) -> Format:
     """The format of a block-quantised matrix or table: bits and block are attributes, the rest is in the tensors."""
+    if node.op_type == "MatMulBnb4":
+        table = BNB4_TABLES[attribute(node, "quant_type")]
+        return Format(table, int(attribute(node, "block_size")), _dtype(initializer_of(node.inputs[2])))
     bits, zeros = int(attribute(node, "bits", 4)), _given(node, 3)
     zero = _dtype(initializer_of(node.inputs[3])) if zeros else "uint8"
     scale = _dtype(initializer_of(node.inputs[2]))

@@ -77,7 +77,9 @@ def _quantised(attrs: Any, scale: Any, zero: Any, stored: Stored) -> Sizes:
 def _linear_nbits(call: Any, stored: Stored) -> Sizes:
     x, _, scale, zero = call.args
     _, n, k = sizes(x)
-    return {"n": n, "k": k, "columns": int(call.attrs["columns"]), **_quantised(call.attrs, scale, zero, stored)}
+    table = {"table": str(call.attrs["table"])} if "table" in call.attrs else {}
+    found = _quantised(call.attrs, scale, zero, stored)
+    return {"n": n, "k": k, "columns": int(call.attrs["columns"]), **found, **table}
 
 
 def _linear_int(call: Any, stored: Stored) -> Sizes:

@@ -68,6 +68,11 @@ def unpack_bits(q: Array, bits: int, width: int) -> Array:
     return q[:, :width]
 
 
+def swap_nibbles(q: Array, swap: bool = True) -> Array:
+    """Bytes with the low four bits high and the high ones low, or as they are."""
+    return q >> 4 | q << 4 if swap else q
+
+
 def pack_quantised(q: Array, bits: int, k: int, panel: int) -> Array:
     """MatMulNBits' B [N, blocks, bytes] -> words [ceil(N / panel), ceil(K / steps), panel] of steps = 32 / bits values.
 
@@ -144,7 +149,13 @@ class PackWeights:
         blocks, k_blocks = -(-n // panel), -(-k // block)
         if kind == "q":
             words = (blocks, -(-k * bits // 32), panel)
-            return PackedWeight(name, words, "uint32", lambda q: pack_quantised(q.reshape(n, -1), bits, k, panel))
+            high_first = "table" in attrs  # as MatMulBnb4 stores the codes of a byte
+            return PackedWeight(
+                name,
+                words,
+                "uint32",
+                lambda q: pack_quantised(swap_nibbles(q, high_first).reshape(n, -1), bits, k, panel),
+            )
         packed = (blocks, k_blocks, panel)
         if kind == "scale" or dtype != "uint8":  # zero points of HQQ are floats, stored as the scales are
             return PackedWeight(name, packed, dtype, lambda s: to_panels(s.reshape(n, k_blocks).T, panel))

@@ -20,6 +20,7 @@ from passes.onnx.prove.check_logits import check_logits
 from passes.onnx.prove.check_vocabulary import check_vocabulary
 from passes.onnx.prove.context_limit import ContextTooLong, check_stated_positions, too_long
 from passes.onnx.rewrite.add_cache import add_cache
+from passes.onnx.rewrite.blocks_of_columns import blocks_of_columns
 from passes.onnx.rewrite.canonical_matmuls import canonical_matmuls
 from passes.onnx.rewrite.drop_fake_quantisation import drop_fake_quantisation
 from passes.onnx.rewrite.exact_quantised import exact_quantised
@@ -67,6 +68,7 @@ PIPELINE: list[Pass] = [
     last_axis,
     fold_constants,
     lower_dequantize,
+    blocks_of_columns,
     unfuse_onnxruntime,
     check_logits,
     resolve_shapes,

@@ -9,6 +9,7 @@ from costmodel.place import HEAD
 from passes.onnx.label_parts import part_of
 from passes.onnx.pass_context import Importing, attribute
 from passes.onnx.prove.weight_expression import initializer_of
+from passes.onnx.rewrite.blocks_of_columns import BNB4_TABLES
 from passes.onnx.weight_sizes import LINEAR, linear_size, table_size
 from targets.errors import UserError
 
@@ -38,7 +39,8 @@ class DecoderFacts:
         context: positions the rope tables cover.
         rope: None if no layer rotates.
         tied: embedding and head read the same initialiser.
-        weight_dtype: "float32", "float16", "bfloat16", "int4" or "int8": of the largest share of the bytes of matrices.
+        weight_dtype: "float32", "float16", "bfloat16", "int4", "int8", "nf4" or "fp4": of the largest share of the
+            bytes of matrices.
         family: hint for people: "llama", "qwen2" (biased q, k, v), "qwen3" (q/k norm), "mistral" (a window), "phi3"
             (packed projections), "gemma2" (scaled embedding, soft caps), "gemma3" (q/k norm), "gemma" (neither), "gpt2"
             (layer norms), "granite" (scaled residuals), "olmo2" (norms of what a block computed).
@@ -157,6 +159,7 @@ def _weight_dtype(nodes: list[Any]) -> str:
         if node.op_type in LINEAR:
             tensor = _weight(node).const_value
             name = f"int{attribute(node, 'bits', 4)}" if node.op_type == "MatMulNBits" else tensor.dtype.name.lower()
+            name = BNB4_TABLES[attribute(node, "quant_type")] if node.op_type == "MatMulBnb4" else name
             name = {"float": "float32"}.get(name, name)
             sizes[name] = sizes.get(name, 0) + tensor.nbytes
     return max(sizes, key=lambda name: sizes[name])

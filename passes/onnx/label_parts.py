@@ -26,6 +26,7 @@ ROW_INPUTS: dict[tuple[str, str], tuple[int, ...]] = {
     ("com.microsoft", "GatherBlockQuantized"): (),
     ("", "MatMul"): (0,),
     ("com.microsoft", "MatMulNBits"): (0,),
+    ("com.microsoft", "MatMulBnb4"): (0,),
     ("", "Add"): (0, 1),
     ("", "Mul"): (0, 1),
     ("", "Sigmoid"): (0,),

@@ -233,6 +233,17 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     (MICROSOFT, "MatMulIntegerToFloat"): Rule(
         inputs={place: "float_activations" for place in (4, 5, 6)}, required=4, schema="onnxruntime"
     ),
+    (MICROSOFT, "MatMulBnb4"): Rule(
+        {
+            **dict.fromkeys(("K", "N", "block_size"), Range("vocabulary", *_SIZE)),
+            "quant_type": Range("translate", 0, 1),
+            "transB": Must((1,), 1),  # onnxruntime has no other
+            "training_mode": Must((0,), 0),
+        },
+        required=3,
+        needed=("K", "N", "block_size", "quant_type"),
+        schema="onnxruntime",
+    ),
     (MICROSOFT, "MatMulNBits"): Rule(
         {
             **dict.fromkeys(("K", "N", "block_size"), Range("vocabulary", *_SIZE)),

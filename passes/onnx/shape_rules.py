@@ -104,6 +104,7 @@ SHAPE_RULES = {
     "QuickGelu": (1, _same),
     "Gelu": (1, _same),
     "MatMulNBits": (1, _matmul_nbits),
+    "MatMulBnb4": (1, _matmul_nbits),
     "FusedMatMul": (2, _fused_matmul),
     "GatherBlockQuantized": (3, _gather_quantized),
     "GroupQueryAttention": (4, _attention),

@@ -8,12 +8,12 @@ from typing import Any
 from passes.onnx.pass_context import attribute
 from passes.onnx.prove.weight_expression import initializer_of
 
-LINEAR = ("MatMul", "MatMulNBits")
+LINEAR = ("MatMul", "MatMulNBits", "MatMulBnb4")
 
 
 def linear_size(node: Any) -> tuple[int, int]:
-    """(inputs, outputs) of a MatMul or a MatMulNBits."""
-    if node.op_type == "MatMulNBits":
+    """(inputs, outputs) of a matrix multiplication."""
+    if node.op_type in LINEAR[1:]:
         return int(attribute(node, "K")), int(attribute(node, "N"))
     return matrix_size(node.inputs[1])
 

@@ -30,6 +30,7 @@ import tvm_ffi
 from tvm import relax, te, tirx
 
 from targets.errors import UserError
+from targets.kernels.code_tables import code_value
 
 R = relax.op
 tvm_ffi.error.register_error("UserError", UserError)  # else one raised in a callback of TVM's arrives as RuntimeError
@@ -101,6 +102,9 @@ def _dequantise(bb: Any, attrs: Any, q: Any, scale: Any, zero: Any, rows: int, w
             z = tirx.const(float(1 << (bits - 1)), "float32")
             if has_zero:
                 z = nibble(zero[r, b // per], b) if packed else zero[r, b].astype("float32")
+            if "table" in attrs:  # the first of two codes is in the high half of a byte
+                code = nibble(q[r, b, (c % block) // per], c + 1).astype("int32")
+                return code_value(code, str(attrs["table"])) * scale[r, b].astype("float32")
             return (nibble(q[r, b, (c % block) // per], c) - z) * scale[r, b].astype("float32")
 
         return te.compute((rows, width), value, name="dequantise")

@@ -21,6 +21,7 @@ from passes.onnx import Decoder, DecoderFacts
 from passes.onnx.label_parts import computed_nodes
 from passes.onnx.pass_context import describe
 from passes.onnx.prove.weight_expression import is_weight
+from passes.onnx.rewrite.blocks_of_columns import BNB4_TABLES
 from passes.onnx.rewrite.local_functions import DOMAIN
 from passes.relax import dialect as D
 from targets.errors import UserError
@@ -150,6 +151,15 @@ def _matmul_nbits(e: _Emitter, node: Any) -> _Value:
     return _Value(y)
 
 
+def _matmul_bnb4(e: _Emitter, node: Any) -> _Value:
+    q, scale = (e.weight(v)[0] for v in node.inputs[1:3])
+    sizes = dict(block=_attr(node, "block_size"), columns=_attr(node, "N"), k=_attr(node, "K"))
+    table = BNB4_TABLES[_attr(node, "quant_type")]
+    none = relax.const(np.zeros((1, 1, 1), np.uint8))
+    call = D.linear_nbits(e.expr(node.inputs[0]), q, scale, none, layout="NK", bits=4, zeros=0, table=table, **sizes)
+    return _Value(e.emit(call))
+
+
 def _add(e: _Emitter, node: Any) -> _Value:
     a, b = node.inputs
     if a.name not in e.values:
@@ -238,6 +248,7 @@ _EMIT: dict[tuple[str, str], Callable[[_Emitter, Any], Any]] = {
     ("com.microsoft", "GatherBlockQuantized"): _embedding_nbits,
     ("", "MatMul"): _matmul,
     ("com.microsoft", "MatMulNBits"): _matmul_nbits,
+    ("com.microsoft", "MatMulBnb4"): _matmul_bnb4,
     ("", "Add"): _add,
     ("", "Mul"): _multiply,
     ("", "Sigmoid"): _sigmoid,

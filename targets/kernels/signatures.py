@@ -34,8 +34,12 @@ class Makers:
         scale_dtype: str,
         zeros: bool,
         zero_dtype: str = "uint8",
+        table: str = "",
     ) -> Any:
-        """(x[1, n, k], q, scale, zero, y[1, n, columns]): one scale for `block` values, with `zeros` a zero point."""
+        """(x[1, n, k], q, scale, zero, y[1, n, columns]): one scale for `block` values, with `zeros` a zero point.
+
+        With a `table` of code_tables.py 4-bit codes stand for its numbers, and there are no zero points.
+        """
 
     @staticmethod
     def quantise_rows(tile: Any, n: int, width: int, dtype: str) -> Any:

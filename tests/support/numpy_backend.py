@@ -136,7 +136,9 @@ class _Makers:
         scale_dtype: str,
         zeros: bool,
         zero_dtype: str = "uint8",
+        table: str = "",
     ) -> Any:
+        assert not table
         weight = _quantised(tile, k, columns, bits, block, scale_dtype, zeros, zero_dtype)
         return _kernel("linear_nbits", [(1, n, k), *weight], [(1, n, columns)], columns, bits, block, int(zeros))
 

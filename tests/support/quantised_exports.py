@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 from unpack_families import unpack_families
 
 DATA = Path(__file__).parents[1] / "data"
@@ -93,6 +94,17 @@ class _Texts(CalibrationDataReader):  # type: ignore[misc]
         return self._feeds.pop() if self._feeds else None
 
 
+def bnb4(table: int, block: int = 64) -> Make:
+    """MatMulBnb4Quantizer: codes of a table, 0 for FP4 or 1 for NF4."""
+
+    def make(source: Path, path: Path) -> None:
+        quantiser = MatMulBnb4Quantizer(onnx.load(source), table, block)
+        quantiser.process()
+        onnx.save(quantiser.model.model, path)
+
+    return make
+
+
 def save(source: Path, path: Path, level: str) -> None:
     """A model as onnxruntime's optimiser saves it, without external files."""
     options = onnxruntime.SessionOptions()
@@ -128,6 +140,10 @@ MADE: dict[str, tuple[str, Make]] = {
     "qwen2-ort-static-int8": ("qwen2-dynamo-fp32", static()),  # the head reads the embedding's numbers
     "gemma3-ort-static-int8-per-channel": ("gemma3-optimum-fp32", static(per_channel=True)),
     "gpt2-ort-static-all-operators": ("gpt2-legacy17-fp32", static(operators=())),
+    "llama-ort-bnb4-nf4": ("llama-dynamo-fp32", bnb4(1)),
+    "llama-ort-bnb4-nf4-across-columns": ("llama-drafter-dynamo-fp32", bnb4(1)),  # of 96, in blocks of 64
+    "qwen2-ort-bnb4-fp4": ("qwen2-legacy18-fp32", bnb4(0)),
+    "gemma3-ort-bnb4-nf4-block16": ("gemma3-dynamo-fp32", bnb4(1, 16)),
 }
 
 

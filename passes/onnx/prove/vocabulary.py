@@ -54,6 +54,14 @@ def _nbits(node: Any) -> str:
     return ""
 
 
+def _bnb4(node: Any) -> str:
+    block, k, n = (attribute(node, name) for name in ("block_size", "K", "N"))
+    if block < _SMALLEST_BLOCK or block & (block - 1) or k % block:
+        return f"blocks of {block} codes of columns of {k}: K has to be a multiple of {_SMALLEST_BLOCK}"
+    sizes = ((node.inputs[1], n * k // 2, (ir.DataType.UINT8,)), (node.inputs[2], n * k // block, _FLOATS))
+    return next((reason for stated in sizes if (reason := _stored(*stated))), "")
+
+
 def _tensor(value: Any) -> Any:
     return initializer_of(value).const_value
 
@@ -189,6 +197,7 @@ CHECKS = {
     ("", "Gather"): _gather,
     ("com.microsoft", "GatherBlockQuantized"): _gather_quantized,
     ("com.microsoft", "MatMulNBits"): _nbits,
+    ("com.microsoft", "MatMulBnb4"): _bnb4,
     ("", "MatMul"): _matmul,
     ("", "Add"): _add,
     ("", "Mul"): _mul,

@@ -18,6 +18,7 @@ from passes.onnx.pass_context import Declined, Importing, PassLog, describe, emi
 from passes.onnx.prove.context_limit import limit_context
 from passes.onnx.rewrite.attention_sites import attention_sites
 from passes.onnx.shapes import Known, Point, known_shapes, points
+from passes.onnx.weight_sizes import LINEAR
 
 LONGEST = 1024  # tokens up to which a graph without cache is proven at its full length
 
@@ -66,7 +67,7 @@ def _appended(operand: Any, known: dict[Any, Known], active: set[Any], at: Point
             if best is None or shape[1] < known[best].shape[1]:
                 best = value
         node = value.producer()
-        if node is not None and node.op_type not in ("MatMul", "MatMulNBits", "Gemm", "Shape", "RMSNormalization"):
+        if node is not None and node.op_type not in (*LINEAR, "Gemm", "Shape", "RMSNormalization"):
             todo.extend(v for v in node.inputs if v in active)
     if best is None:
         raise Declined(f"nothing of the form [batch, heads, new, {dim}] leads to {operand.name}")

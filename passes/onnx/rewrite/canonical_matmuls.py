@@ -162,6 +162,7 @@ _REWRITES = {
     ("", "Gemm"): _gemm,
     ("", "MatMul"): _flat,
     ("com.microsoft", "MatMulNBits"): _flat,
+    ("com.microsoft", "MatMulBnb4"): _flat,
     ("", "Div"): _div,
     ("", "Reshape"): _reshape,
     ("", "Swish"): _swish,

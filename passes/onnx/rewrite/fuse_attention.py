@@ -110,7 +110,7 @@ def _cache(imp: Importing, operand: Any, site: Site, index: int, kind: str) -> _
             seen.add(node)
             if node.op_type == "Concat" and len(node.inputs) == 2 and node.inputs[0].is_graph_input():
                 found = node
-            elif node.op_type in ("MatMul", "MatMulNBits", "Gemm"):
+            elif node.op_type in ("MatMul", "MatMulNBits", "MatMulBnb4", "Gemm"):
                 continue
             else:
                 todo.extend(v for v in node.inputs if v is not None)

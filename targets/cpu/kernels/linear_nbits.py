@@ -1,7 +1,8 @@
 """Matrix multiplication with block-quantised weights, unpacked inside the kernel: correct at every width.
 
 Weights q are unsigned 4 or 8 bit with one scale and one zero point per `block` values of k and column:
-w = (q - zero) * scale in float32, exactly as onnxruntime's MatMulNBits at accuracy level 0 dequantises.
+w = (q - zero) * scale in float32, exactly as onnxruntime's MatMulNBits at accuracy level 0 dequantises. With a table
+of targets/kernels/code_tables.py, w = table[q] * scale, as MatMulBnb4 does.
 
 Packed layout, for panels of `panel` columns (columns past N hold zero scales):
   q     [blocks, ceil(K / steps), panel] uint32: a word holds `steps` = 32 / bits values of a column along k. Of byte t,
@@ -19,6 +20,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from targets.cpu.tile import CpuTile
+from targets.kernels.code_tables import number_of
 
 
 @functools.cache
@@ -32,6 +34,7 @@ def linear_nbits(
     scale_dtype: str,
     zeros: bool,
     zero_dtype: str = "uint8",
+    table: str = "",
 ) -> Any:
     """The PrimFunc (x, q, scale, zero, y); without zero points pass any [1, 1, 1] uint8 tensor as zero.
 
@@ -73,23 +76,19 @@ def linear_nbits(
                             for step in T.unroll(steps):
                                 for j in T.unroll(vectors):
                                     for v in T.vectorized(lanes):
-                                        w[j * lanes + v] = (
+                                        w[j * lanes + v] = number_of(
                                             T.cast(
-                                                T.cast(
-                                                    (
-                                                        (q[vg, kb * per_block + i, j * lanes + v] ^ T.uint32(flipped))
-                                                        >> T.uint32(step % 4 * 8 + step // 4 * 4)
-                                                    )
-                                                    & T.uint32(mask),
-                                                    "int32",
-                                                ),
-                                                "float32",
-                                            )
-                                            - (
-                                                T.cast(zero[vg, kb, j * lanes + v], "float32")
-                                                if zeros
-                                                else T.float32(middle)
-                                            )
+                                                (
+                                                    (q[vg, kb * per_block + i, j * lanes + v] ^ T.uint32(flipped))
+                                                    >> T.uint32(step % 4 * 8 + step // 4 * 4)
+                                                )
+                                                & T.uint32(mask),
+                                                "int32",
+                                            ),
+                                            T.cast(zero[vg, kb, j * lanes + v], "float32")
+                                            if zeros
+                                            else T.float32(middle),
+                                            table,
                                         ) * T.cast(scale[vg, kb, j * lanes + v], "float32")
                                     for m in T.unroll(rows):
                                         for v in T.vectorized(lanes):

@@ -18,6 +18,8 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx.op import register_intrin_lowering
 
+from targets.kernels.code_tables import code_bits
+
 register_intrin_lowering("tirx.fma", "opencl", f=lambda call: tirx.call_pure_extern(call.ty.dtype, "fma", *call.args))
 
 
@@ -36,6 +38,11 @@ def load_half(buffer: Any, *index: Any, lanes: int = 1) -> Any:
 def load_native_half(buffer: Any, *index: Any, lanes: int) -> Any:
     """`lanes` (more than one) float16 values from `index` on as they are, for devices with cl_khr_fp16."""
     return T.call_pure_extern(f"float16x{lanes}", f"vload{lanes}", 0, _half_pointer(buffer, index))
+
+
+def table_number(code: Any, table: str) -> Any:
+    """The float32 number that a code, an int32 expression, stands for (targets/kernels/code_tables.py)."""
+    return T.call_pure_extern("float32", "as_float", code_bits(code, table)) if table else T.float32(0)
 
 
 def _half_pointer(buffer: Any, index: Any) -> Any:

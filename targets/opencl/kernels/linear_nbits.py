@@ -1,8 +1,8 @@
 """Matrix multiplication with block-quantised weights, unpacked in the kernel; layouts as in the CPU's linear_nbits.
 
 One work-item computes 8 neighbouring columns, whose words it reads as one vector. With more than 4 rows it is 4
-columns, so that up to 8 rows share one read of the weights. A weight is (q - zero) * scale in float32, exactly as
-onnxruntime dequantises; k runs upward for every row.
+columns, so that up to 8 rows share one read of the weights. A weight is (q - zero) * scale or table[q] * scale in
+float32, exactly as onnxruntime dequantises; k runs upward for every row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.opencl.kernels import load_half, load_native_half, storage
+from targets.opencl.kernels import load_half, load_native_half, storage, table_number
 from targets.opencl.tile import GpuTile
 
 
@@ -27,6 +27,7 @@ def linear_nbits(
     scale_dtype: str,
     zeros: bool,
     zero_dtype: str = "uint8",
+    table: str = "",
 ) -> Any:
     """The PrimFunc (x, q, scale, zero, y); without zero points pass any [1, 1, 1] uint8 tensor as zero."""
     panel, size, steps, mask = tile.panel, tile.group, 32 // bits, (1 << bits) - 1
@@ -36,7 +37,7 @@ def linear_nbits(
     items, row_tiles = blocks * per, -(-n // rows)
     groups, k_blocks, words, per_block = -(-items // size), -(-k // block), -(-k // steps), block // steps
     unroll = tile.unroll(steps, rows, wide, beside=(3 if zeros else 2) * wide)
-    zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
+    zero_shape, coded = (blocks, k_blocks, panel) if zeros else (1, 1, 1), bool(table)
     middle = float(1 << (bits - 1))
     native = tile.native_half and zero_dtype == "uint8"  # the difference to a fraction is not exact in half
     number = "float16" if native else "float32"
@@ -111,10 +112,16 @@ def linear_nbits(
                                                 & T.uint32(mask),
                                                 number,
                                             )
-                                        for v in T.vectorized(wide):
-                                            code[v] = code[v] - zero_points[v]
-                                        for v in T.vectorized(wide):
-                                            weights[ki, v] = T.cast(code[v], "float32") * scales[v]
+                                        if coded:
+                                            for v in T.unroll(wide):
+                                                weights[ki, v] = (
+                                                    table_number(T.cast(code[v], "int32"), table) * scales[v]
+                                                )
+                                        else:
+                                            for v in T.vectorized(wide):
+                                                code[v] = code[v] - zero_points[v]
+                                            for v in T.vectorized(wide):
+                                                weights[ki, v] = T.cast(code[v], "float32") * scales[v]
                                     for m in T.unroll(rows):
                                         for ki in T.vectorized(unroll):
                                             xs[ki] = (

@@ -73,7 +73,8 @@ COMPILED = [
     "gemma3-dynamo23-fp32", "smollm-dynamo-fp32", "gpt2-legacy17-fp32", "glm-interleaved",
     "granite-genai-int4", "olmo2-dynamo-fp32",
     "gemma3-dynamo-bf16", "gpt2-dynamo-eager-fp16",  # a GELU with the rounded constants of each
-    "qwen2-ort-dynamic-uint8", "gpt2-ort-dynamic-int8-per-channel",
+    "qwen2-ort-dynamic-uint8", "gpt2-ort-dynamic-int8-per-channel", "llama-ort-bnb4-nf4-across-columns",
+    "qwen2-ort-bnb4-fp4",
 ]  # fmt: skip
 CORE = load_board("host", measure=False).clusters[0].core
 ROWS = (
@@ -337,7 +338,7 @@ def test_the_compiled_cells_have_every_exporter_family_and_precision() -> None:
     }
     assert set(families) == set(ROWS)
     found = {imported(n)[0].facts.weight_dtype for n in COMPILED}
-    assert found == {"float32", "float16", "int4", "int8"}  # bfloat16 is widened
+    assert found == {"float32", "float16", "int4", "int8", "nf4", "fp4"}  # bfloat16 is widened
     assert any("bf16" in p for p in precisions)
     assert any("qdq" in p for p in precisions)
 
@@ -463,7 +464,8 @@ inputs left out).
 transformers 5.23; "optimum-onnx" is 0.1.0; "genai" is onnxruntime-genai's builder. "onnxruntime's quantisers" are those
 of onnxruntime 1.32 on a float32 export of another column: `dynamic` is `quantize_dynamic` with weights uint8 or int8,
 `per-channel`, `reduced` (reduce_range) or saved by onnxruntime at level `extended`; `static` is `quantize_static` in
-the form QDQ with activations uint8, or of `16-bit`, of MatMul, Gemm and Gather or of `all-operators`.
+the form QDQ with activations uint8, or of `16-bit`, of MatMul, Gemm and Gather or of `all-operators`; `bnb4` is
+`MatMulBnb4Quantizer` with the tables NF4 and FP4 in blocks of 64 unless it says otherwise.
 """
 AFTER = """
 Whatever the file: batch size 1, keys and values in float32, weights as they are stored. Where a file rounds activations

@@ -122,6 +122,31 @@ def test_linear_and_embedding_nbits(
     assert np.abs(y[0] - w[ids[0]]).max() > 1e-3
 
 
+@pytest.mark.parametrize(("tile", "table"), [(MALI, "nf4"), (SMALL, "fp4")], ids=tile_name)
+def test_linear_with_codes_of_a_table(run: Run, tile: GpuTile, table: str) -> None:
+    """MatMulBnb4's: a weight is the number of its code times its block's largest; a byte's first code is high."""
+    from passes.lower.pack import pack_quantised, swap_nibbles, to_panels
+    from targets.kernels.code_tables import CODE_TABLES
+    from targets.opencl.kernels.linear_nbits import linear_nbits
+
+    rng, k, columns, block = np.random.default_rng(5), 96, 41, 32
+    codes = rng.integers(0, 16, (columns, k)).astype(np.uint8)
+    absmax = rng.uniform(0.5, 2, (columns, k // block)).astype(F32)
+    numbers = np.array(CODE_TABLES[table], F32)[codes] * np.repeat(absmax, block, 1)
+    q = pack_quantised(swap_nibbles(codes[:, ::2] << 4 | codes[:, 1::2]), 4, k, tile.panel)
+    scale, none = to_panels(absmax.T, tile.panel), np.zeros((1, 1, 1), np.uint8)
+    rows = np.concatenate([np.eye(k, dtype=F32)[None, :7], normal(1, 2, k)], axis=1)
+    outputs = []
+    for n in (1, 9):
+        func = linear_nbits(tile, n, k, columns, 4, block, "float32", False, table=table)
+        outputs.append(run(func, rows[:, :n], q, scale, none, out=((1, n, columns), "float32")))
+    assert np.array_equal(outputs[0], outputs[1][:, :1])
+    assert np.array_equal(outputs[1][0, :7], numbers.T[:7])
+    np.testing.assert_allclose(outputs[1][:, 7:], rows[:, 7:] @ numbers.T, atol=1e-4, rtol=0)
+    wrong = np.array(CODE_TABLES[table], F32)[codes ^ 1] * np.repeat(absmax, block, 1)  # the negative control
+    assert not np.array_equal(outputs[1][0, :7], wrong.T[:7])
+
+
 @pytest.mark.parametrize(("tile", "zero_dtype"), [(MALI, "float32"), (SMALL, "float16")], ids=tile_name)
 def test_zero_points_that_are_fractions(run: Run, tile: GpuTile, zero_dtype: str) -> None:
     """HQQ's: a weight is (q - zero) * scale in float32; three blocks a column, the last one short."""

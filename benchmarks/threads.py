@@ -115,7 +115,8 @@ def steps_of(model: Path, folder: Path, threads: int) -> dict[str, Step]:
     }
     try:
         for spinning in (True, False):
-            steps[f"onnxruntime, {'' if spinning else 'not '}spinning"] = OrtDecoder(model, threads, spinning).bind(1)
+            name = f"onnxruntime, {'' if spinning else 'not '}spinning"
+            steps[name] = OrtDecoder(model, threads, spinning).bind(1, PAST)
     except Exception as error:  # a model that onnxruntime runs with other inputs
         print(f"no onnxruntime beside it: {str(error).splitlines()[0]}", file=sys.stderr)
     return steps

@@ -90,7 +90,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         bundle_folder = compile_pair(Path(scratch), "host")
         prepare_environment(options.threads)
-        from hetero_sd.runtime.decode.policy import choose_policy
+        from hetero_sd.runtime.decode.choose_policy import choose_policy
         from hetero_sd.runtime.manifest import Bundle
         from hetero_sd.runtime.model.model import load_models
         from hetero_sd.runtime.run import load_text

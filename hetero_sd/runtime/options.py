@@ -35,7 +35,7 @@ class RunRequest:
         stop: texts before which an answer ends.
         no_chat_template: the prompt goes to the model as it is.
         mode: ``auto``, ``target-only`` or ``speculative``.
-        gamma: drafted tokens a round; None takes the plan's.
+        gamma: drafted tokens in every round; None decides while it runs.
         threads: of the CPU; None takes the plan's.
         huge_pages: the weights are copied into huge pages.
         check: all hashes are verified first.
@@ -124,9 +124,9 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
         "--mode",
         choices=("auto", "target-only", "speculative"),
         default="auto",
-        help="auto (default) does what the plan says",
+        help="auto (default) starts from the plan and drafts while that is faster than not to",
     )
-    run.add_argument("--gamma", metavar="N", type=_whole(1), help="draft N tokens a round (default: the plan's)")
+    run.add_argument("--gamma", metavar="N", type=_whole(1), help="draft N tokens in every round")
     run.add_argument("--threads", metavar="N", type=_whole(1, MOST_THREADS), help="CPU threads (default: the plan's)")
     run.add_argument("--huge-pages", action="store_true", help="copy the weights into huge pages: more memory, faster")
     run.add_argument("--check", action="store_true", help="verify the SHA-256 of all files first, weights included")

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.schema.plan import Plan
+from hetero_sd.runtime.decode.choose_policy import choose_policy
 from hetero_sd.runtime.decode.generate import Request
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
-from hetero_sd.runtime.decode.policy import choose_policy
 from hetero_sd.runtime.decode.sampling import Sampling
+from hetero_sd.runtime.decode.start_times import time_steps
 from hetero_sd.runtime.decode.stats import stats_json, stats_table
 from hetero_sd.runtime.internal_error import report, step
 from hetero_sd.runtime.manifest import Bundle
@@ -177,6 +178,12 @@ def _session(bundle: Bundle, models: Models, text: Text | None, options: RunRequ
     seed = secrets.randbits(63) if options.seed is None else options.seed
     sampling = Sampling(options.temperature, options.top_k, options.top_p, seed)
     policy = None if models.draft is None else choose_policy(options.mode, options.gamma, bundle.plan)
+    if isinstance(policy, LiveGamma):
+        try:
+            time_steps(models, policy)
+        except NotFiniteError as error:
+            print(f"run.py: note: {error}; the target goes on alone", file=sys.stderr)
+            policy = None
     request = Request(options.max_new_tokens, _eos_ids(bundle, text), sampling)
     return Session(models, text, request, options.stop, policy, chat=not options.no_chat_template)
 

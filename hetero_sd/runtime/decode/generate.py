@@ -34,7 +34,7 @@ def generate(
         yield token
         if trace.finish_reason:
             return
-        watch = Stopwatch()
+        watch = Stopwatch(trace.clock)
         token = _next_token(target, [token], len(prompt) + len(trace.token_ids) - 1, request.sampling, watch, rng)
         trace.rounds.append(watch.round(drafted=0, accepted=0))
 
@@ -42,7 +42,7 @@ def generate(
 def first_token(target: Model, prompt: Sequence[int], sampling: Sampling, trace: Trace, rng: Rng) -> int:
     """Feed the prompt and return the token that follows it."""
     trace.prompt_tokens = len(prompt)
-    watch = Stopwatch()
+    watch = Stopwatch(trace.clock)
     token = _next_token(target, prompt, 0, sampling, watch, rng)
     watch.book("prefill")
     trace.prefill_s = sum(watch.booked.values())

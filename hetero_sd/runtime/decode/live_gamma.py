@@ -1,214 +1,270 @@
 """How many tokens to draft, decided again and again from what the run itself shows, with the cost model's formulas.
 
-Known at the start is what the plan predicts: the acceptance, a step of the drafter, a step of the target for each
-compiled width. Every round then gives times and judged tokens, and every few rounds the draft length with the most
-expected tokens a second is taken (costmodel/speculative.py), 0 among them.
+Known at the start is what the plan predicts and what was timed before the first prompt (start_times.py). Every round
+then gives times (live_times.py) and judged tokens (live_acceptance.py), and every few rounds the draft length with the
+most expected tokens a second is taken (costmodel/speculative.py), 0 among them, for each source of drafts.
 
-* Acceptance: two memories of accepted and rejected tokens. The short one forgets within about 70 tokens of text; the
-  long one, within about 500, starts from the plan's acceptance and is what the short one falls back on.
-* Times: the median of the last observations; after 500 tokens of text they count no longer, because the machine may be
-  in another state. What was not run yet is predicted: the plan's number, corrected by how far its other numbers were
-  off, and taken a little too fast until it was tried, so that it is tried.
 * Trying costs. A bank holds the time that may be lost against the target alone: 4 steps at first, and 1.5 % of the time
   that passes. Drafting that loses is paid from it, drafting that gains fills it; when it is empty, nothing is drafted.
   When drafting looks too slow it is still tried once the bank can pay for it, so that it comes back when the text
-  changes. A drafter that has not seen the text for a while must read it first, which is part of the price.
+  changes; as the bank fills with the time that passes, tries cost 1.5 % of it at most.
+* Reading costs. A drafter that has not seen the text must read it first. It does so when what is gained on the expected
+  rest of the answer repays it, at an acceptance a standard deviation below the one believed in, or when the bank can
+  pay for it. Where a quarter of the time to the first token is enough, it reads before that token is shown; else in
+  pieces that take a plain step at most, one after each token. It drafts when all is read.
 
 The same observations lead to the same decisions, and no decision changes the text.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
-from statistics import median
+from collections.abc import Iterable, Mapping, Sequence
 
 from costmodel.schema.plan import LivePrediction
-from costmodel.speculative import RoundCosts, sequential_round
-from hetero_sd.runtime.decode.trace import Round
+from costmodel.speculative import Round as ExpectedRound
+from costmodel.speculative import RoundCosts, ngram_round, sequential_round
+from hetero_sd.runtime.decode.drafters import MODEL, Offer
+from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
+from hetero_sd.runtime.decode.live_times import LiveTimes
+from hetero_sd.runtime.decode.policy import Choice
+from hetero_sd.runtime.decode.trace import Round, Switch
 
 ALLOWANCE_STEPS = 4.0  # steps of the target that may be lost before anything was gained
 LOSS_SHARE = 0.015  # of the time, that may be lost on top
 _MOST_BANKED_STEPS = 16.0
-_SHORT, _LONG = 0.985, 0.998  # what a memory keeps from one token of text to the next
-_LONG_WEIGHT, _PRIOR_WEIGHT = 8.0, 8.0  # judged tokens that the long memory, and the plan, count for
-_OPTIMISM, _TRIES = 0.9, 2  # a width that ran less often is taken this much faster
-_WINDOW = 9  # observations of a time
+_MOST_DEBT_STEPS = 8.0  # at the start of a text
+_PRIOR_WEIGHT = 8.0  # judged tokens that the plan's acceptance counts for
+_OTHER_PRIOR, _OTHER_WEIGHT = 0.5, 4.0  # of a source that the plan does not know
+_TRIES = 2  # plain steps that must be seen first
 _PERIOD, _PLAIN_PERIOD = 4, 8  # rounds between decisions, with and without drafting
 _MARGIN, _START_MARGIN = 1.01, 1.02  # what another draft length must gain over the present one, and over none
 _REFRESH_TOKENS = 256  # after which a plain step is timed again
-_STALE_TOKENS = 500  # after which times count no longer
 _LENGTH = 64.0  # tokens that an answer is expected to have, until one was seen
+_FIRST_READING = 0.25  # of the time to the first token, that reading may add to it
+_SHORT_READING = 0.5  # of a plain step: reading that needs no round of its own
+_SHARE = 0.98  # what the share of rounds that a source is offered in keeps from one round to the next
+
+
+class _Source:
+    """What is known of one source, and what was decided for it."""
+
+    def __init__(self, name: str, acceptance: LiveAcceptance, gamma: int = 0) -> None:
+        self.name, self.acceptance, self.gamma = name, acceptance, gamma
+        self.left = 0  # rounds until the next decision
+        self.share = 1.0  # of rounds that it is offered in
+        self.played: dict[int, int] = {}  # rounds since the last settlement, by drafted tokens
 
 
 class LiveGamma:
     """Decides from live acceptance and times; see the module."""
 
-    def __init__(self, predicted: LivePrediction, gammas: Iterable[int]) -> None:
-        """Start from the plan; ``gammas`` are the draft lengths whose verification is compiled, 0 among them."""
-        self._predicted = predicted
+    def __init__(self, predicted: LivePrediction, gammas: Iterable[int], start: int = 0, narrow: int = 1) -> None:
+        """Start from the plan.
+
+        Args:
+            predicted: what the plan says.
+            gammas: the draft lengths whose verification is compiled, 0 among them.
+            start: the draft length of the model's drafts until something is known.
+            narrow: the widest step of the drafter, beside its chunks.
+        """
+        self.times = LiveTimes(predicted, narrow)
         self._gammas = sorted({0, *gammas})
-        self._widths = sorted(predicted.verify_s)
-        self._long = [_PRIOR_WEIGHT * predicted.alpha, _PRIOR_WEIGHT * (1 - predicted.alpha)]
-        self._short = [0.0, 0.0]
-        self._verify: dict[int, deque[float]] = {}
-        self._seen_at: dict[int, int] = {}  # width -> tokens of text when it was last run
-        self._text = self._drafted_at = 0
-        self._draft: deque[float] = deque(maxlen=_WINDOW)
-        self._chunk: deque[float] = deque(maxlen=_WINDOW)
-        self._other: deque[float] = deque(maxlen=_WINDOW)
-        self._plain_s = 0.0  # a round without drafting, at the last decision
-        self._played: dict[int, int] = {}  # rounds since then by drafted tokens
-        self._gained_tokens = self._read_chunks = 0  # of rounds that drafted; what the drafter had to read again
+        start = max(g for g in self._gammas if g <= start)
+        self._sources = {MODEL: _Source(MODEL, LiveAcceptance(predicted.alpha, _PRIOR_WEIGHT), start)}
+        self._text = 0  # tokens of all texts
         self._bank_s: float | None = None
+        self._floor_s = 0.0  # of the bank: below 0 by what was spent on reading that is to be repaid
+        self._gained_tokens, self._plain_rounds, self._read_s = 0, 0, 0.0  # since the last settlement
         self._since_plain = 0
-        self._gamma, self._left = 0, 0
-        self._unread, self._begun = 0, True  # tokens that the drafter has not read; nothing of this text yet
         self._length, self._done, self._most = _LENGTH, 0, 1 << 30
 
     @property
     def alpha(self) -> float:
-        """The acceptance believed in."""
-        long = self._long[0] / sum(self._long)
-        return (self._short[0] + _LONG_WEIGHT * long) / (sum(self._short) + _LONG_WEIGHT)
+        """The acceptance of the model's drafts that is believed in."""
+        return self._sources[MODEL].acceptance.mean
+
+    def likely_gamma(self) -> int:
+        """The draft length of the model's drafts that is likely to be used first."""
+        drafting = [g for g in self._gammas if g]
+        started = self._sources[MODEL].gamma
+        return started or max(drafting, key=lambda g: self.tokens_per_s(MODEL, g), default=0)
 
     def begin(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        """A new text: the drafter has read nothing of it."""
+        """A new text."""
         if self._done:
             self._length += 0.3 * (self._done - self._length)
-        self._done, self._left = 0, 0
-        self._unread, self._begun = prompt_tokens, True
-        self._most = max_new_tokens
+        self._done, self._most, self._floor_s = 0, max_new_tokens, 0.0
+        if self._bank_s is not None:
+            self._settle()
+            self._bank_s = max(self._bank_s, -_MOST_DEBT_STEPS * self.times.plain_s())
+        for source in self._sources.values():
+            source.left = 0
 
-    def gamma(self) -> int:
-        """The draft length of the next round."""
-        if self._left <= 0:
-            self._decide()
-        self._left -= 1
-        return self._gamma
+    def read_first(self, offers: Sequence[Offer], prefill_s: float) -> int:
+        """All of the prompt, where reading it takes little of the time to the first token and pays."""
+        offer = next((offer for offer in offers if offer.source == MODEL), None)
+        if offer is None or self.times.seen(1) < _TRIES:
+            return 0
+        source, price = self._sources[MODEL], self.times.read_s(offer.unread)
+        if not source.gamma or price > _FIRST_READING * prefill_s or not self._pays(MODEL, source.gamma, price, 0):
+            return 0
+        self._read_s += price
+        return offer.unread
+
+    def choose(self, offers: Sequence[Offer]) -> Choice:
+        """What the next round does: the first offer that is worth drafting from, or a plain step."""
+        if self._since_plain >= _REFRESH_TOKENS or self.times.seen(1) < _TRIES:
+            return Choice()
+        switches: list[Switch] = []
+        for offer in offers:
+            source = self._source(offer.source)
+            if source.left <= 0:
+                switches += self._decide(source, offer)
+            source.left -= 1
+            if not source.gamma:
+                continue
+            if self.times.read_s(offer.unread) > _SHORT_READING * self.times.plain_s():
+                return Choice(source.name, 0, min(self.times.piece(), offer.unread), tuple(switches))
+            return Choice(source.name, source.gamma, offer.unread, tuple(switches))
+        return Choice(switches=tuple(switches))
 
     def observe(self, finished: Round) -> None:
         """Learn from a round: a few additions, because steps can be as short as a millisecond."""
         tokens = finished.accepted + 1
         self._done += tokens
         self._text += tokens
-        for memory, keep in ((self._short, _SHORT**tokens), (self._long, _LONG**tokens)):
-            memory[0] = keep * memory[0] + finished.accepted
-            memory[1] = keep * memory[1] + (finished.accepted < finished.drafted)
-        width = next((w for w in self._widths if w > finished.drafted), 0)
-        if width:
-            self._verify.setdefault(width, deque(maxlen=_WINDOW)).append(finished.verify_s)
-            self._seen_at[width] = self._text
-        self._other.append(finished.dispatch_s + finished.sampling_s)
-        self._played[finished.drafted] = self._played.get(finished.drafted, 0) + 1
-        if finished.drafted:
+        self.times.observe(finished, self._text)
+        drafting = self._source(finished.source) if finished.drafted else None
+        for source in self._sources.values():
+            mine = source is drafting
+            source.acceptance.observe(finished.accepted if mine else 0, finished.drafted if mine else 0, tokens)
+        self._read_s += self.times.read_s(finished.read)
+        if drafting is not None:
+            drafting.played[finished.drafted] = drafting.played.get(finished.drafted, 0) + 1
             self._gained_tokens += tokens
-            self._draft.append(finished.draft_s / finished.drafted)
-            if finished.catch_up_s:
-                self._chunk.append(finished.catch_up_s / self._chunks())
-                self._read_chunks += 0 if self._begun else self._chunks()
-            self._unread, self._begun, self._drafted_at = 0, False, self._text
             self._since_plain += tokens
         else:
-            self._unread += 1
+            self._plain_rounds += 1
             self._since_plain = 0
+
+    def tokens_per_s(self, source: str, gamma: int, hopeful: bool = False, alpha: float | None = None) -> float:
+        """Expected speed with a draft length; hopeful: as fast as it may be, given how often it was run."""
+        known = self._source(source)
+        width = self.times.width(gamma)
+        draft, other = self.times.draft_s(source), self.times.other_s()
+        verify = self.times.hopeful_step_s(width) if hopeful and gamma else self.times.step_s(width)
+        costs = RoundCosts(draft, draft, lambda n: verify, other)
+        expected = sequential_round(known.acceptance.mean if alpha is None else alpha, gamma, costs)
+        if source == MODEL:
+            return expected.tokens_per_s
+        return ngram_round(known.share, expected, self._otherwise()).tokens_per_s
+
+    def _otherwise(self) -> ExpectedRound:
+        """A round that drafts from no other source than the model."""
+        model = self._sources[MODEL]
+        draft, other = self.times.draft_s(MODEL), self.times.other_s()
+        costs = RoundCosts(draft, draft, lambda n: self.times.step_s(self.times.width(n - 1)), other)
+        return sequential_round(model.acceptance.mean, 0, costs)
+
+    def _source(self, name: str) -> _Source:
+        if name not in self._sources:
+            self._sources[name] = _Source(name, LiveAcceptance(_OTHER_PRIOR, _OTHER_WEIGHT))
+        return self._sources[name]
 
     def _settle(self) -> None:
         """Pay for what was played since the last decision, in typical times: a pause of the system costs nothing."""
+        plain = self.times.plain_s()
+        drafting = sum(
+            count * self.times.round_s(source.name, gamma)
+            for source in self._sources.values()
+            for gamma, count in source.played.items()
+        )
         if self._bank_s is None:
-            self._bank_s = ALLOWANCE_STEPS * self._plain_s
-        else:
-            drafting = sum(count * self._round_s(gamma) for gamma, count in self._played.items() if gamma)
-            self._bank_s += LOSS_SHARE * (drafting + self._played.get(0, 0) * self._plain_s)
-            self._bank_s += self._gained_tokens * self._plain_s - drafting - self._read_chunks * self._chunk_s()
-            self._bank_s = min(self._bank_s, _MOST_BANKED_STEPS * self._plain_s)
-        self._played, self._gained_tokens, self._read_chunks = {}, 0, 0
+            self._bank_s = ALLOWANCE_STEPS * plain
+        passed = drafting + self._plain_rounds * plain + self._read_s
+        self._bank_s += LOSS_SHARE * passed + self._gained_tokens * plain - drafting - self._read_s
+        self._bank_s = min(self._bank_s, _MOST_BANKED_STEPS * plain)
+        self._gained_tokens, self._plain_rounds, self._read_s = 0, 0, 0.0
+        for source in self._sources.values():
+            source.played = {}
 
-    def step_s(self, width: int) -> float:
-        """A step of the target: the median seen, beside a first few by what the plan's numbers say."""
-        expected = self._predicted.verify_s[width] * self._correction()
-        seen = self._verify.get(width)
-        if not seen:
-            return expected
-        return (len(seen) * median(seen) + expected) / (len(seen) + 1)
-
-    def tokens_per_s(self, gamma: int, hopeful: bool = False) -> float:
-        """Expected speed with a draft length; hopeful: as fast as it may be while it was hardly tried."""
-        width = next(w for w in self._widths if w > gamma)
-        few = hopeful and len(self._verify.get(width, ())) < _TRIES
-        verify = self.step_s(width) * (_OPTIMISM if few else 1.0)
-        draft = self._draft_s()
-        costs = RoundCosts(draft, draft, lambda n: verify, self._other_s())
-        return sequential_round(self.alpha, gamma, costs).tokens_per_s
-
-    def _decide(self) -> None:
-        self._left = 1
-        if self._since_plain >= _REFRESH_TOKENS or len(self._verify.get(1, ())) < _TRIES:
-            self._gamma = 0
-            return
-        for width in [w for w, at in self._seen_at.items() if self._text - at > _STALE_TOKENS]:
-            del self._seen_at[width], self._verify[width]
-        if self._text - self._drafted_at > _STALE_TOKENS:
-            self._draft.clear()
-            self._chunk.clear()
-        self._plain_s = self.step_s(1) + self._other_s()
+    def _decide(self, source: _Source, offer: Offer) -> list[Switch]:
+        """Set the draft length of a source; the switch, where it is another one."""
+        self.times.forget(self._text)
         self._settle()
         assert self._bank_s is not None
-        speeds = {g: self.tokens_per_s(g, hopeful=True) for g in self._gammas}
-        best = max(speeds, key=lambda g: (speeds[g], -g))
-        if speeds[best] <= (_MARGIN if self._gamma else _START_MARGIN) * speeds[self._gamma]:
-            best = self._gamma
-        gain_s = 1 / speeds[0] - 1 / speeds[best]
-        if best and (self._bank_s < 0 or (self._gamma == 0 and not self._worth(gain_s))):
-            best = 0
+        hopeful = self._bank_s >= ALLOWANCE_STEPS * self.times.plain_s()  # there is time to find out
+        speeds = {g: self.tokens_per_s(source.name, g, hopeful) for g in self._gammas}
+        best, before = max(speeds, key=lambda g: (speeds[g], -g)), source.gamma
+        if speeds[best] <= (_MARGIN if before else _START_MARGIN) * speeds[before]:
+            best = before
+        why = "drafting pays" if not before else "another length is faster" if best else "drafting loses"
+        if best and self._bank_s < self._floor_s:
+            best, why = 0, "drafting lost what may be lost"
+        elif best and not self._worth_reading(source.name, best, offer.unread):
+            best, why = 0, "the rest of the answer does not repay reading"
         elif best == 0:
-            best = self._try(speeds)
-        self._gamma, self._left = best, _PERIOD if best else _PLAIN_PERIOD
+            best = self._try(source.name, offer.unread, speeds)
+            why = "tried again" if best else why
+        source.gamma, source.left = best, _PERIOD if best else _PLAIN_PERIOD
+        return [] if best == before else [self._switch(source, before, why, speeds)]
 
-    def _try(self, speeds: Mapping[int, float]) -> int:
+    def _switch(self, source: _Source, before: int, why: str, speeds: Mapping[int, float]) -> Switch:
+        longer, plain_s = max(before, source.gamma), self.times.plain_s()
+        return Switch(
+            source=source.name,
+            before=before,
+            after=source.gamma,
+            why=why,
+            acceptance=source.acceptance.mean,
+            plain_s=plain_s,
+            round_s=self.times.round_s(source.name, longer),
+            speedup=speeds[longer] / speeds[0],
+            bank_s=self._bank_s or 0.0,
+        )
+
+    def _try(self, source: str, unread: int, speeds: Mapping[int, float]) -> int:
         """The draft length to try although it looks too slow, or 0: what the bank can pay for."""
         drafting = [g for g in self._gammas if g]
         if not drafting:
             return 0
         best = max(drafting, key=lambda g: (speeds[g], -g))
-        tokens = speeds[best] * self._round_s(best)
-        loss = self._round_s(best) - tokens / speeds[0]
-        price = _PERIOD * max(loss, 0.0) + self._reading_s()
+        round_s = self.times.round_s(source, best)
+        loss = round_s - speeds[best] * round_s / speeds[0]
+        price = _PERIOD * max(loss, 0.0) + self._reading(unread)[0]
         return best if price <= (self._bank_s or 0.0) else 0
 
-    def _worth(self, gain_s: float) -> bool:
-        """Whether what is gained on the rest of the text pays for what the drafter has to read first.
+    def _worth_reading(self, source: str, gamma: int, unread: int) -> bool:
+        """Whether what is gained on the rest of the text pays for what the drafter has to read first."""
+        price, rounds = self._reading(unread)
+        return price <= _SHORT_READING * self.times.plain_s() or self._pays(source, gamma, price, rounds)
+
+    def _pays(self, source: str, gamma: int, price: float, rounds: int) -> bool:
+        """Whether what is gained on the rest of the text, after some plain rounds, pays for a price in seconds.
 
         An answer is expected to be as long as those before it; one that is longer, to go on for half as long again.
         """
-        rest = min(self._most - self._done, max(self._length - self._done, 0.5 * self._done))
-        reading = self._reading_s()
-        affordable = self._begun or reading <= (self._bank_s or 0.0)
-        return affordable and gain_s * rest > reading
+        bank_s = self._bank_s or 0.0
+        rest = min(self._most - self._done, max(self._length - self._done, 0.5 * self._done)) - rounds
+        plain = 1 / self.tokens_per_s(source, 0)
+        if price <= bank_s and (plain - 1 / self.tokens_per_s(source, gamma)) * rest > price:
+            return True
+        alpha = self._source(source).acceptance.cautious
+        if (plain - 1 / self.tokens_per_s(source, gamma, alpha=alpha)) * rest <= price:
+            return False
+        self._floor_s = min(self._floor_s, bank_s - price)
+        return True
 
-    def _chunks(self) -> int:
-        return max(1, -(-(self._unread - 1) // self._predicted.chunk))
+    def _reading(self, unread: int) -> tuple[float, int]:
+        """What the drafter needs for the text it has not read, in seconds and rounds.
 
-    def _reading_s(self) -> float:
-        """What the drafter needs for the text it has not read; its next step takes in two tokens anyway."""
-        if self._unread <= 2:
-            return 0.0
-        return self._chunks() * self._chunk_s()
-
-    def _chunk_s(self) -> float:
-        return median(self._chunk) if self._chunk else self._predicted.chunk_s * self._correction()
-
-    def _round_s(self, gamma: int) -> float:
-        width = next((w for w in self._widths if w > gamma), self._widths[-1])
-        return gamma * self._draft_s() + self.step_s(width) + self._other_s()
-
-    def _draft_s(self) -> float:
-        return median(self._draft) if self._draft else self._predicted.draft_s * self._correction()
-
-    def _other_s(self) -> float:
-        return median(self._other) if self._other else self._predicted.round_s
-
-    def _correction(self) -> float:
-        """Seen over predicted, the mean over widths: how far this machine is from the plan's."""
-        ratios = [(median(seen) / self._predicted.verify_s[w], len(seen)) for w, seen in self._verify.items()]
-        return sum(r * n for r, n in ratios) / sum(n for _, n in ratios) if ratios else 1.0
+        Every round adds a token to be read.
+        """
+        once = self.times.read_s(unread)
+        if once <= _SHORT_READING * self.times.plain_s():
+            return once, 0
+        piece = self.times.piece()
+        if piece < 2:
+            return float("inf"), 1 << 30
+        rounds = -(-unread // (piece - 1))
+        return rounds * self.times.read_s(piece), rounds

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from costmodel.schema.plan import Plan
-from costmodel.speculative import MOST_GAMMA
-from hetero_sd.runtime.decode.live_gamma import LiveGamma
-from hetero_sd.runtime.decode.trace import Round
+from hetero_sd.runtime.decode.drafters import Offer
+from hetero_sd.runtime.decode.trace import Round, Switch
 
-_DEFAULT_GAMMA = 4
+
+@dataclass(frozen=True)
+class Choice:
+    """What the next round does.
+
+    Attributes:
+        source: the offer that is taken, "" for none.
+        gamma: tokens to draft from it; 0 is a plain decoding step.
+        read: tokens of the text that the drafter reads before.
+        switches: changes of the draft length of a source, made for this round.
+    """
+
+    source: str = ""
+    gamma: int = 0
+    read: int = 0
+    switches: tuple[Switch, ...] = ()
+
+
+PLAIN = Choice()
 
 
 class GammaPolicy(Protocol):
-    """Decides, before each round, how many tokens to draft."""
+    """Decides, before each round, what is drafted."""
 
     def begin(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        """Start a text; the drafter has not read its prompt."""
+        """Start a text."""
 
-    def gamma(self) -> int:
-        """Return the number of tokens to draft in the next round; 0 is a plain decoding step."""
+    def read_first(self, offers: Sequence[Offer], prefill_s: float) -> int:
+        """Return how many tokens the drafter reads before the first token is shown, which took ``prefill_s``."""
+
+    def choose(self, offers: Sequence[Offer]) -> Choice:
+        """Return what the next round does; ``offers`` are the drafter's, at least one, the best source first."""
 
     def observe(self, finished: Round) -> None:
         """Learn from a finished round."""
 
 
 class FixedGamma:
-    """The same gamma in every round."""
+    """The same gamma in every round, from the first source."""
 
     def __init__(self, gamma: int) -> None:
         """Keep ``gamma`` >= 0."""
@@ -35,31 +56,13 @@ class FixedGamma:
     def begin(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Ignore the text."""
 
-    def gamma(self) -> int:
-        """Return the fixed number."""
-        return self._gamma
+    def read_first(self, offers: Sequence[Offer], prefill_s: float) -> int:
+        """All of the prompt: it will be needed, and reading it later would be a pause after the first token."""
+        return max((offer.unread for offer in offers), default=0) if self._gamma else 0
+
+    def choose(self, offers: Sequence[Offer]) -> Choice:
+        """Return the fixed number, with all reading before."""
+        return Choice(offers[0].source, self._gamma, offers[0].unread) if self._gamma else PLAIN
 
     def observe(self, finished: Round) -> None:
         """Ignore the round."""
-
-
-def choose_policy(mode: str, gamma: int | None, plan: Plan | None) -> GammaPolicy | None:
-    """Return the policy for a bundle that has a drafter; None is the target alone.
-
-    Args:
-        mode: "auto", "target-only" or "speculative", as the user gave it. Auto decides anew while it runs, from the
-            plan's predictions; where the plan has none, or its draft length was given, it does what the plan says.
-        gamma: the user's choice, or None for the plan's.
-        plan: the bundle's, or None.
-    """
-    if mode == "target-only":
-        return None
-    if gamma is not None:
-        return FixedGamma(gamma)
-    planned = 0 if plan is None else plan.gamma
-    if mode == "speculative":
-        return FixedGamma(planned or _DEFAULT_GAMMA)
-    live = None if plan is None or "gamma" in plan.given else plan.prediction.live
-    if live is not None:
-        return LiveGamma(live, [width - 1 for width in live.verify_s if width <= MOST_GAMMA + 1])
-    return FixedGamma(planned) if planned else None

@@ -9,15 +9,18 @@ target's in any case.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from hetero_sd.runtime.decode.drafters import Drafter
+from hetero_sd.runtime.decode.drafters import Draft, Drafter
 from hetero_sd.runtime.decode.generate import Request, first_token, record_token
-from hetero_sd.runtime.decode.policy import GammaPolicy
+from hetero_sd.runtime.decode.policy import PLAIN, GammaPolicy
 from hetero_sd.runtime.decode.sampling import Distribution, Rng, Sampling, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch, Trace
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model
+
+NO_DRAFT = Draft([], [])
 
 
 def speculate(
@@ -34,6 +37,8 @@ def speculate(
     tokens = list(prompt)
     policy.begin(len(tokens), request.max_new_tokens)
     new_tokens = [first_token(target, prompt, request.sampling, trace, rng)]
+    if request.max_new_tokens > 1 and new_tokens[0] not in request.eos_ids:
+        trace.prefill_s += _read_first(drafter, [*tokens, *new_tokens], policy, trace)
     while True:
         for token in new_tokens:
             record_token(token, request, target.context, trace)
@@ -42,17 +47,19 @@ def speculate(
             if trace.finish_reason:
                 return
 
+        watch = Stopwatch(trace.clock)
+        offers = drafter.offers(tokens, watch)
+        choice = policy.choose(offers) if offers else PLAIN
+        trace.switches += [replace(switch, tokens=len(trace.token_ids)) for switch in choice.switches]
+        most = next((offer.most for offer in offers if offer.source == choice.source), 0)
         gamma = min(
-            policy.gamma(),
+            choice.gamma,
             request.max_new_tokens - len(trace.token_ids) - 1,  # the target adds a token of its own
             target.context - len(tokens),
-            drafter.room(len(tokens)),
+            most,
         )
-        caught_up = drafter.catch_up(tokens) if gamma > 0 else 0.0
-        trace.draft_prefill_s += caught_up
-
-        watch = Stopwatch()
-        draft = drafter.propose(tokens, gamma, watch, rng)
+        read = drafter.read(tokens, choice.read, watch) if choice.read and gamma >= min(1, choice.gamma) else 0
+        draft = drafter.propose(tokens, choice.source, gamma, watch, rng) if gamma > 0 else NO_DRAFT
         drafted, pos = draft.tokens, len(tokens) - 1  # the target has not seen the last token yet
         output = CHOICE if request.sampling.greedy else LOGITS
         rows = target.submit([tokens[-1], *drafted], pos, (output,)).result()[output]
@@ -66,8 +73,17 @@ def speculate(
         trace.lost_drafter = drafter.lost
         new_tokens = [*drafted[:accepted], extra]
 
-        trace.rounds.append(watch.round(len(drafted), accepted, caught_up))
+        trace.rounds.append(watch.round(len(drafted), accepted, read, choice.source if drafted else ""))
+        trace.draft_prefill_s += trace.rounds[-1].catch_up_s
         policy.observe(trace.rounds[-1])
+
+
+def _read_first(drafter: Drafter, tokens: Sequence[int], policy: GammaPolicy, trace: Trace) -> float:
+    """Let the drafter read before the first token is shown, as far as the policy wants it; the seconds it took."""
+    watch = Stopwatch(trace.clock)
+    if most := policy.read_first(drafter.offers(tokens, watch), trace.prefill_s):
+        drafter.read(tokens, most, watch)
+    return sum(watch.booked.values())
 
 
 def accept_greedy(best: Sequence[int] | np.ndarray, drafted: Sequence[int]) -> tuple[int, int]:

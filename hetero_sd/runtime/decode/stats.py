@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import NormalDist, median
 from typing import Any
 
@@ -11,6 +12,7 @@ from costmodel.schema.plan import Plan
 from hetero_sd.runtime.decode.trace import Round, Trace
 
 _Z_95 = NormalDist().inv_cdf(0.975)  # two-sided 95 % quantile of the normal distribution
+_MOST_SWITCHES = 12  # that --stats prints
 
 
 def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
@@ -19,7 +21,8 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
     Seconds throughout. ``tokens_per_s`` counts the tokens after the first one over the time they took. A term of
     ``median_s`` is the median over rounds: ``draft_step`` of the mean step of a round, ``verify_step`` by the
     number of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round.
-    ``gammas`` counts the rounds by drafted tokens.
+    ``gammas`` counts the rounds by drafted tokens, ``sources`` the drafted and accepted tokens by what they were made
+    from. ``switches`` are those of trace.Switch, ``generation`` counting the traces from 0.
     """
     rounds = [r for trace in traces for r in trace.rounds]
     drafted = [r for r in rounds if r.drafted]
@@ -40,6 +43,7 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
         "acceptance_rate": alpha,
         "acceptance_interval": interval,
         "gammas": {str(g): sum(r.drafted == g for r in rounds) for g in sorted({r.drafted for r in rounds})},
+        "sources": _by_source(drafted),
         "tokens_per_round": sum(r.accepted + 1 for r in drafted) / len(drafted) if drafted else None,
         "median_s": {
             "draft_step": _median([r.draft_s / r.drafted for r in drafted]),
@@ -47,6 +51,17 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
             "sampling": _median([r.sampling_s for r in rounds]),
             "dispatch": _median([r.dispatch_s for r in rounds]),
         },
+        "switches": [{"generation": i, **asdict(s)} for i, trace in enumerate(traces) for s in trace.switches],
+    }
+
+
+def _by_source(drafted: Sequence[Round]) -> dict[str, dict[str, int]]:
+    return {
+        source: {
+            "drafted": sum(r.drafted for r in drafted if r.source == source),
+            "accepted": sum(r.accepted for r in drafted if r.source == source),
+        }
+        for source in sorted({r.source for r in drafted})
     }
 
 
@@ -115,9 +130,24 @@ def stats_table(stats: Mapping[str, Any]) -> str:
     if len(stats["gammas"]) > 1:
         used = ", ".join(f"{gamma} in {rounds}" for gamma, rounds in stats["gammas"].items())
         lines.append(f"tokens drafted in a round: {used} rounds")
+    if len(stats["sources"]) > 1:
+        used = ", ".join(f"{name} {n['accepted']} of {n['drafted']}" for name, n in stats["sources"].items())
+        lines.append(f"accepted by source: {used}")
+    lines += [switch_text(switch) for switch in stats["switches"][:_MOST_SWITCHES]]
+    if len(stats["switches"]) > _MOST_SWITCHES:
+        lines.append(f"... and {len(stats['switches']) - _MOST_SWITCHES} more switches (--json has all)")
     if stats.get("threads"):
         lines.append(threads_text(stats["threads"]))
     return "\n".join(lines)
+
+
+def switch_text(switch: Mapping[str, Any]) -> str:
+    """Return the line for people of a switch: what was decided, and the numbers that decided it."""
+    return (
+        f"after {switch['tokens']} tokens: {switch['source']} {switch['before']} -> {switch['after']} drafted, "
+        f"{switch['why']} (acceptance {switch['acceptance']:.2f}, plain step {1e3 * switch['plain_s']:.3g} ms, "
+        f"round {1e3 * switch['round_s']:.3g} ms, {switch['speedup']:.2f}x)"
+    )
 
 
 def threads_text(facts: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -12,7 +13,8 @@ class Round:
 
     ``accepted`` counts what verification accepted, also where an end-of-text id or a limit then cut the round short.
     ``dispatch_s`` is the rest of the round: the loop itself and the hand-over between the models. ``catch_up_s`` came
-    before it: the drafter read text that it had not seen; the trace counts it in ``draft_prefill_s``.
+    before it: the drafter read ``read`` tokens of text that it had not seen; the trace counts it in
+    ``draft_prefill_s``. ``source`` says what the drafts were made from (drafters/__init__.py), "" where there are none.
     """
 
     drafted: int
@@ -22,11 +24,40 @@ class Round:
     sampling_s: float
     dispatch_s: float
     catch_up_s: float = 0.0
+    read: int = 0
+    source: str = ""
 
     @property
     def total_s(self) -> float:
         """Wall time of the round in seconds."""
         return self.draft_s + self.verify_s + self.sampling_s + self.dispatch_s
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A change of the draft length by the live policy, and the numbers that it was decided by.
+
+    Attributes:
+        source: what the drafts are made from.
+        before, after: drafted tokens a round; 0 is off.
+        why: one sentence.
+        acceptance: of a drafted token, as believed.
+        plain_s, round_s: a plain step, and a round with the longer of the two draft lengths.
+        speedup: expected, of that length over plain steps.
+        bank_s: time that may be lost; see live_gamma.py.
+        tokens: generated before it; set by the loop.
+    """
+
+    source: str
+    before: int
+    after: int
+    why: str
+    acceptance: float
+    plain_s: float
+    round_s: float
+    speedup: float
+    bank_s: float
+    tokens: int = 0
 
 
 @dataclass
@@ -35,7 +66,7 @@ class Trace:
 
     ``finish_reason`` is "eos", "length" (max_new_tokens), "context" (the KV cache is full), "stop" (a stop string;
     set by the reader of the stream), or None while it runs. ``lost_drafter`` says why the drafter was left out from
-    some round on; None where it was not.
+    some round on; None where it was not. ``switches`` are the changes of the draft length. ``clock`` gives seconds.
     """
 
     prompt_tokens: int = 0
@@ -45,6 +76,8 @@ class Trace:
     draft_prefill_s: float = 0.0
     lost_drafter: str | None = None
     rounds: list[Round] = field(default_factory=list)
+    switches: list[Switch] = field(default_factory=list)
+    clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
 
     @property
     def decode_s(self) -> float:
@@ -55,19 +88,20 @@ class Trace:
 class Stopwatch:
     """Books every interval under a name, so that the parts sum to the whole."""
 
-    def __init__(self) -> None:
-        """Start now, with nothing booked."""
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Start now, with nothing booked; ``clock`` gives seconds."""
         self.booked: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._clock, self._last = clock, clock()
 
     def book(self, term: str) -> None:
         """Add the time since the last booking to ``term``."""
-        now = time.perf_counter()
+        now = self._clock()
         self.booked[term] = self.booked.get(term, 0.0) + now - self._last
         self._last = now
 
-    def round(self, drafted: int, accepted: int, catch_up_s: float = 0.0) -> Round:
+    def round(self, drafted: int, accepted: int, read: int = 0, source: str = "") -> Round:
         """Return the round these bookings describe; time after the last booking counts as dispatch."""
         self.book("dispatch")
-        terms = {f"{term}_s": self.booked.get(term, 0.0) for term in ("draft", "verify", "sampling", "dispatch")}
-        return Round(drafted, accepted, **terms, catch_up_s=catch_up_s)
+        names = ("draft", "verify", "sampling", "dispatch", "catch_up")
+        terms = {f"{name}_s": self.booked.get(name, 0.0) for name in names}
+        return Round(drafted, accepted, **terms, read=read, source=source)

@@ -15,8 +15,10 @@ from requirements import only_where
 
 from costmodel.schema.plan import Plan
 from costmodel.schema.record import SchemaError
+from hetero_sd.runtime.decode.choose_policy import choose_policy
+from hetero_sd.runtime.decode.drafters import Offer
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
-from hetero_sd.runtime.decode.policy import FixedGamma, choose_policy
+from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.model.threads import choose_threads, cluster_cores, physical_cores, prepare_environment
 from hetero_sd.runtime.options import parse_options
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_lines, read_prompts
@@ -243,16 +245,17 @@ stay_on_cluster(some_plan(cpu_ids=({first},)), threads=2)  # left to TVM
 def test_policy(mode, gamma, planned, expected):
     plan = some_plan(gamma=planned, mode="sequential" if planned else "target-only") if planned is not None else None
     policy = choose_policy(mode, gamma, plan)
-    assert (policy and policy.gamma()) == expected
+    assert (policy and policy.choose([Offer("model", 9)]).gamma) == expected
 
 
-def test_auto_decides_live_unless_the_length_was_given():
+def test_auto_decides_live_unless_the_run_is_given_a_length():
     plan = some_plan(mode="target-only", gamma=0, given=("place",), prediction=some_prediction(live=LIVE))
     assert isinstance(choose_policy("auto", None, plan), LiveGamma)
     assert isinstance(choose_policy("auto", 2, plan), FixedGamma)
     assert isinstance(choose_policy("speculative", None, plan), FixedGamma)
     assert choose_policy("target-only", None, plan) is None
-    assert choose_policy("auto", None, replace(plan, given=("gamma",))) is None
+    given = replace(plan, mode="sequential", gamma=3, given=("gamma",))
+    assert isinstance(choose_policy("auto", None, given), LiveGamma)  # given to compile: where it starts
 
 
 @pytest.mark.parametrize(

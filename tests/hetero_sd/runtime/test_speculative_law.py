@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from hetero_sd.runtime.decode.drafters import Draft
+from hetero_sd.runtime.decode.drafters import MODEL, Draft
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma
@@ -121,8 +121,8 @@ def test_unprocessed_q_changes_the_law(pair, monkeypatch):
     """The drafter's samples must come from the q that acceptance is told."""
     honest = ModelDrafter.propose
 
-    def tempered(self, tokens, gamma, watch, rng):
-        draft = honest(self, tokens, gamma, watch, rng)
+    def tempered(self, tokens, source, gamma, watch, rng):
+        draft = honest(self, tokens, source, gamma, watch, rng)
         return Draft(draft.tokens, [np.sqrt(row) / np.sqrt(row).sum() for row in draft.q])
 
     monkeypatch.setattr(ModelDrafter, "propose", tempered)
@@ -137,8 +137,8 @@ def one_round(pair, accept, vocab=8, gamma=3):
 
     def round_of(rng):
         drafter = ModelDrafter(draft, target.vocab, SAMPLED)
-        drafter.catch_up(prompt)
-        drafts = drafter.propose(prompt, gamma, Stopwatch(), rng)
+        drafter.read(prompt, len(prompt), Stopwatch())
+        drafts = drafter.propose(prompt, MODEL, gamma, Stopwatch(), rng)
         accepted, extra = accept(target.forward([2, *drafts.tokens], 2), drafts.tokens, drafts.q, SAMPLED, rng)
         return (*drafts.tokens[:accepted], extra)
 

@@ -9,6 +9,23 @@ from typing import Protocol
 from hetero_sd.runtime.decode.sampling import Distribution, Rng
 from hetero_sd.runtime.decode.trace import Stopwatch
 
+MODEL = "model"  # drafts of a draft model; other sources are named in their own files
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a drafter could draft from after a text.
+
+    Attributes:
+        source: its name; drafts of one source are accepted about equally often, those of two need not be.
+        most: tokens that it can draft, at least 1.
+        unread: tokens of the text that it must read first.
+    """
+
+    source: str
+    most: int
+    unread: int = 0
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -27,16 +44,22 @@ class Drafter(Protocol):
 
     lost: str | None
 
-    def room(self, length: int) -> int:
-        """Return how many tokens can be drafted after ``length`` tokens of text."""
+    def offers(self, tokens: Sequence[int], watch: Stopwatch) -> Sequence[Offer]:
+        """Return what it can draft from after ``tokens``, the whole text so far, the best source first; none is none.
 
-    def catch_up(self, tokens: Sequence[int]) -> float:
-        """Read text that was not read yet, before drafts are asked for; return the seconds it took."""
+        What takes time goes to ``watch`` under "draft".
+        """
 
-    def propose(self, tokens: Sequence[int], gamma: int, watch: Stopwatch, rng: Rng) -> Draft:
-        """Return at most ``gamma`` tokens that may follow ``tokens``, the whole text so far.
+    def read(self, tokens: Sequence[int], most: int, watch: Stopwatch) -> int:
+        """Read at most ``most`` tokens of the text that were not read yet; return how many.
 
-        The time goes to ``watch`` under "draft" and "sampling".
+        The time goes to ``watch`` under "catch_up".
+        """
+
+    def propose(self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng) -> Draft:
+        """Return at most ``gamma`` >= 1 tokens that may follow ``tokens``, from a source that was offered for it.
+
+        All of the text that the source needs was read. The time goes to ``watch`` under "draft" and "sampling".
         """
 
     def keep(self, length: int) -> None:

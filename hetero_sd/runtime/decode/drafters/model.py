@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hetero_sd.runtime.decode.drafters import Draft, Drafter
+from hetero_sd.runtime.decode.drafters import MODEL, Draft, Drafter, Offer
 from hetero_sd.runtime.decode.sampling import Distribution, Rng, Sampling, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, NotFiniteError
@@ -24,29 +24,35 @@ class ModelDrafter(Drafter):
         self._length = 0  # leading tokens of the text whose KV rows are valid
         self.lost: str | None = None  # why it drafts no more
 
-    def room(self, length: int) -> int:
-        """Return how many tokens can be drafted after ``length`` tokens before the drafter's context is full."""
-        return 0 if self.lost else max(0, self._model.context - length + 1)
+    def offers(self, tokens: Sequence[int], watch: Stopwatch) -> Sequence[Offer]:
+        """Offer drafts until the drafter's context is full or it was lost; see :class:`Drafter`."""
+        room = 0 if self.lost else self._model.context - len(tokens) + 1
+        return [Offer(MODEL, room, self._unread(tokens))] if room > 0 else []
 
-    def catch_up(self, tokens: Sequence[int]) -> float:
-        """Feed what is missing but for two tokens, which :meth:`propose` feeds; return the seconds it took.
+    def _unread(self, tokens: Sequence[int]) -> int:
+        """Tokens to be read before :meth:`propose`, which feeds up to two.
 
         Rounds leave a lag of one token, or of two after full acceptance; a longer one is the prompt, or rounds
-        without drafting.
+        without drafts of this model.
         """
-        end = len(tokens) - 1
-        if end <= self._length + 1:
-            return 0.0
-        watch = Stopwatch()
+        missing = len(tokens) - 1 - self._length
+        return missing if missing > 1 else 0
+
+    def read(self, tokens: Sequence[int], most: int, watch: Stopwatch) -> int:
+        """Feed the next ``most`` of the tokens that are missing; see :class:`Drafter`."""
+        count = min(most, self._unread(tokens))
+        if count < 1 or self.lost:
+            return 0
+        end = self._length + count
         try:
             self._model.submit(self._known(tokens[self._length : end]), self._length, last=True).result()
             self._length = end
         except NotFiniteError as error:
             self.lost = str(error)
-        watch.book("catch up")
-        return watch.booked["catch up"]
+        watch.book("catch_up")
+        return count
 
-    def propose(self, tokens: Sequence[int], gamma: int, watch: Stopwatch, rng: Rng) -> Draft:
+    def propose(self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng) -> Draft:
         """Return gamma tokens, fewer where the drafter was lost or is lost on the way; see :class:`Drafter`."""
         drafted: list[int] = []
         q: list[Distribution] = []
@@ -58,8 +64,7 @@ class ModelDrafter(Drafter):
                 pending = drafted[-1:]
         except NotFiniteError as error:
             self.lost = str(error)
-        if gamma:
-            watch.book("draft")
+        watch.book("draft")
         return Draft(drafted, q)
 
     def _draw(self, pending: Sequence[int], q: list[Distribution], watch: Stopwatch, rng: Rng) -> int:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
-from hetero_sd.runtime.decode.policy import FixedGamma
+from hetero_sd.runtime.decode.policy import Choice, FixedGamma
 from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Round, Trace
@@ -25,8 +25,14 @@ class RandomGamma:
     def begin(self, prompt_tokens: int, max_new_tokens: int) -> None:
         pass
 
-    def gamma(self) -> int:
+    def read_first(self, offers, prefill_s) -> int:
         return int(self._rng.integers(0, 6))
+
+    def choose(self, offers) -> Choice:
+        """Also reads pieces, before plain steps and before drafts that need all of the text."""
+        gamma = int(self._rng.integers(0, 6))
+        read = offers[0].unread if gamma else int(self._rng.integers(0, 3))
+        return Choice(offers[0].source, gamma, read)
 
     def observe(self, finished: Round) -> None:
         self.seen.append(finished)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import hetero_sd.runtime.decode
 from costmodel.schema.plan import Plan
 from hetero_sd.predict.predict import compilable
-from hetero_sd.runtime.decode.drafters import Draft, Drafter
+from hetero_sd.runtime.decode.drafters import Draft, Drafter, Offer
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.speculate import speculate
@@ -31,17 +31,17 @@ class LastOccurrence(Drafter):
 
     lost = None
 
-    def room(self, length):
-        return 64
-
-    def catch_up(self, tokens):
-        return 0.0
-
-    def propose(self, tokens, gamma, watch, rng):
-        places = [i for i, token in enumerate(tokens[:-1]) if token == tokens[-1]]
-        drafted = list(tokens[places[-1] + 1 :][:gamma]) if places else []
+    def offers(self, tokens, watch):
+        self._places = [i for i, token in enumerate(tokens[:-1]) if token == tokens[-1]]
         watch.book("draft")
-        return Draft(drafted, [])
+        return [Offer("last occurrence", len(tokens) - 1 - self._places[-1])] if self._places else []
+
+    def read(self, tokens, most, watch):
+        return 0
+
+    def propose(self, tokens, source, gamma, watch, rng):
+        assert source == "last occurrence"
+        return Draft(list(tokens[self._places[-1] + 1 :][:gamma]), [])
 
     def keep(self, length):
         pass
@@ -71,12 +71,17 @@ def test_it_drafts_and_some_drafts_are_accepted(pair):
 
 def test_a_drafter_may_draft_nothing(pair):
     class Silent(LastOccurrence):
-        def propose(self, tokens, gamma, watch, rng):
+        def propose(self, tokens, source, gamma, watch, rng):
             return Draft([], [])
 
-    found, alone, trace = texts(pair, Silent(), 3)
-    assert found == alone
-    assert {r.drafted for r in trace.rounds} == {0}
+    class OffersNothing(LastOccurrence):
+        def offers(self, tokens, watch):
+            return []
+
+    for drafter in (Silent(), OffersNothing()):
+        found, alone, trace = texts(pair, drafter, 3)
+        assert found == alone
+        assert {r.drafted for r in trace.rounds} == {0}
 
 
 def strangers(source: str) -> set[str]:
@@ -105,7 +110,7 @@ def test_the_recipe_names_the_whole_protocol_and_where_a_mode_stands() -> None:
     text = (Path(__file__).parents[5] / "CONTRIBUTING.md").read_text("utf-8")
     recipe = text.split("## Add a drafting method\n")[1].split("\n## ")[0]
     members = {name for name in (*vars(Drafter), *Drafter.__annotations__) if not name.startswith("_")}
-    assert members >= {"lost", "propose"}
+    assert members >= {"lost", "offers", "propose"}
     named = set(re.findall(r"`([^`]+)`", recipe))
     assert members - named == set()
     assert {"Session._stream", "Plan.mode", "compilable"} <= named

@@ -1,0 +1,181 @@
+"""The times of a run's steps, as seen; what was not run yet is predicted.
+
+A time is the median of the last observations: a pause of the system changes nothing. Where the last few of a width are
+a fifth off those before, and more than chance explains, the processor became slower or faster: all widths are scaled
+until they are seen again. A prediction is the plan's number, corrected by how far its other numbers were off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+
+from costmodel.schema.plan import LivePrediction
+from hetero_sd.runtime.decode.drafters import MODEL
+from hetero_sd.runtime.decode.trace import Round
+
+_WINDOW = 31  # observations of a time
+_RECENT, _DRIFT = 7, 0.2  # observations that show another speed of the processor, and how far off they are
+_SURPRISE = 4.0  # standard errors that chance does not explain; those of a median are 1.25 times those of a mean
+_OPTIMISM = 0.9  # on what was seen long ago
+_MAD_TO_SD, _SPREAD = 1.4826, 0.05  # of a normal distribution; until some deviations were seen
+_STALE_TOKENS = 500  # after which times count no longer
+
+
+class LiveTimes:
+    """Seconds of steps and rounds."""
+
+    def __init__(self, predicted: LivePrediction, narrow: int = 1) -> None:
+        """Start from the plan; ``narrow`` is the widest step of the drafter, beside its chunks."""
+        self._predicted, self._narrow = predicted, narrow
+        self.widths = sorted(predicted.verify_s)
+        self._verify: dict[int, deque[float]] = {}
+        self._draft: dict[str, deque[float]] = {}
+        self._chunk: deque[float] = deque(maxlen=_WINDOW)
+        self._other: deque[float] = deque(maxlen=_WINDOW)
+        self._before: dict[int, float] = {}  # width -> plain steps that it took when it was last run
+        self._verified_at: dict[int, int] = {}  # width -> tokens of text when it was last run
+        self._drafted_at: dict[str, int] = {}
+
+    def measured(self, width: int, seconds: float) -> None:
+        """A step of the target that was run to be timed."""
+        self._verify.setdefault(width, deque(maxlen=_WINDOW)).append(seconds)
+        self._verified_at.setdefault(width, 0)
+
+    def measured_draft(self, seconds: float) -> None:
+        """A step of the draft model that was run to be timed."""
+        self._draft.setdefault(MODEL, deque(maxlen=_WINDOW)).append(seconds)
+        self._drafted_at.setdefault(MODEL, 0)
+
+    def observe(self, finished: Round, at: int) -> None:
+        """Learn from a round that ended after ``at`` tokens of text: a few additions."""
+        width = next((w for w in self.widths if w > finished.drafted), 0)
+        if width:
+            self._verify.setdefault(width, deque(maxlen=_WINDOW)).append(finished.verify_s)
+            self._verified_at[width] = at
+            self._follow(width)
+        other = finished.dispatch_s + finished.sampling_s
+        if finished.drafted:
+            each = finished.draft_s / finished.drafted
+            self._draft.setdefault(finished.source, deque(maxlen=_WINDOW)).append(each)
+            self._drafted_at[finished.source] = at
+        else:
+            other += finished.draft_s  # a search that found nothing
+        self._other.append(other)
+        if finished.read > self._narrow:
+            self._chunk.append(finished.catch_up_s / self._chunks(finished.read))
+
+    def _follow(self, width: int) -> None:
+        """Where the processor's speed has changed, scale what was seen of the target's other widths.
+
+        Plain steps are forgotten: what all else is compared with is timed anew.
+        """
+        seen = list(self._verify[width])
+        if len(seen) < 2 * _RECENT:
+            return
+        change = median(seen[-_RECENT:]) / median(seen[:-_RECENT])
+        by_chance = _SURPRISE * self._spread() * math.sqrt(1 / _RECENT + 1 / (len(seen) - _RECENT))
+        if abs(change - 1) < max(_DRIFT, by_chance):
+            return
+        for other, times in self._verify.items():
+            kept = seen[-_RECENT:] if other == width else [change * median(times)]
+            self._verify[other] = deque(kept, maxlen=_WINDOW)
+        if width != 1:
+            self._verify.pop(1, None)
+            self._verified_at.pop(1, None)
+
+    def forget(self, at: int) -> None:
+        """Drop what was seen long before ``at`` tokens of text."""
+        for width in [w for w, seen in self._verified_at.items() if at - seen > _STALE_TOKENS]:
+            self._before[width] = median(self._verify[width]) / self.step_s(1)
+            del self._verified_at[width], self._verify[width]
+        for source in [s for s, seen in self._drafted_at.items() if at - seen > _STALE_TOKENS]:
+            del self._drafted_at[source], self._draft[source]
+            if source == MODEL:
+                self._chunk.clear()
+
+    def seen(self, width: int) -> int:
+        """How often a step of the target was seen."""
+        return len(self._verify.get(width, ()))
+
+    def width(self, gamma: int) -> int:
+        """The entry point that verifies so many drafts; the widest where none is wide enough."""
+        return next((w for w in self.widths if w > gamma), self.widths[-1])
+
+    def step_s(self, width: int) -> float:
+        """A step of the target: the median seen.
+
+        One that was not seen is expected to take as many plain steps as long ago, or as the plan says; at least one and
+        at most n.
+        """
+        seen = self._verify.get(width)
+        if seen and len(seen) > 1:
+            return median(seen)
+        expected = self._predicted.verify_s[width] * self._correction()
+        if width > 1 and 1 in self._verify:
+            plain = median(self._verify[1])
+            expected = self._before[width] * plain if width in self._before else expected
+            expected = min(max(expected, plain), width * plain)
+        return (seen[0] + expected) / 2 if seen else expected
+
+    def hopeful_step_s(self, width: int) -> float:
+        """A step of the target as fast as it may be: a standard error less than was seen.
+
+        One that was not seen may take no longer than narrower ones, because more rows never take less.
+        """
+        if seen := self._verify.get(width):
+            return self.step_s(width) * max(0.5, 1 - self._spread() / math.sqrt(len(seen)))
+        if width in self._before:
+            return self.step_s(width) * _OPTIMISM
+        narrower = [median(times) for w, times in self._verify.items() if w < width]
+        return max(narrower, default=self.step_s(width))
+
+    def _spread(self) -> float:
+        """Relative standard deviation of a step, from median absolute deviations."""
+        found = []
+        for times in self._verify.values():
+            if len(times) >= _RECENT:
+                middle = median(times)
+                found.append(_MAD_TO_SD * median(abs(t - middle) for t in times) / middle)
+        return median(found) if found else _SPREAD
+
+    def draft_s(self, source: str) -> float:
+        """A drafted token."""
+        if seen := self._draft.get(source):
+            return median(seen)
+        return self._predicted.draft_s * self._correction() if source == MODEL else 0.0
+
+    def other_s(self) -> float:
+        """The rest of a round."""
+        return median(self._other) if self._other else self._predicted.round_s
+
+    def plain_s(self) -> float:
+        """A round without drafts."""
+        return self.step_s(1) + self.other_s()
+
+    def round_s(self, source: str, gamma: int) -> float:
+        """A round with drafts."""
+        return gamma * self.draft_s(source) + self.step_s(self.width(gamma)) + self.other_s()
+
+    def read_s(self, tokens: int) -> float:
+        """What the drafter needs to read so many tokens in one go."""
+        if tokens <= 0:
+            return 0.0
+        return self.draft_s(MODEL) if tokens <= self._narrow else self._chunks(tokens) * self._chunk_s()
+
+    def piece(self) -> int:
+        """Tokens that the drafter reads in about a plain step: whole chunks, or a step where a chunk takes longer."""
+        chunks = int(self.plain_s() / self._chunk_s())
+        return chunks * self._predicted.chunk if chunks else self._narrow
+
+    def _chunk_s(self) -> float:
+        return median(self._chunk) if self._chunk else self._predicted.chunk_s * self._correction()
+
+    def _chunks(self, tokens: int) -> int:
+        return -(-tokens // self._predicted.chunk)
+
+    def _correction(self) -> float:
+        """Seen over predicted, the median over widths: how far this machine is from the plan's."""
+        ratios = [median(seen) / self._predicted.verify_s[w] for w, seen in self._verify.items()]
+        return median(ratios) if ratios else 1.0

@@ -3,8 +3,8 @@
     python benchmarks/adaptive.py [--seeds 3] [--repeats 5] [--threads 1] [--simulated] [--json]
 
 Simulated: scripted times and acceptance (benchmarks/simulated_pair.py), judged by time without noise after the first
-200 tokens. Real: the example pair on this machine, all choices in turn in one process, whole answers with their prompts,
-medians of ratios within a turn. Both tables have the same columns: times over that of the target alone.
+200 tokens. Real: the example pair on this machine, all choices in turn in one process, whole answers with their
+prompts, medians of ratios within a turn. Both tables have the same columns: times over that of the target alone.
 """
 
 from __future__ import annotations

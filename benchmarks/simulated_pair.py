@@ -113,6 +113,8 @@ class SimulatedModel(Model):
             width = next((w for w in case.verify if w >= n), 0)
             step = case.verify[width] if width else -(-n // CHUNK) * 4.0
             self._run.clock.pass_time(step * case.target_speed(at))
+        if self.name == "draft":
+            pos += self._run.drafter.skipped
         rows = range(pos + n if last else pos + 1, pos + n + 1)
         return _Done({CHOICE: np.array([self._token(self._begin + row) for row in rows])})
 
@@ -146,6 +148,7 @@ class Run:
     at_s: list[float] = field(default_factory=list)
     waits_s: list[float] = field(default_factory=list)
     traces: list[Trace] = field(default_factory=list)
+    drafter: ModelDrafter = field(init=False)
 
     def __post_init__(self) -> None:
         """Write the text and throw the coins."""
@@ -160,6 +163,7 @@ class Run:
         begin = 0
         for length in self.case.answers:
             target, draft = SimulatedModel("target", self, begin), SimulatedModel("draft", self, begin)
+            self.drafter = ModelDrafter(draft, VOCAB, Sampling())
             if isinstance(policy, LiveGamma) and not begin:
                 time_steps(Models(target, draft), policy, self.clock)
             prompt = self.text[begin : begin + self.case.prompt]
@@ -168,7 +172,7 @@ class Run:
             stream = (
                 generate(target, prompt, request, trace)
                 if policy is None
-                else speculate(target, ModelDrafter(draft, VOCAB, Sampling()), prompt, request, policy, trace)
+                else speculate(target, self.drafter, prompt, request, policy, trace)
             )
             before = self.clock.true
             for i, token in enumerate(stream):

@@ -22,13 +22,18 @@ class LiveAcceptance:
         self._long = [weight * expected, weight * (1 - expected)]
         self._short = [0.0, 0.0]
 
-    def observe(self, accepted: int, drafted: int, tokens: int) -> None:
-        """Learn from a round that yielded ``tokens``; one that drafted nothing from this source has ``drafted`` 0."""
+    def observe(self, accepted: int, drafted: int, tokens: int) -> bool:
+        """Learn from a round that yielded ``tokens``; one that drafted nothing from this source has ``drafted`` 0.
+
+        Return whether the text has changed.
+        """
         for memory, keep in ((self._short, _SHORT**tokens), (self._long, _LONG**tokens)):
             memory[0] = keep * memory[0] + accepted
             memory[1] = keep * memory[1] + (accepted < drafted)
-        if drafted and self._changed():
-            self._long = list(self._short)
+        if not drafted or not self._changed():
+            return False
+        self._long = list(self._short)
+        return True
 
     def _changed(self) -> bool:
         recent, mean = sum(self._short), self.mean

@@ -36,7 +36,8 @@ _MOST_DEBT_STEPS = 8.0  # at the start of a text
 _PRIOR_WEIGHT = 8.0  # judged tokens that the plan's acceptance counts for
 _OTHER_PRIOR, _OTHER_WEIGHT = 0.5, 4.0  # of a source that the plan does not know
 _TRIES = 2  # plain steps that must be seen first
-_PERIOD, _PLAIN_PERIOD = 4, 8  # rounds between decisions, with and without drafting
+_PERIOD, _PLAIN_PERIOD = 4, 8  # rounds after which a new decision is looked at again, with and without drafting
+_LONGEST_PERIOD = 16  # one that is confirmed, twice as many, at most
 _MARGIN, _START_MARGIN = 1.01, 1.02  # what another draft length must gain over the present one, and over none
 _REFRESH_TOKENS = 256  # after which a plain step is timed again
 _LENGTH = 64.0  # tokens that an answer is expected to have, until one was seen
@@ -50,7 +51,8 @@ class _Source:
 
     def __init__(self, name: str, acceptance: LiveAcceptance, gamma: int = 0) -> None:
         self.name, self.acceptance, self.gamma = name, acceptance, gamma
-        self.left = 0  # rounds until the next decision
+        self.skips = False  # it reads only the end of a text that it has not read
+        self.left, self.period = 0, _PERIOD  # rounds until the next decision
         self.share = 1.0  # of rounds that it is offered in
         self.played: dict[int, int] = {}  # rounds since the last settlement, by drafted tokens
 
@@ -120,12 +122,13 @@ class LiveGamma:
             source = self._source(offer.source)
             if source.left <= 0:
                 switches += self._decide(source, offer)
+            if source.gamma and self.times.read_s(offer.unread) > _SHORT_READING * self.times.plain_s():
+                read, skip = self._reads(source, offer.unread)
+                return Choice(source.name, 0, read, skip, tuple(switches))
             source.left -= 1
             if not source.gamma:
                 continue
-            if self.times.read_s(offer.unread) > _SHORT_READING * self.times.plain_s():
-                return Choice(source.name, 0, min(self.times.piece(), offer.unread), tuple(switches))
-            return Choice(source.name, source.gamma, offer.unread, tuple(switches))
+            return Choice(source.name, source.gamma, offer.unread, switches=tuple(switches))
         return Choice(switches=tuple(switches))
 
     def observe(self, finished: Round) -> None:
@@ -137,7 +140,8 @@ class LiveGamma:
         drafting = self._source(finished.source) if finished.drafted else None
         for source in self._sources.values():
             mine = source is drafting
-            source.acceptance.observe(finished.accepted if mine else 0, finished.drafted if mine else 0, tokens)
+            if source.acceptance.observe(finished.accepted if mine else 0, finished.drafted if mine else 0, tokens):
+                source.left = 0
         self._read_s += self.times.read_s(finished.read)
         if drafting is not None:
             drafting.played[finished.drafted] = drafting.played.get(finished.drafted, 0) + 1
@@ -190,7 +194,7 @@ class LiveGamma:
 
     def _decide(self, source: _Source, offer: Offer) -> list[Switch]:
         """Set the draft length of a source; the switch, where it is another one."""
-        self.times.forget(self._text)
+        self.times.settle(self._text)
         self._settle()
         assert self._bank_s is not None
         hopeful = self._bank_s >= ALLOWANCE_STEPS * self.times.plain_s()  # there is time to find out
@@ -201,12 +205,15 @@ class LiveGamma:
         why = "drafting pays" if not before else "another length is faster" if best else "drafting loses"
         if best and self._bank_s < self._floor_s:
             best, why = 0, "drafting lost what may be lost"
-        elif best and not self._worth_reading(source.name, best, offer.unread):
+        elif best and not self._worth_reading(source, best, offer.unread):
             best, why = 0, "the rest of the answer does not repay reading"
         elif best == 0:
-            best = self._try(source.name, offer.unread, speeds)
+            best = self._try(source, offer.unread, speeds)
             why = "tried again" if best else why
-        source.gamma, source.left = best, _PERIOD if best else _PLAIN_PERIOD
+        source.period = (
+            min(2 * source.period, _LONGEST_PERIOD) if best == before else _PERIOD if best else _PLAIN_PERIOD
+        )
+        source.gamma, source.left = best, source.period
         return [] if best == before else [self._switch(source, before, why, speeds)]
 
     def _switch(self, source: _Source, before: int, why: str, speeds: Mapping[int, float]) -> Switch:
@@ -223,21 +230,42 @@ class LiveGamma:
             bank_s=self._bank_s or 0.0,
         )
 
-    def _try(self, source: str, unread: int, speeds: Mapping[int, float]) -> int:
+    def _try(self, source: _Source, unread: int, speeds: Mapping[int, float]) -> int:
         """The draft length to try although it looks too slow, or 0: what the bank can pay for."""
         drafting = [g for g in self._gammas if g]
         if not drafting:
             return 0
         best = max(drafting, key=lambda g: (speeds[g], -g))
-        round_s = self.times.round_s(source, best)
+        round_s = self.times.round_s(source.name, best)
         loss = round_s - speeds[best] * round_s / speeds[0]
-        price = _PERIOD * max(loss, 0.0) + self._reading(unread)[0]
+        whole, end = self._reading(unread)[0], self._reading_end(unread)
+        source.skips = end < whole
+        price = _PERIOD * max(loss, 0.0) + min(whole, end)
         return best if price <= (self._bank_s or 0.0) else 0
 
-    def _worth_reading(self, source: str, gamma: int, unread: int) -> bool:
-        """Whether what is gained on the rest of the text pays for what the drafter has to read first."""
+    def _worth_reading(self, source: _Source, gamma: int, unread: int) -> bool:
+        """Whether what is gained on the rest of the text pays for what the drafter has to read first.
+
+        That is all it has not read, or else only the end of it.
+        """
         price, rounds = self._reading(unread)
-        return price <= _SHORT_READING * self.times.plain_s() or self._pays(source, gamma, price, rounds)
+        source.skips = False
+        if price <= _SHORT_READING * self.times.plain_s() or self._pays(source.name, gamma, price, rounds):
+            return True
+        end = self._reading_end(unread)
+        source.skips = end < price and self._pays(source.name, gamma, end, 1)
+        return source.skips
+
+    def _reads(self, source: _Source, unread: int) -> tuple[int, int]:
+        """Tokens that the drafter reads before a plain step, and leaves out."""
+        if source.skips and unread > self.times.chunk:
+            return self.times.chunk, unread - self.times.chunk
+        return min(self.times.piece(), unread), 0
+
+    def _reading_end(self, unread: int) -> float:
+        """What reading the last chunk of the text takes; no time is short enough where it takes longer than a step."""
+        piece = self.times.piece()
+        return self.times.read_s(min(unread, self.times.chunk)) if piece >= self.times.chunk else float("inf")
 
     def _pays(self, source: str, gamma: int, price: float, rounds: int) -> bool:
         """Whether what is gained on the rest of the text, after some plain rounds, pays for a price in seconds.

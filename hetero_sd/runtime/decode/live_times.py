@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from statistics import median
 
 from costmodel.schema.plan import LivePrediction
@@ -23,42 +24,76 @@ _MAD_TO_SD, _SPREAD = 1.4826, 0.05  # of a normal distribution; until some devia
 _STALE_TOKENS = 500  # after which times count no longer
 
 
+class Seen:
+    """The last observations of a time; the median and its spread are computed once for each."""
+
+    def __init__(self, times: Iterable[float] = ()) -> None:
+        """Start with some."""
+        self.times = deque(times, maxlen=_WINDOW)
+        self._median: float | None = None
+        self._spread: float | None = None
+
+    def append(self, seconds: float) -> None:
+        """Add one, and forget the oldest."""
+        self.times.append(seconds)
+        self._median = self._spread = None
+
+    def __len__(self) -> int:
+        """How many are remembered."""
+        return len(self.times)
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        if self._median is None:
+            self._median = median(self.times)
+        return self._median
+
+    @property
+    def spread(self) -> float:
+        """Relative standard deviation, from the median absolute deviation."""
+        if self._spread is None:
+            self._spread = _MAD_TO_SD * median([abs(t - self.median) for t in self.times]) / self.median
+        return self._spread
+
+
 class LiveTimes:
     """Seconds of steps and rounds."""
 
     def __init__(self, predicted: LivePrediction, narrow: int = 1) -> None:
         """Start from the plan; ``narrow`` is the widest step of the drafter, beside its chunks."""
         self._predicted, self._narrow = predicted, narrow
-        self.widths = sorted(predicted.verify_s)
-        self._verify: dict[int, deque[float]] = {}
-        self._draft: dict[str, deque[float]] = {}
-        self._chunk: deque[float] = deque(maxlen=_WINDOW)
-        self._other: deque[float] = deque(maxlen=_WINDOW)
+        self.widths, self.chunk = sorted(predicted.verify_s), predicted.chunk
+        self._verify: dict[int, Seen] = {}
+        self._draft: dict[str, Seen] = {}
+        self._chunk = Seen()
+        self._other = Seen()
         self._before: dict[int, float] = {}  # width -> plain steps that it took when it was last run
+        self._fresh: set[int] = set()  # widths run since the last decision
         self._verified_at: dict[int, int] = {}  # width -> tokens of text when it was last run
         self._drafted_at: dict[str, int] = {}
 
     def measured(self, width: int, seconds: float) -> None:
         """A step of the target that was run to be timed."""
-        self._verify.setdefault(width, deque(maxlen=_WINDOW)).append(seconds)
+        self._verify.setdefault(width, Seen()).append(seconds)
         self._verified_at.setdefault(width, 0)
 
     def measured_draft(self, seconds: float) -> None:
         """A step of the draft model that was run to be timed."""
-        self._draft.setdefault(MODEL, deque(maxlen=_WINDOW)).append(seconds)
+        self._draft.setdefault(MODEL, Seen()).append(seconds)
         self._drafted_at.setdefault(MODEL, 0)
 
     def observe(self, finished: Round, at: int) -> None:
         """Learn from a round that ended after ``at`` tokens of text: a few additions."""
         width = next((w for w in self.widths if w > finished.drafted), 0)
         if width:
-            self._verify.setdefault(width, deque(maxlen=_WINDOW)).append(finished.verify_s)
+            self._verify.setdefault(width, Seen()).append(finished.verify_s)
             self._verified_at[width] = at
-            self._follow(width)
+            self._fresh.add(width)
         other = finished.dispatch_s + finished.sampling_s
         if finished.drafted:
             each = finished.draft_s / finished.drafted
-            self._draft.setdefault(finished.source, deque(maxlen=_WINDOW)).append(each)
+            self._draft.setdefault(finished.source, Seen()).append(each)
             self._drafted_at[finished.source] = at
         else:
             other += finished.draft_s  # a search that found nothing
@@ -71,29 +106,33 @@ class LiveTimes:
 
         Plain steps are forgotten: what all else is compared with is timed anew.
         """
-        seen = list(self._verify[width])
+        seen = list(self._verify[width].times)
         if len(seen) < 2 * _RECENT:
             return
         change = median(seen[-_RECENT:]) / median(seen[:-_RECENT])
+        if abs(change - 1) < _DRIFT:
+            return
         by_chance = _SURPRISE * self._spread() * math.sqrt(1 / _RECENT + 1 / (len(seen) - _RECENT))
-        if abs(change - 1) < max(_DRIFT, by_chance):
+        if abs(change - 1) < by_chance:
             return
         for other, times in self._verify.items():
-            kept = seen[-_RECENT:] if other == width else [change * median(times)]
-            self._verify[other] = deque(kept, maxlen=_WINDOW)
+            self._verify[other] = Seen(seen[-_RECENT:] if other == width else [change * times.median])
         if width != 1:
             self._verify.pop(1, None)
             self._verified_at.pop(1, None)
 
-    def forget(self, at: int) -> None:
-        """Drop what was seen long before ``at`` tokens of text."""
+    def settle(self, at: int) -> None:
+        """Before a decision: follow the processor's speed, drop what was seen long before ``at`` tokens of text."""
+        for width in sorted(self._fresh & self._verify.keys()):
+            self._follow(width)
+        self._fresh.clear()
         for width in [w for w, seen in self._verified_at.items() if at - seen > _STALE_TOKENS]:
-            self._before[width] = median(self._verify[width]) / self.step_s(1)
+            self._before[width] = self._verify[width].median / self.step_s(1)
             del self._verified_at[width], self._verify[width]
         for source in [s for s, seen in self._drafted_at.items() if at - seen > _STALE_TOKENS]:
             del self._drafted_at[source], self._draft[source]
             if source == MODEL:
-                self._chunk.clear()
+                self._chunk = Seen()
 
     def seen(self, width: int) -> int:
         """How often a step of the target was seen."""
@@ -111,13 +150,13 @@ class LiveTimes:
         """
         seen = self._verify.get(width)
         if seen and len(seen) > 1:
-            return median(seen)
+            return seen.median
         expected = self._predicted.verify_s[width] * self._correction()
         if width > 1 and 1 in self._verify:
-            plain = median(self._verify[1])
+            plain = self._verify[1].median
             expected = self._before[width] * plain if width in self._before else expected
             expected = min(max(expected, plain), width * plain)
-        return (seen[0] + expected) / 2 if seen else expected
+        return (seen.median + expected) / 2 if seen else expected
 
     def hopeful_step_s(self, width: int) -> float:
         """A step of the target as fast as it may be: a standard error less than was seen.
@@ -128,27 +167,23 @@ class LiveTimes:
             return self.step_s(width) * max(0.5, 1 - self._spread() / math.sqrt(len(seen)))
         if width in self._before:
             return self.step_s(width) * _OPTIMISM
-        narrower = [median(times) for w, times in self._verify.items() if w < width]
+        narrower = [times.median for w, times in self._verify.items() if w < width]
         return max(narrower, default=self.step_s(width))
 
     def _spread(self) -> float:
-        """Relative standard deviation of a step, from median absolute deviations."""
-        found = []
-        for times in self._verify.values():
-            if len(times) >= _RECENT:
-                middle = median(times)
-                found.append(_MAD_TO_SD * median(abs(t - middle) for t in times) / middle)
+        """Relative standard deviation of a step."""
+        found = [times.spread for times in self._verify.values() if len(times) >= _RECENT]
         return median(found) if found else _SPREAD
 
     def draft_s(self, source: str) -> float:
         """A drafted token."""
         if seen := self._draft.get(source):
-            return median(seen)
+            return seen.median
         return self._predicted.draft_s * self._correction() if source == MODEL else 0.0
 
     def other_s(self) -> float:
         """The rest of a round."""
-        return median(self._other) if self._other else self._predicted.round_s
+        return self._other.median if self._other else self._predicted.round_s
 
     def plain_s(self) -> float:
         """A round without drafts."""
@@ -167,15 +202,15 @@ class LiveTimes:
     def piece(self) -> int:
         """Tokens that the drafter reads in about a plain step: whole chunks, or a step where a chunk takes longer."""
         chunks = int(self.plain_s() / self._chunk_s())
-        return chunks * self._predicted.chunk if chunks else self._narrow
+        return chunks * self.chunk if chunks else self._narrow
 
     def _chunk_s(self) -> float:
-        return median(self._chunk) if self._chunk else self._predicted.chunk_s * self._correction()
+        return self._chunk.median if self._chunk else self._predicted.chunk_s * self._correction()
 
     def _chunks(self, tokens: int) -> int:
-        return -(-tokens // self._predicted.chunk)
+        return -(-tokens // self.chunk)
 
     def _correction(self) -> float:
         """Seen over predicted, the median over widths: how far this machine is from the plan's."""
-        ratios = [median(seen) / self._predicted.verify_s[w] for w, seen in self._verify.items()]
+        ratios = [seen.median / self._predicted.verify_s[w] for w, seen in self._verify.items()]
         return median(ratios) if ratios else 1.0

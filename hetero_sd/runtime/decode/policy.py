@@ -18,12 +18,14 @@ class Choice:
         source: the offer that is taken, "" for none.
         gamma: tokens to draft from it; 0 is a plain decoding step.
         read: tokens of the text that the drafter reads before.
+        skip: tokens before those that it leaves out.
         switches: changes of the draft length of a source, made for this round.
     """
 
     source: str = ""
     gamma: int = 0
     read: int = 0
+    skip: int = 0
     switches: tuple[Switch, ...] = ()
 
 

@@ -58,7 +58,8 @@ def speculate(
             target.context - len(tokens),
             most,
         )
-        read = drafter.read(tokens, choice.read, watch) if choice.read and gamma >= min(1, choice.gamma) else 0
+        reads = choice.read and gamma >= min(1, choice.gamma)
+        read = drafter.read(tokens, choice.read, choice.skip, watch) if reads else 0
         draft = drafter.propose(tokens, choice.source, gamma, watch, rng) if gamma > 0 else NO_DRAFT
         drafted, pos = draft.tokens, len(tokens) - 1  # the target has not seen the last token yet
         output = CHOICE if request.sampling.greedy else LOGITS
@@ -82,7 +83,7 @@ def _read_first(drafter: Drafter, tokens: Sequence[int], policy: GammaPolicy, tr
     """Let the drafter read before the first token is shown, as far as the policy wants it; the seconds it took."""
     watch = Stopwatch(trace.clock)
     if most := policy.read_first(drafter.offers(tokens, watch), trace.prefill_s):
-        drafter.read(tokens, most, watch)
+        drafter.read(tokens, most, 0, watch)
     return sum(watch.booked.values())
 
 

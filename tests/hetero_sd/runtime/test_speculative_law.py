@@ -137,7 +137,7 @@ def one_round(pair, accept, vocab=8, gamma=3):
 
     def round_of(rng):
         drafter = ModelDrafter(draft, target.vocab, SAMPLED)
-        drafter.read(prompt, len(prompt), Stopwatch())
+        drafter.read(prompt, len(prompt), 0, Stopwatch())
         drafts = drafter.propose(prompt, MODEL, gamma, Stopwatch(), rng)
         accepted, extra = accept(target.forward([2, *drafts.tokens], 2), drafts.tokens, drafts.q, SAMPLED, rng)
         return (*drafts.tokens[:accepted], extra)

@@ -50,10 +50,11 @@ class Drafter(Protocol):
         What takes time goes to ``watch`` under "draft".
         """
 
-    def read(self, tokens: Sequence[int], most: int, watch: Stopwatch) -> int:
+    def read(self, tokens: Sequence[int], most: int, skip: int, watch: Stopwatch) -> int:
         """Read at most ``most`` tokens of the text that were not read yet; return how many.
 
-        The time goes to ``watch`` under "catch_up".
+        ``skip`` tokens before them are left out for good: drafts may be worse for it, the text is the same. The time
+        goes to ``watch`` under "catch_up".
         """
 
     def propose(self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng) -> Draft:

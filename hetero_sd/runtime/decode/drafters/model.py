@@ -11,6 +11,8 @@ from hetero_sd.runtime.decode.sampling import Distribution, Rng, Sampling, proba
 from hetero_sd.runtime.decode.trace import Stopwatch
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, NotFiniteError
 
+_ALWAYS_READ = 4  # first tokens of a text
+
 
 class ModelDrafter(Drafter):
     """The draft model, how much of the text its KV cache holds, and the vocabulary it shares with the target."""
@@ -21,12 +23,13 @@ class ModelDrafter(Drafter):
         self._target_vocab = target_vocab
         self._common = min(model.vocab, target_vocab)
         self._sampling = sampling
-        self._length = 0  # leading tokens of the text whose KV rows are valid
+        self._length = 0  # leading tokens of the text that are in the cache, or were left out
+        self.skipped = 0  # how many were left out
         self.lost: str | None = None  # why it drafts no more
 
     def offers(self, tokens: Sequence[int], watch: Stopwatch) -> Sequence[Offer]:
         """Offer drafts until the drafter's context is full or it was lost; see :class:`Drafter`."""
-        room = 0 if self.lost else self._model.context - len(tokens) + 1
+        room = 0 if self.lost else self._model.context - len(tokens) + self.skipped + 1
         return [Offer(MODEL, room, self._unread(tokens))] if room > 0 else []
 
     def _unread(self, tokens: Sequence[int]) -> int:
@@ -38,19 +41,25 @@ class ModelDrafter(Drafter):
         missing = len(tokens) - 1 - self._length
         return missing if missing > 1 else 0
 
-    def read(self, tokens: Sequence[int], most: int, watch: Stopwatch) -> int:
-        """Feed the next ``most`` of the tokens that are missing; see :class:`Drafter`."""
-        count = min(most, self._unread(tokens))
-        if count < 1 or self.lost:
+    def read(self, tokens: Sequence[int], most: int, skip: int, watch: Stopwatch) -> int:
+        """Feed the next ``most`` of the tokens that are missing, after ``skip``; see :class:`Drafter`.
+
+        The first few tokens of a text are never left out: attention of models that were trained with them needs them
+        (StreamingLLM, arXiv 2309.17453).
+        """
+        begin = min(max(self._length, _ALWAYS_READ), len(tokens) - 1) if skip else self._length
+        skip = min(skip, len(tokens) - 1 - begin)
+        end = min(max(begin, self._length + most) + skip, len(tokens) - 1)
+        ids = [*tokens[self._length : begin], *tokens[begin + skip : end]]
+        if not ids or self.lost:
             return 0
-        end = self._length + count
         try:
-            self._model.submit(self._known(tokens[self._length : end]), self._length, last=True).result()
-            self._length = end
+            self._model.submit(self._known(ids), self._length - self.skipped, last=True).result()
+            self._length, self.skipped = end, self.skipped + skip
         except NotFiniteError as error:
             self.lost = str(error)
         watch.book("catch_up")
-        return count
+        return len(ids)
 
     def propose(self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng) -> Draft:
         """Return gamma tokens, fewer where the drafter was lost or is lost on the way; see :class:`Drafter`."""
@@ -71,7 +80,7 @@ class ModelDrafter(Drafter):
         """Feed ``pending`` and draft a token; when sampling, its distribution is appended to ``q``."""
         if self._sampling.greedy:
             return self._best(pending)
-        step = self._model.submit(self._known(pending), self._length, (LOGITS,), last=True)
+        step = self._model.submit(self._known(pending), self._length - self.skipped, (LOGITS,), last=True)
         logits = step.result()[LOGITS][-1, : self._common]
         watch.book("draft")
         ours = probabilities(logits, self._sampling)
@@ -88,7 +97,9 @@ class ModelDrafter(Drafter):
     def _best(self, pending: Sequence[int]) -> int:
         """Feed ``pending`` and return the best id that the target also has."""
         ids, whole = self._known(pending), self._model.vocab <= self._target_vocab
-        found = self._model.submit(ids, self._length, (CHOICE,) if whole else (LOGITS,), last=True).result()
+        found = self._model.submit(
+            ids, self._length - self.skipped, (CHOICE,) if whole else (LOGITS,), last=True
+        ).result()
         return int(found[CHOICE][-1] if whole else np.argmax(found[LOGITS][-1, : self._common]))
 
     def _known(self, tokens: Sequence[int]) -> list[int]:

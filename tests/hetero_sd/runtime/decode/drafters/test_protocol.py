@@ -36,7 +36,7 @@ class LastOccurrence(Drafter):
         watch.book("draft")
         return [Offer("last occurrence", len(tokens) - 1 - self._places[-1])] if self._places else []
 
-    def read(self, tokens, most, watch):
+    def read(self, tokens, most, skip, watch):
         return 0
 
     def propose(self, tokens, source, gamma, watch, rng):

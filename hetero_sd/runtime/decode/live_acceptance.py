@@ -21,16 +21,18 @@ class LiveAcceptance:
         """Expect an acceptance, with the weight of so many judged tokens."""
         self._long = [weight * expected, weight * (1 - expected)]
         self._short = [0.0, 0.0]
+        self._at = 0
 
-    def observe(self, accepted: int, drafted: int, tokens: int) -> bool:
-        """Learn from a round that yielded ``tokens``; one that drafted nothing from this source has ``drafted`` 0.
+    def observe(self, accepted: int, drafted: int, at: int) -> bool:
+        """Learn from a round that drafted from this source, and ended after ``at`` tokens of text.
 
         Return whether the text has changed.
         """
+        tokens, self._at = at - self._at, at
         for memory, keep in ((self._short, _SHORT**tokens), (self._long, _LONG**tokens)):
             memory[0] = keep * memory[0] + accepted
             memory[1] = keep * memory[1] + (accepted < drafted)
-        if not drafted or not self._changed():
+        if not self._changed():
             return False
         self._long = list(self._short)
         return True

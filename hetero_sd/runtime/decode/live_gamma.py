@@ -4,10 +4,10 @@ Known at the start is what the plan predicts and what was timed before the first
 then gives times (live_times.py) and judged tokens (live_acceptance.py), and every few rounds the draft length with the
 most expected tokens a second is taken (costmodel/speculative.py), 0 among them, for each source of drafts.
 
-* Trying costs. A bank holds the time that may be lost against the target alone: 4 steps at first, and 1.5 % of the time
-  that passes. Drafting that loses is paid from it, drafting that gains fills it; when it is empty, nothing is drafted.
-  When drafting looks too slow it is still tried once the bank can pay for it, so that it comes back when the text
-  changes; as the bank fills with the time that passes, tries cost 1.5 % of it at most.
+* Trying costs. A bank holds the time that may be lost against the target alone: 3 steps at first, and 1.5 % of the time
+  that passes, down to half of that where tries fail again and again. Drafting that loses is paid from it, drafting that
+  gains fills it; when it is empty, nothing is drafted. When drafting looks too slow it is still tried once the bank can
+  pay for it, so that it comes back when the text changes.
 * Reading costs. A drafter that has not seen the text must read it first. It does so when what is gained on the expected
   rest of the answer repays it, at an acceptance a standard deviation below the one believed in, or when the bank can
   pay for it. Where a quarter of the time to the first token is enough, it reads before that token is shown; else in
@@ -29,15 +29,17 @@ from hetero_sd.runtime.decode.live_times import LiveTimes
 from hetero_sd.runtime.decode.policy import Choice
 from hetero_sd.runtime.decode.trace import Round, Switch
 
-ALLOWANCE_STEPS = 4.0  # steps of the target that may be lost before anything was gained
+ALLOWANCE_STEPS = 3.0  # steps of the target that may be lost before anything was gained
 LOSS_SHARE = 0.015  # of the time, that may be lost on top
+_LEAST_SHARE, _BACK_OFF = 0.0075, 0.9  # every try that fails makes that share smaller, until one gains
+_RICH_STEPS = 4.0  # banked, with which draft lengths are explored
 _MOST_BANKED_STEPS = 16.0
 _MOST_DEBT_STEPS = 8.0  # at the start of a text
 _PRIOR_WEIGHT = 8.0  # judged tokens that the plan's acceptance counts for
 _OTHER_PRIOR, _OTHER_WEIGHT = 0.5, 4.0  # of a source that the plan does not know
 _TRIES = 2  # plain steps that must be seen first
 _PERIOD, _PLAIN_PERIOD = 4, 8  # rounds after which a new decision is looked at again, with and without drafting
-_LONGEST_PERIOD = 16  # one that is confirmed, twice as many, at most
+_LONGEST_PERIOD, _LONGEST_PLAIN_PERIOD = 16, 32  # every time it is confirmed, twice as many, at most
 _MARGIN, _START_MARGIN = 1.01, 1.02  # what another draft length must gain over the present one, and over none
 _REFRESH_TOKENS = 256  # after which a plain step is timed again
 _LENGTH = 64.0  # tokens that an answer is expected to have, until one was seen
@@ -75,6 +77,7 @@ class LiveGamma:
         self._sources = {MODEL: _Source(MODEL, LiveAcceptance(predicted.alpha, _PRIOR_WEIGHT), start)}
         self._text = 0  # tokens of all texts
         self._bank_s: float | None = None
+        self._share = LOSS_SHARE
         self._floor_s = 0.0  # of the bank: below 0 by what was spent on reading that is to be repaid
         self._gained_tokens, self._plain_rounds, self._read_s = 0, 0, 0.0  # since the last settlement
         self._since_plain = 0
@@ -100,7 +103,7 @@ class LiveGamma:
             self._settle()
             self._bank_s = max(self._bank_s, -_MOST_DEBT_STEPS * self.times.plain_s())
         for source in self._sources.values():
-            source.left = 0
+            source.left = 0 if source.gamma else min(source.left, _PLAIN_PERIOD)
 
     def read_first(self, offers: Sequence[Offer], prefill_s: float) -> int:
         """All of the prompt, where reading it takes little of the time to the first token and pays."""
@@ -137,19 +140,18 @@ class LiveGamma:
         self._done += tokens
         self._text += tokens
         self.times.observe(finished, self._text)
-        drafting = self._source(finished.source) if finished.drafted else None
-        for source in self._sources.values():
-            mine = source is drafting
-            if source.acceptance.observe(finished.accepted if mine else 0, finished.drafted if mine else 0, tokens):
-                source.left = 0
-        self._read_s += self.times.read_s(finished.read)
-        if drafting is not None:
-            drafting.played[finished.drafted] = drafting.played.get(finished.drafted, 0) + 1
-            self._gained_tokens += tokens
-            self._since_plain += tokens
-        else:
+        if finished.read:
+            self._read_s += self.times.read_s(finished.read)
+        if not finished.drafted:
             self._plain_rounds += 1
             self._since_plain = 0
+            return
+        source = self._source(finished.source)
+        source.played[finished.drafted] = source.played.get(finished.drafted, 0) + 1
+        self._gained_tokens += tokens
+        self._since_plain += tokens
+        if source.acceptance.observe(finished.accepted, finished.drafted, self._text):
+            source.left = 0
 
     def tokens_per_s(self, source: str, gamma: int, hopeful: bool = False, alpha: float | None = None) -> float:
         """Expected speed with a draft length; hopeful: as fast as it may be, given how often it was run."""
@@ -186,7 +188,7 @@ class LiveGamma:
         if self._bank_s is None:
             self._bank_s = ALLOWANCE_STEPS * plain
         passed = drafting + self._plain_rounds * plain + self._read_s
-        self._bank_s += LOSS_SHARE * passed + self._gained_tokens * plain - drafting - self._read_s
+        self._bank_s += self._share * passed + self._gained_tokens * plain - drafting - self._read_s
         self._bank_s = min(self._bank_s, _MOST_BANKED_STEPS * plain)
         self._gained_tokens, self._plain_rounds, self._read_s = 0, 0, 0.0
         for source in self._sources.values():
@@ -197,7 +199,7 @@ class LiveGamma:
         self.times.settle(self._text)
         self._settle()
         assert self._bank_s is not None
-        hopeful = self._bank_s >= ALLOWANCE_STEPS * self.times.plain_s()  # there is time to find out
+        hopeful = self._bank_s >= _RICH_STEPS * self.times.plain_s()  # there is time to find out
         speeds = {g: self.tokens_per_s(source.name, g, hopeful) for g in self._gammas}
         best, before = max(speeds, key=lambda g: (speeds[g], -g)), source.gamma
         if speeds[best] <= (_MARGIN if before else _START_MARGIN) * speeds[before]:
@@ -210,10 +212,13 @@ class LiveGamma:
         elif best == 0:
             best = self._try(source, offer.unread, speeds)
             why = "tried again" if best else why
-        source.period = (
-            min(2 * source.period, _LONGEST_PERIOD) if best == before else _PERIOD if best else _PLAIN_PERIOD
-        )
+        least, most = (_PERIOD, _LONGEST_PERIOD) if best else (_PLAIN_PERIOD, _LONGEST_PLAIN_PERIOD)
+        source.period = min(2 * source.period, most) if best == before else least
         source.gamma, source.left = best, source.period
+        if best and best == before:
+            self._share = LOSS_SHARE
+        elif before and not best:
+            self._share = max(_LEAST_SHARE, _BACK_OFF * self._share)
         return [] if best == before else [self._switch(source, before, why, speeds)]
 
     def _switch(self, source: _Source, before: int, why: str, speeds: Mapping[int, float]) -> Switch:

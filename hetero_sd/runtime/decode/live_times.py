@@ -8,9 +8,9 @@ until they are seen again. A prediction is the plan's number, corrected by how f
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
-from statistics import median
+from statistics import median, median_low
 
 from costmodel.schema.plan import LivePrediction
 from hetero_sd.runtime.decode.drafters import MODEL
@@ -64,8 +64,8 @@ class LiveTimes:
         """Start from the plan; ``narrow`` is the widest step of the drafter, beside its chunks."""
         self._predicted, self._narrow = predicted, narrow
         self.widths, self.chunk = sorted(predicted.verify_s), predicted.chunk
-        self._verify: dict[int, Seen] = {}
-        self._draft: dict[str, Seen] = {}
+        self._verify: dict[int, Seen] = defaultdict(Seen)
+        self._draft: dict[str, Seen] = defaultdict(Seen)
         self._chunk = Seen()
         self._other = Seen()
         self._before: dict[int, float] = {}  # width -> plain steps that it took when it was last run
@@ -75,25 +75,25 @@ class LiveTimes:
 
     def measured(self, width: int, seconds: float) -> None:
         """A step of the target that was run to be timed."""
-        self._verify.setdefault(width, Seen()).append(seconds)
+        self._verify[width].append(seconds)
         self._verified_at.setdefault(width, 0)
 
     def measured_draft(self, seconds: float) -> None:
         """A step of the draft model that was run to be timed."""
-        self._draft.setdefault(MODEL, Seen()).append(seconds)
+        self._draft[MODEL].append(seconds)
         self._drafted_at.setdefault(MODEL, 0)
 
     def observe(self, finished: Round, at: int) -> None:
         """Learn from a round that ended after ``at`` tokens of text: a few additions."""
-        width = next((w for w in self.widths if w > finished.drafted), 0)
+        width = next((w for w in self.widths if w > finished.drafted), 0) if finished.drafted else 1
         if width:
-            self._verify.setdefault(width, Seen()).append(finished.verify_s)
+            self._verify[width].append(finished.verify_s)
             self._verified_at[width] = at
             self._fresh.add(width)
         other = finished.dispatch_s + finished.sampling_s
         if finished.drafted:
             each = finished.draft_s / finished.drafted
-            self._draft.setdefault(finished.source, Seen()).append(each)
+            self._draft[finished.source].append(each)
             self._drafted_at[finished.source] = at
         else:
             other += finished.draft_s  # a search that found nothing
@@ -205,7 +205,8 @@ class LiveTimes:
         return chunks * self.chunk if chunks else self._narrow
 
     def _chunk_s(self) -> float:
-        return self._chunk.median if self._chunk else self._predicted.chunk_s * self._correction()
+        expected = self._predicted.chunk_s * self._correction()
+        return self._chunk.median if len(self._chunk) > 2 else median_low([*self._chunk.times, expected])
 
     def _chunks(self, tokens: int) -> int:
         return -(-tokens // self.chunk)

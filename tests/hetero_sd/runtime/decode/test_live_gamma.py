@@ -71,10 +71,11 @@ def test_with_a_given_length_the_prompt_is_read_before_the_first_token() -> None
     assert run.traces[0].prefill_s > 19 * 0.9 * case.step_s
 
 
-def test_short_answers_do_not_pay_for_reading_long_prompts() -> None:
+def test_long_prompts_of_short_answers_are_not_read_whole() -> None:
     case = CASES["long prompts, short answers"]
     run = sim.Run(case, 0).play(sim.live_policy(case))
-    assert sum(r.read for trace in run.traces for r in trace.rounds) == 0
+    for trace in run.traces:
+        assert sum(r.read for r in trace.rounds) < case.prompt / 4
     longer = sim.Run(CASES["long prompts, long answers"], 0).play(sim.live_policy(case))
     assert sum(r.drafted for trace in longer.traces for r in trace.rounds) > 500
 

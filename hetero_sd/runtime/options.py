@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from costmodel.schema.plan import MOST_THREADS
+from hetero_sd.runtime.decode.choose_policy import DRAFTERS
 from targets.errors import UserError
 from targets.files import check_writable
 
@@ -36,6 +37,7 @@ class RunRequest:
         no_chat_template: the prompt goes to the model as it is.
         mode: ``auto``, ``target-only`` or ``speculative``.
         gamma: drafted tokens in every round; None decides while it runs.
+        drafter: one of choose_policy.DRAFTERS; None is the draft model, where the bundle has one.
         threads: of the CPU; None takes the plan's.
         huge_pages: the weights are copied into huge pages.
         check: all hashes are verified first.
@@ -60,6 +62,7 @@ class RunRequest:
     no_chat_template: bool
     mode: str
     gamma: int | None
+    drafter: str | None
     threads: int | None
     huge_pages: bool
     check: bool
@@ -127,6 +130,12 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
         help="auto (default) starts from the plan and drafts while that is faster than not to",
     )
     run.add_argument("--gamma", metavar="N", type=_whole(1), help="draft N tokens in every round")
+    run.add_argument(
+        "--drafter",
+        choices=DRAFTERS,
+        help="what drafts: the bundle's draft model, n-grams of what was read and generated before, or both "
+        "(default: the draft model, where there is one)",
+    )
     run.add_argument("--threads", metavar="N", type=_whole(1, MOST_THREADS), help="CPU threads (default: the plan's)")
     run.add_argument("--huge-pages", action="store_true", help="copy the weights into huge pages: more memory, faster")
     run.add_argument("--check", action="store_true", help="verify the SHA-256 of all files first, weights included")
@@ -159,6 +168,8 @@ def _check(options: RunRequest) -> None:
         raise UserError("--top-k and --top-p choose among samples: give --temperature too, for example 0.7")
     if options.gamma is not None and options.mode == "target-only":
         raise UserError("--gamma contradicts --mode target-only: leave one out")
+    if options.drafter is not None and options.mode == "target-only":
+        raise UserError("--drafter contradicts --mode target-only: leave one out")
     if options.save_logits is not None:
         check_writable(options.save_logits)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from costmodel.schema.plan import Plan
 from hetero_sd.runtime.decode.choose_policy import choose_policy
+from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.generate import Request
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.sampling import Sampling
@@ -173,19 +174,26 @@ def _eos_ids(bundle: Bundle, text: Text | None) -> frozenset[int]:
 
 def _session(bundle: Bundle, models: Models, text: Text | None, options: RunRequest) -> Session:
     """Return the session the options ask for."""
-    if models.draft is None and (options.mode == "speculative" or options.gamma is not None):
-        raise UserError("this bundle has no draft model: leave out --mode speculative and --gamma")
+    drafter = options.drafter or MODEL
+    with_model = MODEL in drafter.split("+")
+    if models.draft is None and with_model and options.drafter is not None:
+        raise UserError("this bundle has no draft model: give --drafter ngram, which needs none")
+    if models.draft is None and with_model and (options.mode == "speculative" or options.gamma is not None):
+        raise UserError(
+            "this bundle has no draft model: leave out --mode speculative and --gamma, or give --drafter ngram"
+        )
     seed = secrets.randbits(63) if options.seed is None else options.seed
     sampling = Sampling(options.temperature, options.top_k, options.top_p, seed)
-    policy = None if models.draft is None else choose_policy(options.mode, options.gamma, bundle.plan)
+    drafts = models.draft is not None or not with_model
+    policy = choose_policy(options.mode, options.gamma, bundle.plan, drafter) if drafts else None
     if isinstance(policy, LiveGamma):
         try:
-            time_steps(models, policy)
+            time_steps(models if with_model else Models(models.target), policy)
         except NotFiniteError as error:
-            print(f"run.py: note: {error}; the target goes on alone", file=sys.stderr)
+            print(f"run.py: note: {error}; it is left out", file=sys.stderr)
             policy = None
     request = Request(options.max_new_tokens, _eos_ids(bundle, text), sampling)
-    return Session(models, text, request, options.stop, policy, chat=not options.no_chat_template)
+    return Session(models, text, request, options.stop, policy, not options.no_chat_template, drafter)
 
 
 def _mode(session: Session) -> str:
@@ -211,7 +219,7 @@ def _answer(session: Session, prompt: Prompt, ids: list[int], plan: Plan | None,
     with step("answering"):
         answer = session.answer(prompt, ids, show)
     if answer.trace.lost_drafter is not None:
-        print(f"run.py: note: {answer.trace.lost_drafter}; the target went on alone", file=sys.stderr)
+        print(f"run.py: note: {answer.trace.lost_drafter}; it was left out", file=sys.stderr)
     if not options.json:
         print(flush=True)
         return answer

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from hetero_sd.runtime.decode.choose_policy import NGRAM
+from hetero_sd.runtime.decode.drafters import MODEL, Drafter
+from hetero_sd.runtime.decode.drafters.either import EitherDrafter
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
+from hetero_sd.runtime.decode.drafters.ngram import NgramDrafter
+from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import GammaPolicy
 from hetero_sd.runtime.decode.speculate import speculate
@@ -31,6 +36,7 @@ class Answer:
 class Session:
     """The models, and how they are used for every prompt; ``policy`` None means the target alone.
 
+    ``drafter`` is one of choose_policy.DRAFTERS; ``pool`` keeps prompts and answers of the session for n-gram drafting.
     ``text`` None is a bundle without a tokenizer: prompts are token ids and the text stays empty.
     """
 
@@ -40,6 +46,8 @@ class Session:
     stops: Sequence[str] = ()
     policy: GammaPolicy | None = None
     chat: bool = True
+    drafter: str = MODEL
+    pool: NgramPool = field(default_factory=NgramPool)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt.
@@ -88,7 +96,12 @@ class Session:
 
     def _stream(self, ids: list[int], trace: Trace) -> Iterator[int]:
         """Return the stream of generated ids."""
-        if self.policy is None or self.models.draft is None:
+        drafters: list[Drafter] = []
+        if self.policy is not None and NGRAM in self.drafter.split("+"):
+            drafters.append(NgramDrafter(self.pool, self.models.target.vocab, self.request.sampling))
+        if self.policy is not None and MODEL in self.drafter.split("+") and self.models.draft is not None:
+            drafters.append(ModelDrafter(self.models.draft, self.models.target.vocab, self.request.sampling))
+        if self.policy is None or not drafters:
             return generate(self.models.target, ids, self.request, trace)
-        drafter = ModelDrafter(self.models.draft, self.models.target.vocab, self.request.sampling)
+        drafter = drafters[0] if len(drafters) == 1 else EitherDrafter(*drafters)
         return speculate(self.models.target, drafter, ids, self.request, self.policy, trace)

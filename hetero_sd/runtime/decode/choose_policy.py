@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from costmodel.schema.plan import Plan
+from costmodel.schema.plan import LivePrediction, Plan
 from costmodel.speculative import MOST_GAMMA
+from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 
+NGRAM = "ngram"
+DRAFTERS = (MODEL, NGRAM, f"{MODEL}+{NGRAM}")
 _DEFAULT_GAMMA = 4
+_NOTHING_S = 1e-9
 
 
-def choose_policy(mode: str, gamma: int | None, plan: Plan | None) -> GammaPolicy | None:
-    """Return the policy for a bundle that has a drafter; None is the target alone.
+def choose_policy(mode: str, gamma: int | None, plan: Plan | None, drafter: str = MODEL) -> GammaPolicy | None:
+    """Return the policy for a run that has a drafter; None is the target alone.
 
     Args:
         mode: "auto", "target-only" or "speculative", as the user gave it. Auto starts from the plan's draft length and
@@ -19,16 +23,28 @@ def choose_policy(mode: str, gamma: int | None, plan: Plan | None) -> GammaPolic
             predictions it does what the plan says.
         gamma: the user's choice, which fixes it, or None.
         plan: the bundle's, or None.
+        drafter: one of :data:`DRAFTERS`.
     """
     if mode == "target-only":
         return None
     if gamma is not None:
         return FixedGamma(gamma)
-    planned = 0 if plan is None else plan.gamma
+    with_model = MODEL in drafter.split("+")
+    planned = plan.gamma if plan is not None and with_model else 0
     if mode == "speculative":
         return FixedGamma(planned or _DEFAULT_GAMMA)
-    live = None if plan is None else plan.prediction.live
+    live = None if plan is None else plan.prediction.live if with_model else _without_model(plan)
     if plan is not None and live is not None:
         gammas = [width - 1 for width in live.verify_s if width <= MOST_GAMMA + 1]
         return LiveGamma(live, gammas, planned, plan.draft_widths[-1])
+    if not with_model:
+        return FixedGamma(_DEFAULT_GAMMA)
     return FixedGamma(planned) if planned else None
+
+
+def _without_model(plan: Plan) -> LivePrediction | None:
+    """What live decisions start from where no model drafts; None where the plan does not say what a step costs."""
+    steps = {width: plan.prediction.verify_step_s.get(width, 0.0) for width in plan.target_widths}
+    if not all(steps.values()):
+        return None
+    return LivePrediction(0.0, _NOTHING_S, steps, max(plan.prediction.dispatch_s, _NOTHING_S), _NOTHING_S, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 _SHORT, _LONG = 0.97, 0.998  # what a memory keeps from one token of text to the next
+_LONGEST_REST = 200  # tokens without drafts that count at most
 _LEAST_SHORT = 6.0  # judged tokens that the short memory needs to say that the text has changed
 _SURPRISE = 2.7  # standard deviations that say it
 
@@ -17,18 +18,18 @@ class LiveAcceptance:
     long memory starts anew from the short one.
     """
 
-    def __init__(self, expected: float, weight: float) -> None:
-        """Expect an acceptance, with the weight of so many judged tokens."""
+    def __init__(self, expected: float, weight: float, at: int = 0) -> None:
+        """Expect an acceptance, with the weight of so many judged tokens, from ``at`` tokens of text on."""
         self._long = [weight * expected, weight * (1 - expected)]
         self._short = [0.0, 0.0]
-        self._at = 0
+        self._at = at
 
     def observe(self, accepted: int, drafted: int, at: int) -> bool:
         """Learn from a round that drafted from this source, and ended after ``at`` tokens of text.
 
         Return whether the text has changed.
         """
-        tokens, self._at = at - self._at, at
+        tokens, self._at = min(at - self._at, _LONGEST_REST), at
         for memory, keep in ((self._short, _SHORT**tokens), (self._long, _LONG**tokens)):
             memory[0] = keep * memory[0] + accepted
             memory[1] = keep * memory[1] + (accepted < drafted)

@@ -21,12 +21,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from costmodel.schema.plan import LivePrediction
-from costmodel.speculative import Round as ExpectedRound
-from costmodel.speculative import RoundCosts, ngram_round, sequential_round
+from costmodel.speculative import RoundCosts, expected_tokens, sequential_round
 from hetero_sd.runtime.decode.drafters import MODEL, Offer
 from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
 from hetero_sd.runtime.decode.live_times import LiveTimes
-from hetero_sd.runtime.decode.policy import Choice
+from hetero_sd.runtime.decode.policy import PLAIN, Choice
 from hetero_sd.runtime.decode.trace import Round, Switch
 
 ALLOWANCE_STEPS = 3.0  # steps of the target that may be lost before anything was gained
@@ -45,7 +44,6 @@ _REFRESH_TOKENS = 256  # after which a plain step is timed again
 _LENGTH = 64.0  # tokens that an answer is expected to have, until one was seen
 _FIRST_READING = 0.25  # of the time to the first token, that reading may add to it
 _SHORT_READING = 0.5  # of a plain step: reading that needs no round of its own
-_SHARE = 0.98  # what the share of rounds that a source is offered in keeps from one round to the next
 
 
 class _Source:
@@ -55,7 +53,7 @@ class _Source:
         self.name, self.acceptance, self.gamma = name, acceptance, gamma
         self.skips = False  # it reads only the end of a text that it has not read
         self.left, self.period = 0, _PERIOD  # rounds until the next decision
-        self.share = 1.0  # of rounds that it is offered in
+        self.tokens_per_s = 0.0  # expected with that draft length, at the last decision
         self.played: dict[int, int] = {}  # rounds since the last settlement, by drafted tokens
 
 
@@ -117,22 +115,27 @@ class LiveGamma:
         return offer.unread
 
     def choose(self, offers: Sequence[Offer]) -> Choice:
-        """What the next round does: the first offer that is worth drafting from, or a plain step."""
-        if self._since_plain >= _REFRESH_TOKENS or self.times.seen(1) < _TRIES:
-            return Choice()
+        """What the next round does: it drafts from the source that is expected to be fastest, or from none."""
+        if not offers or self._since_plain >= _REFRESH_TOKENS or self.times.seen(1) < _TRIES:
+            return PLAIN
         switches: list[Switch] = []
+        best: tuple[_Source, Offer] | None = None
         for offer in offers:
             source = self._source(offer.source)
             if source.left <= 0:
                 switches += self._decide(source, offer)
-            if source.gamma and self.times.read_s(offer.unread) > _SHORT_READING * self.times.plain_s():
-                read, skip = self._reads(source, offer.unread)
-                return Choice(source.name, 0, read, skip, tuple(switches))
-            source.left -= 1
             if not source.gamma:
-                continue
-            return Choice(source.name, source.gamma, offer.unread, switches=tuple(switches))
-        return Choice(switches=tuple(switches))
+                source.left -= 1
+            elif best is None or source.tokens_per_s > best[0].tokens_per_s:
+                best = source, offer
+        if best is None:
+            return Choice(switches=tuple(switches))
+        source, offer = best
+        if self.times.read_s(offer.unread) > _SHORT_READING * self.times.plain_s():
+            read, skip = self._reads(source, offer.unread)
+            return Choice(source.name, 0, read, skip, tuple(switches))
+        source.left -= 1
+        return Choice(source.name, source.gamma, offer.unread, switches=tuple(switches))
 
     def observe(self, finished: Round) -> None:
         """Learn from a round: a few additions, because steps can be as short as a millisecond."""
@@ -161,20 +164,11 @@ class LiveGamma:
         verify = self.times.hopeful_step_s(width) if hopeful and gamma else self.times.step_s(width)
         costs = RoundCosts(draft, draft, lambda n: verify, other)
         expected = sequential_round(known.acceptance.mean if alpha is None else alpha, gamma, costs)
-        if source == MODEL:
-            return expected.tokens_per_s
-        return ngram_round(known.share, expected, self._otherwise()).tokens_per_s
-
-    def _otherwise(self) -> ExpectedRound:
-        """A round that drafts from no other source than the model."""
-        model = self._sources[MODEL]
-        draft, other = self.times.draft_s(MODEL), self.times.other_s()
-        costs = RoundCosts(draft, draft, lambda n: self.times.step_s(self.times.width(n - 1)), other)
-        return sequential_round(model.acceptance.mean, 0, costs)
+        return expected.tokens_per_s
 
     def _source(self, name: str) -> _Source:
         if name not in self._sources:
-            self._sources[name] = _Source(name, LiveAcceptance(_OTHER_PRIOR, _OTHER_WEIGHT))
+            self._sources[name] = _Source(name, LiveAcceptance(_OTHER_PRIOR, _OTHER_WEIGHT, self._text))
         return self._sources[name]
 
     def _settle(self) -> None:
@@ -214,7 +208,7 @@ class LiveGamma:
             why = "tried again" if best else why
         least, most = (_PERIOD, _LONGEST_PERIOD) if best else (_PLAIN_PERIOD, _LONGEST_PLAIN_PERIOD)
         source.period = min(2 * source.period, most) if best == before else least
-        source.gamma, source.left = best, source.period
+        source.gamma, source.left, source.tokens_per_s = best, source.period, speeds[best]
         if best and best == before:
             self._share = LOSS_SHARE
         elif before and not best:
@@ -241,8 +235,8 @@ class LiveGamma:
         if not drafting:
             return 0
         best = max(drafting, key=lambda g: (speeds[g], -g))
-        round_s = self.times.round_s(source.name, best)
-        loss = round_s - speeds[best] * round_s / speeds[0]
+        tokens = expected_tokens(source.acceptance.mean, best)
+        loss = self.times.round_s(source.name, best) - tokens * self.times.plain_s()
         whole, end = self._reading(unread)[0], self._reading_end(unread)
         source.skips = end < whole
         price = _PERIOD * max(loss, 0.0) + min(whole, end)

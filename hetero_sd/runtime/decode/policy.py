@@ -42,7 +42,7 @@ class GammaPolicy(Protocol):
         """Return how many tokens the drafter reads before the first token is shown, which took ``prefill_s``."""
 
     def choose(self, offers: Sequence[Offer]) -> Choice:
-        """Return what the next round does; ``offers`` are the drafter's, at least one, the best source first."""
+        """Return what the next round does; ``offers`` are the drafter's, the best source first, or none."""
 
     def observe(self, finished: Round) -> None:
         """Learn from a finished round."""
@@ -64,7 +64,7 @@ class FixedGamma:
 
     def choose(self, offers: Sequence[Offer]) -> Choice:
         """Return the fixed number, with all reading before."""
-        return Choice(offers[0].source, self._gamma, offers[0].unread) if self._gamma else PLAIN
+        return Choice(offers[0].source, self._gamma, offers[0].unread) if self._gamma and offers else PLAIN
 
     def observe(self, finished: Round) -> None:
         """Ignore the round."""

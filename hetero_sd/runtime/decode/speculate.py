@@ -15,7 +15,7 @@ import numpy as np
 
 from hetero_sd.runtime.decode.drafters import Draft, Drafter
 from hetero_sd.runtime.decode.generate import Request, first_token, record_token
-from hetero_sd.runtime.decode.policy import PLAIN, GammaPolicy
+from hetero_sd.runtime.decode.policy import GammaPolicy
 from hetero_sd.runtime.decode.sampling import Distribution, Rng, Sampling, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch, Trace
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model
@@ -49,7 +49,7 @@ def speculate(
 
         watch = Stopwatch(trace.clock)
         offers = drafter.offers(tokens, watch)
-        choice = policy.choose(offers) if offers else PLAIN
+        choice = policy.choose(offers)
         trace.switches += [replace(switch, tokens=len(trace.token_ids)) for switch in choice.switches]
         most = next((offer.most for offer in offers if offer.source == choice.source), 0)
         gamma = min(

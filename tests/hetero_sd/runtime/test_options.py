@@ -57,6 +57,8 @@ def test_defaults_are_greedy_and_the_plans():
         ("--gamma 0", "whole number >= 1"),
         ("--gamma 3 --mode target-only", "contradicts"),
         ("--mode fast", "invalid choice"),
+        ("--drafter eagle", "invalid choice"),
+        ("--drafter ngram --mode target-only", "--drafter contradicts --mode target-only"),
         ("--threads 0", "from 1 to 1024"),
         ("--threads 5000", "from 1 to 1024"),
         ("--prompt a --prompts b", "not allowed with"),
@@ -254,6 +256,10 @@ def test_auto_decides_live_unless_the_run_is_given_a_length():
     assert isinstance(choose_policy("auto", 2, plan), FixedGamma)
     assert isinstance(choose_policy("speculative", None, plan), FixedGamma)
     assert choose_policy("target-only", None, plan) is None
+    without_draft = replace(plan, prediction=some_prediction(verify_step_s={1: 0.1, 4: 0.11}))
+    assert isinstance(choose_policy("auto", None, without_draft, "ngram"), LiveGamma)
+    assert choose_policy("auto", None, without_draft) is None
+    assert isinstance(choose_policy("auto", None, None, "ngram"), FixedGamma)  # no plan
     given = replace(plan, mode="sequential", gamma=3, given=("gamma",))
     assert isinstance(choose_policy("auto", None, given), LiveGamma)  # given to compile: where it starts
 

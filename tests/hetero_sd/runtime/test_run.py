@@ -137,6 +137,36 @@ def test_without_a_drafter_the_target_runs_alone(folder, load, capsys):
     assert json.loads(capsys.readouterr().out)["stats"]["mode"] == "target-only"
 
 
+@pytest.mark.parametrize("drafter", ["ngram", "model+ngram", "model"])
+@pytest.mark.parametrize("mode", [["--gamma", "3"], ["--mode", "speculative"], []])
+def test_every_drafter_gives_the_same_tokens(folder, load, capsys, tmp_path, drafter, mode):
+    """The second prompt finds the first answer in the pool."""
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("hello\nhello\n")
+    arguments = ["--prompts", str(prompts), "--json", "--drafter", drafter, *mode]
+    assert main(folder, arguments, lambda b, h: load(b, h, draft="model" in drafter)) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["token_ids"] for line in lines] == [load.script[1:]] * 2
+    if "ngram" in drafter and mode:
+        second = lines[1]["stats"]["sources"]
+        assert sum(n["accepted"] for name, n in second.items() if name.startswith("ngram")) >= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ("--drafter model", "no draft model: give --drafter ngram"),
+        ("--drafter model+ngram", "no draft model: give --drafter ngram"),
+        ("--gamma 2", "no draft model: leave out --mode speculative and --gamma, or give --drafter ngram"),
+    ],
+)
+def test_a_drafter_that_the_bundle_has_not(folder, load, capsys, options, match):
+    found = error(
+        capsys, "--prompt", "hello", *options.split(), folder=folder, load=lambda b, h: load(b, h, draft=False)
+    )
+    assert match in found
+
+
 @pytest.mark.parametrize(("stop", "text"), [("ö", " w"), ("rl", " wö"), ("zzz", " wörld"), (" wörld", "")])
 def test_stop_strings(folder, load, capsys, stop, text):
     assert main(folder, ["--prompt", "hello", "--json", "--stop", "zz", "--stop", stop], load) == 0

@@ -11,6 +11,8 @@ from scipy.stats import chisquare
 
 from hetero_sd.runtime.decode.drafters import MODEL, Draft
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
+from hetero_sd.runtime.decode.drafters.ngram import NgramDrafter
+from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.sampling import Rng, Sampling, probabilities
@@ -109,6 +111,37 @@ def test_whole_texts_have_the_law_of_the_target(pair, sampling, gamma):
 def test_law_with_another_vocabulary_of_the_drafter(pair, draft_vocab):
     both, alone = whole_texts(pair, SAMPLED, 2, draft_vocab=draft_vocab)
     assert distance(both, alone) < 1e-12
+
+
+def ngram_texts(pair, gamma, new=4):
+    """Laws of texts after a prompt that repeats: with n-gram drafting, and by the target alone."""
+
+    def by(stream):
+        def text(rng):
+            target, _ = pair(2, 1.5, vocab=3)
+            return tuple(stream(target, [1, 0, 1, 0, 1], Request(new, frozenset({2}), SAMPLED), Trace(), rng))
+
+        return law_of(text)
+
+    def drafting(target, ids, request, trace, rng):
+        drafter = NgramDrafter(NgramPool(1 << 6), target.vocab, request.sampling)
+        return speculate(target, drafter, ids, request, FixedGamma(gamma), trace, rng)
+
+    return by(drafting), by(generate)
+
+
+@pytest.mark.parametrize("gamma", [1, 3])
+def test_ngram_drafts_leave_the_law_of_the_target(pair, gamma):
+    """They are drawn from a distribution with one token: accepted with its probability, replaced from the others."""
+    both, alone = ngram_texts(pair, gamma)
+    assert math.isclose(sum(both.values()), 1.0)
+    assert distance(both, alone) < 1e-12
+
+
+def test_ngram_drafts_with_a_wrong_residual_do_not(pair, monkeypatch):
+    monkeypatch.setattr("hetero_sd.runtime.decode.speculate.accept_sampled", wrong_residual)
+    both, alone = ngram_texts(pair, 3)
+    assert distance(both, alone) > 0.01
 
 
 def test_wrong_residual_changes_the_law(pair, monkeypatch):

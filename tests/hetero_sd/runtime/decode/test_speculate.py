@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
-from hetero_sd.runtime.decode.policy import Choice, FixedGamma
+from hetero_sd.runtime.decode.policy import PLAIN, Choice, FixedGamma
 from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Round, Trace
@@ -31,6 +31,8 @@ class RandomGamma:
     def choose(self, offers) -> Choice:
         """Also reads pieces, before plain steps and before drafts that need all of the text."""
         gamma = int(self._rng.integers(0, 6))
+        if not offers:
+            return PLAIN
         read = offers[0].unread if gamma else int(self._rng.integers(0, 3))
         return Choice(offers[0].source, gamma, read)
 

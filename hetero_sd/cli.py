@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hetero_sd.commands import acceptance, calibrate, doctor, explain, inspect, predict, sweep, verify
+from hetero_sd.commands import acceptance, audit, calibrate, doctor, explain, inspect, predict, sweep, verify
 from hetero_sd.commands import compile as compile_command
 from hetero_sd.commands.parser import Command, Parser
 from hetero_sd.runtime.internal_error import report, show_traceback
@@ -15,6 +15,7 @@ from targets.errors import UserError
 COMMANDS: dict[str, Command] = {
     "compile": compile_command,
     "verify": verify,
+    "audit": audit,
     "doctor": doctor,
     "inspect": inspect,
     "explain": explain,

@@ -24,18 +24,14 @@ import numpy.typing as npt
 
 from costmodel.format import FLOAT
 from hetero_sd.reference import ReferenceModel
+from hetero_sd.run_here import check_machine, sequences
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.trace import Trace
-from hetero_sd.runtime.manifest import MANIFEST, Bundle
-from hetero_sd.runtime.model.protocol import Model
+from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.threads import choose_threads
-from hetero_sd.runtime.run import load_text
 from hetero_sd.runtime.saved_logits import SavedLogits, read_logits
-from hetero_sd.runtime.text.prompts import read_prompts
 from targets.backend import HOST
-from targets.device import Board
 from targets.errors import UserError
-from targets.opencl.runtime import machine
 
 Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
@@ -44,8 +40,6 @@ _ROUNDOFF = 2.0**-24
 MOST_RMS_OF_ROUNDING = 1.25
 MOST_OF_ROUNDING = 2.0
 _CONTINUE = 32
-_RANDOM_SEQUENCES = 4
-_RANDOM_TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -150,18 +144,18 @@ def verify_bundle(request: VerifyRequest) -> VerifyResult:
     """
     bundle, saved = Bundle(request.bundle), request.saved
     if saved is None:
-        _check_machine(bundle)
+        check_machine(bundle, ": `run.py --save-logits F` there, then `verify --from F` here")
     bundle.verify_all()
     facts = bundle.target
     reference = ReferenceModel(request.against)
-    sequences = read_logits(saved) if saved is not None else list(_run_here(bundle, request.prompts))
-    pairs = [(reference.forward(s.token_ids), np.asarray(s.logits)) for s in sequences]
+    logits = read_logits(saved) if saved is not None else list(_run_here(bundle, request.prompts))
+    pairs = [(reference.forward(s.token_ids), np.asarray(s.logits)) for s in logits]
     scale = max(float(np.abs(r).max()) for r, _ in pairs)
     bound = logit_bound(scale, facts.widest_sum, facts.layers)
     if facts.activations == FLOAT or all(segment.processor != HOST for segment in facts.chain):
         return compare(pairs, bound)
     rounding = ReferenceModel(request.against, activations=facts.activations)
-    rounded = [(r, rounding.forward(s.token_ids)) for s, (r, _) in zip(sequences, pairs, strict=True)]
+    rounded = [(r, rounding.forward(s.token_ids)) for s, (r, _) in zip(logits, pairs, strict=True)]
     return compare(pairs, *bounds_of_rounding(compare(rounded, math.inf), bound))
 
 
@@ -178,43 +172,15 @@ def bounds_of_rounding(rounded: VerifyResult, bound: float) -> tuple[float, floa
     )
 
 
-def _check_machine(bundle: Bundle) -> None:
-    """Refuse a bundle that was compiled for another instruction set, before the reference is loaded."""
-    table = bundle.manifest.board
-    if table is not None and (board := Board.from_json(table, MANIFEST)).isa != machine():
-        raise UserError(
-            f"{bundle.folder} is for {board.isa} (board {board.name}) and cannot run here: "
-            "`run.py --save-logits F` there, then `verify --from F` here"
-        )
-
-
 def _run_here(bundle: Bundle, prompts: Path | None) -> Iterator[SavedLogits]:
     os.environ.setdefault("TVM_NUM_THREADS", str(choose_threads(None, bundle.plan)))
     from hetero_sd.runtime.model.model import load_models
 
     target = load_models(bundle).target
-    for prompt in _sequences(bundle, target, prompts):
+    for prompt in sequences(bundle, target, prompts):
         ids = prompt[: target.context]
         if prompts is not None and len(ids) < target.context:
             request = Request(min(_CONTINUE, target.context - len(ids)))
             ids = [*ids, *generate(target, ids, request, Trace())]
         logits = np.concatenate([target.forward(ids[p : p + 8], p) for p in range(0, len(ids), 8)])
         yield SavedLogits(ids, len(prompt), logits)
-
-
-def _sequences(bundle: Bundle, target: Model, prompts: Path | None) -> Iterator[list[int]]:
-    """Token ids of the prompts, or of random sequences that are the same every time."""
-    if prompts is None:
-        rng = np.random.default_rng(0)
-        known = min(target.vocab, bundle.tokenizer.vocab if bundle.tokenizer else target.vocab)
-        for _ in range(_RANDOM_SEQUENCES):
-            yield rng.integers(0, known, min(_RANDOM_TOKENS, target.context)).tolist()
-        return
-    text = load_text(bundle)
-    for prompt in read_prompts(prompts):
-        if isinstance(prompt.given, list):
-            yield prompt.given
-        elif text is None:
-            raise UserError(f"{prompt.where} is a text, but the bundle has no tokenizer: give token_ids")
-        else:
-            yield text.encode_prompt(prompt.given)

@@ -48,6 +48,7 @@ VERIFY = "hetero-sd verify bundle --against target/model.onnx"
 RUN = {  # run as it stands, in a folder with the pair and a bundle of it for this machine
     f"{VERIFY}",
     f"{VERIFY} --from F",
+    "hetero-sd audit bundle --prompts prompts.txt",
     "hetero-sd inspect FILE.onnx",
     "hetero-sd inspect FILE.onnx --json",
     "hetero-sd predict target/config.json --draft draft/config.json --board imx95 --alpha 0.8 --report r.html",

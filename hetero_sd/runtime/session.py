@@ -83,7 +83,7 @@ class Session:
                 answer.text += piece
                 show(piece)
 
-        for token in self._stream(ids, answer.trace):
+        for token in self.stream(ids, answer.trace):
             release(scanner.feed(detokeniser.feed(token)))
             if scanner.hit:
                 break
@@ -94,8 +94,8 @@ class Session:
             answer.trace.finish_reason = "stop"
         return answer
 
-    def _stream(self, ids: list[int], trace: Trace) -> Iterator[int]:
-        """Return the stream of generated ids."""
+    def stream(self, ids: list[int], trace: Trace) -> Iterator[int]:
+        """Return the generated ids one by one, and record the run in ``trace``."""
         drafters: list[Drafter] = []
         if self.policy is not None and NGRAM in self.drafter.split("+"):
             drafters.append(NgramDrafter(self.pool, self.models.target.vocab, self.request.sampling))

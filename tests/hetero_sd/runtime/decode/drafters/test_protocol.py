@@ -113,7 +113,7 @@ def test_the_recipe_names_the_whole_protocol_and_where_a_mode_stands() -> None:
     assert members >= {"lost", "offers", "propose"}
     named = set(re.findall(r"`([^`]+)`", recipe))
     assert members - named == set()
-    assert {"Session._stream", "Plan.mode", "compilable"} <= named
-    assert hasattr(Session, "_stream")
+    assert {"Session.stream", "Plan.mode", "compilable"} <= named
+    assert hasattr(Session, "stream")
     assert "mode" in {field.name for field in dataclasses.fields(Plan)}
     assert callable(compilable)

@@ -1,0 +1,182 @@
+"""Is the text of a bundle that speculates the target's own? Every way to draft, beside the target alone.
+
+Greedy: the tokens must be the same, bit for bit, whatever is drafted. Where they are not, the report says where, and by
+which margin the target prefers its own token there: a small one points to a row that depends on how many are computed
+with it, a large one to a cache that is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hetero_sd.run_here import check_machine, sequences
+from hetero_sd.runtime.decode.choose_policy import DRAFTERS, NGRAM, choose_policy
+from hetero_sd.runtime.decode.generate import Request, generate
+from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
+from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.model.protocol import LOGITS, Model, Models
+from hetero_sd.runtime.model.threads import choose_threads
+from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
+from hetero_sd.runtime.session import Session
+from targets.errors import UserError
+
+DEFAULT_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """What is to be run.
+
+    Attributes:
+        bundle: its folder.
+        prompts: texts; None takes random tokens.
+        max_new_tokens: of each answer.
+    """
+
+    bundle: Path
+    prompts: Path | None = None
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where an answer first differs.
+
+    Attributes:
+        prompt: counted from 0.
+        token: of the answer, counted from 0.
+        alone, speculative: the tokens; None where the answer has ended.
+        margin: logit of the target's own token over that of the other one, in a step of its own; None where one of them
+            has ended.
+    """
+
+    prompt: int
+    token: int
+    alone: int | None
+    speculative: int | None
+    margin: float | None
+
+
+@dataclass(frozen=True)
+class AuditedWay:
+    """One way to draft, over all prompts.
+
+    Attributes:
+        drafter: of choose_policy.DRAFTERS.
+        gamma: drafted tokens a round; None is decided while it runs.
+        prompts, identical: answers, and those that are the same.
+        tokens, drafted, accepted: in all answers.
+        differences: the first of each answer that differs.
+    """
+
+    drafter: str
+    gamma: int | None
+    prompts: int
+    identical: int
+    tokens: int
+    drafted: int
+    accepted: int
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """All ways."""
+
+    ways: tuple[AuditedWay, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every answer is the target's own."""
+        return all(way.identical == way.prompts for way in self.ways)
+
+
+def audit_bundle(request: AuditRequest) -> AuditResult:
+    """Run a bundle both ways.
+
+    Raises:
+        UserError: a file is missing or unusable, the bundle is for another machine, or a prompt does not fit.
+    """
+    if not 2 <= request.max_new_tokens <= 1 << 20:
+        raise UserError(f"--max-new-tokens {request.max_new_tokens}: must be at least 2")
+    bundle = Bundle(request.bundle)
+    check_machine(bundle)
+    bundle.verify_all()
+    os.environ.setdefault("TVM_NUM_THREADS", str(choose_threads(None, bundle.plan)))
+    from hetero_sd.runtime.model.model import load_models
+
+    models = within_vocabulary(load_models(bundle), bundle.tokenizer.vocab if bundle.tokenizer else None)
+    prompts = list(sequences(bundle, models.target, request.prompts))
+    if request.prompts is None:
+        prompts = [ids[: max(1, models.target.context // 2)] for ids in prompts]
+    for i, ids in enumerate(prompts):
+        if not 1 <= len(ids) <= models.target.context:
+            raise UserError(
+                f"{request.prompts}: prompt {i + 1} has {len(ids)} tokens, the target's context is "
+                f"{models.target.context}: give 1 to that many"
+            )
+    eos = frozenset(bundle.tokenizer.eos_ids) if bundle.tokenizer else frozenset()
+    answers = Request(request.max_new_tokens, eos)
+    widths = bundle.target.widths
+    planned = 0 if bundle.plan is None else bundle.plan.gamma
+    gammas = sorted({1, planned, max(widths) - 1} - {0})
+    ways: list[tuple[str, int | None, GammaPolicy]] = []
+    for drafter in DRAFTERS:
+        if models.draft is None and drafter != NGRAM:
+            continue
+        ways += [(drafter, gamma, FixedGamma(gamma)) for gamma in gammas]
+        live = choose_policy("auto", None, bundle.plan, drafter)
+        ways += [] if live is None else [(drafter, None, live)]
+    return audit_models(models, prompts, answers, ways)
+
+
+def audit_models(
+    models: Models, prompts: Sequence[list[int]], request: Request, ways: Sequence[tuple[str, int | None, GammaPolicy]]
+) -> AuditResult:
+    """Compare the answers of each way, (drafter, gamma, policy), with those of the target alone."""
+    alone = [list(generate(models.target, ids, request, Trace())) for ids in prompts]
+    return AuditResult(tuple(_audit(models, prompts, alone, request, *way) for way in ways))
+
+
+def _audit(
+    models: Models,
+    prompts: Sequence[list[int]],
+    alone: Sequence[list[int]],
+    request: Request,
+    drafter: str,
+    gamma: int | None,
+    policy: GammaPolicy,
+) -> AuditedWay:
+    session = Session(models, None, request, policy=policy, drafter=drafter)
+    differences, traces = [], []
+    for i, (ids, wanted) in enumerate(zip(prompts, alone, strict=True)):
+        traces.append(Trace())
+        found = list(session.stream(ids, traces[-1]))
+        if found != wanted:
+            differences.append(_difference(models.target, i, ids, wanted, found))
+    rounds = [r for trace in traces for r in trace.rounds]
+    return AuditedWay(
+        drafter=drafter,
+        gamma=gamma,
+        prompts=len(prompts),
+        identical=len(prompts) - len(differences),
+        tokens=sum(len(trace.token_ids) for trace in traces),
+        drafted=sum(r.drafted for r in rounds),
+        accepted=sum(r.accepted for r in rounds),
+        differences=tuple(differences),
+    )
+
+
+def _difference(target: Model, prompt: int, ids: list[int], wanted: list[int], found: list[int]) -> Difference:
+    """Where two answers part, and how sure the target is there."""
+    at = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), min(len(wanted), len(found)))
+    own, other = (tokens[at] if at < len(tokens) else None for tokens in (wanted, found))
+    margin = None
+    if own is not None and other is not None:
+        logits = target.submit([*ids, *wanted[:at]], 0, (LOGITS,), last=True).result()[LOGITS][0]
+        margin = float(logits[own]) - float(logits[other])
+    return Difference(prompt, at, own, other, margin)

@@ -1,0 +1,44 @@
+"""What the commands share that run a bundle on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hetero_sd.runtime.manifest import MANIFEST, Bundle
+from hetero_sd.runtime.model.protocol import Model
+from hetero_sd.runtime.run import load_text
+from hetero_sd.runtime.text.prompts import read_prompts
+from targets.device import Board
+from targets.errors import UserError
+from targets.opencl.runtime import machine
+
+_RANDOM_SEQUENCES = 4
+_RANDOM_TOKENS = 48
+
+
+def check_machine(bundle: Bundle, instead: str = "") -> None:
+    """Refuse a bundle that was compiled for another instruction set, saying what to do `instead`."""
+    table = bundle.manifest.board
+    if table is not None and (board := Board.from_json(table, MANIFEST)).isa != machine():
+        raise UserError(f"{bundle.folder} is for {board.isa} (board {board.name}) and cannot run here{instead}")
+
+
+def sequences(bundle: Bundle, target: Model, prompts: Path | None) -> Iterator[list[int]]:
+    """Token ids of the prompts, or of random sequences that are the same every time."""
+    if prompts is None:
+        rng = np.random.default_rng(0)
+        known = min(target.vocab, bundle.tokenizer.vocab if bundle.tokenizer else target.vocab)
+        for _ in range(_RANDOM_SEQUENCES):
+            yield rng.integers(0, known, min(_RANDOM_TOKENS, target.context)).tolist()
+        return
+    text = load_text(bundle)
+    for prompt in read_prompts(prompts):
+        if isinstance(prompt.given, list):
+            yield prompt.given
+        elif text is None:
+            raise UserError(f"{prompt.where} is a text, but the bundle has no tokenizer: give token_ids")
+        else:
+            yield text.encode_prompt(prompt.given)

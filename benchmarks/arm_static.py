@@ -39,6 +39,7 @@ MODELS = {
 }
 ROWS = (1, 2, 4, 5, 8, 12)
 _ITERATIONS = 200
+FOLDERS = Path("/usr/lib")  # where Debian has LLVM's programs, in a folder for each version
 _OLDEST = 18  # the first LLVM with a model of Cortex-A510
 
 NOTES = """\
@@ -79,7 +80,7 @@ def find_llvm_mca() -> tuple[str, int]:
     Raises:
         UserError: there is none, or it is too old to know the cores.
     """
-    named = [shutil.which("llvm-mca"), *(str(path) for path in Path("/usr/lib").glob("llvm-*/bin/llvm-mca"))]
+    named = [shutil.which("llvm-mca"), *(str(path) for path in FOLDERS.glob("llvm-*/bin/llvm-mca"))]
     found = []
     for program in filter(None, named):
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
@@ -89,7 +90,7 @@ def find_llvm_mca() -> tuple[str, int]:
     version, program = max(found, default=(0, ""))
     if version < _OLDEST:
         has = f"the newest llvm-mca here is {version}" if version else "there is no llvm-mca here"
-        raise UserError(f"{has}; {_OLDEST} or later is needed: install LLVM's tools, Debian's package llvm-22 has them")
+        raise UserError(f"{has}; {_OLDEST} or later is needed: install LLVM's tools, Debian's package llvm-19 has them")
     return program, version
 
 

@@ -11,6 +11,7 @@
 #   opencl-c-headers      Khronos' header, which one test compares our declarations with
 #   clang                 compiles kernels with half arithmetic, which no driver here has, for spir64
 #   g++                   builds the OpenCL runtime with sanitizers; its linker takes a glibc that boards lack
+#   llvm-19               llvm-mca, which counts cycles of Arm kernels; that of Debian 12's llvm knows too few cores
 #   binutils              nm and readelf, which tests compare our ELF reader with
 #   chromium, fonts-dejavu-core  draw the HTML report; DejaVu Sans is the font that its charts were measured with
 #
@@ -24,5 +25,5 @@ set -euo pipefail
 
 apt-get update -qq
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-  ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers clang g++ binutils \
+  ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers clang g++ llvm-19 binutils \
   chromium fonts-dejavu-core

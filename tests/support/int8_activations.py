@@ -161,3 +161,6 @@ CASES = [
         ("float32", "float32", 32),
     )
 ]
+LONG = Case(
+    4, k=1120, columns=24, block=32, scale_dtype="float16", zero_dtype="uint8"
+)  # more than a cache holds at once

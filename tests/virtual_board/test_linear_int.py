@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from board_kernels import Call, run_on_board
-from int8_activations import CASES, ROWS, Case, stored
+from int8_activations import CASES, LONG, ROWS, Case, stored
 
 from targets.cpu import core
 from targets.cpu.dot import STEP
@@ -22,16 +22,21 @@ _FEW = (1, 3, 12)  # rows, for the formats that differ only in how a scale is ma
 _CORES = {"cortex-a53": "cortex-a53", "cortex-a76": "cortex-a76", "cortex-a710": "max"}
 
 
+def _called() -> list[tuple[Case, int]]:
+    """Formats and rows of linear_int."""
+    found = [(case, n) for case in CASES for n in (ROWS if case.zero_dtype == "uint8" else _FEW)]
+    return [*found, *((LONG, n) for n in _FEW)]
+
+
 @pytest.mark.parametrize(("name", "cpu"), _CORES.items())
 def test_the_board_has_the_bits_of_numpy(virtual_board: Any, tmp_path: Path, name: str, cpu: str) -> None:
     tile = cpu_tile(core(name))
     kernels: dict[str, Any] = {}
     calls: dict[str, Call] = {}
-    for case in CASES:
-        for n in ROWS if case.zero_dtype == "uint8" else _FEW:
-            key = f"{case.name}_rows_{n}"
-            kernels[key] = linear_int(tile, n, *case.format)
-            calls[key] = Call(key, case.inputs(tile, n), (((1, n, case.columns), "float32"),))
+    for case, n in _called():
+        key = f"{case.name}_rows_{n}"
+        kernels[key] = linear_int(tile, n, *case.format)
+        calls[key] = Call(key, case.inputs(tile, n), (((1, n, case.columns), "float32"),))
     case = Case(8)
     for n in ROWS:
         key, steps = f"quantise_{n}", case.k // STEP
@@ -49,10 +54,9 @@ def test_the_board_has_the_bits_of_numpy(virtual_board: Any, tmp_path: Path, nam
 
     made = run_on_board(virtual_board, tmp_path, core(name), cpu, kernels, calls)
 
-    for given in CASES:
-        for n in ROWS if given.zero_dtype == "uint8" else _FEW:
-            (y,) = made[f"{given.name}_rows_{n}"]
-            assert np.array_equal(y[0], given.expected(n)), (given, n)
+    for given, n in _called():
+        (y,) = made[f"{given.name}_rows_{n}"]
+        assert np.array_equal(y[0], given.expected(n)), (given, n)
     for n in ROWS:
         for part, expected in zip(made[f"quantise_{n}"], stored(case.rows(n), tile), strict=True):
             assert np.array_equal(part[0], expected), n

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from int8_activations import CASES, ROWS, Array, Case, fused_multiply_add, multiply, stored
+from int8_activations import CASES, LONG, ROWS, Array, Case, fused_multiply_add, multiply, stored
 
 from targets.boards import load_board
 from targets.cpu.dot import STEP
@@ -77,7 +77,7 @@ def test_rows_become_codes(host: tuple[CpuTile, Any], dtype: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, LONG], ids=lambda case: case.name)
 def test_products_have_the_bits_of_numpy(host: tuple[CpuTile, Any], case: Case) -> None:
     tile, target = host
     module = compiled({f"rows_{n}": linear_int(tile, n, *case.format) for n in ROWS}, target)

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from arm_loops import Kernel, Loop, hot_loop  # noqa: E402
+from arm_loops import K, Kernel, Loop, assembly, hot_loop  # noqa: E402
 
 from targets.cpu import core  # noqa: E402
 from targets.cpu.dot import STEP  # noqa: E402
@@ -113,24 +113,24 @@ def cycles_of(program: str, name: str, loop: Loop) -> float:
     return int(total[1]) / _ITERATIONS
 
 
-def modelled(kernel: Kernel) -> float:
-    """Cycles of the same step in the cost model."""
+def modelled(kernel: Kernel) -> tuple[float, float]:
+    """Cycles in the cost model: of the same step of a panel, and of making the codes of a step of one row."""
     from costmodel.cpu_cycles import kernel_cycles
     from costmodel.decoder import Operator
     from costmodel.format import INT8, Format
     from costmodel.place import FFN, Part
     from costmodel.work import Op
 
-    k = 64 * STEP
+    steps = 64
     stored = Format(f"int{kernel.bits}", STEP, "float16", kernel.zeros)
 
     def whole(panels: int) -> float:
-        operator = Operator(
-            *("linear", "up", Part(FFN), panels * kernel.tile.panel), k=k, format=stored, activations=INT8
-        )
+        columns = panels * kernel.tile.panel
+        operator = Operator("linear", "up", Part(FFN), columns, k=steps * STEP, format=stored, activations=INT8)
         return kernel_cycles(Op(operator, kernel.n, 0.0, ()), kernel.core, 1).cycles
 
-    return (whole(9) - whole(8)) / (k / STEP)
+    of_panel = whole(9) - whole(8)
+    return of_panel / steps, (whole(8) - 8 * of_panel) / (steps * kernel.n)
 
 
 def table(program: str, version: int) -> str:
@@ -147,7 +147,24 @@ def table(program: str, version: int) -> str:
         for bits in (8, 4):
             for n in ROWS:
                 lines.append(row(program, Kernel(core(name), bits, n), name))
+    lines += ["", "| core | cycles for the codes of 32 activations | model |", "|---|---|---|"]
+    lines += [row_of_codes(program, name) for name in MODELS]
     return "\n".join(lines) + "\n\n" + NOTES
+
+
+def row_of_codes(program: str, name: str) -> str:
+    """One line of the table of quantise_rows."""
+    from targets.cpu.kernels.linear_int import quantise_rows
+
+    kernel = Kernel(core(name), 8, 4)
+    loop = hot_loop(assembly(kernel.core, quantise_rows(kernel.tile, kernel.n, K, "int8")), vectors_of_codes)
+    cycles = cycles_of(program, name, loop) / (vectors_of_codes(loop) / (STEP / 4))
+    return f"| {name} | {cycles:.0f} | {modelled(kernel)[1]:.0f} |"
+
+
+def vectors_of_codes(loop: Loop) -> int:
+    """Vectors of four numbers that a loop of quantise_rows makes whole."""
+    return loop.count("fcvtzs")
 
 
 def row(program: str, kernel: Kernel, name: str) -> str:
@@ -161,7 +178,7 @@ def row(program: str, kernel: Kernel, name: str) -> str:
     read = (panel * STEP * kernel.bits / 8 + 2 * panel) / cycles
     tile = f"{kernel.dot} {kernel.rows} x {4 * kernel.vectors}"
     counted = f"{len(loop.instructions) / steps:.0f} | {loop.stack}"
-    figures = f"{cycles:.0f} | {modelled(kernel):.0f} | {products:.1f} | {100 * peak:.0f} % | {read:.1f}"
+    figures = f"{cycles:.0f} | {modelled(kernel)[0]:.0f} | {products:.1f} | {100 * peak:.0f} % | {read:.1f}"
     return f"| {name} | {kernel.bits} | {kernel.n} | {tile} | {counted} | {figures} |"
 
 

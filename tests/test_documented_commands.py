@@ -87,6 +87,7 @@ ELSEWHERE = {  # takes what a test must not: an installation, all tests, a netwo
     "python corpus.py --train train.jsonl": "examples/translation/corpus.py",
     "python evaluate.py": "examples/translation/evaluate.py",
     "python benchmarks/prediction.py": "benchmarks/prediction.py",
+    "python benchmarks/arm_static.py --write": "benchmarks/arm_static.py",
 }
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from targets.cpu.kernels.table_lookup import lookup
 from targets.cpu.tile import CpuTile
 from targets.kernels.code_tables import number_of
 
@@ -49,6 +50,8 @@ def linear_nbits(
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     middle = float(1 << (bits - 1))
     ragged = columns % panel != 0
+    find = lookup(tile) if table else None
+    permuted = find is not None
     mask, flipped = (1 << bits) - 1, 0x80808080 if bits == 8 else 0
 
     @T.prim_func(s_tir=True)
@@ -75,21 +78,28 @@ def linear_nbits(
                         for i in T.serial(T.min(per_block, words - kb * per_block)):
                             for step in T.unroll(steps):
                                 for j in T.unroll(vectors):
-                                    for v in T.vectorized(lanes):
-                                        w[j * lanes + v] = number_of(
-                                            T.cast(
-                                                (
-                                                    (q[vg, kb * per_block + i, j * lanes + v] ^ T.uint32(flipped))
-                                                    >> T.uint32(step % 4 * 8 + step // 4 * 4)
-                                                )
-                                                & T.uint32(mask),
-                                                "int32",
-                                            ),
-                                            T.cast(zero[vg, kb, j * lanes + v], "float32")
-                                            if zeros
-                                            else T.float32(middle),
+                                    if permuted:
+                                        w[T.ramp(j * lanes, 1, lanes)] = find(
+                                            q[vg, kb * per_block + i, T.ramp(j * lanes, 1, lanes)],
+                                            step % 4 * 8 + step // 4 * 4,
                                             table,
-                                        ) * T.cast(scale[vg, kb, j * lanes + v], "float32")
+                                        ) * T.cast(scale[vg, kb, T.ramp(j * lanes, 1, lanes)], f"float32x{lanes}")
+                                    else:
+                                        for v in T.vectorized(lanes):
+                                            w[j * lanes + v] = number_of(
+                                                T.cast(
+                                                    (
+                                                        (q[vg, kb * per_block + i, j * lanes + v] ^ T.uint32(flipped))
+                                                        >> T.uint32(step % 4 * 8 + step // 4 * 4)
+                                                    )
+                                                    & T.uint32(mask),
+                                                    "int32",
+                                                ),
+                                                T.cast(zero[vg, kb, j * lanes + v], "float32")
+                                                if zeros
+                                                else T.float32(middle),
+                                                table,
+                                            ) * T.cast(scale[vg, kb, j * lanes + v], "float32")
                                     for m in T.unroll(rows):
                                         for v in T.vectorized(lanes):
                                             acc[m, j * lanes + v] = T.fma(

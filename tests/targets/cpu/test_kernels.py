@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,11 @@ def test_linear_and_embedding_nbits(tile: CpuTile, bits: int, zeros: bool, k: in
     assert not np.array_equal(y[0], w[ids[0]])
 
 
-@TILES
+@pytest.mark.parametrize(
+    "tile",
+    [replace(AVX2, dot=""), replace(NEON, dot=""), cpu_tile(load_board("host", measure=False).clusters[0].core)],
+    ids=["selects-8", "selects-4", "host"],
+)
 @pytest.mark.parametrize("table", ["nf4", "fp4"])
 @pytest.mark.parametrize(("k", "columns", "block"), [(96, 50, 32), SLOW(128, 48, 64)])
 def test_linear_with_codes_of_a_table(tile: CpuTile, table: str, k: int, columns: int, block: int) -> None:

@@ -45,8 +45,8 @@ class Factors:
         gpu_item_steps: what a work-item of a matrix multiplication costs besides its steps of k, in such steps.
         gpu_overlap: share of the shorter of arithmetic and memory time that the longer one hides on the GPU.
         gpu_start: starting an empty queue and awaiting its end, over twice launch_overhead_s.
-        gpu_dispatch: one more kernel in a queue that is not empty, over launch_overhead_s (5 us against 46 to 54 us
-            measured on PoCL).
+        gpu_dispatch: one more kernel in a queue that is not empty, over launch_overhead_s (10 to 20 us are reported for
+            phones, second hand, whose start takes 60 to 80 us; 5 us against 46 to 54 us measured on PoCL).
         dram_together: share of the DRAM peak that several processors read together.
     """
 
@@ -72,7 +72,7 @@ class Factors:
     gpu_item_steps: float = 1.0
     gpu_overlap: float = 1.0
     gpu_start: float = 1.0
-    gpu_dispatch: float = 0.1
+    gpu_dispatch: float = 0.2
     dram_together: float = 0.8
 
     def to_json(self) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def numbers(board: Board, variant: Variant) -> list[Unsure]:
         if isinstance(processor, GpuSlice):
             add("gpu.bandwidth_gb_per_s", "gpu_bandwidth", _UNMEASURED)
             add("gpu.fp32_gflops", "gpu_compute", _UNMEASURED)
-            add("gpu.launch_overhead_s", "gpu_dispatch", 0.0)
+            add("gpu.launch_overhead_s", "gpu_dispatch", _UNMEASURED)
     if variant.mode == "overlapped":
         add("dram.peak_bandwidth_gb_per_s", "dram_together", _KERNELS)
     found = list(terms.values())

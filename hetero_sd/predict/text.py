@@ -13,7 +13,7 @@ from costmodel.roofline import CpuSlice
 from costmodel.uncertainty import used_processors
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.predict.sentences import change_notes, models_of, notes, rate, verdict, where_text
-from hetero_sd.predict.units import with_unit
+from hetero_sd.predict.units import plain, with_unit
 from hetero_sd.predict.variants import planned_variant
 
 _WIDTH = 118
@@ -40,9 +40,10 @@ def predict_text(p: Prediction) -> str:
         lines.append(f"    n = 1: {costs.step(placement, 1).explain()}")
     lines += ["", f"numbers of board {p.question.board.name} behind the chosen variant"]
     lines += [
-        f"  {path} = {_value(value)}: {kind}, {_short(source, 80)}" for path, value, kind, source in facts_used(p)
+        f"  {path} = {with_unit(path, value)}: {kind}, {_short(source, 80)}"
+        for path, value, kind, source in facts_used(p)
     ]
-    factors = ", ".join(f"{name} {value:g}" for name, value in p.question.factors.to_json().items())
+    factors = ", ".join(f"{name} {plain(value)}" for name, value in p.question.factors.to_json().items())
     lines += textwrap.wrap(f"  factors: {factors}", _WIDTH, subsequent_indent="    ")
     return "\n".join(lines)
 
@@ -84,10 +85,11 @@ def facts_used(p: Prediction) -> list[tuple[str, Any, str, str]]:
     rows = []
     for path in dict.fromkeys(paths):
         origin = board.provenance[path]
-        value, spread = board.number(path), ""
+        source = origin.source
         if origin.range is not None:
-            spread = ", {} to {}".format(*(with_unit(path, end) for end in origin.range))
-        rows.append((path, value, origin.kind + spread, origin.source))
+            low, high = (with_unit(path, end) for end in origin.range)
+            source = f"{low} to {high}; {source}"
+        rows.append((path, board.number(path), origin.kind, source))
     return rows
 
 

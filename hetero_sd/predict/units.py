@@ -36,6 +36,8 @@ def with_unit(name: str, value: object) -> str:
     """A number of a board file or a factor by the unit that ends its name; other values as they are."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(with_unit(name, each) for each in value)
     if not isinstance(value, (int, float)):
         return str(value)
     unit = next((unit for suffix, unit in _SUFFIXES if name.endswith(suffix)), "")

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from costmodel import uncertainty
+from costmodel.factors import Factors
 from costmodel.question import Question
 from costmodel.search import Search
 from costmodel.ties import TIE_SHARE
-from costmodel.uncertainty import KIND_ERROR, Intervals, interval, number_errors
+from costmodel.uncertainty import KIND_ERROR, Intervals, interval, number_errors, numbers
 from hetero_sd.predict.predict import bundle_question, predict
 from hetero_sd.sweep import sweep_point
+from targets.boards import load_board
 from targets.provenance import Provenance
 
 
@@ -42,6 +44,19 @@ def test_a_range_decides_how_far_a_number_is_off(published: Any, imx95: Any) -> 
     assert below[1] < without[1]
     assert without[0] == pytest.approx(without[1], rel=0.02)  # the control: no range, as far up as down
     assert below[0] > 1.5 * below[1]
+
+
+@pytest.mark.parametrize("name", ["imx95", "rk3588", "rk3566", "rk3568"])
+def test_what_a_gpu_kernel_costs_to_dispatch(published: Any, name: str) -> None:
+    """10 to 20 us, as reported for phones; second hand, so an interval counts it as a kernel that nobody measured."""
+    board = load_board(name)
+    assert board.gpu is not None
+    assert 10e-6 <= Factors().gpu_dispatch * board.gpu.launch_overhead_s <= 20e-6
+    assert 0.1 * board.gpu.launch_overhead_s < 10e-6  # the control: what was assumed before
+    search = Search(Question(board, (published["Llama-3.2-1B"](),)))
+    on_gpu = next(v for v in search.decide().leading if v.target_placement.families == ("gpu",))
+    (found,) = (n for n in numbers(board, on_gpu) if n.factor == "gpu_dispatch")
+    assert found.error == pytest.approx((KIND_ERROR["assumed"] ** 2 + 0.4**2) ** 0.5)
 
 
 def test_decoding_rests_on_bandwidth(published: Any, imx95: Any) -> None:
@@ -76,11 +91,11 @@ def test_each_interval_is_computed_once(published: Any, imx95: Any, monkeypatch:
     assert len({interval_of(variant).low for variant in leading}) == len(leading)
 
     computed: list[tuple[Any, ...]] = []
-    numbers = uncertainty.numbers
+    original = uncertainty.numbers
 
     def counted(board: Any, v: Any) -> Any:
         computed.append((v.mode, v.gamma, v.target_placement, v.draft_placement))
-        return numbers(board, v)
+        return original(board, v)
 
     monkeypatch.setattr(uncertainty, "numbers", counted)
     shown = predict(question).intervals

@@ -46,6 +46,9 @@ WORDS = {
 }
 # file -> why it has more keys that are spelled like fields of the schema, and which ones
 DOCUMENTS = {
+    "costmodel/uncertainty.py": ("kinds of an acceptance", "given"),
+    "hetero_sd/predict/check.py": ("what `predict --check --json` prints", "board"),
+    "hetero_sd/predict/published.py": ("a file of published measurements", "cluster weights"),
     "targets/host/__init__.py": ("a board's numbers", "bandwidth_one_thread_gb_per_s cpu_ids"),
     "passes/lower/operators.py": ("a dimension of the lowered functions", "context"),
     "hetero_sd/acceptance_rate.py": ("what `acceptance` writes", "gamma tokens_per_round"),

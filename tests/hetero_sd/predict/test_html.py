@@ -138,7 +138,6 @@ def test_few_numbers_come_first_and_the_rest_is_folded(report: Path) -> None:
     assert "<details open" not in text
     for folded in (
         "Leading variants",
-        "Potential: predicted to be faster",
         "Roofline",
         "Numbers it rests on",
         "Factors",

@@ -1,4 +1,4 @@
-"""Two cells of the coverage table on the virtual board: other operators, formats and exporters than the pair."""
+"""Cells of the coverage table on the virtual board: other operators, formats and exporters than the pair."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ pytestmark = [pytest.mark.deep, pytest.mark.virtual_board]
 
 _DATA = Path(__file__).resolve().parents[1] / "data"
 # soft GELU gate, norms before and after, q and k norm, a window in every second layer; 4 bit blocks, lengths for a mask
-_CELLS = {
-    "gemma3-dynamo23-fp32": (_DATA / "families", "w5 w9 w33 w2 w60 w17 w8"),
-    "qwen3-genai-int4": (_DATA / "exports", "The drafter is small and quick."),
-}
+# folder, prompt, what block-quantised matrix multiplications read
+_CELLS = [
+    (_DATA / "families" / "gemma3-dynamo23-fp32", "w5 w9 w33 w2 w60 w17 w8", "float"),
+    (_DATA / "exports" / "qwen3-genai-int4", "The drafter is small and quick.", "float"),
+    (_DATA / "exports" / "qwen3-genai-int4", "The drafter is small and quick.", "int8"),
+]
 
 
 def perturbed(source: Path, folder: Path) -> Path:
@@ -37,16 +39,17 @@ def perturbed(source: Path, folder: Path) -> Path:
     return folder / "negative control.onnx"
 
 
-@pytest.mark.parametrize("cell", _CELLS)
-def test_the_board_computes_the_logits_of_onnxruntime(virtual_board: Any, cell: str, tmp_path: Path) -> None:
-    folder, prompt = _CELLS[cell]
+@pytest.mark.parametrize(("cell", "prompt", "activations"), _CELLS)
+def test_the_board_computes_the_logits_of_onnxruntime(
+    virtual_board: Any, cell: Path, prompt: str, activations: str, tmp_path: Path
+) -> None:
     model, out = tmp_path / "model", tmp_path / "out"
-    shutil.copytree(folder / cell, model)
+    shutil.copytree(cell, model)
     out.mkdir()
     if not (model / "tokenizer.json").exists():
         write_word_tokenizer(model, 64)
     source, bundle = model / "model.onnx", tmp_path / "bundle"
-    compile_bundle(CompileRequest(source, None, "imx95", bundle, context=64), Progress())
+    compile_bundle(CompileRequest(source, None, "imx95", bundle, context=64, activations=activations), Progress())
     argv = ["/usr/bin/python3", "/bundle/run.py", "--threads", "2", "--prompt", prompt, "--max-new-tokens", "24"]
     argv += ["--save-logits", "/out/logits"]
     done = virtual_board.run(argv, mounts={bundle: ("/bundle", True), out: ("/out", False)})

@@ -32,7 +32,7 @@ def assumptions(request: PredictRequest, search: Search, best: Variant) -> Itera
     if request.threads is not None:
         yield f"{request.threads} threads as given; a compiled bundle takes the number that is predicted to be fastest"
     if request.like is not None:
-        yield f"{like(request.like).title}; not said there: {', '.join(like(request.like).assumed)}"
+        yield f"{like(request.like).title}; taken for it: {', '.join(like(request.like).assumed)}"
 
 
 def _stored(spec: DecoderSpec) -> str:

@@ -21,7 +21,7 @@ class Like:
         board, target, draft: names of a board and of models of known_models.py.
         weights, threads, place, alpha: what the options of the same names would say.
         published: the speed-up that was published, over the target alone on the same processor.
-        assumed: what the publication does not say, and what is taken for it.
+        assumed: what is taken for it where the publication's abstract says nothing.
     """
 
     title: str

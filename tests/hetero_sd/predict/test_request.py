@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from golden import Golden
 
 from costmodel.placement import ModelCosts
 from costmodel.question import Question
@@ -226,6 +227,11 @@ def test_like_the_reference_paper() -> None:
     assert "That core is the baseline that makes the ratio" in p.like_note
     six = answer(PredictRequest(None, None, like="2602.08060", threads="a55:6", place="cpu")).decision.best
     assert six.tokens_per_s > 3 * best.tokens_per_s  # the control: more cores, another ratio
+
+
+def test_the_reference_configuration_as_people_read_it(capsys: pytest.CaptureFixture[str], golden: Golden) -> None:
+    assert main(["predict", "--like", "2602.08060"]) == 0
+    golden("hetero_sd/predict_like_2602.08060.txt", capsys.readouterr().out)
 
 
 def test_the_command_is_one_that_compile_reads(models: dict[str, Path]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-_SHORT, _LONG = 0.97, 0.998  # what a memory keeps from one token of text to the next
+_SHORT, _LONG = 0.97, 0.999  # what a memory keeps from one token of text to the next
 _LONGEST_REST = 200  # tokens without drafts that count at most
 _LEAST_SHORT = 6.0  # judged tokens that the short memory needs to say that the text has changed
 _SURPRISE = 2.7  # standard deviations that say it
@@ -13,7 +13,7 @@ _SURPRISE = 2.7  # standard deviations that say it
 class LiveAcceptance:
     """Two memories of accepted and rejected tokens.
 
-    The long one forgets within about 500 tokens of text and starts from what was expected; it is what is believed. The
+    The long one forgets within about 1000 tokens of text and starts from what was expected; it is what is believed. The
     short one forgets within about 30. Where the two differ by more than chance explains, the text has changed, and the
     long memory starts anew from the short one.
     """

@@ -10,8 +10,8 @@ most expected tokens a second is taken (costmodel/speculative.py), 0 among them,
   pay for it, so that it comes back when the text changes.
 * Reading costs. A drafter that has not seen the text must read it first. It does so when what is gained on the expected
   rest of the answer repays it, at an acceptance a standard deviation below the one believed in, or when the bank can
-  pay for it. Where a quarter of the time to the first token is enough, it reads before that token is shown; else in
-  pieces that take a plain step at most, one after each token. It drafts when all is read.
+  pay for it. Where a quarter of the time to the first token is enough, or 4 plain steps, it reads before that token
+  is shown; else in pieces that take a plain step at most, one after each token. It drafts when all is read.
 
 The same observations lead to the same decisions, and no decision changes the text.
 """
@@ -39,10 +39,10 @@ _OTHER_PRIOR, _OTHER_WEIGHT = 0.5, 4.0  # of a source that the plan does not kno
 _TRIES = 2  # plain steps that must be seen first
 _PERIOD, _PLAIN_PERIOD = 4, 8  # rounds after which a new decision is looked at again, with and without drafting
 _LONGEST_PERIOD, _LONGEST_PLAIN_PERIOD = 16, 32  # every time it is confirmed, twice as many, at most
-_MARGIN, _START_MARGIN = 1.01, 1.02  # what another draft length must gain over the present one, and over none
+_MARGIN, _START_MARGIN = 1.005, 1.02  # what another draft length must gain over the present one, and over none
 _REFRESH_TOKENS = 256  # after which a plain step is timed again
 _LENGTH = 64.0  # tokens that an answer is expected to have, until one was seen
-_FIRST_READING = 0.25  # of the time to the first token, that reading may add to it
+_FIRST_READING, _FIRST_READING_STEPS = 0.25, 4.0  # of the time to the first token, that reading may add; plain steps
 _SHORT_READING = 0.5  # of a plain step: reading that needs no round of its own
 
 
@@ -79,6 +79,7 @@ class LiveGamma:
         self._floor_s = 0.0  # of the bank: below 0 by what was spent on reading that is to be repaid
         self._gained_tokens, self._plain_rounds, self._read_s = 0, 0, 0.0  # since the last settlement
         self._since_plain = 0
+        self._first, self._switches = False, list[Switch]()  # deciding before the first token; not reported yet
         self._length, self._done, self._most = _LENGTH, 0, 1 << 30
 
     @property
@@ -104,12 +105,18 @@ class LiveGamma:
             source.left = 0 if source.gamma else min(source.left, _PLAIN_PERIOD)
 
     def read_first(self, offers: Sequence[Offer], prefill_s: float) -> int:
-        """All of the prompt, where reading it takes little of the time to the first token and pays."""
+        """All of the prompt, where reading it takes little time and pays, or is to be tried."""
         offer = next((offer for offer in offers if offer.source == MODEL), None)
         if offer is None or self.times.seen(1) < _TRIES:
             return 0
         source, price = self._sources[MODEL], self.times.read_s(offer.unread)
-        if not source.gamma or price > _FIRST_READING * prefill_s or not self._pays(MODEL, source.gamma, price, 0):
+        if price > max(_FIRST_READING * prefill_s, _FIRST_READING_STEPS * self.times.plain_s()):
+            return 0
+        self._first = True
+        self._switches += self._decide(source, offer)
+        self._first = False
+        if not source.gamma:
+            source.left = min(source.left, _PLAIN_PERIOD)
             return 0
         self._read_s += price
         return offer.unread
@@ -118,7 +125,7 @@ class LiveGamma:
         """What the next round does: it drafts from the source that is expected to be fastest, or from none."""
         if not offers or self._since_plain >= _REFRESH_TOKENS or self.times.seen(1) < _TRIES:
             return PLAIN
-        switches: list[Switch] = []
+        switches, self._switches = self._switches, []
         best: tuple[_Source, Offer] | None = None
         for offer in offers:
             source = self._source(offer.source)
@@ -263,8 +270,9 @@ class LiveGamma:
 
     def _reading_end(self, unread: int) -> float:
         """What reading the last chunk of the text takes; no time is short enough where it takes longer than a step."""
-        piece = self.times.piece()
-        return self.times.read_s(min(unread, self.times.chunk)) if piece >= self.times.chunk else float("inf")
+        if self._first or self.times.piece() < self.times.chunk:
+            return float("inf")
+        return self.times.read_s(min(unread, self.times.chunk))
 
     def _pays(self, source: str, gamma: int, price: float, rounds: int) -> bool:
         """Whether what is gained on the rest of the text, after some plain rounds, pays for a price in seconds.
@@ -288,7 +296,7 @@ class LiveGamma:
         Every round adds a token to be read.
         """
         once = self.times.read_s(unread)
-        if once <= _SHORT_READING * self.times.plain_s():
+        if self._first or once <= _SHORT_READING * self.times.plain_s():
             return once, 0
         piece = self.times.piece()
         if piece < 2:

@@ -4,7 +4,8 @@
 
 Simulated: scripted times and acceptance (benchmarks/simulated_pair.py), judged by time without noise after the first
 200 tokens. Real: the example pair on this machine, all choices in turn in one process, whole answers with their
-prompts, medians of ratios within a turn. Both tables have the same columns: times over that of the target alone.
+prompts, medians of ratios within a turn; with one thread CPU time, which other work on the machine changes less. Both
+tables have the same columns: times over that of the target alone.
 """
 
 from __future__ import annotations
@@ -58,17 +59,16 @@ def real(repeats: int, threads: int, scratch: Path) -> list[dict[str, Any]]:
     lasting = choose_policy("auto", None, bundle.plan)
     assert isinstance(lasting, LiveGamma)
     time_steps(models, lasting)
+    clock = time.process_time if threads == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {}
     switches, texts = 0, set()
     for _ in range(repeats):
         fresh = choose_policy("auto", None, bundle.plan)
         assert isinstance(fresh, LiveGamma)
-        begin = time.perf_counter()
-        time_steps(models, fresh)
-        started = time.perf_counter() - begin
+        started = time_steps(models, fresh, clock)
         choices: dict[str, Any] = {"0": None, **{str(g): g for g in FIXED}, "live": lasting, "live, fresh": fresh}
         for name, choice in choices.items():
-            took, found, traces = answer(models, prompts, text.eos_ids, choice)
+            took, found, traces = answer(models, prompts, text.eos_ids, choice, clock)
             seconds.setdefault(name, []).append(took + (started if name == "live, fresh" else 0.0))
             texts.add(found)
             switches += sum(len(trace.switches) for trace in traces) if name == "live" else 0
@@ -87,7 +87,9 @@ def real(repeats: int, threads: int, scratch: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def answer(models: Any, prompts: list[list[int]], eos: frozenset[int], choice: Any) -> tuple[float, Any, list[Any]]:
+def answer(
+    models: Any, prompts: list[list[int]], eos: frozenset[int], choice: Any, clock: Any = time.perf_counter
+) -> tuple[float, Any, list[Any]]:
     """Seconds for all answers, their tokens, and the traces; the choice is a policy, a draft length, or None."""
     from hetero_sd.runtime.decode.drafters.model import ModelDrafter
     from hetero_sd.runtime.decode.generate import Request, generate
@@ -97,7 +99,7 @@ def answer(models: Any, prompts: list[list[int]], eos: frozenset[int], choice: A
 
     request, found, traces = Request(90, eos), [], []
     policy = FixedGamma(choice) if isinstance(choice, int) else choice
-    begin = time.perf_counter()
+    begin = clock()
     for ids in prompts:
         traces.append(Trace())
         drafter = ModelDrafter(models.draft, models.target.vocab, request.sampling)
@@ -107,7 +109,7 @@ def answer(models: Any, prompts: list[list[int]], eos: frozenset[int], choice: A
             else speculate(models.target, drafter, ids, request, policy, traces[-1])
         )
         found.append(tuple(stream))
-    return time.perf_counter() - begin, tuple(found), traces
+    return clock() - begin, tuple(found), traces
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:

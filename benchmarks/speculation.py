@@ -1,6 +1,8 @@
 """Speculative decoding of the example pair on this machine: speed-up over the target alone, for each draft length.
 
-The row "live" is the length that the run decides itself (hetero_sd/runtime/decode/live_gamma.py).
+The row "live" is the length that the run decides itself (hetero_sd/runtime/decode/live_gamma.py). The rows below it
+draft from n-grams, live too: "ngram, new" with an empty pool for each repeat, "ngram, again" with one that has read and
+generated the same sentences before, "both, again" beside the draft model.
 
     python benchmarks/speculation.py [--repeats 7] [--threads 1] [--svg FILE] [--json]
 
@@ -24,6 +26,7 @@ GAMMAS = range(9)  # 0: the target alone
 LIVE = (
     "live"  # the length is decided while it runs; what was learned stays from one repeat to the next, as in a session
 )
+NGRAM = {"ngram, new": "ngram", "ngram, again": "ngram", "both, again": "model+ngram"}
 
 
 def compile_pair(folder: Path, board: str) -> Path:
@@ -45,36 +48,24 @@ def compile_pair(folder: Path, board: str) -> Path:
 
 
 def run_round(
-    models: Any, prompts: list[list[int]], eos: frozenset[int], gamma: int | str, live: Any
+    models: Any, prompts: list[list[int]], eos: frozenset[int], choice: int | str, policy: Any, pool: Any
 ) -> dict[str, Any]:
-    """Translate all prompts with one draft length, or with the policy `live`."""
-    from hetero_sd.runtime.decode.drafters.model import ModelDrafter
-    from hetero_sd.runtime.decode.generate import Request, generate
+    """Translate all prompts with one draft length, or with a live policy."""
+    from hetero_sd.runtime.decode.generate import Request
     from hetero_sd.runtime.decode.policy import FixedGamma
-    from hetero_sd.runtime.decode.speculate import speculate
     from hetero_sd.runtime.decode.stats import summarise
     from hetero_sd.runtime.decode.trace import Trace
+    from hetero_sd.runtime.session import Session
 
-    request, traces, texts = Request(90, eos), [], []
+    if isinstance(choice, int):
+        policy = FixedGamma(choice) if choice else None
+    session = Session(models, None, Request(90, eos), policy=policy, drafter=NGRAM.get(str(choice), "model"), pool=pool)
+    traces, texts = [], []
     for ids in prompts:
-        trace = Trace()
-        policy = live if isinstance(gamma, str) else FixedGamma(gamma)
-        stream = (
-            speculate(
-                models.target,
-                ModelDrafter(models.draft, models.target.vocab, request.sampling),
-                ids,
-                request,
-                policy,
-                trace,
-            )
-            if gamma
-            else generate(models.target, ids, request, trace)
-        )
-        texts.append(list(stream))
-        traces.append(trace)
+        traces.append(Trace())
+        texts.append(list(session.stream(ids, traces[-1])))
     stats = summarise(traces)
-    return {"gamma": gamma, "tokens": texts, **{k: stats[k] for k in ("tokens_per_s", "acceptance_rate", "gammas")}}
+    return {"gamma": choice, "tokens": texts, **{k: stats[k] for k in ("tokens_per_s", "acceptance_rate", "gammas")}}
 
 
 def main() -> int:
@@ -99,8 +90,27 @@ def main() -> int:
         models, text = load_models(bundle), load_text(bundle)
         assert text is not None
         prompts = [text.encode_prompt(line) for line in (PAIR / "prompts.txt").read_text("utf-8").splitlines()]
-        live, lengths = choose_policy("auto", None, bundle.plan), [*GAMMAS, LIVE]
-        rounds = [[run_round(models, prompts, text.eos_ids, g, live) for g in lengths] for _ in range(options.repeats)]
+        from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
+        from hetero_sd.runtime.decode.live_gamma import LiveGamma
+        from hetero_sd.runtime.decode.start_times import time_steps
+
+        lengths: list[int | str] = [*GAMMAS, LIVE, *NGRAM]
+        policies = {name: choose_policy("auto", None, bundle.plan, NGRAM.get(name, "model")) for name in (LIVE, *NGRAM)}
+        pools = {name: NgramPool() for name in NGRAM}
+        for name, policy in policies.items():
+            assert isinstance(policy, LiveGamma)
+            time_steps(models, policy)
+            if name in NGRAM:
+                run_round(models, prompts, text.eos_ids, name, policy, pools[name])  # what "again" has seen
+        rounds = []
+        for _ in range(options.repeats):
+            pools["ngram, new"] = NgramPool()
+            rounds.append(
+                [
+                    run_round(models, prompts, text.eos_ids, g, policies.get(str(g)), pools.get(str(g), NgramPool()))
+                    for g in lengths
+                ]
+            )
     if any(run["tokens"] != rounds[0][0]["tokens"] for one in rounds for run in one):
         print("the texts differ between draft lengths", file=sys.stderr)
         return 1
@@ -128,16 +138,17 @@ def as_text(table: list[dict[str, Any]], options: argparse.Namespace, sentences:
     """The table for people."""
     lines = [
         f"{sentences} sentences, {options.threads} thread(s), {options.repeats} rounds in turn, the same text in all",
-        "gamma  tokens/s  speed-up  least to most   acceptance",
+        "       gamma  tokens/s  speed-up  least to most   acceptance",
     ]
     for row in table:
         alpha = "-" if row["acceptance_rate"] is None else f"{row['acceptance_rate']:.3f}"
         lines.append(
-            f"{row['gamma']:>5}  {row['tokens_per_s']:>8.0f}  {row['speedup']:>7.2f}x  "
+            f"{row['gamma']:>12}  {row['tokens_per_s']:>8.0f}  {row['speedup']:>7.2f}x  "
             f"{row['least']:.2f} to {row['most']:.2f}    {alpha:>8}"
         )
-    used = ", ".join(f"{gamma} in {count}" for gamma, count in table[-1]["rounds_by_length"].items())
-    lines.append(f"live, last repeat: {used} rounds")
+    for row in table[len(GAMMAS) :]:
+        used = ", ".join(f"{gamma} in {count}" for gamma, count in row["rounds_by_length"].items())
+        lines.append(f"{row['gamma']}, last repeat: {used} rounds")
     return "\n".join(lines)
 
 

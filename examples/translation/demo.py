@@ -2,9 +2,11 @@
 
     python examples/translation/demo.py [--prompts FILE] [--gamma N] [--out DIR]
 
-The plan decides whether and how far to draft, and says why. Then the target alone and the pair, each in a process of
-its own as a user would run it: the same text from both, and the predicted beside the measured time of every step
-(run.py --stats). Where the plan is against drafting, the pair is run all the same, so that one can see what it saves.
+The plan decides whether and how far to draft, and says why. Then the target alone, the pair with the plan's draft
+length, and the pair as it runs without options, where the length follows what is measured, each in a process of its own
+as a user would run it: the same text from all, and the predicted beside the measured time of every step (run.py
+--stats).
+Where the plan is against drafting, the pair is run all the same, so that one can see what it saves.
 """
 
 from __future__ import annotations
@@ -66,12 +68,15 @@ def main() -> int:
     alone = run_bundle(options.out, options.prompts, "--mode", "target-only")
     drafting = ["--mode", "speculative", "--gamma", str(gamma), "--stats"]
     pair_run = run_bundle(options.out, options.prompts, *drafting)
+    live = run_bundle(options.out, options.prompts)
     print()
     for answer in alone[:5]:
         print(f"  {answer['prompt']}\n    {answer['text']}")
     print(f"  ... {len(alone)} sentences")
     print()
-    same = sum(a["token_ids"] == b["token_ids"] for a, b in zip(alone, pair_run, strict=True))
+    same = sum(
+        a["token_ids"] == b["token_ids"] == c["token_ids"] for a, b, c in zip(alone, pair_run, live, strict=True)
+    )
     drafted = sum(b["stats"]["drafted"] for b in pair_run)
     accepted = sum(b["stats"]["accepted"] for b in pair_run)
     rounds = sum(b["stats"]["rounds"] for b in pair_run)
@@ -81,8 +86,13 @@ def main() -> int:
         f"speculative, g={gamma}  {tokens_per_s(pair_run):7.0f} tokens/s   "
         f"accepted {accepted} of {drafted} drafted, {tokens / max(rounds, 1):.2f} tokens a round"
     )
+    lengths = sorted({int(gamma) for c in live for gamma in c["stats"]["gammas"]})
     print(
-        f"speed-up {tokens_per_s(pair_run) / tokens_per_s(alone):.2f}x; same tokens in {same} of {len(alone)} sentences"
+        f"decided live      {tokens_per_s(live):7.0f} tokens/s   drafted {', '.join(map(str, lengths))} tokens a round"
+    )
+    print(
+        f"speed-up {tokens_per_s(pair_run) / tokens_per_s(alone):.2f}x, live "
+        f"{tokens_per_s(live) / tokens_per_s(alone):.2f}x; same tokens in {same} of {len(alone)} sentences"
     )
     return 0 if same == len(alone) else 1
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from bundles import some_plan, some_prediction
 from scipy.stats import binomtest
 
 from hetero_sd.runtime.decode.stats import acceptance_rate, stats_json, stats_table, summarise, wilson
-from hetero_sd.runtime.decode.trace import Round, Stopwatch, Trace
+from hetero_sd.runtime.decode.trace import Round, Stopwatch, Switch, Trace
 
 
 def a_trace():
@@ -136,3 +137,20 @@ def test_stopwatch_books_every_interval_once():
     got = watch.round(drafted=2, accepted=1)
     assert got == Round(2, 1, draft_s=1.5, verify_s=0.0, sampling_s=0.25, dispatch_s=0.25)
     assert got.total_s == 2.0
+
+
+def test_switches_and_sources_are_shown():
+    trace = a_trace()
+    trace.rounds = [replace(r, source="model" if r.accepted == 4 else "ngram-3") for r in trace.rounds if r.drafted]
+    trace.switches = [Switch("model", 3, 0, "drafting loses", 0.25, 0.01, 0.03, 0.75, 0.0, tokens=17)] * 14
+    got = stats_json([trace], None)
+    assert got["sources"] == {"model": {"drafted": 4, "accepted": 4}, "ngram-3": {"drafted": 4, "accepted": 1}}
+    assert got["switches"][0]["tokens"] == 17
+    text = stats_table(got)
+    assert "accepted by source: model 4 of 4, ngram-3 1 of 4" in text
+    line = (
+        "after 17 tokens: model 3 -> 0 drafted, drafting loses (acceptance 0.25, plain step 10 ms, round 30 ms, 0.75x)"
+    )
+    assert text.count(line) == 12
+    assert "... and 2 more switches (--json has all)" in text
+    json.dumps(got, allow_nan=False)

@@ -41,6 +41,7 @@ _PERIOD, _PLAIN_PERIOD = 4, 8  # rounds after which a new decision is looked at 
 _LONGEST_PERIOD, _LONGEST_PLAIN_PERIOD = 16, 32  # every time it is confirmed, twice as many, at most
 _MARGIN, _START_MARGIN = 1.005, 1.02  # what another draft length must gain over the present one, and over none
 _REFRESH_TOKENS = 256  # after which a plain step is timed again
+_LEAST_REST = 16  # tokens of an answer, for which a drafter reads to be tried
 _LENGTH = 64.0  # tokens that an answer is expected to have, until one was seen
 _FIRST_READING, _FIRST_READING_STEPS = 0.25, 4.0  # of the time to the first token, that reading may add; plain steps
 _SHORT_READING = 0.5  # of a plain step: reading that needs no round of its own
@@ -239,7 +240,7 @@ class LiveGamma:
     def _try(self, source: _Source, unread: int, speeds: Mapping[int, float]) -> int:
         """The draft length to try although it looks too slow, or 0: what the bank can pay for."""
         drafting = [g for g in self._gammas if g]
-        if not drafting:
+        if not drafting or (unread and self._rest() < _LEAST_REST):
             return 0
         best = max(drafting, key=lambda g: (speeds[g], -g))
         tokens = expected_tokens(source.acceptance.mean, best)
@@ -275,12 +276,9 @@ class LiveGamma:
         return self.times.read_s(min(unread, self.times.chunk))
 
     def _pays(self, source: str, gamma: int, price: float, rounds: int) -> bool:
-        """Whether what is gained on the rest of the text, after some plain rounds, pays for a price in seconds.
-
-        An answer is expected to be as long as those before it; one that is longer, to go on for half as long again.
-        """
+        """Whether what is gained on the rest of the text, after some plain rounds, pays for a price in seconds."""
         bank_s = self._bank_s or 0.0
-        rest = min(self._most - self._done, max(self._length - self._done, 0.5 * self._done)) - rounds
+        rest = self._rest() - rounds
         plain = 1 / self.tokens_per_s(source, 0)
         if price <= bank_s and (plain - 1 / self.tokens_per_s(source, gamma)) * rest > price:
             return True
@@ -289,6 +287,13 @@ class LiveGamma:
             return False
         self._floor_s = min(self._floor_s, bank_s - price)
         return True
+
+    def _rest(self) -> float:
+        """Tokens that the answer is expected to have yet.
+
+        It is expected to be as long as those before it; one that is longer, to go on for half as long again.
+        """
+        return min(self._most - self._done, max(self._length - self._done, 0.5 * self._done))
 
     def _reading(self, unread: int) -> tuple[float, int]:
         """What the drafter needs for the text it has not read, in seconds and rounds.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from costmodel.format import FLOAT
 from costmodel.question import Decision, Variant
 from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import TARGET_ONLY
@@ -19,7 +20,7 @@ class Like:
     Attributes:
         title: for people.
         board, target, draft: names of a board and of models of known_models.py.
-        weights, threads, place, alpha: what the options of the same names would say.
+        weights, activations, threads, place, alpha: what the options of the same names would say.
         published: the speed-up that was published, over the target alone on the same processor.
         assumed: what is taken for it where the publication's abstract says nothing.
     """
@@ -29,6 +30,7 @@ class Like:
     target: str
     draft: str
     weights: str
+    activations: str
     threads: str
     place: str
     alpha: float
@@ -43,11 +45,17 @@ LIKE = {
         target="Llama-3.2-3B",
         draft="Llama-3.2-1B",
         weights="int8",
+        activations=FLOAT,
         threads="a55:1",
         place="target=cpu,draft=gpu",
         alpha=0.9,
         published=1.68,
-        assumed=("drafter Llama-3.2-1B", "int8 weights in blocks of 32, the head, too", "acceptance 0.9"),
+        assumed=(
+            "drafter Llama-3.2-1B",
+            "int8 weights in blocks of 32, the head, too",
+            "float activations",
+            "acceptance 0.9",
+        ),
     )
 }
 

@@ -115,6 +115,7 @@ def check(request: PredictRequest) -> PredictRequest:
             place=known.place if request.place is None else request.place,
             alpha=known.alpha if request.alpha is None and request.alpha_file is None else request.alpha,
             weights=(known.weights,) if request.weights is None else request.weights,
+            activations=known.activations if request.activations is None else request.activations,
         )
     elif request.target is None:
         raise UserError("a model is missing: give model.onnx or config.json, or a configuration with --like")

@@ -87,7 +87,7 @@ def test_the_board_file_says_measured(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=2), "not as run.py --calibrate of this version writes it: format is 2"),
+        (lambda d: d.update(format=1), "not as run.py --calibrate of this version writes it: format is 1"),
         (lambda d: d["points"][0].pop("n"), "points.0.n is missing"),
         (lambda d: d["points"][0].update(model="draft"), "point 0 is of the draft: give it with --draft"),
         (lambda d: d["points"][1].update(seconds="fast"), "points.1.seconds is 'fast', not a number"),

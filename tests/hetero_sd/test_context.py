@@ -124,7 +124,7 @@ def test_the_target_limits_the_drafter_too(monkeypatch: pytest.MonkeyPatch) -> N
     sources = {"target": GENAI, "draft": DRAFT}
     tokenizer = find_tokenizer(LLAMA.parent, [GENAI], (0,))
     board = load_board("imx95")
-    models, context, notes = importing.import_models(None, sources, board, tokenizer, Progress(quiet=True))
+    models, context, notes = importing.import_models(None, sources, board, tokenizer, None, Progress(quiet=True))
     assert list(models) == ["target", "draft"]
     assert context == 256
     assert len(notes) == 1

@@ -59,14 +59,18 @@ DOCUMENTS = {
     "hetero_sd/explain_text.py": ("what `explain --json` prints", "board context"),
     "hetero_sd/inspect_text.py": ("what `inspect --json` prints", "context tokenizer"),
     "hetero_sd/predict/text.py": ("what `predict --json` prints", "board context verdict"),
-    "hetero_sd/runtime/decode/policy.py": ('"gamma" is an entry of Plan.given, no key', "gamma"),
-    "hetero_sd/runtime/decode/stats.py": ("what a run measured", "acceptance_rate tokens_per_round tokens_per_s"),
+    "hetero_sd/runtime/decode/stats.py": (
+        "what a run measured",
+        "acceptance_rate after before round_s tokens_per_round tokens_per_s",
+    ),
     "hetero_sd/runtime/run.py": ("what a run measured", "mode"),
     "hetero_sd/sweep.py": (
         "columns of what `sweep` writes",
         "against_best against_same board context gamma mode tokens_per_s",
     ),
+    "benchmarks/adaptive.py": ("its results", "gamma live"),
     "benchmarks/decode.py": ("its results", "gb_per_s"),
+    "benchmarks/kernels.py": ("its results", "bandwidth_gb_per_s"),
     "benchmarks/prediction_table.py": (
         "its results, and a board's numbers",
         "bandwidth_gb_per_s draft_s gamma round_s unified_memory verify_s",

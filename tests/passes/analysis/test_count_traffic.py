@@ -129,7 +129,7 @@ def test_every_kernel_of_both_processors_is_understood() -> None:
 def test_integer_kernels_read_each_weight_once_for_a_tile_of_rows(bits: int) -> None:
     from targets.cpu.kernels.linear_int import linear_int, quantise_rows
 
-    for n, tiles in ((1, 1), (4, 1), (8, 2)):
+    for n, tiles in ((1, 1), (4, 1), (8, 1), (12, 2)):
         t = by_name(count_traffic(linear_int(CPU, n, 128, 64, bits, 32, "float16", True)))
         assert t["q"].needed_read_bytes == 128 * 64 * bits // 8
         assert t["q"].read_bytes == tiles * t["q"].needed_read_bytes  # what is asked for ahead is not read

@@ -4,14 +4,13 @@ Known at the start is what the plan predicts and what was timed before the first
 then gives times (live_times.py) and judged tokens (live_acceptance.py), and every few rounds the draft length with the
 most expected tokens a second is taken (costmodel/speculative.py), 0 among them, for each source of drafts.
 
-* Trying costs. A bank holds the time that may be lost against the target alone: 3 steps at first, and 1.5 % of the time
-  that passes, down to half of that where tries fail again and again. Drafting that loses is paid from it, drafting that
-  gains fills it; when it is empty, nothing is drafted. When drafting looks too slow it is still tried once the bank can
-  pay for it, so that it comes back when the text changes.
+* Trying costs. A bank holds the time that may be lost against the target alone (loss_bank.py); when it is empty,
+  nothing is drafted. When drafting looks too slow it is still tried once the bank can pay for it, so that it comes back
+  when the text changes.
 * Reading costs. A drafter that has not seen the text must read it first. It does so when what is gained on the expected
   rest of the answer repays it, at an acceptance a standard deviation below the one believed in, or when the bank can
   pay for it. Where a quarter of the time to the first token is enough, or 4 plain steps, it reads before that token
-  is shown; else in pieces that take a plain step at most, one after each token. It drafts when all is read.
+  is shown; else in pieces (reading.py). It drafts when all is read.
 
 The same observations lead to the same decisions, and no decision changes the text.
 """
@@ -25,15 +24,12 @@ from costmodel.speculative import RoundCosts, expected_tokens, sequential_round
 from hetero_sd.runtime.decode.drafters import MODEL, Offer
 from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
 from hetero_sd.runtime.decode.live_times import LiveTimes
+from hetero_sd.runtime.decode.loss_bank import LossBank
 from hetero_sd.runtime.decode.policy import PLAIN, Choice
+from hetero_sd.runtime.decode.reading import SHORT_READING, end_of_text, next_piece, whole_text
 from hetero_sd.runtime.decode.trace import Round, Switch
 
-ALLOWANCE_STEPS = 3.0  # steps of the target that may be lost before anything was gained
-LOSS_SHARE = 0.015  # of the time, that may be lost on top
-_LEAST_SHARE, _BACK_OFF = 0.0075, 0.9  # every try that fails makes that share smaller, until one gains
 _RICH_STEPS = 4.0  # banked, with which draft lengths are explored
-_MOST_BANKED_STEPS = 16.0
-_MOST_DEBT_STEPS = 8.0  # at the start of a text
 _PRIOR_WEIGHT = 8.0  # judged tokens that the plan's acceptance counts for
 _OTHER_PRIOR, _OTHER_WEIGHT = 0.5, 4.0  # of a source that the plan does not know
 _TRIES = 2  # plain steps that must be seen first
@@ -44,7 +40,6 @@ _REFRESH_TOKENS = 256  # after which a plain step is timed again
 _LEAST_REST = 16  # tokens of an answer, for which a drafter reads to be tried
 _LENGTH = 64.0  # tokens that an answer is expected to have, until one was seen
 _FIRST_READING, _FIRST_READING_STEPS = 0.25, 4.0  # of the time to the first token, that reading may add; plain steps
-_SHORT_READING = 0.5  # of a plain step: reading that needs no round of its own
 
 
 class _Source:
@@ -55,7 +50,6 @@ class _Source:
         self.skips = False  # it reads only the end of a text that it has not read
         self.left, self.period = 0, _PERIOD  # rounds until the next decision
         self.tokens_per_s = 0.0  # expected with that draft length, at the last decision
-        self.played: dict[int, int] = {}  # rounds since the last settlement, by drafted tokens
 
 
 class LiveGamma:
@@ -75,10 +69,7 @@ class LiveGamma:
         start = max(g for g in self._gammas if g <= start)
         self._sources = {MODEL: _Source(MODEL, LiveAcceptance(predicted.alpha, _PRIOR_WEIGHT), start)}
         self._text = 0  # tokens of all texts
-        self._bank_s: float | None = None
-        self._share = LOSS_SHARE
-        self._floor_s = 0.0  # of the bank: below 0 by what was spent on reading that is to be repaid
-        self._gained_tokens, self._plain_rounds, self._read_s = 0, 0, 0.0  # since the last settlement
+        self._bank = LossBank()
         self._since_plain = 0
         self._first, self._switches = False, list[Switch]()  # deciding before the first token; not reported yet
         self._length, self._done, self._most = _LENGTH, 0, 1 << 30
@@ -98,10 +89,8 @@ class LiveGamma:
         """A new text."""
         if self._done:
             self._length += 0.3 * (self._done - self._length)
-        self._done, self._most, self._floor_s = 0, max_new_tokens, 0.0
-        if self._bank_s is not None:
-            self._settle()
-            self._bank_s = max(self._bank_s, -_MOST_DEBT_STEPS * self.times.plain_s())
+        self._done, self._most = 0, max_new_tokens
+        self._bank.begin(self.times.plain_s(), self.times.round_s)
         for source in self._sources.values():
             source.left = 0 if source.gamma else min(source.left, _PLAIN_PERIOD)
 
@@ -119,7 +108,7 @@ class LiveGamma:
         if not source.gamma:
             source.left = min(source.left, _PLAIN_PERIOD)
             return 0
-        self._read_s += price
+        self._bank.note_reading(price)
         return offer.unread
 
     def choose(self, offers: Sequence[Offer]) -> Choice:
@@ -139,8 +128,8 @@ class LiveGamma:
         if best is None:
             return Choice(switches=tuple(switches))
         source, offer = best
-        if self.times.read_s(offer.unread) > _SHORT_READING * self.times.plain_s():
-            read, skip = self._reads(source, offer.unread)
+        if self.times.read_s(offer.unread) > SHORT_READING * self.times.plain_s():
+            read, skip = next_piece(self.times, offer.unread, source.skips)
             return Choice(source.name, 0, read, skip, tuple(switches))
         source.left -= 1
         return Choice(source.name, source.gamma, offer.unread, switches=tuple(switches))
@@ -152,14 +141,13 @@ class LiveGamma:
         self._text += tokens
         self.times.observe(finished, self._text)
         if finished.read:
-            self._read_s += self.times.read_s(finished.read)
+            self._bank.note_reading(self.times.read_s(finished.read))
         if not finished.drafted:
-            self._plain_rounds += 1
+            self._bank.note_plain()
             self._since_plain = 0
             return
         source = self._source(finished.source)
-        source.played[finished.drafted] = source.played.get(finished.drafted, 0) + 1
-        self._gained_tokens += tokens
+        self._bank.note_drafted(source.name, finished.drafted, tokens)
         self._since_plain += tokens
         if source.acceptance.observe(finished.accepted, finished.drafted, self._text):
             source.left = 0
@@ -179,35 +167,17 @@ class LiveGamma:
             self._sources[name] = _Source(name, LiveAcceptance(_OTHER_PRIOR, _OTHER_WEIGHT, self._text))
         return self._sources[name]
 
-    def _settle(self) -> None:
-        """Pay for what was played since the last decision, in typical times: a pause of the system costs nothing."""
-        plain = self.times.plain_s()
-        drafting = sum(
-            count * self.times.round_s(source.name, gamma)
-            for source in self._sources.values()
-            for gamma, count in source.played.items()
-        )
-        if self._bank_s is None:
-            self._bank_s = ALLOWANCE_STEPS * plain
-        passed = drafting + self._plain_rounds * plain + self._read_s
-        self._bank_s += self._share * passed + self._gained_tokens * plain - drafting - self._read_s
-        self._bank_s = min(self._bank_s, _MOST_BANKED_STEPS * plain)
-        self._gained_tokens, self._plain_rounds, self._read_s = 0, 0, 0.0
-        for source in self._sources.values():
-            source.played = {}
-
     def _decide(self, source: _Source, offer: Offer) -> list[Switch]:
         """Set the draft length of a source; the switch, where it is another one."""
         self.times.settle(self._text)
-        self._settle()
-        assert self._bank_s is not None
-        hopeful = self._bank_s >= _RICH_STEPS * self.times.plain_s()  # there is time to find out
+        self._bank.settle(self.times.plain_s(), self.times.round_s)
+        hopeful = self._bank.held_s >= _RICH_STEPS * self.times.plain_s()  # there is time to find out
         speeds = {g: self.tokens_per_s(source.name, g, hopeful) for g in self._gammas}
         best, before = max(speeds, key=lambda g: (speeds[g], -g)), source.gamma
         if speeds[best] <= (_MARGIN if before else _START_MARGIN) * speeds[before]:
             best = before
         why = "drafting pays" if not before else "another length is faster" if best else "drafting loses"
-        if best and self._bank_s < self._floor_s:
+        if best and self._bank.held_s < self._bank.floor_s:
             best, why = 0, "drafting lost what may be lost"
         elif best and not self._worth_reading(source, best, offer.unread):
             best, why = 0, "the rest of the answer does not repay reading"
@@ -218,9 +188,9 @@ class LiveGamma:
         source.period = min(2 * source.period, most) if best == before else least
         source.gamma, source.left, source.tokens_per_s = best, source.period, speeds[best]
         if best and best == before:
-            self._share = LOSS_SHARE
+            self._bank.confirm()
         elif before and not best:
-            self._share = max(_LEAST_SHARE, _BACK_OFF * self._share)
+            self._bank.fail()
         return [] if best == before else [self._switch(source, before, why, speeds)]
 
     def _switch(self, source: _Source, before: int, why: str, speeds: Mapping[int, float]) -> Switch:
@@ -234,7 +204,7 @@ class LiveGamma:
             plain_s=plain_s,
             round_s=self.times.round_s(source.name, longer),
             speedup=speeds[longer] / speeds[0],
-            bank_s=self._bank_s or 0.0,
+            bank_s=self._bank.held_s,
         )
 
     def _try(self, source: _Source, unread: int, speeds: Mapping[int, float]) -> int:
@@ -245,39 +215,27 @@ class LiveGamma:
         best = max(drafting, key=lambda g: (speeds[g], -g))
         tokens = expected_tokens(source.acceptance.mean, best)
         loss = self.times.round_s(source.name, best) - tokens * self.times.plain_s()
-        whole, end = self._reading(unread)[0], self._reading_end(unread)
+        whole, end = whole_text(self.times, unread, self._first)[0], end_of_text(self.times, unread, self._first)
         source.skips = end < whole
         price = _PERIOD * max(loss, 0.0) + min(whole, end)
-        return best if price <= (self._bank_s or 0.0) else 0
+        return best if price <= self._bank.held_s else 0
 
     def _worth_reading(self, source: _Source, gamma: int, unread: int) -> bool:
         """Whether what is gained on the rest of the text pays for what the drafter has to read first.
 
         That is all it has not read, or else only the end of it.
         """
-        price, rounds = self._reading(unread)
+        price, rounds = whole_text(self.times, unread, self._first)
         source.skips = False
-        if price <= _SHORT_READING * self.times.plain_s() or self._pays(source.name, gamma, price, rounds):
+        if price <= SHORT_READING * self.times.plain_s() or self._pays(source.name, gamma, price, rounds):
             return True
-        end = self._reading_end(unread)
+        end = end_of_text(self.times, unread, self._first)
         source.skips = end < price and self._pays(source.name, gamma, end, 1)
         return source.skips
 
-    def _reads(self, source: _Source, unread: int) -> tuple[int, int]:
-        """Tokens that the drafter reads before a plain step, and leaves out."""
-        if source.skips and unread > self.times.chunk:
-            return self.times.chunk, unread - self.times.chunk
-        return min(self.times.piece(), unread), 0
-
-    def _reading_end(self, unread: int) -> float:
-        """What reading the last chunk of the text takes; no time is short enough where it takes longer than a step."""
-        if self._first or self.times.piece() < self.times.chunk:
-            return float("inf")
-        return self.times.read_s(min(unread, self.times.chunk))
-
     def _pays(self, source: str, gamma: int, price: float, rounds: int) -> bool:
         """Whether what is gained on the rest of the text, after some plain rounds, pays for a price in seconds."""
-        bank_s = self._bank_s or 0.0
+        bank_s = self._bank.held_s
         rest = self._rest() - rounds
         plain = 1 / self.tokens_per_s(source, 0)
         if price <= bank_s and (plain - 1 / self.tokens_per_s(source, gamma)) * rest > price:
@@ -285,7 +243,7 @@ class LiveGamma:
         alpha = self._source(source).acceptance.cautious
         if (plain - 1 / self.tokens_per_s(source, gamma, alpha=alpha)) * rest <= price:
             return False
-        self._floor_s = min(self._floor_s, bank_s - price)
+        self._bank.floor_s = min(self._bank.floor_s, bank_s - price)
         return True
 
     def _rest(self) -> float:
@@ -294,17 +252,3 @@ class LiveGamma:
         It is expected to be as long as those before it; one that is longer, to go on for half as long again.
         """
         return min(self._most - self._done, max(self._length - self._done, 0.5 * self._done))
-
-    def _reading(self, unread: int) -> tuple[float, int]:
-        """What the drafter needs for the text it has not read, in seconds and rounds.
-
-        Every round adds a token to be read.
-        """
-        once = self.times.read_s(unread)
-        if self._first or once <= _SHORT_READING * self.times.plain_s():
-            return once, 0
-        piece = self.times.piece()
-        if piece < 2:
-            return float("inf"), 1 << 30
-        rounds = -(-unread // (piece - 1))
-        return rounds * self.times.read_s(piece), rounds

@@ -16,7 +16,8 @@ from costmodel.schema.plan import LivePrediction
 from hetero_sd.runtime.decode.drafters import Offer
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
-from hetero_sd.runtime.decode.live_gamma import LOSS_SHARE, LiveGamma
+from hetero_sd.runtime.decode.live_gamma import LiveGamma
+from hetero_sd.runtime.decode.loss_bank import LOSS_SHARE
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Round, Trace

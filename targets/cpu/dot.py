@@ -1,7 +1,7 @@
 """How cores multiply int8 activations with block-quantised weights: what TVM is not needed for.
 
-Counts are of vector instructions in the loops of targets/cpu/kernels/linear_int.py and linear_int_neon.py, whose sums
-integer_dot.py and neon_dot.py make.
+Counts are of vector instructions in the loops of targets/cpu/kernels/linear_int.py, whose sums neon_dot.py and
+pmadd_dot.py make.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _SDOT = IntegerDot("sdot", 4, _INT8, {4: 8, 8: 0}, {4: 12, 8: 12}, {4: 2, 8: 2},
 _SMMLA = IntegerDot("smmla", 4, _INT8, {4: 16, 8: 8}, {4: 9, 8: 9}, {4: 2, 8: 2}, (4, 4, 2, 2, 1, 1, 1, 1), "sdot")
 DOTS = {
     "pmadd": IntegerDot(
-        "pmadd", 8, {4: "int8", 8: "int16"}, {4: 12, 8: 16}, {4: 20, 8: 36}, {4: 8, 8: 8}, (2, 2, 2, 2), by_step=True
+        "pmadd", 8, {4: "int8", 8: "int16"}, {4: 12, 8: 16}, {4: 20, 8: 36}, {4: 8, 8: 8}, (2, 1, 1, 1), by_step=True
     ),
     "sdot": _SDOT,
     "sdot in order": replace(_SDOT, row_loads={4: 1, 8: 1}, side=(4, 4, 2, 2, 1, 1, 1, 1)),
@@ -64,7 +64,6 @@ DOTS = {
     "smmla in order": replace(_SMMLA, alone="sdot in order"),
     "smull": IntegerDot("smull", 4, _INT8, {4: 16, 8: 0}, {4: 23, 8: 28}, {4: 4, 8: 4}, (4, 2)),
 }
-ROWS = 4  # rows of a tile: written out one after the other, so that they share the unpacked weights
 
 
 def takes_codes(block: int, k: int) -> bool:

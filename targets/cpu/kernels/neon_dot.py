@@ -11,75 +11,13 @@ cores can run as it stands: operands are unpacked once for all rows, and sums th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
 
+from targets.cpu.kernels.integer_dot import Activations, Sums, Weights
+
 LANES = 4  # columns of a vector
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The words of one step of k and one vector of columns: q[panel, word + i, column + lane], i = 0 .. bits - 1."""
-
-    q: Any
-    panel: Any
-    word: Any
-    column: Any
-    bits: int
-
-    def codes(self, i: int, columns: int = LANES, first: int = 0) -> list[Any]:
-        """Codes in word i, 4 of k for each of these columns, in order of k; 4-bit words have two such vectors.
-
-        They are unsigned (4 bit), or the code less 128 (8 bit), in int8 lanes.
-        """
-        words, lanes = self.q[self.panel, self.word + i, T.ramp(self.column + first, 1, columns)], 4 * columns
-        if self.bits == 8:
-            return [T.bind(T.reinterpret(words, dtype=f"int8x{lanes}"))]
-        octets = T.bind(T.reinterpret(words, dtype=f"uint8x{lanes}"))
-        low = octets & T.broadcast(T.uint8(15), lanes)
-        high = T.shift_right(octets, T.broadcast(T.uint8(4), lanes))
-        return [T.bind(T.reinterpret(half, dtype=f"int8x{lanes}")) for half in (low, high)]
-
-    def eight(self, i: int, columns: int = LANES, first: int = 0) -> list[Any]:
-        """Two vectors of codes, 8 of k for each of these columns, from 8 * i on."""
-        if self.bits == 4:
-            return self.codes(i, columns, first)
-        return [*self.codes(2 * i, columns, first), *self.codes(2 * i + 1, columns, first)]
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Codes of a tile's rows in one step.
-
-    Attributes:
-        x: [1, n, width], as quantise_rows writes them.
-        width: of a row.
-        rows: which rows.
-        k: where the step begins.
-        starts: for each row what its sums begin with, int32.
-    """
-
-    x: Any
-    width: int
-    rows: list[Any]
-    k: Any
-    starts: list[Any]
-
-    def part(self, row: Any, first: int, length: int) -> Any:
-        """Codes of a row from k + first on, int8 lanes."""
-        return self.x[0, row, T.ramp(self.k + first, 1, length)]
-
-    def pair(self, row: Any, first: int) -> Any:
-        """Eight codes of a row, which is even, and eight of the next."""
-        place = 2 * (self.k + first)
-        return self.x[0, row + T.floordiv(place, self.width), T.ramp(T.floormod(place, self.width), 1, 16)]
-
-
-# (vectors side by side, rows) -> int32x4 sums[vector][row]
-Sums = Callable[[list[Weights], Activations], list[list[Any]]]
 
 
 def sdot(vectors: list[Weights], given: Activations) -> list[list[Any]]:

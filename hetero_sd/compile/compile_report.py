@@ -7,8 +7,10 @@ import textwrap
 from pathlib import Path
 from shlex import quote
 
+from costmodel.format import FLOAT
 from hetero_sd.compile.compile import CompileResult
 from hetero_sd.predict.text import variant_table
+from targets.backend import HOST
 
 _WIDTH = 118
 _MOST_VARIANTS = 3
@@ -33,7 +35,8 @@ def compile_text(result: CompileResult, out: Path) -> str:
         m = built.facts
         widths = ", ".join(map(str, m.widths))
         sizes = "".join(f"{_size(n):>10}" for n in (built.source_bytes, built.weights_bytes, built.library_bytes))
-        multiplied = f"{m.weight_dtype} x {m.activations}"
+        on_cpu = any(segment.processor == HOST for segment in m.chain)
+        multiplied = f"{m.weight_dtype} x {m.activations if on_cpu else FLOAT}"
         lines.append(f"{role:8}{m.layers:>8}{multiplied:>15}{sizes}  {widths} and prefill {m.prefill_width}")
     lines.append(f"bundle {out}: {_size(result.bundle_bytes)}; {_how_to_run(result, out)}")
     return "\n".join(lines)

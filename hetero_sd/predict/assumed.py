@@ -59,6 +59,11 @@ def compile_command(request: PredictRequest, best: Variant, question: Question) 
     words += ["--board", str(request.board), "--context", str(question.cache_rows or context)]
     if any(not place.endswith("=cpu") for place in places):
         words += ["--place", ",".join(places)]
+    models = [(request.target, best.target), *([(request.draft, best.draft)] if best.draft is not None else [])]
+    # what an export of a config.json will allow is not known
+    open_ = any((path is None or path.suffix == ".json") and spec.activations == INT8 for path, spec in models)
+    if request.activations is not None or open_:
+        words += ["--activations", request.activations or INT8]
     return shlex.join([*words, "--out", "bundle"])
 
 

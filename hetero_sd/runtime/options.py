@@ -118,7 +118,10 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
         "--top-p", metavar="P", type=_share, default=1.0, help="sample among the best tokens of mass P (default 1)"
     )
     how.add_argument(
-        "--seed", metavar="N", type=_whole(0), help="makes sampling repeatable; every prompt starts from it"
+        "--seed",
+        metavar="N",
+        type=_whole(0),
+        help="makes sampling repeatable, with the plan's draft length; every prompt starts from it",
     )
     how.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
     how.add_argument("--no-chat-template", action="store_true", help="give the prompt to the model as it is")

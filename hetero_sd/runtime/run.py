@@ -185,7 +185,8 @@ def _session(bundle: Bundle, models: Models, text: Text | None, options: RunRequ
     seed = secrets.randbits(63) if options.seed is None else options.seed
     sampling = Sampling(options.temperature, options.top_k, options.top_p, seed)
     drafts = models.draft is not None or not with_model
-    policy = choose_policy(options.mode, options.gamma, bundle.plan, drafter) if drafts else None
+    repeatable = options.seed is not None and not sampling.greedy
+    policy = choose_policy(options.mode, options.gamma, bundle.plan, drafter, repeatable) if drafts else None
     if isinstance(policy, LiveGamma):
         try:
             time_steps(models if with_model else Models(models.target), policy)

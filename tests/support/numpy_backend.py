@@ -231,5 +231,5 @@ def _quantised(
     """Shapes and types of values, scales and zero points."""
     panels, blocks = -(-columns // tile.panel), -(-k // block)
     zero = (panels, blocks, tile.panel) if zeros else (1, 1, 1)
-    stored = (panels, k, tile.panel * bits // 8)
-    return [(stored, "uint8"), ((panels, blocks, tile.panel), scale_dtype), (zero, zero_dtype)]
+    stored = (panels, -(-k * bits // 32), tile.panel)
+    return [(stored, "uint32"), ((panels, blocks, tile.panel), scale_dtype), (zero, zero_dtype)]

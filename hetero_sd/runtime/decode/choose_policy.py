@@ -14,7 +14,9 @@ _DEFAULT_GAMMA = 4
 _NOTHING_S = 1e-9
 
 
-def choose_policy(mode: str, gamma: int | None, plan: Plan | None, drafter: str = MODEL) -> GammaPolicy | None:
+def choose_policy(
+    mode: str, gamma: int | None, plan: Plan | None, drafter: str = MODEL, repeatable: bool = False
+) -> GammaPolicy | None:
     """Return the policy for a run that has a drafter; None is the target alone.
 
     Args:
@@ -24,6 +26,7 @@ def choose_policy(mode: str, gamma: int | None, plan: Plan | None, drafter: str 
         gamma: the user's choice, which fixes it, or None.
         plan: the bundle's, or None.
         drafter: one of :data:`DRAFTERS`.
+        repeatable: nothing may be decided from times, because sampled tokens depend on what was drafted.
     """
     if mode == "target-only":
         return None
@@ -33,7 +36,7 @@ def choose_policy(mode: str, gamma: int | None, plan: Plan | None, drafter: str 
     planned = plan.gamma if plan is not None and with_model else 0
     if mode == "speculative":
         return FixedGamma(planned or _DEFAULT_GAMMA)
-    live = None if plan is None else plan.prediction.live if with_model else _without_model(plan)
+    live = None if plan is None or repeatable else plan.prediction.live if with_model else _without_model(plan)
     if plan is not None and live is not None:
         gammas = [width - 1 for width in live.verify_s if width <= MOST_GAMMA + 1]
         return LiveGamma(live, gammas, planned, plan.draft_widths[-1])

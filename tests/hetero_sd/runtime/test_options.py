@@ -254,6 +254,8 @@ def test_auto_decides_live_unless_the_run_is_given_a_length():
     plan = some_plan(mode="target-only", gamma=0, given=("place",), prediction=some_prediction(live=LIVE))
     assert isinstance(choose_policy("auto", None, plan), LiveGamma)
     assert isinstance(choose_policy("auto", 2, plan), FixedGamma)
+    assert choose_policy("auto", None, plan, repeatable=True) is None  # no decision from times
+    assert isinstance(choose_policy("auto", None, some_plan(gamma=3), repeatable=True), FixedGamma)
     assert isinstance(choose_policy("speculative", None, plan), FixedGamma)
     assert choose_policy("target-only", None, plan) is None
     without_draft = replace(plan, prediction=some_prediction(verify_step_s={1: 0.1, 4: 0.11}))

@@ -30,7 +30,7 @@ PAST = 128
 PROMPT = 128
 ROWS = {**{str(n): (n, PAST) for n in WIDTHS}, f"prompt {PROMPT}": (PROMPT, 0)}  # name -> (tokens, past)
 STEPS = 5
-PAUSE_S = 0.15  # onnxruntime's threads spin for a while after a run and would disturb the next measurement
+PAUSE_S = 0.15  # threads of onnxruntime and of TVM spin for a while after a run and would disturb the next one
 
 
 def measure(step: Callable[[], Any]) -> float:
@@ -61,7 +61,9 @@ def bandwidth_reader(board: Any, count: int = 64 << 20) -> Callable[[], float]:
     def read() -> float:
         start = time.perf_counter()
         run(x, y)
-        return 4 * count / (time.perf_counter() - start) / 1e9
+        read_s = time.perf_counter() - start
+        time.sleep(PAUSE_S)  # TVM's threads look for work for a while, on the cores of what is measured next
+        return 4 * count / read_s / 1e9
 
     return read
 

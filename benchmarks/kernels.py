@@ -63,6 +63,8 @@ def measured(
     k: int, columns: int, bits: int, options: argparse.Namespace, read: Callable[[], float], folder: Path
 ) -> list[dict[str, Any]]:
     """A line of the table for each number of rows."""
+    from decode import measure
+
     stored = columns * k * bits // 8 + columns * k // BLOCK * 2
     copies = max(2, -(-(options.megabytes << 20) // stored))
     ours = our_calls(k, columns, bits, copies, options.threads, folder)
@@ -72,9 +74,9 @@ def measured(
         rounds = []
         for _ in range(options.repeats):
             before = read()
-            one = seconds(ours[n]) / copies
+            one = measure(ours[n]) / copies
             bandwidth = statistics.mean((before, read()))
-            other = seconds(peer[n]) / copies
+            other = measure(peer[n]) / copies
             time.sleep(PAUSE_S)
             rounds.append((one, other, bandwidth))
         middle = statistics.median
@@ -91,14 +93,6 @@ def measured(
             }
         )
     return lines
-
-
-def seconds(call: Call) -> float:
-    """Of one walk over all copies, after one that is not counted."""
-    call()
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def on_huge_pages(shape: tuple[int, ...], dtype: type) -> Any:

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from costmodel.cpu_cycles import Cycles
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
-from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline
-from targets.device import Board, Cluster
+from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, prompt_units
+from costmodel.work import Op, step_units
+from targets.device import Board, Cluster, Core
 from targets.errors import UserError
 
 CPU_BOUNDS = {  # factor -> (lowest, highest) the fit may choose
@@ -45,6 +47,7 @@ GPU_BOUNDS = {
 }
 BOUNDS = {**CPU_BOUNDS, **GPU_BOUNDS}
 _PRIOR = 0.02  # a factor e times its default weighs like a point that is 2 % off
+_ENOUGH = 1e-4  # the fit ends when it gains less than this share of its cost, or moves its factors by less
 _LEAST_POINTS = 8
 _PAUSE_NS = 60.0  # of page_ns, where streams wait at each page
 
@@ -114,16 +117,31 @@ class Fit:
 
 def predict_point(board: Board, factors: Factors, point: Point) -> float:
     """Seconds of a point, with the bandwidth measured beside it as its cluster's, or as the GPU's for cluster "gpu"."""
-    if point.cluster == "gpu":
-        if board.gpu is None:
-            raise UserError(f"board {board.name} has no GPU, but a point was measured on one")
-        gpu = replace(board.gpu, bandwidth_gb_per_s=point.bandwidth_gb_per_s)
-        here = replace(board, gpu=gpu)
-        return _seconds(Roofline(here, factors), GpuSlice(gpu, board.clusters[0]), point)
-    clusters = tuple(_beside(c, point) if c.name == point.cluster else c for c in board.clusters)
-    here = replace(board, clusters=clusters)
-    cores = CpuSlice(((here.cluster(point.cluster), point.threads),))
-    return _seconds(Roofline(here, factors), cores, point)
+    return _Counted(board, point).seconds(factors)
+
+
+class _Counted:
+    """A point with all that factors do not change: the board beside it, its operators, the cycles of its kernels."""
+
+    def __init__(self, board: Board, point: Point) -> None:
+        self._processor: Processor
+        if point.cluster == "gpu":
+            if board.gpu is None:
+                raise UserError(f"board {board.name} has no GPU, but a point was measured on one")
+            gpu = replace(board.gpu, bandwidth_gb_per_s=point.bandwidth_gb_per_s)
+            self._board, self._processor = replace(board, gpu=gpu), GpuSlice(gpu, board.clusters[0])
+        else:
+            clusters = tuple(_beside(c, point) if c.name == point.cluster else c for c in board.clusters)
+            self._board = replace(board, clusters=clusters)
+            self._processor = CpuSlice(((self._board.cluster(point.cluster), point.threads),))
+        if point.chunk:
+            self._steps = prompt_units(point.spec, point.n, point.past, point.chunk)
+        else:
+            self._steps = [step_units(point.spec, point.n, point.past)]
+        self._cycles: dict[tuple[int, int, int], tuple[Op, Core, Cycles]] = {}
+
+    def seconds(self, factors: Factors) -> float:
+        return Roofline(self._board, factors, self._cycles).chunks(self._steps, self._processor).total_s
 
 
 def _beside(cluster: Cluster, point: Point) -> Cluster:
@@ -141,12 +159,6 @@ def _beside(cluster: Cluster, point: Point) -> Cluster:
         bandwidth_one_thread_rate="read",
         bandwidth_all_threads_rate="read",
     )
-
-
-def _seconds(roofline: Roofline, processor: Processor, point: Point) -> float:
-    if not point.chunk:
-        return roofline.step(point.spec, processor, point.n, point.past).total_s
-    return roofline.prompt(point.spec, processor, point.n, point.past, point.chunk).total_s
 
 
 def fit(board: Board, points: Sequence[Point], held_out: Callable[[Point], bool], start: Factors | None = None) -> Fit:
@@ -173,17 +185,18 @@ def _fit(board: Board, used: Sequence[Point], start: Factors, names: list[str]) 
     from scipy.optimize import least_squares
 
     first = [math.log(min(max(getattr(start, n), BOUNDS[n][0]), BOUNDS[n][1])) for n in names]
-    prior = np.array(first)
+    prior, counted = np.array(first), [(_Counted(board, p), p.seconds) for p in used]
 
     def misses(x: np.ndarray) -> np.ndarray:
         factors = _with(start, names, x)
-        off = [math.log(predict_point(board, factors, p) / p.seconds) for p in used]
+        off = [math.log(point.seconds(factors) / seconds) for point, seconds in counted]
         return np.concatenate([off, _PRIOR * (x - prior)])
 
     # Streams that pause at pages, or memory that is slower: two minima that look alike from far away.
     paused = [math.log(_PAUSE_NS) if n == "page_ns" else x for n, x in zip(names, first, strict=True)]
     low, high = (np.log([BOUNDS[n][i] for n in names]) + (-1e-9 if i == 0 else 1e-9) for i in (0, 1))
-    solutions = [least_squares(misses, x, bounds=(low, high), loss="soft_l1", f_scale=0.1) for x in (first, paused)]
+    settings = {"bounds": (low, high), "loss": "soft_l1", "f_scale": 0.1, "ftol": _ENOUGH, "xtol": _ENOUGH}
+    solutions = [least_squares(misses, x, **settings) for x in (first, paused)]
     solved = min(solutions, key=lambda s: float(s.cost))
     return _with(start, names, solved.x)
 

@@ -7,15 +7,16 @@ that miss the caches. Parallel regions, kernel calls and GPU launches are added 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from costmodel.cpu_cycles import kernel_cycles
+from costmodel.cpu_cycles import Cycles, kernel_cycles
 from costmodel.decoder import NORMS, DecoderSpec
 from costmodel.estimate import Estimate, total
 from costmodel.factors import Factors
 from costmodel.work import Op, step_units
-from targets.device import Board, Cluster, Gpu
+from targets.device import Board, Cluster, Core, Gpu
 from targets.opencl.tile import gpu_tile
 
 _GPU_KERNELS = {**dict.fromkeys(NORMS, 2), "attention": 3}  # of one operator (targets/opencl/kernels); others have one
@@ -133,10 +134,15 @@ class Roofline:
     Attributes:
         board: the hardware's numbers.
         factors: what kernels reach of them.
+        counted: kernels whose cycles were counted, which factors do not change; a fit prices the same ones again and
+            again and hands it on. Keys are identities, so the values keep what they belong to.
     """
 
     board: Board
     factors: Factors = field(default_factory=Factors)
+    counted: dict[tuple[int, int, int], tuple[Op, Core, Cycles]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def op(self, op: Op, processor: Processor, resident: float = 0.0) -> Estimate:
         """One kernel call; `resident` is the share of its weights and KV rows that are in the caches."""
@@ -188,9 +194,13 @@ class Roofline:
 
     def prompt(self, spec: DecoderSpec, processor: Processor, tokens: int, past: int, chunk: int) -> Estimate:
         """A prompt of some tokens after `past`, in whole chunks, each with the logits of one row."""
+        return self.chunks(prompt_units(spec, tokens, past, chunk), processor)
+
+    def chunks(self, steps: Sequence[list[tuple[Op, ...]]], processor: Processor) -> Estimate:
+        """Counted steps one after the other, each with its overhead."""
         parts = []
-        for start in range(past, past + tokens, chunk):
-            parts += [self.step_overhead(processor), *self.units(step_units(spec, chunk, start, 1, 1), processor)]
+        for units in steps:
+            parts += [self.step_overhead(processor), *self.units(units, processor)]
         return total(parts)
 
     def step_overhead(self, processor: Processor) -> Estimate:
@@ -226,7 +236,7 @@ class Roofline:
         compute = memory = launch = later = 0.0
         for cluster, threads in processor.parts[:1] if op.parallel == 0 else processor.parts:
             hz = cluster.frequency_ghz * 1e9
-            found = kernel_cycles(op, cluster.core, processor.threads)
+            found = self._cycles(op, cluster.core, processor.threads)
             walks = found.walks if op.kind == "linear" else 1
             walk_s = share * found.cycles / hz / walks
             compute = max(compute, walk_s)
@@ -245,6 +255,12 @@ class Roofline:
         if compute >= memory:
             return Estimate(compute + later, exposed, launch, dispatch)
         return Estimate(exposed + later, memory, launch, dispatch)
+
+    def _cycles(self, op: Op, core: Core, threads: int) -> Cycles:
+        key = id(op), id(core), threads
+        if key not in self.counted:
+            self.counted[key] = op, core, kernel_cycles(op, core, threads)
+        return self.counted[key][2]
 
     def reached_gb_per_s(self, cluster: Cluster, threads: int) -> float:
         """DRAM reads of the kernels: the board's number for so many threads, or threads add up to their limit."""
@@ -304,6 +320,11 @@ class Roofline:
         if compute > memory:
             return Estimate(compute, exposed, 0.0, dispatch)
         return Estimate(exposed, memory, 0.0, dispatch)
+
+
+def prompt_units(spec: DecoderSpec, tokens: int, past: int, chunk: int) -> list[list[tuple[Op, ...]]]:
+    """The counted chunks of a prompt, as `Roofline.prompt` prices them."""
+    return [step_units(spec, chunk, start, 1, 1) for start in range(past, past + tokens, chunk)]
 
 
 def dram_bytes(units: list[tuple[Op, ...]]) -> float:

@@ -78,6 +78,46 @@ def check_writable(path: Path) -> None:
         raise _refusal(path, error) from None
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, which nobody but the user may enter, whatever the umask.
+
+    Raises:
+        OSError: one of them cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.stat().st_mode & 0o700 != 0o700:  # a umask that takes the owner's own rights
+            path.chmod(0o700)
+
+
+def not_private(folder: Path) -> str | None:
+    """Why what lies in `folder` may come from another user, in a few words; None where it is the user's or root's.
+
+    Raises:
+        OSError: it is not there.
+    """
+    facts = folder.stat()
+    if facts.st_uid != os.geteuid():
+        return f"{folder} belongs to another user"
+    return f"{folder} can be written by others" if facts.st_mode & 0o022 else None
+
+
+def make_library_folder(folder: Path) -> None:
+    """Make a folder for libraries that this user builds once and uses again, which is to be the user's alone.
+
+    Raises:
+        UserError: it cannot be made, or a library in it may come from another user.
+    """
+    try:
+        make_private(folder)
+        reason = not_private(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: the library cannot be built there: {error.strerror}") from None
+    if reason is not None:
+        raise UserError(f"{reason}, who could change the libraries in it: remove it, it is made again")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write beside `path`; it takes its place when the block ends without an exception, else it is gone.

@@ -25,6 +25,7 @@ CROSS_CUTTING = {
     "targets/opencl/test_native_half.py": "kernels and tile: half arithmetic, compiled only",
     "targets/opencl/test_opencl_building.py": "runtime/building.py",
     "targets/opencl/test_opencl_processes.py": "opencl_runtime in processes of their own",
+    "targets/opencl/test_opencl_program_cache.py": "runtime/src/binary_cache.cc and the runtime's program_cache.py",
     "targets/opencl/test_opencl_sanitizers.py": "opencl_runtime's C++ alone",
     "passes/lower/test_opencl.py": "operators.py with the OpenCL backend, on a device",
     "passes/test_relax_passes.py": "the small Relax passes",

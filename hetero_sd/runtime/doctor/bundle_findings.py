@@ -8,7 +8,7 @@ from pathlib import Path
 from hetero_sd.runtime.doctor.finding import Finding
 from hetero_sd.runtime.doctor.kernel_check import KernelCheck, check_kernels, gpu_libraries
 from hetero_sd.runtime.manifest import MANIFEST, Bundle
-from hetero_sd.runtime.model.program_cache import cache_folder, writable
+from hetero_sd.runtime.model.program_cache import cache_folder, why_not_usable
 from hetero_sd.runtime.model.thread_pool import LIBRARY, PoolError, ThreadPool, why_tvms_pool
 from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
 from targets.errors import UserError
@@ -76,8 +76,8 @@ def kernel_findings(checks: list[KernelCheck]) -> list[Finding]:
 def cache_findings() -> Iterator[Finding]:
     """Say where compiled kernels are kept, or that they are not."""
     folder = cache_folder()
-    if folder is None or not writable(folder):
-        where = "there is no folder" if folder is None else f"{folder} cannot be written"
+    where = "there is no folder" if folder is None else why_not_usable(folder)
+    if where is not None:
         text = f"{where} to keep compiled kernels in: every start compiles them"
         yield Finding("cache", "note", text, "run.py --cache-dir FOLDER")
     else:

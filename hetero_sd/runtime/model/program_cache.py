@@ -1,4 +1,8 @@
-"""Where compiled GPU kernels are kept between starts; the OpenCL runtime itself reads and writes them."""
+"""Where compiled GPU kernels are kept between starts; the OpenCL runtime itself reads and writes them.
+
+It uses a folder only where it belongs to the user and nobody else can write it (src/binary_cache.h says why); what is
+said of a folder here follows the same rule.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+
+from targets.files import make_private, not_private
 
 
 def cache_folder() -> Path | None:
@@ -19,19 +25,21 @@ def cache_folder() -> Path | None:
     return Path(home) / ".cache" / "hetero_sd" / "opencl" if home.startswith("/") else None
 
 
-def writable(folder: Path) -> bool:
-    """Whether files can be made in ``folder``, which is made if need be."""
+def why_not_usable(folder: Path) -> str | None:
+    """Why nothing is kept in ``folder``, which is made if need be; None where it is."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
+        if (reason := not_private(folder)) is not None:
+            return f"{reason} and is not used"
         with tempfile.TemporaryFile(dir=folder):
-            return True
+            return None
     except OSError:
-        return False
+        return f"{folder} cannot be written"
 
 
 def use_cache(folder: Path) -> None:
-    """Keep them in ``folder``, for the runtime that is loaded after; one that cannot be written is no error."""
+    """Keep them in ``folder``, for the runtime that is loaded after; one that cannot be used is no error."""
     os.environ["HSD_OPENCL_CACHE"] = str(folder.absolute())
-    if not writable(folder):
-        text = f"--cache-dir {folder} cannot be written: GPU kernels that are not in it are compiled at every start"
+    if (reason := why_not_usable(folder)) is not None:
+        text = f"--cache-dir {reason}: GPU kernels that are not in it are compiled at every start"
         print(f"run.py: note: {text}", file=sys.stderr)

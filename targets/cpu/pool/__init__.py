@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from targets.cpu.pool.building import build, build_key
+from targets.files import make_library_folder
 
 SOURCES = Path(__file__).resolve().parent / "src"
 LIBRARY = "thread_pool.so"
@@ -27,7 +28,8 @@ def ensure(isa: str) -> Path:
     """Return the library for ``x86-64`` or ``aarch64``; it is built once (seconds), and again when its sources change.
 
     Raises:
-        UserError: no compiler, or a folder that cannot be written.
+        UserError: no compiler, or a folder that cannot be written, or one that others can write.
     """
     library = cache_folder() / build_key(isa, SOURCES) / LIBRARY
+    make_library_folder(library.parent)
     return library if library.is_file() else build(isa, SOURCES, library)

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from targets.errors import UserError
+from targets.files import make_library_folder, not_private
 from targets.opencl.runtime.library import LIBRARY, SOURCES, machine
 
 __all__ = ["LIBRARY", "SOURCES", "OpenCLError", "machine"]
@@ -45,17 +46,19 @@ def cache_folder() -> Path:
 def find(target: str | None = None) -> Path | None:
     """Return a library that lies ready for ``target`` (this machine by default) and the installed TVM, or None.
 
-    $HSD_OPENCL_RUNTIME names one for this machine; else one shipped in ``lib/TARGET`` here, else one built earlier.
+    $HSD_OPENCL_RUNTIME names one for this machine; else one shipped in ``lib/TARGET`` here, else one built earlier, in
+    a folder that others cannot write.
     """
     stated = os.environ.get("HSD_OPENCL_RUNTIME", "")
     if stated and target in (None, machine()):
         return Path(stated)
     target = target or machine()
-    folders = [SOURCES.parent / "lib" / target]
+    shipped = SOURCES.parent / "lib" / target
+    folders = [shipped]
     if SOURCES.is_dir():  # a bundle carries the library alone
         folders.append(cache_folder() / build_key(target))
     for folder in folders:
-        if (folder / LIBRARY).is_file():
+        if (folder / LIBRARY).is_file() and (folder == shipped or not_private(folder) is None):
             return folder / LIBRARY
     return None
 
@@ -79,7 +82,11 @@ def ensure(target: str | None = None) -> Path:
     library = find(target)
     if library is None and not SOURCES.is_dir():
         raise UserError(f"there is no OpenCL runtime for {target or machine()} in {SOURCES.parent / 'lib'}")
-    return library or build(cache_folder() / build_key(target or machine()), target=target)
+    if library is not None:
+        return library
+    folder = cache_folder() / build_key(target or machine())
+    make_library_folder(folder)
+    return build(folder, target=target)
 
 
 def load(library: Path | None = None) -> str:

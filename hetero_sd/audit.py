@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hetero_sd.run_here import check_machine, sequences
 from hetero_sd.runtime.decode.choose_policy import DRAFTERS, NGRAM, choose_policy
 from hetero_sd.runtime.decode.generate import Request, generate
+from hetero_sd.runtime.decode.overlapped.target_side import Overlap
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.protocol import LOGITS, Model, Models
-from hetero_sd.runtime.model.threads import choose_threads
+from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
 from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
-from hetero_sd.runtime.session import Session
+from hetero_sd.runtime.session import Session, overlapping
 from targets.errors import UserError
 
 DEFAULT_NEW_TOKENS = 64
@@ -68,6 +69,7 @@ class AuditedWay:
     Attributes:
         drafter: of choose_policy.DRAFTERS.
         gamma: drafted tokens a round; None is decided while it runs.
+        least: drafts that the target waits for while the drafter goes on beside it; None where they take turns.
         prompts, identical: answers, and those that are the same.
         tokens, drafted, accepted: in all answers.
         differences: the first of each answer that differs.
@@ -75,6 +77,7 @@ class AuditedWay:
 
     drafter: str
     gamma: int | None
+    least: int | None
     prompts: int
     identical: int
     tokens: int
@@ -85,9 +88,10 @@ class AuditedWay:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """All ways."""
+    """All ways; ``notes`` say what could not be tried as it should."""
 
     ways: tuple[AuditedWay, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -109,7 +113,8 @@ def audit_bundle(request: AuditRequest) -> AuditResult:
     os.environ.setdefault("TVM_NUM_THREADS", str(choose_threads(None, bundle.plan)))
     from hetero_sd.runtime.model.model import load_models
 
-    models = within_vocabulary(load_models(bundle), bundle.tokenizer.vocab if bundle.tokenizer else None)
+    usable, loaded = usable_cpus(), load_models(bundle)
+    models = within_vocabulary(loaded, bundle.tokenizer.vocab if bundle.tokenizer else None)
     prompts = list(sequences(bundle, models.target, request.prompts))
     if request.prompts is None:
         prompts = [ids[: max(1, models.target.context // 2)] for ids in prompts]
@@ -131,7 +136,14 @@ def audit_bundle(request: AuditRequest) -> AuditResult:
         ways += [(drafter, gamma, FixedGamma(gamma)) for gamma in gammas]
         live = choose_policy("auto", None, bundle.plan, drafter)
         ways += [] if live is None else [(drafter, None, live)]
-    return audit_models(models, prompts, answers, ways)
+    result = audit_models(models, prompts, answers, ways)
+    if models.draft is None:
+        return result
+    notes: list[str] = []
+    with overlapping(loaded, bundle.plan, usable, 1, 0, notes.append) as overlap:
+        overlaps = [replace(overlap, gamma=gamma, least=least) for gamma in gammas for least in (0, gamma)]
+        more = audit_overlapped(models, prompts, answers, overlaps)
+    return AuditResult(result.ways + more.ways, tuple(notes))
 
 
 def audit_models(
@@ -139,29 +151,39 @@ def audit_models(
 ) -> AuditResult:
     """Compare the answers of each way, (drafter, gamma, policy), with those of the target alone."""
     alone = [list(generate(models.target, ids, request, Trace())) for ids in prompts]
-    return AuditResult(tuple(_audit(models, prompts, alone, request, *way) for way in ways))
+    sessions = [(Session(models, None, request, policy=p, drafter=d), gamma) for d, gamma, p in ways]
+    return AuditResult(tuple(_audit(session, prompts, alone, gamma) for session, gamma in sessions))
+
+
+def audit_overlapped(
+    models: Models, prompts: Sequence[list[int]], request: Request, overlaps: Sequence[Overlap]
+) -> AuditResult:
+    """Compare the answers where the drafter goes on beside the target with those of the target alone."""
+    alone = [list(generate(models.target, ids, request, Trace())) for ids in prompts]
+    sessions = [Session(models, None, request, overlap=overlap) for overlap in overlaps]
+    return AuditResult(
+        tuple(_audit(s, prompts, alone, o.gamma, o.least) for s, o in zip(sessions, overlaps, strict=True))
+    )
 
 
 def _audit(
-    models: Models,
+    session: Session,
     prompts: Sequence[list[int]],
     alone: Sequence[list[int]],
-    request: Request,
-    drafter: str,
     gamma: int | None,
-    policy: GammaPolicy,
+    least: int | None = None,
 ) -> AuditedWay:
-    session = Session(models, None, request, policy=policy, drafter=drafter)
     differences, traces = [], []
     for i, (ids, wanted) in enumerate(zip(prompts, alone, strict=True)):
         traces.append(Trace())
         found = list(session.stream(ids, traces[-1]))
         if found != wanted:
-            differences.append(_difference(models.target, i, ids, wanted, found))
+            differences.append(_difference(session.models.target, i, ids, wanted, found))
     rounds = [r for trace in traces for r in trace.rounds]
     return AuditedWay(
-        drafter=drafter,
+        drafter=session.drafter,
         gamma=gamma,
+        least=least,
         prompts=len(prompts),
         identical=len(prompts) - len(differences),
         tokens=sum(len(trace.token_ids) for trace in traces),

@@ -59,6 +59,7 @@ RUN = {  # run as it stands, in a folder with the pair and a bundle of it for th
     "run.py --help",
     "run.py --doctor",
     "run.py --prompts prompts.txt --save-logits F",
+    "run.py --prompt TEXT --mode overlapped",
     "python bundle/run.py --prompt TEXT",
 }
 SLOW = {  # the same, but long: what is appended makes it shorter

@@ -45,14 +45,16 @@ def audit_text(result: AuditResult) -> str:
     lines = [f"{'IDENTICAL' if result.passed else 'DIFFERENT'}: speculative answers beside the target's own"]
     for way in result.ways:
         gamma = "live" if way.gamma is None else way.gamma
+        beside = "" if way.least is None else f", overlapped, waiting for {way.least}"
         lines.append(
-            f"  {way.drafter:12} gamma {gamma:>4}: {way.identical} of {way.prompts} answers identical, "
+            f"  {way.drafter:12} gamma {gamma:>4}{beside}: {way.identical} of {way.prompts} answers identical, "
             f"{way.tokens} tokens, {way.accepted} of {way.drafted} drafted accepted"
         )
         for d in way.differences[:_SHOWN]:
             margin = "" if d.margin is None else f", which the target prefers by {d.margin:.3g}"
             ids = ["the end" if token is None else str(token) for token in (d.speculative, d.alone)]
             lines.append(f"    prompt {d.prompt + 1}, token {d.token + 1}: {ids[0]} in place of {ids[1]}{margin}")
+    lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
 
 

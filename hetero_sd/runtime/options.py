@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from costmodel.schema.plan import MOST_THREADS
-from hetero_sd.runtime.decode.choose_policy import DRAFTERS
+from hetero_sd.runtime.decode.choose_policy import DRAFTERS, OVERLAPPED
+from hetero_sd.runtime.decode.drafters import MODEL
 from targets.errors import UserError
 from targets.files import check_writable
 
@@ -35,8 +36,9 @@ class RunRequest:
         seed: of the sampling; None takes another one each time.
         stop: texts before which an answer ends.
         no_chat_template: the prompt goes to the model as it is.
-        mode: ``auto``, ``target-only`` or ``speculative``.
+        mode: ``auto``, ``target-only``, ``speculative`` or ``overlapped``.
         gamma: drafted tokens in every round; None decides while it runs.
+        least: drafts that the target waits for in mode overlapped; None is 0, or all of them where it samples.
         drafter: one of choose_policy.DRAFTERS; None is the draft model, where the bundle has one.
         threads: of the CPU; None takes the plan's.
         huge_pages: the weights are copied into huge pages.
@@ -62,6 +64,7 @@ class RunRequest:
     no_chat_template: bool
     mode: str
     gamma: int | None
+    least: int | None
     drafter: str | None
     threads: int | None
     huge_pages: bool
@@ -128,11 +131,18 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
     run = parser.add_argument_group("execution")
     run.add_argument(
         "--mode",
-        choices=("auto", "target-only", "speculative"),
+        choices=("auto", "target-only", "speculative", OVERLAPPED),
         default="auto",
-        help="auto (default) starts from the plan and drafts while that is faster than not to",
+        help="auto (default) starts from the plan and drafts while that is faster than not to; overlapped drafts while "
+        "the target verifies, on other cores",
     )
     run.add_argument("--gamma", metavar="N", type=_whole(1), help="draft N tokens in every round")
+    run.add_argument(
+        "--least",
+        metavar="N",
+        type=_whole(0),
+        help="with --mode overlapped: wait for N drafts before verifying (default 0; sampling waits for all)",
+    )
     run.add_argument(
         "--drafter",
         choices=DRAFTERS,
@@ -173,6 +183,14 @@ def _check(options: RunRequest) -> None:
         raise UserError("--gamma contradicts --mode target-only: leave one out")
     if options.drafter is not None and options.mode == "target-only":
         raise UserError("--drafter contradicts --mode target-only: leave one out")
+    if options.least is not None and options.mode != OVERLAPPED:
+        raise UserError(f"--least belongs to --mode {OVERLAPPED}: leave it out, or give that")
+    if options.least is not None and options.temperature > 0.0:
+        raise UserError(
+            "--least contradicts --temperature: sampling waits for all drafts, or no seed would repeat a run"
+        )
+    if options.mode == OVERLAPPED and options.drafter not in (None, MODEL):
+        raise UserError(f"--mode {OVERLAPPED} drafts with the draft model: leave out --drafter {options.drafter}")
     if options.save_logits is not None:
         check_writable(options.save_logits)
 

@@ -8,14 +8,16 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from costmodel.schema.plan import Plan
-from hetero_sd.runtime.decode.choose_policy import choose_policy
+from hetero_sd.runtime.decode.choose_policy import OVERLAPPED, choose_policy, fixed_gamma
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.generate import Request
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
+from hetero_sd.runtime.decode.overlapped.target_side import Overlap
 from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.start_times import time_steps
 from hetero_sd.runtime.decode.stats import stats_json, stats_table
@@ -23,11 +25,11 @@ from hetero_sd.runtime.internal_error import report, step
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.program_cache import use_cache
 from hetero_sd.runtime.model.protocol import Models, NotFiniteError
-from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, stay_on_cluster
+from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, stay_on_cluster, usable_cpus
 from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
 from hetero_sd.runtime.options import RunRequest, parse_options
 from hetero_sd.runtime.saved_logits import save_logits
-from hetero_sd.runtime.session import Answer, Session
+from hetero_sd.runtime.session import Answer, Session, overlapping
 from hetero_sd.runtime.text import tokenizer as text_files
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_lines, read_prompts
 from hetero_sd.runtime.text.tokenizer import Text
@@ -97,11 +99,16 @@ def _run(folder: Path, options: RunRequest, load: Loader | None) -> None:
     if text is None and not options.json:
         raise UserError("the bundle has no tokenizer, so there is no text to show: give --json")
     prepare_environment(choose_threads(options.threads, bundle.plan))  # before TVM is imported
+    usable = usable_cpus()
     with step("loading the models"):
         models = (load or _load_models)(bundle, options.huge_pages)
-    models = within_vocabulary(models, bundle.tokenizer.vocab if bundle.tokenizer else None)
-    session = _session(bundle, models, text, options)
+    with _overlap(bundle, models, usable, options) as overlap:
+        models = within_vocabulary(models, bundle.tokenizer.vocab if bundle.tokenizer else None)
+        _answer_all(bundle, _session(bundle, models, text, options, overlap), given, options)
 
+
+def _answer_all(bundle: Bundle, session: Session, given: list[Prompt] | None, options: RunRequest) -> None:
+    """Answer every prompt, and print and save what is made of all answers."""
     answers: list[Answer] = []  # kept only where something is made of all of them afterwards
     kept = options.save_logits is not None or (options.stats and given is not None)
     for prompt, ids in _encoded(session, given):
@@ -114,7 +121,7 @@ def _run(folder: Path, options: RunRequest, load: Loader | None) -> None:
         print(stats_table(_stats(session, answers, bundle.plan)), file=sys.stderr)
     if options.save_logits is not None:
         sequences = [(answer.prompt_ids, answer.trace.token_ids) for answer in answers]
-        save_logits(options.save_logits, models.target, sequences)
+        save_logits(options.save_logits, session.models.target, sequences)
 
 
 def _calibrate(bundle: Bundle, out: Path, options: RunRequest, load: Loader) -> None:
@@ -172,12 +179,32 @@ def _eos_ids(bundle: Bundle, text: Text | None) -> frozenset[int]:
     return frozenset(bundle.tokenizer.eos_ids)
 
 
-def _session(bundle: Bundle, models: Models, text: Text | None, options: RunRequest) -> Session:
+def _overlap(
+    bundle: Bundle, models: Models, usable: Sequence[int], options: RunRequest
+) -> AbstractContextManager[Overlap | None]:
+    """The drafter's thread beside the target's where the mode is overlapped; it ends with the context."""
+    if options.mode != OVERLAPPED or models.draft is None:
+        return nullcontext()
+    gamma = fixed_gamma(options.gamma, bundle.plan)
+    if options.least is not None and options.least > gamma:
+        raise UserError(f"--least {options.least}: {gamma} are drafted in a round: give 0 to {gamma}, or --gamma")
+    return overlapping(models, bundle.plan, usable, gamma, options.least or 0, _note)
+
+
+def _note(line: str) -> None:
+    print(f"run.py: note: {line}", file=sys.stderr)
+
+
+def _session(
+    bundle: Bundle, models: Models, text: Text | None, options: RunRequest, overlap: Overlap | None = None
+) -> Session:
     """Return the session the options ask for."""
     drafter = options.drafter or MODEL
     with_model = MODEL in drafter.split("+")
     if models.draft is None and with_model and options.drafter is not None:
         raise UserError("this bundle has no draft model: give --drafter ngram, which needs none")
+    if models.draft is None and options.mode == OVERLAPPED:
+        raise UserError(f"this bundle has no draft model: leave out --mode {OVERLAPPED}")
     if models.draft is None and with_model and (options.mode == "speculative" or options.gamma is not None):
         raise UserError(
             "this bundle has no draft model: leave out --mode speculative and --gamma, or give --drafter ngram"
@@ -186,19 +213,24 @@ def _session(bundle: Bundle, models: Models, text: Text | None, options: RunRequ
     sampling = Sampling(options.temperature, options.top_k, options.top_p, seed)
     drafts = models.draft is not None or not with_model
     repeatable = options.seed is not None and not sampling.greedy
-    policy = choose_policy(options.mode, options.gamma, bundle.plan, drafter, repeatable) if drafts else None
+    policy = None
+    if drafts and overlap is None:
+        policy = choose_policy(options.mode, options.gamma, bundle.plan, drafter, repeatable)
     if isinstance(policy, LiveGamma):
         try:
             time_steps(models if with_model else Models(models.target), policy)
         except NotFiniteError as error:
-            print(f"run.py: note: {error}; it is left out", file=sys.stderr)
+            _note(f"{error}; it is left out")
             policy = None
     request = Request(options.max_new_tokens, _eos_ids(bundle, text), sampling)
-    return Session(models, text, request, options.stop, policy, not options.no_chat_template, drafter)
+    chat = not options.no_chat_template
+    return Session(models, text, request, options.stop, policy, chat, drafter, overlap=overlap)
 
 
 def _mode(session: Session) -> str:
-    """Return how the draft length is chosen: "target-only", "live", or "speculative" with one that is fixed."""
+    """Return how the draft length is chosen: "target-only", "live", or fixed: "speculative" or "overlapped"."""
+    if session.overlap is not None:
+        return OVERLAPPED
     if session.policy is None:
         return "target-only"
     return "live" if isinstance(session.policy, LiveGamma) else "speculative"
@@ -207,7 +239,12 @@ def _mode(session: Session) -> str:
 def _stats(session: Session, answers: Sequence[Answer], plan: Plan | None) -> dict[str, Any]:
     """Return what the run measured, and what ran the CPU kernels, where the target says it."""
     facts = getattr(session.models.target, "thread_facts", None)
-    return {**stats_json([answer.trace for answer in answers], plan), **({"threads": facts} if facts else {})}
+    drafters = getattr(session.models.draft, "thread_facts", None) if session.overlap is not None else None
+    return {
+        **stats_json([answer.trace for answer in answers], plan),
+        **({"threads": facts} if facts else {}),
+        **({"draft_threads": drafters} if drafters else {}),
+    }
 
 
 def _answer(session: Session, prompt: Prompt, ids: list[int], plan: Plan | None, options: RunRequest) -> Answer:
@@ -220,7 +257,7 @@ def _answer(session: Session, prompt: Prompt, ids: list[int], plan: Plan | None,
     with step("answering"):
         answer = session.answer(prompt, ids, show)
     if answer.trace.lost_drafter is not None:
-        print(f"run.py: note: {answer.trace.lost_drafter}; it was left out", file=sys.stderr)
+        _note(f"{answer.trace.lost_drafter}; it was left out")
     if not options.json:
         print(flush=True)
         return answer

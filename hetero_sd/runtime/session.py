@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from costmodel.schema.plan import Plan
 from hetero_sd.runtime.decode.choose_policy import NGRAM
 from hetero_sd.runtime.decode.drafters import MODEL, Drafter
 from hetero_sd.runtime.decode.drafters.either import EitherDrafter
@@ -12,10 +14,13 @@ from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.drafters.ngram import NgramDrafter
 from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
 from hetero_sd.runtime.decode.generate import Request, generate
+from hetero_sd.runtime.decode.overlapped.draft_thread import DraftThread
+from hetero_sd.runtime.decode.overlapped.target_side import Overlap, speculate_overlapped
 from hetero_sd.runtime.decode.policy import GammaPolicy
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.model.protocol import Models
+from hetero_sd.runtime.model.side_by_side import side_by_side
 from hetero_sd.runtime.text.prompts import Prompt
 from hetero_sd.runtime.text.stream import Detokeniser, StopScanner
 from hetero_sd.runtime.text.tokenizer import Text
@@ -36,6 +41,7 @@ class Answer:
 class Session:
     """The models, and how they are used for every prompt; ``policy`` None means the target alone.
 
+    ``overlap`` drafts with the draft model while the target verifies; then ``policy`` and ``drafter`` are not asked.
     ``drafter`` is one of choose_policy.DRAFTERS; ``pool`` keeps prompts and answers of the session for n-gram drafting.
     ``text`` None is a bundle without a tokenizer: prompts are token ids and the text stays empty.
     """
@@ -48,6 +54,7 @@ class Session:
     chat: bool = True
     drafter: str = MODEL
     pool: NgramPool = field(default_factory=NgramPool)
+    overlap: Overlap | None = None
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt.
@@ -96,12 +103,34 @@ class Session:
 
     def stream(self, ids: list[int], trace: Trace) -> Iterator[int]:
         """Return the generated ids one by one, and record the run in ``trace``."""
+        target, sampling = self.models.target, self.request.sampling
+        if self.overlap is not None and self.models.draft is not None:
+            drafts = ModelDrafter(self.models.draft, target.vocab, sampling)
+            return speculate_overlapped(target, drafts, ids, self.request, self.overlap, trace)
         drafters: list[Drafter] = []
         if self.policy is not None and NGRAM in self.drafter.split("+"):
-            drafters.append(NgramDrafter(self.pool, self.models.target.vocab, self.request.sampling))
+            drafters.append(NgramDrafter(self.pool, target.vocab, sampling))
         if self.policy is not None and MODEL in self.drafter.split("+") and self.models.draft is not None:
-            drafters.append(ModelDrafter(self.models.draft, self.models.target.vocab, self.request.sampling))
+            drafters.append(ModelDrafter(self.models.draft, target.vocab, sampling))
         if self.policy is None or not drafters:
-            return generate(self.models.target, ids, self.request, trace)
+            return generate(target, ids, self.request, trace)
         drafter = drafters[0] if len(drafters) == 1 else EitherDrafter(*drafters)
-        return speculate(self.models.target, drafter, ids, self.request, self.policy, trace)
+        return speculate(target, drafter, ids, self.request, self.policy, trace)
+
+
+@contextmanager
+def overlapping(
+    models: Models, plan: Plan | None, usable: Sequence[int], gamma: int, least: int, note: Callable[[str], None]
+) -> Iterator[Overlap]:
+    """Start the drafter's thread for a session, the models on CPUs of their own; it ends with the context.
+
+    Args:
+        models: both, as they were loaded.
+        plan: of the bundle.
+        usable: CPUs that this process may use.
+        gamma: drafts that are verified at a time, at most.
+        least: drafts that the target waits for.
+        note: told, in one line, where both models run on the same CPUs.
+    """
+    with side_by_side(models, plan, usable, note) as cpus, DraftThread(cpus) as thread:
+        yield Overlap(thread, gamma, least)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hetero_sd.audit import AuditResult, audit_models
+from hetero_sd.audit import AuditResult, audit_models, audit_overlapped
 from hetero_sd.cli import main
 from hetero_sd.commands.audit import audit_json, audit_text
 from hetero_sd.runtime.decode.generate import Request
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.model.protocol import CHOICE, Done, Model, Models
+from hetero_sd.runtime.session import overlapping
 
 EXPORTS = Path(__file__).resolve().parents[1] / "data" / "exports"
 WAYS = [(drafter, 3, FixedGamma(3)) for drafter in ("model", "ngram", "model+ngram")]
@@ -71,6 +73,25 @@ def test_rows_that_depend_on_their_number_are_found_with_their_margin() -> None:
     assert set(first) == {"prompt", "token", "alone", "speculative", "margin"}
 
 
+def overlapped(spoil: float) -> AuditResult:
+    models = Models(Table("target", 0.0, spoil), Table("draft", 0.5))
+    with overlapping(models, None, [0, 1], 3, 0, lambda _: None) as overlap:
+        overlaps = [overlap, replace(overlap, least=3)]
+        return audit_overlapped(models, [[1, 2, 3], [4, 0], [2, 2, 2]], Request(40), overlaps)
+
+
+def test_drafting_beside_the_target_is_audited_too() -> None:
+    result = overlapped(0.0)
+    assert result.passed
+    assert [(way.gamma, way.least, way.identical) for way in result.ways] == [(3, 0, 3), (3, 3, 3)]
+    assert result.ways[1].drafted > result.ways[1].accepted > 0
+    assert "gamma    3, overlapped, waiting for 3: 3 of 3 answers identical" in audit_text(result)
+    spoilt = overlapped(0.3)
+    assert not spoilt.passed
+    assert all(d.margin is not None and d.margin <= 0.3 for way in spoilt.ways for d in way.differences)
+    assert audit_text(replace(spoilt, notes=("shared",))).endswith("\nnote: shared")
+
+
 def test_an_answer_of_another_length_differs_without_a_margin() -> None:
     models = Models(Table("target", 0.0), Table("draft", 0.5))
     (way,) = audit_models(models, [[1, 2, 3]], Request(40), WAYS[:1]).ways
@@ -103,6 +124,10 @@ def test_a_compiled_pair_and_a_target_alone_pass(tmp_path: Path, capsys: pytest.
         drafters = {way["drafter"] for way in result["ways"]}
         assert drafters == ({"model", "ngram", "model+ngram"} if more else {"ngram"})
         assert sum(way["drafted"] for way in result["ways"]) > 0
+        overlapped = [(way["gamma"], way["least"]) for way in result["ways"] if way["least"] is not None]
+        assert bool(overlapped) == bool(more)
+        assert all(least in (0, gamma) for gamma, least in overlapped)
+        assert all(way["drafted"] for way in result["ways"] if way["least"])
         assert any(way["gamma"] is None for way in result["ways"])
 
 

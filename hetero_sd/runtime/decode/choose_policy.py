@@ -9,6 +9,7 @@ from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 
 NGRAM = "ngram"
+OVERLAPPED = "overlapped"  # the mode; overlapped/
 DRAFTERS = (MODEL, NGRAM, f"{MODEL}+{NGRAM}")
 _DEFAULT_GAMMA = 4
 _NOTHING_S = 1e-9
@@ -43,6 +44,11 @@ def choose_policy(
     if not with_model:
         return FixedGamma(_DEFAULT_GAMMA)
     return FixedGamma(planned) if planned else None
+
+
+def fixed_gamma(gamma: int | None, plan: Plan | None) -> int:
+    """The draft length where it does not follow the run: the user's, the plan's, or 4."""
+    return gamma or (plan.gamma if plan is not None else 0) or _DEFAULT_GAMMA
 
 
 def _without_model(plan: Plan) -> LivePrediction | None:

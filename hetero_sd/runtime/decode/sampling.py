@@ -6,6 +6,7 @@ processing, so both use :func:`probabilities` with one :class:`Sampling`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,8 +88,8 @@ def _nucleus(p: Distribution, top_p: float) -> npt.NDArray[np.intp]:
 class Rng:
     """All random choices of a generation, from one seeded PCG64 stream."""
 
-    def __init__(self, seed: int) -> None:
-        """Start the stream of ``seed``."""
+    def __init__(self, seed: int | Sequence[int]) -> None:
+        """Start the stream of ``seed``, one number or several."""
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def draw(self, weights: Distribution) -> int:

@@ -20,7 +20,8 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
 
     Seconds throughout. ``tokens_per_s`` counts the tokens after the first one over the time they took. A term of
     ``median_s`` is the median over rounds: ``draft_step`` of the mean step of a round, ``verify_step`` by the
-    number of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round.
+    number of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round; where
+    the drafter goes on while the target verifies, ``wait`` of a round and ``hand_over`` of a message.
     ``gammas`` counts the rounds by drafted tokens, ``sources`` the drafted and accepted tokens by what they were made
     from. ``switches`` are those of trace.Switch, ``generation`` counting the traces from 0.
     """
@@ -30,6 +31,8 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
     decode_s = sum(trace.decode_s for trace in traces)
     alpha, interval = acceptance_rate(rounds)
     widths = sorted({r.drafted + 1 for r in rounds})
+    beside = [s for trace in traces for s in trace.draft_steps_s]
+    overlapped = any(r.wait_s for r in rounds)
     return {
         "prompt_tokens": sum(trace.prompt_tokens for trace in traces),
         "new_tokens": sum(len(trace.token_ids) for trace in traces),
@@ -46,10 +49,12 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
         "sources": _by_source(drafted),
         "tokens_per_round": sum(r.accepted + 1 for r in drafted) / len(drafted) if drafted else None,
         "median_s": {
-            "draft_step": _median([r.draft_s / r.drafted for r in drafted]),
+            "draft_step": _median(beside if overlapped else [r.draft_s / r.drafted for r in drafted]),
             "verify_step": {str(n): _median([r.verify_s for r in rounds if r.drafted + 1 == n]) for n in widths},
             "sampling": _median([r.sampling_s for r in rounds]),
             "dispatch": _median([r.dispatch_s for r in rounds]),
+            "wait": _median([r.wait_s for r in rounds]) if overlapped else None,
+            "hand_over": _median([s for trace in traces for s in trace.hand_overs_s]),
         },
         "switches": [{"generation": i, **asdict(s)} for i, trace in enumerate(traces) for s in trace.switches],
     }
@@ -105,6 +110,8 @@ def comparison(measured: Mapping[str, Any], plan: Plan | None, prompts: Sequence
         rows.append(_row(f"target step, n={width}", "ms", seconds, verify.get(int(width))))
     rows.append(_row("sampling", "ms", terms["sampling"], predicted.sampling_s if predicted else None))
     rows.append(_row("dispatch", "ms", terms["dispatch"], predicted.dispatch_s if predicted else None))
+    rows.append(_row("wait for drafts", "ms", terms["wait"], None))
+    rows.append(_row("hand-over", "us", terms["hand_over"], None))
     return rows
 
 
@@ -159,8 +166,8 @@ def threads_text(facts: Mapping[str, Any]) -> str:
 
 
 def _row(term: str, unit: str, measured: float | None, predicted: float | None) -> dict[str, Any]:
-    """Return one row; rows in ms are given in seconds."""
-    scale = 1e3 if unit == "ms" else 1.0
+    """Return one row; rows in ms and us are given in seconds."""
+    scale = {"ms": 1e3, "us": 1e6}.get(unit, 1.0)
     return {
         "term": term,
         "unit": unit,

@@ -15,6 +15,7 @@ class Round:
     ``dispatch_s`` is the rest of the round: the loop itself and the hand-over between the models. ``catch_up_s`` came
     before it: the drafter read ``read`` tokens of text that it had not seen; the trace counts it in
     ``draft_prefill_s``. ``source`` says what the drafts were made from (drafters/__init__.py), "" where there are none.
+    ``wait_s`` is what the target waited for drafts that are made beside it; there ``draft_s`` is 0.
     """
 
     drafted: int
@@ -26,11 +27,12 @@ class Round:
     catch_up_s: float = 0.0
     read: int = 0
     source: str = ""
+    wait_s: float = 0.0
 
     @property
     def total_s(self) -> float:
         """Wall time of the round in seconds."""
-        return self.draft_s + self.verify_s + self.sampling_s + self.dispatch_s
+        return self.draft_s + self.wait_s + self.verify_s + self.sampling_s + self.dispatch_s
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class Trace:
 
     ``finish_reason`` is "eos", "length" (max_new_tokens), "context" (the KV cache is full), "stop" (a stop string;
     set by the reader of the stream), or None while it runs. ``lost_drafter`` says why the drafter was left out from
-    some round on; None where it was not. ``switches`` are the changes of the draft length. ``clock`` gives seconds.
+    some round on; None where it was not. ``switches`` are the changes of the draft length. Where the drafter goes on
+    while the target verifies, ``draft_steps_s`` are its steps that made a draft, and ``hand_overs_s`` the times from
+    sending a message until the other thread, which waited for it, had it. ``clock`` gives seconds.
     """
 
     prompt_tokens: int = 0
@@ -77,6 +81,8 @@ class Trace:
     lost_drafter: str | None = None
     rounds: list[Round] = field(default_factory=list)
     switches: list[Switch] = field(default_factory=list)
+    draft_steps_s: list[float] = field(default_factory=list)
+    hand_overs_s: list[float] = field(default_factory=list)
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
 
     @property
@@ -102,6 +108,6 @@ class Stopwatch:
     def round(self, drafted: int, accepted: int, read: int = 0, source: str = "") -> Round:
         """Return the round these bookings describe; time after the last booking counts as dispatch."""
         self.book("dispatch")
-        names = ("draft", "verify", "sampling", "dispatch", "catch_up")
+        names = ("draft", "verify", "sampling", "dispatch", "catch_up", "wait")
         terms = {f"{name}_s": self.booked.get(name, 0.0) for name in names}
         return Round(drafted, accepted, **terms, read=read, source=source)

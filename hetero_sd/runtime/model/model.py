@@ -65,6 +65,7 @@ class CompiledModel(Model):
         self._running: RunningStep | None = None
         self.threads = choose_threads(None, bundle.plan)
         self.pool: ThreadPool | None = None
+        self._cpus: list[int] | None = None  # of the kernels' threads; None is where the thread is that loads
         self.why_tvms_pool: str | None = None
         try:
             self._chain = self._load(facts.chain)
@@ -105,6 +106,15 @@ class CompiledModel(Model):
         """The OpenCL device it uses, whose launches a calibration measures, or None."""
         return self._chain.devices.get("gpu")
 
+    def stay_on(self, cpus: Sequence[int]) -> None:
+        """Run the CPU kernels on these CPUs, with no more threads; the calling thread stays where it is."""
+        self._cpus, self.threads = list(cpus), min(self.threads, len(cpus))
+        if HOST in self._chain.devices:
+            if self.pool is not None:
+                self.pool.close()
+            self.pool = None
+            self._put_pool_under_kernels()
+
     def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
         """See :meth:`hetero_sd.runtime.model.protocol.Model.submit`; on the CPU the step has ended when it returns."""
         if len(ids) < 1 or pos < 0 or pos + len(ids) > self.context:
@@ -136,7 +146,8 @@ class CompiledModel(Model):
         if self.why_tvms_pool is not None:
             return
         try:
-            self.pool = self.pool or ThreadPool(self._bundle.path(LIBRARY), usable_cpus(), self.threads)
+            cpus = usable_cpus() if self._cpus is None else self._cpus
+            self.pool = self.pool or ThreadPool(self._bundle.path(LIBRARY), cpus, self.threads)
             self.pool.attach(self._bundle.path(self._facts.libraries[HOST]))
         except PoolError as error:
             self.pool, self.why_tvms_pool = None, str(error)

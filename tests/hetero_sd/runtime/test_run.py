@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,48 @@ def test_every_mode_gives_the_same_tokens(folder, load, capsys, mode):
     assert (value["stats"]["drafted"] > 0) == (value["stats"]["mode"] == "speculative")
 
 
+@pytest.mark.parametrize("more", ["", "--gamma 1", "--gamma 2 --least 2", "--least 0", "--drafter model"])
+def test_overlapped_drafting_gives_the_same_tokens_and_ends_its_thread(folder, load, capsys, more):
+    before = threading.active_count()
+    assert main(folder, ["--prompt", "hello", "--json", "--mode", "overlapped", *more.split()], load) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["token_ids"] == load.script[1:]
+    assert value["stats"]["mode"] == "overlapped"
+    assert set(value["stats"]["gammas"]) <= {"0", "1", "2", "3"}
+    assert threading.active_count() == before
+
+
+def test_overlapped_with_stop_strings_sampling_and_statistics(folder, load, capsys, tmp_path):
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("hello\nhello\nhello\n")
+    overlapped = ["--prompts", str(prompts), "--mode", "overlapped", "--gamma", "2"]
+    assert main(folder, [*overlapped, "--stop", "ö", "--least", "2", "--stats"], load) == 0
+    out = capsys.readouterr()
+    assert out.out == " w\n" * 3
+    assert "wait for drafts (ms)" in out.err
+    assert main(folder, [*overlapped, "--temperature", "30", "--seed", "4", "--json"], load) == 0
+    first = capsys.readouterr().out
+    assert main(folder, [*overlapped, "--temperature", "30", "--seed", "4", "--json"], load) == 0
+    again = capsys.readouterr().out
+    ids = [[json.loads(line)["token_ids"] for line in text.splitlines()] for text in (first, again)]
+    assert ids[0] == ids[1]
+    assert len({tuple(i) for i in ids[0]}) == 1  # every prompt starts from the seed
+
+
+def test_a_drafter_lost_beside_the_target_is_said(folder, load, capsys):
+    def spoilt(bundle, huge_pages):
+        models = load(bundle, huge_pages)
+        models.draft.table[:] = np.nan
+        return models
+
+    assert main(folder, ["--prompt", "hello", "--mode", "overlapped", "--least", "3"], spoilt) == 0
+    out = capsys.readouterr()
+    assert out.out == " wörld\n"
+    assert out.err.startswith("run.py: note: the draft computed logits that are not finite")
+    assert out.err.endswith("; it was left out\n")
+    assert out.err.count("\n") == 1
+
+
 def test_without_a_drafter_the_target_runs_alone(folder, load, capsys):
     assert main(folder, ["--prompt", "hello", "--json"], lambda b, h: load(b, h, draft=False)) == 0
     assert json.loads(capsys.readouterr().out)["stats"]["mode"] == "target-only"
@@ -157,6 +200,8 @@ def test_every_drafter_gives_the_same_tokens(folder, load, capsys, tmp_path, dra
     [
         ("--drafter model", "no draft model: give --drafter ngram"),
         ("--drafter model+ngram", "no draft model: give --drafter ngram"),
+        ("--mode overlapped", "no draft model: leave out --mode overlapped"),
+        ("--mode overlapped --gamma 2", "no draft model: leave out --mode overlapped"),
         ("--gamma 2", "no draft model: leave out --mode speculative and --gamma, or give --drafter ngram"),
     ],
 )
@@ -236,6 +281,8 @@ def test_prompts_are_checked_before_the_first_is_answered(folder, load, capsys, 
 
 def test_wrong_options_and_bundles(folder, load, capsys, tmp_path):
     assert "'0' is not" in error(capsys, "--gamma", "0", folder=folder, load=load)
+    more = ("--mode", "overlapped", "--least", "4")
+    assert "--least 4: 3 are drafted" in error(capsys, "--prompt", "a", *more, folder=folder, load=load)
     no_draft = lambda b, h: load(b, h, draft=False)  # noqa: E731
     assert "has no draft model" in error(capsys, "--prompt", "a", "--gamma", "2", folder=folder, load=no_draft)
     assert "is it a bundle" in error(capsys, folder=tmp_path, load=load).replace(f"is {tmp_path} a", "is it a")
@@ -371,6 +418,21 @@ def test_interrupt_while_generating(device):
     assert process.stdout.read(3) == b"aaa"
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == b"\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("least", ["0", "3"])
+def test_interrupt_while_drafting_beside_the_target(device, least):
+    """Wherever it comes: in a step, in the wait for drafts, or while the text is shown."""
+    code = device / "python/hetero_sd/runtime/model/model.py"
+    for path in (code, device, device / "manifest.json"):
+        path.chmod(0o755)
+    code.write_text(TOY.replace("Models(Toy())", "Models(Toy(), Toy())"))
+    write_bundle(device)
+    process = command(device, "--prompt", "hello", "--max-new-tokens", "3500", "--mode", "overlapped", "--least", least)
+    assert process.stdout.read(9) == b"aaaaaaaaa"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=300)[1] == b"\n"
     assert process.returncode == 130
 
 

@@ -44,6 +44,22 @@ def test_summary_by_hand():
     assert got["finish_reason"] == "length"
 
 
+def test_overlapped_rounds_by_hand():
+    """The drafter's steps are those beside the target's; the wait is part of a round; hand-overs are in us."""
+    trace = replace(a_trace(), draft_prefill_s=0.0, draft_steps_s=[0.02, 0.04, 0.05], hand_overs_s=[2e-5, 3e-5, 9e-5])
+    trace.rounds = [
+        replace(r, draft_s=0.0, wait_s=wait) for r, wait in zip(trace.rounds, (0.05, 0.0, 0.1), strict=True)
+    ]
+    got = stats_json([trace], None)
+    assert got["decode_s"] == pytest.approx(0.37 + 0.54 + 0.33)
+    assert got["median_s"]["wait"] == 0.05
+    assert got["median_s"]["draft_step"] == 0.04
+    assert got["median_s"]["hand_over"] == 3e-5
+    assert [row["measured"] for row in got["predicted_vs_measured"][-2:]] == pytest.approx([50.0, 30.0])
+    lines = stats_table(got).splitlines()
+    assert [line.split()[-3] for line in lines if line.startswith(("wait", "hand-over"))] == ["50", "30"]
+
+
 def test_several_generations_are_added():
     got = summarise([a_trace(), a_trace()])
     assert (got["prompt_tokens"], got["new_tokens"], got["rounds"]) == (10, 18, 6)
@@ -55,7 +71,8 @@ def test_nothing_measured_is_none():
     got = stats_json([Trace(prompt_tokens=1, token_ids=[3], finish_reason="eos", prefill_s=0.1)], None)
     assert got["tokens_per_s"] is None
     assert got["acceptance_rate"] is None
-    assert got["median_s"] == {"draft_step": None, "verify_step": {}, "sampling": None, "dispatch": None}
+    names = ("draft_step", "sampling", "dispatch", "wait", "hand_over")
+    assert got["median_s"] == {**dict.fromkeys(names), "verify_step": {}}
     assert "1 prompt tokens, 1 new tokens" in stats_table(got)
     json.dumps(got, allow_nan=False)
 

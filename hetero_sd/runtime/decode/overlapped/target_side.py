@@ -1,0 +1,158 @@
+"""The target's side: it owns the text, verifies the drafts that have arrived, and tells the drafter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hetero_sd.runtime.decode.drafters import MODEL, Drafter
+from hetero_sd.runtime.decode.generate import Request, first_token, record_token
+from hetero_sd.runtime.decode.overlapped.draft_thread import DraftThread
+from hetero_sd.runtime.decode.overlapped.messages import Drafts, Ended, Failed, Lost, Silent, ToTarget
+from hetero_sd.runtime.decode.sampling import Distribution, Rng
+from hetero_sd.runtime.decode.speculate import accept_greedy, accept_sampled
+from hetero_sd.runtime.decode.trace import Stopwatch, Trace
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How a session drafts while the target verifies.
+
+    Attributes:
+        thread: the drafter's, running.
+        gamma: drafts that are verified at a time, at most; at least 1.
+        least: drafts that the target waits for; sampling waits for all.
+    """
+
+    thread: DraftThread
+    gamma: int
+    least: int = 0
+
+
+def speculate_overlapped(
+    target: Model,
+    drafter: Drafter,
+    prompt: Sequence[int],
+    request: Request,
+    overlap: Overlap,
+    trace: Trace,
+    rng: Rng | None = None,
+) -> Iterator[int]:
+    """Yield the ids that follow ``prompt`` and record the run in ``trace``; see :func:`generate.generate`.
+
+    Greedy output is the target's own, sampled output has its law. The drafter reads the prompt while the target does.
+    """
+    sampling, thread, gamma = request.sampling, overlap.thread, overlap.gamma
+    rng = rng or Rng(sampling.seed)
+    least = overlap.least if sampling.greedy else gamma
+    tokens, end = list(prompt), min(len(prompt) + request.max_new_tokens, target.context + 1)
+    text = thread.begin(
+        drafter,
+        tokens,
+        limit=end - 1,  # the target adds a token of its own
+        lead=2 * gamma + 1,
+        least=least,
+        rng=lambda epoch, position: rng if sampling.greedy else Rng((sampling.seed, epoch, position)),
+    )
+    arrived = _Arrived(text, trace)
+    try:
+        new_tokens = [first_token(target, prompt, sampling, trace, rng)]
+        while True:
+            thread.judge(text, len(tokens) + len(new_tokens), new_tokens[-1])
+            for token in new_tokens:
+                record_token(token, request, target.context, trace)
+                tokens.append(token)
+                yield token
+                if trace.finish_reason:
+                    return
+
+            watch = Stopwatch(trace.clock)
+            most = min(gamma, end - 1 - len(tokens))
+            _receive(thread, arrived, tokens, min(least, most), trace)
+            watch.book("wait")
+            drafted, q = arrived.tokens[:most], arrived.q[:most]
+            output = CHOICE if sampling.greedy else LOGITS
+            rows = target.submit([tokens[-1], *drafted], len(tokens) - 1, (output,)).result()[output]
+            watch.book("verify")
+            if sampling.greedy:
+                accepted, extra = accept_greedy(rows, drafted)
+            else:
+                accepted, extra = accept_sampled(rows, drafted, q, sampling, rng)
+                watch.book("sampling")
+            arrived.judge(accepted, extra)
+            new_tokens = [*drafted[:accepted], extra]
+            trace.rounds.append(watch.round(len(drafted), accepted, source=MODEL if drafted else ""))
+    finally:  # also on Ctrl-C, and where nobody wants more of the text
+        thread.end(text)
+        while not arrived.ended:  # within a step of the drafter
+            message, _ = thread.receive(wait=True)
+            if message is not None:
+                arrived.take(message, tokens)
+
+
+def _receive(thread: DraftThread, arrived: _Arrived, tokens: Sequence[int], least: int, trace: Trace) -> None:
+    """Take all messages there are, and wait until there are ``least`` drafts or no more will come.
+
+    Raises:
+        BaseException: what the drafter's thread ended the text with.
+    """
+    while True:
+        message, waited = thread.receive(len(arrived.tokens) < least and not arrived.silent)
+        if message is None:
+            return
+        if waited and isinstance(message, Drafts):
+            trace.hand_overs_s.append(trace.clock() - message.sent_s)
+        arrived.take(message, tokens)
+        if arrived.error is not None:
+            raise arrived.error
+
+
+class _Arrived:
+    """Drafts that have arrived and follow the text."""
+
+    def __init__(self, text: int, trace: Trace) -> None:
+        self.tokens: list[int] = []
+        self.q: list[Distribution] = []  # of each, when sampling
+        self.silent, self.ended = False, False  # no more come in this epoch, or ever
+        self.error: BaseException | None = None
+        self._text, self._epoch, self._trace = text, 0, trace
+
+    def take(self, message: ToTarget, text: Sequence[int]) -> None:
+        """Take a message of the drafter's thread; one of an earlier text is dropped."""
+        if message.text != self._text:
+            return
+        if isinstance(message, Drafts):
+            self._trace.draft_steps_s += message.step_s
+            self._trace.hand_overs_s += message.hand_over_s
+            if message.epoch == self._epoch:
+                self._compare(message, text)
+        elif isinstance(message, Silent):
+            self.silent = self.silent or message.epoch == self._epoch
+        elif isinstance(message, Lost):
+            self.silent, self._trace.lost_drafter = True, message.why
+        elif isinstance(message, Failed):
+            self.silent, self.error = True, message.error
+        elif isinstance(message, Ended):
+            self.ended = True
+
+    def judge(self, accepted: int, own: int) -> None:
+        """The target accepted so many of them, and chose its own token after those."""
+        following, q = self.tokens[accepted:], self.q[accepted:]
+        if following and following[0] != own:
+            self._miss()
+        else:
+            self.tokens, self.q = following[1:], q[1:]
+
+    def _compare(self, drafts: Drafts, text: Sequence[int]) -> None:
+        """Add drafts; those of places that were decided meanwhile are compared with the text."""
+        decided = max(0, len(text) - drafts.position)
+        if drafts.tokens[:decided] != list(text[drafts.position : drafts.position + len(drafts.tokens)]):
+            self._miss()
+            return
+        self.tokens += drafts.tokens[decided:]
+        self.q += drafts.q[decided:]
+
+    def _miss(self) -> None:
+        self.tokens, self.q, self._epoch = [], [], self._epoch + 1
+        self.silent = self._trace.lost_drafter is not None

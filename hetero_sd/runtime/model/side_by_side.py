@@ -1,0 +1,71 @@
+"""Which CPUs each model has while both run at the same time, and staying on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from costmodel.schema.plan import Plan
+from hetero_sd.runtime.model.protocol import Model, Models
+from targets.backend import HOST
+
+
+def divide_cpus(usable: Sequence[int], cluster: Sequence[int], target_computes: bool) -> tuple[list[int], list[int]]:
+    """CPUs of the target and of the drafter; the same ones where there is only one.
+
+    The plan's cluster goes to the model that computes on it, the other CPUs to the other one. Without another cluster
+    the other one has the last CPU: a drafter's steps are short, and a processor that is no CPU needs a thread that
+    enqueues its kernels.
+
+    Args:
+        usable: CPUs that this process may use.
+        cluster: of the plan, or none.
+        target_computes: the target runs on the CPU.
+    """
+    many = [cpu for cpu in usable if cpu in cluster]
+    few = [cpu for cpu in usable if cpu not in cluster]
+    if not many or not few:
+        many, few = list(usable[:-1]), list(usable[-1:])
+    if not many:
+        return few, few
+    return (many, few) if target_computes else (few, many)
+
+
+@contextmanager
+def side_by_side(
+    models: Models, plan: Plan | None, usable: Sequence[int], note: Callable[[str], None]
+) -> Iterator[list[int]]:
+    """Keep the calling thread and the target on its CPUs, and the drafter's kernels on its own; give the drafter's.
+
+    The thread that runs the drafter must stay on those, too; none where the models do not use CPUs of their own. The
+    calling thread goes back afterwards.
+
+    Args:
+        models: both, as they were loaded.
+        plan: of the bundle.
+        usable: CPUs that this process may use.
+        note: told, in one line, where both run on the same CPUs.
+    """
+    target, draft = _movable(models.target), _movable(models.draft)
+    if target is None or draft is None or not hasattr(os, "sched_setaffinity"):
+        yield []
+        return
+    before = os.sched_getaffinity(0)
+    ours, drafters = divide_cpus(usable, () if plan is None else plan.cpu_ids, target.processor == HOST)
+    os.sched_setaffinity(0, ours)
+    try:
+        for model, cpus in ((target, ours), (draft, drafters)):
+            model.stay_on(cpus)
+        if ours == drafters:
+            note(f"target and drafter share CPU {ours[0]}: one waits while the other computes there")
+        elif why := next((m.why_tvms_pool for m in (target, draft) if m.why_tvms_pool is not None), None):
+            note(f"target and drafter share the CPUs, because TVM's thread pool serves both: {why}")
+        yield drafters
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _movable(model: Model | None) -> Any:
+    return model if hasattr(model, "stay_on") else None

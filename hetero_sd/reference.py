@@ -21,8 +21,10 @@ import onnxruntime
 from costmodel.format import FLOAT, INT8
 from passes.onnx.load.load import load
 from passes.onnx.pass_context import Importing, run_pass
+from passes.onnx.quantise.recipe import Recipe
 from passes.onnx.rewrite.drop_fake_quantisation import drop_fake_quantisation
 from passes.onnx.rewrite.exact_quantised import exact_quantised
+from passes.onnx.rewrite.fake_quantise import fake_quantise
 from passes.onnx.rewrite.find_head_dim import find_head_dim
 from passes.onnx.rewrite.float_activations import float_activations
 from passes.onnx.rewrite.normalise_io_names import normalise_io_names
@@ -34,11 +36,13 @@ _CHUNK = 256  # tokens run at a time, so that intermediate results stay bounded
 _AS_FLOATS = (
     normalise_io_names,
     upcast_to_float32,
+    fake_quantise,
     drop_fake_quantisation,
     float_activations,
     find_head_dim,
     exact_quantised,
 )
+_IN_MEMORY = "in memory"
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -66,19 +70,29 @@ class ReferenceModel:
         layers: number of layers in the cache; 0: the export has no cache.
     """
 
-    def __init__(self, path: Path, threads: int = 0, activations: str = FLOAT) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int = 0,
+        activations: str = FLOAT,
+        recipe: Recipe | None = None,
+        scales: dict[Any, Any] | None = None,
+    ) -> None:
         """Load the file.
 
         Args:
             path: the ONNX file.
             threads: of onnxruntime, 0: its own choice.
             activations: of block-quantised matrix multiplications.
+            recipe: the formats that float weights get; what they stand for then is computed from the file.
+            scales: those that were searched for the file before, which is added to; None knows of none.
 
         Raises:
             UserError: not a readable decoder export, or onnxruntime cannot run it on a CPU.
         """
         self.path = path
-        imp = Importing(load(path), context=1)
+        imp = Importing(load(path), context=1, recipe=recipe)
+        imp.scales = imp.scales if scales is None else scales
         try:
             rounded = [round_activations] if activations == INT8 else []
             for run in (*_AS_FLOATS, *rounded):
@@ -168,13 +182,31 @@ def make_session(model: Any, path: Path, threads: int = 0) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    held = _held(model)
     proto = ir.to_proto(model)
+    options.add_external_initializers(list(held), list(held.values()))
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(_below_one_folder(model, proto) or path.parent))
     try:
         content = proto.SerializeToString()
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise UserError(f"{path}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}") from error
+    session.held = held  # it reads them where they are
+    return session
+
+
+def _held(model: Any) -> dict[str, Any]:
+    """Matrices that are computed here, by name, which onnxruntime reads in memory: a message holds 2 GiB at most."""
+    held = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.LazyTensor) and len(tensor.shape) == 2:
+            numbers = np.ascontiguousarray(tensor.numpy())
+            held[name] = onnxruntime.OrtValue.ortvalue_from_numpy(numbers)
+            value.const_value = ir.ExternalTensor(
+                _IN_MEMORY, 0, numbers.nbytes, tensor.dtype, shape=tensor.shape, name=name
+            )
+    return held
 
 
 def _below_one_folder(model: Any, proto: Any) -> Path | None:
@@ -182,7 +214,7 @@ def _below_one_folder(model: Any, proto: Any) -> Path | None:
     files = {
         name: Path(value.const_value.path)
         for name, value in model.graph.initializers.items()
-        if isinstance(value.const_value, ir.ExternalTensor)
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.location != _IN_MEMORY
     }
     if not files:
         return None

@@ -4,6 +4,9 @@ The reference is the source ONNX file with graph optimisation off, weights upcas
 every logit within the bound of the format, the same argmax wherever the reference's two best logits are further apart
 than twice the bound, and at most 1 % of rows closer than that (near-ties, where no implementation is right).
 
+Of a target that `compile --quantise` quantised, the reference has the weights that quantising this file again gives.
+The manifest says by which recipe, and the file's SHA-256; nothing of the bundle's weights is used.
+
 A target with int8 activations is compared with the same float reference. Its bound is measured: what the same rounding
 does to the reference (ReferenceModel with INT8), because two computations that round values on the way differ from each
 other by about as much as from the exact one: a last bit that differs moves some values over a rounding border, and
@@ -16,13 +19,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from costmodel.format import FLOAT
+from hetero_sd.quantisation.recipes import recipe_of
 from hetero_sd.reference import ReferenceModel
 from hetero_sd.run_here import check_machine, sequences
 from hetero_sd.runtime.decode.generate import Request, generate
@@ -73,6 +78,7 @@ class VerifyResult:
         differing_ties: those of them whose argmax differs.
         error_rms: root mean square of all differences.
         bound_rms: allowed error_rms, where activations are rounded; near-ties have no limit then.
+        quantised: the recipe by which the reference's weights were quantised, for people; "": they are the export's.
     """
 
     rows: int
@@ -84,6 +90,7 @@ class VerifyResult:
     differing_ties: int
     error_rms: float
     bound_rms: float | None = None
+    quantised: str = ""
 
     @property
     def passed(self) -> bool:
@@ -147,16 +154,19 @@ def verify_bundle(request: VerifyRequest) -> VerifyResult:
         check_machine(bundle, ": `run.py --save-logits F` there, then `verify --from F` here")
     bundle.verify_all()
     facts = bundle.target
-    reference = ReferenceModel(request.against)
+    recipe = None if facts.quantised is None else recipe_of(facts.quantised, request.against)
+    again: dict[str, Any] = {"recipe": recipe, "scales": {}}
+    reference = ReferenceModel(request.against, **again)
     logits = read_logits(saved) if saved is not None else list(_run_here(bundle, request.prompts))
     pairs = [(reference.forward(s.token_ids), np.asarray(s.logits)) for s in logits]
     scale = max(float(np.abs(r).max()) for r, _ in pairs)
     bound = logit_bound(scale, facts.widest_sum, facts.layers)
+    quantised = "" if recipe is None else recipe.text
     if facts.activations == FLOAT or all(segment.processor != HOST for segment in facts.chain):
-        return compare(pairs, bound)
-    rounding = ReferenceModel(request.against, activations=facts.activations)
+        return replace(compare(pairs, bound), quantised=quantised)
+    rounding = ReferenceModel(request.against, activations=facts.activations, **again)
     rounded = [(r, rounding.forward(s.token_ids)) for s, (r, _) in zip(logits, pairs, strict=True)]
-    return compare(pairs, *bounds_of_rounding(compare(rounded, math.inf), bound))
+    return replace(compare(pairs, *bounds_of_rounding(compare(rounded, math.inf), bound)), quantised=quantised)
 
 
 def bounds_of_rounding(rounded: VerifyResult, bound: float) -> tuple[float, float]:

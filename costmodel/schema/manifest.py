@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar
 
 from costmodel.schema.model import ModelFacts, Role, Size
 from costmodel.schema.plan import Plan
-from costmodel.schema.record import Entries, Record, SchemaError, Within
+from costmodel.schema.record import Entries, Record, SchemaError, Within, check_sha256
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 TokenId = Annotated[int, Within(0, (1 << 31) - 1)]
 
 
@@ -24,8 +24,7 @@ class FileFacts(Record):
 
     def __post_init__(self) -> None:
         """Refuse what is no SHA-256 in hex digits."""
-        if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
-            raise SchemaError("sha256 is not 64 hex digits")
+        check_sha256("sha256", self.sha256)
 
 
 @dataclass(frozen=True)

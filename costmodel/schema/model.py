@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from costmodel.format import FLOAT, INT8
 from costmodel.place import Place, ProcessorName
-from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaError, Within
+from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaError, Within, check_sha256
 from targets.backend import HOST, backend
 
 MOST_LAYERS = 4096
@@ -83,6 +83,32 @@ class CacheFacts(Record):
 
 
 @dataclass(frozen=True)
+class QuantisedFacts(Record):
+    """How `compile --quantise` made a model's weights of float ones, so that `verify` can make them again.
+
+    Formats are "int8:32" (weights, block) or "float" for what stayed as it was.
+
+    Attributes:
+        export_sha256: of the export (hetero_sd/quantisation/recipes.py).
+        matrices: format of the layers' matrix multiplications.
+        head_format: of the head, and of an embedding that is the same matrix.
+        embedding_format: of an embedding that is a matrix of its own.
+        by_name: [pattern, format] of those that were chosen by name.
+    """
+
+    unknown_keys_refused: ClassVar[bool] = True
+    export_sha256: str
+    matrices: str
+    head_format: str
+    embedding_format: str
+    by_name: Annotated[tuple[tuple[str, str], ...], Entries(0, 4096)]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no SHA-256 in hex digits."""
+        check_sha256("export_sha256", self.export_sha256)
+
+
+@dataclass(frozen=True)
 class ModelFacts(Record):
     """One entry of the manifest's ``models``.
 
@@ -103,6 +129,7 @@ class ModelFacts(Record):
         caches: shapes of the KV caches.
         activations: what block-quantised matrix multiplications read: floats, or int8 codes made of them.
         opencl_runtime: path in the bundle of the library that gives TVM the GPU; None where no segment needs one.
+        quantised: how its weights were quantised; None: they are the export's own.
     """
 
     unknown_keys_refused: ClassVar[bool] = True
@@ -122,6 +149,7 @@ class ModelFacts(Record):
     caches: CacheFacts
     activations: Annotated[str, OneOf((FLOAT, INT8))] = FLOAT
     opencl_runtime: str | None = None
+    quantised: QuantisedFacts | None = None
 
     def __post_init__(self) -> None:
         """Hold the fields against each other.

@@ -88,6 +88,16 @@ class Ascending:
         return None if list(value) == sorted(set(value)) else "which does not rise"
 
 
+def check_sha256(name: str, text: str) -> None:
+    """Refuse a text that is no SHA-256.
+
+    Raises:
+        SchemaError: it is not 64 hex digits.
+    """
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise SchemaError(f"{name} is not 64 hex digits")
+
+
 class Record:
     """Base of the schema's frozen dataclasses."""
 

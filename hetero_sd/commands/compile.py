@@ -51,7 +51,27 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument(
         "--activations",
         choices=(FLOAT, INT8),
-        help="what int4 and int8 weights are multiplied with on the CPU (default: int8 where the ONNX file allows it)",
+        help="what int4 and int8 weights are multiplied with on the CPU (default: int8 where the ONNX file allows it, "
+        "and with --quantise)",
+    )
+    p.add_argument(
+        "--quantise",
+        metavar="FORMAT|FILE",
+        help="float weights become int8 or int4, in blocks of 32, or of another size as int4:64; a TOML file has "
+        "`matrices`, `head` and `embedding`, each a format or float, and [names]: patterns of names of nodes or "
+        "weights with formats",
+    )
+    p.add_argument(
+        "--quantise-head",
+        metavar="FORMAT",
+        help="of the head and the embedding, or float (default int8)",
+    )
+    p.add_argument("--quantise-draft", metavar="FORMAT|FILE", help="of the drafter, or float (default: as --quantise)")
+    p.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        help="texts on which to measure what quantising costs (default: ours)",
     )
     p.add_argument("--no-cpu-fallback", action="store_true", help="no CPU variant of what runs on the GPU")
     p.add_argument("--subgraphs", metavar="DIR", type=Path, help="write each segment as an ONNX file, for Netron")
@@ -86,6 +106,10 @@ def run(options: argparse.Namespace) -> int:
         activations=options.activations,
         cpu_fallback=not options.no_cpu_fallback,
         subgraphs=options.subgraphs,
+        quantise=options.quantise,
+        quantise_head=options.quantise_head,
+        quantise_draft=options.quantise_draft,
+        prompts=options.prompts,
     )
     result = compile_bundle(request, Progress(quiet=options.json))
     print(compile_json(result) if options.json else compile_text(result, options.out))

@@ -48,6 +48,8 @@ def verify_text(result: VerifyResult) -> str:
         f"{'PASS' if result.passed else 'FAIL'}: {result.rows} rows of logits, scale {result.scale:.3g}",
         f"  largest difference {result.largest_error:.2e}, allowed {result.bound:.2e}",
     ]
+    if result.quantised:
+        lines.append(f"  the reference's weights are the file's, quantised again: {result.quantised}")
     allowed = f"allowed {MOST_NEAR_TIES:.0%}"
     if result.bound_rms is not None:
         lines += [

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from costmodel.format import FLOAT
 from costmodel.place import ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
-from costmodel.schema.model import CacheFacts, ModelFacts, SegmentFacts
+from costmodel.schema.model import CacheFacts, ModelFacts, QuantisedFacts, SegmentFacts
 from hetero_sd.compile.bundle import copy_thread_pool
 from hetero_sd.runtime.model.library_facts import ENTRY, facts_json
 from hetero_sd.runtime.model.weights import Tensor, write_weights
@@ -83,6 +83,7 @@ class ModelRequest:
         dump: folder for the IR after each phase, or None.
         subgraphs: folder for the segments as ONNX files, or None.
         activations: FLOAT or INT8, for the CPU's kernels.
+        quantised: how the weights were quantised; None: they are the export's own.
         tokenizer: the manifest's `tokenizer`, which the libraries keep beside the other facts (library_facts.py).
     """
 
@@ -97,6 +98,7 @@ class ModelRequest:
     dump: Path | None = None
     subgraphs: Path | None = None
     activations: str = FLOAT
+    quantised: QuantisedFacts | None = None
     tokenizer: TokenizerFacts | None = None
 
 
@@ -152,12 +154,14 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
             value_shape=tuple(value_shape(facts.kv_heads, facts.head_dim, sizes.context)),
         ),
         activations=request.activations,
+        quantised=request.quantised,
         opencl_runtime=carried.relative_to(bundle).as_posix() if carried is not None else None,
     )
     kept = facts_json(described, [(p.name, p.dtype, p.shape) for p in lowered.packed], request.tokenizer)
     for processor, library in libraries.items():
         backend(processor).build(_with_facts(lowered.modules[processor], kept), core, library)
     source = sum(int(lowered.weights[p.name].nbytes) for p in lowered.packed)
+    source = source if request.quantised is None else decoder.stored_bytes
     return BuiltModel(
         described,
         library_bytes=sum(path.stat().st_size for path in libraries.values()),

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from costmodel.format import FLOAT
 from costmodel.schema.plan import Plan
 from costmodel.speculative import MOST_GAMMA, check_acceptance
 from hetero_sd.compile.build import BuiltModel, ModelRequest, Sizes, build_model
@@ -27,15 +28,19 @@ from hetero_sd.compile.tokenizer_files import TokenizerFiles, check_pair, find_t
 from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.progress import Progress
+from hetero_sd.quantisation.cost import QuantisationCost, encode_texts, measure_cost
+from hetero_sd.quantisation.recipes import Quantisation, facts_of
 from hetero_sd.runtime.manifest import write_manifest
-from targets.backend import backend
+from targets.backend import HOST, backend
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
 from targets.opencl.runtime import machine
 
 if TYPE_CHECKING:
+    from costmodel.decoder import DecoderSpec
     from passes.onnx import Decoder
+    from passes.onnx.quantise.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,10 @@ class CompileRequest:
         activations: FLOAT or INT8 for block-quantised matrix multiplications; None takes what the ONNX file allows.
         cpu_fallback: a model with a part on the GPU is compiled for the CPU, too, for when the GPU fails.
         subgraphs: folder for each model's segments as ONNX files, or None.
+        quantise: of float weights, of both models: a format or a file (hetero_sd/quantisation/recipes.py), or None.
+        quantise_head: format of heads, in place of the default and of the file's.
+        quantise_draft: of the drafter, in place of `quantise`.
+        prompts: texts on which is measured what quantising costs; None takes ours.
     """
 
     target: Path
@@ -81,13 +90,17 @@ class CompileRequest:
     activations: str | None = None
     cpu_fallback: bool = True
     subgraphs: Path | None = None
+    quantise: str | None = None
+    quantise_head: str | None = None
+    quantise_draft: str | None = None
+    prompts: Path | None = None
 
 
 @dataclass(frozen=True)
 class CompileResult:
     """What was decided and written; `prediction` ranks the plan's own choices, `notes` are sentences for the user.
 
-    `runs_here` says whether this machine has the board's instruction set.
+    `runs_here` says whether this machine has the board's instruction set; `cost` is what quantising costs, or None.
     """
 
     plan: Plan
@@ -97,6 +110,7 @@ class CompileResult:
     models: dict[str, BuiltModel]
     notes: tuple[str, ...] = ()
     runs_here: bool = True
+    cost: QuantisationCost | None = None
 
 
 def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult:
@@ -116,17 +130,27 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
         raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
     refuse_existing(request.out)
     overrides = _overrides(request)
+    quantisation = Quantisation.of(request.quantise, request.quantise_head, request.quantise_draft, sources)
+    if request.prompts is not None and not quantisation.recipes:
+        raise UserError(f"--prompts {request.prompts}: texts are for what quantising costs; add --quantise")
     board = load_board(request.board, measure=False)
     tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
 
     # 2. the models as graphs, and what runs where
-    imported, context, notes = import_models(request.context, sources, board, tokenizer, request.activations, progress)
+    texts = encode_texts(request.prompts, tokenizer.folder) if quantisation.recipes else None
+    imported, context, notes = import_models(
+        request.context, sources, board, tokenizer, request.activations, progress, quantisation
+    )
     decoders = {role: decoder for role, (decoder, _) in imported.items()}
     specs = {role: spec for role, (_, spec) in imported.items()}
     if request.draft is not None:
         vocab = {role: spec.vocab for role, spec in specs.items()}
         check_pair(request.target, vocab["target"], request.draft, vocab["draft"], tokenizer)
     plan, prediction = make_plan(board, specs, context, overrides)
+    cost = None
+    if texts is not None:
+        multiplied = {role: _multiplied(plan, role, spec) for role, spec in specs.items()}
+        cost = measure_cost(sources, quantisation, multiplied, texts.within(context), progress)
 
     with new_bundle(request.out) as folder:
         opencl_runtime = None
@@ -141,6 +165,8 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
                 *(role, decoders.pop(role), plan, board, folder, opencl_runtime, request, progress),
                 tokenizer=tokenizer,
                 activations=specs[role].activations,
+                recipe=quantisation.recipes.get(role),
+                source=sources[role],
             )
         _check_memory(board, models)
 
@@ -159,7 +185,12 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             described = {role: built.facts for role, built in models.items()}
             write_manifest(folder, described, plan, tokenizer.facts, board.to_json())
         size = folder_bytes(folder)
-    return CompileResult(plan, prediction, size, tokenizer, models, notes, board.isa == machine())
+    return CompileResult(plan, prediction, size, tokenizer, models, notes, board.isa == machine(), cost)
+
+
+def _multiplied(plan: Plan, role: str, spec: DecoderSpec) -> str:
+    """What the quantised weights are multiplied with where the plan runs the model; of a split one, on the CPU."""
+    return spec.activations if role in plan.places and HOST in plan.places[role].place.processors else FLOAT
 
 
 def _overrides(request: CompileRequest) -> Overrides:
@@ -183,6 +214,8 @@ def _build(
     progress: Progress,
     tokenizer: TokenizerFiles,
     activations: str,
+    recipe: Recipe | None,
+    source: Path,
 ) -> BuiltModel:
     """Compile one model of the pair."""
     steps = plan.widths[role]
@@ -201,6 +234,7 @@ def _build(
         activations=activations,
         subgraphs=request.subgraphs and request.subgraphs / role,
         tokenizer=tokenizer.facts,
+        quantised=None if recipe is None else facts_of(recipe, source),
     )
     with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
         return build_model(model, folder, advance)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 
 from costmodel.format import FLOAT
 from hetero_sd.compile.compile import CompileResult
 from hetero_sd.predict.text import variant_table
+from hetero_sd.quantisation.cost_text import cost_text
 from targets.backend import HOST
 
 _WIDTH = 118
@@ -38,6 +40,7 @@ def compile_text(result: CompileResult, out: Path) -> str:
         on_cpu = any(segment.processor == HOST for segment in m.chain)
         multiplied = f"{m.weight_dtype} x {m.activations if on_cpu else FLOAT}"
         lines.append(f"{role:8}{m.layers:>8}{multiplied:>15}{sizes}  {widths} and prefill {m.prefill_width}")
+    lines += cost_text(result.cost) if result.cost is not None else []
     lines.append(f"bundle {out}: {_size(result.bundle_bytes)}; {_how_to_run(result, out)}")
     return "\n".join(lines)
 
@@ -61,7 +64,10 @@ def compile_json(result: CompileResult) -> str:
         }
         for role, built in result.models.items()
     }
-    return json.dumps({"plan": result.plan.to_json(), "models": models, "bundle_bytes": result.bundle_bytes}, indent=1)
+    said = {"plan": result.plan.to_json(), "models": models, "bundle_bytes": result.bundle_bytes}
+    if result.cost is not None:
+        said["quantisation"] = asdict(result.cost)
+    return json.dumps(said, indent=1)
 
 
 def _size(n: int) -> str:

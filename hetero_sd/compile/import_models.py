@@ -10,6 +10,7 @@ from costmodel.format import FLOAT, INT8
 from hetero_sd.compile.context import DEFAULT_CONTEXT, rows_within, whole_context
 from hetero_sd.compile.tokenizer_files import TokenizerFiles
 from hetero_sd.progress import Progress
+from hetero_sd.quantisation.recipes import Quantisation
 from targets.device import Board
 from targets.errors import UserError
 
@@ -26,6 +27,7 @@ def import_models(
     tokenizer: TokenizerFiles,
     activations: str | None,
     progress: Progress,
+    quantisation: Quantisation | None = None,
 ) -> tuple[Imported, int, tuple[str, ...]]:
     """(the models by role, rows of their caches, what to tell the user): as many rows as all models have positions for.
 
@@ -38,6 +40,7 @@ def import_models(
         tokenizer: of both models.
         activations: FLOAT or INT8 for block-quantised matrix multiplications; None takes what each file allows.
         progress: of the import.
+        quantisation: of float weights; None: they stay as they are.
 
     Raises:
         UserError: a model has fewer positions than the context that was asked for, or too few for any; int8 activations
@@ -52,7 +55,7 @@ def import_models(
         try:
             for role in sorted(sources, key=list(sources).index, reverse=True):
                 with progress.step(f"{role}: import {sources[role].name}"):
-                    imported[role] = _import(role, sources[role], context, tokenizer, activations)
+                    imported[role] = _import(role, sources[role], context, tokenizer, activations, quantisation)
             done = True
         except ContextTooLong as error:
             rows = rows_within(board, error.longest)
@@ -68,21 +71,34 @@ def import_models(
             f"--activations {INT8}: no model has int4 or int8 weights in blocks of a multiple of 32; leave it out"
         )
     notes += tuple(
-        f"{role}: int8 activations on the CPU, as {path} allows; --activations {FLOAT} multiplies floats"
+        f"{role}: int8 activations on the CPU, as {_allows(role, path, quantisation)}; "
+        f"--activations {FLOAT} multiplies floats"
         for role, path in sources.items()
         if activations is None and imported[role][1].activations == INT8
     )
     return {role: imported[role] for role in sources}, context, notes
 
 
+def _allows(role: str, path: Path, quantisation: Quantisation | None) -> str:
+    if quantisation is not None and role in quantisation.recipes:
+        return "with weights that are quantised here"
+    return f"{path} allows"
+
+
 def _import(
-    role: str, path: Path, context: int, tokenizer: TokenizerFiles, activations: str | None
+    role: str,
+    path: Path,
+    context: int,
+    tokenizer: TokenizerFiles,
+    activations: str | None,
+    quantisation: Quantisation | None,
 ) -> tuple[Decoder, DecoderSpec]:
     """One model of the pair as a graph, and its spec, from which its cost is predicted."""
     from passes.analysis.count_work import count_work
     from passes.onnx import canonicalise
 
-    decoder = canonicalise(path, context)
+    given = () if quantisation is None else (quantisation.recipes.get(role), quantisation.scales.get(role))
+    decoder = canonicalise(path, context, *given)
     if tokenizer.vocab > decoder.facts.vocab:
         raise UserError(
             f"{role} model {path} knows {decoder.facts.vocab} token ids, the tokenizer in {tokenizer.folder} has "

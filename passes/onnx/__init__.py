@@ -19,6 +19,7 @@ from passes.onnx.pass_context import Importing, Pass, PassLog, run_pass
 from passes.onnx.prove.check_logits import check_logits
 from passes.onnx.prove.check_vocabulary import check_vocabulary
 from passes.onnx.prove.context_limit import ContextTooLong, check_stated_positions, too_long
+from passes.onnx.quantise.recipe import Recipe
 from passes.onnx.rewrite.add_cache import add_cache
 from passes.onnx.rewrite.blocks_of_columns import blocks_of_columns
 from passes.onnx.rewrite.canonical_matmuls import canonical_matmuls
@@ -37,6 +38,7 @@ from passes.onnx.rewrite.lower_group_query import lower_group_query
 from passes.onnx.rewrite.norm_by_head import norm_by_head
 from passes.onnx.rewrite.normalise_io_names import normalise_io_names
 from passes.onnx.rewrite.pick_branch import pick_branch
+from passes.onnx.rewrite.quantise_weights import quantise_weights
 from passes.onnx.rewrite.resolve_shapes import resolve_shapes
 from passes.onnx.rewrite.split_packed import split_packed
 from passes.onnx.rewrite.tie_equal_head import tie_equal_head
@@ -61,6 +63,7 @@ PIPELINE: list[Pass] = [
     normalise_io_names,
     pick_branch,
     upcast_to_float32,
+    quantise_weights,
     widen_bfloat16,
     drop_fake_quantisation,
     float_activations,
@@ -103,19 +106,25 @@ class Decoder:
         model: `onnx_ir.Model`, opset 23; weights are read when asked for.
         facts: what it is.
         log: what each pass did and declined.
+        stored_bytes: of the weights in the file.
     """
 
     model: Any
     facts: DecoderFacts
     log: list[PassLog]
+    stored_bytes: int = 0
 
 
-def canonicalise(path: Path, context: int) -> Decoder:
+def canonicalise(
+    path: Path, context: int, recipe: Recipe | None = None, scales: dict[Any, Any] | None = None
+) -> Decoder:
     """Read an export and bring it to the canonical form.
 
     Args:
         path: the ONNX file; weights may lie beside it in external files.
         context: positions the rope tables shall cover, at least 2.
+        recipe: the formats that float weights get; None leaves them as they are.
+        scales: those that were searched for the file before, which is added to; None knows of none.
 
     Raises:
         ContextTooLong: the export has fewer positions than the context.
@@ -125,7 +134,8 @@ def canonicalise(path: Path, context: int) -> Decoder:
         raise UserError(f"a context of {context} tokens: it must be 2 to {LONGEST_CONTEXT}")
     model = load(path)
     stored = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    imp = Importing(model, context, largest_bytes=_SMALLEST_LIMIT_BYTES + 2 * stored)
+    imp = Importing(model, context, largest_bytes=_SMALLEST_LIMIT_BYTES + 2 * stored, recipe=recipe)
+    imp.scales = imp.scales if scales is None else scales
     try:
         check_stated_positions(imp)
         for run in PIPELINE:
@@ -137,7 +147,7 @@ def canonicalise(path: Path, context: int) -> Decoder:
         step = PIPELINE[len(imp.log)].__name__ if len(imp.log) < len(PIPELINE) else "decoder_facts"
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{path}: {step} can make no sense of the graph ({reason}); does onnx.checker pass?") from error
-    return Decoder(imp.model, facts, imp.log)
+    return Decoder(imp.model, facts, imp.log, stored)
 
 
 def canonicalise_up_to(path: Path, most: int) -> tuple[Decoder, int]:

@@ -12,6 +12,7 @@ import onnx_ir.passes.common as common
 
 if TYPE_CHECKING:
     from passes.onnx.prove.prove_rope import Rope
+    from passes.onnx.quantise.recipe import Recipe
 
 WRITTEN = "written by a pass"  # in the `meta` of nodes that are canonical by construction
 
@@ -92,6 +93,8 @@ class Importing:
         log: one entry per pass so far.
         facts: what the passes so far proved.
         remembered: what passes/onnx/shapes.py has inferred so far.
+        recipe: the formats that float weights get; None leaves them as they are.
+        scales: those that were searched so far, by weight and format.
         largest_bytes: a value larger than this is not computed: a small file must not take much memory.
     """
 
@@ -100,6 +103,8 @@ class Importing:
     log: list[PassLog] = field(default_factory=list)
     facts: ImportFacts = field(default_factory=ImportFacts)
     largest_bytes: int = 128 << 20
+    recipe: Recipe | None = None
+    scales: dict[Any, np.ndarray] = field(default_factory=dict)
     remembered: dict[Any, Any] = field(default_factory=dict)
 
     @property

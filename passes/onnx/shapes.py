@@ -120,6 +120,9 @@ def _infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
         return
     if any(v is not None and v not in known for v in node.inputs):
         return
+    if node.op_type == "DequantizeLinear" and attribute(node, "block_size", 0):  # by quantise_weights, in any opset
+        known[node.outputs[0]] = Known(known[node.inputs[1]].dtype, known[node.inputs[0]].shape)
+        return
     inputs = tuple(None if v is None else known[v] for v in node.inputs)
     opsets = tuple(imp.graph.opset_imports.items())
     key = _key(node, inputs, opsets)

@@ -86,6 +86,10 @@ REPAIRS: dict[type[Record], Any] = {
     model.WeightSlice: lambda start, end, **found: {**found, "start": min(start, end - 1), "end": end},
     plan.LivePrediction: lambda verify_s, **found: {**found, "verify_s": {**verify_s, 1: 0.5}},
     FileFacts: lambda sha256, **found: {**found, "sha256": hashlib.sha256(sha256.encode()).hexdigest()},
+    model.QuantisedFacts: lambda export_sha256, **found: {
+        **found,
+        "export_sha256": hashlib.sha256(export_sha256.encode()).hexdigest(),
+    },
     TokenizerFacts: lambda eos_ids, vocab: {"eos_ids": eos_ids, "vocab": min(1 << 31, max(vocab, *eos_ids, 0) + 1)},
 }
 MIXED = some_model(

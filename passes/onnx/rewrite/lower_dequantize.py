@@ -225,7 +225,13 @@ class _Packed:
         if zero is not None and zero.size <= _MOST_ZEROS:
             implied = not np.any(zero.numpy() != middle)
         parts: list[tuple[str, Any, Any, tuple[int, ...]]]
-        parts = [("scale", lambda: np.array(by_column(scale, blocks)), ir.DataType.FLOAT, (columns, blocks))]
+        half = scale.dtype == ir.DataType.FLOAT16
+        kept = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
+
+        def scales() -> np.ndarray:
+            return np.array(by_column(scale, blocks).astype(kept.numpy()))
+
+        parts = [("scale", scales, kept, (columns, blocks))]
         if not implied:  # without one, both operators take the middle of the range
             parts += [("zero", zeros, ir.DataType.UINT8, (columns, -(-blocks // per)))]
         self._scales = [_lazy(imp, f"{name}.{part}", *rest) for part, *rest in parts]

@@ -2,6 +2,7 @@
 
     y = MatMulNBits(x, q, s)                ->  y = MatMulNBits(rounded(x), q, s)
     y = MatMul(x, DequantizeLinear(q, s))   ->  y = MatMul(rounded(x), DequantizeLinear(q, s)), likewise Gemm
+    y = MatMul(x, W') of fake_quantise      ->  y = MatMul(rounded(x), W'), likewise Gemm
 
 where rounded(x) = codes * scale as in targets/cpu/kernels/linear_int.py. The import does not run it: it makes the
 reference of `verify`, which onnxruntime computes in floats.
@@ -16,6 +17,7 @@ import onnx_ir as ir
 
 from passes.onnx.pass_context import Importing, PassLog, add_initializer, attribute, emit
 from passes.onnx.prove.weight_expression import stored
+from passes.onnx.rewrite.fake_quantise import fake_block
 from targets.cpu.dot import STEP, takes_codes
 
 
@@ -40,6 +42,8 @@ def _quantised(node: Any) -> tuple[int, int]:
     """
     if node.op_type == "MatMulNBits":
         return int(attribute(node, "K")), int(attribute(node, "block_size"))
+    if (fake := fake_block(node))[0]:
+        return fake
     if node.domain or node.op_type not in ("MatMul", "Gemm") or attribute(node, "transA", 0):
         return 0, 0
     made, transposed = node.inputs[1].producer(), bool(attribute(node, "transB", 0))

@@ -34,15 +34,15 @@ def tie_equal_head(imp: Importing) -> PassLog:
             continue
         weight = initializer_of(node.inputs[1])
         for table in tables:
-            if weight is not table and (transposed := _same(table.const_value, weight.const_value)) is not None:
+            if weight is not table and (transposed := same_numbers(table.const_value, weight.const_value)) is not None:
                 _read_instead(weight, table, transposed)
                 matched += 1
                 break
     return PassLog("tie_equal_head", matched)
 
 
-def _same(table: Any, weight: Any) -> bool | None:
-    """False: the same numbers; True: transposed; None: others."""
+def same_numbers(table: Any, weight: Any) -> bool | None:
+    """Whether a tensor has the numbers of a table: False: as they are; True: transposed; None: others."""
     shape, other = tuple(table.shape), tuple(weight.shape)
     if table.dtype != weight.dtype or len(shape) != 2 or other not in (shape, shape[::-1]):
         return None

@@ -63,6 +63,8 @@ DOCUMENTS = {
         "what a run measured",
         "acceptance_rate after before round_s tokens_per_round tokens_per_s",
     ),
+    "hetero_sd/quantisation/cost.py": ("arguments of ReferenceModel", "activations"),
+    "hetero_sd/quantisation/recipes.py": ("a file of formats", "matrices"),
     "hetero_sd/runtime/run.py": ("what a run measured", "mode"),
     "hetero_sd/sweep.py": (
         "columns of what `sweep` writes",

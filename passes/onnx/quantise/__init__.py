@@ -1,0 +1,1 @@
+"""Quantising the float weights of an export: recipe, matrices, scales and codes."""

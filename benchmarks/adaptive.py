@@ -48,9 +48,9 @@ def real(repeats: int, threads: int, scratch: Path) -> list[dict[str, Any]]:
     from hetero_sd.runtime.decode.choose_policy import choose_policy
     from hetero_sd.runtime.decode.live_gamma import LiveGamma
     from hetero_sd.runtime.decode.start_times import time_steps
+    from hetero_sd.runtime.load import load_text
     from hetero_sd.runtime.manifest import Bundle
     from hetero_sd.runtime.model.model import load_models
-    from hetero_sd.runtime.run import load_text
 
     bundle = Bundle(bundle_folder)
     models, text = load_models(bundle), load_text(bundle)

@@ -82,9 +82,9 @@ def main() -> int:
         bundle_folder = compile_pair(Path(scratch), "host")
         prepare_environment(options.threads)
         from hetero_sd.runtime.decode.choose_policy import choose_policy
+        from hetero_sd.runtime.load import load_text
         from hetero_sd.runtime.manifest import Bundle
         from hetero_sd.runtime.model.model import load_models
-        from hetero_sd.runtime.run import load_text
 
         bundle = Bundle(bundle_folder)
         models, text = load_models(bundle), load_text(bundle)

@@ -15,6 +15,7 @@ from pathlib import Path
 from hetero_sd.run_here import check_machine, sequences
 from hetero_sd.runtime.decode.choose_policy import DRAFTERS, NGRAM, choose_policy
 from hetero_sd.runtime.decode.generate import Request, generate
+from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 from hetero_sd.runtime.decode.trace import Trace
@@ -22,7 +23,7 @@ from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.protocol import LOGITS, Model, Models
 from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
 from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
-from hetero_sd.runtime.session import Session, overlapping
+from hetero_sd.runtime.session import Session
 from targets.errors import UserError
 
 DEFAULT_NEW_TOKENS = 64

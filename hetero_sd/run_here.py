@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hetero_sd.runtime.load import load_text
 from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.model.protocol import Model
-from hetero_sd.runtime.run import load_text
 from hetero_sd.runtime.text.prompts import read_prompts
 from targets.device import Board
 from targets.errors import UserError

@@ -25,6 +25,7 @@ from hetero_sd.compile.import_models import import_models
 from hetero_sd.compile.place import place_text
 from hetero_sd.compile.plan import Overrides, check_gamma, make_plan
 from hetero_sd.compile.tokenizer_files import TokenizerFiles, check_pair, find_tokenizer
+from hetero_sd.compile.try_template import template_notes
 from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.progress import Progress
@@ -135,6 +136,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
         raise UserError(f"--prompts {request.prompts}: texts are for what quantising costs; add --quantise")
     board = load_board(request.board, measure=False)
     tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
+    about_chats = template_notes(tokenizer.folder)
 
     # 2. the models as graphs, and what runs where
     texts = encode_texts(request.prompts, tokenizer.folder) if quantisation.recipes else None
@@ -185,7 +187,9 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             described = {role: built.facts for role, built in models.items()}
             write_manifest(folder, described, plan, tokenizer.facts, board.to_json())
         size = folder_bytes(folder)
-    return CompileResult(plan, prediction, size, tokenizer, models, notes, board.isa == machine(), cost)
+    return CompileResult(
+        plan, prediction, size, tokenizer, models, (*notes, *about_chats), board.isa == machine(), cost
+    )
 
 
 def _multiplied(plan: Plan, role: str, spec: DecoderSpec) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from costmodel.schema.plan import MOST_THREADS
+from hetero_sd.runtime.conversation import OLDEST, WHEN_FULL
 from hetero_sd.runtime.decode.choose_policy import DRAFTERS, OVERLAPPED
 from hetero_sd.runtime.decode.drafters import MODEL
+from hetero_sd.runtime.text.prompts import prompt_of_text
 from targets.errors import UserError
 from targets.files import check_writable
 
@@ -19,8 +21,10 @@ _EXAMPLE = """\
 example:
   python run.py --prompt "Translate to German: good morning" --max-new-tokens 64 --stats
 
-A file of --prompts holds one text a line, or JSON lines such as {"prompt": "..."} or {"token_ids": [1, 2]}.
-Without --prompt and --prompts every line typed (or piped in) is a prompt of its own.
+A file of --prompts holds one text a line, or JSON lines such as {"prompt": "..."}, {"token_ids": [1, 2]} or
+{"messages": [{"role": "user", "content": "..."}]}, which may have "tools".
+Without --prompt and --prompts every line typed (or piped in) is a turn of a conversation; without a chat
+template, a prompt of its own. The lines /reset, /save FILE, /stats and /help are commands.
 """
 
 
@@ -36,6 +40,9 @@ class RunRequest:
         seed: of the sampling; None takes another one each time.
         stop: texts before which an answer ends.
         no_chat_template: the prompt goes to the model as it is.
+        chat_template: the name of the template, where there are several; None takes the one called default.
+        system: the system message of every conversation that has none; None gives none.
+        when_full: one of conversation.WHEN_FULL.
         mode: ``auto``, ``target-only``, ``speculative`` or ``overlapped``.
         gamma: drafted tokens in every round; None decides while it runs.
         least: drafts that the target waits for in mode overlapped; None is 0, or all of them where it samples.
@@ -62,6 +69,9 @@ class RunRequest:
     seed: int | None
     stop: tuple[str, ...]
     no_chat_template: bool
+    chat_template: str | None
+    system: str | None
+    when_full: str
     mode: str
     gamma: int | None
     least: int | None
@@ -128,6 +138,17 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
     )
     how.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
     how.add_argument("--no-chat-template", action="store_true", help="give the prompt to the model as it is")
+    how.add_argument(
+        "--chat-template", metavar="NAME", help="which of several chat templates (default: the one called default)"
+    )
+    how.add_argument("--system", metavar="TEXT", help="the system message, what the model is told first")
+    how.add_argument(
+        "--when-full",
+        choices=WHEN_FULL,
+        default=OLDEST,
+        help="what a conversation drops when the context is full: its oldest turns until half is free (default), "
+        "all turns, or nothing: it stops",
+    )
     run = parser.add_argument_group("execution")
     run.add_argument(
         "--mode",
@@ -191,6 +212,11 @@ def _check(options: RunRequest) -> None:
         )
     if options.mode == OVERLAPPED and options.drafter not in (None, MODEL):
         raise UserError(f"--mode {OVERLAPPED} drafts with the draft model: leave out --drafter {options.drafter}")
+    if options.no_chat_template and (options.system is not None or options.chat_template is not None):
+        option = "--chat-template" if options.system is None else "--system"
+        raise UserError(f"{option} contradicts --no-chat-template: leave one out")
+    if options.system is not None:
+        prompt_of_text(options.system, "--system")
     if options.save_logits is not None:
         check_writable(options.save_logits)
 

@@ -1,40 +1,56 @@
-"""Answers prompts with the loaded models: ids in, streamed text out, and the record of the run."""
+"""Answers prompts with the loaded models: what :func:`hetero_sd.load` returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from costmodel.schema.plan import Plan
-from hetero_sd.runtime.decode.choose_policy import NGRAM
+from hetero_sd.runtime.answer import Answer, RunFacts
+from hetero_sd.runtime.decode.choose_policy import NGRAM, OVERLAPPED
 from hetero_sd.runtime.decode.drafters import MODEL, Drafter
 from hetero_sd.runtime.decode.drafters.either import EitherDrafter
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.drafters.ngram import NgramDrafter
 from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
 from hetero_sd.runtime.decode.generate import Request, generate
-from hetero_sd.runtime.decode.overlapped.draft_thread import DraftThread
+from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap, speculate_overlapped
 from hetero_sd.runtime.decode.policy import GammaPolicy
+from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.model.protocol import Models
-from hetero_sd.runtime.model.side_by_side import side_by_side
-from hetero_sd.runtime.text.prompts import Prompt
-from hetero_sd.runtime.text.stream import Detokeniser, StopScanner
+from hetero_sd.runtime.text.chat_template import SYSTEM, USER, Chat, Message
+from hetero_sd.runtime.text.prompts import Prompt, checked_chat, prompt_of_text
 from hetero_sd.runtime.text.tokenizer import Text
 from targets.errors import UserError
 
+if TYPE_CHECKING:
+    from typing import Unpack  # not in the oldest Python of a device
 
-@dataclass
-class Answer:
-    """A prompt's ids, the text that followed (nothing from a stop string on) and the trace with the generated ids."""
 
-    prompt: Prompt
-    prompt_ids: list[int]
-    text: str = ""
-    trace: Trace = field(default_factory=Trace)
+class Options(TypedDict, total=False):
+    """How an answer is generated; what is left out is the session's.
+
+    Attributes:
+        max_new_tokens: tokens after which it ends, at least 1 (256).
+        temperature: spread of the samples; 0 takes the best token (0).
+        top_k: sample among so many best tokens; 0 is all (0).
+        top_p: sample among the best tokens of that mass, above 0 and at most 1 (1).
+        seed: makes samples repeatable; None takes another one each time (None).
+        stop: texts before which it ends (none).
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    stop: Sequence[str]
 
 
 @dataclass
@@ -43,18 +59,78 @@ class Session:
 
     ``overlap`` drafts with the draft model while the target verifies; then ``policy`` and ``drafter`` are not asked.
     ``drafter`` is one of choose_policy.DRAFTERS; ``pool`` keeps prompts and answers of the session for n-gram drafting.
-    ``text`` None is a bundle without a tokenizer: prompts are token ids and the text stays empty.
+    ``text`` None is a bundle without a tokenizer: prompts are token ids and the text stays empty. ``template`` puts
+    texts into the chat template, ``system`` is the system message of chats that have none. ``repeatable`` is the
+    policy where samples have a seed: it decides nothing from times. ``plan`` is what was predicted. ``resources`` end
+    with the session, which is a context manager.
     """
 
     models: Models
     text: Text | None
-    request: Request
+    request: Request = field(default_factory=Request)
     stops: Sequence[str] = ()
     policy: GammaPolicy | None = None
-    chat: bool = True
+    template: bool = True
     drafter: str = MODEL
     pool: NgramPool = field(default_factory=NgramPool)
+    system: str | None = None
+    repeatable: GammaPolicy | None = None
+    plan: Plan | None = None
     overlap: Overlap | None = None
+    resources: ExitStack = field(default_factory=ExitStack, repr=False)
+    _current: Answer | None = field(default=None, init=False, repr=False)
+
+    def __enter__(self) -> Session:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """End the present answer, and the thread of mode overlapped. The process ends well without it, too."""
+        if self._current is not None:
+            self._current.close()
+        self.resources.close()
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together, and one."""
+        return self.models.target.context
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Answer:
+        """Answer a text, put into the chat template where there is one, or go on after token ids as they are.
+
+        The answer is generated while it is iterated over; the next one of the session ends it.
+
+        Raises:
+            UserError: the prompt is empty, has more tokens than fit, or ids that the target does not know; the chat
+                template fails; an option is out of range.
+        """
+        given = prompt_of_text(prompt, "the prompt") if isinstance(prompt, str) else Prompt(list(prompt), "the prompt")
+        return self.answer(self.encode(given), **options)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> Answer:
+        """Answer the last message of a conversation by the chat template.
+
+        Of what was read for the answer before, the common beginning is not read again.
+
+        Args:
+            messages: objects with `role` ("system", "user", "assistant", ...) and `content`.
+            tools: JSON schemas of functions that the template shows to the model.
+            options: see :class:`Options`.
+
+        Raises:
+            UserError: as :meth:`generate`; there is no chat template, or a message is malformed.
+        """
+        chat = checked_chat({"messages": list(messages), **({} if tools is None else {"tools": list(tools)})}, "chat()")
+        return self.answer(self.encode(Prompt(chat, "the conversation")), **options)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt.
@@ -62,12 +138,13 @@ class Session:
         Raises:
             UserError: it has no ids, an id that the target does not know, or more than the target's context.
         """
-        if isinstance(prompt.given, list):
-            ids = prompt.given
+        given = prompt.given
+        if isinstance(given, list):
+            ids = given
         elif self.text is None:
             raise UserError(f"{prompt.where} is a text, but the bundle has no tokenizer: give token_ids")
         else:
-            ids = self.text.encode_prompt(prompt.given, self.chat)
+            ids = self.text.encode_prompt(self.with_system(given), self.template)
         target = self.models.target
         if not ids:
             raise UserError(f"{prompt.where} is empty: give at least one token")
@@ -79,58 +156,83 @@ class Session:
             )
         return ids
 
-    def answer(self, prompt: Prompt, ids: list[int], show: Callable[[str], None]) -> Answer:
-        """Generate after ``ids``, passing the text to ``show`` piece by piece."""
-        answer = Answer(prompt, ids)
-        detokeniser = Detokeniser(self.text.decode if self.text else lambda _: "")
-        scanner = StopScanner(self.stops)
+    def with_system(self, given: str | Chat) -> str | Chat:
+        """Put the session's system message before a text or a conversation that has none."""
+        if self.system is None:
+            return given
+        chat = Chat([{"role": USER, "content": given}]) if isinstance(given, str) else given
+        if chat.messages[0]["role"] == SYSTEM:
+            return chat
+        return Chat([{"role": SYSTEM, "content": self.system}, *chat.messages], chat.tools)
 
-        def release(piece: str) -> None:
-            if piece:
-                answer.text += piece
-                show(piece)
+    def answer(self, ids: list[int], **options: Unpack[Options]) -> Answer:
+        """Answer ids that :meth:`encode` returned."""
+        if self._current is not None:
+            self._current.close()
+        request, seeded = self._request(options)
+        greedy = request.sampling.greedy
+        policy = self.repeatable if seeded and not greedy else self.policy
+        trace = Trace()
+        self._current = Answer(
+            ids,
+            replace(self, request=request, policy=policy).stream(ids, trace),
+            trace,
+            self.text.decode if self.text else None,
+            options.get("stop", self.stops),
+            RunFacts(
+                self._mode(policy),
+                None if greedy else request.sampling.seed,
+                self.plan,
+                lambda: getattr(self.models.target, "thread_facts", None),
+                lambda: None if self.overlap is None else getattr(self.models.draft, "thread_facts", None),
+            ),
+        )
+        return self._current
 
-        for token in self.stream(ids, answer.trace):
-            release(scanner.feed(detokeniser.feed(token)))
-            if scanner.hit:
-                break
-        else:
-            release(scanner.feed(detokeniser.flush()))
-            release(scanner.flush())
-        if scanner.hit:
-            answer.trace.finish_reason = "stop"
-        return answer
+    def _mode(self, policy: GammaPolicy | None) -> str:
+        """How the draft length is chosen: "target-only", "live", or fixed: "speculative" or "overlapped"."""
+        if self.overlap is not None:
+            return OVERLAPPED
+        return "target-only" if policy is None else "live" if isinstance(policy, LiveGamma) else "speculative"
+
+    def _request(self, options: Options) -> tuple[Request, bool]:
+        """When to stop and how to choose, and whether the user gave a seed."""
+        if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+            raise TypeError(f"unknown option {unknown[0]!r}: there are {', '.join(Options.__annotations__)}")
+        default = self.request.sampling
+        seed = options.get("seed")
+        sampling = Sampling(
+            options.get("temperature", default.temperature),
+            options.get("top_k", default.top_k),
+            options.get("top_p", default.top_p),
+            secrets.randbits(63) if seed is None else seed,
+        )
+        most = options.get("max_new_tokens", self.request.max_new_tokens)
+        for name, holds in (
+            ("max_new_tokens must be at least 1", most >= 1),
+            ("temperature must be finite and not negative", 0 <= sampling.temperature < float("inf")),
+            ("top_k must not be negative", sampling.top_k >= 0),
+            ("top_p must be above 0 and at most 1", 0 < sampling.top_p <= 1),
+            ("seed must not be negative", sampling.seed >= 0),
+            ("stop is one text, give a list", not isinstance(options.get("stop", ()), str)),
+            ("stop has an empty text", "" not in options.get("stop", ())),
+        ):
+            if not holds:
+                raise UserError(name)
+        return Request(most, self.request.eos_ids, sampling), seed is not None
 
     def stream(self, ids: list[int], trace: Trace) -> Iterator[int]:
         """Return the generated ids one by one, and record the run in ``trace``."""
         target, sampling = self.models.target, self.request.sampling
         if self.overlap is not None and self.models.draft is not None:
-            drafts = ModelDrafter(self.models.draft, target.vocab, sampling)
+            drafts = ModelDrafter(self.models.draft, target.vocab, sampling, ids)
             return speculate_overlapped(target, drafts, ids, self.request, self.overlap, trace)
         drafters: list[Drafter] = []
         if self.policy is not None and NGRAM in self.drafter.split("+"):
             drafters.append(NgramDrafter(self.pool, target.vocab, sampling))
         if self.policy is not None and MODEL in self.drafter.split("+") and self.models.draft is not None:
-            drafters.append(ModelDrafter(self.models.draft, target.vocab, sampling))
+            drafters.append(ModelDrafter(self.models.draft, target.vocab, sampling, ids))
         if self.policy is None or not drafters:
             return generate(target, ids, self.request, trace)
         drafter = drafters[0] if len(drafters) == 1 else EitherDrafter(*drafters)
         return speculate(target, drafter, ids, self.request, self.policy, trace)
-
-
-@contextmanager
-def overlapping(
-    models: Models, plan: Plan | None, usable: Sequence[int], gamma: int, least: int, note: Callable[[str], None]
-) -> Iterator[Overlap]:
-    """Start the drafter's thread for a session, the models on CPUs of their own; it ends with the context.
-
-    Args:
-        models: both, as they were loaded.
-        plan: of the bundle.
-        usable: CPUs that this process may use.
-        gamma: drafts that are verified at a time, at most.
-        least: drafts that the target waits for.
-        note: told, in one line, where both models run on the same CPUs.
-    """
-    with side_by_side(models, plan, usable, note) as cpus, DraftThread(cpus) as thread:
-        yield Overlap(thread, gamma, least)

@@ -15,9 +15,9 @@ from hetero_sd.audit import AuditResult, audit_models, audit_overlapped
 from hetero_sd.cli import main
 from hetero_sd.commands.audit import audit_json, audit_text
 from hetero_sd.runtime.decode.generate import Request
+from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.model.protocol import CHOICE, Done, Model, Models
-from hetero_sd.runtime.session import overlapping
 
 EXPORTS = Path(__file__).resolve().parents[1] / "data" / "exports"
 WAYS = [(drafter, 3, FixedGamma(3)) for drafter in ("model", "ngram", "model+ngram")]

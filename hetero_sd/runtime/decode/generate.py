@@ -40,10 +40,11 @@ def generate(
 
 
 def first_token(target: Model, prompt: Sequence[int], sampling: Sampling, trace: Trace, rng: Rng) -> int:
-    """Feed the prompt and return the token that follows it."""
-    trace.prompt_tokens = len(prompt)
+    """Feed what the cache does not hold of the prompt, its last token at least; the token that follows it."""
     watch = Stopwatch(trace.clock)
-    token = _next_token(target, prompt, 0, sampling, watch, rng)
+    held = min(target.held(prompt), len(prompt) - 1)
+    trace.prompt_tokens, trace.kept_tokens = len(prompt), held
+    token = _next_token(target, prompt[held:], held, sampling, watch, rng)
     watch.book("prefill")
     trace.prefill_s = sum(watch.booked.values())
     return token

@@ -19,11 +19,12 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
     """Return the measurements of one or more generations, ready for JSON; what was not measured is None.
 
     Seconds throughout. ``tokens_per_s`` counts the tokens after the first one over the time they took. A term of
-    ``median_s`` is the median over rounds: ``draft_step`` of the mean step of a round, ``verify_step`` by the
-    number of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round; where
-    the drafter goes on while the target verifies, ``wait`` of a round and ``hand_over`` of a message.
-    ``gammas`` counts the rounds by drafted tokens, ``sources`` the drafted and accepted tokens by what they were made
-    from. ``switches`` are those of trace.Switch, ``generation`` counting the traces from 0.
+    ``median_s`` is the median over rounds: ``draft_step`` of the mean step of a round, ``verify_step`` by the number
+    of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round; where the
+    drafter goes on while the target verifies, ``wait`` of a round and ``hand_over`` of a message. ``kept_tokens`` of
+    the prompts were in the target's cache already. ``gammas`` counts the rounds by drafted tokens, ``sources`` the
+    drafted and accepted tokens by what they were made from. ``switches`` are those of trace.Switch, ``generation``
+    counting the traces from 0.
     """
     rounds = [r for trace in traces for r in trace.rounds]
     drafted = [r for r in rounds if r.drafted]
@@ -35,6 +36,7 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
     overlapped = any(r.wait_s for r in rounds)
     return {
         "prompt_tokens": sum(trace.prompt_tokens for trace in traces),
+        "kept_tokens": sum(trace.kept_tokens for trace in traces),
         "new_tokens": sum(len(trace.token_ids) for trace in traces),
         "finish_reason": traces[0].finish_reason if len(traces) == 1 else None,
         "time_to_first_token_s": _median([trace.prefill_s for trace in traces]),
@@ -118,7 +120,8 @@ def comparison(measured: Mapping[str, Any], plan: Plan | None, prompts: Sequence
 def stats_json(traces: Sequence[Trace], plan: Plan | None) -> dict[str, Any]:
     """Return the summary with the comparison under ``predicted_vs_measured``."""
     measured = summarise(traces)
-    return {**measured, "predicted_vs_measured": comparison(measured, plan, [trace.prompt_tokens for trace in traces])}
+    read = [trace.prompt_tokens - trace.kept_tokens for trace in traces]
+    return {**measured, "predicted_vs_measured": comparison(measured, plan, read)}
 
 
 def stats_table(stats: Mapping[str, Any]) -> str:
@@ -130,8 +133,9 @@ def stats_table(stats: Mapping[str, Any]) -> str:
         deviation = "-" if row["deviation"] is None else f"{100 * row['deviation']:+.1f} %"
         label = f"{row['term']} ({row['unit']})" if row["unit"] else row["term"]
         lines.append(f"{label:24}{_number(row['measured']):>12}{_number(row['predicted']):>12}{deviation:>12}")
+    kept = f" ({stats['kept_tokens']} of them read before)" if stats["kept_tokens"] else ""
     lines.append(
-        f"{stats['prompt_tokens']} prompt tokens, {stats['new_tokens']} new tokens, {stats['rounds']} rounds, "
+        f"{stats['prompt_tokens']} prompt tokens{kept}, {stats['new_tokens']} new tokens, {stats['rounds']} rounds, "
         f"{stats['drafted']} drafted, {stats['accepted']} accepted"
     )
     if len(stats["gammas"]) > 1:

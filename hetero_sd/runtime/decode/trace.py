@@ -66,6 +66,7 @@ class Switch:
 class Trace:
     """The record of one generation, filled in while it runs.
 
+    ``kept_tokens`` of the ``prompt_tokens`` were in the target's cache already, and were not read again.
     ``finish_reason`` is "eos", "length" (max_new_tokens), "context" (the KV cache is full), "stop" (a stop string;
     set by the reader of the stream), or None while it runs. ``lost_drafter`` says why the drafter was left out from
     some round on; None where it was not. ``switches`` are the changes of the draft length. Where the drafter goes on
@@ -74,6 +75,7 @@ class Trace:
     """
 
     prompt_tokens: int = 0
+    kept_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     prefill_s: float = 0.0

@@ -69,6 +69,10 @@ class Model(Protocol):
             ContextFull: ``pos + n > context``.
         """
 
+    def held(self, ids: Sequence[int]) -> int:
+        """How many of the first ``ids`` the cache holds already; a model that does not remember them holds none."""
+        return 0
+
     def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
         """Submit, wait, and return the logits of every row."""
         logits: npt.NDArray[np.float32] = self.submit(ids, pos, (LOGITS,)).result()[LOGITS]

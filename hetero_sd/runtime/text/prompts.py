@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hetero_sd.runtime.text.chat_template import ASSISTANT, Chat
 from targets.errors import UserError
+
+_KINDS = ("prompt", "messages", "token_ids")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, or token ids used as they are; ``where`` says in messages where it came from."""
+    """A text, a conversation, or token ids used as they are; ``where`` says in messages where it came from."""
 
-    given: str | list[int]
+    given: str | list[int] | Chat
     where: str
 
 
@@ -34,8 +37,9 @@ def prompt_of_text(text: str, where: str) -> Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Return the prompts of a file: one text a line, or JSON lines with ``prompt`` or ``token_ids``.
+    """Return the prompts of a file: one text a line, or JSON lines.
 
+    An object has ``prompt``, ``messages`` (and perhaps ``tools``), or ``token_ids``.
     Blank lines are skipped. A file named .jsonl, or whose first line starts with ``{``, holds JSON lines.
 
     Raises:
@@ -79,13 +83,43 @@ def _json_prompt(line: str, where: str) -> Prompt:
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "unreadable"
         raise UserError(f"{where} is not valid JSON ({reason})") from None
-    if not isinstance(value, dict) or ("prompt" in value) == ("token_ids" in value):
-        raise UserError(f"{where} needs an object with either `prompt` or `token_ids`")
+    if not isinstance(value, dict) or sum(kind in value for kind in _KINDS) != 1:
+        raise UserError(f"{where} needs an object with one of `prompt`, `messages` and `token_ids`")
     if "prompt" in value:
         if not isinstance(value["prompt"], str):
             raise UserError(f"{where}: `prompt` is not a string")
         return prompt_of_text(value["prompt"], where)
+    if "messages" in value:
+        return Prompt(checked_chat(value, where), where)
     ids = value["token_ids"]
     if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
         raise UserError(f"{where}: `token_ids` is not a list of integers with at least one")
     return Prompt(ids, where)
+
+
+def checked_chat(value: Mapping[str, Any], where: str) -> Chat:
+    """Return the conversation of an object with ``messages`` and perhaps ``tools``.
+
+    Raises:
+        UserError: a message has no role or no content, or the last one is the assistant's; text that UTF-8 cannot hold.
+    """
+    messages, tools = value["messages"], value.get("tools")
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{where}: `messages` is not a list with at least one message")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise UserError(f"{where}: message {number} is not an object with a `role`")
+        content = message.get("content")
+        if not isinstance(content, str | list) and not (content is None and "tool_calls" in message):
+            raise UserError(f"{where}: message {number} has no `content` that is a string or a list of parts")
+    if messages[-1]["role"] == ASSISTANT:
+        raise UserError(f"{where}: the last message is the assistant's: end with the one that is to be answered")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise UserError(f"{where}: `tools` is not a list of objects")
+    try:
+        json.dumps([messages, tools], ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{where} is not valid Unicode text: give UTF-8") from None
+    except (TypeError, ValueError, RecursionError):
+        raise UserError(f"{where}: the messages hold what JSON cannot") from None
+    return Chat(messages, tools or None)

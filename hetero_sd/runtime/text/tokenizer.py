@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from hetero_sd.runtime.text.chat_template import DEFAULT, USER, Chat, ChatTemplate, choose_template
 from targets.errors import UserError
 from targets.files import read_object
 
 FOLDER = "tokenizer"
 MOST_BYTES = 256 << 20  # of one of its files
 _ALWAYS_GIVEN = ("bos_token", "eos_token")
-_SPECIAL = ("pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+_SPECIAL = (*_ALWAYS_GIVEN, "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 
@@ -45,8 +44,11 @@ class Text:
         self._tokenizer.no_padding()
         self._config = read_config(find("tokenizer_config.json"))
         self.eos_ids = frozenset(self._eos_ids(read_config(find("generation_config.json"))))
-        self._named: tuple[str, ...] = ()  # chat templates by name without a default one
-        self._template = self._chat_template(find("chat_template.jinja"))
+        special = {key: token for key in _SPECIAL if (token := self._special_token(key)) is not None}
+        special = {**dict.fromkeys(_ALWAYS_GIVEN, ""), **special}
+        sources = self._template_sources(find("chat_template.jinja"))
+        self._templates = {name: ChatTemplate(source, special) for name, source in sources.items()}
+        self._template_name: str | None = None  # the user's choice among them
 
     @property
     def vocab(self) -> int:
@@ -57,20 +59,37 @@ class Text:
         """Return the ids of ``text``; ``special`` adds what the tokenizer puts around a text, such as BOS."""
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
-    def encode_prompt(self, text: str, chat: bool = True) -> list[int]:
-        """Return the ids of a user's ``text``, put in the chat template if there is one and ``chat`` is true.
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+        return bool(self._templates)
+
+    def use_template(self, name: str | None) -> None:
+        """Use the template of that name; None chooses as transformers does.
 
         Raises:
-            UserError: jinja2 is missing, the template fails, or there are several and none is the default.
+            UserError: there is none.
         """
-        if chat and self._named:
-            raise UserError(
-                f"tokenizer_config.json has chat templates by name ({', '.join(self._named)[:200]}) and none is called "
-                "default: put the one to use into chat_template.jinja beside it, or give --no-chat-template"
-            )
-        if self._template is None or not chat:
-            return self.encode(text)
-        return self.encode(self._render(self._template, text), special=False)
+        if name is not None:
+            choose_template(tuple(self._templates), name, tools=False)
+        self._template_name = name
+
+    def encode_prompt(self, given: str | Chat, chat: bool = True) -> list[int]:
+        """Return the ids of a user's text, put in the chat template if there is one and ``chat`` is true, or of a chat.
+
+        Raises:
+            UserError: jinja2 is missing, the template fails, none is the default, or there is none for a conversation.
+        """
+        if isinstance(given, str):
+            if not (chat and self._templates):
+                return self.encode(given)
+            given = Chat([{"role": USER, "content": given}])
+        if not chat:
+            raise UserError("a conversation needs the chat template: leave out --no-chat-template")
+        if not self._templates:
+            raise UserError("a conversation needs a chat template, and the tokenizer has none: give a prompt")
+        name = choose_template(tuple(self._templates), self._template_name, given.tools is not None)
+        return self.encode(self._templates[name].render(given), special=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
@@ -84,45 +103,15 @@ class Text:
         """Return the end-of-text ids that the two configuration files state."""
         return [*generation_eos(generation_config), *tokenizer_eos(self._tokenizer, self._config)]
 
-    def _chat_template(self, path: Path | None) -> str | None:
-        """Return the chat template: its own file, or the entry of tokenizer_config.json."""
-        if path is not None:
-            return _read(path)
+    def _template_sources(self, path: Path | None) -> dict[str, str]:
+        """Return the chat templates by name: the default one may have a file of its own, the config has others."""
         template = self._config.get("chat_template")
         if isinstance(template, list):  # several by name
             template = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
-        if isinstance(template, dict):
-            self._named = tuple(template) if "default" not in template else ()
-            template = template.get("default")
-        return template if isinstance(template, str) else None
-
-    def _render(self, template: str, text: str) -> str:
-        """Render the template for one message of the user, in a sandbox: it is a program from outside."""
-        try:
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ImportError:
-            raise UserError("the chat template needs jinja2: install it, or give --no-chat-template") from None
-
-        def fail(message: str) -> None:
-            raise ValueError(message)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = fail
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        try:
-            return environment.from_string(template).render(
-                messages=[{"role": "user", "content": text}],
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **{key: self._special_token(key) or "" for key in _ALWAYS_GIVEN},
-                **{key: token for key in _SPECIAL if (token := self._special_token(key)) is not None},
-            )
-        except Exception as error:  # whatever a template can do wrong
-            raise UserError(f"the chat template fails ({_one_line(error)}): give --no-chat-template") from None
+        elif not isinstance(template, dict):
+            template = {DEFAULT: template}
+        found = {str(name): source for name, source in template.items() if isinstance(source, str)}
+        return found if path is None else {**found, DEFAULT: _read(path)}
 
 
 def generation_eos(config: Mapping[str, Any]) -> list[int]:
@@ -144,36 +133,6 @@ def special_token(config: Mapping[str, Any], key: str) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    """The filter ``tojson`` with the arguments that transformers gives it."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _generation_tag() -> Any:
-    """The tag ``{% generation %}...{% endgeneration %}``, which marks what the model says: here its content alone."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 (jinja2's own form)
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
-
-        def _content(self, caller: Any) -> Any:
-            return caller()
-
-    return Generation
 
 
 def _read(path: Path) -> str:

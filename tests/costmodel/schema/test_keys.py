@@ -65,7 +65,9 @@ DOCUMENTS = {
     ),
     "hetero_sd/quantisation/cost.py": ("arguments of ReferenceModel", "activations"),
     "hetero_sd/quantisation/recipes.py": ("a file of formats", "matrices"),
-    "hetero_sd/runtime/run.py": ("what a run measured", "mode"),
+    "hetero_sd/runtime/answer.py": ("what a run measured", "mode"),
+    "hetero_sd/runtime/load.py": ("how a bundle is loaded", "gamma mode"),
+    "hetero_sd/runtime/run.py": ("how a bundle is loaded", "gamma mode"),
     "hetero_sd/sweep.py": (
         "columns of what `sweep` writes",
         "against_best against_same board context gamma mode tokens_per_s",

@@ -15,8 +15,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from hetero_sd.runtime.decode.generate import Request
+from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.manifest import read_manifest, write_manifest
-from hetero_sd.runtime.model.protocol import CHOICE, ContextFull, Done, Model, NotFiniteError
+from hetero_sd.runtime.model.kept_prefix import kept_prefixes
+from hetero_sd.runtime.model.protocol import CHOICE, ContextFull, Done, Model, Models, NotFiniteError
+from hetero_sd.runtime.session import Session
+from hetero_sd.runtime.text.tokenizer import FILES, Text
 from targets.opencl import runtime as opencl_runtime
 from targets.zig import zig, zig_environment
 
@@ -116,6 +121,29 @@ def byte_fallback_tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def tokenizers_by_kind() -> dict[str, Tokenizer]:
     return {"byte level": byte_level_tokenizer(), "byte fallback": byte_fallback_tokenizer()}
+
+
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
+
+
+@pytest.fixture
+def letters(tmp_path: Path, tokenizers_by_kind: dict[str, Tokenizer]) -> Callable[..., Session]:
+    """Makes sessions whose toy models choose among the letters a to d by the whole text before, four of them."""
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    tokenizers_by_kind["byte level"].save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+    def make(context: int = 400, drafts: bool = False, chats: bool = True, **more: Any) -> Session:
+        names = FILES if chats else FILES[:1]
+        text = Text(lambda name: folder / name if name in names and (folder / name).exists() else None)
+        table = np.full((11, text.vocab), -9.0)
+        table[:, 64:68] = np.random.default_rng(3).standard_normal((11, 4))
+        models = Models(TableModel(table, context, "target"), TableModel(table, context, "draft") if drafts else None)
+        policy = FixedGamma(2) if drafts else None
+        return Session(kept_prefixes(models), text, Request(4), policy=policy, **more)
+
+    return make
 
 
 @pytest.fixture(scope="session")

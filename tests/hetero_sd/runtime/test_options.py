@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.model.threads import choose_threads, cluster_cores, physical_cores, prepare_environment
 from hetero_sd.runtime.options import parse_options
+from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_lines, read_prompts
 from targets.errors import UserError
 
@@ -70,6 +72,9 @@ def test_defaults_are_greedy_and_the_plans():
         ("--prom a", "unrecognized arguments"),
         ("--prompt", "expected one argument"),
         ("extra", "unrecognized arguments: extra"),
+        ("--when-full never", "invalid choice"),
+        ("--system x --no-chat-template", "--system contradicts --no-chat-template"),
+        ("--chat-template x --no-chat-template", "--chat-template contradicts --no-chat-template"),
         ("--save-logits /nowhere/at/all/f", "no folder /nowhere/at/all"),
         ("--save-logits /", "/: cannot be written: it is a folder"),
     ],
@@ -94,15 +99,37 @@ def test_json_lines(tmp_path, name):
     assert read_prompts(path) == [Prompt("a\nb", f"{path} line 2"), Prompt([1, 2], f"{path} line 4")]
 
 
+def test_conversations_of_a_file(tmp_path):
+    path = tmp_path / "p.jsonl"
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    messages = [{"role": "user", "content": "a"}, call, {"role": "tool", "content": "3"}]
+    lines = [{"messages": messages, "tools": [{"name": "f"}]}, {"messages": messages[:1], "tools": []}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert [p.given for p in read_prompts(path)] == [Chat(messages, [{"name": "f"}]), Chat(messages[:1])]
+
+
 @pytest.mark.parametrize(
     ("line", "match"),
     [
         ('{"prompt": "a"', r"line 2 is not valid JSON \(Expecting"),
         ("[" * 100_000, "line 2 is not valid JSON"),
         ("text", "line 2 is not valid JSON"),
-        ("[1]", "line 2 needs an object with either"),
-        ('{"text": "a"}', "line 2 needs an object with either"),
-        ('{"prompt": "a", "token_ids": [1]}', "line 2 needs an object with either"),
+        ("[1]", "line 2 needs an object with one of"),
+        ('{"text": "a"}', "line 2 needs an object with one of"),
+        ('{"prompt": "a", "token_ids": [1]}', "line 2 needs an object with one of"),
+        ('{"prompt": "a", "messages": []}', "line 2 needs an object with one of"),
+        ('{"messages": []}', "line 2: `messages` is not a list with at least one message"),
+        ('{"messages": "hi"}', "line 2: `messages` is not a list"),
+        ('{"messages": [{"content": "a"}]}', "line 2: message 1 is not an object with a `role`"),
+        ('{"messages": [{"role": "user", "content": "a"}, 3]}', "line 2: message 2 is not an object"),
+        ('{"messages": [{"role": "user"}]}', "line 2: message 1 has no `content`"),
+        ('{"messages": [{"role": "user", "content": 3}]}', "line 2: message 1 has no `content`"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "line 2 is not valid Unicode"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+            "line 2: the last message is the assistant's",
+        ),
+        ('{"messages": [{"role": "user", "content": "a"}], "tools": {}}', "line 2: `tools` is not a list of objects"),
         ('{"prompt": 3}', "line 2: `prompt` is not a string"),
         ('{"prompt": "\\ud800"}', "line 2 is not valid Unicode"),
         ('{"token_ids": []}', "line 2: `token_ids` is not a list of integers"),

@@ -17,13 +17,13 @@ _ALWAYS_READ = 4  # first tokens of a text
 class ModelDrafter(Drafter):
     """The draft model, how much of the text its KV cache holds, and the vocabulary it shares with the target."""
 
-    def __init__(self, model: Model, target_vocab: int, sampling: Sampling) -> None:
-        """Start with an empty cache; ``target_vocab`` bounds what may be drafted."""
+    def __init__(self, model: Model, target_vocab: int, sampling: Sampling, prompt: Sequence[int] = ()) -> None:
+        """Start a text with what the cache holds of its prompt; ``target_vocab`` bounds what may be drafted."""
         self._model = model
         self._target_vocab = target_vocab
         self._common = min(model.vocab, target_vocab)
         self._sampling = sampling
-        self._length = 0  # leading tokens of the text that are in the cache, or were left out
+        self._length = model.held(self._known(prompt))  # leading tokens that are in the cache, or were left out
         self.skipped = 0  # how many were left out
         self.lost: str | None = None  # why it drafts no more
 

@@ -21,12 +21,13 @@ from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.overlapped.draft_side import DraftSide
 from hetero_sd.runtime.decode.overlapped.draft_thread import DraftThread
+from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap, speculate_overlapped
 from hetero_sd.runtime.decode.sampling import Sampling, probabilities
 from hetero_sd.runtime.decode.stats import stats_json, stats_table
 from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.model.protocol import Models, NotFiniteError
-from hetero_sd.runtime.session import Session, overlapping
+from hetero_sd.runtime.session import Session
 from targets.backend import ProcessorFailed
 
 GUARD_S = 300.0  # far more than any text takes: only threads that wait for each other reach it

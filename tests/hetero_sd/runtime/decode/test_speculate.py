@@ -13,6 +13,7 @@ from hetero_sd.runtime.decode.policy import PLAIN, Choice, FixedGamma
 from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Round, Trace
+from hetero_sd.runtime.model.protocol import Model
 
 
 class RandomGamma:
@@ -40,7 +41,7 @@ class RandomGamma:
         self.seen.append(finished)
 
 
-class CheckingTarget:
+class CheckingTarget(Model):
     """Compares every verified draft with what a drafter without a cache would have drafted."""
 
     def __init__(self, target, draft, prompt) -> None:

@@ -1,0 +1,133 @@
+"""An answer while it comes: pieces of text with their tokens, then why it ended and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from costmodel.schema.plan import Plan
+from hetero_sd.runtime.decode.stats import stats_json
+from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.text.stream import Detokeniser, StopScanner
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that is complete, whole characters only, and the tokens since the piece before.
+
+    The last piece may have tokens without text, such as the end of text, or text that was held back.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """The text."""
+        return self.text
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What an answer says of the run beside its own measurements.
+
+    Attributes:
+        mode: "target-only", "live" where the draft length follows what is measured, "speculative" or "overlapped".
+        seed: of the sampling; None for the best tokens.
+        plan: what was predicted.
+        threads: what runs the CPU kernels (CompiledModel.thread_facts), asked at the end.
+        draft_threads: likewise of the draft model, where it runs beside the target.
+    """
+
+    mode: str
+    seed: int | None = None
+    plan: Plan | None = None
+    threads: Callable[[], dict[str, Any] | None] = lambda: None
+    draft_threads: Callable[[], dict[str, Any] | None] = lambda: None
+
+
+class Answer(Iterator[Piece]):
+    """Iterate over it to generate; what was generated so far is in its attributes.
+
+    Attributes:
+        prompt_ids: the tokens before it.
+        text: all of it so far; nothing from a stop string on.
+        trace: the record of the run (decode/trace.py).
+        facts: of the run.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        tokens: Iterator[int],
+        trace: Trace,
+        decode: Callable[[Sequence[int]], str] | None,
+        stops: Sequence[str],
+        facts: RunFacts,
+    ) -> None:
+        """Read ``tokens``, which fills in ``trace``; without ``decode`` there is no text, and each token is a piece."""
+        self.prompt_ids, self.text, self.trace, self.facts = list(prompt_ids), "", trace, facts
+        self._pieces = self._read(tokens, decode, StopScanner(stops))
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens so far, the end of text and those of a stop string among them."""
+        return self.trace.token_ids
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why it ended; None while it comes, and where it was not generated to its end.
+
+        "eos", "length" (max_new_tokens), "context" (the KV cache is full), or "stop" (a stop string).
+        """
+        return self.trace.finish_reason
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """What ``run.py --json`` prints under that name: times, acceptance, and the plan's predictions beside them."""
+        return run_stats([self])
+
+    def __next__(self) -> Piece:
+        """Generate until there is a piece."""
+        piece = next(self._pieces)
+        self.text += piece.text
+        return piece
+
+    def read(self) -> str:
+        """Generate to the end; the whole text."""
+        for _ in self:
+            pass
+        return self.text
+
+    def close(self) -> None:
+        """Generate no more."""
+        self._pieces.close()
+
+    def _read(
+        self, tokens: Iterator[int], decode: Callable[[Sequence[int]], str] | None, scanner: StopScanner
+    ) -> Generator[Piece]:
+        detokeniser, since = Detokeniser(decode or (lambda _: "")), list[int]()
+        for token in tokens:
+            since.append(token)
+            text = scanner.feed(detokeniser.feed(token))
+            if scanner.hit:
+                self.trace.finish_reason = "stop"
+                yield Piece(text, tuple(since))
+                return
+            if text or decode is None:
+                yield Piece(text, tuple(since))
+                since = []
+        rest = scanner.feed(detokeniser.flush())
+        rest += scanner.flush()
+        if scanner.hit:
+            self.trace.finish_reason = "stop"
+        if rest or since:
+            yield Piece(rest, tuple(since))
+
+
+def run_stats(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return what answers of one session measured together."""
+    facts = answers[-1].facts if answers else RunFacts("")
+    ran = {"threads": facts.threads(), "draft_threads": facts.draft_threads()}
+    found = stats_json([answer.trace for answer in answers], facts.plan)
+    return {"mode": facts.mode, "seed": facts.seed, **found, **{name: what for name, what in ran.items() if what}}

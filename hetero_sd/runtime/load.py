@@ -1,0 +1,178 @@
+"""From a bundle to a session: the tokenizer, the models, and how the draft length is chosen."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypedDict
+
+from hetero_sd.runtime.decode.choose_policy import DRAFTERS, OVERLAPPED, choose_policy, fixed_gamma
+from hetero_sd.runtime.decode.drafters import MODEL
+from hetero_sd.runtime.decode.generate import Request
+from hetero_sd.runtime.decode.live_gamma import LiveGamma
+from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
+from hetero_sd.runtime.decode.overlapped.target_side import Overlap
+from hetero_sd.runtime.decode.start_times import time_steps
+from hetero_sd.runtime.internal_error import step
+from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.model.kept_prefix import kept_prefixes
+from hetero_sd.runtime.model.protocol import Models, NotFiniteError
+from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, stay_on_cluster, usable_cpus
+from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
+from hetero_sd.runtime.session import Session
+from hetero_sd.runtime.text import tokenizer as text_files
+from hetero_sd.runtime.text.tokenizer import Text
+from targets.errors import UserError
+
+AUTO, TARGET_ONLY, SPECULATIVE = "auto", "target-only", "speculative"
+MODES = AUTO, TARGET_ONLY, SPECULATIVE, OVERLAPPED
+Loader = Callable[[Bundle, bool], Models]
+
+
+class Settings(TypedDict, total=False):
+    """How a bundle is loaded; what is left out has the value in brackets.
+
+    Attributes:
+        mode: "auto" starts from the plan and drafts while that is faster than not to, "target-only", "speculative", or
+            "overlapped": the drafter goes on while the target verifies ("auto").
+        gamma: drafted tokens in every round; None decides while it runs, where the mode is not overlapped (None).
+        least: drafts that the target waits for in mode overlapped; None is 0 (None).
+        drafter: "model", "ngram" or "model+ngram"; None is the draft model, where the bundle has one (None).
+        threads: of the CPU; None takes the plan's (None).
+        huge_pages: the weights are copied into huge pages (False).
+        template: texts are put into the chat template, where there is one (True).
+        template_name: which one, where there are several (None).
+        system: the system message of conversations that have none (None).
+    """
+
+    mode: str
+    gamma: int | None
+    least: int | None
+    drafter: str | None
+    threads: int | None
+    huge_pages: bool
+    template: bool
+    template_name: str | None
+    system: str | None
+
+
+def load_folder(folder: Path, settings: Settings) -> Session:
+    """See :func:`hetero_sd.load`."""
+    if unknown := sorted(settings.keys() - Settings.__annotations__.keys()):
+        raise TypeError(f"unknown setting {unknown[0]!r}: there are {', '.join(Settings.__annotations__)}")
+    for name, known in (("mode", MODES), ("drafter", (None, *DRAFTERS))):
+        if settings.get(name, known[0]) not in known:
+            raise UserError(f"{name} {settings[name]!r}: give one of {', '.join(map(str, known))}")  # type: ignore[literal-required]
+    gamma = settings.get("gamma")
+    if gamma is not None and gamma < 1:
+        raise UserError("gamma must be at least 1")
+    if settings.get("least") is not None and settings.get("mode") != OVERLAPPED:
+        raise UserError(f"least belongs to mode {OVERLAPPED}: leave it out, or give that")
+    bundle = Bundle(folder)
+    return load_session(bundle, load_text(bundle), settings)
+
+
+def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Loader | None = None) -> Session:
+    """Load the models of an opened bundle.
+
+    Args:
+        bundle: the bundle.
+        text: its tokenizer (`load_text`).
+        settings: as the user gave them.
+        load: loads the models; None is :func:`hetero_sd.runtime.model.model.load_models`.
+
+    Raises:
+        UserError: a file is damaged, or a setting needs what the bundle has not.
+    """
+    _choose_template(text, settings)
+    prepare_environment(choose_threads(settings.get("threads"), bundle.plan))  # before TVM is imported
+    usable = usable_cpus()  # before models are loaded, which may keep this thread on a cluster
+    with step("loading the models"):
+        loaded = (load or load_models)(bundle, settings.get("huge_pages", False))
+    models = within_vocabulary(loaded, bundle.tokenizer.vocab if bundle.tokenizer else None)
+    mode, gamma, chosen = settings.get("mode", AUTO), settings.get("gamma"), settings.get("drafter")
+    drafter = chosen or MODEL
+    with_model = MODEL in drafter.split("+")
+    if models.draft is None and with_model and chosen is not None:
+        raise UserError("this bundle has no draft model: give --drafter ngram, which needs none")
+    if models.draft is None and mode == OVERLAPPED:
+        raise UserError(f"this bundle has no draft model: leave out --mode {OVERLAPPED}")
+    if models.draft is None and with_model and (mode == SPECULATIVE or gamma is not None):
+        raise UserError(
+            "this bundle has no draft model: leave out --mode speculative and --gamma, or give --drafter ngram"
+        )
+    drafts = (models.draft is not None or not with_model) and mode != OVERLAPPED
+    policy = choose_policy(mode, gamma, bundle.plan, drafter) if drafts else None
+    if isinstance(policy, LiveGamma):
+        try:
+            time_steps(models if with_model else Models(models.target), policy)
+        except NotFiniteError as error:
+            note(f"{error}; it is left out")
+            policy = None
+    resources = ExitStack()
+    return Session(
+        kept_prefixes(models),
+        text,
+        Request(eos_ids=_eos_ids(bundle, text)),
+        policy=policy,
+        template=settings.get("template", True),
+        drafter=drafter,
+        system=settings.get("system"),
+        repeatable=None if policy is None else choose_policy(mode, gamma, bundle.plan, drafter, repeatable=True),
+        plan=bundle.plan,
+        overlap=_overlap(bundle, loaded, usable, settings, resources) if mode == OVERLAPPED else None,
+        resources=resources,
+    )
+
+
+def _overlap(
+    bundle: Bundle, models: Models, usable: Sequence[int], settings: Settings, resources: ExitStack
+) -> Overlap:
+    """Start the drafter's thread beside the target's, the models on CPUs of their own, until `resources` close."""
+    gamma, least = fixed_gamma(settings.get("gamma"), bundle.plan), settings.get("least") or 0
+    if least > gamma:
+        raise UserError(f"--least {least}: {gamma} are drafted in a round: give 0 to {gamma}, or --gamma")
+    return resources.enter_context(overlapping(models, bundle.plan, usable, gamma, least, note))
+
+
+def note(line: str) -> None:
+    """Say something that the user should know, and go on."""
+    print(f"run.py: note: {line}", file=sys.stderr)
+
+
+def load_models(bundle: Bundle, huge_pages: bool) -> Models:
+    """Load the models, and with them TVM."""
+    from hetero_sd.runtime.model.model import load_models
+    from hetero_sd.runtime.model.thread_pool import why_tvms_pool
+
+    stay_on_cluster(bundle.plan, int(os.environ["TVM_NUM_THREADS"]), why_tvms_pool(bundle) is not None)
+    return load_models(bundle, huge_pages)
+
+
+def load_text(bundle: Bundle) -> Text | None:
+    """Return the tokenizer in the bundle's folder ``tokenizer``, or None where it carries none."""
+    paths = {name: f"{text_files.FOLDER}/{name}" for name in text_files.FILES}
+    if paths["tokenizer.json"] not in bundle:
+        return None
+    return Text(lambda name: bundle.path(paths[name]) if paths[name] in bundle else None)
+
+
+def _choose_template(text: Text | None, settings: Settings) -> None:
+    """Check what needs a chat template before the models are loaded."""
+    name, system = settings.get("template_name"), settings.get("system")
+    if name is None and system is None:
+        return
+    if text is None or not text.has_template or not settings.get("template", True):
+        what = "--chat-template" if system is None else "--system"
+        raise UserError(f"{what} needs a chat template, and there is none: leave it out")
+    text.use_template(name)
+
+
+def _eos_ids(bundle: Bundle, text: Text | None) -> frozenset[int]:
+    """Return the end-of-text ids of the manifest (tokenizer.eos_ids), else those of the tokenizer's files."""
+    if bundle.tokenizer is None:
+        return text.eos_ids if text else frozenset()
+    return frozenset(bundle.tokenizer.eos_ids)

@@ -1,0 +1,65 @@
+"""A model that remembers what its KV cache holds, so that a text is read only from where it is new.
+
+Turns of a conversation and prompts with a common beginning share rows of the cache. A row depends on the tokens up to
+it alone, bit for bit however they were fed (protocol.py), so a text that begins with kept rows is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hetero_sd.runtime.model.protocol import CHOICE, Model, Models, Outputs, Pending
+
+
+class KeptPrefix(Model):
+    """A model and the tokens of its cache's rows; implements the Model protocol."""
+
+    def __init__(self, model: Model) -> None:
+        """Wrap a model that nothing else feeds from here on."""
+        self._model = model
+        self.vocab, self.context, self.name = model.vocab, model.context, model.name
+        self._rows: list[int] = []  # tokens whose rows are whole
+
+    @property
+    def thread_facts(self) -> dict[str, Any] | None:
+        """See :attr:`hetero_sd.runtime.model.model.CompiledModel.thread_facts`; None for a model that has none."""
+        facts: dict[str, Any] | None = getattr(self._model, "thread_facts", None)
+        return facts
+
+    def held(self, ids: Sequence[int]) -> int:
+        """See :meth:`hetero_sd.runtime.model.protocol.Model.held`."""
+        same = 0
+        for row, token in zip(self._rows, ids, strict=False):
+            if row != token:
+                break
+            same += 1
+        return same
+
+    def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
+        """See :meth:`hetero_sd.runtime.model.protocol.Model.submit`; rows count when their step has ended well."""
+        known = len(self._rows) >= pos
+        del self._rows[pos:]
+        step = self._model.submit(ids, pos, outputs, last)
+        if known:
+            self._rows += ids
+        return _Kept(step, self._rows, pos)
+
+
+class _Kept:
+    """A step whose rows are forgotten where it fails; implements the Pending protocol."""
+
+    def __init__(self, step: Pending, rows: list[int], pos: int) -> None:
+        self._step, self._rows, self._pos = step, rows, pos
+
+    def result(self) -> Outputs:
+        try:
+            return self._step.result()
+        except BaseException:
+            del self._rows[self._pos :]
+            raise
+
+
+def kept_prefixes(models: Models) -> Models:
+    """The models, each with what its cache holds."""
+    return Models(KeptPrefix(models.target), None if models.draft is None else KeptPrefix(models.draft))

@@ -6,7 +6,7 @@ PARALLEL := -n 2
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test deep check bench wheel
+.PHONY: help setup demo chat test deep check bench wheel
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ $(STAMP): pyproject.toml
 
 demo: setup ## compile the example pair, translate with it, print predicted beside measured
 	$(BIN)/python examples/translation/demo.py
+
+chat: setup ## download a small real model, compile it for this machine, and talk to it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[chat]'
+	$(BIN)/python examples/chat/chat.py
 
 test: setup ## run the tests but for the deep ones (30 minutes on two cores; an emulated board where it can be built)
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not deep'

@@ -110,7 +110,7 @@ def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> Measu
     from hetero_sd.compile.tokenizer_files import check_pair, find_tokenizer
     from hetero_sd.runtime.model.within_vocabulary import WithinVocabulary
     from hetero_sd.runtime.text.prompts import read_prompts
-    from hetero_sd.runtime.text.tokenizer import Text
+    from hetero_sd.runtime.text.tokenizer import text_of_folder
 
     if not 1 <= request.gamma <= 16:
         raise UserError(f"--gamma {request.gamma}: must be from 1 to 16")
@@ -123,7 +123,7 @@ def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> Measu
             raise UserError(f"model {path}: there is no such file")
     tokenizer = find_tokenizer(request.tokenizer, [request.target, request.draft], request.eos)
     prompts = read_prompts(request.prompts)
-    text = Text(lambda name: p if (p := tokenizer.folder / name).is_file() else None)
+    text = text_of_folder(tokenizer.folder)
     encoded = [p.given if isinstance(p.given, list) else text.encode_prompt(p.given) for p in prompts]
     if empty := next((p for p, ids in zip(prompts, encoded, strict=True) if not ids), None):
         raise UserError(f"{empty.where} is empty: give at least one token")

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hetero_sd.run_here import check_machine, sequences
+from hetero_sd.run_here import sequences
 from hetero_sd.runtime.decode.choose_policy import DRAFTERS, NGRAM, choose_policy
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.load import check_machine
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.protocol import LOGITS, Model, Models
 from hetero_sd.runtime.model.threads import choose_threads, usable_cpus

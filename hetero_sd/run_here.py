@@ -8,22 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from hetero_sd.runtime.load import load_text
-from hetero_sd.runtime.manifest import MANIFEST, Bundle
+from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.protocol import Model
 from hetero_sd.runtime.text.prompts import read_prompts
-from targets.device import Board
 from targets.errors import UserError
-from targets.opencl.runtime import machine
 
 _RANDOM_SEQUENCES = 4
 _RANDOM_TOKENS = 48
-
-
-def check_machine(bundle: Bundle, instead: str = "") -> None:
-    """Refuse a bundle that was compiled for another instruction set, saying what to do `instead`."""
-    table = bundle.manifest.board
-    if table is not None and (board := Board.from_json(table, MANIFEST)).isa != machine():
-        raise UserError(f"{bundle.folder} is for {board.isa} (board {board.name}) and cannot run here{instead}")
 
 
 def sequences(bundle: Bundle, target: Model, prompts: Path | None) -> Iterator[list[int]]:

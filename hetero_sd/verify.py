@@ -29,9 +29,10 @@ import numpy.typing as npt
 from costmodel.format import FLOAT
 from hetero_sd.quantisation.recipes import recipe_of
 from hetero_sd.reference import ReferenceModel
-from hetero_sd.run_here import check_machine, sequences
+from hetero_sd.run_here import sequences
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.load import check_machine
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.threads import choose_threads
 from hetero_sd.runtime.saved_logits import SavedLogits, read_logits

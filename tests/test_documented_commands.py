@@ -26,7 +26,13 @@ from targets.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPORTS = ROOT / "tests" / "data" / "exports"
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "examples/translation/README.md", "benchmarks/prediction.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "examples/translation/README.md",
+    "examples/chat/README.md",
+    "benchmarks/prediction.md",
+)
 PROGRAMS = (
     "hetero-sd",
     "run.py",
@@ -73,6 +79,7 @@ PARSED = {  # needs a board, or the steps of one measured without anything else 
 }
 ELSEWHERE = {  # takes what a test must not: an installation, all tests, a network, hours
     "make demo": "Makefile",
+    "make chat": "Makefile",
     "make test": "Makefile",
     "make deep": "Makefile",
     "make setup": "Makefile",
@@ -88,6 +95,8 @@ ELSEWHERE = {  # takes what a test must not: an installation, all tests, a netwo
     "python train.py --work WORK": "examples/translation/train.py",
     "python export.py --work WORK": "examples/translation/export.py",
     "python corpus.py --train train.jsonl": "examples/translation/corpus.py",
+    "python examples/chat/chat.py --board imx95 --out chat-imx95": "examples/chat/chat.py",
+    "python examples/chat/export.py MODEL.gguf --out DIR": "examples/chat/export.py",
     "python evaluate.py": "examples/translation/evaluate.py",
     "python benchmarks/prediction.py": "benchmarks/prediction.py",
     "python benchmarks/arm_static.py --write": "benchmarks/arm_static.py",

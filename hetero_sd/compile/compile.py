@@ -32,6 +32,7 @@ from hetero_sd.progress import Progress
 from hetero_sd.quantisation.cost import QuantisationCost, encode_texts, measure_cost
 from hetero_sd.quantisation.recipes import Quantisation, facts_of
 from hetero_sd.runtime.manifest import write_manifest
+from hetero_sd.runtime.text.tokenizer import more_templates
 from targets.backend import HOST, backend
 from targets.boards import load_board
 from targets.device import Board
@@ -262,4 +263,4 @@ def _check_memory(board: Board, models: dict[str, BuiltModel]) -> None:
 def _has_chat_template(tokenizer: Path) -> bool:
     config = tokenizer / "tokenizer_config.json"
     stated = config.is_file() and '"chat_template"' in config.read_text("utf-8")
-    return stated or (tokenizer / "chat_template.jinja").is_file()
+    return stated or (tokenizer / "chat_template.jinja").is_file() or bool(more_templates(tokenizer))

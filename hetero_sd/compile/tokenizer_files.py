@@ -12,7 +12,14 @@ from tokenizers import Tokenizer
 
 from costmodel.schema.manifest import TokenizerFacts
 from costmodel.vocabulary import one_vocabulary
-from hetero_sd.runtime.text.tokenizer import FILES, MOST_BYTES, generation_eos, read_config, tokenizer_eos
+from hetero_sd.runtime.text.tokenizer import (
+    FILES,
+    MOST_BYTES,
+    generation_eos,
+    more_templates,
+    read_config,
+    tokenizer_eos,
+)
 from targets.errors import UserError
 from targets.lfs import is_lfs_pointer, lfs_reason
 
@@ -46,6 +53,10 @@ class TokenizerFiles:
         for name in FILES:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
+        for path in more_templates(self.folder):
+            copy = folder / path.relative_to(self.folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def find_tokenizer(path: Path | None, models: Sequence[Path], eos: Sequence[int]) -> TokenizerFiles:

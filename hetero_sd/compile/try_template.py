@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hetero_sd.runtime.text.chat_template import ASSISTANT, SYSTEM, USER, Chat, Message
-from hetero_sd.runtime.text.tokenizer import Text
+from hetero_sd.runtime.text.tokenizer import text_of_folder
 from targets.errors import UserError
 
 _QUESTION = {"role": USER, "content": "a"}
@@ -25,7 +25,7 @@ def template_notes(folder: Path) -> tuple[str, ...]:
     Raises:
         UserError: a file of the tokenizer is malformed.
     """
-    text = Text(lambda name: folder / name if (folder / name).is_file() else None)
+    text = text_of_folder(folder)
     notes = []
     for what, so, chat in _TRIALS if text.has_template else ():
         try:

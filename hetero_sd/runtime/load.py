@@ -17,15 +17,17 @@ from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap
 from hetero_sd.runtime.decode.start_times import time_steps
 from hetero_sd.runtime.internal_error import step
-from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.model.kept_prefix import kept_prefixes
 from hetero_sd.runtime.model.protocol import Models, NotFiniteError
 from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, stay_on_cluster, usable_cpus
 from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
 from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text import tokenizer as text_files
-from hetero_sd.runtime.text.tokenizer import Text
+from hetero_sd.runtime.text.tokenizer import MORE_TEMPLATES, Text
+from targets.device import Board
 from targets.errors import UserError
+from targets.opencl.runtime import machine
 
 AUTO, TARGET_ONLY, SPECULATIVE = "auto", "target-only", "speculative"
 MODES = AUTO, TARGET_ONLY, SPECULATIVE, OVERLAPPED
@@ -72,6 +74,7 @@ def load_folder(folder: Path, settings: Settings) -> Session:
     if settings.get("least") is not None and settings.get("mode") != OVERLAPPED:
         raise UserError(f"least belongs to mode {OVERLAPPED}: leave it out, or give that")
     bundle = Bundle(folder)
+    check_machine(bundle)
     return load_session(bundle, load_text(bundle), settings)
 
 
@@ -143,6 +146,13 @@ def note(line: str) -> None:
     print(f"run.py: note: {line}", file=sys.stderr)
 
 
+def check_machine(bundle: Bundle, instead: str = "") -> None:
+    """Refuse a bundle that was compiled for another instruction set, saying what to do `instead`."""
+    table = bundle.manifest.board
+    if table is not None and (board := Board.from_json(table, MANIFEST)).isa != machine():
+        raise UserError(f"{bundle.folder} is for {board.isa} (board {board.name}) and cannot run here{instead}")
+
+
 def load_models(bundle: Bundle, huge_pages: bool) -> Models:
     """Load the models, and with them TVM."""
     from hetero_sd.runtime.model.model import load_models
@@ -154,10 +164,11 @@ def load_models(bundle: Bundle, huge_pages: bool) -> Models:
 
 def load_text(bundle: Bundle) -> Text | None:
     """Return the tokenizer in the bundle's folder ``tokenizer``, or None where it carries none."""
-    paths = {name: f"{text_files.FOLDER}/{name}" for name in text_files.FILES}
-    if paths["tokenizer.json"] not in bundle:
+    if f"{text_files.FOLDER}/tokenizer.json" not in bundle:
         return None
-    return Text(lambda name: bundle.path(paths[name]) if paths[name] in bundle else None)
+    start = f"{text_files.FOLDER}/"
+    more = [name.removeprefix(start) for name in bundle.manifest.files if name.startswith(start + MORE_TEMPLATES)]
+    return Text(lambda name: bundle.path(start + name) if start + name in bundle else None, more)
 
 
 def _choose_template(text: Text | None, settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ FOLDER = "tokenizer"
 MOST_BYTES = 256 << 20  # of one of its files
 _ALWAYS_GIVEN = ("bos_token", "eos_token")
 _SPECIAL = (*_ALWAYS_GIVEN, "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+MORE_TEMPLATES = "additional_chat_templates"  # the folder of transformers for those with a name
 FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 
 class Text:
     """A tokenizer with what its folder says about special tokens and chats."""
 
-    def __init__(self, find: Callable[[str], Path | None]) -> None:
+    def __init__(self, find: Callable[[str], Path | None], more_templates: Iterable[str] = ()) -> None:
         """Load the files of :data:`FILES`.
 
         Args:
             find: gives the path of one of those files, or None where there is none; only tokenizer.json must exist.
+            more_templates: names of chat templates, NAME.jinja in the folder :data:`MORE_TEMPLATES`, that `find` knows.
 
         Raises:
             UserError: a file is missing or malformed.
@@ -47,6 +49,8 @@ class Text:
         special = {key: token for key in _SPECIAL if (token := self._special_token(key)) is not None}
         special = {**dict.fromkeys(_ALWAYS_GIVEN, ""), **special}
         sources = self._template_sources(find("chat_template.jinja"))
+        more = {Path(name).stem: find(name) for name in sorted(more_templates)}
+        sources |= {name: _read(path) for name, path in more.items() if path is not None}
         self._templates = {name: ChatTemplate(source, special) for name, source in sources.items()}
         self._template_name: str | None = None  # the user's choice among them
 
@@ -112,6 +116,21 @@ class Text:
             template = {DEFAULT: template}
         found = {str(name): source for name, source in template.items() if isinstance(source, str)}
         return found if path is None else {**found, DEFAULT: _read(path)}
+
+
+def text_of_folder(folder: Path) -> Text:
+    """The tokenizer whose files lie in a folder, as in that of a hub.
+
+    Raises:
+        UserError: a file is missing or malformed.
+    """
+    more = [path.relative_to(folder).as_posix() for path in more_templates(folder)]
+    return Text(lambda name: path if (path := folder / name).is_file() else None, more)
+
+
+def more_templates(folder: Path) -> list[Path]:
+    """The files of chat templates with a name, beside a tokenizer."""
+    return sorted(path for path in (folder / MORE_TEMPLATES).glob("*.jinja") if path.is_file())
 
 
 def generation_eos(config: Mapping[str, Any]) -> list[int]:

@@ -82,6 +82,8 @@ DOCUMENTS = {
     "benchmarks/prediction_text.py": ("its results", "bandwidth_gb_per_s gamma round_s"),
     "benchmarks/prediction_worker.py": ("its results", "bandwidth_gb_per_s draft_s gamma verify_s"),
     "benchmarks/speculation.py": ("its results", "acceptance_rate gamma tokens_per_s"),
+    "examples/chat/chat.py": ("what `run.py --json` prints", "tokens_per_s"),
+    "examples/chat/export.py": ("a tokenizer.json", "version"),
     "examples/translation/demo.py": ("what `run.py --json` prints", "tokens_per_s"),
     "examples/translation/evaluate.py": ("what `acceptance` writes", "gamma tokens_per_round"),
 }

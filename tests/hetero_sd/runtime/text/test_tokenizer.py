@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from hetero_sd.runtime.text.tokenizer import Text
+from hetero_sd.runtime.text.chat_template import Chat
+from hetero_sd.runtime.text.tokenizer import Text, text_of_folder
 from targets.errors import UserError
 
 
@@ -134,6 +135,28 @@ def test_what_transformers_defines_as_none_is_none(folder):
     write(folder, "chat_template.jinja", template)
     text = load(folder)
     assert text.encode_prompt("") == text.encode("y", special=False)
+
+
+def test_templates_in_files_of_their_own(folder):
+    write(folder, "chat_template.jinja", "d")
+    (folder / "additional_chat_templates").mkdir()
+    write(folder, "additional_chat_templates/rag.jinja", "r")
+    write(folder, "additional_chat_templates/tool_use.jinja", "t")
+    text = text_of_folder(folder)
+    ask = [{"role": "user", "content": "x"}]
+    found = [text.decode(text.encode_prompt(given)) for given in (Chat(ask), Chat(ask, [{"name": "f"}]), "x")]
+    assert found == ["d", "t", "d"]
+    text.use_template("rag")
+    assert text.decode(text.encode_prompt("x")) == "r"
+    with pytest.raises(UserError, match="no chat template 'x': the tokenizer has default, rag, tool_use"):
+        text.use_template("x")
+    with pytest.raises(UserError, match="leave out --no-chat-template"):
+        text.encode_prompt(Chat(ask), chat=False)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "additional_chat_templates/rag.jinja").unlink()
+    (folder / "additional_chat_templates/tool_use.jinja").unlink()
+    with pytest.raises(UserError, match="the tokenizer has none: give a prompt"):
+        text_of_folder(folder).encode_prompt(Chat(ask))
 
 
 def test_several_templates_without_a_default_are_said(folder):

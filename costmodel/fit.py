@@ -48,7 +48,7 @@ GPU_BOUNDS = {
 BOUNDS = {**CPU_BOUNDS, **GPU_BOUNDS}
 _PRIOR = 0.02  # a factor e times its default weighs like a point that is 2 % off
 _ENOUGH = 1e-4  # the fit ends when it gains less than this share of its cost, or moves its factors by less
-_LEAST_POINTS = 8
+LEAST_POINTS = 8
 _PAUSE_NS = 60.0  # of page_ns, where streams wait at each page
 
 
@@ -168,8 +168,8 @@ def fit(board: Board, points: Sequence[Point], held_out: Callable[[Point], bool]
         UserError: too few points.
     """
     used = [p for p in points if p.stable and not held_out(p)]
-    if len(used) < _LEAST_POINTS:
-        raise UserError(f"{len(used)} stable points are too few to fit the factors; at least {_LEAST_POINTS}")
+    if len(used) < LEAST_POINTS:
+        raise UserError(f"{len(used)} stable points are too few to fit the factors; at least {LEAST_POINTS}")
     factors, names = start or Factors(), list[str]()
     for bounds, gpu in ((CPU_BOUNDS, False), (GPU_BOUNDS, True)):
         if here := [p for p in used if (p.cluster == "gpu") == gpu]:

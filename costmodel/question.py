@@ -53,6 +53,7 @@ class Question:
         gamma: the draft length, where it is given; None decides it.
         target_place, draft_place: the rule of each model, where it is given; None decides it.
         engine: whose kernels are assumed, a name of ENGINES of engine.py.
+        widths: the target's entry points, where they are compiled already: no other step verifies; empty is any.
         one_tokenizer: the models are known to share it, so the rows of their tables may be padded differently.
     """
 
@@ -75,12 +76,14 @@ class Question:
     draft_place: Place | None = None
     one_tokenizer: bool = False
     engine: str = OURS
+    widths: tuple[int, ...] = ()
 
     @property
     def gammas(self) -> Sequence[int]:
         """Draft lengths to look at, besides 0."""
         if self.gamma is None:
-            return range(1, self.most_gamma + 1)
+            every = range(1, self.most_gamma + 1)
+            return [gamma for gamma in every if gamma + 1 in self.widths] if self.widths else every
         return (self.gamma,) if self.gamma else ()
 
     def check(self) -> None:

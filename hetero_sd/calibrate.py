@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.decoder import DecoderSpec
-from costmodel.fit import Fit, Point, fit
+from costmodel.fit import LEAST_POINTS, Fit, Point, fit
 from costmodel.format import FLOAT
 from costmodel.question import factors_of
 from costmodel.schema.measured import GPU, MIXED, Measured
@@ -36,6 +36,7 @@ class CalibrateRequest:
         board: a board's name, or the path of a .toml file: where the fit starts.
         draft: the same of the bundle's drafter, or None.
         cluster: where the CPU steps ran; None: the one with the most bandwidth.
+        busy: where too few points are stable to fit, take all of them, whose errors then say how well that goes.
     """
 
     measured: tuple[Path, ...]
@@ -43,6 +44,7 @@ class CalibrateRequest:
     board: str
     draft: Path | None = None
     cluster: str | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ class Calibrated:
         board: with measured bandwidths and fitted factors.
         fit: factors and residuals.
         held_out_n: widths whose points were held out of the fit.
+        busy: unstable points count as stable, because too few were.
     """
 
     board: Board
     fit: Fit
     held_out_n: tuple[int, ...]
+    busy: bool = False
 
     def factors_json(self) -> dict[str, Any]:
         """The content of the file of factors, for `--factors`."""
@@ -71,7 +75,7 @@ def calibrate(request: CalibrateRequest) -> Calibrated:
     Raises:
         UserError: a file or name that cannot be used.
     """
-    board = load_board(request.board, measure=False)
+    board = load_board(request.board, measure=False, calibrated=False)  # an earlier fit is no start for this one
     specs = {"target": load_specs(request.target, ["float32"], 2, activations=FLOAT)[0]}
     if request.draft is not None:
         specs["draft"] = load_specs(request.draft, ["float32"], 2, activations=FLOAT)[0]
@@ -84,9 +88,12 @@ def calibrate(request: CalibrateRequest) -> Calibrated:
     calibrated = with_region_cost(with_bandwidth(board, cluster, measured), cluster, measured)
     calibrated = with_gpu(calibrated, measured)
     held_out = sorted({p.n for p in points})[1::2]
+    busy = request.busy and sum(p.stable and p.n not in held_out for p in points) < 2 * LEAST_POINTS
+    if busy:
+        points = [replace(p, stable=True) for p in points]
     own = measured_factors(calibrated, measured)
     found = fit(calibrated, points, lambda p: p.n in held_out, replace(factors_of(calibrated), **own))
-    return Calibrated(with_factors(calibrated, found, own), found, tuple(held_out))
+    return Calibrated(with_factors(calibrated, found, own), found, tuple(held_out), busy)
 
 
 def read_measured(path: Path) -> Measured:

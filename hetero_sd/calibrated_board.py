@@ -69,8 +69,11 @@ def with_gpu(board: Board, measured: Sequence[Measured]) -> Board:
 
 
 def measured_factors(board: Board, measured: Sequence[Measured]) -> dict[str, float]:
-    """Factors that were measured by themselves: what two processors read together, and a queued kernel's launch."""
+    """Factors measured by themselves: the decoding loop, reads of two processors together, a queued kernel's launch."""
     factors = {}
+    loops = [m.loop_s for m in measured if m.loop_s]
+    if loops:
+        factors["round_cycles"] = max(1.0, min(loops) * board.clusters[0].frequency_ghz * 1e9)
     peak = board.dram.peak_bandwidth_gb_per_s
     together = [sum(e.gb_per_s) for m in measured for e in m.bandwidths if len(e.readers) > 1]
     if together:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from hetero_sd.commands import compile as compile_command
 from hetero_sd.commands.parser import Command, Parser
 from hetero_sd.runtime.internal_error import report, show_traceback
 from targets.errors import UserError
+from targets.host.calibrated import find
 
 COMMANDS: dict[str, Command] = {
     "compile": compile_command,
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         command = options.command
+        if ignored := _ignored_calibration(options):
+            print(f"hetero-sd: note: {ignored}", file=sys.stderr)
         code = COMMANDS[command].run(options)
         sys.stdout.flush()
         return code
@@ -71,6 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except BaseException as error:  # a panic in the tokenizers library is no Exception
         return report("hetero-sd", command, error)
+
+
+def _ignored_calibration(options: argparse.Namespace) -> str:
+    """Why board host, where it is asked for, is not the calibrated one; "" where it is, or there is none."""
+    boards = str(getattr(options, "board", None)).split(",")
+    if "host" not in boards or options.command == "calibrate":
+        return ""
+    found = find()
+    return "" if found is None else found.ignored
 
 
 def _use_utf8() -> None:

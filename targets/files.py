@@ -64,6 +64,30 @@ def read_object(path: Path, what: str, most_bytes: int = 1 << 20) -> dict[str, A
     return data
 
 
+def read_toml(path: Path, most_bytes: int) -> dict[str, Any]:
+    """The tables in a board file.
+
+    Raises:
+        UserError: unreadable, larger than `most_bytes`, or not TOML.
+    """
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > most_bytes:
+        raise UserError(f"{path}: larger than {most_bytes} bytes, so this is not a board file")
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text, so this is not a board file") from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of more than 4300 digits
+        message = str(error).splitlines()[0]
+        raise UserError(f"{path}: not valid TOML: {message}") from None
+
+
 def check_writable(path: Path) -> None:
     """Refuse, before any work, a file that `write_text` could not write.
 

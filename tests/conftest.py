@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["XDG_CONFIG_HOME"] = str(Path(__file__).parent / "no_configuration")  # a user may have calibrated
     if file := config.getoption("--cpu-times"):
         config.pluginmanager.register(CpuTimes(file.absolute()))
 

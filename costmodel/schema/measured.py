@@ -179,6 +179,7 @@ class Measured(Record):
         seconds: that it took.
         slowed: the last third of the samples took longer than the first.
         machine: its state before and after.
+        loop_s: what the decoding loop adds to the steps of a round; None where it was not measured.
     """
 
     format: int
@@ -196,6 +197,7 @@ class Measured(Record):
     seconds: Annotated[float, Within(0)]
     slowed: bool
     machine: MachineStates
+    loop_s: Annotated[float, Within(0, 1)] | None = None
 
     def __post_init__(self) -> None:
         """Refuse another format."""

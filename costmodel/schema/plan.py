@@ -61,6 +61,7 @@ class PlanPrediction(Record):
         draft_step_s: a step of the drafter; None without one.
         verify_step_s: new tokens -> a step of the target.
         prompt_chunk_s: a chunk of a prompt through the target, with the logits of one row.
+        prompt_start_s: the first chunk of a prompt, before which there is nothing; None takes prompt_chunk_s.
         sampling_s, dispatch_s: the rest of a round.
         context: tokens in the caches.
         live: what live decisions start from; None without a drafter.
@@ -78,11 +79,20 @@ class PlanPrediction(Record):
     dispatch_s: NotNegative
     context: Size
     live: LivePrediction | None = None
+    prompt_start_s: NotNegative | None = None
 
     def first_token_s(self, prompt_tokens: int, chunk: int) -> float:
-        """Seconds from a prompt to its first token: whole chunks, then a step, or a chunk, for the rest."""
+        """Seconds from a prompt to its first token: whole chunks, then a step, or a chunk, for the rest.
+
+        The time of a chunk grows evenly with the tokens before it.
+        """
         whole, rest = divmod(prompt_tokens, chunk)
-        return whole * self.prompt_chunk_s + (self.verify_step_s.get(rest, self.prompt_chunk_s) if rest else 0.0)
+        at = [self._chunk_s(i * chunk) for i in range(whole + 1)]
+        return sum(at[:whole]) + (self.verify_step_s.get(rest, at[whole]) if rest else 0.0)
+
+    def _chunk_s(self, past: int) -> float:
+        start = self.prompt_chunk_s if self.prompt_start_s is None else self.prompt_start_s
+        return start + (self.prompt_chunk_s - start) * past / max(1, self.context)
 
 
 @dataclass(frozen=True)
@@ -241,6 +251,11 @@ class Plan(Record):
             raise SchemaError(
                 f"prediction.live has widths {list(live.verify_s)}, target_widths {list(self.target_widths)}"
             )
+
+    @property
+    def gamma_given(self) -> bool:
+        """Whether the user decided the draft length."""
+        return "gamma" in self.given
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,9 @@
 
     python examples/translation/demo.py [--prompts FILE] [--gamma N] [--out DIR]
 
+The bundle is compiled, this machine is calibrated with its steps (`hetero-sd calibrate`, which writes what --board host
+takes from then on), and the plan is made again with that. So the predicted times were fitted to steps of these models,
+those of every second width held out; the translating itself was not seen.
 The plan decides whether and how far to draft, and says why. Then the target alone, the pair with the plan's draft
 length, and the pair as it runs without options, where the length follows what is measured, each in a process of its own
 as a user would run it: the same text from all, and the predicted beside the measured time of every step (run.py
@@ -41,8 +44,20 @@ def tokens_per_s(answers: list[dict[str, Any]]) -> float:
     return statistics.median(a["stats"]["tokens_per_s"] for a in answers)
 
 
+def side_by_side(label: str, term: str, answers: list[dict[str, Any]]) -> str:
+    """A term of --stats: medians over the prompts of what was predicted and measured for each."""
+    rows = [row for a in answers for row in a["stats"]["predicted_vs_measured"] if row["term"] == term]
+    rows = [row for row in rows if row["predicted"] and row["measured"]]
+    if not rows:
+        return f"{label:30}{'-':>12}{'-':>12}{'-':>8}"
+    predicted, measured = (statistics.median(row[name] for row in rows) for name in ("predicted", "measured"))
+    digits = 0 if measured >= 100 else 2
+    off = f"{100 * (predicted / measured - 1):+.0f} %"
+    return f"{label:30}{predicted:>12.{digits}f}{measured:>12.{digits}f}{off:>8}"
+
+
 def main() -> int:
-    """Compile, translate both ways, compare."""
+    """Compile, calibrate, translate both ways, compare."""
     parser = argparse.ArgumentParser(description="compile the example pair for this machine and translate with it")
     parser.add_argument("--prompts", type=Path, default=HERE / "prompts.txt")
     parser.add_argument(
@@ -55,7 +70,16 @@ def main() -> int:
     pair = [str(HERE / "target/model.onnx"), "--draft", str(HERE / "draft/model.onnx"), "--tokenizer", str(HERE)]
     settings = ["--board", "host", "--context", "128", "--alpha", ACCEPTANCE, "--out", str(options.out)]
     settings += [] if options.gamma is None else ["--gamma", str(options.gamma)]
-    done = subprocess.run([sys.executable, "-m", "hetero_sd", "compile", *pair, *settings], cwd=ROOT, check=False)
+    # Its plan is not shown: nothing is known of this machine yet.
+    compiling = [sys.executable, "-m", "hetero_sd", "compile", *pair, *settings]
+    done = subprocess.run(compiling, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        return done.returncode
+
+    sources = ["--target", pair[0], "--draft", pair[2]]
+    print("\ncalibrating: the bundle times its own steps, and its plan is made again; nothing is compiled again")
+    measuring = ["calibrate", str(options.out), *sources, "--board", "host"]
+    done = subprocess.run([sys.executable, "-m", "hetero_sd", *measuring], cwd=ROOT, check=False)
     if done.returncode != 0:
         return done.returncode
 
@@ -81,14 +105,16 @@ def main() -> int:
     accepted = sum(b["stats"]["accepted"] for b in pair_run)
     rounds = sum(b["stats"]["rounds"] for b in pair_run)
     tokens = sum(len(b["token_ids"]) for b in pair_run)
-    print(f"target alone      {tokens_per_s(alone):7.0f} tokens/s")
-    print(
-        f"speculative, g={gamma}  {tokens_per_s(pair_run):7.0f} tokens/s   "
-        f"accepted {accepted} of {drafted} drafted, {tokens / max(rounds, 1):.2f} tokens a round"
-    )
+    drafts = f"accepted {accepted} of {drafted} drafted, {tokens / max(rounds, 1):.2f} tokens a round"
+    print(f"{'':30}{'predicted':>12}{'measured':>12}{'off':>8}")
+    print(side_by_side("target alone, tokens/s", "speed", alone))
+    print(side_by_side(f"speculative, g={gamma}, tokens/s", "speed", pair_run) + f"   {drafts}")
+    print(side_by_side("first token, ms", "time to first token", alone))
+    print(side_by_side("first token, drafting, ms", "time to first token", pair_run))
     lengths = sorted({int(gamma) for c in live for gamma in c["stats"]["gammas"]})
     print(
-        f"decided live      {tokens_per_s(live):7.0f} tokens/s   drafted {', '.join(map(str, lengths))} tokens a round"
+        f"{'decided live, tokens/s':30}{'':12}{tokens_per_s(live):>12.0f}{'':8}   "
+        f"drafted {', '.join(map(str, lengths))} tokens a round"
     )
     print(
         f"speed-up {tokens_per_s(pair_run) / tokens_per_s(alone):.2f}x, live "

@@ -1,4 +1,4 @@
-"""`hetero-sd calibrate`: what `run.py --calibrate` measured becomes a board file and fitted factors."""
+"""`hetero-sd calibrate`: what was measured, on a device or here, becomes a board file and fitted factors."""
 
 from __future__ import annotations
 
@@ -20,25 +20,41 @@ example:
   python bundle/run.py --calibrate measured.json            # on the device
   hetero-sd calibrate measured.json --target target/model.onnx --board imx95 --out my-imx95.toml
   hetero-sd predict target/model.onnx --board my-imx95.toml
+  hetero-sd calibrate --board host                          # this machine, in about a minute
+  hetero-sd calibrate bundle --board host --target target/model.onnx --draft draft/model.onnx
+
+Without MEASURED.json this machine is measured, with the steps of a bundle or of two small models compiled for it.
+What is written then is what --board host takes from now on, and the bundle's plan is made again with it.
 """
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "calibrate", "fit the cost model to a device", EXAMPLE)
-    p.add_argument("measured", metavar="MEASURED.json", type=Path, nargs="+", help="files of run.py --calibrate")
-    p.add_argument("--target", metavar="TARGET", type=Path, required=True, help="the bundle's target, as compiled")
+    p.add_argument(
+        "measured", metavar="MEASURED.json|DIR", type=Path, nargs="*", help="files of run.py --calibrate, or a bundle"
+    )
+    p.add_argument("--target", metavar="TARGET", type=Path, help="the bundle's target, as compiled")
     p.add_argument("--draft", metavar="DRAFT", type=Path, help="the bundle's drafter")
     p.add_argument("--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a file")
     p.add_argument("--cluster", metavar="NAME", help="where it ran (default: the one with the most bandwidth)")
-    p.add_argument("--out", metavar="BOARD.toml", type=Path, required=True, help="the calibrated board file")
+    p.add_argument(
+        "--out",
+        metavar="BOARD.toml",
+        type=Path,
+        help="the calibrated board file (where this machine is measured, by default the one that --board host takes)",
+    )
     p.add_argument("--json", action="store_true", help="print factors and residuals as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     """Fit, write the board file and the factors beside it, and print how well they fit."""
-    if options.out.suffix != ".toml":
+    if options.out is not None and options.out.suffix != ".toml":
         raise UserError(f"--out {options.out}: a board file's name ends in .toml")
+    if not options.measured or options.measured[0].is_dir():
+        return _run_here(options)
+    if options.target is None or options.out is None:
+        raise UserError("files of run.py --calibrate need --target TARGET and --out BOARD.toml")
     factors_file = options.out.with_suffix(".factors.json")
     for path in (options.out, factors_file):
         check_writable(path)
@@ -60,16 +76,48 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def calibrate_text(found: Fit, out: Path) -> str:
-    """The fit for people."""
+def _run_here(options: argparse.Namespace) -> int:
+    """Measure this machine."""
+    from hetero_sd.calibrate_host import HostRequest, calibrate_host
+    from hetero_sd.progress import Progress
+
+    if options.board != "host" or options.cluster is not None:
+        raise UserError("what run.py --calibrate wrote is missing; without it only --board host is measured, all of it")
+    if len(options.measured) > 1 or (not options.measured and (options.target or options.draft)):
+        raise UserError("give one bundle with its --target and --draft, or none of the three")
+    request = HostRequest(next(iter(options.measured), None), options.target, options.draft, options.out)
+    done = calibrate_host(request, Progress(quiet=options.json))
+    found = done.calibrated
+    if options.json:
+        print(json.dumps({**found.factors_json(), "residuals": residuals(found.fit), "out": str(done.out)}, indent=1))
+        return 0
+    if found.busy:
+        print("this machine is busy: most steps took different times again and again, and all of them were fitted")
+    print("\n".join([*error_lines(found.fit), f"written: {done.out}, which --board host takes from now on"]))
+    if done.plan is not None:
+        print(f"the plan of {request.bundle} now: {done.plan.verdict}")
+    return 0
+
+
+def error_lines(found: Fit) -> list[str]:
+    """How far the fit is off, on what it has seen and on what was held out."""
     lines = []
     for name, held in (("fitted", False), ("held out", True)):
-        middle, worst = found.error(held)
         count = sum(r.held_out == held and r.point.stable for r in found.residuals)
+        if not count:
+            lines.append(f"{name:9}: no point was stable enough to judge by: this machine is busy")
+            continue
+        middle, worst = found.error(held)
         lines.append(f"{name:9}: {count} points, error {100 * middle:.1f} % median, {100 * worst:.1f} % worst")
     unstable = sum(not r.point.stable for r in found.residuals)
     if unstable:
         lines.append(f"unstable : {unstable} points were left out of the fit")
+    return lines
+
+
+def calibrate_text(found: Fit, out: Path) -> str:
+    """The fit for people."""
+    lines = error_lines(found)
     lines.append("factors  : " + ", ".join(f"{k} {v:.3g}" for k, v in found.factors.to_json().items()))
     lines.append(f"{'':2}{'model':28}{'threads':>8}{'n':>4}{'past':>6}{'measured':>12}{'predicted':>12}{'error':>9}")
     ranked = sorted(found.residuals, key=lambda r: -abs(r.error))

@@ -47,6 +47,7 @@ class Overrides:
         alpha_file: what `hetero-sd acceptance` measured, read.
         factors: a file of factors, in place of the board's.
         widths: more entry points of the target.
+        compiled: the target's only entry points, where they are compiled already; drafts are as long as they allow.
     """
 
     gamma: int | None = None
@@ -55,6 +56,7 @@ class Overrides:
     alpha_file: AlphaFile | None = None
     factors: Path | None = None
     widths: tuple[int, ...] = ()
+    compiled: tuple[int, ...] = ()
 
 
 def make_plan(
@@ -86,6 +88,7 @@ def make_plan(
         one_process=True,
         overlapped=False,
         one_tokenizer=True,
+        widths=overrides.compiled,
     )
     question = replace(free_question, target_place=placed.get("target"), draft_place=placed.get("draft"))
     if overrides.gamma is not None:
@@ -168,6 +171,8 @@ def _target_widths(
     search: Search, best: Variant, draft: DecoderSpec | None, drafter: Placement | None, overrides: Overrides
 ) -> tuple[int, ...]:
     """Those of the plan, and those that the run may come to prefer when it accepts less or more than was expected."""
+    if overrides.compiled:
+        return overrides.compiled
     widths = {*_SHORT_WIDTHS, best.gamma + 1, *overrides.widths}
     if draft is not None and drafter is not None and overrides.gamma is None:
         for alpha in _LIVE_ALPHAS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from costmodel.decoder import DecoderSpec
-from costmodel.placement import Placement
+from costmodel.placement import ModelCosts, Placement
 from costmodel.schema.plan import LivePrediction, PlanPrediction
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, expected_tokens, sequential_round
 from hetero_sd.predict.predict import Prediction
@@ -46,6 +46,7 @@ def plan_prediction(
     drafts = "draft" in placements
     one, two = (step_s("draft", n) for n in (1, 2)) if drafts else (0.0, 0.0)
     overhead = asked.search.roofline.round_overhead_s()
+    empty = ModelCosts(asked.search.roofline, specs["target"], 0)
     terms = RoundCosts(one, two, lambda n: step_s("target", n), overhead)
     expected = sequential_round(question.alpha, gamma, terms)
     sure = asked.intervals[0]
@@ -72,6 +73,7 @@ def plan_prediction(
         dispatch_s=overhead,
         context=question.context,
         live=live,
+        prompt_start_s=empty.prompt_chunk_s(placements["target"], chunk),
     )
 
 

@@ -35,6 +35,7 @@ class RunFacts:
         mode: "target-only", "live" where the draft length follows what is measured, "speculative" or "overlapped".
         seed: of the sampling; None for the best tokens.
         plan: what was predicted.
+        gamma: drafted tokens of every round, where that is fixed and its speed is predicted.
         threads: what runs the CPU kernels (CompiledModel.thread_facts), asked at the end.
         draft_threads: likewise of the draft model, where it runs beside the target.
     """
@@ -42,6 +43,7 @@ class RunFacts:
     mode: str
     seed: int | None = None
     plan: Plan | None = None
+    gamma: int | None = None
     threads: Callable[[], dict[str, Any] | None] = lambda: None
     draft_threads: Callable[[], dict[str, Any] | None] = lambda: None
 
@@ -129,5 +131,5 @@ def run_stats(answers: Sequence[Answer]) -> dict[str, Any]:
     """Return what answers of one session measured together."""
     facts = answers[-1].facts if answers else RunFacts("")
     ran = {"threads": facts.threads(), "draft_threads": facts.draft_threads()}
-    found = stats_json([answer.trace for answer in answers], facts.plan)
+    found = stats_json([answer.trace for answer in answers], facts.plan, facts.gamma)
     return {"mode": facts.mode, "seed": facts.seed, **found, **{name: what for name, what in ran.items() if what}}

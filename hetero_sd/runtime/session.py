@@ -19,7 +19,7 @@ from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap, speculate_overlapped
-from hetero_sd.runtime.decode.policy import GammaPolicy
+from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Trace
@@ -183,6 +183,7 @@ class Session:
                 self._mode(policy),
                 None if greedy else request.sampling.seed,
                 self.plan,
+                self._gamma(policy),
                 lambda: getattr(self.models.target, "thread_facts", None),
                 lambda: None if self.overlap is None else getattr(self.models.draft, "thread_facts", None),
             ),
@@ -194,6 +195,11 @@ class Session:
         if self.overlap is not None:
             return OVERLAPPED
         return "target-only" if policy is None else "live" if isinstance(policy, LiveGamma) else "speculative"
+
+    def _gamma(self, policy: GammaPolicy | None) -> int | None:
+        if self.overlap is not None:
+            return None
+        return 0 if policy is None else policy.gamma if isinstance(policy, FixedGamma) else None
 
     def _request(self, options: Options) -> tuple[Request, bool]:
         """When to stop and how to choose, and whether the user gave a seed."""

@@ -12,9 +12,10 @@ from pathlib import Path
 from targets.cpu import core_tables
 from targets.device import Board, read_board
 from targets.errors import UserError
+from targets.files import read_toml
+from targets.host.calibrated import LARGEST_FILE_BYTES, MADE  # the longest file here has 8 KB
 
 _FOLDER = Path(__file__).parent
-LARGEST_FILE_BYTES = 256 * 1024  # the longest file here has 8 KB
 
 
 def board_names() -> list[str]:
@@ -22,12 +23,14 @@ def board_names() -> list[str]:
     return sorted([path.stem for path in _FOLDER.glob("*.toml")] + ["host", "host-split"])
 
 
-def load_board(name_or_path: str | Path, measure: bool = True) -> Board:
+def load_board(name_or_path: str | Path, measure: bool = True, calibrated: bool = True) -> Board:
     """The board of that name, this machine for ``host``, or the one that a ``.toml`` file describes.
 
     Args:
         name_or_path: one of ``board_names()``, or a path ending in ``.toml``.
-        measure: for ``host``: measure the DRAM bandwidth, about one second.
+        measure: for ``host``: measure the DRAM bandwidth, about one second, where no calibration is used.
+        calibrated: for ``host``: take what `hetero-sd calibrate --board host` wrote, if it still holds
+            (targets/host/calibrated.py).
 
     Raises:
         UserError: unknown name (the known ones are listed), unreadable file, or a file that is no valid board.
@@ -35,7 +38,11 @@ def load_board(name_or_path: str | Path, measure: bool = True) -> Board:
     text = str(name_or_path)
     if text in ("host", "host-split"):
         from targets.host import host_board
+        from targets.host.calibrated import find
 
+        found = find(host_board(measure=False)) if text == "host" and calibrated else None
+        if found is not None and found.board is not None:
+            return found.board
         return host_board(measure=measure, split=text == "host-split")
     if text.endswith(".toml"):
         return _read_file(Path(text))
@@ -47,20 +54,6 @@ def load_board(name_or_path: str | Path, measure: bool = True) -> Board:
 
 
 def _read_file(path: Path) -> Board:
-    import tomllib
-
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(content) > LARGEST_FILE_BYTES:
-        raise UserError(f"{path}: larger than {LARGEST_FILE_BYTES} bytes, so this is not a board file")
-    try:
-        table = tomllib.loads(content.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text, so this is not a board file") from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of more than 4300 digits
-        message = str(error).splitlines()[0]
-        raise UserError(f"{path}: not valid TOML: {message}") from None
+    table = read_toml(path, LARGEST_FILE_BYTES)
+    table.pop(MADE, None)  # of a file that `calibrate --board host` wrote
     return read_board(table, str(path), core_tables())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,11 @@ from hetero_sd.runtime.calibrate.bandwidths import cases_of, measure_bandwidths
 from hetero_sd.runtime.calibrate.budget import Budget
 from hetero_sd.runtime.calibrate.calibrate_gpu import GpuCosts
 from hetero_sd.runtime.calibrate.measure import LEAST_REPEATS, Step, take_turn
+from hetero_sd.runtime.decode.drafters.model import ModelDrafter
+from hetero_sd.runtime.decode.generate import Request, generate
+from hetero_sd.runtime.decode.policy import FixedGamma
+from hetero_sd.runtime.decode.speculate import speculate
+from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.model.protocol import Models
 from targets.errors import UserError
 from targets.files import check_writable, write_text
@@ -38,6 +44,8 @@ from targets.host.bandwidth import BandwidthReader
 MOST_SECONDS = 600
 _WARM_S = 2.0  # a GPU reads this long before anything counts, so that its clock is up,
 _WARM_SHARE = 0.1  # or this share of the time
+_LOOP_ROUNDS = 48
+_LOOP_SHARE = 0.05  # of the time at most
 _SLOWER = 0.9  # a clock, or the last pass beside the first, below this share of it is throttled
 
 
@@ -77,6 +85,8 @@ def calibrate(
     bandwidths = measure_bandwidths(gpu, budget)
     costs = None if gpu is None else MeasuredGpu(*gpu.launches(), gpu.hand_overs(), _device_facts())
 
+    note("the decoding loop")
+    loop_s = loop_cost_s(models, budget, clock or time.perf_counter)
     steps = {True: [], False: []}  # type: dict[bool, list[Step]]
     for model in here:
         note(f"filling the caches of {model.name}")
@@ -108,9 +118,27 @@ def calibrate(
         seconds=budget.spent_s,
         slowed=slowed(timed),
         machine=MachineStates(before, machine_state()),
+        loop_s=loop_s,
     )
     write_text(out, json.dumps(result.to_json(), indent=1) + "\n")
     return result
+
+
+def loop_cost_s(models: Models, budget: Budget, clock: Callable[[], float]) -> float | None:
+    """Median seconds of a round that are no step: of real rounds with one drafted token, or of the target alone."""
+    trace, target = Trace(clock=clock), models.target
+    request = Request(min(_LOOP_ROUNDS, target.context - 8))
+    if models.draft is None:
+        stream = generate(target, [1, 1], request, trace)
+    else:
+        drafter = ModelDrafter(models.draft, target.vocab, request.sampling)
+        stream = speculate(target, drafter, [1, 1], request, FixedGamma(1), trace)
+    end_s = budget.spent_s + _LOOP_SHARE * budget.seconds
+    for _ in stream:
+        if budget.spent_s > end_s:
+            break
+    rounds = trace.rounds[2:]  # the first ones read code and weights
+    return median(r.dispatch_s for r in rounds) if rounds else None
 
 
 def shortfall(steps: list[Step], bandwidths: int, cases: int) -> list[str]:

@@ -53,18 +53,18 @@ class FixedGamma:
 
     def __init__(self, gamma: int) -> None:
         """Keep ``gamma`` >= 0."""
-        self._gamma = gamma
+        self.gamma = gamma
 
     def begin(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Ignore the text."""
 
     def read_first(self, offers: Sequence[Offer], prefill_s: float) -> int:
         """All of the prompt: it will be needed, and reading it later would be a pause after the first token."""
-        return max((offer.unread for offer in offers), default=0) if self._gamma else 0
+        return max((offer.unread for offer in offers), default=0) if self.gamma else 0
 
     def choose(self, offers: Sequence[Offer]) -> Choice:
         """Return the fixed number, with all reading before."""
-        return Choice(offers[0].source, self._gamma, offers[0].unread) if self._gamma and offers else PLAIN
+        return Choice(offers[0].source, self.gamma, offers[0].unread) if self.gamma and offers else PLAIN
 
     def observe(self, finished: Round) -> None:
         """Ignore the round."""

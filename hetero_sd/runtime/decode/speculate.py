@@ -83,7 +83,7 @@ def _read_first(drafter: Drafter, tokens: Sequence[int], policy: GammaPolicy, tr
     """Let the drafter read before the first token is shown, as far as the policy wants it; the seconds it took."""
     watch = Stopwatch(trace.clock)
     if most := policy.read_first(drafter.offers(tokens, watch), trace.prefill_s):
-        drafter.read(tokens, most, 0, watch)
+        trace.read_first = drafter.read(tokens, most, 0, watch)
     return sum(watch.booked.values())
 
 

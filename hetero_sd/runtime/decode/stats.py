@@ -9,6 +9,7 @@ from statistics import NormalDist, median
 from typing import Any
 
 from costmodel.schema.plan import Plan
+from hetero_sd.runtime.decode.predicted_run import predicted_first_token_s, predicted_speed
 from hetero_sd.runtime.decode.trace import Round, Trace
 
 _Z_95 = NormalDist().inv_cdf(0.975)  # two-sided 95 % quantile of the normal distribution
@@ -93,17 +94,23 @@ def wilson(passed: int, seen: int) -> tuple[float, float]:
     return (centre - half if passed else 0.0, centre + half if passed < seen else 1.0)
 
 
-def comparison(measured: Mapping[str, Any], plan: Plan | None, prompts: Sequence[int] = ()) -> list[dict[str, Any]]:
+def comparison(
+    measured: Mapping[str, Any], plan: Plan | None, traces: Sequence[Trace] = (), gamma: int | None = None
+) -> list[dict[str, Any]]:
     """Return rows {term, unit, measured, predicted, deviation}; deviation is measured / predicted - 1.
 
-    Predictions are those of the plan, for prompts of those lengths; what it does not predict is None.
+    Predictions are those of the plan, for the lengths of those generations; what it does not predict is None. The speed
+    is that of texts as long as these with `gamma` in every round, where that was fixed; else the plan's.
     """
     terms, predicted = measured["median_s"], None if plan is None else plan.prediction
     verify = {} if predicted is None else predicted.verify_step_s
-    first = None if plan is None else _median([plan.prediction.first_token_s(n, plan.prefill_width) for n in prompts])
+    first = None if plan is None else _median([predicted_first_token_s(plan, trace) for trace in traces])
+    speed = None if plan is None else plan.prediction.tokens_per_s
+    if plan is not None and gamma is not None and (short := predicted_speed(plan, traces, gamma)) is not None:
+        speed = short
     rows = [
         _row("time to first token", "ms", measured["time_to_first_token_s"], first),
-        _row("speed", "tokens/s", measured["tokens_per_s"], predicted.tokens_per_s if predicted else None),
+        _row("speed", "tokens/s", measured["tokens_per_s"], speed),
         _row("tokens per round", "", measured["tokens_per_round"], predicted.tokens_per_round if predicted else None),
         _row("acceptance rate", "", measured["acceptance_rate"], predicted.acceptance_rate if predicted else None),
         _row("draft step", "ms", terms["draft_step"], predicted.draft_step_s if predicted else None),
@@ -117,11 +124,10 @@ def comparison(measured: Mapping[str, Any], plan: Plan | None, prompts: Sequence
     return rows
 
 
-def stats_json(traces: Sequence[Trace], plan: Plan | None) -> dict[str, Any]:
-    """Return the summary with the comparison under ``predicted_vs_measured``."""
+def stats_json(traces: Sequence[Trace], plan: Plan | None, gamma: int | None = None) -> dict[str, Any]:
+    """Return the summary with the comparison under ``predicted_vs_measured``; `gamma` where it was fixed."""
     measured = summarise(traces)
-    read = [trace.prompt_tokens - trace.kept_tokens for trace in traces]
-    return {**measured, "predicted_vs_measured": comparison(measured, plan, read)}
+    return {**measured, "predicted_vs_measured": comparison(measured, plan, traces, gamma)}
 
 
 def stats_table(stats: Mapping[str, Any]) -> str:

@@ -67,6 +67,7 @@ class Trace:
     """The record of one generation, filled in while it runs.
 
     ``kept_tokens`` of the ``prompt_tokens`` were in the target's cache already, and were not read again.
+    ``read_first`` counts the tokens that the drafter read before the first token was shown, which is in ``prefill_s``.
     ``finish_reason`` is "eos", "length" (max_new_tokens), "context" (the KV cache is full), "stop" (a stop string;
     set by the reader of the stream), or None while it runs. ``lost_drafter`` says why the drafter was left out from
     some round on; None where it was not. ``switches`` are the changes of the draft length. Where the drafter goes on
@@ -80,6 +81,7 @@ class Trace:
     finish_reason: str | None = None
     prefill_s: float = 0.0
     draft_prefill_s: float = 0.0
+    read_first: int = 0
     lost_drafter: str | None = None
     rounds: list[Round] = field(default_factory=list)
     switches: list[Switch] = field(default_factory=list)

@@ -14,6 +14,7 @@ from hetero_sd.runtime.doctor.bundle_findings import bundle_findings
 from hetero_sd.runtime.doctor.finding import Finding, any_problem, report_json, report_text
 from hetero_sd.runtime.doctor.opencl_findings import kernel_release, opencl_findings, runtime_finding
 from hetero_sd.runtime.doctor.opencl_probe import probe_apart
+from targets.host.calibrated import find
 from targets.zig import OLDEST_GLIBC
 
 OLDEST_PYTHON = (3, 10)
@@ -29,7 +30,13 @@ def examine(folder: Path | None = None, opencl_lib: str | None = None, root: Pat
         opencl_lib: the OpenCL library to open; None tries the usual ones.
         root: where /proc, /sys and /dev are; another one in tests.
     """
-    findings = [*_cpu(root), *_memory(root), *_software(), *(_folder(folder, root) if folder else ())]
+    findings = [
+        *_cpu(root),
+        *_memory(root),
+        *_calibration(root),
+        *_software(),
+        *(_folder(folder, root) if folder else ()),
+    ]
     state, nodes = probe_apart(opencl_lib), machine.gpu_nodes(root)
     findings += [*opencl_findings(state, nodes, kernel_release(root)), runtime_finding()]
     return [*findings, *(bundle_findings(folder, opencl_lib, bool(state.devices)) if folder else ())]
@@ -71,6 +78,17 @@ def _memory(root: Path) -> Iterator[Finding]:
         )
     else:
         yield Finding("memory", "ok", text)
+
+
+def _calibration(root: Path) -> Iterator[Finding]:
+    """The board file of this machine, where `hetero-sd calibrate --board host` wrote one."""
+    found = find(root=root)
+    if found is None:
+        return
+    if found.ignored:
+        yield Finding("board host", "note", found.ignored)
+    else:
+        yield Finding("board host", "ok", f"calibrated on {found.date or 'an unknown day'}: {found.path}")
 
 
 def _software() -> Iterator[Finding]:

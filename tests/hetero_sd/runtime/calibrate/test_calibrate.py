@@ -10,7 +10,8 @@ import pytest
 from costmodel.schema.measured import CpuState, MachineState, MachineStates, Measured, MeasuredStep
 from hetero_sd.runtime.calibrate import bandwidths, measure
 from hetero_sd.runtime.calibrate import calibrate as C
-from hetero_sd.runtime.model.protocol import Models
+from hetero_sd.runtime.calibrate.budget import Budget
+from hetero_sd.runtime.model.protocol import Done, Models
 from targets.errors import UserError
 from targets.host import bandwidth
 
@@ -31,6 +32,10 @@ class Still:
     def extend(self, ids: Any, pos: int) -> int:
         self.asked.append((len(ids), pos))
         return 0
+
+    def submit(self, ids: Any, pos: int, outputs: Any = (), last: bool = False) -> Done:
+        """As the decoding loop asks."""
+        return Done(np.zeros((1 if last else len(ids), self.vocab), np.float32))
 
 
 class Clock:
@@ -88,6 +93,10 @@ class Slow(Still):
         self.clock.now_s += self.token_s * len(ids)
         return super().extend(ids, pos)
 
+    def submit(self, ids: Any, pos: int, outputs: Any = (), last: bool = False) -> Done:
+        self.clock.now_s += self.token_s * len(ids)
+        return super().submit(ids, pos, outputs, last)
+
 
 @pytest.mark.parametrize("token_s", [0.001, 0.01, 0.05, 0.1])
 def test_the_seconds_are_kept_whatever_a_step_takes(
@@ -114,6 +123,16 @@ def test_the_seconds_are_kept_whatever_a_step_takes(
     short = [note for note in notes if "--calibrate-seconds" in note]
     assert bool(short) == any(p.samples < C.LEAST_REPEATS for p in result.points) or result.not_measured
     assert bool(short) == (token_s >= 0.05)
+
+
+@pytest.mark.parametrize("draft", [None, Still()])
+def test_the_loop_is_what_is_no_step(draft: Still | None) -> None:
+    """Each look at the clock takes a second, and a round looks once after its steps; steps themselves take longer."""
+    clock = Clock(look_s=1.0)
+    model = Slow(clock, 100.0)
+    assert C.loop_cost_s(Models(model, draft), Budget(1e6, lambda: 0.0), clock) == 1.0
+    clock.look_s = 3.0
+    assert C.loop_cost_s(Models(model, draft), Budget(1e6, lambda: 0.0), clock) == 3.0
 
 
 @pytest.mark.slow

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from bundles import LIVE, some_plan, some_prediction
+
+from costmodel.speculative import expected_tokens
+from hetero_sd.runtime.decode.predicted_run import expected_rounds, predicted_first_token_s, predicted_speed
+from hetero_sd.runtime.decode.stats import stats_json
+from hetero_sd.runtime.decode.trace import Trace
+
+PREDICTION = some_prediction(
+    acceptance_rate=0.8, tokens_per_s=99.0, draft_step_s=0.01, verify_step_s={1: 0.1, 4: 0.12}, dispatch_s=0.001,
+    prompt_chunk_s=0.3, prompt_start_s=0.2, live=LIVE,
+)  # fmt: skip
+PLAN = some_plan(prediction=PREDICTION)
+
+
+def text(tokens: int, **changes: int) -> Trace:
+    return replace(Trace(prompt_tokens=20, token_ids=[1] * tokens, prefill_s=0.1), **changes)
+
+
+def test_rounds_of_a_text_beside_a_simulation() -> None:
+    rng, alpha, gamma, n, rounds = random.Random(1), 0.8, 3, 17, 0
+    for _ in range(20_000):
+        left = n
+        while left > 0:
+            accepted = next((k for k in range(gamma) if rng.random() >= alpha), gamma)
+            left, rounds = left - accepted - 1, rounds + 1
+    expected = expected_rounds(n, alpha, gamma)[n]
+    assert expected == pytest.approx(rounds / 20_000, rel=0.01)
+    assert expected > 1.04 * n / expected_tokens(alpha, gamma)  # the negative control: as in a long text
+    assert expected_rounds(4000, alpha, gamma)[-1] == pytest.approx(4000 / expected_tokens(alpha, gamma), rel=1e-3)
+    assert expected_rounds(5, 0.3, 0) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_speed_is_of_what_was_run() -> None:
+    assert predicted_speed(PLAN, [text(18)], 0) == pytest.approx(1 / 0.101)
+    rounds = expected_rounds(17, 0.8, 3)[17]
+    assert predicted_speed(PLAN, [text(18), text(18)], 3) == pytest.approx(17 / (rounds * 0.151))
+    assert predicted_speed(PLAN, [text(18)], 2) is None  # three tokens are not priced
+    assert predicted_speed(PLAN, [text(1)], 3) is None
+    shown = {g: stats_json([text(18)], PLAN, g)["predicted_vs_measured"][1]["predicted"] for g in (0, 3, None)}
+    assert shown[0] == pytest.approx(1 / 0.101)
+    assert shown[3] == pytest.approx(17 / (rounds * 0.151))
+    assert shown[None] == 99.0  # live draft lengths: the plan's
+
+
+def test_the_first_token_waits_for_what_the_drafter_reads() -> None:
+    assert predicted_first_token_s(PLAN, text(3)) == pytest.approx(0.2)
+    assert predicted_first_token_s(PLAN, text(3, read_first=20)) == pytest.approx(0.2 + LIVE.chunk_s)
+    assert predicted_first_token_s(PLAN, text(3, read_first=33)) == pytest.approx(0.2 + 2 * LIVE.chunk_s)
+
+
+def test_later_chunks_of_a_prompt_take_longer() -> None:
+    """0.2 s at the start and 0.3 s after 32 tokens; a prompt of 68 tokens ends with a step of 4."""
+    assert PREDICTION.first_token_s(68, 32) == pytest.approx(0.2 + 0.3 + 0.12)
+    assert replace(PREDICTION, prompt_start_s=None).first_token_s(68, 32) == pytest.approx(0.3 + 0.3 + 0.12)

@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: setup ## compile the example pair, translate with it, print predicted beside measured
+demo: setup ## compile the example pair, calibrate this machine with it, translate, print predicted beside measured
 	$(BIN)/python examples/translation/demo.py
 
 chat: setup ## download a small real model, compile it for this machine, and talk to it

@@ -27,7 +27,7 @@ from hetero_sd.compile.context import PREFILL_CHUNK
 from hetero_sd.compile.plan import Overrides, make_plan
 from hetero_sd.predict.inputs import load_specs
 from hetero_sd.progress import Progress
-from hetero_sd.run_here import check_machine
+from hetero_sd.runtime.load import check_machine
 from hetero_sd.runtime.manifest import Bundle, write_manifest
 from passes.onnx import canonicalise
 from passes.synthetic import LlamaShape, write_llama

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from hetero_sd.acceptance_rate import Judged, judge, summary
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.model.protocol import CHOICE, Done, Model
 from targets.errors import UserError
+
+if TYPE_CHECKING:
+    from passes.onnx.quantise.recipe import Recipe
 
 FORMAT = 1
 DEFAULT_NEW_TOKENS = 64
@@ -37,6 +40,7 @@ class AcceptanceRequest:
         temperature: of the sampled run, 0 to 100; 0 leaves it out.
         seed: of the sampled run.
         eos: end-of-text ids; empty takes the stated ones.
+        quantise, quantise_head, quantise_draft: as `compile` quantises float weights; None: they stay as they are.
     """
 
     target: Path
@@ -48,6 +52,9 @@ class AcceptanceRequest:
     temperature: float = 1.0
     seed: int = 0
     eos: tuple[int, ...] = ()
+    quantise: str | None = None
+    quantise_head: str | None = None
+    quantise_draft: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ class MeasuredAcceptance:
 class ReferenceDecoder(Model):
     """An ONNX export behind the interface of the decoding loops; a smaller `pos` rolls its cache back."""
 
-    def __init__(self, path: Path, context: int) -> None:
-        """Load the file.
+    def __init__(self, path: Path, context: int, recipe: Recipe | None = None) -> None:
+        """Load the file; float weights are quantised by the recipe, which `compile` takes.
 
         Raises:
             UserError: not a decoder export that onnxruntime runs.
@@ -85,7 +92,7 @@ class ReferenceDecoder(Model):
         from hetero_sd.reference import Cache, ReferenceModel
 
         self.name, self.context = path.name, context
-        self._model, self._cache = ReferenceModel(path), Cache()
+        self._model, self._cache = ReferenceModel(path, recipe=recipe), Cache()
         self.vocab = int(self._model.forward([0]).shape[-1])
 
     def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Done:
@@ -108,6 +115,7 @@ def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> Measu
         KeyboardInterrupt: before anything was judged.
     """
     from hetero_sd.compile.tokenizer_files import check_pair, find_tokenizer
+    from hetero_sd.quantisation.recipes import recipes_of
     from hetero_sd.runtime.model.within_vocabulary import WithinVocabulary
     from hetero_sd.runtime.text.prompts import read_prompts
     from hetero_sd.runtime.text.tokenizer import text_of_folder
@@ -118,7 +126,9 @@ def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> Measu
         raise UserError(f"--max-new-tokens {request.max_new_tokens}: must be from 2 to 4096")
     if not 0 <= request.temperature <= 100:
         raise UserError(f"--temperature {request.temperature:g}: must be from 0 to 100")
-    for path in (request.target, request.draft):
+    sources = {"target": request.target, "draft": request.draft}
+    recipes = recipes_of(request.quantise, request.quantise_head, request.quantise_draft, tuple(sources))
+    for path in sources.values():
         if not path.is_file():
             raise UserError(f"model {path}: there is no such file")
     tokenizer = find_tokenizer(request.tokenizer, [request.target, request.draft], request.eos)
@@ -129,9 +139,9 @@ def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> Measu
         raise UserError(f"{empty.where} is empty: give at least one token")
     context = max(map(len, encoded)) + request.max_new_tokens + request.gamma + 1
     progress, whole = Progress(quiet=quiet), []
-    for path in (request.target, request.draft):
+    for role, path in sources.items():
         with progress.step(f"load {path}"):
-            whole.append(ReferenceDecoder(path, context))
+            whole.append(ReferenceDecoder(path, context, recipes.get(role)))
     check_pair(request.target, whole[0].vocab, request.draft, whole[1].vocab, tokenizer)
     target, draft = (WithinVocabulary(model, tokenizer.vocab) for model in whole)
     found: dict[str, dict[str, Any]] = {}

@@ -13,7 +13,7 @@ from hetero_sd.acceptance import (
     MeasuredAcceptance,
     measure_acceptance,
 )
-from hetero_sd.commands.parser import Subparsers, subcommand
+from hetero_sd.commands.parser import Subparsers, add_quantise, subcommand
 from targets.files import check_writable, write_text
 
 EXAMPLE = """\
@@ -39,6 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     p.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampled run (default 0)")
     p.add_argument("--eos", metavar="ID", type=int, action="append", default=[], help="end-of-text id (repeatable)")
+    add_quantise(p)
     p.add_argument("--out", metavar="FILE", type=Path, help="write the result as JSON")
     p.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -57,6 +58,9 @@ def run(options: argparse.Namespace) -> int:
         temperature=options.temperature,
         seed=options.seed,
         eos=tuple(options.eos),
+        quantise=options.quantise,
+        quantise_head=options.quantise_head,
+        quantise_draft=options.quantise_draft,
     )
     result = measure_acceptance(request, quiet=options.json)
     text = json.dumps(result.to_json(), indent=1)

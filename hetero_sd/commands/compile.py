@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from costmodel.format import FLOAT, INT8
-from hetero_sd.commands.parser import Subparsers, subcommand
+from hetero_sd.commands.parser import Subparsers, add_quantise, subcommand
 from hetero_sd.compile.place import RULES
 from targets.boards import board_names
 from targets.errors import UserError
@@ -54,19 +54,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="what int4 and int8 weights are multiplied with on the CPU (default: int8 where the ONNX file allows it, "
         "and with --quantise)",
     )
-    p.add_argument(
-        "--quantise",
-        metavar="FORMAT|FILE",
-        help="float weights become int8 or int4, in blocks of 32, or of another size as int4:64; a TOML file has "
-        "`matrices`, `head` and `embedding`, each a format or float, and [names]: patterns of names of nodes or "
-        "weights with formats",
-    )
-    p.add_argument(
-        "--quantise-head",
-        metavar="FORMAT",
-        help="of the head and the embedding, or float (default int8)",
-    )
-    p.add_argument("--quantise-draft", metavar="FORMAT|FILE", help="of the drafter, or float (default: as --quantise)")
+    add_quantise(p)
     p.add_argument(
         "--prompts",
         metavar="FILE",

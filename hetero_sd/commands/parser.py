@@ -43,3 +43,20 @@ def subcommand(subparsers: Subparsers, name: str, what: str, example: str) -> Pa
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
     )
+
+
+def add_quantise(p: argparse.ArgumentParser) -> None:
+    """Add the options that say how float weights are quantised."""
+    p.add_argument(
+        "--quantise",
+        metavar="FORMAT|FILE",
+        help="float weights become int8 or int4, in blocks of 32, or of another size as int4:64; a TOML file has "
+        "`matrices`, `head` and `embedding`, each a format or float, and [names]: patterns of names of nodes or "
+        "weights with formats",
+    )
+    p.add_argument(
+        "--quantise-head",
+        metavar="FORMAT",
+        help="of the head and the embedding, or float (default int8)",
+    )
+    p.add_argument("--quantise-draft", metavar="FORMAT|FILE", help="of the drafter, or float (default: as --quantise)")

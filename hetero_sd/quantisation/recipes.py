@@ -76,7 +76,7 @@ def read_format(text: str, where: str) -> Format | None:
     if found is None or block not in BLOCKS:
         blocks = ", ".join(map(str, BLOCKS))
         raise UserError(
-            f"{where} {text!r} is not a format: int8 or int4, with a block of {blocks} as int4:64, or {KEPT}"
+            f"{where} {text!r} is not a format: int8 or int4, with blocks of {blocks} as in int4:64, or {KEPT}"
         )
     return block_format(found[1], block)
 

@@ -234,7 +234,7 @@ class _Packed:
         parts = [("scale", scales, kept, (columns, blocks))]
         if not implied:  # without one, both operators take the middle of the range
             parts += [("zero", zeros, ir.DataType.UINT8, (columns, -(-blocks // per)))]
-        self._scales = [_lazy(imp, f"{name}.{part}", *rest) for part, *rest in parts]
+        self._scales = [_in_float32(imp, _lazy(imp, f"{name}.{part}", *rest)) for part, *rest in parts]
 
     def matmul(self, old: Any) -> None:
         """MatMulNBits in the place of a MatMul with the weight."""
@@ -279,6 +279,16 @@ def _nibbles(x: np.ndarray, per: int) -> np.ndarray:
     x = np.pad(x, ((0, 0), (0, x.shape[1] % 2)))
     packed: np.ndarray = x[:, ::2] | (x[:, 1::2] << 4)
     return packed
+
+
+def _in_float32(imp: Importing, value: Any) -> Any:
+    """Half precision is cast up where it is read, as upcast_to_float32 writes it: the weight stays stored as it is."""
+    if value.const_value.dtype != ir.DataType.FLOAT16:
+        return value
+    to = {"to": int(ir.DataType.FLOAT)}
+    wide = emit(next(iter(imp.graph)), "Cast", [value], to, outputs=[f"{value.name}.float32"]).outputs[0]
+    wide.shape, wide.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
+    return wide
 
 
 def _lazy(imp: Importing, name: str, make: Any, dtype: Any, shape: tuple[int, ...]) -> Any:

@@ -38,10 +38,14 @@ def machine(library: Path) -> str:
     return _machine(library.read_bytes(), library)
 
 
-def check_loadable(library: Path) -> None:
+def check_loadable(library: Path, shown: Path | None = None) -> None:
     """Check, before the system maps it, that a shared library is whole and for this machine.
 
     The system's loader trusts the program headers: a segment that ends beyond the file ends the process with SIGBUS.
+
+    Args:
+        library: the file.
+        shown: its path for messages, where `library` is one to an open file.
 
     Raises:
         UserError: it is no shared library, for another machine, or shorter than its headers say.
@@ -50,12 +54,14 @@ def check_loadable(library: Path) -> None:
         with library.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(_HEADER.size)
-            built_for = _machine(head, library)
+            built_for = _machine(head, shown or library)
             kind, end = _HEADER.unpack(head)[1], _end(file, head)
     except OSError as error:
-        raise UserError(f"cannot read {library}: {error.strerror}") from None
+        raise UserError(f"cannot read {shown or library}: {error.strerror}") from None
     except (struct.error, OverflowError, ValueError):
+        library = shown or library
         raise UserError(f"{library} is cut off: its {size} bytes do not hold its headers; copy it again") from None
+    library = shown or library
     if kind != _SHARED:
         raise UserError(f"{library}: not a shared library; copy or build the bundle again")
     if end > size:

@@ -12,6 +12,8 @@ from costmodel.schema.plan import Plan
 from costmodel.schema.record import Entries, Record, SchemaError, Within, check_sha256
 
 FORMAT_VERSION = 4
+BLOCK_BYTES = 1 << 20
+_BLOCK_DIGITS = 32
 TokenId = Annotated[int, Within(0, (1 << 31) - 1)]
 
 
@@ -25,6 +27,18 @@ class FileFacts(Record):
     def __post_init__(self) -> None:
         """Refuse what is no SHA-256 in hex digits."""
         check_sha256("sha256", self.sha256)
+
+
+@dataclass(frozen=True)
+class BlockHashes(Record):
+    """BLAKE2b, 16 bytes of it, of every block of BLOCK_BYTES of a file, the last one shorter."""
+
+    blake2b: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no such hash in hex digits."""
+        if any(len(digits) != _BLOCK_DIGITS or set(digits) - set("0123456789abcdef") for digits in self.blake2b):
+            raise SchemaError(f"blake2b has an entry that is not {_BLOCK_DIGITS} hex digits")
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,7 @@ class Manifest(Record):
         plan: what `compile` decided; None in a bundle that was built without a plan.
         tokenizer: facts about it; None where the bundle was built without one.
         board: the board that it was compiled for, as targets.device.Board reads it.
+        blocks: hashes of the blocks of each file with weights, of which a sample is compared when it is loaded.
         format_version: of this schema.
     """
 
@@ -88,6 +103,7 @@ class Manifest(Record):
     plan: Plan | None = None
     tokenizer: TokenizerFacts | None = None
     board: dict[str, Any] | None = None
+    blocks: dict[str, BlockHashes] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -96,6 +112,10 @@ class Manifest(Record):
         Raises:
             SchemaError: two of them state a number or a name differently.
         """
+        for name, hashes in self.blocks.items():
+            blocks = -(-self.files[name].bytes // BLOCK_BYTES) if name in self.files else 0
+            if len(hashes.blake2b) != blocks:
+                raise SchemaError(f"blocks has {len(hashes.blake2b)} hashes of {ascii(name)[:60]}, not {blocks}")
         for role, model in self.models.items():
             if model.role != role:
                 raise SchemaError(f"models.{role}.role is {model.role!r}")

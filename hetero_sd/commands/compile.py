@@ -64,6 +64,7 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument("--no-cpu-fallback", action="store_true", help="no CPU variant of what runs on the GPU")
     p.add_argument("--subgraphs", metavar="DIR", type=Path, help="write each segment as an ONNX file, for Netron")
     p.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each phase, for reading")
+    p.add_argument("--sign", metavar="KEY", type=Path, help="sign the manifest with this Ed25519 key (PEM)")
     p.add_argument("--json", action="store_true", help="print what was decided as JSON")
 
 
@@ -98,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
         quantise_head=options.quantise_head,
         quantise_draft=options.quantise_draft,
         prompts=options.prompts,
+        sign=options.sign,
     )
     result = compile_bundle(request, Progress(quiet=options.json))
     print(compile_json(result) if options.json else compile_text(result, options.out))

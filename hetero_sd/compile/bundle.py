@@ -1,6 +1,7 @@
 """Writing a bundle: a folder that runs on the device with Python, numpy, TVM's runtime and tokenizers.
 
     manifest.json         every file's size and SHA-256, the models, the plan
+    manifest.json.sig     with --sign: the manifest's signature
     run.py                the command
     lib/, weights/        one library per processor and model, its weights as safetensors; the thread pool
     tokenizer/            the tokenizer's files

@@ -24,6 +24,7 @@ from hetero_sd.compile.context import MOST_CONTEXT
 from hetero_sd.compile.import_models import import_models
 from hetero_sd.compile.place import place_text
 from hetero_sd.compile.plan import Overrides, check_gamma, make_plan
+from hetero_sd.compile.sign import read_private_key, sign
 from hetero_sd.compile.tokenizer_files import TokenizerFiles, check_pair, find_tokenizer
 from hetero_sd.compile.try_template import template_notes
 from hetero_sd.predict.inputs import read_alpha_file
@@ -72,6 +73,7 @@ class CompileRequest:
         quantise_head: format of heads, in place of the default and of the file's.
         quantise_draft: of the drafter, in place of `quantise`.
         prompts: texts on which is measured what quantising costs; None takes ours.
+        sign: private key to sign the manifest with, or None.
     """
 
     target: Path
@@ -96,6 +98,7 @@ class CompileRequest:
     quantise_head: str | None = None
     quantise_draft: str | None = None
     prompts: Path | None = None
+    sign: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     if request.context is not None and not 2 <= request.context <= MOST_CONTEXT:
         raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
     refuse_existing(request.out)
+    signer = None if request.sign is None else read_private_key(request.sign)
     overrides = _overrides(request)
     quantisation = Quantisation.of(request.quantise, request.quantise_head, request.quantise_draft, sources)
     if request.prompts is not None and not quantisation.recipes:
@@ -186,7 +190,9 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
                 vendor_wheels(folder / "site", request.vendor_python, board.isa.replace("-", "_"))
         with progress.step("hash the files"):
             described = {role: built.facts for role, built in models.items()}
-            write_manifest(folder, described, plan, tokenizer.facts, board.to_json())
+            manifest = write_manifest(folder, described, plan, tokenizer.facts, board.to_json())
+        if signer is not None:
+            sign(manifest, signer)
         size = folder_bytes(folder)
     return CompileResult(
         plan, prediction, size, tokenizer, models, (*notes, *about_chats), board.isa == machine(), cost

@@ -1,36 +1,57 @@
 """The text of ``DIR/run.py``, the command a user runs on the device.
 
-On another machine it says so before it imports anything: what lies in ``site/`` is compiled for the device, too.
+On another machine it says so before it imports anything: what lies in ``site/`` is compiled for the device, too. Before
+it imports anything of the bundle, the functions of trust.py, which it carries, compare the code with the manifest.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 _MACHINES = {"aarch64": ("aarch64", "arm64"), "x86-64": ("x86_64", "amd64")}  # as `uname -m` and Python say
 
 
 def launcher(isa: str, board: str) -> str:
     """The script of a bundle for an instruction set, ``aarch64`` or ``x86-64``, and a board's name."""
-    return _LAUNCHER.replace("MACHINES", repr(_MACHINES[isa])).replace("BOARD", repr(f"{isa} (board {board})"))
+    text = _LAUNCHER.replace("MACHINES", repr(_MACHINES[isa])).replace("BOARD", repr(f"{isa} (board {board})"))
+    _, _, trust = Path(__file__).with_name("trust.py").read_text("utf-8").partition(_TRUST_BEGINS)
+    return text.replace("TRUST", trust.strip())
 
 
+_TRUST_BEGINS = "from __future__ import annotations\n"
 _LAUNCHER = '''\
 #!/usr/bin/env python3
 """Run the models of this folder: python run.py --help."""
 
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", sys.flags.isolated):
+    del sys.path[0]  # this folder, in which nothing was compared yet
+
 import platform
 import shlex
-import sys
 
 if platform.machine().lower() not in MACHINES:
     what = "run.py: error: this bundle is for " + BOARD
     sys.exit(print(f"{what}, this machine is {platform.machine()}: copy it to the board", file=sys.stderr) or 2)
 
 sys.dont_write_bytecode = True  # the folder may be read-only
+sys.pycache_prefix = "/dev/null"  # and what lies in a __pycache__ of it is not compared: none is read
 
-from pathlib import Path
+TRUST
+
 
 here = Path(__file__).resolve().parent
-for name in ("site", "python"):
+try:
+    for key in stated_keys(sys.argv[1:]):
+        check_signature(here, key)
+    check_code(here)
+except BundleRefused as error:
+    print(f"run.py: error: {error}", file=sys.stderr)
+    sys.exit(2)
+for name in FOLDERS:
     if (here / name).is_dir():
         sys.path.insert(0, str(here / name))
 

@@ -2,27 +2,36 @@
 
 Its keys are the fields of costmodel.schema.manifest.Manifest. The bundle may come from anywhere, so every value is
 checked when it is opened, paths are kept inside it, sizes are compared, and a file's hash before its path is handed
-out; a library is therefore never loaded unverified.
+out. A library is loaded through the descriptor that was hashed, and of weights a sample of blocks is compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
+import os
+import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from costmodel.schema.manifest import FileFacts, Manifest, TokenizerFacts, refused_version
+from costmodel.schema.manifest import BLOCK_BYTES, BlockHashes, FileFacts, Manifest, TokenizerFacts, refused_version
 from costmodel.schema.model import ModelFacts
 from costmodel.schema.plan import Plan
 from costmodel.schema.record import SchemaError
+from hetero_sd.runtime.trust import SIGNATURE
 from targets.errors import UserError
 from targets.files import TooLargeError, read_json, write_text
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
+_SAMPLED_BLOCKS = 16
+_DESCRIPTORS = "/proc/self/fd"
+_openings = itertools.count()
 _COMPLETE = ("lib", "weights", "tokenizer")  # folders in which every file is listed
 
 
@@ -86,29 +95,69 @@ class Bundle:
 
         Args:
             name: relative path, as listed.
-            hashed: False trusts a file after the check of its size: for weights, whose hash may take seconds and
-                whose header is checked when they are read; never for code.
+            hashed: False compares 16 blocks of it, others each time: for weights, whose hash may take seconds and
+                whose header is checked when they are read; never for code. It finds a damaged storage sooner or
+                later, not one changed byte for sure.
 
         Raises:
             UserError: not listed, or its contents changed.
         """
-        if name not in self.manifest.files:
-            raise UserError(f"{self.folder / MANIFEST} does not list {name!r}: build the bundle again")
-        path = self.folder / name
-        if hashed and name not in self._verified:
-            if hash_file(path) != self.manifest.files[name].sha256:
-                raise UserError(f"{path} does not match its SHA-256 in {MANIFEST}: copy or build the bundle again")
-            self._verified.add(name)
+        path = self._listed(name)
+        if name in self._verified:
+            return path
+        if not hashed:
+            if name not in self.manifest.blocks:
+                raise UserError(f"{MANIFEST}: blocks has no hashes of {name}: build the bundle again")
+            check_blocks(path, self.manifest.blocks[name].blake2b)
+            return path
+        if hash_file(path) != self.manifest.files[name].sha256:
+            raise _changed(path)
+        self._verified.add(name)
         return path
 
-    def verify_all(self) -> None:
-        """Verify the hash of every listed file.
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[str]:
+        """A path that leads to the very file that was hashed, whatever its name leads to meanwhile: for loading code.
+
+        It is one in /proc/self/fd, and no two are spelled alike: the loader takes a library that it knows by that
+        name for the same one, and numbers of descriptors are used again. Where /proc is not mounted, it is the file's
+        own, and who can rename files of the bundle meanwhile can have another one loaded.
 
         Raises:
-            UserError: the first file that changed.
+            UserError: not listed, not readable, or its contents changed.
         """
+        path = self._listed(name)
+        try:
+            file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        with file:
+            if _sha256(file, path) != self.manifest.files[name].sha256:
+                raise _changed(path)
+            number = str(file.fileno())
+            unlike = "".join("/." if digit == "1" else "/" for digit in f"{next(_openings):b}")
+            there = os.path.exists(f"{_DESCRIPTORS}/{number}")
+            yield f"{_DESCRIPTORS}{unlike}/{number}" if there else str(path)
+
+    def verify_all(self) -> int:
+        """Verify the hash of every listed file, and that there are no others; the bytes that were read.
+
+        Raises:
+            UserError: the first file that changed or is not listed.
+        """
+        for path in _walk(self.folder):
+            name = path.relative_to(self.folder).as_posix()
+            if name not in self.manifest.files and name not in (MANIFEST, SIGNATURE):
+                raise UserError(f"{path} is not listed in {MANIFEST}: remove it or build the bundle again")
         for name in self.manifest.files:
             self.path(name)
+        return sum(facts.bytes for facts in self.manifest.files.values())
+
+    def _listed(self, name: str) -> Path:
+        """The path of a listed file."""
+        if name not in self.manifest.files:
+            raise UserError(f"{self.folder / MANIFEST} does not list {name!r}: build the bundle again")
+        return self.folder / name
 
     def _check_size(self, name: str, size: int) -> None:
         """Refuse a file that is missing, outside the folder, no plain file, or of another size."""
@@ -171,17 +220,20 @@ def write_manifest(
         ValueError: the folder holds a link, the models name a file that is not there, or the parts contradict each
             other.
     """
-    files = {}
+    files, blocks = {}, {}
+    weights = {model.weights for model in (models or {}).values()}
     for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
-        if name == MANIFEST or "__pycache__" in path.parts:
+        if name in (MANIFEST, SIGNATURE) or "__pycache__" in path.parts:
             continue
         if path.is_symlink():
             raise ValueError(f"{path} is a link; a bundle holds only files")
         files[name] = FileFacts(path.stat().st_size, hash_file(path))
-    manifest = Manifest(files, dict(models or {}), plan, tokenizer, board)
-    if missing := sorted({name for model in manifest.models.values() for name in model.files} - set(files)):
+        if name in weights:
+            blocks[name] = BlockHashes(block_hashes(path))
+    if missing := sorted({name for model in (models or {}).values() for name in model.files} - set(files)):
         raise ValueError(f"models name files that {folder} does not hold: {', '.join(missing)}")
+    manifest = Manifest(files, dict(models or {}), plan, tokenizer, board, blocks)
     path = folder / MANIFEST
     write_text(path, manifest.to_text())
     return path
@@ -189,15 +241,58 @@ def write_manifest(
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hex digits, reading a chunk at a time."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            return _sha256(file, path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def block_hashes(path: Path) -> tuple[str, ...]:
+    """Return what `BlockHashes` holds of a file."""
+    with path.open("rb") as file:
+        return tuple(_block(block) for block in iter(lambda: file.read(BLOCK_BYTES), b""))
+
+
+def check_blocks(path: Path, hashes: tuple[str, ...], most: int = _SAMPLED_BLOCKS) -> None:
+    """Compare blocks of a file with their hashes: all where there are no more than `most`, else as many by lot.
+
+    Raises:
+        UserError: one differs, or the file cannot be read.
+    """
+    every = range(len(hashes))
+    chosen = every if len(every) <= most else sorted(random.SystemRandom().sample(every, most))
+    try:
+        with path.open("rb", buffering=0) as file:
+            for index in chosen:
+                block = os.pread(file.fileno(), BLOCK_BYTES, index * BLOCK_BYTES)
+                if _block(block) != hashes[index]:
+                    raise UserError(
+                        f"{path}: bytes {index * BLOCK_BYTES} to {index * BLOCK_BYTES + len(block)} are not those that "
+                        f"were written (its storage may be failing): copy or build the bundle again"
+                    )
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _block(block: bytes) -> str:
+    return hashlib.blake2b(block, digest_size=16).hexdigest()
+
+
+def _sha256(file: FileIO, path: Path) -> str:
+    """The SHA-256 of an open file, a chunk at a time."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     return digest.hexdigest()
+
+
+def _changed(path: Path) -> UserError:
+    return UserError(f"{path} does not match its SHA-256 in {MANIFEST}: copy or build the bundle again")
 
 
 def _check_path(name: str) -> None:

@@ -50,6 +50,7 @@ class RunRequest:
         threads: of the CPU; None takes the plan's.
         huge_pages: the weights are copied into huge pages.
         check: all hashes are verified first.
+        verify_key: a public key that the manifest's signature is checked with first, and all hashes after it.
         calibrate: the file to write measurements to, in place of answering.
         calibrate_seconds: time to measure.
         doctor: examine the machine in place of answering.
@@ -79,6 +80,7 @@ class RunRequest:
     threads: int | None
     huge_pages: bool
     check: bool
+    verify_key: str | None
     calibrate: Path | None
     calibrate_seconds: int
     doctor: bool
@@ -172,7 +174,12 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
     )
     run.add_argument("--threads", metavar="N", type=_whole(1, MOST_THREADS), help="CPU threads (default: the plan's)")
     run.add_argument("--huge-pages", action="store_true", help="copy the weights into huge pages: more memory, faster")
-    run.add_argument("--check", action="store_true", help="verify the SHA-256 of all files first, weights included")
+    run.add_argument(
+        "--check", action="store_true", help="verify the SHA-256 of all files first, and that there are no others"
+    )
+    run.add_argument(
+        "--verify-key", metavar="PUB", help="check the manifest's signature with a public key, and all files"
+    )
     run.add_argument("--calibrate", metavar="FILE", type=Path, help="measure for `hetero-sd calibrate`, and end")
     run.add_argument(
         "--calibrate-seconds", metavar="S", type=_whole(1, 600), default=120, help="time to measure (default 120)"

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hetero_sd.runtime.saved_logits import save_logits
 from hetero_sd.runtime.session import Options, Session
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_prompts
+from hetero_sd.runtime.trust import BundleRefused, check_signature
 from targets.errors import UserError
 from targets.opencl.runtime import OpenCLError
 
@@ -56,7 +58,7 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
         _run(Path(folder), options, load)
         sys.stdout.flush()
         return 0
-    except UserError as error:
+    except (UserError, BundleRefused) as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 3 if isinstance(error, NotFiniteError) else 2
     except OpenCLError as error:
@@ -76,9 +78,15 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
 
 def _run(folder: Path, options: RunRequest, load: Loader | None) -> None:
     """Check everything, load the models, answer every prompt."""
+    if options.verify_key is not None:  # the launcher did it before it imported this
+        check_signature(folder, options.verify_key)
     bundle = Bundle(folder)
-    if options.check:
-        bundle.verify_all()
+    if options.check or options.verify_key is not None:
+        begin = time.perf_counter()
+        read_bytes = bundle.verify_all()
+        took_s = time.perf_counter() - begin
+        size = f"{len(bundle.manifest.files)} files, {read_bytes / 1e6:.1f} MB"
+        print(f"run.py: note: {size}, are those of the manifest: checked in {took_s:.2f} s", file=sys.stderr)
     if options.calibrate is not None:
         _calibrate(bundle, options.calibrate, options, load or load_models)
         return

@@ -25,6 +25,7 @@ from passes.onnx.prove.gate import gate_of, is_gate_alone, sigmoid_of_silu
 from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.rewrite.blocks_of_columns import BNB4_TABLES
 from passes.onnx.weight_sizes import LINEAR, linear_size, table_size
+from targets.errors import UserError
 
 _SAME_ROW = ("Reshape", "Split", "Mul", "Add")  # with one computed input: a view, a part, a factor, a bias
 
@@ -61,8 +62,15 @@ class _Counter:
                     yield op
 
     def row(self, node: Any) -> int:
-        """Numbers of a row that a node reads."""
-        return next(self.width[value] for value in row_inputs(node) if value in self.width)
+        """Numbers of a row that a node reads.
+
+        Raises:
+            UserError: it reads none that a kernel computes.
+        """
+        widths = [self.width[value] for value in row_inputs(node) if value in self.width]
+        if not widths:
+            raise UserError(f"{describe(node)} reads no row that a kernel computes: export the model again")
+        return widths[0]
 
     def operator(self, node: Any, kind: str, columns: int, **more: Any) -> Operator:
         """An operator of a node's part."""

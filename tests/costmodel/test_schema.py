@@ -18,7 +18,7 @@ from schema_records import RECORDS
 
 from costmodel.place import Place, ReasonedPlace, Registered
 from costmodel.schema import manifest, measured, model, plan
-from costmodel.schema.manifest import FileFacts, Manifest, TokenizerFacts, refused_version
+from costmodel.schema.manifest import BlockHashes, FileFacts, Manifest, TokenizerFacts, refused_version
 from costmodel.schema.model import ModelFacts, SegmentFacts, WeightSlice
 from costmodel.schema.plan import Plan
 from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaError, Within
@@ -85,6 +85,7 @@ REPAIRS: dict[type[Record], Any] = {
     Place: lambda processor, **_: {"processor": processor, "first": "1", "last": "head"},
     model.WeightSlice: lambda start, end, **found: {**found, "start": min(start, end - 1), "end": end},
     plan.LivePrediction: lambda verify_s, **found: {**found, "verify_s": {**verify_s, 1: 0.5}},
+    BlockHashes: lambda blake2b: {"blake2b": tuple(hashlib.md5(text.encode()).hexdigest() for text in blake2b)},
     FileFacts: lambda sha256, **found: {**found, "sha256": hashlib.sha256(sha256.encode()).hexdigest()},
     model.QuantisedFacts: lambda export_sha256, **found: {
         **found,

@@ -9,7 +9,7 @@ from hetero_sd.runtime.doctor.finding import Finding
 from hetero_sd.runtime.doctor.kernel_check import KernelCheck, check_kernels, gpu_libraries
 from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.model.program_cache import cache_folder, why_not_usable
-from hetero_sd.runtime.model.thread_pool import LIBRARY, PoolError, ThreadPool, why_tvms_pool
+from hetero_sd.runtime.model.thread_pool import PoolError, pool_of, why_tvms_pool
 from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
 from targets.errors import UserError
 
@@ -36,7 +36,7 @@ def _thread_pool(bundle: Bundle) -> Finding:
     threads = choose_threads(None, bundle.plan)
     if why is None:
         try:
-            pool = ThreadPool(bundle.path(LIBRARY), usable_cpus(), threads)
+            pool = pool_of(bundle, usable_cpus(), threads)
         except PoolError as error:
             why = str(error)
     if why is not None:

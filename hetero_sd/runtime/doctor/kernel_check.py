@@ -15,6 +15,7 @@ from typing import Any
 
 from hetero_sd.runtime.doctor.subprocess_call import ask_apart
 from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.model.segments import load_module
 from targets.errors import UserError
 from targets.opencl import runtime as opencl_runtime
 
@@ -73,19 +74,23 @@ def build_and_print(folder: str) -> None:
 
 
 def _build(bundle: Bundle) -> Iterator[dict[str, Any]]:
-    import tvm
-
     from targets.opencl import interface as opencl
 
     wanted = f"/{opencl_runtime.machine()}/{opencl_runtime.LIBRARY}"
     runtimes = [name for name in bundle.manifest.files if name.endswith(wanted)]
-    if opencl_runtime.load(bundle.path(runtimes[0]) if runtimes else None) != "ours":
+    if runtimes:
+        with bundle.opened(runtimes[0]) as opened:
+            ours = opencl_runtime.load(Path(opened))
+    else:
+        ours = opencl_runtime.load()
+    if ours != "ours":
         raise UserError("TVM has an OpenCL runtime of its own here, which builds kernels when they are first used")
     opencl.devices()
     for name in gpu_libraries(bundle):
         yield {"library": name}
         try:
-            module = tvm.runtime.load_module(str(bundle.path(name)))
+            with bundle.opened(name) as opened:
+                module = load_module(opened)
         except UserError:
             raise
         except Exception as error:

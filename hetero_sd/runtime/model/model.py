@@ -23,7 +23,7 @@ from hetero_sd.runtime.model.protocol import (
 )
 from hetero_sd.runtime.model.segments import Chain
 from hetero_sd.runtime.model.steps import RunningStep, Steps
-from hetero_sd.runtime.model.thread_pool import LIBRARY, PoolError, ThreadPool, why_tvms_pool
+from hetero_sd.runtime.model.thread_pool import PoolError, ThreadPool, pool_of, why_tvms_pool
 from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
 from hetero_sd.runtime.model.weights import Weights
 from targets.backend import HOST, ProcessorFailed, backend
@@ -147,7 +147,7 @@ class CompiledModel(Model):
             return
         try:
             cpus = usable_cpus() if self._cpus is None else self._cpus
-            self.pool = self.pool or ThreadPool(self._bundle.path(LIBRARY), cpus, self.threads)
+            self.pool = self.pool or pool_of(self._bundle, cpus, self.threads)
             self.pool.attach(self._bundle.path(self._facts.libraries[HOST]))
         except PoolError as error:
             self.pool, self.why_tvms_pool = None, str(error)

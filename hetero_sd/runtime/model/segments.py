@@ -8,6 +8,7 @@ the processor that has it uses it again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,20 +101,21 @@ class Chain:
         return self._kept[key]
 
     def _load(self, bundle: Bundle, facts: ModelFacts, processor: str) -> Any:
-        import tvm
         from tvm.runtime.vm import VirtualMachine
 
-        library = bundle.path(facts.libraries[processor])
-        elf.check_loadable(library)
-        if _TVM_LIBRARY not in elf.defined_symbols(library):
-            raise UserError(f"{library} has no kernels of ours: copy or build the bundle again")
+        library = bundle.folder / facts.libraries[processor]
+        with bundle.opened(facts.libraries[processor]) as opened:
+            elf.check_loadable(Path(opened), library)
+            if _TVM_LIBRARY not in elf.defined_symbols(Path(opened)):
+                raise UserError(f"{library} has no kernels of ours: copy or build the bundle again")
+            try:
+                module = load_module(opened)
+            except Exception as error:
+                raise _not_loaded(library, error) from None
         try:
-            module = tvm.runtime.load_module(str(library))
             return VirtualMachine(module, backend(processor).vm_devices(self.devices[processor]))
         except Exception as error:
-            raise UserError(
-                f"cannot load {library}: {last_line(error)}; was the bundle compiled for this machine?"
-            ) from None
+            raise _not_loaded(library, error) from None
 
     def _fixed(self, segment: SegmentFacts, facts: ModelFacts, weights: Weights) -> list[Any]:
         """Caches and weights of a segment, in call order."""
@@ -146,12 +148,31 @@ class _Loaded:
             ) from None
 
 
+def load_module(opened: str) -> Any:
+    """The TVM module in a library, by a path that `Bundle.opened` gave.
+
+    TVM's own function takes the path's end for the kind of the file, and the real path for the file.
+    """
+    import tvm_ffi
+
+    if opened.endswith(".so"):  # a system without /proc
+        return tvm_ffi.load_module(opened)
+    module = tvm_ffi.get_global_func("ffi.Module.load_from_file.so")(opened, "so")
+    tvm_ffi.get_global_func("ffi.ModuleGlobalsAdd")(module)  # as load_module: its code stays as long as the process
+    return module
+
+
+def _not_loaded(library: Path, error: Exception) -> UserError:
+    return UserError(f"cannot load {library}: {last_line(error)}; was the bundle compiled for this machine?")
+
+
 def _open(bundle: Bundle, facts: ModelFacts, kind: Backend) -> Any:
     """TVM's device for a kind of processor, with the runtime that the bundle carries for it."""
     if not kind.carries_runtime:
         return kind.open(None)
     assert facts.opencl_runtime is not None
-    return kind.open(bundle.path(facts.opencl_runtime))
+    with bundle.opened(facts.opencl_runtime) as opened:
+        return kind.open(Path(opened))
 
 
 def _checked(bundle: Bundle, facts: ModelFacts, processor: str, machine: Any) -> dict[str, tuple[str | int, ...]]:

@@ -38,7 +38,8 @@ def why_tvms_pool(bundle: Bundle) -> str | None:
     if LIBRARY not in bundle:
         return f"the bundle has no {LIBRARY}"
     try:
-        _load(bundle.path(LIBRARY))
+        with bundle.opened(LIBRARY) as opened:
+            _load(opened)
     except PoolError as error:
         return str(error)
     return None
@@ -60,7 +61,7 @@ class _Errors(ctypes.Structure):
 class ThreadPool:
     """Threads for the kernels of one model."""
 
-    def __init__(self, path: Path, cpus: Sequence[int], threads: int, capacity: int | None = None) -> None:
+    def __init__(self, path: Path | str, cpus: Sequence[int], threads: int, capacity: int | None = None) -> None:
         """Start the threads.
 
         Args:
@@ -149,7 +150,18 @@ def _close(library: Any, lane: int, attached: list[ctypes.CDLL]) -> None:
     library.hsd_pool_close(lane)
 
 
-def _load(path: Path) -> Any:
+def pool_of(bundle: Bundle, cpus: Sequence[int], threads: int) -> ThreadPool:
+    """Start the threads of the bundle's library.
+
+    Raises:
+        PoolError: see :class:`ThreadPool`.
+        UserError: the library is not the one of the manifest.
+    """
+    with bundle.opened(LIBRARY) as opened:
+        return ThreadPool(opened, cpus, threads)
+
+
+def _load(path: Path | str) -> Any:
     """The library, with its functions' types; TVM's functions for errors given to it."""
     try:
         library = ctypes.CDLL(str(path))

@@ -68,6 +68,7 @@ DOCUMENTS = {
     "hetero_sd/runtime/answer.py": ("what a run measured", "mode"),
     "hetero_sd/runtime/load.py": ("how a bundle is loaded", "gamma mode"),
     "hetero_sd/runtime/run.py": ("how a bundle is loaded", "gamma mode"),
+    "hetero_sd/runtime/trust.py": ("run.py carries it, and imports nothing of ours before it", "bytes files sha256"),
     "hetero_sd/sweep.py": (
         "columns of what `sweep` writes",
         "against_best against_same board context gamma mode tokens_per_s",

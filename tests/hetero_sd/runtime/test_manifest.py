@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import shutil
+from pathlib import Path
 
 import pytest
 from bundles import some_model, some_plan, some_prediction
 
 from costmodel.schema.manifest import TokenizerFacts
 from hetero_sd.runtime import manifest as manifest_module
-from hetero_sd.runtime.manifest import Bundle, hash_file, write_manifest
+from hetero_sd.runtime.manifest import Bundle, block_hashes, check_blocks, hash_file, write_manifest
+from hetero_sd.runtime.manifest_checks import check_models
 from targets.errors import UserError
 
 MODELS = {"target": some_model(vocab=8)}
@@ -52,7 +56,8 @@ def test_round_trip(folder):
     assert bundle.path("lib/target.so").read_text() == "code"
     assert "run.py" in bundle
     assert "python/a/__pycache__/x.pyc" not in bundle
-    bundle.verify_all()
+    shutil.rmtree(folder / "python")
+    assert bundle.verify_all() == len("codenumbersprint()")
 
 
 def test_same_folder_same_bytes(folder):
@@ -80,7 +85,9 @@ def test_changed_contents_are_refused_before_the_path_is_given(folder):
         bundle.path("lib/target.so")
     with pytest.raises(UserError, match=r"target\.safetensors does not match"):
         bundle.path("weights/target.safetensors")
-    assert bundle.path("weights/target.safetensors", hashed=False).read_text() == "NUMBERS"
+    with pytest.raises(UserError, match=r"target\.safetensors: bytes 0 to 7 are not those that were written"):
+        bundle.path("weights/target.safetensors", hashed=False)
+    shutil.rmtree(folder / "python")
     with pytest.raises(UserError, match="does not match"):
         bundle.verify_all()
 
@@ -117,6 +124,77 @@ def test_unlisted_files_of_the_main_folders_are_refused(folder, name):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("code")
     refused(folder, rf"{name} is not listed")
+
+
+@pytest.mark.parametrize("name", ["any", "python/a/b.py", "python/a/__pycache__/x.pyc", "site/x", "tokenizer/x"])
+def test_no_unlisted_file_passes_a_check_of_all(folder, name):
+    shutil.rmtree(folder / "python")
+    (folder / "manifest.json.sig").write_text("no file of the manifest")
+    Bundle(folder).verify_all()
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("")
+    with pytest.raises(UserError, match=rf"{name} is not listed in manifest\.json: remove it"):
+        Bundle(folder).verify_all()
+
+
+def test_a_sample_of_the_blocks_of_weights_is_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_module, "BLOCK_BYTES", 10)
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(95)))
+    hashes = block_hashes(path)
+    assert len(hashes) == len(set(hashes)) == 10
+    chosen = []
+
+    class Lot(random.SystemRandom):
+        def sample(self, population, k):
+            return chosen[-1]
+
+    monkeypatch.setattr(manifest_module.random, "SystemRandom", Lot)
+    for damaged in range(95):
+        data = bytearray(range(95))
+        data[damaged] ^= 1
+        path.write_bytes(data)
+        for block in range(10):
+            chosen.append([block])
+            if block == damaged // 10:
+                with pytest.raises(UserError, match=rf"bytes {10 * block} to {min(10 * block + 10, 95)} are not those"):
+                    check_blocks(path, hashes, 1)
+            else:
+                check_blocks(path, hashes, 1)
+        with pytest.raises(UserError, match="are not those that were written"):
+            check_blocks(path, hashes, 10)
+
+
+def test_weights_without_hashes_of_blocks_are_refused(folder):
+    edit(folder, lambda m: m["blocks"].clear())
+    with pytest.raises(UserError, match=r"blocks has no hashes of weights/target\.safetensors"):
+        Bundle(folder).path("weights/target.safetensors", hashed=False)
+    edit(folder, lambda m: m["blocks"].update({"lib/target.so": {"blake2b": []}}))
+    refused(folder, "blocks has 0 hashes of 'lib/target.so', not 1")
+
+
+def test_a_library_is_read_through_the_descriptor_that_was_hashed(folder):
+    bundle = Bundle(folder)
+    with bundle.opened("lib/target.so") as first, bundle.opened("lib/target.so") as second:
+        (folder / "other.so").write_text("evil")
+        os.replace(folder / "other.so", folder / "lib/target.so")
+        assert Path(first).read_text() == "code"
+        assert first != second
+        assert first.startswith("/proc/self/fd/")
+    with pytest.raises(UserError, match=r"target\.so does not match its SHA-256"), bundle.opened("lib/target.so"):
+        pass
+
+
+def test_a_library_is_opened_by_its_name_where_there_is_no_proc(folder, monkeypatch):
+    monkeypatch.setattr(manifest_module, "_DESCRIPTORS", "/nowhere")
+    with Bundle(folder).opened("lib/target.so") as opened:
+        assert opened == str(folder / "lib/target.so")
+
+
+def test_a_bundle_without_a_target_is_refused(folder):
+    edit(folder, lambda m: (m["models"].clear(), m.update(plan=None)))
+    with pytest.raises(UserError, match=r"models\.target is missing"):
+        check_models(Bundle(folder))
 
 
 def test_unlisted_other_files_are_no_matter(folder):

@@ -367,6 +367,11 @@ def device(folder):
         path.chmod(path.stat().st_mode | stat.S_IWUSR)
 
 
+def write_bundle_again(device):
+    (device / "manifest.json").chmod(0o644)
+    write_bundle(device)
+
+
 TOY = """
 import time
 import numpy as np
@@ -440,6 +445,7 @@ def test_the_launcher_names_a_missing_package(device):
     code = device / "python/hetero_sd/runtime/run.py"
     code.chmod(0o644)
     code.write_text("import missing_package")
+    write_bundle_again(device)
     process = command(device)
     message = f"run.py: error: no module missing_package: pip install -r {device}/requirements.txt\n"
     assert process.communicate() == (b"", message.encode())
@@ -481,5 +487,6 @@ def test_the_command_that_installs_packages_can_be_copied(tmp_path):
         (folder / "python" / name).touch()
     (folder / "python/hetero_sd/runtime/run.py").write_text("import no_such_module")
     (folder / "run.py").write_text(launcher(machine(), "host"))
+    write_manifest(folder)
     err = command(folder, text=True).communicate(timeout=60)[1]
     assert shlex.split(err.split("no_such_module: ")[1]) == ["pip", "install", "-r", str(folder / "requirements.txt")]

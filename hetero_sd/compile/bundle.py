@@ -9,20 +9,26 @@
     site/                 with --vendor-wheels: TVM's runtime, numpy, tokenizers for AArch64
     requirements.txt      what to pip install on the device otherwise
 
-A bundle is built beside its place and renamed at the end, so a failed build leaves nothing.
+A bundle is built beside its place, written through to the disk and renamed at the end, so a failed build leaves
+nothing. What a killed one left is removed by the next build to the same place: a build holds a lock on its folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from hetero_sd.runtime.launcher import launcher
+from hetero_sd.runtime.manifest import MANIFEST
 from hetero_sd.runtime.model.thread_pool import LIBRARY
+from hetero_sd.runtime.trust import SIGNATURE
 from targets.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +39,8 @@ _HOST_ONLY = (
     *("targets/opencl/kernels", "targets/opencl/target.py"),
 )
 _SUFFIXES = (".py", ".toml", ".typed")
+_MADE = ("lib", "weights", "tokenizer", "python", "site", "run.py", "requirements.txt", MANIFEST, SIGNATURE)
+_CANNOT_SYNC = (errno.EINVAL, errno.EROFS, errno.ENOTSUP)  # a file system that has no such thing
 
 
 def refuse_existing(out: Path) -> None:
@@ -58,21 +66,83 @@ def new_bundle(out: Path) -> Iterator[Path]:
         UserError: `out` exists, or its parent cannot be written.
     """
     refuse_existing(out)
+    parent = out.absolute().parent
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(out)
+        work, lock = _locked_folder(out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
     try:
         work.chmod(0o755)
         yield work
         try:
+            _sync(work)
             os.rename(work, out)
         except OSError as error:
             reason = "another compile wrote it meanwhile" if os.path.lexists(out) else error.strerror
             raise UserError(f"--out {out}: cannot be written: {reason}; give a new folder") from None
+        with contextlib.suppress(OSError):  # the bundle is whole already
+            _sync_one(parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(out: Path) -> tuple[Path, int]:
+    """A folder beside `out`, and the descriptor whose lock says that a build works in it."""
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.new.", dir=out.absolute().parent))
+        try:
+            lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # another build took it for a leftover before it was locked
+            continue
+        except OSError:
+            work.rmdir()
+            raise
+        with contextlib.suppress(OSError):  # a file system without locks, on which nothing is removed either
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if work.is_dir():
+            return work, lock
+        os.close(lock)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what builds to the same place left that were killed: nobody has a lock on it."""
+    ours = re.compile(re.escape(f".{out.name}.new.") + r"[a-z0-9_]{8}")
+    for path in out.absolute().parent.iterdir():
+        if not ours.fullmatch(path.name):
+            continue
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # no folder, or another user's
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if all(name in _MADE or name.startswith(".") for name in os.listdir(lock)):  # else it is no build's
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            pass  # a build works in it
+        finally:
+            os.close(lock)
+
+
+def _sync(folder: Path) -> None:
+    """Write every file and folder through to the disk, so that after a power failure `out` is whole or not there."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for path in (*(os.path.join(parent, name) for name in names), parent):
+            _sync_one(path)
+
+
+def _sync_one(path: str | Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(opened)
 
 
 def copy_device_python(folder: Path) -> None:

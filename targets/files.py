@@ -70,8 +70,10 @@ def read_toml(path: Path, most_bytes: int) -> dict[str, Any]:
     Raises:
         UserError: unreadable, larger than `most_bytes`, or not TOML.
     """
-    import tomllib
-
+    try:
+        import tomllib
+    except ModuleNotFoundError:
+        raise UserError(f"{path}: board files need Python 3.11 or newer") from None
     try:
         with path.open("rb") as file:
             content = file.read(most_bytes + 1)

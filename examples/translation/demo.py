@@ -95,7 +95,7 @@ def main() -> int:
     measuring = ["calibrate", str(options.out), *sources, "--board", "host"]
     done = subprocess.run([sys.executable, "-m", "hetero_sd", *measuring], cwd=ROOT, check=False)
     if done.returncode != 0:
-        return done.returncode
+        print("it goes on without: what is predicted below rests on assumed numbers")
 
     plan = Bundle(options.out).plan
     assert plan is not None

@@ -79,9 +79,12 @@ def kernels_version() -> str:
 
 
 def find(live: Board | None = None, root: Path = Path("/")) -> Found | None:
-    """The file, where there is one; `live` is this machine as it describes itself, for the sizes of its memory."""
+    """The file, where there is one; `live` is this machine as it describes itself, for the sizes of its memory.
+
+    None in a bundle, too, which has no sources of kernels and asks for no board host.
+    """
     path = calibrated_path()
-    if path is None or not path.is_file():
+    if path is None or not path.is_file() or not (_KERNELS / "kernels").is_dir():
         return None
     try:
         table = read_toml(path, LARGEST_FILE_BYTES)

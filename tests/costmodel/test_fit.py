@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 
+from costmodel import roofline
+from costmodel.cpu_cycles import Cycles, kernel_cycles
 from costmodel.factors import Factors
 from costmodel.fit import BOUNDS, Fit, Point, fit, predict_point
+from costmodel.work import Op
+from targets.device import Core
 from targets.errors import UserError
 
 TRUE = Factors(bandwidth=0.8, compute=1.4, attention=1.5, launch=0.6, step_cycles=250_000.0, overlap=0.75)
@@ -52,6 +56,29 @@ def test_the_defaults_would_have_missed(make_decoder: Any, rk3588: Any) -> None:
     points = scripted(make_decoder, rk3588, TRUE)
     before = [abs(predict_point(rk3588, Factors(), p) / p.seconds - 1) for p in points]
     assert sorted(before)[len(before) // 2] > 0.1
+
+
+@pytest.mark.slow
+def test_cycles_are_counted_once_for_each_kernel(
+    make_decoder: Any, rk3588: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not depend on factors, and counting them again and again took most of the time of a fit."""
+    counted: list[tuple[int, int]] = []
+
+    def count(op: Op, core: Core, threads: int) -> Cycles:
+        counted.append((id(op), threads))
+        return kernel_cycles(op, core, threads)
+
+    points = scripted(make_decoder, rk3588, TRUE)[:8]
+    monkeypatch.setattr(roofline, "kernel_cycles", count)
+    for point in points:
+        predict_point(rk3588, TRUE, point)
+    once, counted[:] = len(counted), []
+    fit(rk3588, points, lambda p: False)
+    assert len(counted) <= 2 * once  # while it fits, and for the residuals
+    for _ in range(3):  # the negative control: each prediction of its own counts again
+        predict_point(rk3588, TRUE, points[0])
+    assert len(counted) > 2 * once
 
 
 @pytest.mark.slow

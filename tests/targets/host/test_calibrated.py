@@ -91,6 +91,12 @@ def test_one_that_holds_says_nothing_but_to_the_doctor(file: Path, capsys: pytes
     assert [f for f in examine() if f.subject == "board host"] == []
 
 
+def test_a_bundle_has_no_board_host(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find() is not None
+    monkeypatch.setattr(calibrated, "_KERNELS", tmp_path)  # its copy of targets/ has no kernels
+    assert find() is None
+
+
 def test_another_kernel_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = calibrated.kernels_version()
     assert before == calibrated.kernels_version()

@@ -115,7 +115,7 @@ def main() -> int:
         from targets.boards import load_board
 
         try:
-            result = evaluate(folder / "measured", load_board("host"), shapes_of(folder))
+            result = evaluate(folder / "measured", load_board("host", calibrated=False), shapes_of(folder))
         except OldFileError as error:
             print(f"prediction.py: error: {error}", file=sys.stderr)
             return 2

@@ -56,7 +56,7 @@ def host_link() -> LinkFunction:
     """
     from targets.boards import load_board
 
-    return link_function(load_board("host", measure=False).clusters[0].core)
+    return link_function(load_board("host", measure=False, calibrated=False).clusters[0].core)
 
 
 def host_isa() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from costmodel.format import Format
@@ -69,7 +71,8 @@ class QuantisedMatrix:
 
     def _release(self) -> None:
         if hasattr(self._tensor, "release"):
-            self._tensor.release()  # unmaps the file, whose pages would count as ours
+            with contextlib.suppress(BufferError):  # something still reads it
+                self._tensor.release()  # unmaps the file, whose pages would count as ours
 
 
 def quantised_matrices(imp: Importing) -> list[QuantisedMatrix]:

@@ -80,6 +80,13 @@ def test_a_model_accepts_its_own_drafts(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["greedy"]["tokens_per_round"]["by_position"] == 4.0
 
 
+def test_a_model_does_not_accept_all_that_it_drafts_in_four_bits(tmp_path: Path) -> None:
+    four = measured(tmp_path, TARGET, "--quantise-draft", "int4", "--temperature", "0")
+    assert four["greedy"]["alpha"] < 1
+    both = measured(tmp_path, TARGET, "--quantise", "int4", "--temperature", "0")
+    assert both["greedy"]["alpha"] == 1
+
+
 def test_another_drafter_is_accepted_less_and_feeds_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = measured(tmp_path, DRAFT)
     assert found["greedy"]["alpha"] < 1.0

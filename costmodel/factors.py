@@ -28,6 +28,8 @@ class Factors:
         dispatch_cycles: processor cycles to call one kernel (0.16 us measured at about 3.7 GHz).
         step_cycles: processor cycles around one step of a model (27 us of argument checks and the call, measured).
         round_cycles: processor cycles of the decoding loop around a round (Python; about 40 us assumed).
+        hand_over_cycles: processor cycles from a message of one thread until the other, which waits for it, has it, and
+            back (8 us one way with Python's queues measured on x86-64; about 40 us explain whole rounds there).
         sampling_cycles: processor cycles to turn one logit into a probability when sampling (numpy, float64; assumed).
         cache_bytes_per_cycle: read by one core from a last-level cache that holds the data.
         near_cache: rate from a core's own level-2 cache, over 32 bytes a cycle on x86-64 (above 25 measured on Zen 3)
@@ -60,6 +62,7 @@ class Factors:
     dispatch_cycles: float = 600.0
     step_cycles: float = 100_000.0
     round_cycles: float = 150_000.0
+    hand_over_cycles: float = 150_000.0
     sampling_cycles: float = 20.0
     cache_bytes_per_cycle: float = 8.0
     near_cache: float = 1.0

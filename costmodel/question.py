@@ -46,7 +46,7 @@ class Question:
         ngram_match: share of rounds in which the text has something to draft from; the others are plain steps.
         sampled: tokens are sampled; greedy choice is part of the models' steps.
         most_gamma: the longest draft.
-        overlapped: consider the mode (its runtime comes later).
+        overlapped: consider the mode, which `run.py --mode overlapped` runs and no plan chooses yet.
         one_process: only what the runtime can run: the target alone or sequential rounds, where everything on the CPU
             has the same threads of one cluster, because both models live in one process with one pool of threads.
         cores: the slice of a cluster, where it is given, for `one_process`.

@@ -229,6 +229,10 @@ class Roofline:
         """The decoding loop around a round, on the first cluster."""
         return self.factors.round_cycles / (self.board.clusters[0].frequency_ghz * 1e9)
 
+    def hand_over_s(self) -> float:
+        """From a miss of overlapped drafting until the drafter knows of it, and back, on the first cluster."""
+        return self.factors.hand_over_cycles / (self.board.clusters[0].frequency_ghz * 1e9)
+
     def _on_cpu(self, op: Op, processor: CpuSlice, resident: float) -> Estimate:
         """The first walk over the weights waits for memory or computes; later walks find their part in a cache."""
         f = self.factors

@@ -222,7 +222,7 @@ class Search:
             other = self.roofline.round_overhead_s() + self._sampling_s(target, gamma + 1)
             limit = together_bytes_per_s(q.board, q.factors, shared_cluster(here, there))
             loads = self._load(draft, there, 1), self._load(target, here, gamma + 1)
-            expected = overlapped_round(alpha, gamma, *loads, other, limit)
+            expected = overlapped_round(alpha, gamma, *loads, other, limit, self.roofline.hand_over_s())
         else:
             costs = self.round_costs(target, placement, draft, drafter)
             expected = sequential_round(alpha, gamma, costs)

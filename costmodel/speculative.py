@@ -6,13 +6,15 @@ them in one pass of the target over gamma + 1 tokens, and yields the accepted on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from costmodel.contention import Load, side_by_side
+from costmodel.contention import Load, side_by_side, slowdowns
 from targets.errors import UserError
 
 MOST_GAMMA = 16
+_ROUNDING = 1e-9  # of a step
 Acceptance = float | Sequence[float]
 
 
@@ -118,19 +120,29 @@ def sequential_round(alpha: Acceptance, gamma: int, costs: RoundCosts) -> Round:
 
 
 def overlapped_round(
-    alpha: Acceptance, gamma: int, draft: Load, verify: Load, other_s: float, limit_bytes_per_s: float
+    alpha: Acceptance,
+    gamma: int,
+    draft: Load,
+    verify: Load,
+    other_s: float,
+    limit_bytes_per_s: float,
+    hand_over_s: float = 0.0,
 ) -> Round:
     """The drafter works on the next round while the target verifies this one, on another processor.
 
     It bets that all gamma tokens are accepted and that its own next guess is the target's extra token, so it drafts
     gamma + 1 tokens meanwhile: the guess and gamma after it. The bet holds with probability
-    P = product of the first gamma + 1 acceptances; then the next verification starts when both are done. Otherwise it
-    stops (half a step on average until the running one ends) and drafts gamma tokens from the corrected text.
+    P = product of the first gamma + 1 acceptances, which are those of each position where they were measured: a drafter
+    that was right is right more often (0.25 after four tokens where alpha^4 is 0.17). Then the next verification starts
+    when both are done. Otherwise it ends the running step, learns of the miss, and drafts gamma tokens from the
+    corrected text.
 
-        T = P max(V', D') + (1 - P) (V' + t_D / 2 + gamma t_D) + other
+        T = P max(V', D') + (1 - P) (V' + r + h + gamma t_D) + other
 
     V' and D' are the times side by side, with both reading DRAM (contention.py); on a miss the drafter has kept the
-    memory busy until the verification ended, or until it was done.
+    memory busy until the verification ended, or until it was done. Both begin a round together, so the rest r of the
+    running step is not half a step on average but what ceil(V' / t'_D) steps take beyond V', at the speed of a drafter
+    alone. That is for rounds that wait for all drafts, of a long text.
 
     Args:
         alpha: acceptance.
@@ -139,13 +151,17 @@ def overlapped_round(
         verify: the target's step of gamma + 1 tokens alone.
         other_s: dispatch, sampling and transfers of a round.
         limit_bytes_per_s: what both read from DRAM together.
+        hand_over_s: h, until the drafter knows of a miss, and the target has the drafts after it.
     """
     hit = all_accepted(alpha, gamma + 1)
     verified, drafted = side_by_side(verify, draft * (gamma + 1), limit_bytes_per_s)
-    running = 0.5 * draft.total_s if drafted > verified else 0.0
-    miss_draft = gamma * draft.total_s + running
-    time = hit * max(verified, drafted) + (1 - hit) * (verified + miss_draft) + other_s
-    return Round(gamma, expected_tokens(alpha, gamma), (1 - hit) * miss_draft, verified, other_s, time)
+    running = 0.0
+    if drafted > verified:
+        steps = verified / (draft.total_s * slowdowns(draft, verify, limit_bytes_per_s)[0])
+        running = (math.ceil(steps - _ROUNDING) - min(steps, math.ceil(steps - _ROUNDING))) * draft.total_s
+    miss_draft, other = gamma * draft.total_s + running, other_s + (1 - hit) * hand_over_s
+    time = hit * max(verified, drafted) + (1 - hit) * (verified + miss_draft) + other
+    return Round(gamma, expected_tokens(alpha, gamma), (1 - hit) * miss_draft, verified, other, time)
 
 
 def ngram_round(match: float, drafted: Round, plain: Round) -> Round:

@@ -148,7 +148,10 @@ def compilable(variant: Variant) -> bool:
 
 def _why_not_yet(variant: Variant, best: Variant) -> str:
     """What the variant would gain, and what of it cannot be run."""
-    lacks = {OVERLAPPED: "drafting while the target verifies", NGRAM: "drafting from the text"}
+    lacks = {
+        OVERLAPPED: "a plan that drafts while the target verifies (run.py --mode overlapped does when told to)",
+        NGRAM: "drafting from the text",
+    }
     missing = lacks.get(variant.mode, "threads of several clusters, or others for the drafter than for the target")
     return f"{variant.tokens_per_s / best.tokens_per_s:.2f} x the chosen one; not in this version: {missing}"
 

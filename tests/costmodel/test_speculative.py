@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 from itertools import pairwise
 
@@ -112,7 +113,10 @@ Slow = tuple[float, float]  # how much longer a draft step and a verification ta
 
 
 def simulate_overlap(alpha: float, gamma: int, draft_s: float, verify_s: float, slow: Slow, rounds: int) -> float:
-    """Seconds a round of two processors, event by event: each works, waits, is slowed while both read DRAM."""
+    """Seconds a round of two processors, event by event: each works, waits, is slowed while both read DRAM.
+
+    On a miss the step that runs is ended first.
+    """
     rng = random.Random(1)
     slow_draft, slow_verify = slow
     clock = 0.0
@@ -130,8 +134,8 @@ def simulate_overlap(alpha: float, gamma: int, draft_s: float, verify_s: float, 
         if hit:
             clock += max(0.0, left_draft)
         else:
-            unfinished = left_draft > 1e-12
-            clock += (rng.random() * draft_s if unfinished else 0.0) + gamma * draft_s
+            steps = round(left_draft / draft_s, 9)
+            clock += (steps - math.floor(steps)) * draft_s + gamma * draft_s
     return clock / rounds
 
 
@@ -172,6 +176,36 @@ def test_overlap_hides_the_drafter_when_everything_is_accepted() -> None:
     draft, verify = Load(0.05, 0.0, 0.0), Load(0.4, 0.0, 0.0)
     assert overlapped_round(1.0, 4, draft, verify, 0.0, 1e12).time_s == pytest.approx(0.4)  # 5 x 0.05 < 0.4
     assert overlapped_round(0.0, 4, draft, verify, 0.0, 1e12).time_s == pytest.approx(0.4 + 4 * 0.05)
+
+
+def test_the_rest_of_the_running_step_and_the_hand_over_by_hand() -> None:
+    """Nobody reads DRAM; each miss costs gamma steps, the rest of the running one, and the hand-over."""
+    verify = Load(0.4, 0.0, 0.0)
+
+    def missed(draft_s: float, gamma: int, hand_over_s: float = 0.0) -> float:
+        return overlapped_round(0.0, gamma, Load(draft_s, 0.0, 0.0), verify, 0.01, 1e12, hand_over_s).time_s
+
+    assert missed(0.12, 4) == pytest.approx(0.4 + 0.08 + 4 * 0.12 + 0.01)  # the fourth step ends at 0.48
+    assert missed(0.2, 2) == pytest.approx(0.4 + 0.0 + 2 * 0.2 + 0.01)  # the second step ends with the verification
+    assert missed(0.12, 2) == pytest.approx(0.4 + 0.0 + 2 * 0.12 + 0.01)  # three steps end before it, at 0.36
+    assert missed(0.12, 4, 0.002) == pytest.approx(0.4 + 0.08 + 4 * 0.12 + 0.01 + 0.002)
+    half = overlapped_round([0.5, 1.0], 1, Load(0.3, 0.0, 0.0), verify, 0.01, 1e12, 0.002)
+    assert half.time_s == pytest.approx(0.5 * 0.6 + 0.5 * (0.4 + 0.2 + 0.3 + 0.002) + 0.01)
+    assert (half.draft_s, half.verify_s, half.other_s) == pytest.approx((0.25, 0.4, 0.011))
+
+
+def test_the_rest_of_the_running_step_is_at_the_speed_of_a_drafter_alone() -> None:
+    """Both wait for memory all the time and ask for 10 and 20 of 15 GB/s: twice as long while both run."""
+    draft, verify = Load(0.15, 0.15, 0.15 * 10e9), Load(0.4, 0.4, 0.4 * 20e9)
+    found = overlapped_round(0.0, 4, draft, verify, 0.0, 15e9).time_s
+    assert found == pytest.approx(0.8 + (3 - 0.8 / 0.3) * 0.15 + 4 * 0.15)
+
+
+def test_the_simulation_would_notice_half_a_step() -> None:
+    simulated = simulate_overlap(0.8, 4, 0.12, 0.4, (1.0, 1.0), 40_000)
+    half = overlapped_round(0.8, 4, *both_read(0.12), (1 - 0.8**5) * (0.06 - 0.08), 1e12).time_s
+    assert half != pytest.approx(simulated, rel=0.01)
+    assert overlapped_round(0.8, 4, *both_read(0.12), 0.0, 1e12).time_s == pytest.approx(simulated, rel=0.01)
 
 
 def test_all_accepted_falls_with_length() -> None:

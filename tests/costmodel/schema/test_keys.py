@@ -61,7 +61,7 @@ DOCUMENTS = {
     "hetero_sd/predict/text.py": ("what `predict --json` prints", "board context verdict"),
     "hetero_sd/runtime/decode/stats.py": (
         "what a run measured",
-        "acceptance_rate after before round_s tokens_per_round tokens_per_s",
+        "acceptance_rate after before hand_over round_s tokens_per_round tokens_per_s",
     ),
     "hetero_sd/quantisation/cost.py": ("arguments of ReferenceModel", "activations"),
     "hetero_sd/quantisation/recipes.py": ("a file of formats", "matrices"),

@@ -82,7 +82,7 @@ def unreadable(bundle: Path) -> None:
         (without("manifest.json"), "manifest.json: No such file or directory"),
         (unreadable, "manifest.json is not a manifest"),
     ],
-    ids=str,
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "attack",
 )
 def test_changed_code_is_not_imported(bundle: Path, attack: Callable[[Path], None], said: str) -> None:
     assert run(bundle) == (0, "imported\n", "")

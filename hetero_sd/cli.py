@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from hetero_sd.commands import acceptance, audit, calibrate, doctor, explain, inspect, predict, sweep, verify
 from hetero_sd.commands import compile as compile_command
 from hetero_sd.commands.parser import Command, Parser
-from hetero_sd.runtime.internal_error import report, show_traceback
+from hetero_sd.runtime.internal_error import check_streams, report, settle_output, show_traceback
 from targets.errors import UserError
 from targets.host.calibrated import find
 
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         _use_utf8()
     try:
+        check_streams()
         options = parser().parse_args(arguments)
         command = options.command
         if ignored := _ignored_calibration(options):
@@ -72,8 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return 130
     except (SystemExit, GeneratorExit):
+        if (failed := settle_output()) is not None:
+            return report("hetero-sd", "standard output", failed)
         raise
     except BaseException as error:  # a panic in the tokenizers library is no Exception
+        settle_output()
         return report("hetero-sd", command, error)
 
 

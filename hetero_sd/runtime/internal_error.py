@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from targets.errors import UserError
+
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 USER_EXIT_CODE = 2
 _ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +57,30 @@ def report(program: str, doing: str, error: BaseException) -> int:
         file=sys.stderr,
     )
     return EXIT_CODE
+
+
+def check_streams() -> None:
+    """Refuse a closed standard output; a closed standard error goes nowhere.
+
+    Raises:
+        UserError: standard output is closed.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # for the life of the process
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")
+        raise UserError("standard output is closed: give a terminal, a file or a pipe")
+
+
+def settle_output() -> OSError | None:
+    """Write out what was printed; where that fails, drop it, so that the end of the process does not fail again."""
+    try:
+        sys.stdout.flush()
+        return None
+    except OSError as error:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        return error
 
 
 def show_traceback(error: BaseException) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from hetero_sd.runtime.answer import Answer, run_stats
 from hetero_sd.runtime.decode.stats import stats_table
 from hetero_sd.runtime.interactive import Interactive
-from hetero_sd.runtime.internal_error import report, step
+from hetero_sd.runtime.internal_error import check_streams, report, settle_output, step
 from hetero_sd.runtime.load import Loader, Settings, load_models, load_session, load_text, note
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.program_cache import use_cache
@@ -44,6 +44,7 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 must not end the run
     try:
+        check_streams()
         options = parse_options(arguments)
         if options.cache_dir is not None:
             use_cache(options.cache_dir)
@@ -71,8 +72,11 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         return 141
     except (SystemExit, GeneratorExit):
+        if (failed := settle_output()) is not None:
+            return report("run.py", "standard output", failed)
         raise
     except BaseException as error:  # a panic in the tokenizers library is no Exception
+        settle_output()
         return report("run.py", "running the bundle", error)
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,18 @@ def test_both_files_of_a_calibration_are_looked_at(tmp_path: Path, capsys: pytes
     (tmp_path / "mine.factors.json").mkdir()
     assert main([*WRITING["calibrate"].split(), str(tmp_path / "mine.toml")]) == 2
     assert "mine.factors.json: cannot be written: it is a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("redirection", "said"),
+    [
+        (">&-", "standard output is closed: give a terminal, a file or a pipe"),
+        (">/dev/full", "No space left on device (standard output)"),
+        ("<&- 2>&-", ""),
+    ],
+)
+def test_streams_that_cannot_be_used_give_one_line(redirection: str, said: str) -> None:
+    line = f"{shlex.quote(sys.executable)} -m hetero_sd --help {redirection}"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(["sh", "-c", line], cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2 if said else 0, f"hetero-sd: error: {said}\n" if said else "")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hetero_sd.runtime.text.bounded_call import CallFailed, bounded_text
 from targets.errors import UserError
 
 Message = Mapping[str, Any]
@@ -29,23 +30,25 @@ class Chat:
 
 
 class ChatTemplate:
-    """One template, compiled when it is first used."""
+    """One template; it is compiled and run in a copy of the process, for a stranger wrote it."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Keep the source, and the tokens that it may name, such as ``bos_token``."""
         self._source, self._special_tokens = source, special_tokens
-        self._compiled: Any = None
 
     def render(self, chat: Chat) -> str:
         """Render a conversation with the beginning of an answer, in a sandbox: a template is a program from outside.
 
         Raises:
-            UserError: jinja2 is missing, or the template fails or refuses the conversation.
+            UserError: jinja2 is missing, or the template fails, refuses the conversation, or reaches a bound.
         """
         try:
-            if self._compiled is None:
-                self._compiled = _environment().from_string(self._source)
-            text: str = self._compiled.render(
+            environment = _environment()
+        except ImportError:
+            raise UserError("the chat template needs jinja2: install it, or give --no-chat-template") from None
+
+        def render() -> str:
+            text: str = environment.from_string(self._source).render(
                 messages=[dict(message) for message in chat.messages],
                 tools=None if chat.tools is None else [dict(tool) for tool in chat.tools],
                 documents=None,
@@ -53,11 +56,16 @@ class ChatTemplate:
                 **self._special_tokens,
             )
             return text
-        except ImportError:
-            raise UserError("the chat template needs jinja2: install it, or give --no-chat-template") from None
-        except Exception as error:  # whatever a template can do wrong
-            reason = " ".join(str(error).split()) or type(error).__name__
+
+        try:
+            return bounded_text(render)
+        except CallFailed as error:  # whatever a template can do wrong
+            reason = " ".join(str(error).split())
             raise UserError(f"the chat template fails ({reason}): give --no-chat-template") from None
+        except OSError as error:
+            raise UserError(
+                f"the chat template has no process to run in ({error.strerror}): end other programs"
+            ) from None
 
 
 def choose_template(names: Sequence[str], wanted: str | None, tools: bool) -> str:

@@ -60,7 +60,13 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def read_lines() -> Iterator[Prompt]:
-    """Yield the lines of standard input as prompts, asking with ``> `` where a person types them."""
+    """Yield the lines of standard input as prompts, asking with ``> `` where a person types them.
+
+    Raises:
+        UserError: it is closed, or a line is not UTF-8.
+    """
+    if sys.stdin is None:
+        raise UserError("standard input is closed: give --prompt or --prompts")
     asking = sys.stdin.isatty()
     while True:
         try:

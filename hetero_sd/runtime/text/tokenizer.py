@@ -60,8 +60,17 @@ class Text:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Return the ids of ``text``; ``special`` adds what the tokenizer puts around a text, such as BOS."""
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        """Return the ids of ``text``; ``special`` adds what the tokenizer puts around a text, such as BOS.
+
+        Raises:
+            UserError: the tokenizer fails on it.
+        """
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and Rust panics are no Exception
+            raise UserError(f"the tokenizer fails on the text ({_one_line(error)}): build the bundle again") from None
 
     @property
     def has_template(self) -> bool:
@@ -168,5 +177,5 @@ def read_config(path: Path | None) -> dict[str, Any]:
     return {} if path is None else read_object(path, "a tokenizer's configuration", MOST_BYTES)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

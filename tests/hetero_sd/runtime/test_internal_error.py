@@ -13,6 +13,7 @@ from hetero_sd.progress import Progress
 from hetero_sd.runtime import run
 from hetero_sd.runtime.internal_error import EXIT_CODE, report, step
 from hetero_sd.runtime.launcher import launcher
+from hetero_sd.runtime.manifest import write_manifest
 from targets.opencl.runtime import machine
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -101,6 +102,7 @@ def test_the_launcher_says_what_fails_before_the_command(tmp_path):
     for package in (broken, broken.parent):
         (package / "__init__.py").touch()
     (broken / "run.py").write_text("raise ValueError('a\\nb')")
+    write_manifest(tmp_path)
     command = [sys.executable, str(tmp_path / "run.py")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (

@@ -490,3 +490,19 @@ def test_the_command_that_installs_packages_can_be_copied(tmp_path):
     write_manifest(folder)
     err = command(folder, text=True).communicate(timeout=60)[1]
     assert shlex.split(err.split("no_such_module: ")[1]) == ["pip", "install", "-r", str(folder / "requirements.txt")]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "said"),
+    [
+        ("<&-", "standard input is closed: give --prompt or --prompts"),
+        (">&-", "standard output is closed: give a terminal, a file or a pipe"),
+        ("--prompt x >/dev/full", "No space left on device (answering)"),
+        ("--help >/dev/full", "No space left on device (standard output)"),
+    ],
+)
+def test_streams_that_cannot_be_used_give_one_line(device, redirection, said):
+    line = f"{shlex.quote(sys.executable)} {shlex.quote(str(device / 'run.py'))} --max-new-tokens 3 {redirection}"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "TVM"))}
+    done = subprocess.run(["sh", "-c", line], cwd="/", env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"run.py: error: {said}\n")

@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from hetero_sd.runtime.text import chat_template as chat_template_module
+from hetero_sd.runtime.text.bounded_call import bounded_text
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.tokenizer import Text, text_of_folder
 from targets.errors import UserError
@@ -205,3 +207,49 @@ def test_malformed_files_are_named(folder, name, content, reason):
 def test_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match="no tokenizer"):
         load(tmp_path)
+
+
+LOOP = "{% for a in range(99999) %}"
+HOSTILE = [
+    *(
+        LOOP * depth + inner + "{% endfor %}" * depth
+        for depth in (2, 3, 4)
+        for inner in ("", "x", "{% set b = a * a %}")
+    ),
+    *("{{ " + text + " }}" for text in ("10 ** (10 ** 9)", "'x' * 10 ** 10", "'%099999999999d' % 1", "[0] * 10 ** 11")),
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% set n = namespace(x='xxxxxxxx') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{{ ('x' * 9999999) | wordwrap(1) | length }}" + "{{ range(99999) | list | tojson }}" * 4000,
+    *(f"{{{{ {text} }}}}" for text in ("''.join(messages)", "(messages, ) * 10 ** 12")),
+    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "{% for a in range(99999) recursive %}{{ loop(range(99999)) }}{% endfor %}",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_template_ends_in_one_line(folder, monkeypatch, template):
+    """By its bounds; a tenth of the time that it may take in use, so that the test is short."""
+    monkeypatch.setattr(
+        chat_template_module, "bounded_text", lambda make: bounded_text(make, seconds=0.2, most_bytes=1 << 20)
+    )
+    write(folder, "chat_template.jinja", template)
+    with pytest.raises(UserError, match="the chat template fails") as caught:
+        load(folder).encode_prompt("hello")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_fails_is_said_in_one_line(folder):
+    class Panic(BaseException):
+        pass
+
+    class Failing:
+        def encode(self, *given, **more):
+            raise Panic("called `Option::unwrap()`\non a `None` value")
+
+    text = load(folder)
+    text._tokenizer = Failing()
+    with pytest.raises(
+        UserError, match=r"the tokenizer fails on the text \(called `Option::unwrap\(\)` on a `None` value"
+    ):
+        text.encode_prompt("hello")

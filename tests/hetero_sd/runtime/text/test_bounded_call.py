@@ -1,0 +1,51 @@
+"""Text from a stranger's program: its bounds, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+
+from hetero_sd.runtime.text.bounded_call import CallFailed, bounded_text
+
+
+def fail() -> str:
+    raise ValueError("two\nlines")
+
+
+def vanish() -> str:
+    os._exit(3)
+
+
+def memory() -> str:
+    return "x" * (1 << 40)
+
+
+def sleep() -> str:
+    time.sleep(600)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (fail, "two\nlines"),
+        (vanish, "it ended without an answer"),
+        (memory, "out of memory"),
+        (sleep, r"it takes more than 0\.3 s"),
+        (lambda: "x" * 2000, "it makes more than 1000 bytes"),
+    ],
+)
+def test_what_ends_a_program(make: Callable[[], str], said: str) -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(CallFailed, match=said):
+        bounded_text(make, seconds=0.3 if make is sleep else 60.0, most_bytes=1000)
+    assert os.listdir("/proc/self/fd") == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_its_text() -> None:
+    assert bounded_text(lambda: "wörld 😀" * 20_000, seconds=60.0) == "wörld 😀" * 20_000

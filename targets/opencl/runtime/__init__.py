@@ -101,14 +101,13 @@ def load(library: Path | None = None) -> str:
     Raises:
         UserError: there is no library, or the system cannot load it.
     """
+    import tvm  # noqa: F401  (its libraries hold the symbols that ours is linked against, and it may load one itself)
     import tvm_ffi
 
     if tvm_ffi.get_global_func(_LOADED, allow_missing=True) is not None:
         return "ours"
     if tvm_ffi.get_global_func("device_api.opencl", allow_missing=True) is not None:
         return "tvm"
-    import tvm  # noqa: F401  (its libraries hold the symbols that ours is linked against)
-
     if library is None:
         library = ensure()
     tvm_ffi.error.register_error("OpenCLError", OpenCLError)

@@ -72,7 +72,9 @@ SLOW = {  # the same, but long: what is appended makes it shorter
     f"hetero-sd compile {PAIR} --tokenizer . --board imx95 --out bundle": "",
     "run.py --calibrate F": "--calibrate-seconds 30",
 }
-PARSED = {  # needs a board, or steps measured without anything else running
+PARSED = {  # needs a board, a signed bundle or typed prompts, or steps measured without anything else running
+    "run.py --check",
+    "run.py --verify-key PUB",
     "ssh board python3 bundle/run.py --prompt 'The dog sleeps.'",
     "hetero-sd calibrate F --target target/model.onnx --board imx95 --out my-imx95.toml",
     "hetero-sd calibrate --board host",

@@ -43,7 +43,7 @@ class Interactive:
 
     def run(self) -> None:
         """Read lines; a mistake in one ends the run only where no person can give another."""
-        asking = sys.stdin.isatty()
+        asking = sys.stdin is not None and sys.stdin.isatty()
         if asking:
             print("/help lists commands; end with Ctrl-D", file=sys.stderr)
         for line in read_lines():

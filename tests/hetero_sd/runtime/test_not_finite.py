@@ -16,6 +16,7 @@ from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.manifest import MANIFEST, read_manifest, write_manifest
 from hetero_sd.runtime.model.protocol import NotFiniteError
 from hetero_sd.runtime.model.weights import Weights
 
@@ -103,7 +104,7 @@ MODES = {
 
 @pytest.fixture
 def spoil(tiny_pair: Path, tmp_path: Path) -> Callable[[str, float], Path]:
-    """Copies the pair with the first number of a model's last norm replaced; the sizes, which are checked, stay."""
+    """Copies the pair with the first number of a model's last norm replaced, and their manifest written again."""
 
     def copy(role: str, value: float) -> Path:
         folder = tmp_path / "bundle"
@@ -114,6 +115,8 @@ def spoil(tiny_pair: Path, tmp_path: Path) -> Callable[[str, float], Path]:
         with path.open("r+b") as file:
             file.seek(Weights(path).entry(name).offset)
             file.write(np.float32(value).tobytes())
+        found = read_manifest(folder / MANIFEST)  # else the weights are refused as damaged
+        write_manifest(folder, found.models, found.plan, found.tokenizer, found.board)
         return folder
 
     return copy

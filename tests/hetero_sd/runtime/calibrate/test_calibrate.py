@@ -11,12 +11,12 @@ from costmodel.schema.measured import CpuState, MachineState, MachineStates, Mea
 from hetero_sd.runtime.calibrate import bandwidths, measure
 from hetero_sd.runtime.calibrate import calibrate as C
 from hetero_sd.runtime.calibrate.budget import Budget
-from hetero_sd.runtime.model.protocol import Done, Models
+from hetero_sd.runtime.model.protocol import Done, Model, Models
 from targets.errors import UserError
 from targets.host import bandwidth
 
 
-class Still:
+class Still(Model):
     """A model whose steps take no time worth measuring; it keeps what it was asked."""
 
     name, vocab, context, widths, prefill_width = "target", 8, 64, (1, 4), 16

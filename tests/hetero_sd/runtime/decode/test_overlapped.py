@@ -26,7 +26,7 @@ from hetero_sd.runtime.decode.overlapped.target_side import Overlap, speculate_o
 from hetero_sd.runtime.decode.sampling import Sampling, probabilities
 from hetero_sd.runtime.decode.stats import stats_json, stats_table
 from hetero_sd.runtime.decode.trace import Trace
-from hetero_sd.runtime.model.protocol import Models, NotFiniteError
+from hetero_sd.runtime.model.protocol import Model, Models, NotFiniteError
 from hetero_sd.runtime.session import Session
 from targets.backend import ProcessorFailed
 
@@ -51,7 +51,7 @@ def guarded(run: Callable[[], object]) -> None:
         raise raised[0]
 
 
-class Slow:
+class Slow(Model):
     """A model whose steps take a random time, or let the other thread run, or do neither."""
 
     def __init__(self, model, rng: random.Random, most_s: float) -> None:
@@ -234,7 +234,7 @@ def test_a_drafter_that_is_lost_leaves_the_target_alone(pair, least) -> None:
     assert lost >= 8 or not least  # a target that does not wait may end before the drafter comes there
 
 
-class Failing:
+class Failing(Model):
     """A model that raises an error after some steps."""
 
     def __init__(self, model, steps: int, error: BaseException) -> None:

@@ -38,13 +38,21 @@ def sleep() -> str:
         (lambda: "x" * 2000, "it makes more than 1000 bytes"),
     ],
 )
-def test_what_ends_a_program(make: Callable[[], str], said: str) -> None:
+def test_what_ends_a_program(make: Callable[[], str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, children = os.fork, []
+
+    def noted() -> int:
+        children.append(fork())
+        return children[-1]
+
+    monkeypatch.setattr(os, "fork", noted)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(CallFailed, match=said):
         bounded_text(make, seconds=0.3 if make is sleep else 60.0, most_bytes=1000)
     assert os.listdir("/proc/self/fd") == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    (child,) = children
+    with pytest.raises(ChildProcessError):  # it was waited for
+        os.waitpid(child, os.WNOHANG)
 
 
 def test_its_text() -> None:

@@ -7,8 +7,8 @@ takes from then on), and the plan is made again with that. So the predicted time
 those of every second width held out; the translating itself was not seen.
 The plan decides whether and how far to draft, and says why. Then the target alone, the pair with the plan's draft
 length, and the pair as it runs without options, where the length follows what is measured, each in a process of its own
-as a user would run it: the same text from all, and the predicted beside the measured time of every step (run.py
---stats).
+as a user would run it, three times in turn, because the machine may change meanwhile: the same text from all, and the
+predicted beside the measured time of every step (run.py --stats).
 Where the plan is against drafting, the pair is run all the same, so that one can see what it saves.
 """
 
@@ -28,6 +28,7 @@ from hetero_sd.runtime.manifest import Bundle
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 ACCEPTANCE = "0.85"  # of the pair, greedy: evaluate.py
+TURNS = 3  # of every way to run the bundle
 
 
 def run_bundle(bundle: Path, prompts: Path, *options: str) -> list[dict[str, Any]]:
@@ -58,7 +59,7 @@ def side_by_side(label: str, term: str, answers: list[dict[str, Any]]) -> str:
     if term == "speed":
         found.append(statistics.median(speed_at_medians(a["stats"]) for a in answers if a["stats"]["rounds"]))
     shown = [f"{value:>12.{0 if value >= 100 else 2}f}{100 * (predicted / value - 1):>+6.0f} %" for value in found]
-    return f"{label:30}{predicted:>12.{0 if measured >= 100 else 2}f}{''.join(shown)}"
+    return f"{label:30}{predicted:>12.{0 if measured >= 100 else 2}f}{' '.join(shown)}"
 
 
 def speed_at_medians(stats: dict[str, Any]) -> float:
@@ -103,24 +104,28 @@ def main() -> int:
     gamma = planned or 2
     if not planned:
         print(f"the plan is to run the target alone; drafting {gamma} tokens a round is run beside it")
-    alone = run_bundle(options.out, options.prompts, "--mode", "target-only")
-    drafting = ["--mode", "speculative", "--gamma", str(gamma), "--stats"]
-    pair_run = run_bundle(options.out, options.prompts, *drafting)
-    live = run_bundle(options.out, options.prompts)
+    alone, pair_run, live = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
+    for turn in range(TURNS):
+        statistics_too = ["--stats"] * (turn == TURNS - 1)
+        alone += run_bundle(options.out, options.prompts, "--mode", "target-only")
+        pair_run += run_bundle(
+            options.out, options.prompts, "--mode", "speculative", "--gamma", str(gamma), *statistics_too
+        )
+        live += run_bundle(options.out, options.prompts)
+    sentences = len(alone) // TURNS
     print()
     for answer in alone[:5]:
         print(f"  {answer['prompt']}\n    {answer['text']}")
-    print(f"  ... {len(alone)} sentences")
+    print(f"  ... {sentences} sentences")
     print()
-    same = sum(
-        a["token_ids"] == b["token_ids"] == c["token_ids"] for a, b, c in zip(alone, pair_run, live, strict=True)
-    )
+    equal = [a["token_ids"] == b["token_ids"] == c["token_ids"] for a, b, c in zip(alone, pair_run, live, strict=True)]
+    same = sum(all(equal[i::sentences]) for i in range(sentences))
     drafted = sum(b["stats"]["drafted"] for b in pair_run)
     accepted = sum(b["stats"]["accepted"] for b in pair_run)
     rounds = sum(b["stats"]["rounds"] for b in pair_run)
     tokens = sum(len(b["token_ids"]) for b in pair_run)
-    drafts = f"accepted {accepted} of {drafted} drafted, {tokens / max(rounds, 1):.2f} tokens a round"
-    print(f"{'':30}{'predicted':>12}{'measured':>12}{'off':>8}{'median steps':>12}{'off':>8}")
+    drafts = f"accepted {accepted} of {drafted}, {tokens / max(rounds, 1):.2f} tokens a round"
+    print(f"{'':30}{'predicted':>12}{'measured':>12}{'off':>8}{'median step':>13}{'off':>8}")
     print(side_by_side("target alone, tokens/s", "speed", alone))
     print(side_by_side(f"speculative, g={gamma}, tokens/s", "speed", pair_run) + f"   {drafts}")
     print(side_by_side("first token, ms", "time to first token", alone))
@@ -132,9 +137,9 @@ def main() -> int:
     )
     print(
         f"speed-up {tokens_per_s(pair_run) / tokens_per_s(alone):.2f}x, live "
-        f"{tokens_per_s(live) / tokens_per_s(alone):.2f}x; same tokens in {same} of {len(alone)} sentences"
+        f"{tokens_per_s(live) / tokens_per_s(alone):.2f}x; same tokens in {same} of {sentences} sentences"
     )
-    return 0 if same == len(alone) else 1
+    return 0 if same == sentences else 1
 
 
 if __name__ == "__main__":

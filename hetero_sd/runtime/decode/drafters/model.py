@@ -23,7 +23,8 @@ class ModelDrafter(Drafter):
         self._target_vocab = target_vocab
         self._common = min(model.vocab, target_vocab)
         self._sampling = sampling
-        self._length = model.held(self._known(prompt))  # leading tokens that are in the cache, or were left out
+        held = min(model.held(self._known(prompt)), max(0, len(prompt) - 1))  # a draft needs a token to be fed
+        self._length = held  # leading tokens that are in the cache, or were left out
         self.skipped = 0  # how many were left out
         self.lost: str | None = None  # why it drafts no more
 

@@ -15,6 +15,7 @@ when it arrives; therefore the drafter sends what it holds back before it judges
 
 `least` is how many drafts the target waits for: all of them, or 0, with which it starts at once after a miss and judges
 the first draft while that is being drafted (PEARL, arXiv 2408.11850). Sampled tokens depend on what was drafted, so
-there the target waits for all, and each draft is drawn with random numbers of its epoch and position: a run repeats by
-its seed.
+there the target waits for all, and each draft is drawn with random numbers of its position: a run repeats by its seed.
+Epochs would not do, for whether a bonus token is a miss depends on how far the drafter has come. A position's numbers
+may be drawn twice, but only where no draft of it was judged before, so that the text does not depend on them yet.
 """

@@ -51,7 +51,7 @@ class DraftSide:
             drafter.read(self._tokens, _PIECE, 0, watch)
             return True
         if offers:
-            rng = self._begin.rng(self._epoch, len(self._tokens))
+            rng = self._begin.rng(len(self._tokens))
             draft = drafter.propose(self._tokens, offers[0].source, 1, watch, rng)
             if draft.tokens:
                 self._hold(draft.tokens[0], draft.q, sum(watch.booked.values()))

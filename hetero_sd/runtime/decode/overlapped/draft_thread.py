@@ -49,7 +49,7 @@ class DraftThread:
         limit: int,
         lead: int,
         least: int,
-        rng: Callable[[int, int], Rng],
+        rng: Callable[[int], Rng],
     ) -> int:
         """Let the drafter begin a text, see :class:`Begin`; return its number."""
         self._texts += 1

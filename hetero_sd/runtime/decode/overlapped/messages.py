@@ -19,7 +19,7 @@ class Begin(NamedTuple):
         limit: no draft at this position or later.
         lead: drafts that the drafter may be ahead of the text.
         least: drafts that the target waits for.
-        rng: (epoch, position) -> random numbers of a draft.
+        rng: position -> random numbers of a draft.
     """
 
     text: int
@@ -28,7 +28,7 @@ class Begin(NamedTuple):
     limit: int
     lead: int
     least: int
-    rng: Callable[[int, int], Rng]
+    rng: Callable[[int], Rng]
 
 
 class Verdict(NamedTuple):

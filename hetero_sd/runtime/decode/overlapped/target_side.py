@@ -53,7 +53,7 @@ def speculate_overlapped(
         limit=end - 1,  # the target adds a token of its own
         lead=2 * gamma + 1,
         least=least,
-        rng=lambda epoch, position: rng if sampling.greedy else Rng((sampling.seed, epoch, position)),
+        rng=lambda position: rng if sampling.greedy else Rng((sampling.seed, position)),
     )
     arrived = _Arrived(text, trace)
     try:

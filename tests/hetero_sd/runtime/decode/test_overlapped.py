@@ -26,6 +26,7 @@ from hetero_sd.runtime.decode.overlapped.target_side import Overlap, speculate_o
 from hetero_sd.runtime.decode.sampling import Sampling, probabilities
 from hetero_sd.runtime.decode.stats import stats_json, stats_table
 from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import Model, Models, NotFiniteError
 from hetero_sd.runtime.session import Session
 from targets.backend import ProcessorFailed
@@ -115,7 +116,10 @@ def _one_text(pair, rng, thread, seen) -> None:
     overlap = Overlap(thread, gamma, rng.choice([0, gamma, rng.randint(0, gamma)]))
     times = rng.choice([0.0, 0.002])
     checking = Checking(target, draft, random.Random(rng.random()), times)
-    drafter = ModelDrafter(Slow(draft, random.Random(rng.random()), rng.choice([0.0, 0.002])), target.vocab, Sampling())
+    kept = KeptPrefix(Slow(draft, random.Random(rng.random()), rng.choice([0.0, 0.002])))
+    if before := rng.choice([0, len(prompt), rng.randint(1, len(prompt))]):  # of the prompt, in a text before
+        kept.submit([token if token < draft.vocab else 0 for token in prompt[: min(before, draft.context)]], 0).result()
+    drafter = ModelDrafter(kept, target.vocab, Sampling(), prompt)
     trace, leave = Trace(), rng.choice([None, None, None, rng.randint(1, 20)])
     stream = speculate_overlapped(checking, drafter, prompt, request, overlap, trace)
     found = list(itertools.islice(stream, leave))

@@ -15,7 +15,9 @@ from hetero_sd.runtime.decode.policy import PLAIN, Choice
 from hetero_sd.runtime.decode.sampling import Rng, Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Round, Stopwatch, Trace
+from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 
+WATCH = Stopwatch()
 TEXT = [1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4]
 
 
@@ -42,6 +44,16 @@ class RandomReads:
 
     def observe(self, finished: Round) -> None:
         pass
+
+
+def test_a_prompt_that_the_cache_holds_whole_can_be_drafted_from(pair) -> None:
+    """Before there is a token of the target, as in mode overlapped: the last one of the prompt is fed again."""
+    _, draft = pair(3)
+    wanted = ModelDrafter(type(draft)(draft.table, draft.context), 6, Sampling()).propose(TEXT, MODEL, 2, WATCH, Rng(0))
+    kept = KeptPrefix(draft)
+    kept.submit([*TEXT, 3, 2], 0).result()
+    drafter = ModelDrafter(kept, 6, Sampling(), TEXT)
+    assert drafter.propose(TEXT, MODEL, 2, WATCH, Rng(0)).tokens == wanted.tokens
 
 
 def test_the_first_tokens_and_the_last_are_read(pair) -> None:

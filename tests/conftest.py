@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ["XDG_CONFIG_HOME"] = str(Path(__file__).parent / "no_configuration")  # a user may have calibrated
+    empty = tempfile.TemporaryDirectory(prefix="hsd-no-configuration-", ignore_cleanup_errors=True)
+    config.add_cleanup(empty.cleanup)
+    os.environ["XDG_CONFIG_HOME"] = empty.name  # a user may have calibrated; browsers write there
     if file := config.getoption("--cpu-times"):
         config.pluginmanager.register(CpuTimes(file.absolute()))
 

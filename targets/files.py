@@ -64,8 +64,8 @@ def read_object(path: Path, what: str, most_bytes: int = 1 << 20) -> dict[str, A
     return data
 
 
-def read_toml(path: Path, most_bytes: int) -> dict[str, Any]:
-    """The tables in a board file.
+def read_toml(path: Path, most_bytes: int, what: str = "a board file") -> dict[str, Any]:
+    """The tables in a file, which is meant to be `what`.
 
     Raises:
         UserError: unreadable, larger than `most_bytes`, or not TOML.
@@ -73,18 +73,18 @@ def read_toml(path: Path, most_bytes: int) -> dict[str, Any]:
     try:
         import tomllib
     except ModuleNotFoundError:
-        raise UserError(f"{path}: board files need Python 3.11 or newer") from None
+        raise UserError(f"{path}: {what} needs Python 3.11 or newer") from None
     try:
         with path.open("rb") as file:
             content = file.read(most_bytes + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > most_bytes:
-        raise UserError(f"{path}: larger than {most_bytes} bytes, so this is not a board file")
+        raise UserError(f"{path}: larger than {most_bytes} bytes, so this is not {what}")
     try:
         return tomllib.loads(content.decode("utf-8"))
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text, so this is not a board file") from None
+        raise UserError(f"{path}: not UTF-8 text, so this is not {what}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of more than 4300 digits
         message = str(error).splitlines()[0]
         raise UserError(f"{path}: not valid TOML: {message}") from None

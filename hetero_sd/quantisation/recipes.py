@@ -13,6 +13,7 @@ from costmodel.format import Format
 from costmodel.schema.model import QuantisedFacts
 from passes.onnx.quantise.recipe import BLOCKS, KEPT, Recipe, block_format, format_name
 from targets.errors import UserError
+from targets.files import read_toml
 
 DEFAULT_BLOCK = 32
 _LARGEST_FILE_BYTES = 256 * 1024
@@ -120,23 +121,9 @@ def _entry(path: Path, key: str, text: Any) -> Format | None:
 
 
 def _read(path: Path, option: str) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise UserError(f"{option} {str(path)!r} is neither a format (int8, int4, int4:64) nor a file") from None
-    except OSError as error:
-        raise UserError(f"{option} {path}: cannot be read: {error.strerror}") from None
-    if len(content) > _LARGEST_FILE_BYTES:
-        raise UserError(f"{path}: larger than {_LARGEST_FILE_BYTES} bytes, so this is no file of formats")
-    try:
-        return tomllib.loads(content.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text, so this is no file of formats") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid TOML: {str(error).splitlines()[0]}") from None
+    if not path.exists():
+        raise UserError(f"{option} {str(path)!r} is neither a format (int8, int4, int4:64) nor a file")
+    return read_toml(path, _LARGEST_FILE_BYTES, "a file of formats")
 
 
 def facts_of(recipe: Recipe, export: Path) -> QuantisedFacts:

@@ -61,15 +61,8 @@ def speculate(
         reads = choice.read and gamma >= min(1, choice.gamma)
         read = drafter.read(tokens, choice.read, choice.skip, watch) if reads else 0
         draft = drafter.propose(tokens, choice.source, gamma, watch, rng) if gamma > 0 else NO_DRAFT
-        drafted, pos = draft.tokens, len(tokens) - 1  # the target has not seen the last token yet
-        output = CHOICE if request.sampling.greedy else LOGITS
-        rows = target.submit([tokens[-1], *drafted], pos, (output,)).result()[output]
-        watch.book("verify")
-        if request.sampling.greedy:
-            accepted, extra = accept_greedy(rows, drafted)
-        else:
-            accepted, extra = accept_sampled(rows, drafted, draft.q, request.sampling, rng)
-            watch.book("sampling")
+        drafted = draft.tokens
+        accepted, extra = verify(target, tokens, draft, request.sampling, watch, rng)
         drafter.keep(len(tokens) + accepted)
         trace.lost_drafter = drafter.lost
         new_tokens = [*drafted[:accepted], extra]
@@ -85,6 +78,21 @@ def _read_first(drafter: Drafter, tokens: Sequence[int], policy: GammaPolicy, tr
     if most := policy.read_first(drafter.offers(tokens, watch), trace.prefill_s):
         trace.read_first = drafter.read(tokens, most, 0, watch)
     return sum(watch.booked.values())
+
+
+def verify(
+    target: Model, tokens: Sequence[int], draft: Draft, sampling: Sampling, watch: Stopwatch, rng: Rng
+) -> tuple[int, int]:
+    """Return how many drafts that follow ``tokens`` the target accepts, and its own token after them: one pass."""
+    output = CHOICE if sampling.greedy else LOGITS
+    fed = [tokens[-1], *draft.tokens]  # the target has not seen the last token yet
+    rows = target.submit(fed, len(tokens) - 1, (output,)).result()[output]
+    watch.book("verify")
+    if sampling.greedy:
+        return accept_greedy(rows, draft.tokens)
+    found = accept_sampled(rows, draft.tokens, draft.q, sampling, rng)
+    watch.book("sampling")
+    return found
 
 
 def accept_greedy(best: Sequence[int] | np.ndarray, drafted: Sequence[int]) -> tuple[int, int]:

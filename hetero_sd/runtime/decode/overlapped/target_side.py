@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hetero_sd.runtime.decode.drafters import MODEL, Drafter
+from hetero_sd.runtime.decode.drafters import MODEL, Draft, Drafter
 from hetero_sd.runtime.decode.generate import Request, first_token, record_token
 from hetero_sd.runtime.decode.overlapped.draft_thread import DraftThread
 from hetero_sd.runtime.decode.overlapped.messages import Drafts, Ended, Failed, Lost, Silent, ToTarget
 from hetero_sd.runtime.decode.sampling import Distribution, Rng
-from hetero_sd.runtime.decode.speculate import accept_greedy, accept_sampled
+from hetero_sd.runtime.decode.speculate import verify
 from hetero_sd.runtime.decode.trace import Stopwatch, Trace
-from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model
+from hetero_sd.runtime.model.protocol import Model
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,9 @@ def speculate_overlapped(
             most = min(gamma, end - 1 - len(tokens))
             _receive(thread, arrived, tokens, min(least, most), trace)
             watch.book("wait")
-            drafted, q = arrived.tokens[:most], arrived.q[:most]
-            output = CHOICE if sampling.greedy else LOGITS
-            rows = target.submit([tokens[-1], *drafted], len(tokens) - 1, (output,)).result()[output]
-            watch.book("verify")
-            if sampling.greedy:
-                accepted, extra = accept_greedy(rows, drafted)
-            else:
-                accepted, extra = accept_sampled(rows, drafted, q, sampling, rng)
-                watch.book("sampling")
+            draft = Draft(arrived.tokens[:most], arrived.q[:most])
+            drafted = draft.tokens
+            accepted, extra = verify(target, tokens, draft, sampling, watch, rng)
             arrived.judge(accepted, extra)
             new_tokens = [*drafted[:accepted], extra]
             trace.rounds.append(watch.round(len(drafted), accepted, source=MODEL if drafted else ""))

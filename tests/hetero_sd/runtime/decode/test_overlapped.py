@@ -375,7 +375,7 @@ def test_sampled_texts_have_the_law_of_the_target(pair, monkeypatch) -> None:
     def all_accepted(logits, drafted, q, sampling, rng):
         return len(drafted), rng.draw(probabilities(logits[len(drafted)], sampling))
 
-    monkeypatch.setattr("hetero_sd.runtime.decode.overlapped.target_side.accept_sampled", all_accepted)
+    monkeypatch.setattr("hetero_sd.runtime.decode.speculate.accept_sampled", all_accepted)
     assert p_value(sampled_texts(pair, 2000, 4), law) < 1e-9
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tvm
@@ -36,7 +37,7 @@ from passes.relax.half_as_bits import HalfAsBits
 from passes.relax.make_entries import MakeEntries
 from passes.relax.quantise_activations import QuantiseActivations
 from passes.relax.translate import onnx_to_relax
-from targets.backend import HOST, Tile, backend
+from targets.backend import HOST, Kernels, Tile, backend
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def lower_decoder(
     why: str = "as given",
     fallback: bool = False,
     activations: str = FLOAT,
+    kernels: Mapping[str, Kernels | None] = MappingProxyType({}),
 ) -> LoweredDecoder:
     """Run phases 0b to 5.
 
@@ -115,6 +117,7 @@ def lower_decoder(
         why: where the placement comes from, for its reasons.
         fallback: also compile the whole model for the CPU where the placement needs another processor.
         activations: INT8: block-quantised matrix multiplications get int8 activations where the processor has kernels.
+        kernels: by processor, what knows kernels that were compiled before.
 
     Raises:
         UserError: an operator is unknown or has no kernel, or the placement names layers that are not there.
@@ -144,7 +147,9 @@ def lower_decoder(
             params[processor, str(var.name_hint)] = tuple(stored[p.name] for p in weights_of(func))
         mod = dump(f"4-entries-{processor}", _run(mod, MakeEntries(steps, prefill)))
         integers = [QuantiseActivations(kind, tile)] if activations == INT8 else []
-        modules[processor] = dump(f"5-lower-{processor}", _run(mod, *integers, Lower(kind, tile)))
+        modules[processor] = dump(
+            f"5-lower-{processor}", _run(mod, *integers, Lower(kind, tile, kernels.get(processor)))
+        )
 
     def lowered(segments: Sequence[Segment]) -> tuple[LoweredSegment, ...]:
         return tuple(LoweredSegment(s, params[s.processor, s.name]) for s in segments)

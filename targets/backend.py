@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -21,6 +21,7 @@ from targets.device import Board, Core, Gpu
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+Progress = Callable[[str, int, int], None]
 HOST = "cpu"  # runs what is placed nowhere else, launches the other kinds' kernels, and takes over where those fail
 REGISTRY = {
     HOST: "targets.cpu.backend:CpuBackend",
@@ -42,6 +43,13 @@ class Tile(Protocol):
     @property
     def lanes(self) -> int:
         """Keys in one tile of the key cache."""
+
+
+class Kernels(Protocol):
+    """What makes kernels, and knows those that need not be compiled again."""
+
+    def make(self, maker: str, name: str, tile: Any, sizes: dict[str, Any]) -> tuple[str, Any]:
+        """The symbol and the PrimFunc, whole or declared only, of a kernel of `maker`, cut as `tile` says."""
 
 
 class Backend(ABC):
@@ -109,8 +117,23 @@ class Backend(ABC):
     def tvm_target(self, core: Core) -> Any:
         """The ``tvm.target.Target`` for its kernels, launched from `core`."""
 
-    def build(self, mod: Any, core: Core, path: Path) -> None:
-        """Compile a lowered module and write it as a shared library."""
+    def kernels(self, core: Core, bodies: bool = False) -> Kernels | None:
+        """What makes kernels from what was compiled before, for one compilation; None: they are made by the makers.
+
+        `bodies`: whole kernels, and no declarations of those that need not be compiled.
+        """
+        return None
+
+    def build(self, mod: Any, core: Core, path: Path, kernels: Kernels | None, progress: Progress) -> None:
+        """Compile a lowered module and write it as a shared library.
+
+        Args:
+            mod: from passes/lower.
+            core: which it runs on, or which launches it.
+            path: to write.
+            kernels: what made its kernels.
+            progress: called with (what, done, total).
+        """
         from tvm import relax
 
         from targets.cpu.linker import link_function

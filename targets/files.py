@@ -104,6 +104,13 @@ def check_writable(path: Path) -> None:
         raise _refusal(path, error) from None
 
 
+def cache_folder(name: str) -> Path:
+    """Where a user's files that can be made again are kept: $XDG_CACHE_HOME, else ~/.cache, then hetero_sd/`name`."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(stated) if stated.startswith("/") else Path(os.path.expanduser("~")) / ".cache"
+    return base / "hetero_sd" / name
+
+
 def make_private(folder: Path) -> None:
     """Make a folder, and those above it that are missing, which nobody but the user may enter, whatever the umask.
 
@@ -145,13 +152,16 @@ def make_library_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, own: bool = False) -> Iterator[Path]:
     """A file to write beside `path`; it takes its place when the block ends without an exception, else it is gone.
+
+    `own`: under a name that no other process takes, where several may write `path` at once.
 
     Raises:
         OSError: it cannot be put there.
     """
     part = _part(path)
+    part = part.with_name(f"{part.name}.{os.getpid()}") if own else part
     try:
         yield part
         os.replace(part, path)

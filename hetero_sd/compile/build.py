@@ -25,10 +25,8 @@ from passes.place.place_ops import PlacedOp
 from passes.place.write_subgraphs import write_subgraphs
 from passes.relax.cache_in_place import key_shape, value_shape
 from passes.relax.make_entries import step_name
-from targets.backend import HOST, backend
+from targets.backend import HOST, Progress, backend
 from targets.device import Core, Gpu
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
     Args:
         request: what to compile.
         bundle: folder to write to.
-        progress: called with (what, done, total) while weights are packed.
+        progress: called with (what, done, total) while weights are packed and kernels are compiled.
 
     Raises:
         UserError: an operator has no kernel on its processor, the placement names layers that are not there, or a
@@ -117,9 +115,11 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
     name, decoder, core, sizes = request.name, request.decoder, request.core, request.sizes
     place = request.place.place
     tiles = {p: backend(p).tile(core, request.gpu) for p in dict.fromkeys((HOST, *place.processors))}
+    dump = request.dump
+    kernels = {p: backend(p).kernels(core, bodies=dump is not None) for p in tiles}
     lowered = lower_decoder(
         *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill),
-        *(IrDump(request.dump), request.place.reason, request.fallback, request.activations),
+        *(IrDump(dump), request.place.reason, request.fallback, request.activations, kernels),
     )
     if request.subgraphs is not None:
         write_subgraphs(decoder, lowered.origins, lowered.placed, request.subgraphs)
@@ -159,7 +159,8 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
     )
     kept = facts_json(described, [(p.name, p.dtype, p.shape) for p in lowered.packed], request.tokenizer)
     for processor, library in libraries.items():
-        backend(processor).build(_with_facts(lowered.modules[processor], kept), core, library)
+        module = _with_facts(lowered.modules[processor], kept)
+        backend(processor).build(module, core, library, kernels[processor], progress)
     source = sum(int(lowered.weights[p.name].nbytes) for p in lowered.packed)
     source = source if request.quantised is None else decoder.stored_bytes
     return BuiltModel(

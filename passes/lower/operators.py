@@ -15,8 +15,9 @@ from tvm import relax
 
 from passes.lower.kernel_calls import first_outputs, operators_left, sizes
 from passes.relax import dialect as D
-from targets.backend import HOST, Backend
+from targets.backend import HOST, Backend, Kernels
 from targets.errors import UserError
+from targets.kernels.made import made
 
 Sizes = dict[str, Any]
 Stored = Callable[[Any], str]  # the type in which a backend reads a weight
@@ -183,10 +184,13 @@ def operator_of(call: Any) -> Operator:
 
 @tvm.transform.module_pass(opt_level=0, name="Lower")
 class Lower:
-    """Replace every operator of the dialect by a call of a backend's kernel, cut as `tile` says."""
+    """Replace every operator of the dialect by a call of a backend's kernel, cut as `tile` says.
 
-    def __init__(self, backend: Backend, tile: Any):
-        self.backend, self.tile = backend, tile
+    With `kernels`, those that were compiled before are declarations; else every kernel is whole.
+    """
+
+    def __init__(self, backend: Backend, tile: Any, kernels: Kernels | None = None):
+        self.backend, self.tile, self.kernels = backend, tile, kernels
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
         """Lower all functions; asserts that no operator of ours is left: it would run its slow reference.
@@ -208,8 +212,12 @@ class Lower:
         makers = backend.makers()
         if operator.maker not in makers:
             raise UserError(f"{backend.title()} has no kernel {operator.maker}: use --place {HOST}")
-        func = makers[operator.maker](self.tile, **found)
-        return _call(bb, func, operator.name.format_map(found), call, operator.places)
+        name = operator.name.format_map(found)
+        if self.kernels is None:
+            func = made(makers[operator.maker], self.tile, found)
+        else:
+            name, func = self.kernels.make(operator.maker, name, self.tile, found)
+        return _call(bb, func, name, call, operator.places)
 
 
 def _call(bb: Any, func: Any, name: str, call: Any, places: tuple[int, ...]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets.backend import HOST, Backend
+from targets.backend import HOST, Backend, Kernels, Progress
 from targets.cpu.dot import DOTS, STEP, takes_codes
 from targets.cpu.tile import CpuTile, cpu_tile
 from targets.device import Core, Gpu
@@ -14,6 +14,8 @@ from targets.errors import UserError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from targets.cpu.objects import CpuKernels
 
 
 class CpuBackend(Backend):
@@ -48,6 +50,20 @@ class CpuBackend(Backend):
         from targets.cpu.target import tvm_target
 
         return tvm_target(core)
+
+    def kernels(self, core: Core, bodies: bool = False) -> CpuKernels:
+        """Those of the user's cache folder, and those compiled now."""
+        from targets.cpu.objects import CpuKernels
+        from targets.kernels.kernel_cache import KernelCache
+
+        return CpuKernels(self.makers(), self.tvm_target(core), KernelCache.of_user(), bodies)
+
+    def build(self, mod: Any, core: Core, path: Path, kernels: Kernels | None, progress: Progress) -> None:
+        """Compile the kernels that are not in the cache, and link."""
+        from targets.cpu.objects import CpuKernels, build_library
+
+        assert isinstance(kernels, CpuKernels)
+        build_library(mod, core, path, kernels, progress)
 
     def open(self, runtime: Path | None) -> Any:
         """The CPU is always there."""

@@ -20,10 +20,12 @@ from targets.cpu.target import tvm_target
 from targets.cpu.tile import cpu_tile
 from targets.errors import UserError
 from tests.support.lowered import lower_whole
+from tests.support.machines import kernels_of, virtual_machine
 
 Array = npt.NDArray[Any]
 CORE = load_board("host", measure=False).clusters[0].core
 TILE = cpu_tile(CORE)
+KERNELS = kernels_of(CORE)
 CONTEXT, STEPS, PREFILL = 64, (1, 2, 3, 8), 8
 VARIANTS = {
     "plain": {},
@@ -38,7 +40,7 @@ class Compiled:
     """The lowered decoder with its own caches, filled with NaN so that a stale row shows."""
 
     def __init__(self, tiny: TinyDecoder, lowered: LoweredDecoder) -> None:
-        self.vm = relax.VirtualMachine(relax.build(lowered.mod, tvm_target(CORE)), tvm.cpu())
+        self.vm = virtual_machine(lowered, CORE, KERNELS)
         packed = [p.pack(lowered.weights[p.name].numpy()) for p in lowered.packed]
         self.params = [tvm.runtime.tensor(a) for a in packed]
         kv, dim, lanes = tiny.kv_heads, tiny.head_dim, TILE.lanes
@@ -72,7 +74,7 @@ def test_equals_onnxruntime(variant: str, tmp_path: Path) -> None:
     empty = [np.zeros((1, tiny.kv_heads, 0, tiny.head_dim), np.float32)] * (2 * tiny.layers)
     expected = run_onnx(proto, ids, empty)
 
-    lowered = lower_whole(tiny.decoder(proto), TILE, CONTEXT, STEPS, PREFILL, IrDump(tmp_path))
+    lowered = lower_whole(tiny.decoder(proto), TILE, CONTEXT, STEPS, PREFILL, IrDump(tmp_path), kernels=KERNELS)
     assert sorted(p.name[0] for p in tmp_path.glob("*.py")) == ["0", "1", "2", "3", "4", "5"]
     ours = Compiled(tiny, lowered)
     whole = ours.logits(ids, [8, 3, 3])
@@ -123,7 +125,7 @@ def test_a_changed_model_is_noticed(what: str) -> None:
         next(a for a in nodes["Attention"][1].attribute if a.name == "scale").f *= 1.01
     elif what == "an epsilon":
         next(a for a in nodes["RMSNormalization"][0].attribute if a.name == "epsilon").f *= 100
-    lowered = lower_whole(tiny.decoder(proto), TILE, CONTEXT, (8,), PREFILL)
+    lowered = lower_whole(tiny.decoder(proto), TILE, CONTEXT, (8,), PREFILL, kernels=KERNELS)
     error = scaled_error(Compiled(tiny, lowered).logits(ids[:8], [8]), expected[0][0][:8])
     assert (error > 2e-6) == (what != "nothing"), error
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from costmodel.format import FLOAT
 from costmodel.place import Place
 from passes.onnx import Decoder
 from passes.pipeline import IrDump, LoweredDecoder, lower_decoder
-from targets.backend import HOST, Tile
+from targets.backend import HOST, Kernels, Tile
 
 
 def lower_whole(
@@ -20,7 +21,10 @@ def lower_whole(
     dump: IrDump | None = None,
     processor: str = HOST,
     activations: str = FLOAT,
+    kernels: Mapping[str, Kernels | None] = MappingProxyType({}),
 ) -> LoweredDecoder:
     """`lower_decoder` with everything on `processor`."""
     place = Place(processor)
-    return lower_decoder(decoder, {processor: tile}, place, context, steps, prefill, dump, activations=activations)
+    return lower_decoder(
+        *(decoder, {processor: tile}, place, context, steps, prefill, dump), activations=activations, kernels=kernels
+    )

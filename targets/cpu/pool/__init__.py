@@ -7,9 +7,9 @@ loads it on the device.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from targets import files
 from targets.cpu.pool.building import build, build_key
 from targets.files import make_library_folder
 
@@ -18,10 +18,8 @@ LIBRARY = "thread_pool.so"
 
 
 def cache_folder() -> Path:
-    """Return where built libraries are kept: $XDG_CACHE_HOME, else ~/.cache, then hetero_sd/thread_pool."""
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(stated) if stated.startswith("/") else Path(os.path.expanduser("~")) / ".cache"
-    return base / "hetero_sd" / "thread_pool"
+    """Return where built libraries are kept."""
+    return files.cache_folder("thread_pool")
 
 
 def ensure(isa: str) -> Path:

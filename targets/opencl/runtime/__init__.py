@@ -14,6 +14,7 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+from targets import files
 from targets.errors import UserError
 from targets.files import make_library_folder, not_private
 from targets.opencl.runtime.library import LIBRARY, SOURCES, machine
@@ -37,10 +38,8 @@ def build_key(target: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Return where built libraries are kept: $XDG_CACHE_HOME, else ~/.cache, then hetero_sd/opencl_runtime."""
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(stated) if stated.startswith("/") else Path(os.path.expanduser("~")) / ".cache"
-    return base / "hetero_sd" / "opencl_runtime"
+    """Return where built libraries are kept."""
+    return files.cache_folder("opencl_runtime")
 
 
 def find(target: str | None = None) -> Path | None:

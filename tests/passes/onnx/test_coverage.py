@@ -29,6 +29,7 @@ from targets.cpu.target import tvm_target
 from targets.cpu.tile import cpu_tile
 from targets.errors import UserError
 from tests.support.lowered import lower_whole
+from tests.support.machines import kernels_of, virtual_machine
 from tests.support.quantised_exports import quantised_exports
 
 ROOT = Path(__file__).parents[3]
@@ -303,8 +304,8 @@ def test_compiled_for_this_host(name: str) -> None:
     cache = Cache()
     expected = np.concatenate([reference.forward(ids[:5], cache), reference.forward(ids[5:], cache)])
     tile, context = cpu_tile(CORE), CONTEXT
-    lowered = lower_whole(decoder, tile, context, (1, 3, 5), 8)
-    vm = relax.VirtualMachine(relax.build(lowered.mod, tvm_target(CORE)), tvm.cpu())
+    kernels = kernels_of(CORE)
+    vm = virtual_machine(lowered := lower_whole(decoder, tile, context, (1, 3, 5), 8, kernels=kernels), CORE, kernels)
     kv, dim, lanes = decoder.facts.kv_heads, decoder.facts.head_dim, tile.lanes
     packed = [p.pack(lowered.weights[p.name].numpy()) for p in lowered.packed]
 

@@ -1,0 +1,13 @@
+"""Calling a kernel's maker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+
+def made(maker: Callable[..., Any], tile: Any, sizes: dict[str, Any]) -> Any:
+    """What a maker makes, called in a thread of its own: TVM's parser reads the source of all callers, there few."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(maker, tile, **sizes).result()

@@ -23,7 +23,7 @@ from targets.device import Board
 from targets.errors import UserError
 from targets.files import read_object
 
-_LARGEST_BYTES = 4 << 20
+LARGEST_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def read_measured(path: Path) -> Measured:
     Raises:
         UserError: unreadable, something else, or with numbers that cannot be.
     """
-    data = read_object(path, "a file of run.py --calibrate", _LARGEST_BYTES)
+    data = read_object(path, "a file of run.py --calibrate", LARGEST_BYTES)
     try:
         return Measured.from_json(data)
     except SchemaError as error:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hetero_sd.commands import acceptance, audit, calibrate, doctor, explain, inspect, predict, sweep, verify
+from hetero_sd.commands import acceptance, audit, calibrate, doctor, explain, inspect, predict, run, sweep, verify
 from hetero_sd.commands import compile as compile_command
 from hetero_sd.commands.parser import Command, Parser
 from hetero_sd.runtime.internal_error import check_streams, report, settle_output, show_traceback
@@ -18,6 +18,7 @@ COMMANDS: dict[str, Command] = {
     "compile": compile_command,
     "verify": verify,
     "audit": audit,
+    "run": run,
     "doctor": doctor,
     "inspect": inspect,
     "explain": explain,

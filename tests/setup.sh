@@ -13,6 +13,7 @@
 #   g++                   builds the OpenCL runtime with sanitizers; its linker takes a glibc that boards lack
 #   llvm-19               llvm-mca, which counts cycles of Arm kernels; that of Debian 12's llvm knows too few cores
 #   binutils              nm and readelf, which tests compare our ELF reader with
+#   openssh-server        a test's own sshd, for what is copied to a board; where root starts it, it needs /run/sshd
 #   chromium, fonts-dejavu-core  draw the HTML report; DejaVu Sans is the font that its charts were measured with
 #
 # The emulated AArch64 board (tests/virtual_board/build.sh) is not installed: its tests fetch its packages into
@@ -26,4 +27,5 @@ set -euo pipefail
 apt-get update -qq
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
   ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers clang g++ llvm-19 binutils \
-  chromium fonts-dejavu-core
+  openssh-server chromium fonts-dejavu-core
+mkdir -p /run/sshd

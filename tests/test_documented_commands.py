@@ -78,6 +78,8 @@ PARSED = {  # needs a board, a signed bundle or typed prompts, or steps measured
     "ssh board python3 bundle/run.py --prompt 'The dog sleeps.'",
     "hetero-sd calibrate F --target target/model.onnx --board imx95 --out my-imx95.toml",
     "hetero-sd calibrate --board host",
+    "hetero-sd run --on USER@BOARD bundle -- --prompt TEXT",
+    "hetero-sd doctor bundle --on USER@BOARD",
 }
 ELSEWHERE = {  # takes what a test must not: an installation, all tests, a network, hours
     "make demo": "Makefile",

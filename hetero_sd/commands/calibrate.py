@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from costmodel.fit import Fit
-from hetero_sd.calibrate import CalibrateRequest, calibrate, residuals, to_toml
+from hetero_sd.calibrate import Calibrated, CalibrateRequest, calibrate, residuals, to_toml
 from hetero_sd.commands.parser import Subparsers, subcommand
 from targets.boards import board_names
 from targets.errors import UserError
@@ -20,6 +20,7 @@ example:
   python bundle/run.py --calibrate measured.json            # on the device
   hetero-sd calibrate measured.json --target target/model.onnx --board imx95 --out my-imx95.toml
   hetero-sd predict target/model.onnx --board my-imx95.toml
+  hetero-sd calibrate bundle --on pi@rpi5 --target target/model.onnx --out my-rpi5.toml   # all three by ssh
   hetero-sd calibrate --board host                          # this machine, in about a minute
   hetero-sd calibrate bundle --board host --target target/model.onnx --draft draft/model.onnx
 
@@ -36,7 +37,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     p.add_argument("--target", metavar="TARGET", type=Path, help="the bundle's target, as compiled")
     p.add_argument("--draft", metavar="DRAFT", type=Path, help="the bundle's drafter")
-    p.add_argument("--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a file")
+    p.add_argument("--on", metavar="USER@BOARD", help="copy the bundle to this board by ssh, and measure there")
+    p.add_argument(
+        "--board",
+        metavar="NAME|PATH.toml",
+        help=f"{', '.join(board_names())}, or a file (with --on: by default the bundle's)",
+    )
     p.add_argument("--cluster", metavar="NAME", help="where it ran (default: the one with the most bandwidth)")
     p.add_argument(
         "--out",
@@ -51,21 +57,19 @@ def run(options: argparse.Namespace) -> int:
     """Fit, write the board file and the factors beside it, and print how well they fit."""
     if options.out is not None and options.out.suffix != ".toml":
         raise UserError(f"--out {options.out}: a board file's name ends in .toml")
-    if not options.measured or options.measured[0].is_dir():
+    if options.on is None and options.board is None:
+        raise UserError("--board NAME|PATH.toml is missing: where the fit starts")
+    if options.on is None and (not options.measured or options.measured[0].is_dir()):
         return _run_here(options)
+    if options.on is not None and len(options.measured) != 1:
+        raise UserError("--on needs one bundle: give its folder")
     if options.target is None or options.out is None:
-        raise UserError("files of run.py --calibrate need --target TARGET and --out BOARD.toml")
+        what = "files of run.py --calibrate need" if options.on is None else "--on needs"
+        raise UserError(f"{what} --target TARGET and --out BOARD.toml")
     factors_file = options.out.with_suffix(".factors.json")
     for path in (options.out, factors_file):
         check_writable(path)
-    request = CalibrateRequest(
-        measured=tuple(options.measured),
-        target=options.target,
-        board=options.board,
-        draft=options.draft,
-        cluster=options.cluster,
-    )
-    result = calibrate(request)
+    result = _fitted(options)
     factors = result.factors_json()
     write_text(options.out, to_toml(result.board))
     write_text(factors_file, json.dumps(factors, indent=1) + "\n")
@@ -74,6 +78,19 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(calibrate_text(result.fit, options.out))
     return 0
+
+
+def _fitted(options: argparse.Namespace) -> Calibrated:
+    """The fit to files, or to what a board measures now."""
+    measured, target, draft = tuple(options.measured), options.target, options.draft
+    if options.on is None:
+        return calibrate(CalibrateRequest(measured, target, options.board, draft, options.cluster))
+    from hetero_sd.on_board.calibrate import OnBoardRequest, calibrate_on
+    from hetero_sd.on_board.ssh import Board
+    from hetero_sd.progress import Progress
+
+    request = OnBoardRequest(measured[0], target, draft, options.board, options.cluster)
+    return calibrate_on(Board(options.on), request, Progress(quiet=options.json))
 
 
 def _run_here(options: argparse.Namespace) -> int:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 
 
 class Budget:
-    """Seconds to spend, and what each kind of work took at most so far."""
+    """Seconds to spend, and what each kind of work took so far: one slow time among others does not count."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] | None = None) -> None:
         """Start it; `clock` gives seconds (None: time.monotonic)."""
         self.seconds = seconds
         self._clock = clock or time.monotonic
         self._start = self._clock()
-        self._longest: dict[object, float] = {}
+        self._times: dict[object, list[float]] = {}
 
     @property
     def spent_s(self) -> float:
@@ -23,12 +24,18 @@ class Budget:
         return self._clock() - self._start
 
     def allows(self, kind: object, guess_s: float = 0.0, share: float = 1.0) -> bool:
-        """Whether work of that kind, or of a guessed length where it was not done yet, ends within that share."""
-        return self.spent_s + self._longest.get(kind, guess_s) <= share * self.seconds
+        """Whether work of that kind ends within that share.
 
-    def took_s(self, kind: object) -> float:
-        """The longest time of work of that kind, 0 where it was not done yet."""
-        return self._longest.get(kind, 0.0)
+        It takes the median of its times, or a guess where it was not done yet. A single time may be a slow one, so that
+        a shorter guess counts in its place.
+        """
+        times = self._times.get(kind, [])
+        guess_s = guess_s if not times else min(times[0], guess_s or times[0]) if len(times) == 1 else median(times)
+        return self.spent_s + guess_s <= share * self.seconds
+
+    def took_s(self, kind: object) -> float | None:
+        """The median time of work of that kind; None where it was not done yet."""
+        return median(self._times[kind]) if kind in self._times else None
 
     @contextlib.contextmanager
     def spend(self, kind: object) -> Iterator[None]:
@@ -37,4 +44,4 @@ class Budget:
         try:
             yield
         finally:
-            self._longest[kind] = max(self._longest.get(kind, 0.0), self._clock() - begin)
+            self._times.setdefault(kind, []).append(self._clock() - begin)

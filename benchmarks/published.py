@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from costmodel.engine import ENGINES
-from hetero_sd.predict.check import Checked, check_boards, summary
+from hetero_sd.predict.check import Checked, check_boards, goals, summary
 
 PAGE = Path(__file__).with_name("published.md")
 
@@ -31,7 +31,7 @@ def page() -> str:
         sources = list(dict.fromkeys(row.published.source for row in rows))
         lines += [f"## Kernels: {engine}", "", f"{what[0].upper()}{what[1:]}.", ""]
         lines += _table(rows, sources)
-        lines += ["", *(f"* {line}" for line in summary(rows)), ""]
+        lines += ["", *(f"* {line}" for line in [*summary(rows), *_joined(goals(rows))]), ""]
     lines += ["## Sources", ""]
     for i, source in enumerate(sources, 1):
         notes = dict.fromkeys(
@@ -53,6 +53,11 @@ def _table(rows: Sequence[Checked], sources: Sequence[str]) -> list[str]:
         cells += [_number(row.prefill_tokens_per_s), _number(p.prefill_tokens_per_s), _number(row.prefill_ratio)]
         lines.append("| " + " | ".join([*cells, p.engine, str(1 + sources.index(p.source))]) + " |")
     return lines
+
+
+def _joined(lines: Sequence[str]) -> list[str]:
+    """Lines that were wrapped for a terminal, as one each."""
+    return "\n".join(lines).replace("\n  ", " ").splitlines()
 
 
 def _number(value: float | None) -> str:

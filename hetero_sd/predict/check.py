@@ -23,6 +23,7 @@ from targets.device import Board
 from targets.errors import UserError
 
 _WIDTH = 118
+GOALS = (("with four threads", 0.15, lambda threads: threads == 4), ("with any number of threads", 0.20, bool))
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,12 @@ def check_text(rows: Sequence[Checked], engine: str) -> str:
             f"{_number(row.prefill_tokens_per_s):>9}{_number(p.prefill_tokens_per_s):>11}"
             f"{_ratio_text(row.prefill_ratio):>7}  [{1 + sources.index(p.source)}] {p.engine}"
         )
-    lines += ["", *summary(rows)]
+    lines += ["", *summary(rows), *goals(rows)]
     for i, source in enumerate(sources, 1):
         lines.append(f"[{i}] {source}")
         notes = dict.fromkeys(row.published.note for row in rows if row.published.source == source)
-        lines += [f"    {note}" for note in notes if note]
+        for note in filter(None, notes):
+            lines += textwrap.wrap(note, _WIDTH, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
@@ -157,6 +159,21 @@ def summary(rows: Sequence[Checked]) -> list[str]:
     if inside:
         found.append(f"{sum(inside)} of {len(inside)} published decode speeds lie in the predicted interval")
     return found
+
+
+def goals(rows: Sequence[Checked]) -> list[str]:
+    """How near decoding is to be, and which rows are not."""
+    lines = []
+    for which, most, counts in GOALS:
+        judged = [row for row in rows if row.decode_ratio is not None and counts(row.published.threads)]
+        missed = [row for row in judged if abs((row.decode_ratio or 0) - 1) > most]
+        if judged:
+            names = ", ".join(f"{r.published.model} {r.published.weights} on {r.board}" for r in missed)
+            met = f"{len(judged) - len(missed)} of {len(judged)} rows" + (f", not {names}" if missed else "")
+            lines += textwrap.wrap(
+                f"goal, decode within {100 * most:.0f} % {which}: {met}", _WIDTH, subsequent_indent="  "
+            )
+    return lines
 
 
 def _ratio(predicted: float | None, published: float | None) -> float | None:

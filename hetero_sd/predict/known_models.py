@@ -19,6 +19,7 @@ def _sizes(model_type: str, hidden: int, ffn: int, heads: int, kv: int, layers: 
 _TIED = {"tie_word_embeddings": True}
 CONFIGS: dict[str, dict[str, Any]] = {
     "Llama-2-7B": _sizes("llama", 4096, 11008, 32, 32, 32, 32000),
+    "Llama-2-13B": _sizes("llama", 5120, 13824, 40, 40, 40, 32000),
     "Llama-3.2-1B": _sizes("llama", 2048, 8192, 32, 8, 16, 128256, head_dim=64, **_TIED),
     "Llama-3.2-3B": _sizes("llama", 3072, 8192, 24, 8, 28, 128256, head_dim=128, **_TIED),
     "Phi-3-mini": _sizes("phi3", 3072, 8192, 32, 32, 32, 32064),

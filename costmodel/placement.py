@@ -105,13 +105,26 @@ def tied_twice(spec: DecoderSpec, first: str, last: str) -> int:
 class ModelCosts:
     """Steps of one model at one context, priced on every processor; results are kept."""
 
-    def __init__(self, roofline: Roofline, spec: DecoderSpec, context: int) -> None:
-        """`context`: tokens in the KV cache before the step."""
+    def __init__(
+        self,
+        roofline: Roofline,
+        spec: DecoderSpec,
+        context: int,
+        counted: dict[int, list[tuple[Op, ...]]] | None = None,
+    ) -> None:
+        """Keep what is priced.
+
+        Args:
+            roofline: prices it.
+            spec: the model.
+            context: tokens in the KV cache before the step.
+            counted: steps of this model that were counted at this context, by tokens; more are added.
+        """
         self.roofline, self.spec, self.context = roofline, spec, context
         self.slices = processors(roofline.board)
         self._units: dict[tuple[str, int], list[Estimate]] = {}
         self._whole_s: dict[tuple[str, str, int], float] = {}
-        self._counted: dict[int, list[tuple[Op, ...]]] = {}
+        self._counted = {} if counted is None else counted
 
     def units(self, processor: Processor, n: int) -> list[Estimate]:
         """Each unit of a step of n tokens on a processor."""

@@ -20,6 +20,7 @@ from itertools import product
 from costmodel.contention import Load, together_bytes_per_s
 from costmodel.decoder import DecoderSpec
 from costmodel.engine import roofline_of
+from costmodel.factors import Factors
 from costmodel.memory import PROCESS_BYTES, Memory, available_bytes, model_memory
 from costmodel.place import Place
 from costmodel.placement import ModelCosts, Placement, disjoint, shared_cluster, with_enqueuing_core
@@ -27,6 +28,7 @@ from costmodel.question import NGRAM, OVERLAPPED, Decision, Question, Variant, f
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, all_cores, dram_bytes, processors
 from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, ngram_round, overlapped_round, sequential_round
+from costmodel.work import Op
 from targets.errors import UserError
 
 
@@ -44,13 +46,21 @@ class Search:
         self.roofline = roofline_of(question.engine, question.board, question.factors)
         self.free_bytes = available_bytes(question.board)
         self._costs: dict[int, ModelCosts] = {}
+        self._counted: dict[int, dict[int, list[tuple[Op, ...]]]] = {}
         self._loads: dict[tuple[int, str, int], Load] = {}
 
     def costs(self, spec: DecoderSpec) -> ModelCosts:
         """Priced steps of a model, kept."""
         if id(spec) not in self._costs:
-            self._costs[id(spec)] = ModelCosts(self.roofline, spec, self.question.context)
+            counted = self._counted.setdefault(id(spec), {})
+            self._costs[id(spec)] = ModelCosts(self.roofline, spec, self.question.context, counted)
         return self._costs[id(spec)]
+
+    def with_factors(self, factors: Factors) -> Search:
+        """The same question with other factors; operators and cycles, which they do not change, are counted once."""
+        moved = Search(replace(self.question, factors=factors))
+        moved.roofline, moved._counted = replace(self.roofline, factors=factors), self._counted
+        return moved
 
     def decide(self) -> Decision:
         """The best variant and the leading ones.

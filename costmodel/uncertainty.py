@@ -169,7 +169,7 @@ def _with_kernels(error: float, more: float) -> float:
 def _moved(search: Search, variant: Variant, factor: str, scale: float) -> float:
     """Speed with one factor scaled."""
     factors = replace(search.question.factors, **{factor: getattr(search.question.factors, factor) * scale})
-    moved = Search(replace(search.question, factors=factors))
+    moved = search.with_factors(factors)
     return _priced(moved, variant).tokens_per_s
 
 

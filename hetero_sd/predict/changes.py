@@ -129,7 +129,7 @@ def _moved(search: Search, candidates: Sequence[Variant], given: _Input) -> Chan
     def margin(exponent: float) -> tuple[float, Variant]:
         q = search.question
         scaled = {name: getattr(q.factors, name) * math.exp(exponent) for name in given.factors}
-        return _margin(search, Search(replace(q, factors=replace(q.factors, **scaled))), given, candidates, None)
+        return _margin(search, search.with_factors(replace(q.factors, **scaled)), given, candidates, None)
 
     end = math.log(_SPAN)
     flip, to = _nearest(margin, [end * i / _STEPS for i in range(1, _STEPS + 1)])

@@ -19,6 +19,7 @@ from costmodel.question import NGRAM, OVERLAPPED, Question, Variant
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, processors
 from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
+from costmodel.standard_decoder import Blocks, standard_decoder
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
@@ -366,3 +367,29 @@ def test_a_chunk_of_a_prompt_needs_the_head_for_one_row(published: Any) -> None:
     found = costs.prompt_chunk_s(whole, 32)
     assert found == pytest.approx(costs.roofline.prompt(spec, whole.segments[0].processor, 32, 64, 32).total_s)
     assert found < 0.9 * costs.step_s(whole, 32)  # the negative control: the head for all 32 rows
+
+
+def test_other_factors_share_what_they_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same prices as a search of its own, and no kernel's cycles or step's operators are counted again."""
+    from costmodel import placement, roofline
+
+    target = standard_decoder("target", Blocks(256, 4, 2, 64, 704, 1000), [0] * 4, tied=True)
+    question = Question(load_board("imx95"), (target,), one_process=True)
+    search = Search(question)
+    search.decide()
+    factors = replace(question.factors, bandwidth=0.5, compute=2.0, gpu_dispatch=0.9)
+    expected = Search(replace(question, factors=factors)).decide()
+
+    def again(*_: Any) -> Any:
+        raise AssertionError("counted again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(roofline, "kernel_cycles", again)
+        patched.setattr(placement, "step_units", again)
+        found = search.with_factors(factors).decide()
+        with pytest.raises(AssertionError, match="counted again"):  # the negative control
+            Search(question).decide()
+    assert [(v.mode, v.gamma, v.tokens_per_s) for v in found.leading] == [
+        (v.mode, v.gamma, v.tokens_per_s) for v in expected.leading
+    ]
+    assert found.best.tokens_per_s != search.decide().best.tokens_per_s

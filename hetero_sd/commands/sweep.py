@@ -15,6 +15,8 @@ from targets.files import check_writable, write_text
 EXAMPLE = """\
 example:
   hetero-sd sweep --pair 3b/config.json,1b/config.json --board imx95,rk3588 --alpha 0.6,0.7,0.8 --out sweep.csv
+  hetero-sd sweep --pair 3b/config.json,1b/config.json --board rk3588 --alpha 0.3,0.4,0.5,0.6,0.7,0.8,0.9 \\
+    --context 128,512,2048,4096 --out sweep.csv --report sweep.html
 """
 
 
@@ -33,6 +35,9 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument("--context", metavar="N[,N]", default=str(DEFAULT_CONTEXT), help="contexts (default 512)")
     p.add_argument("--weights", metavar="F[,F]", default="float16", help="formats of a config.json's weights")
     p.add_argument("--out", metavar="FILE.csv", type=Path, required=True, help="the table")
+    p.add_argument(
+        "--report", metavar="FILE.html", type=Path, help="a page, too: maps over acceptance and context, one a board"
+    )
     p.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -41,10 +46,16 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    check_writable(options.out)
+    for path in (options.out, options.report):
+        if path is not None:
+            check_writable(path)
     console = Console(stderr=True, quiet=options.quiet)
     rows = sweep(request_of(options), lambda points: track(points, "  predict", console=console, transient=True))
     write_text(options.out, to_csv(rows))
+    if options.report is not None:
+        from hetero_sd.predict.sweep_page import sweep_page
+
+        write_text(options.report, sweep_page(rows))
     print(f"{len(rows)} points in {options.out}")
     return 0
 

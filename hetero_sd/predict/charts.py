@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
@@ -97,6 +97,50 @@ def gain_map(
         _mark(figure, axes, marks)
 
     return drawn(name, draw, narrow, 360 if not narrow else 400)
+
+
+def cell_map(
+    name: str,
+    x: tuple[str, Sequence[str]],
+    y: tuple[str, Sequence[str]],
+    cells: Mapping[tuple[int, int], tuple[float, object]],
+    narrow: bool = False,
+) -> str:
+    """A table of gains in the colours of `gain_map`, with a line between cells of different verdicts.
+
+    Args:
+        name: in words what it shows.
+        x: title and names of the columns.
+        y: title and names of the rows, from below.
+        cells: (row, column) -> gain and verdict; one that is missing is left empty.
+        narrow: for a phone; numbers of cells that are too small for them are left out.
+    """
+    columns, rows = len(x[1]), len(y[1])
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, Axis(x[0], -0.5, columns - 0.5), Axis(y[0], -0.5, rows - 0.5), grid=False)
+        step = 1 if columns <= (8 if narrow else 18) else 2 + columns // (16 if narrow else 36)
+        axes.set_xticks(range(0, columns, step), x[1][::step])
+        axes.set_yticks(range(rows), y[1])
+        axes.tick_params(length=0)
+        for (row, column), (gain, verdict) in cells.items():
+            band = sum(gain >= border for border in GAINS)
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=BANDS[band], edgecolor=PAPER))
+            if columns <= (7 if narrow else 14):
+                text = axes.text(column, row, f"{gain:.2f}", color=INK, ha="center", va="center")
+                text.set_gid("label")
+            for other, ends in (
+                ((row, column + 1), ((column + 0.5, column + 0.5), (row - 0.5, row + 0.5))),
+                ((row + 1, column), ((column - 0.5, column + 0.5), (row + 0.5, row + 0.5))),
+            ):
+                if other in cells and cells[other][1] != verdict:
+                    axes.plot(*ends, color=INK, linewidth=2.5)
+        titles = [f"below {GAINS[0]:g} x", *(f"{a:g} to {b:g} x" for a, b in pairwise(GAINS))]
+        titles.append(f"above {GAINS[-1]:g} x")
+        used = sorted({sum(gain >= border for border in GAINS) for gain, _ in cells.values()})
+        _legend(figure, [Patch(facecolor=BANDS[i], label=titles[i]) for i in used], narrow, below=True)
+
+    return drawn(name, draw, narrow, 30 * rows + (160 if narrow else 120))
 
 
 def timeline(name: str, bars: Sequence[Bar], series: Sequence[str], narrow: bool = False) -> str:

@@ -5,11 +5,8 @@ report.html.jinja has its words and looks; here is what fills it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from costmodel.decoder import DecoderSpec
@@ -22,7 +19,7 @@ from costmodel.speculative import Acceptance, at_position
 from costmodel.work import step_ops, totals
 from hetero_sd.predict.charts import Axis, Bar, Line, Mark, gain_map, line_chart, stacked_bars, timeline
 from hetero_sd.predict.chrome_trace import round_spans
-from hetero_sd.predict.figure import STYLE
+from hetero_sd.predict.page import both, render
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.predict.sentences import (
     change_notes,
@@ -46,15 +43,8 @@ _STEPS = ("verify, decode", "draft", "loop")  # colours of the timeline
 
 def html_report(p: Prediction) -> str:
     """The page: verdict, variants, and the charts behind them."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("report.html.jinja").render(
-        chart_style=Markup(STYLE),
+    return render(
+        "report.html.jinja",
         board=p.question.board,
         verdict=verdict(p),
         figures=_figures(p),
@@ -71,11 +61,6 @@ def html_report(p: Prediction) -> str:
         memory=_memory(p),
         facts=_facts(p),
     )
-
-
-def _both(draw: Callable[..., str], *arguments: Any) -> dict[str, Markup]:
-    """A chart for wide and for narrow screens; the page shows one of them."""
-    return {"wide": Markup(draw(*arguments)), "narrow": Markup(draw(*arguments, narrow=True))}
 
 
 _TITLES = ("mode", "gamma", "tokens/s", "interval", "x same", "x best", "memory", "where, and why")
@@ -139,7 +124,7 @@ def _speculation(p: Prediction) -> dict[str, Any] | None:
     chosen = "" if best == p.decision.best else ", the best that drafts; the verdict is another"
     return {
         "where": f"{best.mode}: {where}{chosen}",
-        "chart": _both(line_chart, "speed over draft length and acceptance", *axes, lines, [mark]),
+        "chart": both(line_chart, "speed over draft length and acceptance", *axes, lines, [mark]),
         **_break_even(p, best),
     }
 
@@ -150,7 +135,7 @@ def _break_even(p: Prediction, best: Variant) -> dict[str, Any]:
     axes = Axis("acceptance", 0.0, 1.0), Axis("c = draft step / token of the baseline", 0.0, max(1.0, 1.2 * c))
     marks = [Mark(at_position(p.question.alpha, 1), c, "this pair")]
     return {
-        "map": _both(gain_map, "where speculation pays", *axes, gain_over_baseline(p, best), marks),
+        "map": both(gain_map, "where speculation pays", *axes, gain_over_baseline(p, best), marks),
         "c": f"{c:.3f}",
     }
 
@@ -166,7 +151,7 @@ def _verify_curves(p: Prediction) -> dict[str, Any]:
     at = 1e3 * costs.step_s(best.target_placement, best.gamma + 1)
     top = max(at, *(y for line in lines for _, y in line.points))
     axes = Axis("n, tokens in one step", 1, widest), Axis("ms", 0, 1.05 * top)
-    chart = _both(line_chart, "time of a step", *axes, lines, [Mark(best.gamma + 1, at, f"n = {best.gamma + 1}")])
+    chart = both(line_chart, "time of a step", *axes, lines, [Mark(best.gamma + 1, at, f"n = {best.gamma + 1}")])
     note = "Stairs come from the kernels' row tiles."
     if any(isinstance(_processor(place), GpuSlice) for place in placements):
         said = gpu_note(p.question)
@@ -198,7 +183,7 @@ def _roofline(p: Prediction) -> dict[str, Markup]:
         marks.append(Mark(work.flops / work.bytes, reached, f"n = {n}"))
     top = 2 * max(y for line in lines for _, y in line.points)
     axes = Axis("operations a byte", 0.1, 200.0, log=True), Axis("GFLOP/s", 0.1, top, log=True)
-    return _both(line_chart, "roofline", *axes, lines, marks)
+    return both(line_chart, "roofline", *axes, lines, marks)
 
 
 def _limits(p: Prediction, processor: Processor) -> tuple[float, float]:
@@ -222,7 +207,7 @@ def _round(p: Prediction) -> dict[str, Any]:
     ends = f"It yields {outcome_text(p, best)}." if best.draft is not None else "It yields one token."
     return {
         "ends": ends,
-        "chart": _both(timeline, "one round", bars, _STEPS),
+        "chart": both(timeline, "one round", bars, _STEPS),
         "titles": ["processor", "step", "start", "time", "made of"],
         "rows": rows,
     }
@@ -242,7 +227,7 @@ def _memory(p: Prediction) -> dict[str, Markup]:
         parts = [("weights", m.mapped_bytes), ("GPU copies", m.gpu_bytes), ("KV cache", m.kv_bytes)]
         parts += [("activations", m.activation_bytes), ("process", m.process_bytes)]
         rows.append((f"{v.mode}, gamma {v.gamma}", [(name, count / 1e9) for name, count in parts]))
-    return _both(stacked_bars, "memory", rows, ("free", p.search.free_bytes / 1e9), "GB")
+    return both(stacked_bars, "memory", rows, ("free", p.search.free_bytes / 1e9), "GB")
 
 
 def _facts(p: Prediction) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import html
 import json
 import os
 import re
@@ -8,10 +7,9 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-from requirements import need_program
+from page_check import looked_at
 
 from hetero_sd.cli import main
 
@@ -22,7 +20,6 @@ LLAMA_1B = {
 }  # fmt: skip
 LLAMA_3B = LLAMA_1B | {"hidden_size": 3072, "num_attention_heads": 24, "num_hidden_layers": 28, "head_dim": 128}
 CHARTS = 6
-CHECK = Path(__file__).parent / "check_page.js"
 _VOID = {"meta", "br", "link", "img"}
 
 
@@ -56,28 +53,6 @@ class Balanced(HTMLParser):
             self.text += f" {data}"
         if self.open and self.open[-1] == "h2":
             self.titles.append(data)
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    """Chromium; where there is none the reason is printed, in CI it must be there."""
-    return need_program("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-def looked_at(browser: str, page: str, folder: Path, width: int, dark: bool) -> dict[str, Any]:
-    """What check_page.js finds in a page, drawn in a frame of that width: Chromium's windows are 500 wide at least."""
-    page = page.replace("</body>", f"<script>{CHECK.read_text('utf-8')}</script></body>")
-    frame = f'<iframe style="border:0;width:{width}px;height:9000px" srcdoc="{html.escape(page)}"></iframe>'
-    path = folder / "page.html"
-    path.write_text(f"<!doctype html><style>:root{{color-scheme:light dark}}</style><body>{frame}</body>", "utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    flags += ["--window-size=1400,9100", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-    command = [browser, *flags, "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    said = re.search(r'<pre id="page-check">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert said is not None, done.stderr[-2000:]
-    seen: dict[str, Any] = json.loads(html.unescape(said[1]))
-    return seen
 
 
 @pytest.fixture(scope="module")

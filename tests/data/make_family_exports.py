@@ -204,6 +204,10 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "gemma2-genai11-fp32": ("gemma2", "genai11", dict(precision="fp32", **EAGER)),
     "gemma3-genai11-fp32": ("gemma3", "genai11", dict(precision="fp32")),
     "gemma3-genai11-int4": ("gemma3", "genai11", dict(precision="int4")),
+    # another cell as a tool saves it: onnxslim 0.1.98, onnxsim 0.8.1, onnxconverter-common 1.16.0
+    "smollm-saved-onnxslim": ("smollm-optimum-fp32", "saved", dict(tool="onnxslim")),
+    "qwen2-saved-onnxsim": ("qwen2-dynamo23-fp32", "saved", dict(tool="onnxsim")),
+    "gemma3-saved-fp16-onnxconverter": ("gemma3-dynamo-fp32", "saved", dict(tool="onnxconverter")),
 }  # fmt: skip
 
 
@@ -381,6 +385,25 @@ def export_from_checkpoint(model: transformers.PreTrainedModel, exporter: str, f
             onnx.save(proto, folder / "model.onnx")
 
 
+def save_by(tool: str, source: Path, path: Path) -> None:
+    """A cell as another tool saves it."""
+    proto = onnx.load(source)
+    if tool == "onnxslim":
+        import onnxslim
+
+        proto = onnxslim.slim(proto)
+    elif tool == "onnxsim":
+        import onnxsim
+
+        proto, _ = onnxsim.simplify(proto)
+    else:
+        from onnxconverter_common import float16
+
+        proto = float16.convert_float_to_float16(proto, keep_io_types=False)
+    strip(proto)
+    onnx.save(proto, path)
+
+
 def make(name: str) -> None:
     """Make one folder of families/ afresh, or note why that cannot be."""
     family, exporter, options = JOBS[name]
@@ -390,6 +413,10 @@ def make(name: str) -> None:
     errors = json.loads(ERRORS.read_text()) if ERRORS.is_file() else {}
     errors.pop(name, None)
     try:
+        if exporter == "saved":
+            save_by(options["tool"], FAMILIES_DIR / family / "model.onnx", folder / "model.onnx")
+            print(name, sum(f.stat().st_size for f in folder.iterdir()), "bytes", flush=True)
+            return
         # GroupQueryAttention takes heads of multiples of 16, and weights must be too large to be folded as constants
         wide = exporter.startswith("genai") or options.get("precision", "fp32") != "fp32"
         model = build_model(family, options.get("attention", "sdpa"), wide, options.get("shape"))

@@ -155,14 +155,19 @@ def source_of(name: str) -> Path:
 
 def quantised_exports(data: Path = DATA) -> Path:
     """Make all of `MADE` in `data`/quantised, each in its folder, unless that has been done; returns the folder."""
-    folder = data / "quantised"
-    digest = hashlib.sha256(Path(__file__).read_bytes() + onnxruntime.__version__.encode()).hexdigest()
+    return make_all(data, "quantised", MADE, Path(__file__))
+
+
+def make_all(data: Path, kind: str, jobs: dict[str, tuple[str, Make]], script: Path) -> Path:
+    """Make exports in `data`/`kind`, unless the script that describes them has made them; returns the folder."""
+    folder = data / kind
+    digest = hashlib.sha256(script.read_bytes() + onnxruntime.__version__.encode()).hexdigest()
     mark = folder / ".sha256"
     if mark.is_file() and mark.read_text() == digest:
         return folder
     with tempfile.TemporaryDirectory(dir=data) as scratch:
-        fresh = Path(scratch) / "quantised"
-        for name, (source, make) in MADE.items():
+        fresh = Path(scratch) / kind
+        for name, (source, make) in jobs.items():
             (fresh / name).mkdir(parents=True)
             copy = Path(scratch) / "source"  # the quantisers write beside it, and another test session may do so, too
             shutil.copytree(source_of(source).parent, copy, dirs_exist_ok=True)

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from passes.onnx.load.cache_branch import SWITCH, take_cache_branch
 from passes.onnx.load.check_names import check_names
 from passes.onnx.load.check_nodes import check_nodes
 from passes.onnx.load.check_tensors import check_tensors
@@ -56,6 +57,7 @@ def load(path: Path) -> Any:
     if not proto.HasField("graph") or not proto.graph.node:
         raise UserError(f"{path}: not an ONNX file: it has no graph")
     _check_opsets(path, proto)
+    take_cache_branch(proto)
     check_names(path, proto)
     _check_pulled(path, proto)
     files = check_tensors(path, proto)
@@ -145,6 +147,6 @@ def _without_control_flow(path: Path, model: Any) -> str:
     beside = path.parent / _WITH_PAST
     if path.name != _WITH_PAST and beside.is_file():
         return f"give {beside}, the same decoder without control flow"
-    if any("use_cache_branch" in str(v.name) for v in model.graph.inputs):
+    if any(SWITCH in str(v.name) for v in model.graph.inputs):
         return f"this is a merged decoder: give its {_WITH_PAST}, or export again with optimum's --no-post-process"
     return "export without control flow"

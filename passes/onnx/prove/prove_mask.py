@@ -18,7 +18,7 @@ from passes.onnx.prove.run_subgraph import Piece, shaped, spread
 from passes.onnx.rewrite.attention_sites import Site
 from passes.onnx.shapes import Point
 
-_HIDDEN_BELOW = -1e4  # an added mask this low leaves nothing of a softmax term
+_HIDDEN_BELOW = -5e3  # an added mask this low leaves nothing of a softmax term; float16 converters write -1e4
 
 
 @dataclass(frozen=True)

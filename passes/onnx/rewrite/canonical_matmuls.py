@@ -1,7 +1,8 @@
 """Matrix multiplications and gates in the few forms that the vocabulary has.
 
 Gemm(x, W, b)            ->  Add(MatMul(x, W), b)         W transposed stays a Transpose of the initialiser;
-                             rows flattened to [B * S, K] before it and back after it stay [B, S, K]
+                             rows flattened to [B * S, K] before it and back after it stay [B, S, K], and those that
+                             go from [B * S, H * D] to [B, S, H, D] at once do so from [B, S, H * D]
 MatMul(x, W), MatMulNBits(x, ..)  of flattened rows, with or without an Add of a bias: the same
 x / 8                    ->  x * 0.125
 Reshape(x) to x's shape  ->  x
@@ -58,8 +59,10 @@ def _rows(imp: Importing, node: Any, y: Any, known: list[dict[Any, Known]]) -> t
             return None
         if x not in k or k[x].shape[-1] != np.prod(k[wide].shape[2:]):
             return None
-        if any(k[b].shape != (*k[wide].shape[:2], columns) for b in backs):
+        if any(k[b].shape[:2] != k[wide].shape[:2] or np.prod(k[b].shape[2:]) != columns for b in backs):
             return None
+    if any(k[b].shape[2:] not in ((columns,), known[0][b].shape[-2:]) for k in known for b in backs):
+        return None
     if len(known[0][wide].shape) == 4:
         shape = add_initializer(imp.graph, f"{x.name}.shape", np.array([0, 0, known[0][x].shape[-1]], np.int64))
         wide = emit(node, "Reshape", [wide, shape], {"allowzero": 0}, outputs=[f"{x.name}.rows"]).outputs[0]
@@ -91,16 +94,22 @@ def _gemm(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
     if rows is None:
         replace_uses(node.outputs[0], matmul)
         return True
-    _replace_backs(rows[1], matmul, known)
+    _replace_backs(imp, node, rows[1], matmul, known)
     return True
 
 
-def _replace_backs(backs: list[Any], new: Any, known: list[dict[Any, Known]]) -> None:
+def _replace_backs(imp: Importing, node: Any, backs: list[Any], new: Any, known: list[dict[Any, Known]]) -> None:
+    """Rows in place of what led back to them, or to their heads."""
     for back in backs:
-        new.shape, new.type = back.shape, back.type
+        value, sizes = new, known[0][back].shape[2:]
+        if len(sizes) == 2:
+            target = add_initializer(imp.graph, f"{back.name}.by_head", np.array([0, 0, *sizes], np.int64))
+            value = emit(node, "Reshape", [new, target], {"allowzero": 0}, outputs=[f"{back.name}.heads"]).outputs[0]
+        value.shape, value.type = back.shape, back.type
         for k in known:
-            k[new] = k[back]
-        replace_uses(back, new)
+            k[value] = k[back]
+            k[new] = Known(k[back].dtype, (*k[back].shape[:2], int(np.prod(sizes))))
+        replace_uses(back, value)
 
 
 def _flat(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
@@ -122,7 +131,7 @@ def _flat(imp: Importing, node: Any, known: list[dict[Any, Known]]) -> bool:
     new = emit(node, node.op_type, inputs, attributes, domain=node.domain, name=node.name, outputs=[name]).outputs[0]
     if bias is not None:
         new = emit(node, "Add", [new, bias], outputs=[f"{y.name}.rows"]).outputs[0]
-    _replace_backs(rows[1], new, known)
+    _replace_backs(imp, node, rows[1], new, known)
     return True
 
 

@@ -76,6 +76,7 @@ def _skip_layer_norm(imp: Importing, node: Any, known: dict[Any, Any]) -> bool:
         total.type = node.outputs[0].type
         total = emit(node, "Add", [total, bias], outputs=[f"{name}.biased"]).outputs[0]
     total.type = node.outputs[0].type
+    known[total] = known[x]  # the next layer adds to it
     if len(node.outputs) > 3:
         replace_uses(node.outputs[3], total)
     attributes = {"axis": -1, "epsilon": attribute(node, "epsilon", 1e-12)}

@@ -214,6 +214,23 @@ def test_gemm_and_swish_and_idle_reshape() -> None:
     ]
 
 
+def test_flattened_rows_that_go_to_heads_at_once_do_so_by_way_of_rows() -> None:
+    w = "float[8,8] w = {" + ",".join(["1"] * 64) + "}, float[8] v = {1,1,1,1,1,1,1,1}, int64[2] flat = {-1,8}"
+    imp = importing(
+        f"g ({IDS}) => (float[b,s,2,4] y) <{TABLE}, {w}, int64[2] tail = {{2,4}}, int64[1] none = {{0}}> {{"
+        " x = Gather(e, input_ids) r = Reshape(x, flat) m = Gemm(r, w, v)"
+        " size = Shape(input_ids) whole = Concat <axis = 0> (size, tail) z = Reshape(m, whole) y = Neg(z) }"
+    )
+    run_pass(canonical_matmuls, imp)
+    assert [line for line in lines(imp.graph) if "size" not in line] == [
+        "x = Gather(e, input_ids)",
+        "m.matmul = MatMul(x, w)",
+        "m.biased = Add(m.matmul, v)",
+        "z.heads = Reshape(m.biased, [0, 0, 2, 4]) {allowzero: 0}",
+        "y = Neg(z.heads)",
+    ]
+
+
 @pytest.mark.parametrize("operator", ["Gemm <alpha = 2.0> (x, w)", "Gemm <transA = 1> (x, w)"])
 def test_gemm_with_factors_is_left_alone(operator: str) -> None:
     w = "float[8,8] w = {" + ",".join(["1"] * 64) + "}"

@@ -95,6 +95,7 @@ ELSEWHERE = {  # takes what a test must not: an installation, all tests, a netwo
     "pytest --cpu-times FILE": "tests/conftest.py",
     "python benchmarks/published.py": "tests/hetero_sd/predict/test_check.py",
     "scp -r bundle board:": "README.md",
+    "pip install huggingface_hub": "pyproject.toml",
     "pip install -r requirements-train.txt": "examples/translation/requirements-train.txt",
     "python train.py --work WORK": "examples/translation/train.py",
     "python export.py --work WORK": "examples/translation/export.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from costmodel.format import FLOAT, INT8
 from hetero_sd.commands.parser import Subparsers, add_quantise, subcommand
@@ -11,12 +12,17 @@ from hetero_sd.compile.place import RULES
 from targets.boards import board_names
 from targets.errors import UserError
 
+if TYPE_CHECKING:
+    from hetero_sd.progress import Progress
+
 EXAMPLE = """\
 example:
   hetero-sd compile target/model.onnx --draft draft/model.onnx --tokenizer . --board imx95 --out bundle
   python bundle/run.py --prompt "The dog sleeps."
+  hetero-sd compile hf:onnx-community/Qwen2.5-0.5B-Instruct --variant q4 --board rpi5 --out bundle
 
 Models: decoder-only LLMs as torch.onnx.export, optimum-onnx or onnxruntime-genai's builder write them.
+hf:ORG/NAME[/FILE.onnx][@REVISION] fetches one from the Hugging Face hub, or takes it from the hub's cache.
 """
 
 
@@ -25,6 +31,9 @@ def add_parser(subparsers: Subparsers) -> None:
     p = subcommand(subparsers, "compile", "write a deployable bundle for a board", EXAMPLE)
     p.add_argument("target", metavar="TARGET.onnx", type=Path, help="the model whose text is wanted")
     p.add_argument("--draft", metavar="DRAFT.onnx", type=Path, help="a smaller model of the same tokenizer")
+    p.add_argument(
+        "--variant", metavar="NAME", help="which of a hub's files: q4 is model_q4.onnx (default: model.onnx)"
+    )
     p.add_argument(
         "--tokenizer", metavar="FILE|DIR", type=Path, help="tokenizer.json or its folder (default: beside the target)"
     )
@@ -72,14 +81,19 @@ def run(options: argparse.Namespace) -> int:
     """Compile, and print what was decided."""
     from hetero_sd.compile.compile import CompileRequest, compile_bundle
     from hetero_sd.compile.compile_report import compile_json, compile_text
+    from hetero_sd.compile.hub import SCHEME
     from hetero_sd.compile.vendor import PYTHONS
     from hetero_sd.progress import Progress
 
     if options.board_python not in PYTHONS:
         raise UserError(f"--board-python {options.board_python}: there are wheels for {', '.join(PYTHONS)}")
+    progress = Progress(quiet=options.json)
+    if options.variant and not any(str(p).startswith(SCHEME) for p in (options.target, options.draft)):
+        raise UserError("--variant chooses among the files of a repository, and no model here is hf:ORG/NAME")
+    target, draft = (_from_hub(path, options.variant, progress) for path in (options.target, options.draft))
     request = CompileRequest(
-        target=options.target,
-        draft=options.draft,
+        target=target,
+        draft=draft,
         tokenizer=options.tokenizer,
         board=options.board,
         out=options.out,
@@ -101,9 +115,18 @@ def run(options: argparse.Namespace) -> int:
         prompts=options.prompts,
         sign=options.sign,
     )
-    result = compile_bundle(request, Progress(quiet=options.json))
+    result = compile_bundle(request, progress)
     print(compile_json(result) if options.json else compile_text(result, options.out))
     return 0
+
+
+def _from_hub(path: Path | None, variant: str | None, progress: Progress) -> Any:
+    """The file that a name of the hub asks for; any other path, and None, as it is."""
+    from hetero_sd.compile.hub import SCHEME, fetch
+
+    if path is None or not str(path).startswith(SCHEME):
+        return path
+    return fetch(str(path), variant, progress)
 
 
 def _gamma(text: str) -> int | None:

@@ -1,0 +1,250 @@
+"""hf:ORG/NAME against a server on this machine that answers as the hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+
+from hetero_sd.cli import main
+from hetero_sd.compile import hub
+from hetero_sd.compile.hub import HubSource, choose_file, fetch, parse_source
+from hetero_sd.compile.tokenizer_files import find_tokenizer
+from hetero_sd.progress import Progress
+from passes.onnx import canonicalise
+from targets.errors import UserError
+
+EXPORTS = Path(__file__).parents[2] / "data" / "exports"
+REPO, COMMIT = "maker/tiny-llama", "0123456789abcdef0123456789abcdef01234567"
+QUIET = Progress(quiet=True)
+
+
+class Server(ThreadingHTTPServer):
+    """A hub with one repository; `stated` are sizes that it lies about, `asked` the files that were fetched."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.stated, self.asked, self.gated = files, dict[str, int](), list[str](), False
+        self.commit = COMMIT
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        path, files = self.path.partition("?")[0], self.server.files
+        resolve = next((r for v in ("main", "v1") if path.startswith(r := f"/{REPO}/resolve/{v}/")), None)
+        if path in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/v1"):
+            if self.server.gated:
+                return self.send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "agree first"}, body)
+            listed = [{"rfilename": n, "size": self.server.stated.get(n, len(x))} for n, x in files.items()]
+            return self.send(200, json.dumps({"id": REPO, "sha": COMMIT, "siblings": listed}).encode(), {}, body)
+        if path.startswith(f"/api/models/{REPO}/revision/"):
+            return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
+        if resolve is None:
+            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+        name = path.removeprefix(resolve)
+        if body:
+            self.server.asked.append(name)
+        tag = hashlib.sha1(files[name]).hexdigest()
+        return self.send(200, files[name], {"ETag": f'"{tag}"', "X-Repo-Commit": self.server.commit}, body)
+
+    def send(self, code: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(code)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+
+def repository() -> dict[str, bytes]:
+    """As hubs have it: the tokenizer outside, the models in onnx/, one of them with its weights beside it."""
+    plain, int4 = EXPORTS / "llama-drafter-dynamo-fp32", EXPORTS / "llama-genai-int4"
+    files = {n: (plain / n).read_bytes() for n in ("tokenizer.json", "tokenizer_config.json", "generation_config.json")}
+    files["onnx/model.onnx"] = (plain / "model.onnx").read_bytes()
+    files["onnx/model_q4.onnx"] = (int4 / "model.onnx").read_bytes()
+    files["onnx/model.onnx.data"] = (int4 / "model.onnx.data").read_bytes()
+    return {**files, "additional_chat_templates/tools.jinja": b"{{ messages }}", "pytorch_model.bin": b"not fetched"}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server(repository())
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
+    thread.join()
+
+
+def get(server: Server, cache: Path, text: str = f"hf:{REPO}", variant: str | None = None) -> Path:
+    return fetch(text, variant, QUIET, endpoint=server.url, cache=cache)
+
+
+def test_the_model_and_what_lies_beside_it(server: Server, tmp_path: Path) -> None:
+    path = get(server, tmp_path)
+    assert path.read_bytes() == server.files["onnx/model.onnx"]
+    assert canonicalise(path, 32).facts.layers == 1
+    assert find_tokenizer(None, [path], ()).eos_ids == (1,)
+    assert sorted(server.asked) == sorted(
+        server.files.keys() - {"pytorch_model.bin", "onnx/model_q4.onnx", "onnx/model.onnx.data"}
+    )
+
+
+def test_a_variant_with_its_weights_and_again_without_the_hub(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = get(server, tmp_path, variant="q4")
+    facts = canonicalise(path, 32).facts
+    assert (facts.weight_dtype, facts.layers) == ("int4", 2)
+    assert "onnx/model.onnx.data" in server.asked
+    before = list(server.asked)
+    assert get(server, tmp_path, variant="q4") == path
+    assert server.asked == before  # the cache has it
+    server.shutdown()
+    server.server_close()
+    assert get(server, tmp_path, variant="q4") == path
+    with pytest.raises(UserError, match=r"there is no model\.onnx; it has onnx/model_q4\.onnx$"):
+        get(server, tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert get(server, tmp_path, variant="q4") == path
+    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set, and it is not in the cache$"):
+        get(server, tmp_path / "another")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("hf:maker/other", "the hub has no such repository, or it is private: `hf auth login`"),
+        (f"hf:{REPO}@v2", "the repository has no revision v2"),
+        (f"hf:{REPO}/onnx/none.onnx", r"there is no onnx/none\.onnx; it has onnx/model\.onnx, onnx/model_q4\.onnx"),
+    ],
+)
+def test_what_is_not_there(server: Server, tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=f"^{text}: {reason}$"):
+        get(server, tmp_path, text)
+    assert server.asked == []
+
+
+def test_a_revision_and_a_gated_repository(server: Server, tmp_path: Path) -> None:
+    assert COMMIT in str(get(server, tmp_path, f"hf:{REPO}/onnx/model.onnx@v1"))
+    server.gated = True
+    with pytest.raises(UserError, match="its makers ask you to agree to terms first"):
+        get(server, tmp_path / "another")
+
+
+@pytest.mark.parametrize("name", ["../outside.json", "/etc/x", "onnx/../../x", "a\\b", "new\nline"])
+def test_a_name_that_leads_out_of_the_repository(server: Server, tmp_path: Path, name: str) -> None:
+    server.files[name] = b"{}"
+    with pytest.raises(UserError, match=r"which leads out of its folder$"):
+        get(server, tmp_path)
+    assert server.asked == []
+
+
+def test_sizes_are_those_that_the_hub_states(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.stated["onnx/model.onnx"] = 1
+    with pytest.raises(UserError, match=r"onnx/model\.onnx.*(has \d+ bytes, the hub states 1|[Cc]onsistency)"):
+        get(server, tmp_path)
+    server.stated["onnx/model.onnx"] = 1 << 60
+    with pytest.raises(UserError, match=rf"{1 << 60} bytes to fetch, \d+ are free in .*: set HF_HOME to another disk$"):
+        get(server, tmp_path / "another")
+    server.stated = {"tokenizer.json": 1 << 40}
+    with pytest.raises(UserError, match=r"tokenizer\.json has \d+ bytes, which no tokenizer has$"):
+        get(server, tmp_path / "third")
+
+
+def test_a_repository_that_changes_meanwhile(server: Server, tmp_path: Path) -> None:
+    server.commit = "f" * 40
+    with pytest.raises(UserError, match="was changed while it was fetched: run the command again"):
+        get(server, tmp_path)
+
+
+def test_weights_that_were_not_published(server: Server, tmp_path: Path) -> None:
+    del server.files["onnx/model.onnx.data"]
+    with pytest.raises(UserError, match=r"its weights onnx/model\.onnx\.data are not in the repository"):
+        get(server, tmp_path, variant="q4")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf:model",
+        "hf:a/b/../c.onnx",
+        "hf:a/b/c.bin",
+        "hf:../x",
+        "hf:a/b/",
+        "hf:a/b@",
+        "hf:/a/b",
+        "hf:a/b@c/../..",
+        "hf:a/b//c.onnx/..",
+    ],
+)
+def test_names_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match=r"a model of the hub is hf:ORG/NAME, hf:ORG/NAME/FILE\.onnx, or either with"):
+        parse_source(text)
+
+
+def test_which_file_is_meant() -> None:
+    source = HubSource("a/b", None, None)
+    names = ["onnx/decoder_model.onnx", "onnx/decoder_model_merged.onnx", "onnx/decoder_model_merged_q4.onnx"]
+    assert choose_file(names, source, None, "x") == "onnx/decoder_model_merged.onnx"
+    assert choose_file(names, source, "q4", "x") == "onnx/decoder_model_merged_q4.onnx"
+    assert choose_file([*names, "model.onnx"], source, None, "x") == "model.onnx"
+    with pytest.raises(UserError, match=r"^x: there is no variant int8; it has onnx/decoder_model\.onnx, "):
+        choose_file(names, source, "int8", "x")
+    with pytest.raises(UserError, match=r"leave --variant out$"):
+        choose_file(names, HubSource("a/b", names[0], None), "q4", "x")
+    with pytest.raises(UserError, match="it has no ONNX file at all"):
+        choose_file(["model.safetensors"], source, None, "x")
+
+
+def test_the_command_takes_both(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The names reach the client; what it gives back is compiled as any other path is."""
+    asked: list[tuple[str, str | None]] = []
+
+    def instead(text: str, variant: str | None, progress: Progress) -> Path:
+        asked.append((text, variant))
+        return tmp_path / "none.onnx"
+
+    monkeypatch.setattr(hub, "fetch", instead)
+    command = [
+        "compile",
+        "hf:a/b",
+        "--draft",
+        "hf:c/d",
+        "--variant",
+        "q4",
+        "--board",
+        "rpi4",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(command) == 2
+    assert asked == [("hf:a/b", "q4"), ("hf:c/d", "q4")]
+    assert "none.onnx" in capsys.readouterr().err
+    assert main(["compile", "a.onnx", "--variant", "q4", "--board", "rpi4", "--out", str(tmp_path / "o")]) == 2
+    assert "no model here is hf:ORG/NAME" in capsys.readouterr().err

@@ -30,6 +30,7 @@ from passes.onnx.rewrite.float_activations import float_activations
 from passes.onnx.rewrite.fold_constants import fold_constants
 from passes.onnx.rewrite.fuse_activations import fuse_activations
 from passes.onnx.rewrite.fuse_attention import fuse_attention
+from passes.onnx.rewrite.fuse_layer_norm import fuse_layer_norm
 from passes.onnx.rewrite.fuse_rms_norm import fuse_rms_norm
 from passes.onnx.rewrite.last_axis import last_axis
 from passes.onnx.rewrite.learned_positions import learned_positions
@@ -43,6 +44,7 @@ from passes.onnx.rewrite.resolve_shapes import resolve_shapes
 from passes.onnx.rewrite.split_packed import split_packed
 from passes.onnx.rewrite.tie_equal_head import tie_equal_head
 from passes.onnx.rewrite.unfuse_onnxruntime import unfuse_onnxruntime
+from passes.onnx.rewrite.ungroup_packed import ungroup_packed
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from passes.onnx.rewrite.widen_bfloat16 import widen_bfloat16
 from targets.errors import UserError
@@ -75,10 +77,12 @@ PIPELINE: list[Pass] = [
     unfuse_onnxruntime,
     check_logits,
     resolve_shapes,
+    fuse_layer_norm,
     fuse_rms_norm,
     norm_by_head,
     split_packed,
     canonical_matmuls,
+    ungroup_packed,
     tie_equal_head,
     fuse_activations,
     add_cache,

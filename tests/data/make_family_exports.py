@@ -51,6 +51,8 @@ LONGROPE = dict(
     short_factor=[1.0 + 0.05 * i for i in range(4)], long_factor=[1.5 + 0.5 * i for i in range(4)],
 )  # fmt: skip
 GEMMA = dict(query_pre_attn_scalar=24, sliding_window=4, hidden_activation="gelu_pytorch_tanh", **TWO)
+LEFT_OUT = ...  # a setting that a family computes itself
+PARTIAL = dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))
 FAMILIES = {
     "llama": ("LlamaConfig", dict(tie_word_embeddings=False)),
     "llama3": ("LlamaConfig", dict(tie_word_embeddings=True, rope_parameters=LLAMA3, rope_scaling=LLAMA3)),
@@ -77,6 +79,21 @@ FAMILIES = {
         logits_scaling=2.0)),
     "olmo2": ("Olmo2Config", dict(tie_word_embeddings=False)),
     "gpt2": ("GPT2Config", dict(n_inner=48, n_positions=64, num_key_value_heads=4)),
+    "olmo": ("OlmoConfig", dict(tie_word_embeddings=False)),
+    "smollm3": ("SmolLM3Config", dict(tie_word_embeddings=True, no_rope_layers=[1, 0], **TWO)),
+    "stablelm": ("StableLmConfig", dict(tie_word_embeddings=False, use_qkv_bias=True, **PARTIAL)),
+    "phi": ("PhiConfig", dict(tie_word_embeddings=False, num_key_value_heads=4, **PARTIAL)),
+    "starcoder2": ("Starcoder2Config", dict(tie_word_embeddings=True, use_bias=True, sliding_window=4)),
+    "gpt-neox": ("GPTNeoXConfig", dict(tie_word_embeddings=False, num_key_value_heads=4, **PARTIAL)),
+    "gptj": ("GPTJConfig", dict(tie_word_embeddings=False, rotary_dim=4, n_inner=48, num_key_value_heads=4)),
+    "cohere": ("CohereConfig", dict(tie_word_embeddings=True, logit_scale=0.25, layer_norm_eps=1e-5)),
+    "cohere2": ("Cohere2Config", dict(
+        tie_word_embeddings=True, logit_scale=0.25, sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"], **TWO)),
+    "exaone4": ("Exaone4Config", dict(
+        tie_word_embeddings=True, sliding_window=4, layer_types=["sliding_attention", "full_attention"], **TWO)),
+    "internlm3": ("InternLM3Config", dict(tie_word_embeddings=False, bias=True, qkv_bias=True)),
+    "glm4": ("Glm4Config", dict(tie_word_embeddings=False)),
     "mixtral": ("MixtralConfig", dict(tie_word_embeddings=False, num_local_experts=2, num_experts_per_tok=1, intermediate_size=16)),
     "bloom": ("BloomConfig", dict(n_layer=1, n_head=4, num_key_value_heads=4)),
 }  # fmt: skip
@@ -130,6 +147,10 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "gpt2-dynamo-eager-fp16": ("gpt2", "dynamo", dict(precision="fp16", **EAGER)),
     "gpt2-dynamo23-fp32": ("gpt2", "dynamo", dict(opset=23)),
     "gpt2-dynamo24-fp32": ("gpt2", "dynamo", dict(opset=24)),
+    # other families, by torch 2.14 and transformers 5.24
+    **{f"{family}-dynamo-fp32": (family, "dynamo", dict()) for family in (
+        "olmo", "smollm3", "stablelm", "phi", "starcoder2", "gpt-neox", "gptj", "cohere", "cohere2", "exaone4",
+        "internlm3", "glm4")},
     # torch.onnx.export(dynamo=False)
     "llama-legacy17-fp32": ("llama", "legacy", dict(opset=17)),
     "llama3-legacy17-eager-fp32": ("llama3", "legacy", dict(opset=17, **EAGER)),
@@ -220,7 +241,8 @@ def build_model(
     if wide and "short_factor" in rope:  # one factor for each pair of elements of a head
         rope = {k: 2 * v if k.endswith("_factor") else v for k, v in rope.items()}
         extra = {**extra, "rope_parameters": rope, "rope_scaling": rope}
-    config = getattr(transformers, name)(**{**SHAPE, **(WIDE if wide else {}), **extra, **(shape or {})})
+    settings = {**SHAPE, **(WIDE if wide else {}), **extra, **(shape or {})}
+    config = getattr(transformers, name)(**{k: v for k, v in settings.items() if v is not LEFT_OUT})
     config._experts_implementation = "eager"
     config._attn_implementation = attention
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()

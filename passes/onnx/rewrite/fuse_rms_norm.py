@@ -45,7 +45,7 @@ def fuse_rms_norm(imp: Importing) -> PassLog:
 
 
 def _norm(before: Any, x: Any, weight: Any, epsilon: float, replaced: Any) -> None:
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     attributes = {"axis": -1, "epsilon": epsilon}
     norm = emit(before, "RMSNormalization", [x, weight], attributes, name=f"norm of {x.name}")
     out = norm.outputs[0]
@@ -53,7 +53,7 @@ def _norm(before: Any, x: Any, weight: Any, epsilon: float, replaced: Any) -> No
     replace_uses(replaced, out)
 
 
-def _check_epsilon(epsilon: float) -> None:
+def check_epsilon(epsilon: float) -> None:
     """An epsilon that is a tensor is not among the attributes that check_nodes has read."""
     if not SMALLEST <= epsilon <= LARGEST:
         raise Declined(f"its epsilon is {epsilon:g}; it may be {SMALLEST:g} to {LARGEST:g}")
@@ -68,7 +68,7 @@ def _simplified(node: Any) -> None:
 def _skip(node: Any) -> None:
     x, skip, weight, *bias = node.inputs
     epsilon = attribute(node, "epsilon", 1e-12)
-    _check_epsilon(epsilon)  # before anything is written
+    check_epsilon(epsilon)  # before anything is written
     if any(o.uses() for o in node.outputs[1:3]):
         raise Declined("its mean or variance output is used")
     total = emit(node, "Add", [x, skip], outputs=[f"{node.outputs[0].name}.sum"]).outputs[0]
@@ -80,15 +80,24 @@ def _skip(node: Any) -> None:
     _norm(node, total, weight, epsilon, node.outputs[0])
 
 
-def _decomposed(mean: Any) -> None:
+def root_mean_square(mean: Any) -> tuple[Any, float, Any]:
+    """(x, epsilon, the node that computes x / sqrt(mean(x * x) + epsilon)), from the mean.
+
+    Raises:
+        Declined: it is no such mean.
+    """
     x = _squared(mean.inputs[0].producer())
-    if not attribute(mean, "keepdims", 1) or not _last_axis(mean):
+    if not attribute(mean, "keepdims", 1) or not over_last_axis(mean):
         raise Declined("the mean is not over the last axis with the dimension kept")
     add = _only_user(mean.outputs[0], "Add")
     epsilon = next((e for v in add.inputs if (e := scalar(v)) is not None), None)
     if epsilon is None:
         raise Declined("no constant epsilon is added to the mean of squares")
-    scaled = _scaled(x, add.outputs[0])
+    return x, epsilon, _scaled(x, add.outputs[0])
+
+
+def _decomposed(mean: Any) -> None:
+    x, epsilon, scaled = root_mean_square(mean)
     weighted = _only_user(scaled.outputs[0], "Mul")
     weight = next((v for v in weighted.inputs if v is not scaled.outputs[0]), None)
     if weight is None or weight.const_value is None or len(weight.const_value.shape) != 1:
@@ -104,7 +113,8 @@ def _squared(node: Any) -> Any:
     raise Declined("the mean is not of squares")
 
 
-def _last_axis(mean: Any) -> bool:
+def over_last_axis(mean: Any) -> bool:
+    """Whether a ReduceMean is one over the last axis."""
     axes = attribute(mean, "axes")
     if axes is None and len(mean.inputs) > 1:
         numbers = constant(mean.inputs[1])

@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import tvm
 from tvm import relax
-from unpack_families import unpack_families
+from unpack_families import OTHERS, unpack_families
 
 from hetero_sd.reference import Cache, ReferenceModel
 from passes.onnx import Decoder, canonicalise
@@ -75,6 +75,7 @@ COMPILED = [
     "qwen3-genai-int8", "qwen3-optimum-fp32", "qwen3-dynamo-no-cache-mask", "gemma2-dynamo24-fp32",
     "gemma3-dynamo23-fp32", "smollm-dynamo-fp32", "gpt2-legacy17-fp32", "glm-interleaved",
     "granite-genai-int4", "olmo2-dynamo-fp32",
+    "phi-dynamo-fp32", "gpt-neox-dynamo-fp32", "cohere2-dynamo-fp32",  # parallel blocks, packed by head
     "gemma3-dynamo-bf16", "gpt2-dynamo-eager-fp16",  # a GELU with the rounded constants of each
     "qwen2-ort-dynamic-uint8", "gpt2-ort-dynamic-int8-per-channel", "llama-ort-bnb4-nf4-across-columns",
     "qwen2-ort-bnb4-fp4",
@@ -84,6 +85,7 @@ ROWS = (
     *("llama", "llama3", "mistral", "phi3", "phi3-longrope", "qwen2", "qwen3", "gemma2", "gemma3", "smollm", "gpt2"),
     *("granite", "olmo2"),
 )
+UNSCALED = {"olmo-dynamo-fp32"}  # its norms have no weights
 COLUMNS = {
     "dynamo": "dynamo, opset 18",
     "dynamo23": "dynamo, 23",
@@ -175,6 +177,7 @@ EXPORTED = [n for n in TESTED if n not in SAVED]
 QUICK = {*COMPILED, *DIALECTS, "mistral-optimum-fp32", "phi3-genai-int4", "gemma3-genai11-int4", "llama-dynamo24-fp32"}
 QUICK |= {"llama-ort-dynamic-uint8-extended", "llama-ort-static-uint8"}
 QUICK |= {"mistral-saved-merged", "gpt2-saved-transformers"}
+QUICK -= {f"{family}-dynamo-fp32" for family in OTHERS}
 COMPILED_QUICK = {"llama-genai-int4-asymmetric", "qwen3-genai-int8", "phi3-dynamo-fp16", "gemma3-dynamo23-fp32"}
 
 
@@ -229,7 +232,9 @@ def test_norm_weights_and_biases_are_random(name: str) -> None:
     vectors += [n.inputs[5] for n in graph if n.op_type == "MatMulNBits" and len(n.inputs) > 5 and n.inputs[5]]
     constants = [initializer_of(v).const_value for v in vectors if not v.is_graph_input()]
     assert len(constants) >= len(norms) > 0
-    assert min(float(np.std(t.numpy().astype(np.float32))) for t in constants if len(t.shape) == 1) > 0.05
+    numbers = [t.numpy().astype(np.float32) for t in constants if len(t.shape) == 1]
+    written = [x for x in numbers if x.any()]  # zeros are what the import writes where a norm has no bias
+    assert min(float(np.std(x)) for x in written) > 0.05 or name in UNSCALED
 
 
 LOCAL_LAYER = {"gemma2-genai11-fp32": 1}  # of layers that alternate; the others begin with a local one
@@ -357,7 +362,7 @@ def test_compiled_for_this_host(name: str) -> None:
 def test_the_compiled_cells_have_every_exporter_family_and_precision() -> None:
     exporters, families, precisions = zip(*(parts(n) for n in COMPILED if n not in DIALECTS), strict=True)
     assert set(exporters) == set(COLUMNS) - {"saved"}
-    assert set(families) == set(ROWS)
+    assert set(families) >= set(ROWS)
     found = {imported(n)[0].facts.weight_dtype for n in COMPILED}
     assert found == {"float32", "float16", "int4", "int8", "nf4", "fp4"}  # bfloat16 is widened
     assert any("bf16" in p for p in precisions)
@@ -423,7 +428,7 @@ def worst_at(name: str, new: int, past: int) -> float:
 
 def parts(name: str) -> tuple[str, str, str]:
     """(exporter, family, precision and inputs) of a cell's name."""
-    family = max((r for r in [*ROWS, "mixtral", "bloom"] if name.startswith(r + "-")), key=len)
+    family = max((r for r in [*ROWS, *OTHERS, "mixtral", "bloom"] if name.startswith(r + "-")), key=len)
     exporter, _, rest = name.removeprefix(family + "-").removeprefix("drafter-").partition("-")
     if exporter.startswith("legacy"):
         exporter, rest = "legacy", f"{exporter.removeprefix('legacy')}-{rest}"
@@ -451,7 +456,7 @@ NOTES |= {n: "the exporter kept the short factors for every length" for n in TRA
 def matrix(outcomes: dict[str, tuple[str, str]]) -> Iterator[str]:
     yield "| family | " + " | ".join(COLUMNS.values()) + " |"
     yield "|---" * (len(COLUMNS) + 1) + "|"
-    for row in ROWS:
+    for row in (*ROWS, *OTHERS):
         cells = []
         for column in COLUMNS:
             here = {n: o for n, (o, _) in outcomes.items() if n not in DIALECTS and parts(n)[:2] == (column, row)}

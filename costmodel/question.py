@@ -18,7 +18,7 @@ from costmodel.vocabulary import one_vocabulary
 from targets.device import Board
 from targets.errors import UserError
 
-OVERLAPPED, NGRAM = "overlapped", "n-gram"  # besides those that a plan can have
+NGRAM = "n-gram"  # besides the modes that a plan can have
 
 
 def factors_of(board: Board) -> Factors:
@@ -46,9 +46,10 @@ class Question:
         ngram_match: share of rounds in which the text has something to draft from; the others are plain steps.
         sampled: tokens are sampled; greedy choice is part of the models' steps.
         most_gamma: the longest draft.
-        overlapped: consider the mode, which `run.py --mode overlapped` runs and no plan chooses yet.
-        one_process: only what the runtime can run: the target alone or sequential rounds, where everything on the CPU
-            has the same threads of one cluster, because both models live in one process with one pool of threads.
+        overlapped: consider drafting while the target verifies.
+        one_process: only what the runtime can run: the target alone, sequential rounds where everything on the CPU has
+            the same threads of one cluster, because both models live in one process with one pool of threads, and
+            overlapped rounds, where each model has a pool of its own.
         cores: the slice of a cluster, where it is given, for `one_process`.
         gamma: the draft length, where it is given; None decides it.
         target_place, draft_place: the rule of each model, where it is given; None decides it.
@@ -123,6 +124,7 @@ class Variant:
         against_same: speed over the target alone under this variant's placement of it.
         against_best: speed over the fastest target alone on a single processor.
         reason: why it was chosen, or why not.
+        least: drafts that the target waits for where the drafter goes on meanwhile; None elsewhere.
     """
 
     mode: str
@@ -135,6 +137,7 @@ class Variant:
     against_same: float = 1.0
     against_best: float = 1.0
     reason: str = ""
+    least: int | None = None
 
     @property
     def gamma(self) -> int:

@@ -1,10 +1,11 @@
 """The best way to run a pair of models on a board, exactly, and why every other leading way lost.
 
-Searched: target alone, sequential speculation, overlapped speculation, n-gram drafting; draft lengths 0 to 16; every
-weight format at hand; placements with at most two borders per model and every thread count of every cluster (for the
-overlapped mode each model whole on one processor, on cores that the other does not use); only what fits the memory.
+Searched: target alone, sequential speculation, overlapped speculation (waiting for all drafts or none), n-gram
+drafting; draft lengths 0 to 16; every weight format at hand; placements with at most two borders per model and every
+thread count of every cluster (for the overlapped mode each model whole on one processor, on cores that the other does
+not use); only what fits the memory.
 With `one_process` only what the runtime can run: for each cluster and thread count, which both models share, everything
-that it can do together with the GPU.
+that it can do together with the GPU; and all overlapped pairs, for there each model has threads of its own.
 
 Exact because a sequential round is a sum: for a draft length the target counts with one step of gamma + 1 tokens and
 the drafter with its own steps, so each model's frontier of (time, GPU memory) contains the best pair (placement.py).
@@ -13,21 +14,32 @@ tests/costmodel/test_search.py compares with brute force.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 
 from costmodel.contention import Load, together_bytes_per_s
 from costmodel.decoder import DecoderSpec
+from costmodel.early_verification import early_round
 from costmodel.engine import roofline_of
 from costmodel.factors import Factors
 from costmodel.memory import PROCESS_BYTES, Memory, available_bytes, model_memory
 from costmodel.place import Place
 from costmodel.placement import ModelCosts, Placement, disjoint, shared_cluster, with_enqueuing_core
-from costmodel.question import NGRAM, OVERLAPPED, Decision, Question, Variant, fastest, gb, rank, why_not
+from costmodel.question import NGRAM, Decision, Question, Variant, fastest, gb, rank, why_not
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, all_cores, dram_bytes, processors
-from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
-from costmodel.speculative import Acceptance, RoundCosts, all_accepted, ngram_round, overlapped_round, sequential_round
+from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
+from costmodel.speculative import (
+    Acceptance,
+    Round,
+    RoundCosts,
+    all_accepted,
+    expected_tokens,
+    ngram_round,
+    overlapped_round,
+    sequential_round,
+)
 from costmodel.work import Op
 from targets.errors import UserError
 
@@ -78,6 +90,8 @@ class Search:
             if not q.gamma:
                 found += self._target_only(slices, q.target_place)
             found += self._speculative(slices)
+        speeds = (v.tokens_per_s for v in found if v.memory.total_bytes <= self.free_bytes)
+        found += self._overlapped(max(speeds, default=0.0))
         found = [self._against(v, baseline) for v in _best_of_each(found)]
         names = " and ".join(specs[0].name for specs in (q.targets, q.drafts if q.gamma else ()) if specs)
         fitting = sorted(self._fitting(found, names), key=rank)
@@ -131,8 +145,6 @@ class Search:
                 yield from self._ngram(target, gamma, slices)
             for draft in q.drafts:
                 yield from self._sequential(target, draft, gamma, slices)
-                if q.overlapped and not q.one_process:
-                    yield from self._overlapped(target, draft, gamma)
 
     def _wholes(
         self, spec: DecoderSpec, steps: Sequence[tuple[float, int]], slices: Sequence[Processor]
@@ -203,13 +215,38 @@ class Search:
         if place is not None or draft_place is not None or not (first[2].whole and second[2].whole):
             yield self.price(SEQUENTIAL, target, first[2], draft, second[2], gamma)
 
-    def _overlapped(self, target: DecoderSpec, draft: DecoderSpec, gamma: int) -> Iterable[Variant]:
-        slices = self.costs(target).slices
-        for pair in product(slices, slices):
-            found = with_enqueuing_core(self.question.board, *pair) if disjoint(*pair) else None
-            if found is not None:
-                placement, drafter = self.costs(target).whole(found[0]), self.costs(draft).whole(found[1])
-                yield self.price(OVERLAPPED, target, placement, draft, drafter, gamma)
+    def _overlapped(self, tokens_per_s: float) -> Iterable[Variant]:
+        """Each model whole on a processor of its own, where cores are not given; the places as they are given.
+
+        Only those that may be faster than what was found, and than others on the same kinds of processors.
+        """
+        q = self.question
+        if not q.overlapped or q.cores is not None:
+            return
+        for target, draft in product(q.targets, q.drafts):
+            slices, best = self.costs(target).slices, defaultdict[tuple[str, str], float](lambda: tokens_per_s)
+            for here, there in sorted(product(slices, slices), key=lambda pair: -pair[0].threads):
+                pair = with_enqueuing_core(q.board, here, there) if disjoint(here, there) else None
+                if pair is None:
+                    continue
+                placement, drafter = self.costs(target).whole(pair[0]), self.costs(draft).whole(pair[1])
+                given = ((q.target_place, placement.place(target)), (q.draft_place, drafter.place(draft)))
+                if any(place is not None and place != own for place, own in given):
+                    continue
+                kind, most = (here.family, there.family), 0.0
+                for gamma in q.gammas:
+                    most = max(most, self._at_most(target, pair[0], draft, pair[1], gamma))
+                    if most > best[kind]:
+                        found = self.price(OVERLAPPED, target, placement, draft, drafter, gamma)
+                        best[kind] = max(best[kind], found.tokens_per_s)
+                        yield found
+
+    def _at_most(self, target: DecoderSpec, here: Processor, draft: DecoderSpec, there: Processor, gamma: int) -> float:
+        """Tokens a second of rounds that verify gamma drafts, if the target never waited, or the drafter never did."""
+        alpha = self.question.alpha
+        best = alpha if isinstance(alpha, float | int) else max(alpha)
+        never_waits = expected_tokens(best, gamma) / self.load(target, here, gamma + 1).total_s
+        return min(never_waits, 1 / self.load(target, here, 1).total_s + best / self.load(draft, there, 1).total_s)
 
     # -- prices ---------------------------------------------------------------------------------------------------
 
@@ -223,24 +260,53 @@ class Search:
         gamma: int = 0,
         alpha: Acceptance | None = None,
     ) -> Variant:
-        """One variant with its expected round and its memory; `alpha` None takes the question's."""
+        """One variant with its expected round and its memory; `alpha` None takes the question's.
+
+        An overlapped round waits for as many drafts as is fastest.
+        """
         q = self.question
+        least: int | None = None
         if alpha is None:
             alpha = q.ngram_alpha if mode == NGRAM and q.ngram_alpha is not None else q.alpha
         if mode == OVERLAPPED and draft is not None and drafter is not None:
-            here, there = placement.segments[0].processor, drafter.segments[0].processor
-            other = self.roofline.round_overhead_s() + self._sampling_s(target, gamma + 1)
-            limit = together_bytes_per_s(q.board, q.factors, shared_cluster(here, there))
-            loads = self._load(draft, there, 1), self._load(target, here, gamma + 1)
-            expected = overlapped_round(alpha, gamma, *loads, other, limit, self.roofline.hand_over_s())
+            least, expected = self._overlapped_round(target, placement, draft, drafter, gamma, alpha)
         else:
             costs = self.round_costs(target, placement, draft, drafter)
             expected = sequential_round(alpha, gamma, costs)
             if mode == NGRAM:
                 expected = ngram_round(q.ngram_match, expected, sequential_round(alpha, 0, costs))
         return Variant(
-            mode, target, placement, draft, drafter, expected, self._memory(target, placement, draft, drafter)
+            *(mode, target, placement, draft, drafter, expected, self._memory(target, placement, draft, drafter)),
+            least=least,
         )
+
+    def _overlapped_round(
+        self,
+        target: DecoderSpec,
+        placement: Placement,
+        draft: DecoderSpec,
+        drafter: Placement,
+        gamma: int,
+        alpha: Acceptance,
+    ) -> tuple[int, Round]:
+        """How many drafts the target waits for, and the round: all of them, where it samples, or what is fastest."""
+        here, there = placement.segments[0].processor, drafter.segments[0].processor
+        other = self.roofline.round_overhead_s() + self._sampling_s(target, gamma + 1)
+        limit, hand_over = self.together_bytes_per_s(here, there), self.roofline.hand_over_s()
+        step = self.load(draft, there, 1)
+        rounds = {
+            gamma: overlapped_round(alpha, gamma, step, self.load(target, here, gamma + 1), other, limit, hand_over)
+        }
+        if not self.question.sampled:
+            rounds[0] = early_round(
+                *(alpha, gamma, 0, step, lambda n: self.load(target, here, n), other, limit, hand_over)
+            )
+        best = max(rounds, key=lambda least: (rounds[least].tokens_per_s, least))
+        return best, rounds[best]
+
+    def together_bytes_per_s(self, here: Processor, there: Processor) -> float:
+        """What two processors read of DRAM together."""
+        return together_bytes_per_s(self.question.board, self.question.factors, shared_cluster(here, there))
 
     def round_costs(
         self, target: DecoderSpec, placement: Placement, draft: DecoderSpec | None, drafter: Placement | None
@@ -265,7 +331,8 @@ class Search:
         hz = self.question.board.clusters[0].frequency_ghz * 1e9
         return rows * target.vocab * self.question.factors.sampling_cycles / hz
 
-    def _load(self, spec: DecoderSpec, processor: Processor, n: int) -> Load:
+    def load(self, spec: DecoderSpec, processor: Processor, n: int) -> Load:
+        """A step of n tokens alone on a processor."""
         host = processor.host.name if isinstance(processor, GpuSlice) else ""
         key = (id(spec), processor.name + host, n)
         if key not in self._loads:

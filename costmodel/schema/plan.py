@@ -10,7 +10,7 @@ from costmodel.schema.model import Role, Size, Widths
 from costmodel.schema.record import Entries, OneOf, Record, SchemaError, Within
 from costmodel.speculative import MOST_GAMMA
 
-TARGET_ONLY, SEQUENTIAL = "target-only", "sequential"
+TARGET_ONLY, SEQUENTIAL, OVERLAPPED = "target-only", "sequential", "overlapped"
 MOST_THREADS = 1024
 _MOST_BYTES = 1 << 62
 Gamma = Annotated[int, Within(0, MOST_GAMMA)]
@@ -93,6 +93,42 @@ class PlanPrediction(Record):
     def _chunk_s(self, past: int) -> float:
         start = self.prompt_chunk_s if self.prompt_start_s is None else self.prompt_start_s
         return start + (self.prompt_chunk_s - start) * past / max(1, self.context)
+
+
+@dataclass(frozen=True)
+class PlannedOverlap(Record):
+    """How the drafter goes on while the target verifies, each on a processor of its own.
+
+    Attributes:
+        gamma: drafts that are verified at a time, at most.
+        least: drafts that the target waits for; 0 starts at once and judges the first draft while it is being made.
+        target_cpus, draft_cpus: CPUs of each: its kernels compute there, or are enqueued from there.
+        draft_cluster: the CPU cluster of the latter, for which the drafter's kernels are compiled.
+        target_slowdown, draft_slowdown: how many times as long a step takes while the other one reads DRAM, too.
+        wait_s: what the target waits for drafts in a round, the mean.
+        hand_over_s: from a miss until the drafter knows of it.
+        tokens_per_round: expected.
+        tokens_per_s: speed.
+    """
+
+    gamma: Annotated[int, Within(1, MOST_GAMMA)]
+    least: Gamma
+    target_cpus: Annotated[tuple[Cpu, ...], Entries(1, MOST_THREADS)]
+    draft_cpus: Annotated[tuple[Cpu, ...], Entries(1, MOST_THREADS)]
+    draft_cluster: str
+    target_slowdown: Annotated[float, Within(1)]
+    draft_slowdown: Annotated[float, Within(1)]
+    wait_s: NotNegative
+    hand_over_s: NotNegative
+    tokens_per_round: NotNegative
+    tokens_per_s: NotNegative
+
+    def __post_init__(self) -> None:
+        """The target can wait for no more drafts than it verifies; no CPU belongs to both."""
+        if self.least > self.gamma:
+            raise SchemaError(f"least is {self.least}, but gamma is {self.gamma}")
+        if both := sorted({*self.target_cpus} & {*self.draft_cpus}):
+            raise SchemaError(f"CPU {both[0]} is in target_cpus and in draft_cpus")
 
 
 @dataclass(frozen=True)
@@ -200,10 +236,11 @@ class Plan(Record):
 
     Attributes:
         board: its name.
-        mode: "target-only" or "sequential" speculation.
+        mode: "target-only", or speculation, "sequential" or "overlapped".
         gamma: drafted tokens a round, 0 without.
         places: where each model of the bundle runs, and why, by role.
-        cluster: CPU cluster that both models use, and that launches the GPU's kernels.
+        cluster: CPU cluster that both models use, and that launches the GPU's kernels; in mode overlapped the target's,
+            or the drafter's where the target runs on the GPU.
         threads: of it.
         cpu_ids: the cores of the cluster.
         context: tokens that fit the KV caches.
@@ -216,10 +253,11 @@ class Plan(Record):
         variants: the leading ways to run the pair, fastest first, each with its reason; then those that do not fit.
         memory: bytes by use, what is free, and what the drafter needs of it.
         prediction: what `run.py --stats` compares with, and what live decisions start from.
+        overlap: how to draft while the target verifies: in mode overlapped, and where the run may choose it; else None.
     """
 
     board: str
-    mode: Annotated[str, OneOf((TARGET_ONLY, SEQUENTIAL))]
+    mode: Annotated[str, OneOf((TARGET_ONLY, SEQUENTIAL, OVERLAPPED))]
     gamma: Gamma
     places: dict[Role, ReasonedPlace]
     cluster: str
@@ -235,6 +273,7 @@ class Plan(Record):
     variants: tuple[PlannedVariant, ...] = field(repr=False)
     memory: PlanMemory = field(repr=False)
     prediction: PlanPrediction = field(repr=False)
+    overlap: PlannedOverlap | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Hold the fields against each other.
@@ -242,8 +281,10 @@ class Plan(Record):
         Raises:
             SchemaError: they contradict each other.
         """
-        if (self.gamma > 0) != (self.mode == SEQUENTIAL):
+        if (self.gamma > 0) != (self.mode != TARGET_ONLY):
             raise SchemaError(f"gamma is {self.gamma}, but mode is {self.mode!r}")
+        if self.mode == OVERLAPPED and (self.overlap is None or self.overlap.gamma != self.gamma):
+            raise SchemaError(f"mode is {self.mode!r}, but overlap has no gamma {self.gamma}")
         if self.gamma + 1 not in self.target_widths:
             raise SchemaError(f"gamma is {self.gamma}, but target_widths has no {self.gamma + 1}")
         live = self.prediction.live
@@ -256,6 +297,10 @@ class Plan(Record):
     def gamma_given(self) -> bool:
         """Whether the user decided the draft length."""
         return "gamma" in self.given
+
+    def compiled_for(self, role: str) -> str:
+        """The CPU cluster whose kernels a model gets."""
+        return self.overlap.draft_cluster if self.overlap is not None and role == "draft" else self.cluster
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:

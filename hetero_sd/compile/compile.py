@@ -230,7 +230,7 @@ def _build(
 ) -> BuiltModel:
     """Compile one model of the pair."""
     steps = plan.widths[role]
-    core, place = board.cluster(plan.cluster).core, plan.places[role]
+    core, place = board.cluster(plan.compiled_for(role)).core, plan.places[role]
     where = place_text(place.place, board.gpu.model if board.gpu else "", core.name)
     model = ModelRequest(
         role,

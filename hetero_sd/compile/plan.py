@@ -20,6 +20,7 @@ from costmodel.schema.plan import Plan, PlanMemory
 from costmodel.search import Search
 from hetero_sd.compile.context import PREFILL_CHUNK
 from hetero_sd.compile.place import place_models
+from hetero_sd.compile.plan_overlap import plan_overlap
 from hetero_sd.compile.plan_prediction import plan_prediction
 from hetero_sd.compile.reasons import places_of, reasons_of
 from hetero_sd.compile.verdict import plan_verdict, rounded
@@ -86,7 +87,6 @@ def make_plan(
         factors=read_factors(overrides.factors, board),
         cache_rows=context,
         one_process=True,
-        overlapped=False,
         one_tokenizer=True,
         widths=overrides.compiled,
     )
@@ -118,6 +118,7 @@ def _plan(
         drafter_bytes=draft_bytes,
     )
     prediction = plan_prediction(asked, specs, placements, widths, DRAFT_WIDTHS, PREFILL_CHUNK)
+    overlap = plan_overlap(asked.search, best, specs, placements)
     pairs = list(zip(free.decision.leading, free.intervals, strict=True))
     variants = [planned_variant(v, sure) for v, sure in pairs]
     variants += [planned_variant(v, None) for v in free.decision.not_fitting]
@@ -136,10 +137,11 @@ def _plan(
         prefill_width=PREFILL_CHUNK,
         given=tuple(given),
         verdict=plan_verdict(asked, free, given, "draft" in specs, draft_bytes),
-        reasons=tuple(reasons_of(asked, specs, placements, cluster, threads, overrides.gamma)),
+        reasons=tuple(reasons_of(asked, specs, placements, cluster, threads, overrides.gamma, overlap)),
         variants=tuple(rounded(v) for v in variants),
         memory=memory,
         prediction=rounded(prediction),
+        overlap=None if overlap is None else rounded(overlap),
     )
 
 

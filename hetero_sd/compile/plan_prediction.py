@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import ModelCosts, Placement
-from costmodel.schema.plan import LivePrediction, PlanPrediction
+from costmodel.schema.plan import OVERLAPPED, LivePrediction, PlanPrediction
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, expected_tokens, sequential_round
 from hetero_sd.predict.predict import Prediction
 
@@ -48,7 +48,8 @@ def plan_prediction(
     overhead = asked.search.roofline.round_overhead_s()
     empty = ModelCosts(asked.search.roofline, specs["target"], 0)
     terms = RoundCosts(one, two, lambda n: step_s("target", n), overhead)
-    expected = sequential_round(question.alpha, gamma, terms)
+    best = asked.decision.best
+    expected = best.round if best.mode == OVERLAPPED else sequential_round(question.alpha, gamma, terms)
     sure = asked.intervals[0]
     live = None
     if drafts:
@@ -66,7 +67,7 @@ def plan_prediction(
         tokens_per_round=expected.tokens if gamma else None,
         tokens_per_s=expected.tokens_per_s,
         tokens_per_s_interval=(sure.low, sure.high),
-        draft_step_s=expected.draft_s / gamma if gamma else one if drafts else None,
+        draft_step_s=expected.draft_s / gamma if gamma and best.mode != OVERLAPPED else one if drafts else None,
         verify_step_s={n: step_s("target", n) for n in range(1, widths["target"][-1] + 1)},
         prompt_chunk_s=asked.search.costs(specs["target"]).prompt_chunk_s(placements["target"], chunk),
         sampling_s=0.0,

@@ -8,7 +8,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.place import ReasonedPlace
 from costmodel.placement import Placement
 from costmodel.roofline import CpuSlice, GpuSlice
-from costmodel.schema.plan import TARGET_ONLY
+from costmodel.schema.plan import OVERLAPPED, TARGET_ONLY, PlannedOverlap
 from costmodel.search import Search
 from hetero_sd.compile.place import place_text
 from hetero_sd.predict.predict import Prediction
@@ -39,6 +39,7 @@ def reasons_of(
     cluster: Cluster,
     threads: int,
     given_gamma: int | None,
+    overlap: PlannedOverlap | None = None,
 ) -> list[str]:
     """One sentence for each decision besides the places; `given_gamma` is the user's --gamma."""
     best = asked.decision.best
@@ -55,7 +56,24 @@ def reasons_of(
         tied = asked.decision.tied
         why = "the fastest" if tied is None else f"surer than {tied.mode} at {tied.tokens_per_s:.2f}, a tie"
         reasons.append(f"gamma {best.gamma}: predicted to be {why}, {best.tokens_per_s:.2f} tokens/s{against}")
+    if overlap is not None:
+        reasons.append(_why_overlapped(overlap, placements, best.mode == OVERLAPPED))
     return reasons
+
+
+def _why_overlapped(overlap: PlannedOverlap, placements: Mapping[str, Placement], chosen: bool) -> str:
+    """What drafting meanwhile is predicted to do, and who has which CPUs."""
+    found = []
+    for role, cpus in (("target", overlap.target_cpus), ("drafter", overlap.draft_cpus)):
+        processor = placements["target" if role == "target" else "draft"].segments[0].processor
+        does = "enqueued from" if isinstance(processor, GpuSlice) else "on"
+        found.append(f"the {role} {does} CPU{'s' if len(cpus) > 1 else ''} {', '.join(map(str, cpus))}")
+    waits = "waits for no draft" if not overlap.least else f"waits for {overlap.least} of {overlap.gamma} drafts"
+    return (
+        f"overlapped{'' if chosen else ' (the run may choose it)'}: {' and '.join(found)}; the target {waits}; beside "
+        f"each other a step of the target is predicted to take {overlap.target_slowdown:.2f} times as long, one of the "
+        f"drafter {overlap.draft_slowdown:.2f} times"
+    )
 
 
 def _why_there(search: Search, spec: DecoderSpec, placement: Placement, n: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from costmodel.question import Variant
 from costmodel.roofline import GpuSlice
-from costmodel.schema.plan import TARGET_ONLY
+from costmodel.schema.plan import OVERLAPPED, TARGET_ONLY
 from costmodel.schema.record import R
 from costmodel.uncertainty import used_processors
 from hetero_sd.predict.predict import Prediction
@@ -47,7 +47,10 @@ def plan_verdict(asked: Prediction, free: Prediction, given: Sequence[str], has_
 def describe(variant: Variant) -> str:
     """Mode, draft length and where each model runs, in a few words."""
     where = ", ".join(f"{title} on {where_text(place, spec)}" for title, spec, place in models_of(variant))
-    return f"target only, {where}" if variant.mode == TARGET_ONLY else f"speculate with gamma {variant.gamma}, {where}"
+    if variant.mode == TARGET_ONLY:
+        return f"target only, {where}"
+    meanwhile = f", drafting while the target verifies (least {variant.least})" if variant.mode == OVERLAPPED else ""
+    return f"speculate with gamma {variant.gamma}{meanwhile}, {where}"
 
 
 def rounded(record: R) -> R:

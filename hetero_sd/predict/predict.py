@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from costmodel.question import NGRAM, OVERLAPPED, Decision, Question, Variant
+from costmodel.question import NGRAM, Decision, Question, Variant
 from costmodel.roofline import CpuSlice
-from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
+from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, break_even_alpha
 from costmodel.ties import settle_ties
@@ -60,8 +60,10 @@ class Prediction:
 
     @property
     def speculative(self) -> Variant | None:
-        """The best variant that drafts with a model."""
-        return next((v for v in self.decision.leading if v.gamma and v.draft is not None), None)
+        """The best variant that drafts with a model; beside a target alone the best of those that take turns."""
+        drafting = [v for v in self.decision.leading if v.gamma and v.draft is not None]
+        turns = [v for v in drafting if v.mode == SEQUENTIAL] if not self.decision.best.gamma else []
+        return next(iter(turns or drafting), None)
 
 
 def answer(request: PredictRequest) -> Prediction:
@@ -140,22 +142,21 @@ def gain_of(search: Search, variant: Variant, baseline: Variant) -> Callable[[fl
 
 
 def compilable(variant: Variant) -> bool:
-    """Whether a bundle can run it: target only or sequential, everything on the CPU with one slice of one cluster."""
+    """Whether a bundle can run it: what the CPU does is done by one slice of one cluster, overlapped by one a model."""
     placements = [p for p in (variant.target_placement, variant.draft_placement) if p is not None]
     cores = {s.processor.name for p in placements for s in p.segments if isinstance(s.processor, CpuSlice)}
-    return variant.mode in (TARGET_ONLY, SEQUENTIAL) and len(cores) <= 1 and not any("+" in name for name in cores)
+    if any("+" in name for name in cores):
+        return False
+    return variant.mode == OVERLAPPED or (variant.mode in (TARGET_ONLY, SEQUENTIAL) and len(cores) <= 1)
 
 
 def _why_not_yet(variant: Variant, best: Variant) -> str:
     """What the variant would gain, and what of it cannot be run."""
-    lacks = {
-        OVERLAPPED: "a plan that drafts while the target verifies (run.py --mode overlapped does when told to)",
-        NGRAM: "drafting from the text",
-    }
-    missing = lacks.get(variant.mode, "threads of several clusters, or others for the drafter than for the target")
+    several = "threads of several clusters, or others for the drafter than for the target"
+    missing = "drafting from the text" if variant.mode == NGRAM else several
     return f"{variant.tokens_per_s / best.tokens_per_s:.2f} x the chosen one; not in this version: {missing}"
 
 
 def bundle_question(question: Question) -> Question:
     """The same question for what a bundle can run."""
-    return replace(question, one_process=True, ngram_alpha=None, overlapped=False)
+    return replace(question, one_process=True, ngram_alpha=None)

@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypedDict
 
-from hetero_sd.runtime.decode.choose_policy import DRAFTERS, OVERLAPPED, choose_policy, fixed_gamma
+from costmodel.schema.plan import OVERLAPPED
+from hetero_sd.runtime.decode.choose_policy import DRAFTERS, choose_policy, fixed_gamma, plans_overlap
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.generate import Request
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
@@ -20,6 +21,7 @@ from hetero_sd.runtime.internal_error import step
 from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.model.kept_prefix import kept_prefixes
 from hetero_sd.runtime.model.protocol import Models, NotFiniteError
+from hetero_sd.runtime.model.side_by_side import why_not_apart
 from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, stay_on_cluster, usable_cpus
 from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
 from hetero_sd.runtime.session import Session
@@ -30,7 +32,8 @@ from targets.errors import UserError
 from targets.opencl.runtime import machine
 
 AUTO, TARGET_ONLY, SPECULATIVE = "auto", "target-only", "speculative"
-MODES = AUTO, TARGET_ONLY, SPECULATIVE, OVERLAPPED
+OTHER_NAMES = {"off": TARGET_ONLY, "sequential": SPECULATIVE}
+MODES = (AUTO, "off", "sequential", OVERLAPPED, TARGET_ONLY, SPECULATIVE)
 Loader = Callable[[Bundle, bool], Models]
 
 
@@ -38,10 +41,10 @@ class Settings(TypedDict, total=False):
     """How a bundle is loaded; what is left out has the value in brackets.
 
     Attributes:
-        mode: "auto" starts from the plan and drafts while that is faster than not to, "target-only", "speculative", or
-            "overlapped": the drafter goes on while the target verifies ("auto").
+        mode: "auto" starts from the plan and drafts while that is faster than not to, "off" (or "target-only"),
+            "sequential" (or "speculative"), or "overlapped": the drafter goes on while the target verifies ("auto").
         gamma: drafted tokens in every round; None decides while it runs, where the mode is not overlapped (None).
-        least: drafts that the target waits for in mode overlapped; None is 0 (None).
+        least: drafts that the target waits for in mode overlapped; None is the plan's, or 0 (None).
         drafter: "model", "ngram" or "model+ngram"; None is the draft model, where the bundle has one (None).
         threads: of the CPU; None takes the plan's (None).
         huge_pages: the weights are copied into huge pages (False).
@@ -97,7 +100,7 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
         loaded = (load or load_models)(bundle, settings.get("huge_pages", False))
     models = within_vocabulary(loaded, bundle.tokenizer.vocab if bundle.tokenizer else None)
     mode, gamma, chosen = settings.get("mode", AUTO), settings.get("gamma"), settings.get("drafter")
-    drafter = chosen or MODEL
+    mode, drafter = OTHER_NAMES.get(mode, mode), chosen or MODEL
     with_model = MODEL in drafter.split("+")
     if models.draft is None and with_model and chosen is not None:
         raise UserError("this bundle has no draft model: give --drafter ngram, which needs none")
@@ -107,7 +110,11 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
         raise UserError(
             "this bundle has no draft model: leave out --mode speculative and --gamma, or give --drafter ngram"
         )
-    drafts = (models.draft is not None or not with_model) and mode != OVERLAPPED
+    overlapped = models.draft is not None and plans_overlap(mode, bundle.plan, drafter)
+    if overlapped and mode == AUTO and bundle.plan and (why := why_not_apart(loaded, bundle.plan, usable)) is not None:
+        note(f"the plan drafts while the target verifies; here the models take turns: {why}")
+        overlapped = False
+    drafts = (models.draft is not None or not with_model) and not overlapped
     policy = choose_policy(mode, gamma, bundle.plan, drafter) if drafts else None
     if isinstance(policy, LiveGamma):
         try:
@@ -126,7 +133,7 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
         system=settings.get("system"),
         repeatable=None if policy is None else choose_policy(mode, gamma, bundle.plan, drafter, repeatable=True),
         plan=bundle.plan,
-        overlap=_overlap(bundle, loaded, usable, settings, resources) if mode == OVERLAPPED else None,
+        overlap=_overlap(bundle, loaded, usable, settings, resources) if overlapped else None,
         resources=resources,
     )
 
@@ -135,7 +142,11 @@ def _overlap(
     bundle: Bundle, models: Models, usable: Sequence[int], settings: Settings, resources: ExitStack
 ) -> Overlap:
     """Start the drafter's thread beside the target's, the models on CPUs of their own, until `resources` close."""
-    gamma, least = fixed_gamma(settings.get("gamma"), bundle.plan), settings.get("least") or 0
+    planned = None if bundle.plan is None else bundle.plan.overlap
+    gamma = settings.get("gamma") or (planned.gamma if planned is not None else fixed_gamma(None, bundle.plan))
+    least = settings.get("least")
+    if least is None:
+        least = min(gamma, planned.least) if planned is not None else 0
     if least > gamma:
         raise UserError(f"--least {least}: {gamma} are drafted in a round: give 0 to {gamma}, or --gamma")
     return resources.enter_context(overlapping(models, bundle.plan, usable, gamma, least, note))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from costmodel.schema.plan import MOST_THREADS
+from costmodel.schema.plan import MOST_THREADS, OVERLAPPED
 from hetero_sd.runtime.conversation import OLDEST, WHEN_FULL
-from hetero_sd.runtime.decode.choose_policy import DRAFTERS, OVERLAPPED
+from hetero_sd.runtime.decode.choose_policy import DRAFTERS
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.text.prompts import prompt_of_text
 from targets.errors import UserError
@@ -43,9 +43,9 @@ class RunRequest:
         chat_template: the name of the template, where there are several; None takes the one called default.
         system: the system message of every conversation that has none; None gives none.
         when_full: one of conversation.WHEN_FULL.
-        mode: ``auto``, ``target-only``, ``speculative`` or ``overlapped``.
+        mode: one of load.MODES.
         gamma: drafted tokens in every round; None decides while it runs.
-        least: drafts that the target waits for in mode overlapped; None is 0, or all of them where it samples.
+        least: drafts that the target waits for in mode overlapped; None is the plan's, or 0; all where it samples.
         drafter: one of choose_policy.DRAFTERS; None is the draft model, where the bundle has one.
         threads: of the CPU; None takes the plan's.
         huge_pages: the weights are copied into huge pages.
@@ -154,17 +154,20 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
     run = parser.add_argument_group("execution")
     run.add_argument(
         "--mode",
-        choices=("auto", "target-only", "speculative", OVERLAPPED),
+        choices=("auto", "off", "sequential", OVERLAPPED, "target-only", "speculative"),
+        metavar="MODE",
         default="auto",
-        help="auto (default) starts from the plan and drafts while that is faster than not to; overlapped drafts while "
-        "the target verifies, on other cores",
+        help="auto (default) starts from the plan and drafts while that is faster than not to; off is the target alone "
+        "(also target-only); sequential drafts, then verifies (also speculative); overlapped drafts while the target "
+        "verifies, on other cores",
     )
     run.add_argument("--gamma", metavar="N", type=_whole(1), help="draft N tokens in every round")
     run.add_argument(
         "--least",
         metavar="N",
         type=_whole(0),
-        help="with --mode overlapped: wait for N drafts before verifying (default 0; sampling waits for all)",
+        help="with --mode overlapped: wait for N drafts before verifying (default: the plan's, or 0; "
+        "sampling waits for all)",
     )
     run.add_argument(
         "--drafter",
@@ -207,10 +210,10 @@ def _check(options: RunRequest) -> None:
         raise UserError("--stop is empty: give the text to stop at")
     if options.temperature == 0.0 and (options.top_k or options.top_p < 1.0):
         raise UserError("--top-k and --top-p choose among samples: give --temperature too, for example 0.7")
-    if options.gamma is not None and options.mode == "target-only":
-        raise UserError("--gamma contradicts --mode target-only: leave one out")
-    if options.drafter is not None and options.mode == "target-only":
-        raise UserError("--drafter contradicts --mode target-only: leave one out")
+    alone = options.mode in ("off", "target-only")
+    for name, given in (("gamma", options.gamma), ("drafter", options.drafter)):
+        if alone and given is not None:
+            raise UserError(f"--{name} contradicts --mode {options.mode}: leave one out")
     if options.least is not None and options.mode != OVERLAPPED:
         raise UserError(f"--least belongs to --mode {OVERLAPPED}: leave it out, or give that")
     if options.least is not None and options.temperature > 0.0:

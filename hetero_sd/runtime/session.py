@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from costmodel.schema.plan import Plan
+from costmodel.schema.plan import OVERLAPPED, Plan
 from hetero_sd.runtime.answer import Answer, RunFacts
-from hetero_sd.runtime.decode.choose_policy import NGRAM, OVERLAPPED
+from hetero_sd.runtime.decode.choose_policy import NGRAM
 from hetero_sd.runtime.decode.drafters import MODEL, Drafter
 from hetero_sd.runtime.decode.drafters.either import EitherDrafter
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter

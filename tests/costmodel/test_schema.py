@@ -84,6 +84,13 @@ REPAIRS: dict[type[Record], Any] = {
     measured.MeasuredBandwidth: lambda readers, gb_per_s: {"readers": readers, "gb_per_s": gb_per_s[:1] * len(readers)},
     Place: lambda processor, **_: {"processor": processor, "first": "1", "last": "head"},
     model.WeightSlice: lambda start, end, **found: {**found, "start": min(start, end - 1), "end": end},
+    plan.PlannedOverlap: lambda gamma, least, target_cpus, **found: {
+        **found,
+        "gamma": gamma,
+        "least": min(gamma, least),
+        "target_cpus": target_cpus,
+        "draft_cpus": (max(target_cpus) + 1,),
+    },
     plan.LivePrediction: lambda verify_s, **found: {**found, "verify_s": {**verify_s, 1: 0.5}},
     BlockHashes: lambda blake2b: {"blake2b": tuple(hashlib.md5(text.encode()).hexdigest() for text in blake2b)},
     FileFacts: lambda sha256, **found: {**found, "sha256": hashlib.sha256(sha256.encode()).hexdigest()},
@@ -101,7 +108,13 @@ MIXED = some_model(
         SegmentFacts("gpu", "b_", ("x",), ("logits", "choice"), (0,), True, ("w", WeightSlice("v", 0, 2, 4))),
     ),
 )
-PLANS = [some_plan(), some_plan(gamma=0, mode="target-only"), some_plan(prediction=some_prediction(live=LIVE))]
+OVERLAP = plan.PlannedOverlap(3, 0, (0, 1), (2,), "a55", 1.1, 1.0, 0.0, 4e-5, 2.5, 9.0)
+PLANS = [
+    some_plan(),
+    some_plan(gamma=0, mode="target-only", overlap=OVERLAP),
+    some_plan(prediction=some_prediction(live=LIVE)),
+    some_plan(gamma=3, mode="overlapped", overlap=OVERLAP),
+]
 
 
 def models() -> st.SearchStrategy[Any]:
@@ -236,6 +249,8 @@ def test_a_model_is_held_against_itself(changes: dict[str, Any], message: str) -
         ({"gamma": 0}, "gamma is 0, but mode is 'sequential'"),
         ({"mode": "target-only"}, "gamma is 3, but mode is 'target-only'"),
         ({"target_widths": (1, 2)}, "gamma is 3, but target_widths has no 4"),
+        ({"mode": "overlapped"}, "mode is 'overlapped', but overlap has no gamma 3"),
+        ({"mode": "overlapped", "overlap": replace(OVERLAP, gamma=2)}, "mode is 'overlapped', but overlap has no"),
         ({"prediction": some_prediction(live=replace(LIVE, verify_s={1: 0.1}))}, "has widths .1., target_widths"),
     ],
 )
@@ -280,3 +295,15 @@ def test_the_same_manifest_gives_the_same_bytes() -> None:
     shuffled = dict(reversed(list(whole.to_json().items())))
     assert Manifest.from_json(json.loads(json.dumps(shuffled))).to_text() == whole.to_text()
     assert replace(whole, board=None).to_text() != whole.to_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"least": 4}, "least is 4, but gamma is 3"),
+        ({"draft_cpus": (3, 1)}, "CPU 1 is in target_cpus and in draft_cpus"),
+    ],
+)
+def test_an_overlap_is_held_against_itself(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        replace(OVERLAP, **changes)

@@ -15,9 +15,9 @@ from costmodel.factors import Factors
 from costmodel.format import Format
 from costmodel.place import Part, Place
 from costmodel.placement import ModelCosts, Placement, Segment, disjoint, with_enqueuing_core
-from costmodel.question import NGRAM, OVERLAPPED, Question, Variant
+from costmodel.question import NGRAM, Question, Variant
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, processors
-from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
+from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.standard_decoder import Blocks, standard_decoder
 from targets.boards import load_board
@@ -57,10 +57,9 @@ def brute_force(search: Search) -> Iterator[Variant]:
         for draft in q.drafts:
             drafters = list(every_placement(q.board, len(draft.units)))
             for gamma, placement, drafter in product(range(1, q.most_gamma + 1), placements, drafters):
-                if q.one_process and len(cores_of(placement, drafter)) > 1:
-                    continue
-                yield search.price(SEQUENTIAL, target, placement, draft, drafter, gamma)
-                if placement.whole and drafter.whole and not q.one_process:
+                if not q.one_process or len(cores_of(placement, drafter)) <= 1:
+                    yield search.price(SEQUENTIAL, target, placement, draft, drafter, gamma)
+                if placement.whole and drafter.whole:
                     for pair in enqueued(q.board, placement.segments[0].processor, drafter.segments[0].processor):
                         here, there = search.costs(target).whole(pair[0]), search.costs(draft).whole(pair[1])
                         yield search.price(OVERLAPPED, target, here, draft, there, gamma)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from costmodel.schema.plan import LivePrediction, Plan
+from costmodel.schema.plan import OVERLAPPED, LivePrediction, Plan
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 
 NGRAM = "ngram"
-OVERLAPPED = "overlapped"  # the mode; overlapped/
 DRAFTERS = (MODEL, NGRAM, f"{MODEL}+{NGRAM}")
 _DEFAULT_GAMMA = 4
 _NOTHING_S = 1e-9
@@ -44,6 +43,11 @@ def choose_policy(
     if not with_model:
         return FixedGamma(_DEFAULT_GAMMA)
     return FixedGamma(planned) if planned else None
+
+
+def plans_overlap(mode: str, plan: Plan | None, drafter: str = MODEL) -> bool:
+    """Whether a run drafts while the target verifies: told to, or by the plan where nothing else was said."""
+    return mode == OVERLAPPED or (mode == "auto" and plan is not None and plan.mode == OVERLAPPED and drafter == MODEL)
 
 
 def fixed_gamma(gamma: int | None, plan: Plan | None) -> int:

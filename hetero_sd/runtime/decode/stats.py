@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import NormalDist, median
 from typing import Any
 
@@ -50,7 +50,7 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
         "acceptance_interval": interval,
         "gammas": {str(g): sum(r.drafted == g for r in rounds) for g in sorted({r.drafted for r in rounds})},
         "sources": _by_source(drafted),
-        "tokens_per_round": sum(r.accepted + 1 for r in drafted) / len(drafted) if drafted else None,
+        "tokens_per_round": _tokens_per_round(rounds if overlapped else drafted),
         "median_s": {
             "draft_step": _median(beside if overlapped else [r.draft_s / r.drafted for r in drafted]),
             "verify_step": {str(n): _median([r.verify_s for r in rounds if r.drafted + 1 == n]) for n in widths},
@@ -61,6 +61,10 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
         },
         "switches": [{"generation": i, **asdict(s)} for i, trace in enumerate(traces) for s in trace.switches],
     }
+
+
+def _tokens_per_round(rounds: Sequence[Round]) -> float | None:
+    return sum(r.accepted + 1 for r in rounds) / len(rounds) if rounds else None
 
 
 def _by_source(drafted: Sequence[Round]) -> dict[str, dict[str, int]]:
@@ -102,7 +106,10 @@ def comparison(
     Predictions are those of the plan, for the lengths of those generations; what it does not predict is None. The speed
     is that of texts as long as these with `gamma` in every round, where that was fixed; else the plan's.
     """
+    if plan is not None and measured["median_s"]["wait"] is not None:
+        plan = _beside(plan)
     terms, predicted = measured["median_s"], None if plan is None else plan.prediction
+    overlap = None if plan is None or terms["wait"] is None else plan.overlap
     verify = {} if predicted is None else predicted.verify_step_s
     first = None if plan is None else _median([predicted_first_token_s(plan, trace) for trace in traces])
     speed = None if plan is None else plan.prediction.tokens_per_s
@@ -119,9 +126,25 @@ def comparison(
         rows.append(_row(f"target step, n={width}", "ms", seconds, verify.get(int(width))))
     rows.append(_row("sampling", "ms", terms["sampling"], predicted.sampling_s if predicted else None))
     rows.append(_row("dispatch", "ms", terms["dispatch"], predicted.dispatch_s if predicted else None))
-    rows.append(_row("wait for drafts", "ms", terms["wait"], None))
-    rows.append(_row("hand-over", "us", terms["hand_over"], None))
+    rows.append(_row("wait for drafts", "ms", terms["wait"], overlap.wait_s if overlap else None))
+    rows.append(_row("hand-over", "us", terms["hand_over"], overlap.hand_over_s if overlap else None))
     return rows
+
+
+def _beside(plan: Plan) -> Plan:
+    """The plan with what it predicts where the drafter goes on beside the target, which may be nothing."""
+    overlap, own = plan.overlap, plan.prediction
+    if overlap is None:
+        return replace(plan, prediction=replace(own, tokens_per_round=None, tokens_per_s=0.0))
+    steps = {n: seconds * overlap.target_slowdown for n, seconds in own.verify_step_s.items()}
+    beside = replace(
+        own,
+        tokens_per_round=overlap.tokens_per_round,
+        tokens_per_s=overlap.tokens_per_s,
+        draft_step_s=None if own.draft_step_s is None else own.draft_step_s * overlap.draft_slowdown,
+        verify_step_s=steps,
+    )
+    return replace(plan, prediction=beside)
 
 
 def stats_json(traces: Sequence[Trace], plan: Plan | None, gamma: int | None = None) -> dict[str, Any]:

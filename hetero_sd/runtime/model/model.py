@@ -106,9 +106,12 @@ class CompiledModel(Model):
         """The OpenCL device it uses, whose launches a calibration measures, or None."""
         return self._chain.devices.get("gpu")
 
-    def stay_on(self, cpus: Sequence[int]) -> None:
-        """Run the CPU kernels on these CPUs, with no more threads; the calling thread stays where it is."""
-        self._cpus, self.threads = list(cpus), min(self.threads, len(cpus))
+    def stay_on(self, cpus: Sequence[int], threads: int | None = None) -> None:
+        """Run the CPU kernels on these CPUs, with no more threads; the calling thread stays where it is.
+
+        ``threads`` None keeps their number, as far as there are CPUs for them.
+        """
+        self._cpus, self.threads = list(cpus), min(threads or self.threads, len(cpus))
         if HOST in self._chain.devices:
             if self.pool is not None:
                 self.pool.close()

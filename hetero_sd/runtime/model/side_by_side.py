@@ -33,6 +33,21 @@ def divide_cpus(usable: Sequence[int], cluster: Sequence[int], target_computes: 
     return (many, few) if target_computes else (few, many)
 
 
+def why_not_apart(models: Models, plan: Plan, usable: Sequence[int]) -> str | None:
+    """Why a plan's models cannot have the CPUs that it gives each of them, in a few words; None where they can."""
+    overlap = plan.overlap
+    if overlap is None:
+        return "the plan does not say how"
+    if lacking := sorted({*overlap.target_cpus, *overlap.draft_cpus} - {*usable}):
+        return f"this process may not use CPU {', '.join(map(str, lacking))} of those of the plan"
+    for role, model in (("target", models.target), ("draft model", models.draft)):
+        if getattr(model, "on_fallback", False):
+            return f"the {role} runs on the CPU, for which the plan has no core"
+        if (why := getattr(model, "why_tvms_pool", None)) is not None:
+            return f"TVM's thread pool serves both models: {why}"
+    return None
+
+
 @contextmanager
 def side_by_side(
     models: Models, plan: Plan | None, usable: Sequence[int], note: Callable[[str], None]
@@ -44,7 +59,7 @@ def side_by_side(
 
     Args:
         models: both, as they were loaded.
-        plan: of the bundle.
+        plan: of the bundle; where it says which CPUs each has, those, with a thread on each.
         usable: CPUs that this process may use.
         note: told, in one line, where both run on the same CPUs.
     """
@@ -53,11 +68,15 @@ def side_by_side(
         yield []
         return
     before = os.sched_getaffinity(0)
-    ours, drafters = divide_cpus(usable, () if plan is None else plan.cpu_ids, target.processor == HOST)
+    planned = plan is not None and plan.overlap is not None and why_not_apart(models, plan, usable) is None
+    if planned and plan is not None and plan.overlap is not None:
+        ours, drafters = list(plan.overlap.target_cpus), list(plan.overlap.draft_cpus)
+    else:
+        ours, drafters = divide_cpus(usable, () if plan is None else plan.cpu_ids, target.processor == HOST)
     os.sched_setaffinity(0, ours)
     try:
         for model, cpus in ((target, ours), (draft, drafters)):
-            model.stay_on(cpus)
+            model.stay_on(cpus, **({"threads": len(cpus)} if planned else {}))
         if ours == drafters:
             note(f"target and drafter share CPU {ours[0]}: one waits while the other computes there")
         elif why := next((m.why_tvms_pool for m in (target, draft) if m.why_tvms_pool is not None), None):

@@ -46,6 +46,7 @@ WORDS = {
 }
 # file -> why it has more keys that are spelled like fields of the schema, and which ones
 DOCUMENTS = {
+    "costmodel/fit.py": ("a factor of that name", "overlap"),
     "costmodel/uncertainty.py": ("kinds of an acceptance", "given"),
     "hetero_sd/predict/check.py": ("what `predict --check --json` prints", "board"),
     "hetero_sd/predict/published.py": ("a file of published measurements", "cluster weights"),
@@ -66,8 +67,8 @@ DOCUMENTS = {
     "hetero_sd/quantisation/cost.py": ("arguments of ReferenceModel", "activations"),
     "hetero_sd/quantisation/recipes.py": ("a file of formats", "matrices"),
     "hetero_sd/runtime/answer.py": ("what a run measured", "mode"),
-    "hetero_sd/runtime/load.py": ("how a bundle is loaded", "gamma mode"),
-    "hetero_sd/runtime/run.py": ("how a bundle is loaded", "gamma mode"),
+    "hetero_sd/runtime/load.py": ("how a bundle is loaded", "gamma least mode"),
+    "hetero_sd/runtime/run.py": ("how a bundle is loaded", "gamma least mode"),
     "hetero_sd/runtime/trust.py": ("run.py carries it, and imports nothing of ours before it", "bytes files sha256"),
     "hetero_sd/sweep.py": (
         "columns of what `sweep` writes",
@@ -82,7 +83,7 @@ DOCUMENTS = {
     ),
     "benchmarks/prediction_text.py": ("its results", "bandwidth_gb_per_s gamma round_s"),
     "benchmarks/prediction_worker.py": ("its results", "bandwidth_gb_per_s draft_s gamma verify_s"),
-    "benchmarks/speculation.py": ("its results", "acceptance_rate gamma tokens_per_s"),
+    "benchmarks/speculation.py": ("its results", "acceptance_rate gamma least tokens_per_s"),
     "examples/chat/chat.py": ("what `run.py --json` prints", "tokens_per_s"),
     "examples/chat/export.py": ("a tokenizer.json", "version"),
     "examples/translation/demo.py": ("what `run.py --json` prints", "tokens_per_s"),

@@ -108,7 +108,7 @@ def test_a_drafter_that_does_not_fit_is_left_out() -> None:
         make_plan(small(load_board("imx95"), 1 << 29), PAIR, 256)
 
 
-def test_one_cluster_and_one_thread_count_for_both() -> None:
+def test_one_cluster_and_one_thread_count_for_both_that_take_turns() -> None:
     for overrides in (Overrides(), Overrides(gamma=4, place="cpu"), Overrides(place="target=cpu,draft=gpu")):
         plan, prediction = make_plan(load_board("rk3588"), PAIR, 256, overrides)
         assert 1 <= plan.threads <= load_board("rk3588").cluster(plan.cluster).count
@@ -116,8 +116,27 @@ def test_one_cluster_and_one_thread_count_for_both() -> None:
         for variant in plan.variants:
             models = [variant.target, variant.draft]
             cores = {s.processor for m in models if m for s in m.placement} - {"gpu"}
-            assert len(cores) <= 1
+            assert len(cores) <= (1 if variant.mode != "overlapped" else 2)
         assert prediction.decision.best.reason
+
+
+def test_overlapped_where_target_and_drafter_have_processors_of_their_own() -> None:
+    """The GPU, whose kernels a core enqueues, beside four cores; on the one cluster of a Pi 5 taking turns wins."""
+    board = load_board("rk3588")
+    plan, _ = make_plan(board, PAIR, 1024, Overrides(alpha=0.6))
+    overlap = plan.overlap
+    assert plan.mode == "overlapped"
+    assert overlap is not None
+    assert (overlap.gamma, overlap.tokens_per_s) == (plan.gamma, plan.prediction.tokens_per_s)
+    cores = board.cluster(plan.cluster)
+    assert {*overlap.draft_cpus} <= {*cores.cpu_ids}  # the target is on the GPU
+    assert len(overlap.target_cpus) == 1
+    assert not {*overlap.target_cpus} & {*overlap.draft_cpus}
+    assert min(overlap.target_slowdown, overlap.draft_slowdown) >= 1.0
+    assert "drafting while the target verifies" in plan.verdict
+    assert any(reason.startswith("overlapped: the target enqueued from CPU") for reason in plan.reasons)
+    assert type(plan).from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert make_plan(load_board("rpi5"), PAIR, 1024, Overrides(alpha=0.6))[0].overlap is None
 
 
 def test_measured_acceptance_and_factors_of_the_board_decide() -> None:

@@ -232,10 +232,10 @@ def test_damaged_acceptance_files(
 def test_what_can_run_comes_first_and_the_rest_is_potential(
     pair: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An overlapped pair, text as the drafter and mixed clusters are never the answer, whatever they promise."""
+    """Text as the drafter and mixed clusters are never the answer, whatever they promise."""
     arguments = [*pair, "--board", "imx95", "--alpha", "0.9", "--ngram-alpha", "0.95"]
     data = json.loads(predicted(capsys, [*arguments, "--json"]))
-    assert all(v["compilable"] and v["mode"] in ("target-only", "sequential") for v in data["leading"])
+    assert all(v["compilable"] and v["mode"] in ("target-only", "sequential", "overlapped") for v in data["leading"])
     assert [v["mode"] for v in data["potential"]].count("n-gram") >= 1
     best = data["leading"][0]["tokens_per_s"]
     speeds = [v["tokens_per_s"] for v in data["potential"]]

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 from bundles import some_model, some_plan
 
 from costmodel.schema.manifest import TokenizerFacts
+from costmodel.schema.plan import PlannedOverlap
 from hetero_sd.runtime.launcher import launcher
 from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.runtime.model.protocol import Models
@@ -142,6 +144,25 @@ def test_overlapped_drafting_gives_the_same_tokens_and_ends_its_thread(folder, l
     assert value["stats"]["mode"] == "overlapped"
     assert set(value["stats"]["gammas"]) <= {"0", "1", "2", "3"}
     assert threading.active_count() == before
+
+
+def test_the_plan_chooses_overlapped_and_every_mode_overrides_it(folder, load, capsys):
+    cpu, *others = sorted(os.sched_getaffinity(0))
+    overlap = PlannedOverlap(3, 1, (cpu,), (others or [1 << 16])[:1], "cpu", 1.0, 1.0, 0.0, 4e-5, 2.0, 9.0)
+    write_bundle(folder, plan=some_plan(mode="overlapped", overlap=overlap))
+    chosen = {"auto": "overlapped" if others else "speculative"}
+    for mode in ("auto", "off", "sequential", "overlapped"):
+        expected = {"off": "target-only", "sequential": "speculative", "overlapped": "overlapped", **chosen}[mode]
+        assert main(folder, ["--prompt", "hello", "--json", "--mode", mode], load) == 0
+        value = json.loads(capsys.readouterr().out)
+        assert (value["token_ids"], value["stats"]["mode"]) == (load.script[1:], expected)
+        rows = {row["term"]: row["predicted"] for row in value["stats"]["predicted_vs_measured"]}
+        waited = value["stats"]["median_s"]["wait"] is not None
+        assert (rows["hand-over"] is not None) == waited == (expected == "overlapped")
+    write_bundle(folder, plan=some_plan(mode="overlapped", overlap=replace(overlap, draft_cpus=(1 << 16,))))
+    assert main(folder, ["--prompt", "hello"], load) == 0
+    said = "the plan drafts while the target verifies; here the models take turns: this process may not use CPU 65536"
+    assert capsys.readouterr() == (" wörld\n", f"run.py: note: {said} of those of the plan\n")
 
 
 def test_overlapped_with_stop_strings_sampling_and_statistics(folder, load, capsys, tmp_path):

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import some_plan
 from requirements import only_where
 
+from costmodel.schema.plan import PlannedOverlap
 from hetero_sd.runtime.model.protocol import Models
-from hetero_sd.runtime.model.side_by_side import divide_cpus, side_by_side
+from hetero_sd.runtime.model.side_by_side import divide_cpus, side_by_side, why_not_apart
 
 
 @pytest.mark.parametrize(
@@ -39,9 +41,10 @@ class Fake:
 
     def __init__(self, why_tvms_pool: str | None = None) -> None:
         self.processor, self.why_tvms_pool, self.cpus = "cpu", why_tvms_pool, list[int]()
+        self.threads, self.on_fallback = 0, False
 
-    def stay_on(self, cpus: list[int]) -> None:
-        self.cpus = list(cpus)
+    def stay_on(self, cpus: list[int], threads: int = 0) -> None:
+        self.cpus, self.threads = list(cpus), threads
 
 
 def test_the_calling_thread_stays_there_until_the_end() -> None:
@@ -69,6 +72,28 @@ def test_sharing_is_said_in_one_line() -> None:
     assert notes[2:] == [
         "target and drafter share the CPUs, because TVM's thread pool serves both: HSD_THREAD_POOL=tvm"
     ]
+
+
+def test_a_plan_says_which_cpus_and_how_many_threads() -> None:
+    usable = sorted(os.sched_getaffinity(0))
+    only_where(len(usable) > 1, "one core: there is nothing to divide")
+    overlap = PlannedOverlap(3, 0, tuple(usable[1:]), (usable[0],), "cpu", 1.0, 1.0, 0.0, 0.0, 2.0, 9.0)
+    plan = some_plan(mode="overlapped", overlap=overlap)
+    target, draft, notes = Fake(), Fake(), list[str]()
+    models: Any = Models(target, draft)  # type: ignore[arg-type]
+    with side_by_side(models, plan, usable, notes.append) as cpus:
+        assert cpus == draft.cpus == [usable[0]]
+        assert target.cpus == sorted(os.sched_getaffinity(0)) == usable[1:]
+        assert (target.threads, draft.threads) == (len(usable) - 1, 1)
+    assert notes == []
+    assert why_not_apart(models, plan, usable) is None
+    lacking = ", ".join(map(str, usable[1:]))
+    assert why_not_apart(models, plan, usable[:1]) == f"this process may not use CPU {lacking} of those of the plan"
+    pool = why_not_apart(Models(Fake(), Fake("why")), plan, usable)  # type: ignore[arg-type]
+    assert pool == "TVM's thread pool serves both models: why"
+    draft.on_fallback = True
+    assert why_not_apart(models, plan, usable) == "the draft model runs on the CPU, for which the plan has no core"
+    assert why_not_apart(models, some_plan(), usable) == "the plan does not say how"
 
 
 @pytest.mark.slow

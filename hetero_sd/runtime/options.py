@@ -59,6 +59,7 @@ class RunRequest:
         json: one JSON object a prompt.
         stats: measured and predicted times go to standard error.
         save_logits: the file to write the target's logits to, or None.
+        trace: the file to write a Chrome trace to, or None.
     """
 
     prompt: str | None
@@ -89,6 +90,7 @@ class RunRequest:
     json: bool
     stats: bool
     save_logits: Path | None
+    trace: Path | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -198,6 +200,12 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
     out.add_argument(
         "--save-logits", metavar="FILE", type=Path, help="write the target's logits for `hetero-sd verify`"
     )
+    out.add_argument(
+        "--trace",
+        metavar="FILE",
+        type=Path,
+        help="write when each processor did what, for Perfetto or chrome://tracing",
+    )
     given = vars(parser.parse_args(arguments))
     request = RunRequest(**{**given, "stop": tuple(given["stop"])})
     _check(request)
@@ -229,6 +237,8 @@ def _check(options: RunRequest) -> None:
         prompt_of_text(options.system, "--system")
     if options.save_logits is not None:
         check_writable(options.save_logits)
+    if options.trace is not None:
+        check_writable(options.trace)
 
 
 def _whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:

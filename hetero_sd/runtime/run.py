@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hetero_sd.runtime.answer import Answer, run_stats
+from hetero_sd.runtime.decode.chrome_trace import chrome_trace
 from hetero_sd.runtime.decode.stats import stats_table
 from hetero_sd.runtime.interactive import Interactive
 from hetero_sd.runtime.internal_error import check_streams, report, settle_output, step
@@ -26,6 +27,7 @@ from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_prompts
 from hetero_sd.runtime.trust import BundleRefused, check_signature
 from targets.errors import UserError
+from targets.files import write_text
 from targets.opencl.runtime import OpenCLError
 
 
@@ -105,7 +107,8 @@ def _run(folder: Path, options: RunRequest, load: Loader | None) -> None:
 def _answer_all(session: Session, given: list[Prompt] | None, options: RunRequest) -> None:
     """Answer every prompt, and print and save what is made of all answers."""
     answers: list[Answer] = []  # kept only where something is made of all of them afterwards
-    kept = options.save_logits is not None or (options.stats and given is not None)
+    kept = options.save_logits is not None or options.trace is not None or (options.stats and given is not None)
+    session.spans = options.trace is not None
 
     def show(prompt: Prompt, answer: Answer) -> None:
         _show(prompt, answer, options)
@@ -121,6 +124,10 @@ def _answer_all(session: Session, given: list[Prompt] | None, options: RunReques
             show(prompt, session.answer(ids, **_answer_options(options)))
     if options.stats and given is not None:
         print(stats_table(run_stats(answers)), file=sys.stderr)
+    if options.trace is not None:
+        board = session.plan.board if session.plan is not None else "this machine"
+        found = chrome_trace([answer.trace for answer in answers], board, session.lanes)
+        write_text(options.trace, json.dumps(found))
     if options.save_logits is not None:
         sequences = [(answer.prompt_ids, answer.token_ids) for answer in answers]
         save_logits(options.save_logits, session.models.target, sequences)

@@ -62,7 +62,7 @@ class Session:
     ``text`` None is a bundle without a tokenizer: prompts are token ids and the text stays empty. ``template`` puts
     texts into the chat template, ``system`` is the system message of chats that have none. ``repeatable`` is the
     policy where samples have a seed: it decides nothing from times. ``plan`` is what was predicted. ``resources`` end
-    with the session, which is a context manager.
+    with the session, which is a context manager. With ``spans`` the traces of the answers say when everything was done.
     """
 
     models: Models
@@ -77,6 +77,7 @@ class Session:
     repeatable: GammaPolicy | None = None
     plan: Plan | None = None
     overlap: Overlap | None = None
+    spans: bool = False
     resources: ExitStack = field(default_factory=ExitStack, repr=False)
     _current: Answer | None = field(default=None, init=False, repr=False)
 
@@ -93,6 +94,18 @@ class Session:
         if self._current is not None:
             self._current.close()
         self.resources.close()
+
+    @property
+    def lanes(self) -> dict[str, str]:
+        """The processor of each model, for people, by role."""
+        plan, found = self.plan, dict[str, str]()
+        for role, model in (("target", self.models.target), ("draft", self.models.draft)):
+            processor = getattr(model, "processor", "cpu")
+            cluster = "" if plan is None or processor != "cpu" else f" {plan.compiled_for(role)}"
+            found[role] = f"{processor.upper()}{cluster}"
+        if self.overlap is not None and found["target"] == found["draft"]:
+            found["draft"] += ", the drafter's cores"
+        return found
 
     @property
     def context(self) -> int:
@@ -172,7 +185,7 @@ class Session:
         request, seeded = self._request(options)
         greedy = request.sampling.greedy
         policy = self.repeatable if seeded and not greedy else self.policy
-        trace = Trace()
+        trace = Trace(spans=[] if self.spans else None)
         self._current = Answer(
             ids,
             replace(self, request=request, policy=policy).stream(ids, trace),

@@ -34,14 +34,14 @@ def generate(
         yield token
         if trace.finish_reason:
             return
-        watch = Stopwatch(trace.clock)
+        watch = Stopwatch(trace.clock, trace.spans)
         token = _next_token(target, [token], len(prompt) + len(trace.token_ids) - 1, request.sampling, watch, rng)
         trace.rounds.append(watch.round(drafted=0, accepted=0))
 
 
 def first_token(target: Model, prompt: Sequence[int], sampling: Sampling, trace: Trace, rng: Rng) -> int:
     """Feed what the cache does not hold of the prompt, its last token at least; the token that follows it."""
-    watch = Stopwatch(trace.clock)
+    watch = Stopwatch(trace.clock, trace.spans)
     held = min(target.held(prompt), len(prompt) - 1)
     trace.prompt_tokens, trace.kept_tokens = len(prompt), held
     token = _next_token(target, prompt[held:], held, sampling, watch, rng)

@@ -47,7 +47,7 @@ def speculate(
             if trace.finish_reason:
                 return
 
-        watch = Stopwatch(trace.clock)
+        watch = Stopwatch(trace.clock, trace.spans)
         offers = drafter.offers(tokens, watch)
         choice = policy.choose(offers)
         trace.switches += [replace(switch, tokens=len(trace.token_ids)) for switch in choice.switches]
@@ -74,7 +74,7 @@ def speculate(
 
 def _read_first(drafter: Drafter, tokens: Sequence[int], policy: GammaPolicy, trace: Trace) -> float:
     """Let the drafter read before the first token is shown, as far as the policy wants it; the seconds it took."""
-    watch = Stopwatch(trace.clock)
+    watch = Stopwatch(trace.clock, trace.spans)
     if most := policy.read_first(drafter.offers(tokens, watch), trace.prefill_s):
         trace.read_first = drafter.read(tokens, most, 0, watch)
     return sum(watch.booked.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,15 @@ class Switch:
     tokens: int = 0
 
 
+class Span(NamedTuple):
+    """What one model's thread did from one moment to another; the term is a booking of :class:`Stopwatch`."""
+
+    role: str
+    term: str
+    begin_s: float
+    end_s: float
+
+
 @dataclass
 class Trace:
     """The record of one generation, filled in while it runs.
@@ -72,7 +82,8 @@ class Trace:
     set by the reader of the stream), or None while it runs. ``lost_drafter`` says why the drafter was left out from
     some round on; None where it was not. ``switches`` are the changes of the draft length. Where the drafter goes on
     while the target verifies, ``draft_steps_s`` are its steps that made a draft, and ``hand_overs_s`` the times from
-    sending a message until the other thread, which waited for it, had it. ``clock`` gives seconds.
+    sending a message until the other thread, which waited for it, had it. ``spans`` says when all that was; None where
+    nobody asked. ``clock`` gives seconds.
     """
 
     prompt_tokens: int = 0
@@ -87,6 +98,7 @@ class Trace:
     switches: list[Switch] = field(default_factory=list)
     draft_steps_s: list[float] = field(default_factory=list)
     hand_overs_s: list[float] = field(default_factory=list)
+    spans: list[Span] | None = field(default=None, repr=False)
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
 
     @property
@@ -98,15 +110,18 @@ class Trace:
 class Stopwatch:
     """Books every interval under a name, so that the parts sum to the whole."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Start now, with nothing booked; ``clock`` gives seconds."""
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, spans: list[Span] | None = None) -> None:
+        """Start now, with nothing booked; ``clock`` gives seconds. Bookings are appended to ``spans``, too."""
         self.booked: dict[str, float] = {}
+        self._spans = spans
         self._clock, self._last = clock, clock()
 
     def book(self, term: str) -> None:
         """Add the time since the last booking to ``term``."""
         now = self._clock()
         self.booked[term] = self.booked.get(term, 0.0) + now - self._last
+        if self._spans is not None:
+            self._spans.append(Span("draft" if term in ("draft", "catch_up") else "target", term, self._last, now))
         self._last = now
 
     def round(self, drafted: int, accepted: int, read: int = 0, source: str = "") -> Round:

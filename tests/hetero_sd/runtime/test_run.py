@@ -165,6 +165,19 @@ def test_the_plan_chooses_overlapped_and_every_mode_overrides_it(folder, load, c
     assert capsys.readouterr() == (" wörld\n", f"run.py: note: {said} of those of the plan\n")
 
 
+@pytest.mark.parametrize("mode", ["off", "sequential", "overlapped --least 1"])
+def test_trace_is_written_with_a_lane_for_each_processor(folder, load, capsys, tmp_path, mode):
+    out = tmp_path / "trace.json"
+    assert main(folder, ["--prompt", "hello", "--mode", *mode.split(), "--trace", str(out)], load) == 0
+    assert capsys.readouterr() == (" wörld\n", "")
+    events = json.loads(out.read_text())["traceEvents"]
+    lanes = [e["args"]["name"] for e in events if e["name"] == "thread_name"]
+    assert lanes == ["CPU cpu", *(["CPU cpu, the drafter's cores"] if "overlapped" in mode else [])]
+    names = {"off": "decode 1 token", "sequential": "draft", "overlapped": "wait for drafts"}
+    assert names[mode.split()[0]] in {e["name"] for e in events}
+    assert "cannot be written" in error(capsys, "--prompt", "a", "--trace", str(tmp_path), folder=folder, load=load)
+
+
 def test_overlapped_with_stop_strings_sampling_and_statistics(folder, load, capsys, tmp_path):
     prompts = tmp_path / "p.txt"
     prompts.write_text("hello\nhello\nhello\n")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hetero_sd.runtime.decode.overlapped.messages import Begin, Drafts, Lost, Silent, ToTarget, Verdict
+from hetero_sd.runtime.decode.overlapped.messages import TRANSFER, Begin, Drafts, Lost, Silent, ToTarget, Verdict
 from hetero_sd.runtime.decode.sampling import Distribution
-from hetero_sd.runtime.decode.trace import Stopwatch
+from hetero_sd.runtime.decode.trace import Span, Stopwatch
 
 _PIECE = 256  # tokens of the text that are read before the next look at the messages
 
@@ -22,6 +22,7 @@ class DraftSide:
         self._q: list[Distribution] = []
         self._step_s: list[float] = []
         self._hand_over_s: list[float] = []
+        self._spans: list[Span] = []
         self._enough = begin.least  # held drafts that are sent together
         self._silent, self._lost = False, False
 
@@ -31,6 +32,8 @@ class DraftSide:
             self._flush()
         if hand_over_s is not None:
             self._hand_over_s.append(hand_over_s)
+            now = self._clock()
+            self._spans.append(Span("draft", TRANSFER, now - hand_over_s, now))
         at, self._certain = verdict.length - 1, verdict.length
         if len(self._tokens) > at and self._tokens[at] == verdict.token:
             return
@@ -45,7 +48,7 @@ class DraftSide:
         """Read a piece of the text or draft a token; False where there is nothing to do until the next verdict."""
         if self._silent or self._lost or not self._may_draft():
             return False
-        drafter, watch = self._begin.drafter, Stopwatch(self._clock)
+        drafter, watch = self._begin.drafter, Stopwatch(self._clock, self._spans)
         offers = drafter.offers(self._tokens, watch)
         if offers and offers[0].unread:
             drafter.read(self._tokens, _PIECE, 0, watch)
@@ -84,7 +87,7 @@ class DraftSide:
     def _flush(self) -> None:
         """Send all at once: every message wakes the target, and costs both threads a hand-over."""
         position = len(self._tokens) - len(self._held)
-        parts = self._held, self._q, self._step_s, self._hand_over_s
+        parts = self._held, self._q, self._step_s, self._hand_over_s, self._spans
         self._send(Drafts(self._begin.text, self._epoch, position, *parts, self._clock()))
-        self._held, self._q, self._step_s, self._hand_over_s = [], [], [], []
+        self._held, self._q, self._step_s, self._hand_over_s, self._spans = [], [], [], [], []
         self._enough = 1

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from hetero_sd.runtime.decode.drafters import Drafter
 from hetero_sd.runtime.decode.sampling import Distribution, Rng
+from hetero_sd.runtime.decode.trace import Span
+
+TRANSFER = "transfer"  # the term of a message's way from one thread to the other
 
 
 class Begin(NamedTuple):
@@ -57,6 +60,7 @@ class Drafts(NamedTuple):
         q: when sampling, the distribution that each was drawn from.
         step_s: what each took.
         hand_over_s: from sending a verdict until the drafter, which waited for it, had it.
+        spans: what its thread did since the last ones.
         sent_s: when this was sent.
     """
 
@@ -67,6 +71,7 @@ class Drafts(NamedTuple):
     q: list[Distribution]
     step_s: list[float]
     hand_over_s: list[float]
+    spans: list[Span]
     sent_s: float
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from hetero_sd.runtime.decode.drafters import MODEL, Draft, Drafter
 from hetero_sd.runtime.decode.generate import Request, first_token, record_token
 from hetero_sd.runtime.decode.overlapped.draft_thread import DraftThread
-from hetero_sd.runtime.decode.overlapped.messages import Drafts, Ended, Failed, Lost, Silent, ToTarget
+from hetero_sd.runtime.decode.overlapped.messages import TRANSFER, Drafts, Ended, Failed, Lost, Silent, ToTarget
 from hetero_sd.runtime.decode.sampling import Distribution, Rng
 from hetero_sd.runtime.decode.speculate import verify
-from hetero_sd.runtime.decode.trace import Stopwatch, Trace
+from hetero_sd.runtime.decode.trace import Span, Stopwatch, Trace
 from hetero_sd.runtime.model.protocol import Model
 
 
@@ -67,7 +67,7 @@ def speculate_overlapped(
                 if trace.finish_reason:
                     return
 
-            watch = Stopwatch(trace.clock)
+            watch = Stopwatch(trace.clock, trace.spans)
             most = min(gamma, end - 1 - len(tokens))
             _receive(thread, arrived, tokens, min(least, most), trace)
             watch.book("wait")
@@ -96,7 +96,10 @@ def _receive(thread: DraftThread, arrived: _Arrived, tokens: Sequence[int], leas
         if message is None:
             return
         if waited and isinstance(message, Drafts):
-            trace.hand_overs_s.append(trace.clock() - message.sent_s)
+            now = trace.clock()
+            trace.hand_overs_s.append(now - message.sent_s)
+            if trace.spans is not None:
+                trace.spans.append(Span("target", TRANSFER, message.sent_s, now))
         arrived.take(message, tokens)
         if arrived.error is not None:
             raise arrived.error
@@ -119,6 +122,8 @@ class _Arrived:
         if isinstance(message, Drafts):
             self._trace.draft_steps_s += message.step_s
             self._trace.hand_overs_s += message.hand_over_s
+            if self._trace.spans is not None:
+                self._trace.spans += message.spans
             if message.epoch == self._epoch:
                 self._compare(message, text)
         elif isinstance(message, Silent):

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -14,6 +15,7 @@ from hetero_sd.runtime.decode.choose_policy import DRAFTERS, choose_policy, fixe
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.generate import Request
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
+from hetero_sd.runtime.decode.live_mode import LiveMode
 from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap
 from hetero_sd.runtime.decode.start_times import time_steps
@@ -114,7 +116,9 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
     if overlapped and mode == AUTO and bundle.plan and (why := why_not_apart(loaded, bundle.plan, usable)) is not None:
         note(f"the plan drafts while the target verifies; here the models take turns: {why}")
         overlapped = False
-    drafts = (models.draft is not None or not with_model) and not overlapped
+    may_overlap = mode == AUTO and gamma is None and drafter == MODEL and models.draft is not None
+    may_overlap = may_overlap and bundle.plan is not None and why_not_apart(loaded, bundle.plan, usable) is None
+    drafts = (models.draft is not None or not with_model) and (may_overlap or not overlapped)
     policy = choose_policy(mode, gamma, bundle.plan, drafter) if drafts else None
     if isinstance(policy, LiveGamma):
         try:
@@ -122,7 +126,9 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
         except NotFiniteError as error:
             note(f"{error}; it is left out")
             policy = None
-    resources = ExitStack()
+    resources, live = ExitStack(), None
+    if may_overlap and isinstance(policy, LiveGamma) and bundle.plan is not None and bundle.plan.overlap is not None:
+        live, overlapped = LiveMode(policy, bundle.plan.overlap), True
     return Session(
         kept_prefixes(models),
         text,
@@ -133,13 +139,18 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
         system=settings.get("system"),
         repeatable=None if policy is None else choose_policy(mode, gamma, bundle.plan, drafter, repeatable=True),
         plan=bundle.plan,
-        overlap=_overlap(bundle, loaded, usable, settings, resources) if overlapped else None,
+        overlap=_overlap(bundle, loaded, usable, settings, resources, live) if overlapped else None,
         resources=resources,
     )
 
 
 def _overlap(
-    bundle: Bundle, models: Models, usable: Sequence[int], settings: Settings, resources: ExitStack
+    bundle: Bundle,
+    models: Models,
+    usable: Sequence[int],
+    settings: Settings,
+    resources: ExitStack,
+    live: LiveMode | None,
 ) -> Overlap:
     """Start the drafter's thread beside the target's, the models on CPUs of their own, until `resources` close."""
     planned = None if bundle.plan is None else bundle.plan.overlap
@@ -149,7 +160,8 @@ def _overlap(
         least = min(gamma, planned.least) if planned is not None else 0
     if least > gamma:
         raise UserError(f"--least {least}: {gamma} are drafted in a round: give 0 to {gamma}, or --gamma")
-    return resources.enter_context(overlapping(models, bundle.plan, usable, gamma, least, note))
+    overlap = resources.enter_context(overlapping(models, bundle.plan, usable, gamma, least, note))
+    return replace(overlap, live=live)
 
 
 def note(line: str) -> None:

@@ -57,7 +57,8 @@ class Options(TypedDict, total=False):
 class Session:
     """The models, and how they are used for every prompt; ``policy`` None means the target alone.
 
-    ``overlap`` drafts with the draft model while the target verifies; then ``policy`` and ``drafter`` are not asked.
+    ``overlap`` drafts with the draft model while the target verifies; then ``policy`` and ``drafter`` are not asked,
+    but where it decides live: then ``policy`` is what it takes turns by.
     ``drafter`` is one of choose_policy.DRAFTERS; ``pool`` keeps prompts and answers of the session for n-gram drafting.
     ``text`` None is a bundle without a tokenizer: prompts are token ids and the text stays empty. ``template`` puts
     texts into the chat template, ``system`` is the system message of chats that have none. ``repeatable`` is the
@@ -186,33 +187,42 @@ class Session:
         greedy = request.sampling.greedy
         policy = self.repeatable if seeded and not greedy else self.policy
         trace = Trace(spans=[] if self.spans else None)
+        overlap = self.overlap
+        if seeded and not greedy and overlap is not None and overlap.live is not None:
+            planned = self.plan is not None and self.plan.mode == OVERLAPPED
+            overlap = replace(overlap, live=None) if planned else None
+        ran = replace(self, request=request, policy=policy, overlap=overlap)
         self._current = Answer(
             ids,
-            replace(self, request=request, policy=policy).stream(ids, trace),
+            ran.stream(ids, trace),
             trace,
             self.text.decode if self.text else None,
             options.get("stop", self.stops),
             RunFacts(
-                self._mode(policy),
+                ran.mode,
                 None if greedy else request.sampling.seed,
                 self.plan,
-                self._gamma(policy),
+                ran.gamma,
                 lambda: getattr(self.models.target, "thread_facts", None),
                 lambda: None if self.overlap is None else getattr(self.models.draft, "thread_facts", None),
             ),
         )
         return self._current
 
-    def _mode(self, policy: GammaPolicy | None) -> str:
-        """How the draft length is chosen: "target-only", "live", or fixed: "speculative" or "overlapped"."""
-        if self.overlap is not None:
+    @property
+    def mode(self) -> str:
+        """How is drafted: "target-only", decided "live", or as it was given: "speculative" or "overlapped"."""
+        if self.overlap is not None and self.overlap.live is None:
             return OVERLAPPED
+        policy = self.policy
         return "target-only" if policy is None else "live" if isinstance(policy, LiveGamma) else "speculative"
 
-    def _gamma(self, policy: GammaPolicy | None) -> int | None:
+    @property
+    def gamma(self) -> int | None:
+        """Drafted tokens of every round, where that is fixed."""
         if self.overlap is not None:
             return None
-        return 0 if policy is None else policy.gamma if isinstance(policy, FixedGamma) else None
+        return 0 if self.policy is None else self.policy.gamma if isinstance(self.policy, FixedGamma) else None
 
     def _request(self, options: Options) -> tuple[Request, bool]:
         """When to stop and how to choose, and whether the user gave a seed."""
@@ -240,10 +250,16 @@ class Session:
                 raise UserError(name)
         return Request(most, self.request.eos_ids, sampling), seed is not None
 
+    def _begins_overlapped(self, prompt_tokens: int) -> bool:
+        live = None if self.overlap is None else self.overlap.live
+        if live is None:
+            return self.overlap is not None
+        return live.begin(prompt_tokens, self.request.max_new_tokens)
+
     def stream(self, ids: list[int], trace: Trace) -> Iterator[int]:
         """Return the generated ids one by one, and record the run in ``trace``."""
         target, sampling = self.models.target, self.request.sampling
-        if self.overlap is not None and self.models.draft is not None:
+        if self.models.draft is not None and self._begins_overlapped(len(ids)) and self.overlap is not None:
             drafts = ModelDrafter(self.models.draft, target.vocab, sampling, ids)
             return speculate_overlapped(target, drafts, ids, self.request, self.overlap, trace)
         drafters: list[Drafter] = []

@@ -85,6 +85,17 @@ class LiveGamma:
         started = self._sources[MODEL].gamma
         return started or max(drafting, key=lambda g: self.tokens_per_s(MODEL, g), default=0)
 
+    def best_tokens_per_s(self) -> float:
+        """The expected speed of the best draft length of the model's drafts, 0 among them."""
+        return max(self.tokens_per_s(MODEL, gamma) for gamma in self._gammas)
+
+    def observe_beside(self, finished: Round) -> None:
+        """Learn the acceptance from a round that was drafted while the target verified; its times are others."""
+        self._done += finished.accepted + 1
+        self._text += finished.accepted + 1
+        if finished.drafted:
+            self._source(MODEL).acceptance.observe(finished.accepted, finished.drafted, self._text)
+
     def begin(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """A new text."""
         if self._done:

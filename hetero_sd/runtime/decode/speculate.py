@@ -39,6 +39,20 @@ def speculate(
     new_tokens = [first_token(target, prompt, request.sampling, trace, rng)]
     if request.max_new_tokens > 1 and new_tokens[0] not in request.eos_ids:
         trace.prefill_s += _read_first(drafter, [*tokens, *new_tokens], policy, trace)
+    yield from take_turns(target, drafter, tokens, new_tokens, request, policy, trace, rng)
+
+
+def take_turns(
+    target: Model,
+    drafter: Drafter,
+    tokens: list[int],
+    new_tokens: list[int],
+    request: Request,
+    policy: GammaPolicy,
+    trace: Trace,
+    rng: Rng,
+) -> Iterator[int]:
+    """Yield ``new_tokens``, which follow ``tokens``, and then round by round what follows them."""
     while True:
         for token in new_tokens:
             record_token(token, request, target.context, trace)

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import some_model, some_plan
+from bundles import some_model, some_plan, some_prediction
+from requirements import only_where
 
 from costmodel.schema.manifest import TokenizerFacts
-from costmodel.schema.plan import PlannedOverlap
+from costmodel.schema.plan import LivePrediction, PlannedOverlap
 from hetero_sd.runtime.launcher import launcher
 from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.runtime.model.protocol import Models
@@ -163,6 +164,30 @@ def test_the_plan_chooses_overlapped_and_every_mode_overrides_it(folder, load, c
     assert main(folder, ["--prompt", "hello"], load) == 0
     said = "the plan drafts while the target verifies; here the models take turns: this process may not use CPU 65536"
     assert capsys.readouterr() == (" wörld\n", f"run.py: note: {said} of those of the plan\n")
+
+
+def test_a_plan_with_predictions_decides_live_between_overlapped_and_turns(folder, load, capsys, tmp_path):
+    cpu, *others = sorted(os.sched_getaffinity(0))
+    only_where(others, "one core: there is nothing to divide")
+    overlap = PlannedOverlap(3, 1, (cpu,), (others[0],), "cpu", 1.0, 1.0, 0.0, 4e-5, 2.0, 9.0)
+    live = LivePrediction(0.8, 0.001, {1: 0.01, 4: 0.0106}, 1e-5, 0.005, 32)
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("hello\n" * 4)
+    before = threading.active_count()
+    for plan in (
+        some_plan(mode="overlapped", overlap=overlap, prediction=some_prediction(live=live)),
+        some_plan(overlap=overlap, prediction=some_prediction(live=live)),
+    ):
+        write_bundle(folder, plan=plan)
+        for more, mode in (
+            ([], "live"),
+            (["--temperature", "1e-9", "--seed", "1"], "overlapped" if plan.mode == "overlapped" else "speculative"),
+        ):
+            assert main(folder, ["--prompts", str(prompts), "--json", *more], load) == 0
+            lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+            assert [line["token_ids"] for line in lines] == [load.script[1:]] * 4
+            assert {line["stats"]["mode"] for line in lines} == {mode}
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("mode", ["off", "sequential", "overlapped --least 1"])

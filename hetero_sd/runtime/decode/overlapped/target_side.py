@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hetero_sd.runtime.decode.drafters import MODEL, Draft, Drafter
 from hetero_sd.runtime.decode.generate import Request, first_token, record_token
+from hetero_sd.runtime.decode.live_mode import LiveMode
 from hetero_sd.runtime.decode.overlapped.draft_thread import DraftThread
 from hetero_sd.runtime.decode.overlapped.messages import TRANSFER, Drafts, Ended, Failed, Lost, Silent, ToTarget
 from hetero_sd.runtime.decode.sampling import Distribution, Rng
-from hetero_sd.runtime.decode.speculate import verify
+from hetero_sd.runtime.decode.speculate import take_turns, verify
 from hetero_sd.runtime.decode.trace import Span, Stopwatch, Trace
 from hetero_sd.runtime.model.protocol import Model
 
@@ -23,11 +24,13 @@ class Overlap:
         thread: the drafter's, running.
         gamma: drafts that are verified at a time, at most; at least 1.
         least: drafts that the target waits for; sampling waits for all.
+        live: decides whether a text begins like this, and ends it where taking turns is faster; None: every text.
     """
 
     thread: DraftThread
     gamma: int
     least: int = 0
+    live: LiveMode | None = None
 
 
 def speculate_overlapped(
@@ -56,9 +59,10 @@ def speculate_overlapped(
         rng=lambda position: rng if sampling.greedy else Rng((sampling.seed, position)),
     )
     arrived = _Arrived(text, trace)
+    left = False
     try:
         new_tokens = [first_token(target, prompt, sampling, trace, rng)]
-        while True:
+        while not left:
             thread.judge(text, len(tokens) + len(new_tokens), new_tokens[-1])
             for token in new_tokens:
                 record_token(token, request, target.context, trace)
@@ -77,12 +81,19 @@ def speculate_overlapped(
             arrived.judge(accepted, extra)
             new_tokens = [*drafted[:accepted], extra]
             trace.rounds.append(watch.round(len(drafted), accepted, source=MODEL if drafted else ""))
+            if overlap.live is not None and (switch := overlap.live.observe(trace.rounds[-1])) is not None:
+                trace.switches.append(replace(switch, tokens=len(trace.token_ids)))
+                left = True
     finally:  # also on Ctrl-C, and where nobody wants more of the text
         thread.end(text)
         while not arrived.ended:  # within a step of the drafter
             message, _ = thread.receive(wait=True)
             if message is not None:
                 arrived.take(message, tokens)
+    if left and overlap.live is not None:
+        drafter.keep(len(tokens))  # the drafter had judged all of it, and went on
+        turns = overlap.live.turns
+        yield from take_turns(target, drafter, tokens, new_tokens, request, turns, trace, rng)
 
 
 def _receive(thread: DraftThread, arrived: _Arrived, tokens: Sequence[int], least: int, trace: Trace) -> None:

@@ -193,9 +193,11 @@ def why_not(variant: Variant, best: Variant) -> str:
     ours, theirs = terms(variant), terms(best)
     name = max(ours, key=lambda term: ours[term] - theirs[term])
     r, each = variant.round, f"{_ms(ours[name])} ms for each of {variant.round.tokens:.2f} tokens"
+    most = "" if variant.least in (None, r.gamma) else "up to "
+    drafting = "drafting" if variant.least is None else "waiting for"
     source = {
-        "verify": f"verifying {r.gamma + 1} tokens in {_ms(r.verify_s)} ms: {each}",
-        "draft": f"drafting {r.gamma} token{'s' if r.gamma > 1 else ''} in {_ms(r.draft_s)} ms: {each}",
+        "verify": f"verifying {most}{r.gamma + 1} tokens in {_ms(r.verify_s)} ms: {each}",
+        "draft": f"{drafting} {r.gamma} token{'s' if r.gamma > 1 else ''} in {_ms(r.draft_s)} ms: {each}",
         "other": f"the loop around the steps: {_ms(ours[name])} ms a token",
     }[name]
     if variant.mode == TARGET_ONLY and name == "verify":

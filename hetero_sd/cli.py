@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hetero_sd.commands import acceptance, audit, calibrate, doctor, explain, inspect, predict, run, sweep, verify
 from hetero_sd.commands import compile as compile_command
+from hetero_sd.commands.in_a_copy import in_a_copy
 from hetero_sd.commands.parser import Command, Parser
 from hetero_sd.runtime.internal_error import check_streams, report, settle_output, show_traceback
 from targets.errors import UserError
@@ -27,6 +29,9 @@ COMMANDS: dict[str, Command] = {
     "calibrate": calibrate,
     "acceptance": acceptance,
 }
+
+# What removes the leftovers where the process that does the work ended without Python's knowing.
+IN_A_COPY: dict[str, Callable[[argparse.Namespace], None]] = {"compile": compile_command.clean}
 
 
 def parser() -> Parser:
@@ -59,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = options.command
         if ignored := _ignored_calibration(options):
             print(f"hetero-sd: note: {ignored}", file=sys.stderr)
+        if arguments is None and command in IN_A_COPY:
+            clean = functools.partial(IN_A_COPY[command], options)
+            if (code_of_copy := in_a_copy("hetero-sd", command, clean)) is not None:
+                return code_of_copy
         code = COMMANDS[command].run(options)
         sys.stdout.flush()
         return code

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -125,7 +126,7 @@ class Backend(ABC):
         return None
 
     def build(self, mod: Any, core: Core, path: Path, kernels: Kernels | None, progress: Progress) -> None:
-        """Compile a lowered module and write it as a shared library.
+        """Compile a lowered module and write it as a shared library; what is made on the way lies beside it.
 
         Args:
             mod: from passes/lower.
@@ -140,7 +141,9 @@ class Backend(ABC):
 
         executable = relax.build(mod, self.tvm_target(core))
         path.parent.mkdir(parents=True, exist_ok=True)
-        executable.export_library(str(path), fcompile=link_function(core))
+        # beside the library, so that what a killed build leaves goes as a whole
+        with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".objects-") as objects:
+            executable.export_library(str(path), fcompile=link_function(core), workspace_dir=objects)
 
     # running
 

@@ -14,3 +14,25 @@ def last_line(error: BaseException) -> str:
     """What an exception of TVM says, without its traceback."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
+
+
+_WANTING = (
+    *("No space left", "File too large", "Disk quota", "IO failure", "Input/output error", "Read-only file system"),
+    *("out of memory", "bad_alloc", "Cannot allocate memory", "memory exhausted", "Resource temporarily unavailable"),
+)
+
+
+def wanting(text: str) -> str | None:
+    """The first line of what a native program or library printed that says what the machine lacks, or None."""
+    return next((line.strip() for line in text.splitlines() if any(said in line for said in _WANTING)), None)
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error comes from a lack of memory, which libraries say in errors of their own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, MemoryError) or any(said in str(error) for said in ("bad_alloc", "out of memory")):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False

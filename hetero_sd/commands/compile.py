@@ -129,6 +129,13 @@ def _from_hub(path: Path | None, variant: str | None, progress: Progress) -> Any
     return fetch(str(path), variant, progress)
 
 
+def clean(options: argparse.Namespace) -> None:
+    """Remove what a compile left that ended without its knowing."""
+    from hetero_sd.compile.bundle import remove_leftovers
+
+    remove_leftovers(options.out)
+
+
 def _gamma(text: str) -> int | None:
     """A draft length, or None for the plan's."""
     if text == "auto":

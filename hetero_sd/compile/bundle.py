@@ -69,7 +69,7 @@ def new_bundle(out: Path) -> Iterator[Path]:
     parent = out.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
+        remove_leftovers(out)
         work, lock = _locked_folder(out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
@@ -107,7 +107,7 @@ def _locked_folder(out: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _remove_leftovers(out: Path) -> None:
+def remove_leftovers(out: Path) -> None:
     """Remove what builds to the same place left that were killed: nobody has a lock on it."""
     ours = re.compile(re.escape(f".{out.name}.new.") + r"[a-z0-9_]{8}")
     for path in out.absolute().parent.iterdir():

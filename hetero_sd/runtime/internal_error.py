@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from targets.errors import UserError
+from targets.errors import UserError, lacks_memory
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 USER_EXIT_CODE = 2
@@ -43,7 +43,7 @@ def report(program: str, doing: str, error: BaseException) -> int:
     """
     show_traceback(error)
     doing = getattr(error, _STEP, doing)
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         print(f"{program}: error: out of memory ({doing})", file=sys.stderr)
         return USER_EXIT_CODE
     if isinstance(error, OSError) and error.strerror:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from targets.device import Core
 from targets.elf import machine, newest_glibc
-from targets.errors import UserError
+from targets.errors import UserError, wanting
 from targets.zig import OLDEST_GLIBC, has_zig, zig, zig_environment
 
 LinkFunction = Callable[..., None]
@@ -75,12 +75,21 @@ def _command(isa: str, prefer: str | None) -> list[str]:
 
 
 def _link(command: list[str], output: Path, arguments: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as scratch:  # the linker's own files land here, not in the user's folder
-        full = [*command, *_FLAGS, "-o", str(output.absolute()), *arguments]
-        done = subprocess.run(
-            full, cwd=scratch, env=zig_environment(scratch), capture_output=True, text=True, check=False
-        )
+    """Link.
+
+    Raises:
+        UserError: the disk is full, or memory was short.
+    """
+    output = output.absolute()
+    # the linker's own files land here, beside the library: what a killed build leaves goes as a whole
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".linking-") as scratch:
+        full = [*command, *_FLAGS, "-o", str(output), *arguments]
+        environment = {**zig_environment(scratch), "TMPDIR": scratch}
+        done = subprocess.run(full, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
+        lacking = wanting(done.stdout + done.stderr) or ("it was killed" if done.returncode == -9 else None)
+        if lacking is not None:
+            raise UserError(f"{output.name}: cannot be linked: {lacking}")
         raise RuntimeError(f"linking {output} failed: {' '.join(full)}\n{done.stdout}{done.stderr}")
 
 

@@ -42,13 +42,13 @@ class CpuKernels:
             return symbol, _declaration(symbol, found)
         return symbol, made(self._makers[maker], tile, sizes).with_attr(_SYMBOL, symbol)
 
-    def objects(self, mod: Any, progress: Progress) -> dict[str, bytes]:
-        """The object file of each PrimFunc of a lowered module, by its symbol."""
+    def objects(self, mod: Any, folder: Path, progress: Progress) -> dict[str, bytes]:
+        """The object file of each PrimFunc of a lowered module, by its symbol; `folder` is for what LLVM writes."""
         functions = primitive_functions(mod)
         missing = [symbol for symbol in functions if self._cache.get(symbol) is None]
 
         def compiled(symbol: str) -> tuple[str, CompiledKernel]:
-            return symbol, _compile(functions[symbol], symbol, self._target)
+            return symbol, _compile(functions[symbol], symbol, self._target, folder)
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # LLVM runs without Python's lock
             for done, (symbol, kernel) in enumerate(threads.map(compiled, missing), 1):
@@ -82,12 +82,14 @@ def build_library(mod: Any, core: Core, path: Path, kernels: CpuKernels, progres
     pipeline = tvm.transform.Sequential([_declare(), relax.get_pipeline("default"), _call_by_name()])
     executable = relax.build(mod, target, relax_pipeline=pipeline)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    # beside the library, so that what a killed build leaves goes as a whole
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".objects-") as folder:
         files = []
-        for symbol, content in sorted(kernels.objects(mod, progress).items()):
-            files.append(Path(scratch) / f"{symbol}.o")
+        for symbol, content in sorted(kernels.objects(mod, Path(folder), progress).items()):
+            files.append(Path(folder) / f"{symbol}.o")
             files[-1].write_bytes(content)
-        executable.export_library(str(path), fcompile=link_function(core), addons=[str(f) for f in files])
+        addons = [str(file) for file in files]
+        executable.export_library(str(path), fcompile=link_function(core), addons=addons, workspace_dir=folder)
 
 
 def _declare() -> Any:
@@ -134,15 +136,13 @@ def _call_by_name() -> Any:
     return call_by_name
 
 
-def _compile(func: Any, symbol: str, target: Any) -> CompiledKernel:
+def _compile(func: Any, symbol: str, target: Any, folder: Path) -> CompiledKernel:
     import tvm
 
     module = tvm.IRModule({symbol: func.with_attr("global_symbol", symbol)})
-    built = tvm.tirx.build(module, target=target, pipeline="default")
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "kernel.o"
-        built.write_to_file(str(path))
-        return _signature(func, path.read_bytes())
+    path = folder / f"{symbol}.o"
+    tvm.tirx.build(module, target=target, pipeline="default").write_to_file(str(path))
+    return _signature(func, path.read_bytes())
 
 
 def _signature(func: Any, content: bytes) -> CompiledKernel:

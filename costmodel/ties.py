@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from costmodel.question import Decision, Variant, why_not
-from costmodel.schema.plan import OVERLAPPED
+from costmodel.schema.plan import OVERLAPPED, TARGET_ONLY
 from costmodel.uncertainty import Interval
 
 TIE_SHARE = 0.1  # variants whose speeds differ by no more may be a tie
@@ -17,32 +17,35 @@ def settle_ties(decision: Decision, interval_of: Callable[[Variant], Interval]) 
     """Take the surest of the variants that tie with the fastest, and say so.
 
     A tie: at most TIE_SHARE slower, and each inside the interval of the other. The surer one has the narrower interval;
-    it must be narrower by a tenth, else the fastest stays. Overlapped rounds are never the surer ones: what two
-    processors do to each other was measured on no board.
+    it must be narrower by a tenth, else the fastest stays. Where the target alone is the fastest, nothing that drafts
+    ties with it: that takes more memory, and rests on an acceptance as well. Overlapped rounds are never the surer
+    ones: what two processors do to each other was measured on no board.
     """
     first = decision.best
     near = [
-        (i, v)
-        for i, v in enumerate(decision.leading)
-        if v.tokens_per_s >= (1 - TIE_SHARE) * first.tokens_per_s and (i == 0 or v.mode != OVERLAPPED)
+        v
+        for v in decision.leading
+        if v.tokens_per_s >= (1 - TIE_SHARE) * first.tokens_per_s and (v is first or v.mode != OVERLAPPED)
     ]
+    if first.mode == TARGET_ONLY:
+        near = [v for v in near if v.mode == TARGET_ONLY]
     if len(near) == 1:
         return decision
-    sure, intervals = interval_of(first), [interval_of(v) for _, v in near]
+    sure, intervals = interval_of(first), [interval_of(v) for v in near]
     tied = [
         (own.high / own.low, i)
-        for (i, v), own in zip(near, intervals, strict=True)
+        for i, (v, own) in enumerate(zip(near, intervals, strict=True))
         if own.low <= first.tokens_per_s <= own.high and sure.low <= v.tokens_per_s <= sure.high
     ]
     width, chosen = min(tied)
     if chosen == 0 or width > _SURER * sure.high / sure.low:
         return decision
     speed = f"{first.tokens_per_s:.2f} tokens/s ({sure.low:.2f} to {sure.high:.2f})"
-    best = replace(
-        decision.leading[chosen], reason=f"chosen: a tie with {first.mode} at {speed}, and the surer of the two"
-    )
+    best = replace(near[chosen], reason=f"chosen: a tie with {first.mode} at {speed}, and the surer of the two")
     others = [replace(first, reason="a tie with the chosen one, which is surer")]
-    others += [replace(v, reason=_why_not(v, best)) for i, v in enumerate(decision.leading) if i not in (0, chosen)]
+    others += [
+        replace(v, reason=_why_not(v, best)) for v in decision.leading if v is not first and v is not near[chosen]
+    ]
     return replace(decision, best=best, leading=(best, *others), tied=first)
 
 

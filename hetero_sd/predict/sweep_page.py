@@ -66,9 +66,9 @@ def _sentence(runs: list[list[Row]]) -> str:
     names = list(dict.fromkeys(verdict_of(run[0]) for run in runs))
     if len(names) == 1:
         return f"The same everywhere: {names[0]}."
-    drafting = [r["alpha"] for run in runs for r in run if r["mode"] != TARGET_ONLY]
+    drafting = [r["alpha"] for run in runs for r in run if r["mode"] != TARGET_ONLY and r["against_best"] > 1]
     if not drafting:
-        return f"{plural(len(names), 'verdict')}, none of which drafts."
+        return f"{plural(len(names), 'verdict')}, none of which gains by drafting."
     return (
         f"{plural(len(names), 'verdict')}; drafting pays from an acceptance of {min(drafting):g} on, at the earliest."
     )

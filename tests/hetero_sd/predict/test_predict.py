@@ -288,6 +288,10 @@ def test_what_a_tie_is(speeds: Any, intervals: Any, chosen: int) -> None:
     assert found.best.tokens_per_s == pytest.approx(speeds[chosen])
     assert [v.tokens_per_s for v in found.leading] == pytest.approx([speeds[chosen], speeds[1 - chosen]])
 
+    drafts = replace(decision, leading=(variants[0], replace(variants[1], mode="sequential")))
+    alone = settle_ties(drafts, lambda variant: sure[variant.tokens_per_s])
+    assert alone == drafts  # drafting does not tie with a faster target alone
+
 
 def test_the_interval_holds_an_acceptance_that_nobody_measured() -> None:
     models = [known_model(name, "float16") for name in ("Qwen2.5-1.5B", "Qwen2.5-0.5B")]

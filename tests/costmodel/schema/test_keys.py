@@ -70,6 +70,10 @@ DOCUMENTS = {
     "hetero_sd/runtime/load.py": ("how a bundle is loaded", "gamma least mode"),
     "hetero_sd/runtime/run.py": ("how a bundle is loaded", "gamma least mode"),
     "hetero_sd/runtime/trust.py": ("run.py carries it, and imports nothing of ours before it", "bytes files sha256"),
+    "hetero_sd/predict/sweep_page.py": (
+        "columns of what `sweep` writes, and what its page shows",
+        "against_best board context gamma mode tokens_per_s verdict",
+    ),
     "hetero_sd/sweep.py": (
         "columns of what `sweep` writes",
         "against_best against_same board context gamma mode tokens_per_s",

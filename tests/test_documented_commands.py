@@ -26,6 +26,7 @@ from targets.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPORTS = ROOT / "tests" / "data" / "exports"
+DOCS = ROOT / "docs"
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
@@ -72,10 +73,12 @@ SLOW = {  # the same, but long: what is appended makes it shorter
     f"hetero-sd compile {PAIR} --tokenizer . --board imx95 --out bundle": "",
     "run.py --calibrate F": "--calibrate-seconds 30",
 }
-PARSED = {  # needs a board, a signed bundle or typed prompts, or steps measured without anything else running
+PARSED = {  # needs a board, the hub, a signed bundle or typed prompts, or steps measured without anything else running
     "run.py --check",
     "run.py --verify-key PUB",
     "ssh board python3 bundle/run.py --prompt 'The dog sleeps.'",
+    "hetero-sd compile hf:ORG/NAME --variant q4 --board rpi5 --out bundle",
+    "hetero-sd predict target/config.json --draft draft/config.json --board rpi5 --alpha 0.7 --weights int4",
     "hetero-sd calibrate F --target target/model.onnx --board imx95 --out my-imx95.toml",
     "hetero-sd calibrate --board host",
     "hetero-sd run --on USER@BOARD bundle -- --prompt TEXT",
@@ -102,6 +105,7 @@ ELSEWHERE = {  # takes what a test must not: an installation, all tests, a netwo
     "python corpus.py --train train.jsonl": "examples/translation/corpus.py",
     "python examples/chat/chat.py --board imx95 --out chat-imx95": "examples/chat/chat.py",
     "python examples/chat/export.py MODEL.gguf --out DIR": "examples/chat/export.py",
+    "python -m onnxruntime_genai.models.builder -m ORG/NAME -o DIR -p int4 -e cpu": "tests/data/make_exports.py",
     "python evaluate.py": "examples/translation/evaluate.py",
     "python benchmarks/prediction.py": "benchmarks/prediction.py",
     "python benchmarks/arm_static.py --write": "benchmarks/arm_static.py",
@@ -136,7 +140,7 @@ def commands_of(text: str) -> set[str]:
 
 
 def documented() -> set[str]:
-    documents = [*(ROOT / name for name in DOCUMENTS), *(ROOT / "docs").rglob("*.md")]
+    documents = [*(ROOT / name for name in DOCUMENTS), *DOCS.rglob("*.md")]
     return set().union(*(commands_of(path.read_text("utf-8")) for path in documents))
 
 
@@ -171,7 +175,7 @@ def missing_paths(text: str, root: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", [*DOCUMENTS, *(f"docs/{path.name}" for path in sorted(DOCS.glob("*.md")))])
 def test_every_path_in_a_document_exists(name: str) -> None:
     assert missing_paths((ROOT / name).read_text("utf-8"), ROOT) == []
 

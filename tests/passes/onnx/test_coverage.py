@@ -481,8 +481,9 @@ HEAD = f"""# What the importer reads
 
 Made by `PYTHONPATH=.:tests/data python tests/passes/onnx/test_coverage.py`. The same file holds the tests: all
 outputs of every cell that passes against onnxruntime, at several lengths, paddings and batches, through the canonical
-model and through the reference bodies of the Relax operators, each check with a negative control; {len(COMPILED)} cells
-are compiled for the host and two for the emulated board. The exports are made by the scripts in `tests/data`.
+model and, for each kind of graph, the reference bodies of Relax operators, with negative controls;
+{len(COMPILED)} cells are compiled for the host and two for the emulated board.
+The exports are made by the scripts in `tests/data`.
 
 Find your family's row and your exporter's column. A cell names what was exported: the precision, and what else is
 special (`17`, `18`: the opset; `eager`: attention written out, otherwise sdpa; `qdq`: blocked DequantizeLinear; `int4`

@@ -145,23 +145,27 @@ def _linear_int(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
 
 
 def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
-    """Scores with keys in lanes, exp, then the weighted sum of values, for each row and KV head."""
+    """Scores with keys in lanes, exp, then the weighted sum of values, for tiles of rows of each KV head."""
     head_dim, kv_heads = op.operator.head_dim, op.operator.kv_heads
-    share = op.operator.heads // kv_heads
+    share, n = op.operator.heads // kv_heads, op.rows // op.batch
     vectors = max(1, head_dim // tile.lanes)
-    n = op.rows // op.batch
-    keys = [visible_keys(op.past + t, op.operator.window) for t in range(n)]
-    key_tiles = sum(-(-count // tile.lanes) + 1 for count in keys)
-    score = head_dim * issue.cycles(share, 0, 1 + share, _FMA_LATENCY)
-    soften = share * (_EXP + 8) / issue.fma
-    out = share * vectors
-    spilled = out if out > tile.accumulators else 0  # accumulators that do not fit are loaded and stored each time
-    value = issue.cycles(out, 0, vectors + share + 2 * spilled, 1.0 if spilled else _FMA_LATENCY)
-    cycles = op.batch * (key_tiles * (score + soften) + sum(keys) * value + n * share * vectors * _DIVIDE)
-    used = min(threads, kv_heads)
-    heads = -(-kv_heads // used)
-    part = 2 * head_dim * 4 * max(keys)
-    return Cycles(heads * cycles, used, n, part)
+    cut = tile.attention(n, share, vectors)
+    queries = cut.rows * share
+    # keys that any row of a tile sees
+    spans = [visible_keys(op.past + t, op.operator.window) + cut.rows - 1 for t in range(0, n, cut.rows)]
+    key_tiles = [-(-span // tile.lanes) for span in spans]
+    score = head_dim * issue.cycles(queries * cut.key_vectors, 0, cut.key_vectors + queries, _FMA_LATENCY)
+    soften = queries * (_EXP + 8) / issue.fma
+    sums = queries * cut.value_vectors
+    spilled = sums if sums > tile.accumulators else 0  # accumulators that do not fit are loaded and stored each time
+    loads = cut.value_vectors + queries + 2 * spilled
+    value = vectors / cut.value_vectors * issue.cycles(sums, 0, loads, 1.0 if spilled else _FMA_LATENCY)
+    scores = sum(-(-count // cut.key_vectors) for count in key_tiles) * score + sum(key_tiles) * soften
+    of_head = op.batch * (scores + sum(spans) * value + n * share * vectors * _DIVIDE)
+    tasks = kv_heads * len(spans)
+    used = min(threads, tasks)
+    part = 2 * head_dim * 4 * max(spans)
+    return Cycles(-(-tasks // used) / len(spans) * of_head, used, len(spans), part)
 
 
 def _serial(op: Op, tile: CpuTile, issue: Issue) -> float:

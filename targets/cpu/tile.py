@@ -10,6 +10,24 @@ from targets.device import Core
 SERIAL_WEIGHTS = 16 * 1024
 
 
+_QUERIES = 6  # of an attention's tile
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """What an attention computes together for one KV head; queries are rows times the heads that share it.
+
+    Attributes:
+        rows: of new tokens; they divide the rows of a call.
+        key_vectors: of keys beside each other, for scores.
+        value_vectors: of head_dim beside each other, for the sums of values; they divide it.
+    """
+
+    rows: int
+    key_vectors: int
+    value_vectors: int
+
+
 @dataclass(frozen=True)
 class CpuTile:
     """Vector and register-tile sizes of one instruction set.
@@ -44,6 +62,19 @@ class CpuTile:
         """Panels one tile works on side by side: one row alone needs several, to hide the latency of the FMA."""
         most = max(1, min(4, self.accumulators // (self.panel_vectors * self.rows(n))))
         return next(p for p in range(most, 0, -1) if panel_count % p == 0)
+
+    def attention(self, n: int, share: int, vectors: int) -> AttentionTile:
+        """The tile of an attention over n rows, `share` heads a KV head and `vectors` vectors across head_dim.
+
+        Beside its sums, a tile of scores keeps the keys in registers, and what they are multiplied with: on aarch64,
+        which multiplies by lane, a vector of each query.
+        """
+        rows = next(r for r in range(max(1, _QUERIES // share), 0, -1) if n % r == 0)
+        queries, registers = rows * share, self.accumulators * 4 // 3
+        factors = queries if self.lanes == 4 else 1
+        side = max(1, min(4, (registers - factors) // (queries + 1)))
+        widest = max(1, min(4, self.accumulators // queries, vectors))
+        return AttentionTile(rows, side, next(w for w in range(widest, 0, -1) if vectors % w == 0))
 
 
 def cpu_tile(core: Core) -> CpuTile:

@@ -163,7 +163,7 @@ def test_an_acceptance_file_widens_the_interval(
 
 def test_a_cpu_only_board_and_no_drafter(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     text = predicted(capsys, [pair[0], "--board", "rpi5", "--weights", "int4"])
-    assert text.startswith("On rpi5 run Llama-3.2-3B int4 alone on a76 x2")  # bandwidth falls with more threads
+    assert text.startswith("On rpi5 run Llama-3.2-3B int4 alone on a76 x1")  # bandwidth falls with more threads
     assert "predicted from the board" not in text
 
 

@@ -63,19 +63,19 @@ def test_the_cpu_keeps_rows_and_panels_in_registers() -> None:
 def test_attention_reads_what_each_row_sees() -> None:
     from targets.cpu.kernels.attention import attention_cached
 
-    # 3 rows after 20 keys see 21, 22, 23 keys; in tiles of 4 keys that is 24 for each row
+    # 3 rows after 20 keys see 21, 22, 23 keys, read once for the tile; the values of the last two keys, which only some
+    # rows see, once for each query that does: 1 and 2 keys, two heads
     heads, kv_heads, dim, past = 4, 2, 32, 20
     counted = count_traffic(attention_cached(CPU, 3, heads, kv_heads, dim, 64, 0.2, 0, 0.0), scalar=past)
     t = by_name(counted)
     row = kv_heads * dim * 4
-    assert t["values"] == Traffic("values", (21 + 22 + 23) * row, 3 * row, 23 * row, 3 * row)
-    assert t["keys"] == Traffic("keys", 3 * 24 * row, 3 * row, 24 * row, 3 * row)
+    assert t["values"] == Traffic("values", (21 + 2 * (1 + 2)) * row, 3 * row, 23 * row, 3 * row)
+    assert t["keys"] == Traffic("keys", 24 * row, 3 * row, 24 * row, 3 * row)
     windowed = attention_cached(CPU, 1, heads, kv_heads, dim, 64, 0.2, 5, 0.0)
     assert by_name(count_traffic(windowed, scalar=past))["values"].read_bytes == 5 * row
     later = by_name(count_traffic(attention_cached(CPU, 3, heads, kv_heads, dim, 64, 0.2, 0, 0.0), scalar=past + 1))
-    assert (
-        later["values"].read_bytes == (22 + 23 + 24) * row
-    )  # the negative control: one more key in the cache is three more rows
+    # the negative control: one more key in the cache is one more row
+    assert later["values"].read_bytes == (22 + 2 * (1 + 2)) * row
 
 
 def test_scratch_and_own_results_need_nothing() -> None:

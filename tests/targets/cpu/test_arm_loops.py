@@ -12,6 +12,7 @@ import pytest
 from targets.cpu import core
 from targets.cpu.dot import DOTS
 from targets.cpu.kernels import linear_int
+from targets.cpu.kernels.attention import attention_cached
 from targets.cpu.tile import cpu_tile
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
@@ -122,3 +123,20 @@ def test_codes_are_made_in_vectors(loops: Any, name: str) -> None:
     assert loop.count("fcvtzs") == loop.count("frinti") == 8 * steps
     assert not any(line.split()[1].startswith("w") for line in loop.instructions if line.startswith("fcvtzs"))
     assert loop.stack == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cortex-a55", "cortex-a76"])
+def test_attention_keeps_its_sums_in_registers(loops: Any, name: str) -> None:
+    """Scores of a tile of rows, then their values: the loops with the most additions hardly touch the stack."""
+    tile, heads = cpu_tile(core(name)), (9, 3, 64)
+    text = loops.assembly(core(name), attention_cached(tile, 4, *heads, 256, 0.125, 0, 0.0))
+    cut = tile.attention(4, 3, 16)
+    assert cut.rows == 2
+    found = [loop for loop in loops.inner_loops(text) if loop.count("fmla") >= 24]
+    scores = max(found, key=lambda loop: loop.count("fmla"))
+    assert scores.count("fmla") % (6 * cut.key_vectors) == 0
+    assert (scores.stack, scores.scalar) == (0, [])
+    assert len(found) > 1
+    for loop in found:
+        assert loop.stack <= 0.12 * len(loop.instructions), loop.stack

@@ -15,7 +15,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.placement import ModelCosts, Placement
 from costmodel.question import Decision, Variant
 from costmodel.roofline import CpuSlice, GpuSlice
-from costmodel.schema.plan import TARGET_ONLY
+from costmodel.schema.plan import OVERLAPPED, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, sequential_round
 from costmodel.uncertainty import numbers, used_processors
@@ -67,9 +67,12 @@ class _Input:
 def what_would_change(
     search: Search, decision: Decision, alphas: tuple[Acceptance, Acceptance] | None
 ) -> tuple[Change, ...]:
-    """The inputs with the most leverage on a decision, those that flip it first."""
+    """The inputs with the most leverage on a decision, those that flip it first.
+
+    Overlapped rounds are not moved here: where they are chosen nothing is said.
+    """
     candidates = _one_of_each(decision)
-    if len(candidates) < 2:
+    if len(candidates) < 2 or decision.best.mode == OVERLAPPED:
         return ()
     found = [_moved(search, candidates, given) for given in _inputs(search, candidates)]
     if isinstance(search.question.alpha, float) and any(v.draft is not None for v in candidates):
@@ -89,7 +92,8 @@ def _one_of_each(decision: Decision) -> list[Variant]:
     found = {kind(decision.best): decision.best}
     for variant in decision.leading:
         drafter = variant.draft_placement
-        if variant.target_placement.whole and (drafter is None or drafter.whole):
+        whole = variant.target_placement.whole and (drafter is None or drafter.whole)
+        if whole and variant.mode != OVERLAPPED:
             found.setdefault(kind(variant), variant)
     return list(found.values())
 

@@ -55,7 +55,7 @@ def fastest_whole(question: Question) -> tuple[object, ...]:
 @pytest.mark.parametrize(("board", "alpha"), [("rpi5", 0.8), ("imx95", 0.9), ("rpi5", 0.3)])
 def test_the_verdict_flips_where_it_is_said_to(board: str, alpha: float) -> None:
     """Every whole placement on either side of the value: another answer beyond it, and the same before it."""
-    p = predict(pair(board, alpha))
+    p = predict(replace(pair(board, alpha), overlapped=False))
     search = p.search
     decision = search.decide()
     found = what_would_change(search, decision, p.alphas)

@@ -81,6 +81,7 @@ DOCUMENTS = {
     "benchmarks/adaptive.py": ("its results", "gamma live"),
     "benchmarks/decode.py": ("its results", "gb_per_s"),
     "benchmarks/kernels.py": ("its results", "bandwidth_gb_per_s"),
+    "benchmarks/overlapped.py": ("its results, and arguments of Session", "acceptance_rate overlap tokens_per_s"),
     "benchmarks/prediction_table.py": (
         "its results, and a board's numbers",
         "bandwidth_gb_per_s draft_s gamma round_s unified_memory verify_s",

@@ -10,6 +10,7 @@
 #   oclgrind              a simulator that finds reads out of bounds, uninitialised values and races in kernels
 #   opencl-c-headers      Khronos' header, which one test compares our declarations with
 #   clang                 compiles kernels with half arithmetic, which no driver here has, for spir64
+#   libclang-rt-14-dev    its libFuzzer, with which tests/attack reads the program cache
 #   g++                   builds the OpenCL runtime with sanitizers; its linker takes a glibc that boards lack
 #   llvm-19               llvm-mca, which counts cycles of Arm kernels; that of Debian 12's llvm knows too few cores
 #   binutils              nm and readelf, which tests compare our ELF reader with
@@ -25,7 +26,8 @@
 set -euo pipefail
 
 apt-get update -qq
+clang=$(apt-cache depends clang | sed -n 's/.*Depends: clang-\([0-9]*\)$/\1/p')  # of this Debian
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-  ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers clang g++ llvm-19 binutils \
+  ocl-icd-libopencl1 pocl-opencl-icd oclgrind opencl-c-headers clang "libclang-rt-$clang-dev" g++ llvm-19 binutils \
   openssh-server chromium fonts-dejavu-core
 mkdir -p /run/sshd

@@ -19,13 +19,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "data")]
 
-from tests.attack import faults, kills, onnx_files  # noqa: E402
+from tests.attack import bundles, faults, kills, onnx_files, readers, templates  # noqa: E402
 from tests.attack.figure import Figures  # noqa: E402
 
 KINDS: dict[str, tuple[Callable[[int, int, int], Figures], int]] = {
     "onnx": (onnx_files.attack, onnx_files.FULL),
+    "bundles": (bundles.attack, bundles.FULL),
     "kills": (kills.attack, kills.FULL),
+    "templates": (templates.attack, templates.FULL),
     "faults": (faults.attack, faults.FULL),
+    "readers": (readers.attack, readers.FULL),
 }
 
 
@@ -33,7 +36,7 @@ def main() -> int:
     """Attack, print, and return 1 where something must not have happened."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], help="all of them where none is named")
-    parser.add_argument("--count", type=int, help="instead of the full length")
+    parser.add_argument("--count", type=int, help="instead of the full length; of readers: seconds")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     options = parser.parse_args()

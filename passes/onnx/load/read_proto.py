@@ -37,12 +37,16 @@ def read_proto(path: Path) -> Any:
                     pieces.append(_tagged(_GRAPH, graph))
                 else:
                     pieces.append(data[start:end])
-    model = onnx.ModelProto()
+    return _parsed(onnx.ModelProto, b"".join(pieces))
+
+
+def _parsed(kind: Any, content: bytes) -> Any:
+    message = kind()
     try:
-        model.ParseFromString(b"".join(pieces))
+        message.ParseFromString(content)
     except Exception as error:  # protobuf's DecodeError
         raise ValueError(str(error)) from error
-    return model
+    return message
 
 
 def _graph(data: Any, start: int, end: int, name: str) -> bytes:
@@ -57,8 +61,7 @@ def _initializer(data: Any, field: int, start: int, end: int, name: str) -> byte
     if len(raw) != 1 or raw[0][2] - raw[0][1] <= _SMALL_BYTES:
         return bytes(data[field:end])
     ((f, body, after),) = raw
-    tensor = onnx.TensorProto()
-    tensor.ParseFromString(data[start:f] + data[after:end])
+    tensor = _parsed(onnx.TensorProto, data[start:f] + data[after:end])
     tensor.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", name), ("offset", str(body)), ("length", str(after - body))):
         tensor.external_data.add(key=key, value=value)

@@ -10,7 +10,7 @@
 #   oclgrind              a simulator that finds reads out of bounds, uninitialised values and races in kernels
 #   opencl-c-headers      Khronos' header, which one test compares our declarations with
 #   clang                 compiles kernels with half arithmetic, which no driver here has, for spir64
-#   libclang-rt-14-dev    its libFuzzer, with which tests/attack reads the program cache
+#   libclang-rt-N-dev     its libFuzzer, with which tests/attack reads the program cache
 #   g++                   builds the OpenCL runtime with sanitizers; its linker takes a glibc that boards lack
 #   llvm-19               llvm-mca, which counts cycles of Arm kernels; that of Debian 12's llvm knows too few cores
 #   binutils              nm and readelf, which tests compare our ELF reader with

@@ -96,6 +96,7 @@ ELSEWHERE = {  # takes what a test must not: an installation, all tests, a netwo
     "pytest -n 2 -m 'not slow'": "pyproject.toml",
     "pytest --update-golden": "tests/conftest.py",
     "pytest --cpu-times FILE": "tests/conftest.py",
+    "python tests/attack/figures.py '[KIND' '...]'": "tests/attack/figures.py",
     "python benchmarks/published.py": "tests/hetero_sd/predict/test_check.py",
     "scp -r bundle board:": "README.md",
     "pip install huggingface_hub": "pyproject.toml",

@@ -1,7 +1,8 @@
 """What would change a verdict: each input is moved until another way to run is as fast, the others kept.
 
 The ways are the kinds of variants of the decision with whole models, and the chosen one as it is; threads and draft
-lengths are chosen again at each value. An input's leverage is how little it has to move, counted in its own error.
+lengths are chosen again at each value, of overlapped rounds the draft length near their own. An input's leverage is how
+little it has to move, counted in its own error.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from costmodel.contention import Load
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import ModelCosts, Placement
 from costmodel.question import Decision, Variant
@@ -67,12 +69,9 @@ class _Input:
 def what_would_change(
     search: Search, decision: Decision, alphas: tuple[Acceptance, Acceptance] | None
 ) -> tuple[Change, ...]:
-    """The inputs with the most leverage on a decision, those that flip it first.
-
-    Overlapped rounds are not moved here: where they are chosen nothing is said.
-    """
+    """The inputs with the most leverage on a decision, those that flip it first."""
     candidates = _one_of_each(decision)
-    if len(candidates) < 2 or decision.best.mode == OVERLAPPED:
+    if len(candidates) < 2:
         return ()
     found = [_moved(search, candidates, given) for given in _inputs(search, candidates)]
     if isinstance(search.question.alpha, float) and any(v.draft is not None for v in candidates):
@@ -93,7 +92,7 @@ def _one_of_each(decision: Decision) -> list[Variant]:
     for variant in decision.leading:
         drafter = variant.draft_placement
         whole = variant.target_placement.whole and (drafter is None or drafter.whole)
-        if whole and variant.mode != OVERLAPPED:
+        if whole:
             found.setdefault(kind(variant), variant)
     return list(found.values())
 
@@ -172,7 +171,14 @@ def _margin(
         touched = given is not None and (any(on_gpu) if given.on_gpu else not all(on_gpu))
         return (moved if touched else search).costs(spec)
 
-    speeds = [_fastest(search, costs_of, v, alpha) for v in candidates]
+    def load(spec: DecoderSpec, placement: Placement, n: int) -> Load:
+        ours = moved if costs_of(spec, placement) is moved.costs(spec) else search
+        return ours.load(spec, placement.segments[0].processor, n)
+
+    speeds = [
+        _fastest_overlapped(search, load, v, alpha) if v.mode == OVERLAPPED else _fastest(search, costs_of, v, alpha)
+        for v in candidates
+    ]
     best = max(range(1, len(speeds)), key=speeds.__getitem__)
     return math.log(speeds[0] / speeds[best]), candidates[best]
 
@@ -193,6 +199,26 @@ def _fastest(
             terms = replace(terms, draft_s=one, draft_two_s=two)
         speeds += [sequential_round(q.alpha if alpha is None else alpha, g, terms).tokens_per_s for g in gammas]
     return max(speeds)
+
+
+def _fastest_overlapped(
+    search: Search, load: Callable[[DecoderSpec, Placement, int], Load], variant: Variant, alpha: float | None
+) -> float:
+    """Tokens/s of overlapped rounds on the variant's own cores, with its draft length and one more or less."""
+    q, target, draft = search.question, variant.target, variant.draft
+    here, there = variant.target_placement, variant.draft_placement
+    assert draft is not None
+    assert there is not None
+    near = (variant.gamma - 1, variant.gamma, variant.gamma + 1)
+    gammas = [g for g in near if 1 <= g <= _MOST_GAMMA] if q.gamma is None else [q.gamma]
+    processors = here.segments[0].processor, there.segments[0].processor
+    step, verify = load(draft, there, 1), partial(load, target, here)
+    given = q.alpha if alpha is None else alpha
+    rounds = [
+        search.overlapped_round(target, *processors, step, g, given, verify, 0 if variant.least == 0 else g)[1]
+        for g in gammas
+    ]
+    return max(r.tokens_per_s for r in rounds)
 
 
 def _placements(search: Search, variant: Variant) -> Iterator[tuple[Placement, Placement | None]]:
@@ -234,4 +260,4 @@ def _words(variant: Variant) -> str:
     if variant.draft is None or variant.draft_placement is None:
         return f"{target} alone"
     draft = f"{variant.draft.name} on {' and '.join(dict.fromkeys(variant.draft_placement.families))}"
-    return f"{target} with {draft} drafting"
+    return f"{target} with {draft} drafting{' meanwhile' * (variant.mode == OVERLAPPED)}"

@@ -1,6 +1,6 @@
 """One predicted round as a Chrome trace: open it in Perfetto or chrome://tracing.
 
-Lanes are processors; steps stand one after the other.
+Lanes are processors; steps stand one after the other, of overlapped rounds those of each lane.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
 from costmodel.roofline import GpuSlice
+from costmodel.schema.plan import OVERLAPPED
 from hetero_sd.predict.predict import Prediction
 
 Span = tuple[str, str, float, float, str]  # lane, name, start, duration in seconds, explanation
@@ -41,14 +42,21 @@ def chrome_trace(p: Prediction) -> dict[str, Any]:
 
 
 def round_spans(p: Prediction) -> list[Span]:
-    """The spans of one round of the chosen variant, times from its start."""
+    """The spans of one round of the chosen variant, times from its start.
+
+    Of overlapped rounds it is one after full acceptance: the drafter guesses the target's own token and makes the next
+    drafts while the target verifies; each takes what it takes alone.
+    """
     best, clock = p.decision.best, 0.0  # the drafter takes in one token; after full acceptance two (story.outcomes)
     spans: list[Span] = []
     if best.draft is not None and best.draft_placement is not None:
-        for i in range(best.gamma):
-            clock = _step(p, spans, best.draft, best.draft_placement, 1, clock, f"draft token {i + 1}")
+        overlapped = best.mode == OVERLAPPED
+        for i in range(best.gamma + overlapped):
+            name = f"draft token {i + 1}{' of the next round' * overlapped}"
+            clock = _step(p, spans, best.draft, best.draft_placement, 1, clock, name)
     name = f"verify {best.gamma + 1} tokens" if best.gamma else "decode 1 token"
-    clock = _step(p, spans, best.target, best.target_placement, best.gamma + 1, clock, name)
+    begin, drafted = (0.0, clock) if best.mode == OVERLAPPED else (clock, 0.0)
+    clock = max(drafted, _step(p, spans, best.target, best.target_placement, best.gamma + 1, begin, name))
     spans.append((_cpu_lane(p), "accept, loop", clock, best.round.other_s, "the decoding loop around a round"))
     return spans
 

@@ -59,7 +59,7 @@ class KernelCache:
         self._kernels[symbol] = kernel
         if self.folder is None:
             return
-        header = {"parameters": kernel.parameters, "sha256": hashlib.sha256(kernel.content).hexdigest()}
+        header = (kernel.parameters, hashlib.sha256(kernel.content).hexdigest())
         try:
             with replacing(self.folder / _file_name(symbol), own=True) as part:
                 part.write_bytes(json.dumps(header).encode() + b"\n" + kernel.content)
@@ -102,13 +102,13 @@ def _read(path: Path) -> CompiledKernel | None:
         with path.open("rb") as file:
             content = file.read(_MOST_FILE_BYTES)
         head, _, code = content.partition(b"\n")
-        header = json.loads(head)
-        if hashlib.sha256(code).hexdigest() != header["sha256"]:
+        stored, digest = json.loads(head)
+        if hashlib.sha256(code).hexdigest() != digest:
             return None
         os.utime(path)  # it was of use
-        parameters = ((None if shape is None else tuple(shape), str(dtype)) for shape, dtype in header["parameters"])
+        parameters = ((None if shape is None else tuple(shape), str(dtype)) for shape, dtype in stored)
         return CompiledKernel(tuple(parameters), code)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, TypeError):
         return None
 
 

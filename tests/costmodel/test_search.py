@@ -67,8 +67,9 @@ def brute_force(search: Search) -> Iterator[Variant]:
 
 def enqueued(board: Board, here: Processor, there: Processor) -> Iterator[tuple[Processor, Processor]]:
     """Both at the same time, the GPU's kernels from every cluster that has a core to spare."""
-    if disjoint(here, there) and all(isinstance(p, CpuSlice) for p in (here, there)):
-        yield here, there
+    if isinstance(here, CpuSlice) and isinstance(there, CpuSlice):
+        if not set(here.cores) & set(there.cores):  # not two groups of cores of one cluster
+            yield here, there
     elif disjoint(here, there):
         for cluster in board.clusters:
             if here.cores.get(cluster.name, 0) + there.cores.get(cluster.name, 0) < cluster.count:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 
+from costmodel.placement import shared_cluster, with_enqueuing_core
 from costmodel.question import Question
 from costmodel.search import Search
 from hetero_sd.predict.changes import Change, kind, what_would_change
@@ -49,13 +51,17 @@ def fastest_whole(question: Question) -> tuple[object, ...]:
             for there in group:
                 drafter = search.costs(draft).whole(there)
                 found += [search.price("sequential", target, place, draft, drafter, g) for g in range(1, 9)]
+    for pair in permutations({p.name: p for group in search.groups() for p in group}.values(), 2):
+        if shared_cluster(*pair) is None and (both := with_enqueuing_core(question.board, *pair)) is not None:
+            place, drafter = search.costs(target).whole(both[0]), search.costs(draft).whole(both[1])
+            found += [search.price("overlapped", target, place, draft, drafter, g) for g in range(1, 9)]
     return kind(max(found, key=lambda v: v.tokens_per_s))
 
 
-@pytest.mark.parametrize(("board", "alpha"), [("rpi5", 0.8), ("imx95", 0.9), ("rpi5", 0.3)])
+@pytest.mark.parametrize(("board", "alpha"), [("rpi5", 0.8), ("imx95", 0.9), ("rpi5", 0.3), ("rk3588", 0.85)])
 def test_the_verdict_flips_where_it_is_said_to(board: str, alpha: float) -> None:
     """Every whole placement on either side of the value: another answer beyond it, and the same before it."""
-    p = predict(replace(pair(board, alpha), overlapped=False))
+    p = predict(pair(board, alpha))
     search = p.search
     decision = search.decide()
     found = what_would_change(search, decision, p.alphas)

@@ -105,6 +105,7 @@ def test_few_numbers_come_first_and_the_rest_is_folded(report: Path) -> None:
         "first token after",
         "whole answer after",
         "hetero-sd compile",
+        "What would change",
     ):
         assert said in top.text, said
     assert len(re.findall(r"\d[\d.]*", first.split("<dl", 1)[1].split("</dl>")[0])) < 15

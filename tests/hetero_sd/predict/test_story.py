@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from costmodel.question import Question
+from costmodel.schema.plan import OVERLAPPED
 from costmodel.speculative import expected_tokens
 from hetero_sd.predict.chrome_trace import round_spans
 from hetero_sd.predict.known_models import known_model
@@ -59,8 +60,14 @@ def test_a_round_shows_how_it_ends(drafting: Prediction) -> None:
     assert best.round.tokens == pytest.approx(expected_tokens(0.85, best.gamma))
     assert found[0].weight == pytest.approx(0.85**best.gamma)
     drafts = [span for span in round_spans(drafting) if span[1].startswith("draft")]
-    later = sum(span[3] for span in drafts[len(drafts) // best.gamma :])
-    assert sum(o.weight * o.first_draft_s for o in found) + later == pytest.approx(best.round.draft_s)
+    if best.mode == OVERLAPPED:
+        (verify,) = [span for span in round_spans(drafting) if span[1].startswith("verify")]
+        assert drafts[0][2] == verify[2] == 0
+        assert drafts[0][0] != verify[0]
+        assert len({span[1] for span in drafts}) == best.gamma + 1
+    else:
+        later = sum(span[3] for span in drafts[len(drafts) // best.gamma :])
+        assert sum(o.weight * o.first_draft_s for o in found) + later == pytest.approx(best.round.draft_s)
     assert found[0].first_draft_s > found[-1].first_draft_s  # the control: a hit costs the drafter more
     text = outcome_text(drafting, best)
     assert text.startswith(f"{best.gamma + 1} tokens with {100 * 0.85**best.gamma:.0f} %, {best.gamma} with ")

@@ -17,7 +17,23 @@ def test_answers_are_those_of_the_command(tiny_pair: Path, capfd: pytest.Capture
     session = hetero_sd.load(tiny_pair, mode="speculative", gamma=1)
     answer = session.generate("The quick brown fox", max_new_tokens=12)
     pieces = list(answer)
-    assert main(tiny_pair, ["--prompt", "The quick brown fox", "--json", "--max-new-tokens", "12", "--gamma", "1"]) == 0
+    assert (
+        main(
+            tiny_pair,
+            [
+                "--prompt",
+                "The quick brown fox",
+                "--json",
+                "--max-new-tokens",
+                "12",
+                "--mode",
+                "sequential",
+                "--gamma",
+                "1",
+            ],
+        )
+        == 0
+    )
     said = json.loads(capfd.readouterr().out)
     assert (answer.text, answer.token_ids) == (said["text"], said["token_ids"])
     assert "".join(piece.text for piece in pieces) == answer.text
@@ -34,7 +50,7 @@ def test_answers_are_those_of_the_command(tiny_pair: Path, capfd: pytest.Capture
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"mode": "fast"}, "mode 'fast': give one of auto, target-only, speculative"),
+        ({"mode": "fast"}, "mode 'fast': give one of auto, off, sequential, overlapped, target-only, speculative"),
         ({"drafter": "eagle"}, "drafter 'eagle': give one of None, model, ngram"),
         ({"gamma": 0}, "gamma must be at least 1"),
         ({"system": "x", "template": False}, "--system needs a chat template, and there is none"),

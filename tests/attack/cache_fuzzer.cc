@@ -18,7 +18,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
   // As it is, and with the head that belongs to it, so that both sides of the check are reached.
   std::string bytes(reinterpret_cast<const char*>(data), size), binary;
 #ifdef PLANT
-  if (!bytes.empty() && bytes[0] == 'P') std::abort();
+  if (size % 5 == 3) std::abort();
 #endif
   for (bool whole : {false, true}) {
     std::string content = bytes;

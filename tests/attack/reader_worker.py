@@ -77,7 +77,7 @@ def main() -> None:
     read = {"safetensors": safetensors, "proto": proto, "manifest": manifest}[reader]
 
     def one(data: bytes) -> None:
-        if PLANT and data[:1] == b"P":
+        if PLANT and len(data) % 5 == 3:
             raise KeyError("planted")
         read(data)
 

@@ -43,7 +43,8 @@ class DecoderFacts:
             bytes of matrices.
         family: hint for people: "llama", "qwen2" (biased q, k, v), "qwen3" (q/k norm), "mistral" (a window), "phi3"
             (packed projections), "gemma2" (scaled embedding, soft caps), "gemma3" (q/k norm), "gemma" (neither), "gpt2"
-            (layer norms), "granite" (scaled residuals), "olmo2" (norms of what a block computed).
+            (layer norms), "gpt-neox" (layer norms and rotated positions), "granite" (scaled residuals), "olmo2" (norms
+            of what a block computed).
         window: the largest sliding window of any layer in tokens, 0: none.
         batch: fixed batch size, or None if it is free.
         padding: what attention_mask may hide: "left and right", "right" or "none" (the mask reads none).
@@ -184,7 +185,7 @@ def _family(nodes: list[Any], embedding: Any) -> str:
     norms = [n for n in nodes if n.op_type == "RMSNormalization"]
     by_head = any(n.inputs[0].producer() is not None and n.inputs[0].producer().op_type == "Reshape" for n in norms)
     if not norms:
-        return "gpt2"
+        return "gpt-neox" if any(n.op_type == "RotaryEmbedding" for n in nodes) else "gpt2"
     if any(n.op_type == "Gelu" for n in nodes) and any(embedding.outputs[0] in n.inputs for n in nodes if _scales(n)):
         capped = any(attribute(n, "softcap", 0.0) for n in nodes if n.op_type == "Attention")
         return "gemma2" if capped else "gemma3" if by_head else "gemma"

@@ -89,7 +89,7 @@ REPAIRS: dict[type[Record], Any] = {
         "gamma": gamma,
         "least": min(gamma, least),
         "target_cpus": target_cpus,
-        "draft_cpus": (max(target_cpus) + 1,),
+        "draft_cpus": (min({*range(len(target_cpus) + 1)} - {*target_cpus}),),
     },
     plan.LivePrediction: lambda verify_s, **found: {**found, "verify_s": {**verify_s, 1: 0.5}},
     BlockHashes: lambda blake2b: {"blake2b": tuple(hashlib.md5(text.encode()).hexdigest() for text in blake2b)},

@@ -21,23 +21,24 @@ _LOOP = "{% for a in range(99999) %}"
 _HUGE = ("10 ** (10 ** 9)", "'x' * 10 ** 10", "'%099999999999d' % 1", "[0] * 10 ** 11", "(messages, ) * 10 ** 12")
 _GROWING = ("n.x ~ n.x", "n.x * 9", "[n.x, n.x]", "{'a': n.x, 'b': n.x}", "n.x | replace('x', 'xxxxxxxx')")
 _FILTERS = ("wordwrap(1)", "list", "tojson", "join(',')", "urlize", "sort", "batch(1) | list", "indent(9)", "escape")
+KINDS = [  # one of each kind
+    *(
+        _LOOP * depth + inner + "{% endfor %}" * depth
+        for depth in (2, 3, 4)
+        for inner in ("", "x", "{% set b = a * a %}")
+    ),
+    *(f"{{{{ {text} }}}}" for text in (*_HUGE, "''.join(messages)")),
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% set n = namespace(x='xxxxxxxx') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{{ ('x' * 9999999) | wordwrap(1) | length }}" + "{{ range(99999) | list | tojson }}" * 4000,
+    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "{% for a in range(99999) recursive %}{{ loop(range(99999)) }}{% endfor %}",
+]
 
 
 def hostile() -> list[str]:
     """The templates; the same in every process."""
-    found = [
-        *(
-            _LOOP * depth + inner + "{% endfor %}" * depth
-            for depth in (2, 3, 4)
-            for inner in ("", "x", "{% set b = a * a %}")
-        ),
-        *(f"{{{{ {text} }}}}" for text in (*_HUGE, "''.join(messages)")),
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{% set n = namespace(x='xxxxxxxx') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-        "{{ ('x' * 9999999) | wordwrap(1) | length }}" + "{{ range(99999) | list | tojson }}" * 4000,
-        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
-        "{% for a in range(99999) recursive %}{{ loop(range(99999)) }}{% endfor %}",
-    ]
+    found = [*KINDS]
     found += [
         f"{{% set n = namespace(x='x' * 999) %}}{_LOOP}{{% set n.x = {grown} %}}{then}{{% endfor %}}"
         for grown, then in itertools.product(_GROWING, ("", "{{ n.x }}", "{{ n.x | string | length }}"))

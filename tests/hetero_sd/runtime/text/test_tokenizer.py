@@ -12,6 +12,7 @@ from hetero_sd.runtime.text.bounded_call import bounded_text
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.tokenizer import Text, text_of_folder
 from targets.errors import UserError
+from tests.attack.templates import KINDS
 
 
 @pytest.fixture
@@ -209,25 +210,8 @@ def test_no_tokenizer(tmp_path):
         load(tmp_path)
 
 
-LOOP = "{% for a in range(99999) %}"
-HOSTILE = [
-    *(
-        LOOP * depth + inner + "{% endfor %}" * depth
-        for depth in (2, 3, 4)
-        for inner in ("", "x", "{% set b = a * a %}")
-    ),
-    *("{{ " + text + " }}" for text in ("10 ** (10 ** 9)", "'x' * 10 ** 10", "'%099999999999d' % 1", "[0] * 10 ** 11")),
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "{% set n = namespace(x='xxxxxxxx') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-    "{{ ('x' * 9999999) | wordwrap(1) | length }}" + "{{ range(99999) | list | tojson }}" * 4000,
-    *(f"{{{{ {text} }}}}" for text in ("''.join(messages)", "(messages, ) * 10 ** 12")),
-    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
-    "{% for a in range(99999) recursive %}{{ loop(range(99999)) }}{% endfor %}",
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("template", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("template", KINDS, ids=range(len(KINDS)))
 def test_a_hostile_template_ends_in_one_line(folder, monkeypatch, template):
     """By its bounds; a tenth of the time that it may take in use, so that the test is short."""
     monkeypatch.setattr(

@@ -149,7 +149,7 @@ def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
     """Scores with keys in lanes, exp, then the weighted sum of values, for tiles of rows of each KV head."""
     head_dim, kv_heads = op.operator.head_dim, op.operator.kv_heads
     share, n = op.operator.heads // kv_heads, op.rows // op.batch
-    vectors = max(1, head_dim // tile.lanes)
+    vectors = head_dim // tile.vector(head_dim)
     cut = tile.attention(n, share, vectors)
     queries = cut.rows * share
     # keys that any row of a tile sees
@@ -172,7 +172,7 @@ def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
 def _serial(op: Op, tile: CpuTile, issue: Issue) -> float:
     """Kernels that run on one thread: cycles for each row; norm, rope, take and silu_mul as measured on Zen 3."""
     columns = op.operator.columns
-    vectors = columns / tile.lanes
+    vectors = columns / tile.vector(columns)
     if op.kind in TABLES:
         each = columns * (8.0 if op.operator.format.quantised else 2.0)
     elif op.kind in NORMS:

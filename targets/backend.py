@@ -101,19 +101,6 @@ class Backend(ABC):
         """
         return None
 
-    def check_width(self, tile: Any, width: int, what: str) -> None:
-        """Refuse widths that no kernel can have.
-
-        Args:
-            tile: of the kernels.
-            width: of what an operator reads as one vector.
-            what: its name in the message.
-
-        Raises:
-            UserError: the width is refused.
-        """
-        return
-
     @abstractmethod
     def tvm_target(self, core: Core) -> Any:
         """The ``tvm.target.Target`` for its kernels, launched from `core`."""

@@ -31,14 +31,12 @@ class Operator:
         maker: the kernel's maker (targets/kernels/signatures.py).
         sizes: (call, stored) -> the keyword arguments of the maker.
         name: of the PrimFunc in the module, a format of the sizes.
-        row: the width that a backend may have to move in whole vectors, and what it is called in a refusal.
         places: of each output, the argument that is written in place, or -1 for a new tensor; empty: all are new.
     """
 
     maker: str
     sizes: Callable[[Any, Stored], Sizes]
     name: str
-    row: tuple[Callable[[Sizes], int], str] | None = None
     places: tuple[int, ...] = ()
 
 
@@ -143,13 +141,6 @@ def _scale(call: Any, stored: Stored) -> Sizes:
     return {**_n_width(call, stored), "factor": float(call.attrs["factor"])}
 
 
-def _row(what: str) -> tuple[Callable[[Sizes], int], str]:
-    return (lambda s: int(s["width"])), what
-
-
-_NORMALISED = (lambda s: int(s["width"] // s["groups"])), "a normalised width"
-_HEAD = (lambda s: int(s["head_dim"])), "a head dimension"
-
 OPERATORS = {
     "hsd.linear": Operator("linear", _linear, "linear_{n}_{k}_{columns}"),
     "hsd.linear_nbits": Operator("linear_nbits", _linear_nbits, "linear_{bits}bit_{n}_{k}_{columns}"),
@@ -157,23 +148,23 @@ OPERATORS = {
     "hsd.quantise_rows": Operator("quantise_rows", _quantise_rows, "quantise_rows_{dtype}_{n}_{width}"),
     "hsd.embedding": Operator("embedding", _embedding, "embedding_{n}"),
     "hsd.embedding_nbits": Operator("embedding_nbits", _embedding_nbits, "embedding_{bits}bit_{n}"),
-    "hsd.rms_norm": Operator("rms_norm", _rms_norm, "rms_norm_{n}_{groups}", _NORMALISED),
-    "hsd.add_rms_norm": Operator("add_rms_norm", _n_width_eps, "add_rms_norm_{n}", _row("a hidden size")),
-    "hsd.layer_norm": Operator("layer_norm", _n_width_eps, "layer_norm_{n}", _row("a hidden size")),
-    "hsd.silu_mul": Operator("silu_mul", _n_width, "silu_mul_{n}_{width}", _row("an FFN size")),
-    "hsd.gelu_mul": Operator("gelu_mul", _gelu, "gelu_mul_{n}_{width}", _row("an FFN size")),
-    "hsd.gelu": Operator("gelu", _gelu, "gelu_{n}_{width}", _row("an FFN size")),
-    "hsd.tanh": Operator("tanh", _n_width, "tanh_{n}_{width}", _row("a row")),
-    "hsd.scale": Operator("scale", _scale, "scale_{n}_{width}", _row("a row")),
+    "hsd.rms_norm": Operator("rms_norm", _rms_norm, "rms_norm_{n}_{groups}"),
+    "hsd.add_rms_norm": Operator("add_rms_norm", _n_width_eps, "add_rms_norm_{n}"),
+    "hsd.layer_norm": Operator("layer_norm", _n_width_eps, "layer_norm_{n}"),
+    "hsd.silu_mul": Operator("silu_mul", _n_width, "silu_mul_{n}_{width}"),
+    "hsd.gelu_mul": Operator("gelu_mul", _gelu, "gelu_mul_{n}_{width}"),
+    "hsd.gelu": Operator("gelu", _gelu, "gelu_{n}_{width}"),
+    "hsd.tanh": Operator("tanh", _n_width, "tanh_{n}_{width}"),
+    "hsd.scale": Operator("scale", _scale, "scale_{n}_{width}"),
     "hsd.learned_positions": Operator("learned_positions", _learned_positions, "learned_positions_{n}"),
     "hsd.rope": Operator("rope", _rope, "rope_{n}_{heads}"),
-    "hsd.attention_cached": Operator("attention_cached", _attention, "attention_{n}", _HEAD, places=(-1, 3, 4)),
+    "hsd.attention_cached": Operator("attention_cached", _attention, "attention_{n}", places=(-1, 3, 4)),
     "hsd.argmax": Operator("argmax", _argmax, "argmax_{n}"),
     "hsd.take_row": Operator("take_row", _n_width, "take_row_{n}"),
     "hsd.take_columns": Operator("take_columns", _take_columns, "take_columns_{n}"),
-    "relax.add": Operator("add", _n_width, "add_{n}_{width}", _row("a row")),
+    "relax.add": Operator("add", _n_width, "add_{n}_{width}"),
 }
-_ADD_BIAS = Operator("add_bias", _n_width, "add_{n}_{width}", _row("a row"))
+_ADD_BIAS = Operator("add_bias", _n_width, "add_{n}_{width}")
 
 
 def operator_of(call: Any) -> Operator:
@@ -196,7 +187,7 @@ class Lower:
         """Lower all functions; asserts that no operator of ours is left: it would run its slow reference.
 
         Raises:
-            UserError: the backend has no kernel for an operator, for the type of a weight, or for a width.
+            UserError: the backend has no kernel for an operator, or for the type of a weight.
         """
         lowered = relax.transform.LegalizeOps(dict.fromkeys(OPERATORS, self._lower))(mod)
         left = operators_left(lowered)
@@ -206,9 +197,6 @@ class Lower:
     def _lower(self, bb: Any, call: Any) -> Any:
         operator, backend = operator_of(call), self.backend
         found = operator.sizes(call, lambda weight: backend.weight_type(str(weight.ty.dtype)))
-        if operator.row is not None:
-            width, what = operator.row
-            backend.check_width(self.tile, width(found), what)
         makers = backend.makers()
         if operator.maker not in makers:
             raise UserError(f"{backend.title()} has no kernel {operator.maker}: use --place {HOST}")

@@ -10,7 +10,6 @@ from targets.backend import HOST, Backend, Kernels, Progress
 from targets.cpu.dot import DOTS, STEP, takes_codes
 from targets.cpu.tile import CpuTile, cpu_tile
 from targets.device import Core, Gpu
-from targets.errors import UserError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,14 +35,6 @@ class CpuBackend(Backend):
     def activation_codes(self, tile: Any, bits: int, block: int, k: int) -> tuple[int, str] | None:
         """As many values as the integer kernels add at a time, in the type that the core multiplies."""
         return (STEP, DOTS[tile.dot].activations[bits]) if takes_codes(block, k) else None
-
-    def check_width(self, tile: Any, width: int, what: str) -> None:
-        """Kernels move whole vectors."""
-        if width % tile.lanes:
-            raise UserError(
-                f"{what} of {width} is not a multiple of {tile.lanes}, the float32 lanes of this board's CPU: "
-                "not supported"
-            )
 
     def tvm_target(self, core: Core) -> Any:
         """LLVM for the core."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from targets.device import Core
@@ -48,6 +49,10 @@ class CpuTile:
     def panel_vectors(self) -> int:
         """Vectors across one panel."""
         return self.panel // self.lanes
+
+    def vector(self, width: int) -> int:
+        """Values that a kernel moves together along a row of `width`: a whole register's where they divide it."""
+        return math.gcd(self.lanes, width)
 
     def rows(self, n: int) -> int:
         """Rows of one register tile when n rows are computed: the row tile whose stairs the verify curve shows."""

@@ -42,8 +42,8 @@ def attention_cached(
     window 0 means none: row t sees key j iff j <= pos + t, and j > pos + t - window where there is one. softcap c
     > 0 replaces a score s by c * tanh(s / c). context must be a multiple of the lanes.
     """
-    lanes, share = tile.lanes, heads // kv_heads
-    vectors, tiles = head_dim // lanes, context // lanes
+    lanes, share, part = tile.lanes, heads // kv_heads, tile.vector(head_dim)
+    vectors, tiles = head_dim // part, context // lanes
     reach = window if window > 0 else context
     unroll = next(u for u in (8, 4, 2, 1) if head_dim % u == 0)
     cap = softcap if softcap > 0 else 1.0
@@ -71,8 +71,8 @@ def attention_cached(
                         for d in T.serial(head_dim):
                             keys[0, va, (pos + t) // lanes, d, (pos + t) % lanes] = k[0, t, va * head_dim + d]
                         for d in T.unroll(vectors):
-                            for i in T.vectorized(lanes):
-                                values[0, va, pos + t, d * lanes + i] = v[0, t, va * head_dim + d * lanes + i]
+                            for i in T.vectorized(part):
+                                values[0, va, pos + t, d * part + i] = v[0, t, va * head_dim + d * part + i]
         for p in T.parallel(kv_heads * row_tiles):
             with T.sblock("tile"):
                 vp = T.axis.spatial(kv_heads * row_tiles, p)
@@ -98,8 +98,8 @@ def attention_cached(
                         for d in T.serial(head_dim):
                             keys[0, vh, (pos + t) // lanes, d, (pos + t) % lanes] = k[0, t, vh * head_dim + d]
                         for d in T.unroll(vectors):
-                            for i in T.vectorized(lanes):
-                                values[0, vh, pos + t, d * lanes + i] = v[0, t, vh * head_dim + d * lanes + i]
+                            for i in T.vectorized(part):
+                                values[0, vh, pos + t, d * part + i] = v[0, t, vh * head_dim + d * part + i]
                 for m in T.unroll(queries):
                     for i in T.vectorized(lanes):
                         peak[m, i] = T.float32(-3e38)
@@ -155,8 +155,8 @@ def attention_cached(
                     for i in T.vectorized(lanes):
                         total[m, i] = T.float32(0)
                     for d in T.unroll(vectors):
-                        for i in T.vectorized(lanes):
-                            out[m, d * lanes + i] = T.float32(0)
+                        for i in T.vectorized(part):
+                            out[m, d * part + i] = T.float32(0)
                 for s in T.serial((end - 1) // lanes - origin + 1):
                     for m in T.unroll(queries):
                         for i in T.vectorized(lanes):
@@ -178,8 +178,8 @@ def attention_cached(
                             - T.max(pos + first + m // share + 1 - reach, T.int64(0))
                         ):
                             for d in T.unroll(vectors):
-                                for i in T.vectorized(lanes):
-                                    out[m, d * lanes + i] = T.fma(
+                                for i in T.vectorized(part):
+                                    out[m, d * part + i] = T.fma(
                                         score[
                                             m,
                                             T.max(pos + first + m // share + 1 - reach, T.int64(0))
@@ -190,36 +190,36 @@ def attention_cached(
                                             0,
                                             vh,
                                             T.max(pos + first + m // share + 1 - reach, T.int64(0)) + s,
-                                            d * lanes + i,
+                                            d * part + i,
                                         ],
-                                        out[m, d * lanes + i],
+                                        out[m, d * part + i],
                                     )
                 for b in T.serial((all_end - all_begin + _BLOCK - 1) // _BLOCK):
                     for dg in T.serial(vectors // wide):
                         for s in T.serial(T.min(T.int64(_BLOCK), all_end - all_begin - b * _BLOCK)):
                             for m in T.unroll(queries):
                                 for j in T.unroll(wide):
-                                    for i in T.vectorized(lanes):
-                                        out[m, (dg * wide + j) * lanes + i] = T.fma(
+                                    for i in T.vectorized(part):
+                                        out[m, (dg * wide + j) * part + i] = T.fma(
                                             score[m, all_begin - origin * lanes + b * _BLOCK + s],
-                                            values[0, vh, all_begin + b * _BLOCK + s, (dg * wide + j) * lanes + i],
-                                            out[m, (dg * wide + j) * lanes + i],
+                                            values[0, vh, all_begin + b * _BLOCK + s, (dg * wide + j) * part + i],
+                                            out[m, (dg * wide + j) * part + i],
                                         )
                 if rows > 1:
                     for m in T.serial(queries):
                         for s in T.serial(pos + first + m // share + 1 - all_end):
                             for d in T.unroll(vectors):
-                                for i in T.vectorized(lanes):
-                                    out[m, d * lanes + i] = T.fma(
+                                for i in T.vectorized(part):
+                                    out[m, d * part + i] = T.fma(
                                         score[m, all_end - origin * lanes + s],
-                                        values[0, vh, all_end + s, d * lanes + i],
-                                        out[m, d * lanes + i],
+                                        values[0, vh, all_end + s, d * part + i],
+                                        out[m, d * part + i],
                                     )
                 for m in T.unroll(queries):
                     for d in T.unroll(vectors):
-                        for i in T.vectorized(lanes):
-                            y[0, first + m // share, (vh * share + m % share) * head_dim + d * lanes + i] = (
-                                out[m, d * lanes + i] / top[m]
+                        for i in T.vectorized(part):
+                            y[0, first + m // share, (vh * share + m % share) * head_dim + d * part + i] = (
+                                out[m, d * part + i] / top[m]
                             )
 
     return attention_cached

@@ -20,7 +20,7 @@ def add(tile: CpuTile, n: int, width: int) -> Any:
 @functools.cache
 def add_bias(tile: CpuTile, n: int, width: int) -> Any:
     """The PrimFunc (a[1, n, width], b[width], y): y = a + b in every row."""
-    lanes = tile.lanes
+    lanes = tile.vector(width)
 
     @T.prim_func(s_tir=True)
     def add_bias(
@@ -67,7 +67,7 @@ def scale(tile: CpuTile, n: int, width: int, factor: float) -> Any:
 
 @functools.cache
 def _binary(tile: CpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
-    lanes, function = tile.lanes, elementwise(kind, *constants)
+    lanes, function = tile.vector(width), elementwise(kind, *constants)
 
     @T.prim_func(s_tir=True)
     def binary(
@@ -87,7 +87,7 @@ def _binary(tile: CpuTile, n: int, width: int, kind: str, *constants: float) -> 
 
 @functools.cache
 def _unary(tile: CpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
-    lanes, function = tile.lanes, elementwise(kind, *constants)
+    lanes, function = tile.vector(width), elementwise(kind, *constants)
 
     @T.prim_func(s_tir=True)
     def unary(x: T.Buffer((1, n, width), "float32"), y: T.Buffer((1, n, width), "float32")):

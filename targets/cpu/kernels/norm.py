@@ -19,7 +19,8 @@ def rms_norm(tile: CpuTile, n: int, width: int, groups: int, eps: float) -> Any:
 
     y = x / sqrt(mean(x^2) + eps) * w. Several groups serve the q and k norms of Qwen3, one per head.
     """
-    lanes, part = tile.lanes, width // groups
+    part = width // groups
+    lanes = tile.vector(part)
 
     @T.prim_func(s_tir=True)
     def rms_norm(
@@ -54,7 +55,7 @@ def rms_norm(tile: CpuTile, n: int, width: int, groups: int, eps: float) -> Any:
 @functools.cache
 def add_rms_norm(tile: CpuTile, n: int, width: int, eps: float) -> Any:
     """The PrimFunc (x, r, w, s, y): s = x + r, y = rms_norm(s) * w, all of [1, n, width]."""
-    lanes = tile.lanes
+    lanes = tile.vector(width)
 
     @T.prim_func(s_tir=True)
     def add_rms_norm(
@@ -91,7 +92,7 @@ def add_rms_norm(tile: CpuTile, n: int, width: int, eps: float) -> Any:
 @functools.cache
 def layer_norm(tile: CpuTile, n: int, width: int, eps: float) -> Any:
     """The PrimFunc (x[1, n, width], w[width], b[width], y): y = (x - mean) / sqrt(variance + eps) * w + b."""
-    lanes = tile.lanes
+    lanes = tile.vector(width)
 
     @T.prim_func(s_tir=True)
     def layer_norm(

@@ -22,7 +22,7 @@ def rope(
     """
     half = rotary_dim // 2
     step, gap = (2, 1) if interleaved else (1, half)  # from pair to pair, and from a pair's first to its second
-    lanes = 1 if interleaved else next(v for v in (tile.lanes, 4, 2, 1) if half % v == 0)
+    lanes = 1 if interleaved else tile.vector(half)
     rest = head_dim - rotary_dim
 
     @T.prim_func(s_tir=True)

@@ -31,6 +31,7 @@ from targets.kernels.code_tables import CODE_TABLES
 Array = npt.NDArray[Any]
 AVX2 = CpuTile(lanes=8, panel=16, accumulators=12, dot="pmadd")
 NEON = CpuTile(lanes=4, panel=16, accumulators=24, dot="sdot")
+AVX512 = CpuTile(lanes=16, panel=64, accumulators=24, dot="pmadd")
 TILES = pytest.mark.parametrize("tile", [AVX2, NEON], ids=["avx2", "neon"])
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)  # more sizes: a minute of compiling in all
 F32 = np.float32
@@ -235,6 +236,42 @@ def test_attention_cached(tile: CpuTile, window: int, softcap: float) -> None:
         assert np.array_equal(in_steps(parts), whole), parts
     if not window:
         assert np.abs(in_steps([20], scale=0.21) - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize(("tile", "width"), [(AVX2, 20), (AVX512, 24), (NEON, 7)], ids=["avx2", "avx512", "neon"])
+def test_rows_that_are_no_whole_vectors(tile: CpuTile, width: int) -> None:
+    """Kernels with a narrower vector have the answer of those with whole ones."""
+    n, padded = 3, 4 * tile.lanes
+    x, r = normal(1, n, width), normal(1, n, width, seed=1)
+    w, b = normal(width, seed=2), normal(width, seed=3)
+    shape = (x.shape, "float32")
+    wide = [np.concatenate([a, np.zeros((*a.shape[:-1], padded - width), F32)], -1) for a in (x, r, b)]
+    wide_shape = (wide[0].shape, "float32")
+    assert np.array_equal(
+        run(silu_mul(tile, n, width), x, r, out=shape),
+        run(silu_mul(tile, n, padded), *wide[:2], out=wide_shape)[..., :width],
+    )
+    assert np.array_equal(run(add_bias(tile, n, width), x, b, out=shape), x + b)
+    assert np.array_equal(run(scale(tile, n, width, 8.5), x, out=shape), F32(8.5) * x)
+    for y in (x, x + F32(2)):
+        square = (y.astype(np.float64) ** 2).mean(-1, keepdims=True)
+        np.testing.assert_allclose(
+            run(rms_norm(tile, n, width, 1, 1e-5), y, w, out=shape), y / np.sqrt(square + 1e-5) * w, atol=2e-6
+        )
+        mean = y.astype(np.float64).mean(-1, keepdims=True)
+        expected = (y - mean) / np.sqrt(y.astype(np.float64).var(-1, keepdims=True) + 1e-5) * w + b
+        np.testing.assert_allclose(run(layer_norm(tile, n, width, 1e-5), y, w, b, out=shape), expected, atol=3e-6)
+    heads, kv_heads, context = 4, 2, 2 * tile.lanes
+    q, k, v = normal(n, heads * width), normal(n, kv_heads * width, seed=1), normal(n, kv_heads * width, seed=2)
+    seen = attention_reference(
+        *(q.reshape(n, heads, width), k.reshape(n, kv_heads, width), v.reshape(n, kv_heads, width)), *(0.2, 0, 0.0)
+    )
+    keys = tvm.runtime.tensor(np.full((1, kv_heads, 2, width, tile.lanes), np.nan, F32))
+    values = tvm.runtime.tensor(np.full((1, kv_heads, context, width), np.nan, F32))
+    attend = attention_cached(tile, n, heads, kv_heads, width, context, 0.2, 0, 0.0)
+    y = run(attend, q[None], k[None], v[None], keys, values, 0, out=((1, n, heads * width), "float32"))[0]
+    np.testing.assert_allclose(y, seen, atol=2e-6, rtol=0)
+    assert np.abs(y - attention_reference(*(a.reshape(n, -1, width) for a in (q, k, v)), 0.21, 0, 0.0)).max() > 1e-4
 
 
 @TILES

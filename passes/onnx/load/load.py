@@ -19,6 +19,7 @@ from passes.onnx.load.cache_branch import SWITCH, take_cache_branch
 from passes.onnx.load.check_names import check_names
 from passes.onnx.load.check_nodes import check_nodes
 from passes.onnx.load.check_tensors import check_tensors
+from passes.onnx.load.mapped_tensor import MappedFile, MappedTensor
 from passes.onnx.load.read_proto import read_proto
 from passes.onnx.pass_context import describe
 from passes.onnx.rewrite.pick_branch import hoist_branches
@@ -65,9 +66,10 @@ def load(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # onnx_ir warns of what it skips; nothing of that is read
             model = ir.from_proto(proto)
+        mapped = {location: MappedFile(file) for location, file in files.items()}
         for tensor in model.graph.initializers.values():
             if isinstance(tensor.const_value, ir.ExternalTensor):
-                tensor.const_value = _in_file(files[str(tensor.const_value.location)], tensor.const_value)
+                tensor.const_value = MappedTensor(mapped[str(tensor.const_value.location)], tensor.const_value)
         _flatten(model)
         _check_control_flow(path, model)
         sort_nodes(model.graph)
@@ -77,12 +79,6 @@ def load(path: Path) -> Any:
         raise UserError(f"{path}: the graph is malformed ({_one_line(error)})") from error
     check_nodes(path, model)
     return model
-
-
-def _in_file(file: Path, tensor: Any) -> Any:
-    """The tensor in the file that its location leads to: onnx_ir itself follows no link out of a folder."""
-    where = {"location": file.name, "base_dir": file.parent, "offset": tensor.offset, "length": tensor.length}
-    return ir.ExternalTensor(**where, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
 
 
 def _check_opsets(path: Path, proto: Any) -> None:

@@ -79,9 +79,7 @@ def test_a_core_is_a_table_of_the_board_file(tmp_path: Path, capsys: pytest.Capt
 def test_an_operator_is_a_name_an_entry_and_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """x * x on the CPU, from the dialect to a library; a kind of processor without the kernel refuses it."""
     square = D._operator("hsd.square", lambda attrs, x: x, lambda bb, attrs, x: bb.emit(relax.op.multiply(x, x)))
-    monkeypatch.setitem(
-        operators.OPERATORS, "hsd.square", Operator("square", operators._n_width, "square_{n}")
-    )
+    monkeypatch.setitem(operators.OPERATORS, "hsd.square", Operator("square", operators._n_width, "square_{n}"))
     bb, x = relax.BlockBuilder(), relax.Var("x", D.tensor((1, 3, 16)))
     with bb.function("main", [x]):
         with bb.dataflow():

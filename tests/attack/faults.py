@@ -7,7 +7,6 @@ with the bundle, or with nothing, one line and exit code 2. A run ends with the 
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import tempfile
@@ -20,7 +19,7 @@ from requirements import need_program
 from hetero_sd.runtime.manifest import Bundle
 from targets.errors import UserError
 from tests.attack.figure import Figures
-from tests.attack.workers import HERE, CompileWorker, Outcome, Question, compile_arguments, run_arguments
+from tests.attack.workers import HERE, CompileWorker, Outcome, Question, compile_arguments, run_arguments, tokens
 
 FULL = 1 << 20  # all of them
 _LIMITS = 16  # sizes of memory that are tried
@@ -121,13 +120,9 @@ def _compile_problem(outcome: Outcome, out: Path, wanted: bytes) -> str:
 def _run_problem(outcome: Outcome, intact: Outcome) -> str:
     """What is wrong with how a run ended, or ""."""
     if outcome.code == 0:
-        same = _tokens(outcome) == _tokens(intact)
+        same = tokens(outcome) == tokens(intact)
         return "" if same else f"other tokens: {outcome.out[:200]!r}"
     return _one_line(outcome, lambda line: line.startswith("run.py: error: "))
-
-
-def _tokens(outcome: Outcome) -> list[list[int]]:
-    return [json.loads(line)["token_ids"] for line in outcome.out.splitlines()]
 
 
 def _one_line(outcome: Outcome, said: Callable[[str], bool]) -> str:

@@ -19,13 +19,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "data")]
 
-from tests.attack import bundles, faults, kills, onnx_files, readers, templates  # noqa: E402
+from tests.attack import bundles, faults, first_runs, kills, onnx_files, readers, templates  # noqa: E402
 from tests.attack.figure import Figures  # noqa: E402
 
 KINDS: dict[str, tuple[Callable[[int, int, int], Figures], int]] = {
     "onnx": (onnx_files.attack, onnx_files.FULL),
     "bundles": (bundles.attack, bundles.FULL),
     "kills": (kills.attack, kills.FULL),
+    "first-runs": (first_runs.attack, first_runs.FULL),
     "templates": (templates.attack, templates.FULL),
     "faults": (faults.attack, faults.FULL),
     "readers": (readers.attack, readers.FULL),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from requirements import need
 
-from tests.attack import bundles, faults, kills, readers, templates
+from tests.attack import bundles, faults, first_runs, kills, readers, templates
 from tests.attack.figure import Figures
 
 pytestmark = pytest.mark.deep
@@ -18,6 +20,12 @@ def held(figures: Figures) -> None:
 
 def test_kills() -> None:
     figures = kills.attack(4, 0, 1)
+    held(figures)
+    assert figures.counts["killed"] > 0
+
+
+def test_kills_of_a_first_run(opencl: Any) -> None:
+    figures = first_runs.attack(8, 0, 1)
     held(figures)
     assert figures.counts["killed"] > 0
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,13 +67,19 @@ def run_arguments(bundle: Path) -> tuple[str, ...]:
     return ("run.py", str(bundle), "--prompt", "Once upon a time", "--json", "--max-new-tokens", "12")
 
 
+def tokens(outcome: Outcome) -> list[list[int]]:
+    """What a run answered."""
+    return [json.loads(line)["token_ids"] for line in outcome.out.splitlines()]
+
+
 class CompileWorker:
     """A process of compile_worker.py, with temporary files in a folder of its own."""
 
-    def __init__(self, scratch: Path, preload: Path | None = None) -> None:
+    def __init__(self, scratch: Path, preload: Path | None = None, more: Mapping[str, str] | None = None) -> None:
         scratch.mkdir(exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
         environment |= {"OPENBLAS_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(scratch.parent / "none")}
+        environment |= more or {}
         if preload is not None:
             environment["LD_PRELOAD"] = str(preload)
         command = [sys.executable, str(HERE / "compile_worker.py"), "narrow"]

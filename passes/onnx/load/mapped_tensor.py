@@ -40,6 +40,9 @@ class MappedFile:
 class MappedTensor(ir.ExternalTensor):
     """A tensor in a mapped file; external_file and check_tensors allowed its place and its size."""
 
+    _array: npt.NDArray[Any] | None
+    raw: mmap.mmap | None
+
     def __init__(self, file: MappedFile, tensor: Any):
         """Take over name, type, shape, offset and length of an onnx_ir.ExternalTensor."""
         where = {"location": file.path.name, "base_dir": file.path.parent}

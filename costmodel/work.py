@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from costmodel.decoder import NORMS, TABLES, DecoderSpec, Operator
-from costmodel.format import F32
+from costmodel.format import F32, KV_BYTES
 from costmodel.place import HEAD
 from targets.errors import UserError
 
@@ -193,7 +193,8 @@ def _attention(op: Operator, n: int, past: int, batch: int, bytes_per_value: int
     visible = sum(visible_keys(past + t, op.window) for t in range(n))
     span = past + n if not op.window else min(past + n, op.window + n - 1)
     kv_values = 2 * op.kv_heads * op.head_dim
-    kv = Traffic("kv", "float32", batch * kv_values * bytes_per_value * span, batch * kv_values * bytes_per_value * n)
+    stored = next(name for name, size in KV_BYTES.items() if size == bytes_per_value)
+    kv = Traffic("kv", stored, batch * kv_values * bytes_per_value * span, batch * kv_values * bytes_per_value * n)
     q = op.heads * op.head_dim
     traffic = (kv, _activations(batch * n * (q + kv_values), batch * n * q))
     each = 4.0 * q + (_NONLINEARITY * op.heads if op.softcap else 0.0)

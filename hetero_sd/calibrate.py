@@ -12,7 +12,7 @@ from typing import Any
 
 from costmodel.decoder import DecoderSpec
 from costmodel.fit import LEAST_POINTS, Fit, Point, fit
-from costmodel.format import FLOAT
+from costmodel.format import FLOAT, KV_BYTES
 from costmodel.question import factors_of
 from costmodel.schema.measured import GPU, MIXED, Measured
 from costmodel.schema.record import SchemaError
@@ -123,6 +123,8 @@ def points_of(data: Measured, path: Path, specs: dict[str, DecoderSpec], cluster
             raise UserError(f"{path}: point {i} is of the {p.model}: give it with --{p.model}")
         where = (GPU, 1) if p.processor == GPU else (cluster, data.threads)
         spec = specs[p.model].with_int8_activations() if p.model in data.int8_activations else specs[p.model]
+        if p.model in data.float16_caches:
+            spec = replace(spec, kv_bytes_per_value=KV_BYTES["float16"])
         found.append(Point(spec, *where, p.n, p.past, p.seconds, p.bandwidth_gb_per_s, p.stable, p.chunk))
     return found
 

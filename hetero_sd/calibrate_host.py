@@ -178,8 +178,9 @@ def _plan_again(bundle: Bundle, request: HostRequest, board: Board) -> Plan:
     specs: dict[str, DecoderSpec] = {}
     for role, path in (("target", request.target), ("draft", request.draft)):
         if path is not None:
-            codes = manifest.models[role].activations
-            specs[role] = load_specs(path, ["float32"], old.context, activations=codes)[0]
+            facts = manifest.models[role]
+            multiplied, kv = facts.activations, facts.caches.dtype
+            specs[role] = load_specs(path, ["float32"], old.context, activations=multiplied, kv=kv)[0]
     given = old.gamma if old.gamma_given else None
     live = old.prediction.live
     alpha = None if live is None else live.alpha

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from costmodel.format import FLOAT, INT8
+from costmodel.format import FLOAT, INT8, RUNTIME_KV
 from passes.onnx.load.load import load
 from passes.onnx.pass_context import Importing, run_pass
 from passes.onnx.quantise.recipe import Recipe
@@ -77,6 +77,7 @@ class ReferenceModel:
         activations: str = FLOAT,
         recipe: Recipe | None = None,
         scales: dict[Any, Any] | None = None,
+        kv: str = RUNTIME_KV[0],
     ) -> None:
         """Load the file.
 
@@ -86,9 +87,11 @@ class ReferenceModel:
             activations: of block-quantised matrix multiplications.
             recipe: the formats that float weights get; what they stand for then is computed from the file.
             scales: those that were searched for the file before, which is added to; None knows of none.
+            kv: the type to which keys and values are rounded when a token is in the cache; its own step has them as
+                they are.
 
         Raises:
-            UserError: not a readable decoder export, or onnxruntime cannot run it on a CPU.
+            UserError: not a readable decoder export, onnxruntime cannot run it on a CPU, or it has no cache to round.
         """
         self.path = path
         imp = Importing(load(path), context=1, recipe=recipe)
@@ -100,9 +103,14 @@ class ReferenceModel:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         self.layers = imp.facts.layers
+        if kv != RUNTIME_KV[0] and not self.layers:
+            raise UserError(
+                f"{path}: an export without a cache cannot show what a KV cache in {kv} does; export with one"
+            )
         self._kv_shape = (imp.facts.kv_heads, imp.facts.head_dim)
         self._dtypes = {v.name: v.dtype.numpy() for v in imp.graph.inputs}
         self._names = [v.name for v in imp.graph.outputs]
+        self._kv = np.dtype(kv)
         self._one_at_a_time = False
         self._session = make_session(imp.model, path, threads)
 
@@ -121,7 +129,8 @@ class ReferenceModel:
             return np.asarray(self.run(np.array([cache.tokens], np.int64))["logits"][0][-len(ids) :])
         logits, done = [], 0
         while done < len(ids):
-            width = 1 if self._one_at_a_time and cache.length else _CHUNK
+            rounds = self._kv != np.float32
+            width = 1 if rounds or (self._one_at_a_time and cache.length) else _CHUNK
             chunk = ids[done : done + width]
             try:
                 outputs = self.run(chunk[None], cache.arrays)
@@ -132,7 +141,8 @@ class ReferenceModel:
                 continue
             logits.append(outputs["logits"][0])
             past_names = {n: n.replace("present", "past_key_values") for n in outputs if n != "logits"}
-            cache.arrays.update({past_names[n]: outputs[n] for n in past_names})
+            kept = {name: outputs[n].astype(self._kv).astype(np.float32) for n, name in past_names.items()}
+            cache.arrays.update(kept)
             done += len(chunk)
         return np.concatenate(logits)
 

@@ -7,11 +7,12 @@ than twice the bound, and at most 1 % of rows closer than that (near-ties, where
 Of a target that `compile --quantise` quantised, the reference has the weights that quantising this file again gives.
 The manifest says by which recipe, and the file's SHA-256; nothing of the bundle's weights is used.
 
-A target with int8 activations is compared with the same float reference. Its bound is measured: what the same rounding
-does to the reference (ReferenceModel with INT8), because two computations that round values on the way differ from each
-other by about as much as from the exact one: a last bit that differs moves some values over a rounding border, and
-after some layers the errors are two draws of one distribution. So the root mean square of all differences may be 1.25
-times, and the largest one twice, what rounding the reference does; near-ties are counted but not limited.
+A target with int8 activations or a KV cache in float16 is compared with the same float reference. Its bound is
+measured: what the same rounding does to the reference (ReferenceModel with these), because two computations that round
+values on the way differ from each other by about as much as from the exact one: a last bit that differs moves some
+values over a rounding border, and after some layers the errors are two draws of one distribution. So the root mean
+square of all differences may be 1.25 times, and the largest one twice, what rounding the reference does; near-ties are
+counted but not limited.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from costmodel.format import FLOAT
+from costmodel.format import FLOAT, RUNTIME_KV
 from hetero_sd.quantisation.recipes import recipe_of
 from hetero_sd.reference import ReferenceModel
 from hetero_sd.run_here import sequences
@@ -78,7 +79,8 @@ class VerifyResult:
         near_ties: rows whose reference margin is at most 2 x bound.
         differing_ties: those of them whose argmax differs.
         error_rms: root mean square of all differences.
-        bound_rms: allowed error_rms, where activations are rounded; near-ties have no limit then.
+        bound_rms: allowed error_rms, where activations or the KV cache are rounded; near-ties have no limit then.
+        rounded: what is rounded on the way, for people.
         quantised: the recipe by which the reference's weights were quantised, for people; "": they are the export's.
     """
 
@@ -91,6 +93,7 @@ class VerifyResult:
     differing_ties: int
     error_rms: float
     bound_rms: float | None = None
+    rounded: tuple[str, ...] = ()
     quantised: str = ""
 
     @property
@@ -163,18 +166,23 @@ def verify_bundle(request: VerifyRequest) -> VerifyResult:
     scale = max(float(np.abs(r).max()) for r, _ in pairs)
     bound = logit_bound(scale, facts.widest_sum, facts.layers)
     quantised = "" if recipe is None else recipe.text
-    if facts.activations == FLOAT or all(segment.processor != HOST for segment in facts.chain):
+    on_cpu = any(segment.processor == HOST for segment in facts.chain)
+    codes, kv = facts.activations if on_cpu else FLOAT, facts.caches.dtype
+    said: tuple[str, ...] = ("activations are int8 codes",) if codes != FLOAT else ()
+    said += (f"keys and values are stored in {kv}",) if kv != RUNTIME_KV[0] else ()
+    if not said:
         return replace(compare(pairs, bound), quantised=quantised)
-    rounding = ReferenceModel(request.against, activations=facts.activations, **again)
+    rounding = ReferenceModel(request.against, activations=codes, kv=kv, **again)
     rounded = [(r, rounding.forward(s.token_ids)) for s, (r, _) in zip(logits, pairs, strict=True)]
-    return replace(compare(pairs, *bounds_of_rounding(compare(rounded, math.inf), bound)), quantised=quantised)
+    bounds = bounds_of_rounding(compare(rounded, math.inf), bound)
+    return replace(compare(pairs, *bounds), rounded=said, quantised=quantised)
 
 
 def bounds_of_rounding(rounded: VerifyResult, bound: float) -> tuple[float, float]:
-    """(allowed |difference|, allowed root mean square) where activations are rounded; the factors are assumed.
+    """(allowed |difference|, allowed root mean square) where values are rounded on the way; the factors are assumed.
 
     Args:
-        rounded: the reference with rounded activations, compared with the reference.
+        rounded: the reference with that rounding, compared with the reference.
         bound: allowed without rounding.
     """
     return (

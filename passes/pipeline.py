@@ -102,6 +102,7 @@ def lower_decoder(
     why: str = "as given",
     fallback: bool = False,
     activations: str = FLOAT,
+    kv: str = "float32",
     kernels: Mapping[str, Kernels | None] = MappingProxyType({}),
 ) -> LoweredDecoder:
     """Run phases 0b to 5.
@@ -117,6 +118,7 @@ def lower_decoder(
         why: where the placement comes from, for its reasons.
         fallback: also compile the whole model for the CPU where the placement needs another processor.
         activations: INT8: block-quantised matrix multiplications get int8 activations where the processor has kernels.
+        kv: the type in which keys and values are stored, float32 or float16.
         kernels: by processor, what knows kernels that were compiled before.
 
     Raises:
@@ -140,7 +142,7 @@ def lower_decoder(
         mod = dump(f"2-fuse-{processor}", _run(mod, FuseGatedFfn(), FuseAddNorm()))
         pack = PackWeights(tile)
         half = [HalfAsBits()] if kind.half_as_bits else []
-        mod = dump(f"3-layout-{processor}", _run(mod, CacheInPlace(tile, context), pack, *half))
+        mod = dump(f"3-layout-{processor}", _run(mod, CacheInPlace(tile, context, kv), pack, *half))
         stored = _store(pack.packed, packed, processor)
         sources |= {new: imported.weights[old] for old, new in stored.items()}
         for var, func in mod.functions.items():

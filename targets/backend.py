@@ -58,7 +58,7 @@ class Backend(ABC):
 
     Attributes:
         name: in placement rules, manifests and names of libraries.
-        half_as_bits: kernels get float16 weights as uint16 of the same bits (passes/relax/half_as_bits.py).
+        half_as_bits: kernels get float16 weights and caches as uint16 of the same bits (passes/relax/half_as_bits.py).
         carries_runtime: a bundle that uses it carries the library that gives TVM the device, `opencl_runtime` in the
             manifest; only one kind can have one today.
     """
@@ -176,6 +176,10 @@ class Backend(ABC):
         """Give a tensor back to the device, which writes it again."""
         return
 
+    def parameter_type(self, dtype: str) -> str:
+        """The type in which kernels get weights and caches of `dtype`."""
+        return "uint16" if self.half_as_bits and dtype == "float16" else dtype
+
     def import_weight(self, array: npt.NDArray[Any], name: str, device: Any) -> Any:
         """A weight as the kernels take it, without a copy where that can be.
 
@@ -187,8 +191,8 @@ class Backend(ABC):
         import numpy as np
         import tvm
 
-        stored = array.view(np.uint16) if self.half_as_bits and array.dtype == np.float16 else array
-        return tvm.runtime.tensor(stored, device)
+        stored = np.dtype(self.parameter_type(str(array.dtype)))
+        return tvm.runtime.tensor(array if array.dtype == stored else array.view(stored), device)
 
 
 def names() -> tuple[str, ...]:

@@ -173,6 +173,7 @@ class Measured(Record):
         gpu: what it costs; None where no model runs there.
         region_cost_s: what a parallel region adds, by threads; empty where it was not measured.
         int8_activations: the models whose CPU kernels multiplied int8 activations.
+        float16_caches: the models whose keys and values were stored in float16.
         points: the timed steps.
         not_measured: the steps that there was no time for.
         passes: over all steps.
@@ -191,6 +192,7 @@ class Measured(Record):
     gpu: MeasuredGpu | None
     region_cost_s: dict[Annotated[int, Within(2, MOST_THREADS)], Annotated[float, Within(0, 1)]]
     int8_activations: tuple[Role, ...]
+    float16_caches: tuple[Role, ...]
     points: tuple[MeasuredPoint, ...]
     not_measured: tuple[MeasuredStep, ...]
     passes: Count

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from costmodel.format import FLOAT, INT8
+from costmodel.format import FLOAT, INT8, KV_BYTES, RUNTIME_KV
 from costmodel.place import Place, ProcessorName
 from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaError, Within, check_sha256
 from targets.backend import HOST, backend
@@ -77,7 +77,7 @@ class CacheFacts(Record):
     """
 
     unknown_keys_refused: ClassVar[bool] = True
-    dtype: Annotated[str, OneOf(("float32",))]
+    dtype: Annotated[str, OneOf(RUNTIME_KV)]
     key_shape: dict[ProcessorName, Sizes]
     value_shape: Sizes
 
@@ -183,7 +183,7 @@ class ModelFacts(Record):
         """Memory of the chain's caches."""
         value = math.prod(self.caches.value_shape)
         keys = {p: math.prod(shape) for p, shape in self.caches.key_shape.items()}
-        return 4 * sum(len(s.layers) * (keys[s.processor] + value) for s in self.chain)
+        return KV_BYTES[self.caches.dtype] * sum(len(s.layers) * (keys[s.processor] + value) for s in self.chain)
 
 
 def _check_caches(caches: CacheFacts, context: int) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from costmodel.format import FLOAT, INT8
+from costmodel.format import FLOAT, INT8, RUNTIME_KV
 from hetero_sd.commands.parser import Subparsers, add_quantise, subcommand
 from hetero_sd.compile.place import RULES
 from targets.boards import board_names
@@ -63,6 +63,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="what int4 and int8 weights are multiplied with on the CPU (default: int8 where the ONNX file allows it, "
         "and with --quantise)",
     )
+    p.add_argument(
+        "--kv",
+        choices=RUNTIME_KV,
+        default=RUNTIME_KV[0],
+        help="what keys and values are stored in; float16 halves the KV caches and rounds (default %(default)s)",
+    )
     add_quantise(p)
     p.add_argument(
         "--prompts",
@@ -107,6 +113,7 @@ def run(options: argparse.Namespace) -> int:
         alpha_file=options.alpha_file,
         factors=options.factors,
         activations=options.activations,
+        kv=options.kv,
         cpu_fallback=not options.no_cpu_fallback,
         subgraphs=options.subgraphs,
         quantise=options.quantise,

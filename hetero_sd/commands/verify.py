@@ -54,7 +54,7 @@ def verify_text(result: VerifyResult) -> str:
     if result.bound_rms is not None:
         lines += [
             f"  root mean square {result.error_rms:.2e}, allowed {result.bound_rms:.2e}",
-            "  activations are int8 codes: the bounds are what such rounding does to the reference, times "
+            f"  {' and '.join(result.rounded)}: the bounds are what such rounding does to the reference, times "
             f"{MOST_OF_ROUNDING:g} and {MOST_RMS_OF_ROUNDING:g}",
         ]
         allowed = "no limit"

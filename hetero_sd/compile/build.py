@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from costmodel.format import FLOAT
+from costmodel.format import FLOAT, KV_BYTES, RUNTIME_KV
 from costmodel.place import ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
 from costmodel.schema.model import CacheFacts, ModelFacts, QuantisedFacts, SegmentFacts
@@ -81,6 +81,7 @@ class ModelRequest:
         dump: folder for the IR after each phase, or None.
         subgraphs: folder for the segments as ONNX files, or None.
         activations: FLOAT or INT8, for the CPU's kernels.
+        kv: the type in which keys and values are stored.
         quantised: how the weights were quantised; None: they are the export's own.
         tokenizer: the manifest's `tokenizer`, which the libraries keep beside the other facts (library_facts.py).
     """
@@ -96,6 +97,7 @@ class ModelRequest:
     dump: Path | None = None
     subgraphs: Path | None = None
     activations: str = FLOAT
+    kv: str = RUNTIME_KV[0]
     quantised: QuantisedFacts | None = None
     tokenizer: TokenizerFacts | None = None
 
@@ -119,7 +121,7 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
     kernels = {p: backend(p).kernels(core, bodies=dump is not None) for p in tiles}
     lowered = lower_decoder(
         *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill),
-        *(IrDump(dump), request.place.reason, request.fallback, request.activations, kernels),
+        *(IrDump(dump), request.place.reason, request.fallback, request.activations, request.kv, kernels),
     )
     if request.subgraphs is not None:
         write_subgraphs(decoder, lowered.origins, lowered.placed, request.subgraphs)
@@ -147,7 +149,7 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
         chain=tuple(_segment(s) for s in lowered.chain),
         fallback=tuple(_segment(s) for s in lowered.fallback),
         caches=CacheFacts(
-            dtype="float32",
+            dtype=request.kv,
             key_shape={
                 p: tuple(key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context)) for p in lowered.modules
             },
@@ -168,7 +170,7 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
         library_bytes=sum(path.stat().st_size for path in libraries.values()),
         weights_bytes=weights.stat().st_size,
         source_bytes=source,
-        cache_bytes=2 * facts.layers * sizes.context * facts.kv_heads * facts.head_dim * 4,
+        cache_bytes=2 * facts.layers * sizes.context * facts.kv_heads * facts.head_dim * KV_BYTES[request.kv],
         placed=tuple(lowered.placed),
     )
 

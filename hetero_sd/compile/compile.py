@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from costmodel.format import FLOAT
+from costmodel.format import FLOAT, RUNTIME_KV
 from costmodel.schema.plan import Plan
 from costmodel.speculative import MOST_GAMMA, check_acceptance
 from hetero_sd.compile.build import BuiltModel, ModelRequest, Sizes, build_model
@@ -67,6 +67,7 @@ class CompileRequest:
         alpha_file: what `hetero-sd acceptance` measured, in place of it.
         factors: factors of a calibration, in place of the board's.
         activations: FLOAT or INT8 for block-quantised matrix multiplications; None takes what the ONNX file allows.
+        kv: of RUNTIME_KV, the type in which keys and values are stored.
         cpu_fallback: a model with a part on the GPU is compiled for the CPU, too, for when the GPU fails.
         subgraphs: folder for each model's segments as ONNX files, or None.
         quantise: of float weights, of both models: a format or a file (hetero_sd/quantisation/recipes.py), or None.
@@ -92,6 +93,7 @@ class CompileRequest:
     alpha_file: Path | None = None
     factors: Path | None = None
     activations: str | None = None
+    kv: str = RUNTIME_KV[0]
     cpu_fallback: bool = True
     subgraphs: Path | None = None
     quantise: str | None = None
@@ -146,7 +148,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     # 2. the models as graphs, and what runs where
     texts = encode_texts(request.prompts, tokenizer.folder) if quantisation.recipes else None
     imported, context, notes = import_models(
-        request.context, sources, board, tokenizer, request.activations, progress, quantisation
+        request.context, sources, board, tokenizer, request.activations, progress, quantisation, request.kv
     )
     decoders = {role: decoder for role, (decoder, _) in imported.items()}
     specs = {role: spec for role, (_, spec) in imported.items()}
@@ -243,6 +245,7 @@ def _build(
         fallback=request.cpu_fallback,
         dump=request.dump_ir and request.dump_ir / role,
         activations=activations,
+        kv=request.kv,
         subgraphs=request.subgraphs and request.subgraphs / role,
         tokenizer=tokenizer.facts,
         quantised=None if recipe is None else facts_of(recipe, source),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costmodel.decoder import DecoderSpec
-from costmodel.format import FLOAT, INT8
+from costmodel.format import FLOAT, INT8, KV_BYTES, RUNTIME_KV
 from hetero_sd.compile.context import DEFAULT_CONTEXT, rows_within, whole_context
 from hetero_sd.compile.tokenizer_files import TokenizerFiles
 from hetero_sd.progress import Progress
@@ -28,6 +29,7 @@ def import_models(
     activations: str | None,
     progress: Progress,
     quantisation: Quantisation | None = None,
+    kv: str = RUNTIME_KV[0],
 ) -> tuple[Imported, int, tuple[str, ...]]:
     """(the models by role, rows of their caches, what to tell the user): as many rows as all models have positions for.
 
@@ -41,6 +43,7 @@ def import_models(
         activations: FLOAT or INT8 for block-quantised matrix multiplications; None takes what each file allows.
         progress: of the import.
         quantisation: of float weights; None: they stay as they are.
+        kv: the type in which keys and values are stored.
 
     Raises:
         UserError: a model has fewer positions than the context that was asked for, or too few for any; int8 activations
@@ -55,7 +58,8 @@ def import_models(
         try:
             for role in sorted(sources, key=list(sources).index, reverse=True):
                 with progress.step(f"{role}: import {sources[role].name}"):
-                    imported[role] = _import(role, sources[role], context, tokenizer, activations, quantisation)
+                    decoder, spec = _import(role, sources[role], context, tokenizer, activations, quantisation)
+                    imported[role] = decoder, replace(spec, kv_bytes_per_value=KV_BYTES[kv])
             done = True
         except ContextTooLong as error:
             rows = rows_within(board, error.longest)

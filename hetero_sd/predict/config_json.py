@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.decoder import DecoderSpec
+from costmodel.format import RUNTIME_KV
 from costmodel.standard_decoder import BOTH, POST, Blocks, standard_decoder
-from hetero_sd.predict.weight_formats import RUNTIME_KV, StoredAs, kv_bytes, stored_as
+from hetero_sd.predict.weight_formats import StoredAs, kv_bytes, stored_as
 from targets.errors import UserError
 from targets.files import read_object
 
@@ -39,7 +40,7 @@ _MOST = {"layers": 1024, "width": 1 << 20, "vocab": 1 << 24}
 
 
 def specs_from_config(
-    path: Path, formats: Sequence[str], head: str | None = None, kv: str = RUNTIME_KV
+    path: Path, formats: Sequence[str], head: str | None = None, kv: str = RUNTIME_KV[0]
 ) -> tuple[DecoderSpec, ...]:
     """The decoder of a config.json in each weight format.
 
@@ -56,7 +57,7 @@ def specs_from_config(
 
 
 def specs_from_table(
-    config: Any, path: Path, formats: Sequence[str], head: str | None = None, kv: str = RUNTIME_KV
+    config: Any, path: Path, formats: Sequence[str], head: str | None = None, kv: str = RUNTIME_KV[0]
 ) -> tuple[DecoderSpec, ...]:
     """The same for what a config.json holds; `path` is where it was found."""
     if "text_config" in config and config.get("model_type") not in _FAMILIES:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
-from costmodel.format import FLOAT, INT8
+from costmodel.format import FLOAT, INT8, RUNTIME_KV
 from costmodel.question import factors_of
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.predict.config_json import specs_from_config
-from hetero_sd.predict.weight_formats import RUNTIME_KV, kv_bytes, stored_as
+from hetero_sd.predict.weight_formats import kv_bytes, stored_as
 from targets.device import Board
 from targets.errors import UserError
 from targets.files import read_object
@@ -49,7 +49,7 @@ def load_specs(
     formats: Sequence[str],
     context: int,
     head: str | None = None,
-    kv: str = RUNTIME_KV,
+    kv: str = RUNTIME_KV[0],
     activations: str | None = None,
 ) -> tuple[DecoderSpec, ...]:
     """The decoder of an ONNX file, or of a config.json in each format.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.decoder import DecoderSpec
+from costmodel.format import RUNTIME_KV
 from hetero_sd.predict.config_json import specs_from_table
-from hetero_sd.predict.weight_formats import RUNTIME_KV
 from targets.errors import UserError
 
 
@@ -33,7 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def known_model(name: str, weights: str, head: str | None = None, kv: str = RUNTIME_KV) -> DecoderSpec:
+def known_model(name: str, weights: str, head: str | None = None, kv: str = RUNTIME_KV[0]) -> DecoderSpec:
     """The decoder of a model of CONFIGS.
 
     Raises:

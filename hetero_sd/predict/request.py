@@ -7,6 +7,7 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
+from costmodel.format import RUNTIME_KV
 from costmodel.question import Question
 from costmodel.roofline import CpuSlice
 from costmodel.speculative import MOST_GAMMA
@@ -14,7 +15,7 @@ from hetero_sd.compile.place import place_models
 from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, with_activations
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.like import like
-from hetero_sd.predict.weight_formats import RUNTIME_KV, kv_bytes
+from hetero_sd.predict.weight_formats import kv_bytes
 from targets.device import Board
 from targets.errors import UserError
 
@@ -64,7 +65,7 @@ class PredictRequest:
     new_tokens: int | None = None
     weights: tuple[str, ...] | None = None
     head: str | None = None
-    kv: str = RUNTIME_KV
+    kv: str = RUNTIME_KV[0]
     activations: str | None = None
     threads: str | None = None
     place: str | None = None

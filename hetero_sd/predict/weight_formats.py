@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from costmodel.format import Format
+from costmodel.format import KV_BYTES, Format
 from targets.errors import UserError
 
 BLOCK = 32
@@ -13,8 +13,6 @@ _PLAIN = {"float32": Format("float32"), "float16": Format("float16")}
 _BLOCKED = ("int8", "int4")
 _GGUF = {"q8_0": ("int8", "int8"), "q4_0": ("int4", "int8")}  # layers, head: llama.cpp keeps the head of Q4_0 in Q8_0
 FORMAT_NAMES = (*_PLAIN, *_BLOCKED, *_GGUF)
-KV_BYTES = {"float32": 4, "float16": 2, "int8": 1}
-RUNTIME_KV = "float32"  # what this version's runtime stores
 _LARGEST_BLOCK = 1 << 16
 
 

@@ -125,7 +125,9 @@ def _attention(call: Any, stored: Stored) -> Sizes:
     scores = {key: float(call.attrs[key]) for key in ("scale", "softcap")}
     seen = {"context": context, "window": int(call.attrs["window"])}
     heads = {"heads": int(call.attrs["heads"]), "kv_heads": kv_heads, "head_dim": head_dim}
-    return {"n": sizes(q)[1], **heads, **seen, **scores}
+    dtype = stored(values)
+    cache = {} if dtype == "float32" else {"cache": dtype}
+    return {"n": sizes(q)[1], **heads, **seen, **scores, **cache}
 
 
 def _argmax(call: Any, stored: Stored) -> Sizes:

@@ -33,10 +33,10 @@ def value_shape(kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:
 
 @tvm.transform.module_pass(opt_level=0, name="CacheInPlace")
 class CacheInPlace:
-    """Give every segment cache buffers for `context` tokens, and drop its cache outputs."""
+    """Give every segment cache buffers of `dtype` for `context` tokens, and drop its cache outputs."""
 
-    def __init__(self, tile: Tile, context: int):
-        self.tile, self.context = tile, context
+    def __init__(self, tile: Tile, context: int, dtype: str = "float32"):
+        self.tile, self.context, self.dtype = tile, context, dtype
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
         """Rewrite all functions."""
@@ -55,7 +55,7 @@ class CacheInPlace:
                 if name.endswith(".key")
                 else value_shape(int(heads), int(dim), self.context)
             )
-            replaced[p] = relax.Var(name, D.tensor(shape))
+            replaced[p] = relax.Var(name, D.tensor(shape, self.dtype))
 
         def attention(bb: Any, call: Any) -> Any:
             return relax.Call("hsd.attention_cached", [*call.args, pos], call.attrs)

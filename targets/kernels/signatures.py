@@ -140,6 +140,7 @@ class Makers:
         scale: float,
         window: int,
         softcap: float,
+        cache: str = "float32",
     ) -> Any:
         """(q, k, v, keys, values, pos int64, y): appends k and v to the caches in place, then attends."""
 

@@ -21,7 +21,7 @@ from costmodel.roofline import (
     processors,
     resident_share,
 )
-from costmodel.work import Op, step_ops
+from costmodel.work import Op, Traffic, step_ops
 from targets.boards import load_board
 from targets.cpu import core
 from targets.cpu.tile import cpu_tile
@@ -127,6 +127,19 @@ def test_growth_with_context_is_the_kv_traffic(published: Any, rk3588: Any) -> N
     roofline = Roofline(rk3588, replace(IDEAL, gpu_bandwidth=1.0, gpu_compute=1.0, gpu_item_steps=1e-9))
     near, far = (roofline.step(shape, gpu, 1, past).total_s for past in (100, 1100))
     assert far - near == pytest.approx(1000 * 28 * 2 * 8 * 128 * 4 / 24.9e9, rel=1e-6)
+
+
+def test_a_vector_of_halves_is_converted_once_for_the_heads_that_share_it() -> None:
+    """A76: 4 query heads, one KV head of 64 values, 128 keys in tiles of 4 vectors of 4, on two arithmetic pipes."""
+    attention = Operator("attention", "attention", Part("attention"), 256, heads=4, kv_heads=1, head_dim=64)
+
+    def cycles(stored: str) -> float:
+        kv = Traffic("kv", stored, 1.0)
+        op = Op(attention, 1, 1.0, (kv,), parallel=1, past=127)
+        return kernel_cycles(op, core("cortex-a76"), 1).cycles
+
+    scores, values = 128 / 16 * 64 * 4 / 2, 128 * 16 / 2  # conversions over pipes
+    assert cycles("float16") - cycles("float32") == scores + values
 
 
 def test_attention_uses_no_more_threads_than_kv_heads(published: Any, imx95: Any) -> None:

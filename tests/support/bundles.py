@@ -127,6 +127,7 @@ def some_measured(points: tuple[MeasuredPoint, ...] = (), **changes: Any) -> Mea
         gpu=MEASURED_GPU,
         region_cost_s={},
         int8_activations=(),
+        float16_caches=(),
         points=points,
         not_measured=(),
         passes=8,

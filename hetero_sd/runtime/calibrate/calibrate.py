@@ -112,6 +112,7 @@ def calibrate(
         gpu=costs,
         region_cost_s=_region_cost_s(here),
         int8_activations=tuple(model.name for model in here if getattr(model, "int8_activations", False)),
+        float16_caches=tuple(model.name for model in here if getattr(model, "float16_caches", False)),
         points=tuple(step.point() for step in timed),
         not_measured=tuple(step.facts for step in [*steps[False], *steps[True]] if not step.samples),
         passes=passes,

@@ -56,7 +56,7 @@ class CompiledModel(Model):
         self.name, self.vocab, self.context = name, facts.vocab, facts.context
         self._facts, self._bundle, self._note = facts, bundle, note or (lambda _: None)
         self.widths, self.prefill_width = tuple(facts.widths), facts.prefill_width
-        self.int8_activations = facts.activations == INT8
+        self.int8_activations, self.float16_caches = facts.activations == INT8, facts.caches.dtype == "float16"
         self._steps = Steps(name, self.widths, facts.prefill_width, facts.context)
         self._weights = Weights(bundle.path(facts.weights, hashed=False), huge_pages)
         if self._weights.metadata.get("model") != name:

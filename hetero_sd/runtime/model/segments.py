@@ -124,7 +124,8 @@ class Chain:
         kind, device = backend(segment.processor), self.devices[segment.processor]
         shapes = [facts.caches.key_shape[segment.processor], facts.caches.value_shape] * len(segment.layers)
         try:
-            caches = [tvm.runtime.empty(shape, facts.caches.dtype, device) for shape in shapes]
+            dtype = kind.parameter_type(facts.caches.dtype)
+            caches = [tvm.runtime.empty(shape, dtype, device) for shape in shapes]
             params = [(p if isinstance(p, str) else p.name, weights.part(p)) for p in segment.params]
             return [*caches, *(kind.import_weight(part, name, device) for name, part in params)]
         except Exception as error:

@@ -36,11 +36,13 @@ def attention_cached(
     scale: float,
     window: int,
     softcap: float,
+    cache: str = "float32",
 ) -> Any:
     """The PrimFunc (q, k, v, key cache, value cache, pos, y); q, y [1, n, heads * head_dim], k, v with kv_heads.
 
     window 0 means none: row t sees key j iff j <= pos + t, and j > pos + t - window where there is one. softcap c
-    > 0 replaces a score s by c * tanh(s / c). context must be a multiple of the lanes.
+    > 0 replaces a score s by c * tanh(s / c). context must be a multiple of the lanes. `cache` is the type in which
+    keys and values are stored, float32 or float16: a row attends to the stored ones, its own among them.
     """
     lanes, share, part = tile.lanes, heads // kv_heads, tile.vector(head_dim)
     vectors, tiles = head_dim // part, context // lanes
@@ -52,13 +54,21 @@ def attention_cached(
     queries, row_tiles = rows * share, n // cut.rows
     room = context + side * lanes
 
+    def stored(value: Any) -> Any:
+        """A float32 value as the caches have it."""
+        return T.Cast(cache, value) if cache != "float32" else value
+
+    def read(value: Any) -> Any:
+        """A value of the caches as float32."""
+        return T.Cast("float32", value) if cache != "float32" else value
+
     @T.prim_func(s_tir=True)
     def attention_cached(
         q: T.Buffer((1, n, heads * head_dim), "float32"),
         k: T.Buffer((1, n, kv_heads * head_dim), "float32"),
         v: T.Buffer((1, n, kv_heads * head_dim), "float32"),
-        keys: T.Buffer((1, kv_heads, tiles, head_dim, lanes), "float32"),
-        values: T.Buffer((1, kv_heads, context, head_dim), "float32"),
+        keys: T.Buffer((1, kv_heads, tiles, head_dim, lanes), cache),
+        values: T.Buffer((1, kv_heads, context, head_dim), cache),
         pos: T.int64,
         y: T.Buffer((1, n, heads * head_dim), "float32"),
     ):
@@ -69,10 +79,10 @@ def attention_cached(
                     va = T.axis.spatial(kv_heads, h)
                     for t in T.serial(n):
                         for d in T.serial(head_dim):
-                            keys[0, va, (pos + t) // lanes, d, (pos + t) % lanes] = k[0, t, va * head_dim + d]
+                            keys[0, va, (pos + t) // lanes, d, (pos + t) % lanes] = stored(k[0, t, va * head_dim + d])
                         for d in T.unroll(vectors):
                             for i in T.vectorized(part):
-                                values[0, va, pos + t, d * part + i] = v[0, t, va * head_dim + d * part + i]
+                                values[0, va, pos + t, d * part + i] = stored(v[0, t, va * head_dim + d * part + i])
         for p in T.parallel(kv_heads * row_tiles):
             with T.sblock("tile"):
                 vp = T.axis.spatial(kv_heads * row_tiles, p)
@@ -96,10 +106,10 @@ def attention_cached(
                 if row_tiles == 1:
                     for t in T.serial(n):
                         for d in T.serial(head_dim):
-                            keys[0, vh, (pos + t) // lanes, d, (pos + t) % lanes] = k[0, t, vh * head_dim + d]
+                            keys[0, vh, (pos + t) // lanes, d, (pos + t) % lanes] = stored(k[0, t, vh * head_dim + d])
                         for d in T.unroll(vectors):
                             for i in T.vectorized(part):
-                                values[0, vh, pos + t, d * part + i] = v[0, t, vh * head_dim + d * part + i]
+                                values[0, vh, pos + t, d * part + i] = stored(v[0, t, vh * head_dim + d * part + i])
                 for m in T.unroll(queries):
                     for i in T.vectorized(lanes):
                         peak[m, i] = T.float32(-3e38)
@@ -119,13 +129,15 @@ def attention_cached(
                                                 first + m // share,
                                                 (vh * share + m % share) * head_dim + do * unroll + di,
                                             ],
-                                            keys[
-                                                0,
-                                                vh,
-                                                T.min(origin + s * side + j, tiles - 1),
-                                                do * unroll + di,
-                                                i,
-                                            ],
+                                            read(
+                                                keys[
+                                                    0,
+                                                    vh,
+                                                    T.min(origin + s * side + j, tiles - 1),
+                                                    do * unroll + di,
+                                                    i,
+                                                ]
+                                            ),
                                             dot[m, j * lanes + i],
                                         )
                     for m in T.unroll(queries):
@@ -186,12 +198,14 @@ def attention_cached(
                                             - origin * lanes
                                             + s,
                                         ],
-                                        values[
-                                            0,
-                                            vh,
-                                            T.max(pos + first + m // share + 1 - reach, T.int64(0)) + s,
-                                            d * part + i,
-                                        ],
+                                        read(
+                                            values[
+                                                0,
+                                                vh,
+                                                T.max(pos + first + m // share + 1 - reach, T.int64(0)) + s,
+                                                d * part + i,
+                                            ]
+                                        ),
                                         out[m, d * part + i],
                                     )
                 for b in T.serial((all_end - all_begin + _BLOCK - 1) // _BLOCK):
@@ -202,7 +216,7 @@ def attention_cached(
                                     for i in T.vectorized(part):
                                         out[m, (dg * wide + j) * part + i] = T.fma(
                                             score[m, all_begin - origin * lanes + b * _BLOCK + s],
-                                            values[0, vh, all_begin + b * _BLOCK + s, (dg * wide + j) * part + i],
+                                            read(values[0, vh, all_begin + b * _BLOCK + s, (dg * wide + j) * part + i]),
                                             out[m, (dg * wide + j) * part + i],
                                         )
                 if rows > 1:
@@ -212,7 +226,7 @@ def attention_cached(
                                 for i in T.vectorized(part):
                                     out[m, d * part + i] = T.fma(
                                         score[m, all_end - origin * lanes + s],
-                                        values[0, vh, all_end + s, d * part + i],
+                                        read(values[0, vh, all_end + s, d * part + i]),
                                         out[m, d * part + i],
                                     )
                 for m in T.unroll(queries):

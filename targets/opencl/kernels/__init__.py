@@ -35,6 +35,12 @@ def load_half(buffer: Any, *index: Any, lanes: int = 1) -> Any:
     return T.call_pure_extern(f"float32x{lanes}", f"vload_half{lanes}", 0, _half_pointer(buffer, index))
 
 
+def store_half(value: Any, buffer: Any, *index: Any) -> Any:
+    """A call that stores a float32 as float16, rounded to the nearest, halfway to even."""
+    pointer = T.call_pure_extern("int32", "(__global half*)", T.address_of(buffer[index]))
+    return T.call_extern("void", "vstore_half_rte", value, 0, pointer)
+
+
 def load_native_half(buffer: Any, *index: Any, lanes: int) -> Any:
     """`lanes` (more than one) float16 values from `index` on as they are, for devices with cl_khr_fp16."""
     return T.call_pure_extern(f"float16x{lanes}", f"vload{lanes}", 0, _half_pointer(buffer, index))

@@ -19,6 +19,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from targets.kernels.vector_math import lanes_exp, lanes_tanh
+from targets.opencl.kernels import load_half, storage, store_half
 from targets.opencl.tile import GpuTile
 
 KEYS = 32
@@ -47,19 +48,20 @@ def attention_cached(
     scale: float,
     window: int,
     softcap: float,
+    cache: str = "float32",
 ) -> Any:
     """The PrimFunc (q, k, v, key cache, value cache, pos, y, weights[r, heads, context], block[r, heads, blocks, 2]).
 
     window 0 means none: row t sees key j iff j <= pos + t, and j > pos + t - window where there is one. softcap c
     > 0 replaces a score s by c * tanh(s / c). context must be a multiple of 4. The last two are scratch, r =
-    scratch_rows(n, heads, context).
+    scratch_rows(n, heads, context). `cache` is the type in which keys and values are stored, float32 or float16.
     """
     size, lanes, share = tile.group, tile.lanes, heads // kv_heads
     tiles, blocks, per_block = context // lanes, key_blocks(context), KEYS // lanes
     reach = window if window > 0 else context
     wide = tile.vector(head_dim)
     quads = head_dim // wide
-    cap = softcap if softcap > 0 else 1.0
+    cap, half = softcap if softcap > 0 else 1.0, cache == "float16"
     rows_per_pass = scratch_rows(n, heads, context)
     passes = -(-n // rows_per_pass)
     score_rows, out_rows = tile.shared_rows(rows_per_pass, lanes), tile.shared_rows(rows_per_pass, 2 * wide)
@@ -97,8 +99,8 @@ def attention_cached(
         q: T.Buffer((1, n, heads * head_dim), "float32"),
         k: T.Buffer((1, n, kv_heads * head_dim), "float32"),
         v: T.Buffer((1, n, kv_heads * head_dim), "float32"),
-        keys: T.Buffer((1, kv_heads, tiles, head_dim, lanes), "float32"),
-        values: T.Buffer((1, kv_heads, context, head_dim), "float32"),
+        keys: T.Buffer((1, kv_heads, tiles, head_dim, lanes), storage(cache)),
+        values: T.Buffer((1, kv_heads, context, head_dim), storage(cache)),
         pos: T.int64,
         y: T.Buffer((1, n, heads * head_dim), "float32"),
         weights: T.Buffer((rows_per_pass, heads, context), "float32"),
@@ -112,8 +114,17 @@ def attention_cached(
                     vh = T.axis.spatial(kv_heads, (g * size + t) // head_dim % kv_heads)
                     vd = T.axis.spatial(head_dim, (g * size + t) % head_dim)
                     T.where(g * size + t < new_items)
-                    keys[0, vh, last(pos, vm) // lanes, vd, last(pos, vm) % lanes] = k[0, vm, vh * head_dim + vd]
-                    values[0, vh, last(pos, vm), vd] = v[0, vm, vh * head_dim + vd]
+                    if half:
+                        T.evaluate(
+                            store_half(
+                                k[0, vm, vh * head_dim + vd],
+                                *(keys, 0, vh, last(pos, vm) // lanes, vd, last(pos, vm) % lanes),
+                            )
+                        )
+                        T.evaluate(store_half(v[0, vm, vh * head_dim + vd], values, 0, vh, last(pos, vm), vd))
+                    else:
+                        keys[0, vh, last(pos, vm) // lanes, vd, last(pos, vm) % lanes] = k[0, vm, vh * head_dim + vd]
+                        values[0, vh, last(pos, vm), vd] = v[0, vm, vh * head_dim + vd]
         for p in T.serial(passes):
             for g in T.thread_binding(score_groups, thread="blockIdx.y"):
                 for r in T.thread_binding(score_tiles, thread="blockIdx.x"):
@@ -140,8 +151,16 @@ def attention_cached(
                                             dot[m, i] = T.float32(0)
                                     for d in T.serial(head_dim // steps):
                                         for e in T.unroll(steps):
-                                            for i in T.vectorized(lanes):
-                                                kk[e, i] = keys[0, vh // share, vb * per_block + s, d * steps + e, i]
+                                            if half:
+                                                kk[e, T.Ramp(0, 1, lanes)] = load_half(
+                                                    *(keys, 0, vh // share, vb * per_block + s, d * steps + e, 0),
+                                                    lanes=lanes,
+                                                )
+                                            else:
+                                                for i in T.vectorized(lanes):
+                                                    kk[e, i] = keys[
+                                                        0, vh // share, vb * per_block + s, d * steps + e, i
+                                                    ]
                                         for m in T.unroll(score_rows):
                                             for e in T.vectorized(steps):
                                                 qq[e] = q[0, row(vp, vr, score_rows, m), vh * head_dim + d * steps + e]
@@ -232,10 +251,21 @@ def attention_cached(
                                     )
                                     - key(pos, row(vp, vr, out_rows, 0), b, 0)
                                 ):
-                                    for i in T.vectorized(wide):
-                                        vv[i] = values[
-                                            0, vh // share, key(pos, row(vp, vr, out_rows, 0), b, s), vd * wide + i
-                                        ]
+                                    if half and wide > 1:
+                                        vv[T.Ramp(0, 1, wide)] = load_half(
+                                            *(values, 0, vh // share, key(pos, row(vp, vr, out_rows, 0), b, s)),
+                                            vd * wide,
+                                            lanes=wide,
+                                        )
+                                    elif half:
+                                        vv[0] = load_half(
+                                            *(values, 0, vh // share, key(pos, row(vp, vr, out_rows, 0), b, s)), vd
+                                        )
+                                    else:
+                                        for i in T.vectorized(wide):
+                                            vv[i] = values[
+                                                0, vh // share, key(pos, row(vp, vr, out_rows, 0), b, s), vd * wide + i
+                                            ]
                                     for m in T.unroll(out_rows):
                                         if T.Not(
                                             hidden(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hetero_sd.cli import main
+from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.verify import VerifyRequest, verify_bundle
 from targets.boards import load_board
 
@@ -50,6 +51,33 @@ def test_every_export_compiles_and_verifies(export: str, tmp_path: Path) -> None
     packed = (out / "weights" / "target.safetensors").stat().st_size
     stored = sum(p.stat().st_size for p in source.parent.glob("model.onnx*"))
     assert packed <= 1.1 * stored
+
+
+@pytest.mark.slow
+def test_keys_and_values_in_float16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half the memory, logits as far from onnxruntime's as rounding does, and the same text with and without drafts."""
+    bundles = {}
+    for kv in ("float32", "float16"):
+        out = tmp_path / kv
+        assert main(compile_args(out, target=LLAMA / "model.onnx", draft=DRAFT / "model.onnx", kv=kv)) == 0
+        bundles[kv] = Bundle(out)
+    assert {facts.caches.dtype for facts in bundles["float16"].manifest.models.values()} == {"float16"}
+    assert 2 * bundles["float16"].target.cache_bytes == bundles["float32"].target.cache_bytes
+    plans = {kv: bundle.plan for kv, bundle in bundles.items()}
+    assert plans["float16"] is not None
+    assert plans["float32"] is not None
+    assert 2 * plans["float16"].memory.kv_bytes == plans["float32"].memory.kv_bytes
+    source = LLAMA / "model.onnx"
+    exact, rounded = (verify_bundle(VerifyRequest(tmp_path / kv, source)) for kv in ("float32", "float16"))
+    assert exact.passed, exact
+    assert exact.bound_rms is None
+    assert rounded.passed, rounded
+    assert rounded.bound_rms is not None
+    assert rounded.largest_error > 10 * exact.bound  # the negative control: floats would not pass so
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "float16"), "--against", str(source)]) == 0
+    assert "keys and values are stored in float16: the bounds are" in capsys.readouterr().out
+    assert main(["audit", str(tmp_path / "float16")]) == 0
 
 
 @pytest.mark.slow

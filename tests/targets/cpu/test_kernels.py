@@ -275,6 +275,33 @@ def test_rows_that_are_no_whole_vectors(tile: CpuTile, width: int) -> None:
 
 
 @TILES
+def test_keys_and_values_in_float16(tile: CpuTile) -> None:
+    """A row attends to what is stored: every key and value rounded, its own among them."""
+    heads, kv_heads, dim, context, total = 4, 2, 32, 16, 12
+    q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
+
+    def reference(dtype: str) -> Array:
+        stored = (x.astype(dtype).astype(F32).reshape(total, kv_heads, dim) for x in (k, v))
+        return attention_reference(q.reshape(total, heads, dim), *stored, 0.2, 0, 0.0)
+
+    def in_steps(parts: list[int]) -> Array:
+        keys = tvm.runtime.tensor(np.full((1, kv_heads, context // tile.lanes, dim, tile.lanes), np.nan, np.float16))
+        values = tvm.runtime.tensor(np.full((1, kv_heads, context, dim), np.nan, np.float16))
+        rows, pos = [], 0
+        for n in parts:
+            func = attention_cached(tile, n, heads, kv_heads, dim, context, 0.2, 0, 0.0, "float16")
+            part = (x[None, pos : pos + n] for x in (q, k, v))
+            rows.append(run(func, *part, keys, values, pos, out=((1, n, heads * dim), "float32"))[0])
+            pos += n
+        return np.concatenate(rows)
+
+    whole = in_steps([12])
+    np.testing.assert_allclose(whole, reference("float16"), atol=2e-6, rtol=0)
+    assert np.array_equal(in_steps([1] * 12), whole)
+    assert np.abs(whole - reference("float32")).max() > 2e-5
+
+
+@TILES
 def test_norms(tile: CpuTile) -> None:
     x, r, w = normal(1, 3, 128), normal(1, 3, 128, seed=1), normal(128, seed=2)
 

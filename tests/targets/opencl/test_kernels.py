@@ -236,6 +236,38 @@ def test_attention_cached(run: Run, tile: GpuTile, window: int, softcap: float, 
     assert np.abs(in_steps([75], scale=0.21) - expected).max() > 1e-4
 
 
+def test_keys_and_values_in_float16(run: Run) -> None:
+    """They are stored as the bits of halves, rounded as the CPU rounds, and a row attends to its own stored ones."""
+    from targets.opencl.kernels.attention import attention_cached, key_blocks
+
+    heads, kv_heads, dim, context, total = 4, 2, 6, 36, 34
+    q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
+
+    def reference(dtype: str) -> Array:
+        stored = (x.astype(dtype).astype(F32).reshape(total, kv_heads, dim) for x in (k, v))
+        return attention_reference(q.reshape(total, heads, dim), *stored, 0.2, 0, 0.0)
+
+    def in_steps(parts: list[int]) -> tuple[Array, Array]:
+        keys = run.tensor(np.full((1, kv_heads, context // 4, dim, 4), 0x7E00, np.uint16))  # NaN
+        values = run.tensor(np.full((1, kv_heads, context, dim), 0x7E00, np.uint16))
+        rows, pos = [], 0
+        for n in parts:
+            func = attention_cached(SMALL, n, heads, kv_heads, dim, context, 0.2, 0, 0.0, "float16")
+            part = [x[None, pos : pos + n] for x in (q, k, v)]
+            scratch = [((n, heads, context), "float32"), ((n, heads, key_blocks(context), 2), "float32")]
+            out = ((1, n, heads * dim), "float32")
+            rows.append(run(func, *part, keys, values, pos, out=out, scratch=scratch)[0])
+            pos += n
+        return np.concatenate(rows), values.numpy()
+
+    whole, values = in_steps([34])
+    stored = v.astype(np.float16).reshape(total, kv_heads, dim).transpose(1, 0, 2)
+    assert np.array_equal(values[0, :, :total].view(np.float16), stored)
+    np.testing.assert_allclose(whole, reference("float16"), atol=2e-6, rtol=0)
+    assert np.array_equal(in_steps([1, 32, 1])[0], whole)
+    assert np.abs(whole - reference("float32")).max() > 2e-5
+
+
 def test_attention_in_passes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from targets.opencl.kernels import attention
 

@@ -28,7 +28,10 @@ _DIVIDE = 8.0  # cycles of a vector division
 _SCALES = 2.0  # vector instructions for the scales of a step
 _ZERO_ROW = 1.0  # for a row where there are zero points
 _CODES = 40.0  # cycles to make the codes of a step; measured on Zen 3
-_VECTOR_CYCLES = {"add": 1.5, "bias": 1.5, "scale": 1.5, "rope": 9.0, "take": 9.0}  # of one vector of a row
+_VECTOR_CYCLES = {  # of one vector of a row
+    **dict.fromkeys(("add", "bias", "scale", "relu", "squared_relu"), 1.5),
+    **dict.fromkeys(("rope", "take"), 9.0),
+}
 
 
 @dataclass(frozen=True)
@@ -188,10 +191,11 @@ def _serial(op: Op, tile: CpuTile, issue: Issue) -> float:
         each = columns * (8.0 if op.operator.format.quantised else 2.0)
     elif op.kind in NORMS:
         each = vectors * 18.0 + 60
+    elif op.kind in _VECTOR_CYCLES:
+        each = vectors * _VECTOR_CYCLES[op.kind]
     elif op.kind in NONLINEARITIES:
         each = vectors * ((_EXP + 4) / issue.fma + _DIVIDE)
-    elif op.kind == "argmax":
-        each = vectors * _FMA_LATENCY + columns
     else:
-        each = vectors * _VECTOR_CYCLES[op.kind]
+        assert op.kind == "argmax", op.kind
+        each = vectors * _FMA_LATENCY + columns
     return op.rows * each * issue.scalar_penalty

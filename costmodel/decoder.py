@@ -17,7 +17,7 @@ from targets.cpu.dot import takes_codes
 from targets.errors import UserError
 
 TABLES = ("embedding", "positions")  # read one row a token
-NONLINEARITIES = ("silu_mul", "gelu_mul", "gelu", "tanh")
+NONLINEARITIES = ("silu_mul", "gelu_mul", "gelu", "relu", "squared_relu", "tanh")
 NORMS = ("rms_norm", "add_rms_norm", "layer_norm")
 KINDS = (
     *TABLES,

@@ -30,6 +30,8 @@ _ROWWISE = {
     "silu_mul": (2, 1, _NONLINEARITY),
     "gelu_mul": (2, 1, _NONLINEARITY),
     "gelu": (1, 1, _NONLINEARITY),
+    "relu": (1, 1, 1.0),
+    "squared_relu": (1, 1, 2.0),
     "tanh": (1, 1, _NONLINEARITY),
 }
 

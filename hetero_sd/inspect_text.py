@@ -8,7 +8,7 @@ from typing import Any
 
 from costmodel.decoder import NONLINEARITIES, NORMS, DecoderSpec, Operator
 from costmodel.format import Format
-from costmodel.place import ATTENTION, FFN, Part
+from costmodel.place import ATTENTION, FFN, HEAD, Part
 from hetero_sd.inspect import Inspection
 from passes.onnx import DecoderFacts
 from passes.onnx.pass_context import PassLog
@@ -44,8 +44,13 @@ _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "norm_by_head": ("norms of single heads", ("RMSNormalization",)),
     "split_packed": ("packed projections split", ("Slice", "Split")),
     "canonical_matmuls": ("matrix multiplications and gates put in one form", ("Gemm", "Div", "Swish", "QuickGelu")),
+    "unflatten_rows": ("flattened rows brought back", ("Reshape",)),
+    "ungroup_packed": ("packed projections put in the order of heads", ()),
     "tie_equal_head": ("heads that are the embedding once more, stored once", ()),
-    "fuse_activations": ("GELU and soft caps recognised", ("Tanh", "Erf", "Gelu", "FastGelu", "BiasGelu")),
+    "fuse_activations": (
+        "GELU, soft caps and squared ReLU recognised",
+        ("Relu", "Tanh", "Erf", "Gelu", "FastGelu", "BiasGelu"),
+    ),
     "add_cache": ("caches added", ()),
     "learned_positions": ("tables of learned positions", ("Gather",)),
     "fuse_attention": ("attentions recognised", ("Softmax", "Attention", "MultiHeadAttention")),
@@ -146,12 +151,13 @@ def _ffn(spec: DecoderSpec) -> str:
     nonlinearity = next(op.kind for op in operators if op.kind in NONLINEARITIES)
     packed = any(op.name == "gate_up" for op in operators)
     gate = "gate and up in one matrix multiplication" if packed else "gate and up apart"
-    norms = [
-        op for op in (*spec.part(Part(ATTENTION)), *operators) if op.kind in NORMS and op.name[:2] not in ("q_", "k_")
-    ]
+    layered = (op for op in spec.operators if op.part.kind != HEAD)  # a norm for both blocks stands before the layer
+    norms = [op for op in layered if op.kind in NORMS and op.name[:2] not in ("q_", "k_")]
     kind = "layer norms" if norms[0].kind == "layer_norm" else "RMS norms"
-    name = nonlinearity.removesuffix("_mul").upper()
-    return f"{name}, {gate if nonlinearity.endswith('_mul') else 'no gate'}; {len(norms)} {kind} a layer"
+    count = len(norms) // spec.layers
+    name = nonlinearity.removesuffix("_mul").replace("_", " ").upper()
+    kind = kind if count > 1 else kind.removesuffix("s")
+    return f"{name}, {gate if nonlinearity.endswith('_mul') else 'no gate'}; {count} {kind} a layer"
 
 
 def _formats(spec: DecoderSpec) -> str:

@@ -125,6 +125,10 @@ def _sigmoid(c: _Counter, node: Any) -> Iterator[Operator]:
     yield c.operator(node, "silu_mul", c.row(node))
 
 
+def _relu(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "squared_relu" if node.domain else "relu", c.row(node))
+
+
 def _tanh(c: _Counter, node: Any) -> Iterator[Operator]:
     yield c.operator(node, "tanh", c.row(node))
 
@@ -181,6 +185,8 @@ _COUNT: dict[str, Callable[[_Counter, Any], Iterator[Operator]]] = {
     "Mul": _mul,
     "Gelu": _gelu,
     "Sigmoid": _sigmoid,
+    "Relu": _relu,
+    "SquaredRelu": _relu,
     "Tanh": _tanh,
     "RMSNormalization": _rms_norm,
     "LayerNormalization": _layer_norm,

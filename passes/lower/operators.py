@@ -156,6 +156,8 @@ OPERATORS = {
     "hsd.silu_mul": Operator("silu_mul", _n_width, "silu_mul_{n}_{width}"),
     "hsd.gelu_mul": Operator("gelu_mul", _gelu, "gelu_mul_{n}_{width}"),
     "hsd.gelu": Operator("gelu", _gelu, "gelu_{n}_{width}"),
+    "hsd.relu": Operator("relu", _n_width, "relu_{n}_{width}"),
+    "hsd.squared_relu": Operator("squared_relu", _n_width, "squared_relu_{n}_{width}"),
     "hsd.tanh": Operator("tanh", _n_width, "tanh_{n}_{width}"),
     "hsd.scale": Operator("scale", _scale, "scale_{n}_{width}"),
     "hsd.learned_positions": Operator("learned_positions", _learned_positions, "learned_positions_{n}"),

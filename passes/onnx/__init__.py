@@ -43,6 +43,7 @@ from passes.onnx.rewrite.quantise_weights import quantise_weights
 from passes.onnx.rewrite.resolve_shapes import resolve_shapes
 from passes.onnx.rewrite.split_packed import split_packed
 from passes.onnx.rewrite.tie_equal_head import tie_equal_head
+from passes.onnx.rewrite.unflatten_rows import unflatten_rows
 from passes.onnx.rewrite.unfuse_onnxruntime import unfuse_onnxruntime
 from passes.onnx.rewrite.ungroup_packed import ungroup_packed
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
@@ -82,6 +83,7 @@ PIPELINE: list[Pass] = [
     norm_by_head,
     split_packed,
     canonical_matmuls,
+    unflatten_rows,
     ungroup_packed,
     tie_equal_head,
     fuse_activations,

@@ -43,8 +43,8 @@ class DecoderFacts:
             bytes of matrices.
         family: hint for people: "llama", "qwen2" (biased q, k, v), "qwen3" (q/k norm), "mistral" (a window), "phi3"
             (packed projections), "gemma2" (scaled embedding, soft caps), "gemma3" (q/k norm), "gemma" (neither), "gpt2"
-            (layer norms), "gpt-neox" (layer norms and rotated positions), "granite" (scaled residuals), "olmo2" (norms
-            of what a block computed).
+            (layer norms), "gpt-neox" (layer norms and rotated positions), "opt" and "nemotron" (the same two with a
+            ReLU), "granite" (scaled residuals), "olmo2" (norms of what a block computed).
         window: the largest sliding window of any layer in tokens, 0: none.
         batch: fixed batch size, or None if it is free.
         padding: what attention_mask may hide: "left and right", "right" or "none" (the mask reads none).
@@ -89,7 +89,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
     head_hidden, head_vocab = linear_size(head)
     _agree("vocabulary", {vocab, head_vocab}, "embedding and logits")
     _agree("hidden size", {hidden, head_hidden}, "embedding and head")
-    gates = [n for n in nodes if n.op_type in ("Mul", "Gelu")]
+    gates = [n for n in nodes if n.op_type in ("Mul", "Gelu", "Relu", "SquaredRelu")]
     ffn = {linear_size(user)[0] for n in gates for user, _ in n.outputs[0].uses() if user.op_type in LINEAR}
     return DecoderFacts(
         layers=layers,
@@ -185,7 +185,10 @@ def _family(nodes: list[Any], embedding: Any) -> str:
     norms = [n for n in nodes if n.op_type == "RMSNormalization"]
     by_head = any(n.inputs[0].producer() is not None and n.inputs[0].producer().op_type == "Reshape" for n in norms)
     if not norms:
-        return "gpt-neox" if any(n.op_type == "RotaryEmbedding" for n in nodes) else "gpt2"
+        rotated = any(n.op_type == "RotaryEmbedding" for n in nodes)
+        if any(n.op_type in ("Relu", "SquaredRelu") for n in nodes):
+            return "nemotron" if rotated else "opt"
+        return "gpt-neox" if rotated else "gpt2"
     if any(n.op_type == "Gelu" for n in nodes) and any(embedding.outputs[0] in n.inputs for n in nodes if _scales(n)):
         capped = any(attribute(n, "softcap", 0.0) for n in nodes if n.op_type == "Attention")
         return "gemma2" if capped else "gemma3" if by_head else "gemma"

@@ -32,6 +32,8 @@ ROW_INPUTS: dict[tuple[str, str], tuple[int, ...]] = {
     ("", "Sigmoid"): (0,),
     ("", "Gelu"): (0,),
     (DOMAIN, "Gelu"): (0,),
+    ("", "Relu"): (0,),
+    (DOMAIN, "SquaredRelu"): (0,),
     ("", "Tanh"): (0,),
     ("", "LayerNormalization"): (0,),
     ("", "RMSNormalization"): (0,),

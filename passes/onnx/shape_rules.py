@@ -103,6 +103,7 @@ SHAPE_RULES = {
     "BiasGelu": (1, _same),
     "QuickGelu": (1, _same),
     "Gelu": (1, _same),
+    "SquaredRelu": (1, _same),
     "MatMulNBits": (1, _matmul_nbits),
     "MatMulBnb4": (1, _matmul_nbits),
     "FusedMatMul": (2, _fused_matmul),

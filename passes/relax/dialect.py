@@ -170,6 +170,11 @@ def _gelu_mul_reference(bb: Any, attrs: Any, gate: Any, up: Any) -> Any:
     return bb.emit(R.multiply(_gelu_reference(bb, attrs, gate), up))
 
 
+def _squared_relu_reference(bb: Any, attrs: Any, x: Any) -> Any:
+    positive = bb.emit(R.nn.relu(x))
+    return bb.emit(R.multiply(positive, positive))
+
+
 def _scale_reference(bb: Any, attrs: Any, x: Any) -> Any:
     return bb.emit(R.multiply(x, relax.const(float(attrs["factor"]), "float32")))
 
@@ -285,6 +290,8 @@ rope = _operator("hsd.rope", _same, _rope_reference)
 silu_mul = _operator("hsd.silu_mul", _same, lambda bb, a, g, u: bb.emit(R.multiply(bb.emit(R.nn.silu(g)), u)))
 gelu = _operator("hsd.gelu", _same, _gelu_reference)
 gelu_mul = _operator("hsd.gelu_mul", _same, _gelu_mul_reference)
+relu = _operator("hsd.relu", _same, lambda bb, a, x: bb.emit(R.nn.relu(x)))
+squared_relu = _operator("hsd.squared_relu", _same, _squared_relu_reference)
 tanh = _operator("hsd.tanh", _same, lambda bb, a, x: bb.emit(R.tanh(x)))
 scale = _operator("hsd.scale", _same, _scale_reference)
 layer_norm = _operator("hsd.layer_norm", _same, _layer_norm_reference)

@@ -187,6 +187,10 @@ def _gelu(e: _Emitter, node: Any) -> _Value:
     return _Value(e.emit(D.gelu(e.expr(node.inputs[0]), tanh=int(_attr(node, "approximate", "none") == "tanh"))))
 
 
+def _relu(e: _Emitter, node: Any) -> _Value:
+    return _Value(e.emit((D.squared_relu if node.domain else D.relu)(e.expr(node.inputs[0]))))
+
+
 def _tanh(e: _Emitter, node: Any) -> _Value:
     return _Value(e.emit(D.tanh(e.expr(node.inputs[0]))))
 
@@ -254,6 +258,8 @@ _EMIT: dict[tuple[str, str], Callable[[_Emitter, Any], Any]] = {
     ("", "Sigmoid"): _sigmoid,
     ("", "Gelu"): _gelu,
     (DOMAIN, "Gelu"): _gelu,
+    ("", "Relu"): _relu,
+    (DOMAIN, "SquaredRelu"): _relu,
     ("", "Tanh"): _tanh,
     ("", "LayerNormalization"): _layer_norm,
     ("", "RMSNormalization"): _rms_norm,

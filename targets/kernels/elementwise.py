@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tvm import tirx
 from tvm.script import tirx as T
 
 from targets.kernels.vector_math import lanes_exp, lanes_gelu, lanes_tanh
+
+
+def _relu(x: Any) -> Any:
+    """The larger of x and 0; NaN stays NaN, so that the check of the logits sees it."""
+    return tirx.Select(x < T.float32(0), T.float32(0), x)
+
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
@@ -16,6 +23,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gelu_mul erf": lambda gate, up, *_: lanes_gelu(gate, tanh=False) * up,
     "gelu tanh": lambda x, *constants: lanes_gelu(x, True, *constants),
     "gelu erf": lambda x, *_: lanes_gelu(x, tanh=False),
+    "relu": _relu,
+    "squared_relu": lambda x: _relu(x) * _relu(x),
     "tanh": lanes_tanh,
     "scale": lambda x, factor: T.float32(factor) * x,
 }

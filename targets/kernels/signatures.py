@@ -112,6 +112,14 @@ class Makers:
         """(x[1, n, width], y)."""
 
     @staticmethod
+    def relu(tile: Any, n: int, width: int) -> Any:
+        """(x[1, n, width], y)."""
+
+    @staticmethod
+    def squared_relu(tile: Any, n: int, width: int) -> Any:
+        """(x[1, n, width], y)."""
+
+    @staticmethod
     def tanh(tile: Any, n: int, width: int) -> Any:
         """(x[1, n, width], y)."""
 

@@ -94,6 +94,15 @@ FAMILIES = {
         tie_word_embeddings=True, sliding_window=4, layer_types=["sliding_attention", "full_attention"], **TWO)),
     "internlm3": ("InternLM3Config", dict(tie_word_embeddings=False, bias=True, qkv_bias=True)),
     "glm4": ("Glm4Config", dict(tie_word_embeddings=False)),
+    "opt": ("OPTConfig", dict(
+        tie_word_embeddings=True, ffn_dim=48, num_key_value_heads=4, activation_function="relu")),
+    "falcon": ("FalconConfig", dict(
+        tie_word_embeddings=True, head_dim=LEFT_OUT, multi_query=True, num_key_value_heads=1, parallel_attn=True,
+        bias=False, alibi=False)),
+    "falcon-grouped": ("FalconConfig", dict(
+        tie_word_embeddings=True, head_dim=LEFT_OUT, new_decoder_architecture=True, num_kv_heads=2, num_key_value_heads=4, bias=False,
+        alibi=False)),
+    "nemotron": ("NemotronConfig", dict(tie_word_embeddings=False, hidden_act="relu2", **PARTIAL)),
     "mixtral": ("MixtralConfig", dict(tie_word_embeddings=False, num_local_experts=2, num_experts_per_tok=1, intermediate_size=16)),
     "bloom": ("BloomConfig", dict(n_layer=1, n_head=4, num_key_value_heads=4)),
 }  # fmt: skip
@@ -147,10 +156,10 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "gpt2-dynamo-eager-fp16": ("gpt2", "dynamo", dict(precision="fp16", **EAGER)),
     "gpt2-dynamo23-fp32": ("gpt2", "dynamo", dict(opset=23)),
     "gpt2-dynamo24-fp32": ("gpt2", "dynamo", dict(opset=24)),
-    # other families, by torch 2.14 and transformers 5.24
+    # other families, by torch 2.14 and transformers 5.24; the last four by torch 2.13
     **{f"{family}-dynamo-fp32": (family, "dynamo", dict()) for family in (
         "olmo", "smollm3", "stablelm", "phi", "starcoder2", "gpt-neox", "gptj", "cohere", "cohere2", "exaone4",
-        "internlm3", "glm4")},
+        "internlm3", "glm4", "opt", "falcon", "falcon-grouped", "nemotron")},
     # torch.onnx.export(dynamo=False)
     "llama-legacy17-fp32": ("llama", "legacy", dict(opset=17)),
     "llama3-legacy17-eager-fp32": ("llama3", "legacy", dict(opset=17, **EAGER)),
@@ -252,8 +261,8 @@ def build_model(
             noise = torch.randn(weight.shape, generator=generator)
             is_norm = "norm" in key or "ln_" in key
             if is_norm and key.endswith("weight"):
-                # Gemma's norms multiply by 1 + weight
-                weight.copy_((0.0 if family.startswith("gemma") else 1.0) + 0.2 * noise)
+                # Gemma's and Nemotron's norms multiply by 1 + weight
+                weight.copy_((0.0 if family.startswith(("gemma", "nemotron")) else 1.0) + 0.2 * noise)
             elif key.endswith("bias"):
                 weight.copy_(0.3 * noise)
             elif any(k in key for k in ("embed_tokens", "lm_head", "wte", "wpe")):

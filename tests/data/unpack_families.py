@@ -15,7 +15,7 @@ from pathlib import Path
 # families with one export each, in the coverage table alone
 OTHERS = (
     *("olmo", "smollm3", "stablelm", "phi", "starcoder2", "gpt-neox", "gptj", "cohere", "cohere2", "exaone4"),
-    *("internlm3", "glm4"),
+    *("internlm3", "glm4", "opt", "falcon", "falcon-grouped", "nemotron"),
 )
 
 

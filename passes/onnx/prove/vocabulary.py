@@ -205,11 +205,13 @@ CHECKS = {
     ("", "RMSNormalization"): _norm,
     ("", "LayerNormalization"): _layer_norm,
     ("", "Gelu"): _accept,
+    ("", "Relu"): _accept,
     ("", "Tanh"): _accept,
     ("", "Split"): _split,
     ("", "RotaryEmbedding"): _written_here,
     ("", "Attention"): _written_here,
     (DOMAIN, "Gelu"): _accept,
+    (DOMAIN, "SquaredRelu"): _accept,
     (DOMAIN, "CausalMask"): _accept,
     (DOMAIN, "Positions"): _accept,
 }

@@ -1,8 +1,9 @@
-"""Activations written out in scalars -> Gelu or a capped tanh, recognised by what they compute.
+"""Activations written out -> Gelu, a capped tanh or SquaredRelu; those of scalars by what they compute.
 
     0.5 * x * (1 + tanh(0.798 * (x + 0.0447 * x^3)))    ->  Gelu(x){approximate tanh}
     x * 0.5 * (1 + erf(x / 1.414))                      ->  Gelu(x){approximate none}
     tanh(x / 30) * 30                                   ->  Mul(Tanh(Mul(x, 1 / 30)), 30)
+    Relu(x)^2                                           ->  hetero_sd::SquaredRelu(x)
 
 Exports in 16 bits round the constants, and converters to float32 leave them so: that is another function. Its own
 constants are kept: hetero_sd::Gelu(x){slope, cubic}, or Mul(Gelu(Mul(x, s)), 1 / s) where it is written with erf.
@@ -31,7 +32,7 @@ from passes.onnx.pass_context import (
     scalar,
 )
 from passes.onnx.prove.run_subgraph import Piece
-from passes.onnx.rewrite.local_functions import DOMAIN, gelu_function
+from passes.onnx.rewrite.local_functions import DOMAIN, gelu_function, squared_relu_function
 from passes.onnx.shapes import Known, known_shapes, points
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Tanh", "Erf", "Neg", "Cast", "Identity"}
@@ -215,10 +216,31 @@ def _standard(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
     return True
 
 
+def _relu(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
+    y = node.outputs[0]
+    squares = {user for user, _ in y.uses()}
+    if y.is_graph_output() or not all(_is_square(user, y) for user in squares):
+        return False
+    imp.model.functions.setdefault((DOMAIN, "SquaredRelu", ""), squared_relu_function())
+    imp.graph.opset_imports[DOMAIN] = 1
+    name = f"{y.name}.squared"
+    made = emit(node, "SquaredRelu", [node.inputs[0]], {}, domain=DOMAIN, name=name, outputs=[name]).outputs[0]
+    for square in squares:
+        replace_uses(square.outputs[0], made)
+    return True
+
+
+def _is_square(node: Any, x: Any) -> bool:
+    if node.op_type == "Pow" and not node.domain:
+        return node.inputs[0] is x and scalar(node.inputs[1]) == 2
+    return node.op_type == "Mul" and not node.domain and all(v is x for v in node.inputs)
+
+
 _OPERATORS: dict[tuple[str, str], Callable[[Importing, Any, dict[Any, Known]], bool]] = {
     ("", "Tanh"): _written_out,
     ("", "Erf"): _written_out,
     ("", "Gelu"): _standard,
+    ("", "Relu"): _relu,
     ("com.microsoft", "Gelu"): _operator("none"),
     ("com.microsoft", "BiasGelu"): _operator("none"),
     ("com.microsoft", "FastGelu"): _operator("tanh"),

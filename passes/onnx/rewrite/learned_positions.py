@@ -1,10 +1,12 @@
 """Rows of a position table (GPT-2, OPT) -> Gather(table, position_ids), or the Positions function where there is none.
 
-The indices are run on numbers: they must be position_ids, or past + 0, 1, ..., or the count of real tokens before.
+The indices are run on numbers: they must be position_ids, or past + 0, 1, ..., or the count of real tokens before, each
+plus the same number: OPT's first position is row 2, and the rows before it are left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from passes.onnx.pass_context import Declined, Importing, PassLog, attribute, de
 from passes.onnx.prove.context_limit import limit_context
 from passes.onnx.prove.run_subgraph import Piece, default_input, spread
 from passes.onnx.prove.weight_expression import stored
+from passes.onnx.rewrite.derived_weight import derived_weight
 from passes.onnx.rewrite.write_attention import positions_value
 from passes.onnx.shapes import Point
 from targets.errors import UserError
@@ -34,38 +37,48 @@ def learned_positions(imp: Importing) -> PassLog:
         if node.inputs[1].name == "input_ids" or len(table.shape) != 2 or table.dtype.is_integer():
             continue
         try:
-            kind = _prove(imp, node.inputs[1])
+            kind, first = _prove(imp, node.inputs[1])
         except Declined as reason:
             notes.append(f"{describe(node)}: {reason}")
             continue
-        rows = int(table.shape[0])
+        rows = int(table.shape[0]) - first
         if rows < imp.context:
             limit_context(imp, rows)
             raise UserError(
                 f"{describe(node)}: the model has {rows} learned positions, the context is {imp.context}; "
                 f"compile with --context {rows} or less"
             )
+        if first:
+            derived_weight(imp, node, 0, f"from{first}", _from_row(first), (rows, int(table.shape[1])))
         node.replace_input_with(1, positions_value(imp, node, kind))
         matched += 1
     return PassLog("learned_positions", matched, tuple(notes))
 
 
-def _prove(imp: Importing, indices: Any) -> str:
-    """Which positions the indices are: "input", "mask" or "past"."""
+def _from_row(first: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda numbers: numbers[first:]
+
+
+def _prove(imp: Importing, indices: Any) -> tuple[str, int]:
+    """Which positions the indices are, "input", "mask" or "past", and the index of the first one."""
     piece = Piece(imp, [], indices)
     batch, context = imp.facts.batch or 2, imp.context
-    longest = min(context, _LONGEST)
+    longest, first = min(context, _LONGEST), None
     for new, past in ((2, 0), (1, min(3, context - 1)), (longest, 0), (1, context - 1)):
         if imp.facts.no_cache and past:
             continue
         at = Point(batch, new, past)
         inputs, expected = _case(imp, piece, at)
-        actual = spread(piece.run(at, None, **inputs), expected.shape)
-        if not np.array_equal(actual, expected):
+        more = spread(piece.run(at, None, **inputs), expected.shape) - expected
+        if "attention_mask" in inputs:  # what stands where nothing is read does not matter
+            more = more[inputs["attention_mask"][:, at.past :] == 1]
+        first = int(more.flat[0]) if first is None else first
+        if first < 0 or (more != first).any():
             raise Declined("the rows of the table are not chosen by position")
+    assert first is not None
     if "position_ids" in piece.uses:
-        return "input"
-    return "mask" if "attention_mask" in piece.uses else "past"
+        return "input", first
+    return "mask" if "attention_mask" in piece.uses else "past", first
 
 
 def _case(imp: Importing, piece: Piece, at: Point) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -1,8 +1,9 @@
-"""The model-local functions of the canonical form: mask, positions, a GELU; with bodies onnxruntime can run.
+"""The model-local functions of the canonical form: mask, positions, activations; with bodies onnxruntime can run.
 
     hetero_sd::CausalMask(attention_mask | "", input_ids, past_key){window} -> float32 [batch, 1, new, past + new]
     hetero_sd::Positions(attention_mask | "", input_ids, past_key)          -> int64 [batch, new]
     hetero_sd::Gelu(x){slope, cubic}: 0.5 x (1 + tanh(slope (x + cubic x^3)))  -> like x
+    hetero_sd::SquaredRelu(x): max(x, 0)^2                                     -> like x
 
 Where the mask is left out, CausalMask and Positions are the overload "unpadded", because a body cannot ask whether an
 input is there. Later passes read them by name and never look inside. Hidden entries are the lowest finite number, not
@@ -112,3 +113,10 @@ def gelu_function() -> Any:
     share = body("Add", body("Tanh", inner), number(1.0))
     attributes = [ir.Attr(name, ir.AttributeType.FLOAT, None) for name in ("slope", "cubic")]
     return body.function("Gelu", body("Mul", body("Mul", x, number(0.5)), share), attributes)
+
+
+def squared_relu_function() -> Any:
+    """SquaredRelu: the activation of Nemotron, which ONNX has no operator for."""
+    body = _Body(["x"])
+    positive = body("Relu", body.inputs[0])
+    return body.function("SquaredRelu", body("Mul", positive, positive), [])

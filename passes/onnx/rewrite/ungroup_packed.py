@@ -1,10 +1,13 @@
-"""A projection whose columns have query, key and value of each head side by side -> those of all heads in turn.
+"""A projection whose columns are query, key and value of heads in any order -> those of all heads in turn.
 
     y = x W + b                                            y = x W' + b'
     by head = Transpose(Reshape(y, [B, S, H, 3 D]))   ->   q, k, v = Split(y, [H D, H D, H D])
     q, k, v = Split(by head, axis 3)                       q = Transpose(Reshape(q, [0, 0, H, D])) and so on
 
-GPT-NeoX and its kin store their weights so. W' and b' have the same columns in another order, so every number stays.
+GPT-NeoX has query, key and value of each head side by side; Falcon the query heads that share a key and a value, then
+those, and spreads them to as many heads as it caches. Which column an element comes from is found by running the
+nodes between on the columns' numbers. W' and b' have the same columns in another order, a spread one several times, so
+every number stays; a matrix in blocks has its blocks along columns, so they move as they are.
 """
 
 from __future__ import annotations
@@ -14,103 +17,157 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from passes.onnx.pass_context import Importing, PassLog, add_initializer, attribute, emit, replace_uses
-from passes.onnx.prove.weight_expression import is_weight
-from passes.onnx.shapes import Known, known_shapes, points
+from passes.onnx.pass_context import Declined, Importing, PassLog, add_initializer, describe, emit, replace_uses
+from passes.onnx.prove.run_subgraph import Piece
+from passes.onnx.prove.weight_expression import initializer_of, is_weight
+from passes.onnx.rewrite.derived_weight import derived_weight
+from passes.onnx.shapes import Known, Point, known_shapes, points
+from passes.onnx.weight_sizes import LINEAR
 
 _BY_HEAD = [0, 2, 1, 3]
+_LAYOUT = {"Reshape", "Transpose", "Slice", "Split", "Gather", "GatherND", "Expand", "Unsqueeze", "Squeeze"}
 
 
 def ungroup_packed(imp: Importing) -> PassLog:
-    """Rewrite every Split of the elements of heads that comes from a projection of its own."""
-    nodes = [n for n in imp.graph if n.op_type == "Split" and not n.domain]
-    known = known_shapes(imp, points(imp)[0]) if nodes else {}
-    return PassLog("ungroup_packed", sum(_ungroup(imp, node, known) for node in nodes))
+    """Rewrite every projection that is seen by head before it is cut into several values."""
+    found = [(node, matmul) for node in imp.graph if node.op_type == "Reshape" and (matmul := _projection(node))]
+    sources = [matmul.inputs[0] for _, matmul in found]
+    alone = [(node, matmul) for node, matmul in found if sources.count(matmul.inputs[0]) == 1]
+    known = [known_shapes(imp, p) for p in points(imp)] if alone else []
+    matched, notes = 0, []
+    for node, matmul in alone:
+        try:
+            matched += _ungroup(imp, node, matmul, known)
+        except Declined as reason:
+            notes.append(f"{describe(node)}: {reason}")
+    return PassLog("ungroup_packed", matched, tuple(notes))
 
 
-def _ungroup(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
-    x = node.inputs[0]
-    transpose = _alone(x, "Transpose")
-    if transpose is not None:
-        if attribute(transpose, "perm") != _BY_HEAD and list(attribute(transpose, "perm") or ()) != _BY_HEAD:
-            return False
-        x = transpose.inputs[0]
-    reshape = _alone(x, "Reshape")
-    if reshape is None or x not in known or len(known[x].shape) != 4 or any(v not in known for v in node.outputs):
+def _projection(reshape: Any) -> Any:
+    """The matrix multiplication whose result, with or without a bias, a Reshape alone reads; None: there is none."""
+    maker = _maker(reshape.inputs[0])
+    if maker is not None and maker.op_type == "Add" and any(_is_vector(v) for v in maker.inputs):
+        maker = _maker(next(v for v in maker.inputs if not _is_vector(v)))
+    return maker if maker is not None and maker.op_type in LINEAR and is_weight(maker.inputs[1]) else None
+
+
+def _maker(value: Any) -> Any:
+    return value.producer() if len(value.uses()) == 1 and not value.is_graph_output() else None
+
+
+def _is_vector(value: Any) -> bool:
+    return is_weight(value) and len(initializer_of(value).const_value.shape) == 1
+
+
+def _ungroup(imp: Importing, node: Any, matmul: Any, known: list[dict[Any, Known]]) -> bool:
+    y, at = node.inputs[0], points(imp)
+    if any(y not in k or len(k[y].shape) != 3 for k in known):
         return False
-    heads, width = known[x].shape[2:]
-    y, parts = reshape.inputs[0], len(node.outputs)
-    if attribute(node, "axis", 0) not in (-1, 3) or {known[v].shape[-1] for v in node.outputs} != {width // parts}:
+    width = known[0][y].shape[-1]
+    head_dim = imp.facts.head_dim or _parts_of_split(node.outputs[0], known[0])
+    ends = _ends(node.outputs[0], known, at, head_dim)
+    if len(ends) < 2:
         return False
-    if y not in known or known[y].shape != (*known[x].shape[:2], heads * width):
-        return False
-    order = np.arange(heads * width).reshape(heads, parts, -1).swapaxes(0, 1).reshape(-1)
-    bias, matmul = _alone(y, "Add"), _alone(y, "MatMul")
-    if bias is not None:
-        vector = next((place for place, v in enumerate(bias.inputs) if is_weight(v) and v.producer() is None), None)
-        if vector is None or known[bias.inputs[vector]].shape != (heads * width,):
-            return False
-        matmul = _alone(bias.inputs[1 - vector], "MatMul")
-        old = bias.inputs[vector]
-    if matmul is None or not is_weight(matmul.inputs[1]) or known[matmul.inputs[1]].shape[1] != heads * width:
-        return False
-    if not _permute(imp, matmul, 1, order):
-        return False
-    if bias is not None:
-        numbers = old.const_value.numpy()[order]
-        bias.replace_input_with(vector, add_initializer(imp.graph, f"{old.name}.ungrouped", numbers))
-    _split(imp, node, y, transpose is not None, heads, width // parts)
+    columns = {end: _columns(imp, y, end, width, at) for end in ends}
+    ends.sort(key=lambda end: int(columns[end].min()))
+    order = np.concatenate([columns[end].reshape(-1) for end in ends])
+    if set(order.tolist()) != set(range(width)):
+        raise Declined("some columns of the projection are read in another way")
+    _reorder(imp, matmul, order, width)
+    if matmul.outputs[0] is not y:
+        bias = y.producer()
+        place = next(i for i, v in enumerate(bias.inputs) if _is_vector(v))
+        derived_weight(imp, bias, place, "ungrouped", lambda numbers: numbers[order], (len(order),))
+    y.shape = matmul.outputs[0].shape = None
+    _split(imp, node, y, {end: columns[end].shape for end in ends}, at[0], known[0])
     return True
 
 
-def _alone(value: Any, operator: str) -> Any:
-    """The node of that operator that makes a value which one node reads; None where there is no such node."""
-    maker = value.producer()
-    return maker if maker is not None and maker.op_type == operator and len(value.uses()) == 1 else None
+def _parts_of_split(value: Any, known: dict[Any, Known]) -> int:
+    """The width of the first part of the Split that follows, which an export without a cache has for a head's."""
+    for user in _layout_users(value):
+        out = user.outputs[0]
+        width = known[out].shape[-1] if user.op_type == "Split" and out in known else _parts_of_split(out, known)
+        if width:
+            return width
+    return 0
 
 
-def _permute(imp: Importing, matmul: Any, place: int, order: np.ndarray) -> bool:
-    """Give a matrix multiplication the same columns in another order; computed when they are read."""
-    value, transposed, casts = matmul.inputs[place], False, []
+def _layout_users(value: Any) -> list[Any]:
+    return [user for user, _ in value.uses() if user.op_type in _LAYOUT and user.inputs[0] is value]
+
+
+def _ends(value: Any, known: list[dict[Any, Known]], at: tuple[Point, Point], head_dim: int) -> list[Any]:
+    """The last values of whole heads, [B, H, S, D] or [B, S, H, D], that only a change of layout leads to."""
+    after = [output for user in _layout_users(value) for output in user.outputs]
+    found = [end for output in after for end in _ends(output, known, at, head_dim)]
+    if not found and all(value in k and _by_head(k[value].shape, p, head_dim) for k, p in zip(known, at, strict=True)):
+        found = [value]
+    return list(dict.fromkeys(found))
+
+
+def _by_head(shape: tuple[int, ...], at: Point, head_dim: int) -> bool:
+    return len(shape) == 4 and (shape[0], shape[3]) == (at.batch, head_dim) and at.new in shape[1:3]
+
+
+def _columns(imp: Importing, y: Any, end: Any, width: int, at: tuple[Point, Point]) -> np.ndarray:
+    """The columns of y that an end has for each head: [H, D]."""
+    piece, found = Piece(imp, [y], end), []
+    for p in at:
+        rows = np.arange(p.batch * p.new, dtype=np.float32).reshape(p.batch, p.new, 1) * width
+        numbers = piece.run(p, {y: rows + np.arange(width, dtype=np.float32)})
+        by_token = numbers if numbers.shape[1] == p.new else numbers.transpose(_BY_HEAD)
+        columns = by_token - rows[..., None]
+        if not np.array_equal(columns, np.broadcast_to(columns[:1, :1], columns.shape)):
+            raise Declined("its heads are no columns of the projection")
+        found.append(columns[0, 0].astype(np.int64))
+    if not np.array_equal(*found) or found[0].min() < 0 or found[0].max() >= width:
+        raise Declined("its heads are no columns of the projection")
+    return found[0]
+
+
+def _reorder(imp: Importing, matmul: Any, order: np.ndarray, width: int) -> None:
+    """Give a matrix multiplication those of its columns, in that order; computed when they are read."""
+    if matmul.op_type == "MatMul":
+        tensor = initializer_of(matmul.inputs[1]).const_value
+        turns = sum(node.op_type == "Transpose" for node in _makers(matmul.inputs[1]))
+        axis = (len(tensor.shape) - 1 + turns) % 2
+        shape = tuple(len(order) if i == axis else int(d) for i, d in enumerate(tensor.shape))
+        derived_weight(imp, matmul, 1, "ungrouped", lambda numbers: np.take(numbers, order, axis=axis), shape)
+        return
+    for place in range(1, len(matmul.inputs)):
+        if matmul.inputs[place] is None:
+            continue
+        old = tuple(int(d) for d in initializer_of(matmul.inputs[place]).const_value.shape)
+        shape = (old[0] // width * len(order), *old[1:])
+        derived_weight(imp, matmul, place, "ungrouped", _rows_in(order, width, shape), shape)
+    matmul.attributes["N"] = ir.AttrInt64("N", len(order))
+
+
+def _rows_in(order: np.ndarray, width: int, shape: tuple[int, ...]) -> Any:
+    """The blocks, scales or zero points of columns in an order: whatever the shape, a column's lie side by side."""
+    return lambda numbers: numbers.reshape(width, -1)[order].reshape(shape)
+
+
+def _makers(value: Any) -> list[Any]:
+    made = []
     while value.producer() is not None:
-        node = value.producer()
-        transposed ^= node.op_type == "Transpose"
-        casts += [node] if node.op_type == "Cast" else []
-        if node.op_type not in ("Transpose", "Cast"):
-            return False
-        value = node.inputs[0]
-    tensor = value.const_value
-    axis = 0 if transposed else 1
-    if len(tensor.shape) != 2:
-        return False
-    name = f"{value.name}.ungrouped"
-    lazy = ir.LazyTensor(
-        lambda: ir.tensor(np.take(tensor.numpy(), order, axis=axis), dtype=tensor.dtype),
-        dtype=tensor.dtype,
-        shape=tensor.shape,
-        name=name,
-    )
-    new = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=lazy)
-    imp.graph.register_initializer(new)
-    for cast in casts[:1]:
-        attributes = {"to": attribute(cast, "to")}
-        new = emit(matmul, "Cast", [new], attributes, outputs=[f"{name}.cast"]).outputs[0]
-    if transposed:
-        new = emit(matmul, "Transpose", [new], {"perm": [1, 0]}, outputs=[f"{name}.transposed"]).outputs[0]
-    matmul.replace_input_with(place, new)
-    return True
+        made.append(value.producer())
+        value = value.producer().inputs[0]
+    return made
 
 
-def _split(imp: Importing, node: Any, y: Any, transposed: bool, heads: int, dim: int) -> None:
-    names = [f"{v.name}.part" for v in node.outputs]
-    sizes = add_initializer(imp.graph, f"{y.name}.sizes", np.array([heads * dim] * len(names), np.int64))
+def _split(imp: Importing, node: Any, y: Any, shapes: dict[Any, tuple[int, ...]], at: Point, known: Any) -> None:
+    names = [f"{v.name}.part" for v in shapes]
+    widths = np.array([np.prod(shape) for shape in shapes.values()], np.int64)
+    sizes = add_initializer(imp.graph, f"{y.name}.sizes", widths)
     split = emit(node, "Split", [y, sizes], {"axis": -1}, num_outputs=len(names), outputs=names)
-    for old, part in zip(node.outputs, split.outputs, strict=True):
+    for (old, by_head), part in zip(shapes.items(), split.outputs, strict=True):
         part.type = old.type
-        shape = add_initializer(imp.graph, f"{part.name}.by_head", np.array([0, 0, heads, dim], np.int64))
+        shape = add_initializer(imp.graph, f"{part.name}.by_head", np.array([0, 0, *by_head], np.int64))
         new = emit(node, "Reshape", [part, shape], {"allowzero": 0}, outputs=[f"{part.name}.heads"]).outputs[0]
         new.type = old.type
-        if transposed:
+        if known[old].shape[1] != at.new:
             new = emit(node, "Transpose", [new], {"perm": _BY_HEAD}, outputs=[f"{part.name}.moved"]).outputs[0]
             new.type = old.type
         replace_uses(old, new)

@@ -55,6 +55,16 @@ def gelu(tile: CpuTile, n: int, width: int, tanh: bool, slope: float = GELU_SLOP
     return _unary(tile, n, width, gelu_kind("gelu", tanh), slope, cubic)
 
 
+def relu(tile: CpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (x, y): y = max(x, 0), both of [1, n, width]."""
+    return _unary(tile, n, width, "relu")
+
+
+def squared_relu(tile: CpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (x, y): y = max(x, 0)^2, both of [1, n, width]."""
+    return _unary(tile, n, width, "squared_relu")
+
+
 def tanh(tile: CpuTile, n: int, width: int) -> Any:
     """PrimFunc of x and y, both [1, n, width]: y is the hyperbolic tangent of x."""
     return _unary(tile, n, width, "tanh")

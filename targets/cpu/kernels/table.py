@@ -6,7 +6,17 @@ from typing import Any
 
 from targets.cpu.kernels.argmax import argmax
 from targets.cpu.kernels.attention import attention_cached
-from targets.cpu.kernels.elementwise import add, add_bias, gelu, gelu_mul, scale, silu_mul, tanh
+from targets.cpu.kernels.elementwise import (
+    add,
+    add_bias,
+    gelu,
+    gelu_mul,
+    relu,
+    scale,
+    silu_mul,
+    squared_relu,
+    tanh,
+)
 from targets.cpu.kernels.embedding import embedding, embedding_nbits
 from targets.cpu.kernels.linear import linear
 from targets.cpu.kernels.linear_int import linear_int, quantise_rows
@@ -20,7 +30,7 @@ MAKERS: dict[str, Any] = {
     for maker in (
         *(linear, linear_nbits, linear_int, quantise_rows, embedding, embedding_nbits),
         *(rms_norm, add_rms_norm, layer_norm),
-        *(add, add_bias, silu_mul, gelu_mul, gelu, tanh, scale),
+        *(add, add_bias, silu_mul, gelu_mul, gelu, relu, squared_relu, tanh, scale),
         *(rope, learned_positions, attention_cached, argmax, take_row, take_columns),
     )
 }

@@ -34,6 +34,16 @@ def gelu(tile: GpuTile, n: int, width: int, tanh: bool, slope: float = GELU_SLOP
     return _unary(tile, n, width, gelu_kind("gelu", tanh), slope, cubic)
 
 
+def relu(tile: GpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (x, y): y = max(x, 0), both of [1, n, width]."""
+    return _unary(tile, n, width, "relu")
+
+
+def squared_relu(tile: GpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (x, y): y = max(x, 0)^2, both of [1, n, width]."""
+    return _unary(tile, n, width, "squared_relu")
+
+
 def tanh(tile: GpuTile, n: int, width: int) -> Any:
     """Hyperbolic tangent of every value, a PrimFunc (x, y) of [1, n, width]."""
     return _unary(tile, n, width, "tanh")

@@ -6,7 +6,17 @@ from typing import Any
 
 from targets.opencl.kernels.argmax import argmax
 from targets.opencl.kernels.attention import attention_cached
-from targets.opencl.kernels.elementwise import add, add_bias, gelu, gelu_mul, scale, silu_mul, tanh
+from targets.opencl.kernels.elementwise import (
+    add,
+    add_bias,
+    gelu,
+    gelu_mul,
+    relu,
+    scale,
+    silu_mul,
+    squared_relu,
+    tanh,
+)
 from targets.opencl.kernels.embedding import embedding, embedding_nbits
 from targets.opencl.kernels.linear import linear
 from targets.opencl.kernels.linear_nbits import linear_nbits
@@ -18,7 +28,7 @@ MAKERS: dict[str, Any] = {
     maker.__name__: maker
     for maker in (
         *(linear, linear_nbits, embedding, embedding_nbits, rms_norm, add_rms_norm, layer_norm),
-        *(add, add_bias, silu_mul, gelu_mul, gelu, tanh, scale),
+        *(add, add_bias, silu_mul, gelu_mul, gelu, relu, squared_relu, tanh, scale),
         *(rope, learned_positions, attention_cached, argmax, take_row, take_columns),
     )
 }

@@ -99,6 +99,16 @@ def test_gpt2_by_hand() -> None:
     assert not {"take_gate", "rope_q"} & ops.keys()
 
 
+@pytest.mark.parametrize(("name", "kind", "flops"), [("opt", "relu", 48), ("nemotron", "squared_relu", 2 * 32)])
+def test_relu_by_hand(name: str, kind: str, flops: int) -> None:
+    shape = counted(f"{name}-dynamo-fp32")
+    (found,) = (op for op in step_ops(shape, 3, 5) if op.kind == kind)
+    assert (found.name, found.flops, found.read_bytes) == (kind, 3 * flops, 4 * 3 * shape.ffn)
+    assert {op.name for op in shape.part(Part(FFN, 0)) if op.kind == "linear"} == {"up", "down"}
+    table = next((op for op in shape.operators if op.kind == "positions"), None)
+    assert (table is not None and table.k) == (128 if name == "opt" else False)  # without OPT's two unused rows
+
+
 def test_gemma2_by_hand() -> None:
     """Scaled embedding, a norm before and after each block, GELU, capped scores and logits, a window in one layer."""
     shape = counted("gemma2-dynamo-fp32")

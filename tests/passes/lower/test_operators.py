@@ -80,6 +80,8 @@ def lowers(kind: Backend, mod: Any) -> bool:
     "call",
     [
         lambda x: D.tanh(x),
+        lambda x: D.relu(x),
+        lambda x: D.squared_relu(x),
         lambda x: D.scale(x, factor=0.5),
         lambda x: relax.op.add(x, x),
         lambda x: D.silu_mul(x, x),

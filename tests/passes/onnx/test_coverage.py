@@ -76,6 +76,7 @@ COMPILED = [
     "gemma3-dynamo23-fp32", "smollm-dynamo-fp32", "gpt2-legacy17-fp32", "glm-interleaved",
     "granite-genai-int4", "olmo2-dynamo-fp32",
     "phi-dynamo-fp32", "gpt-neox-dynamo-fp32", "cohere2-dynamo-fp32",  # parallel blocks, packed by head
+    "opt-dynamo-fp32", "falcon-dynamo-fp32", "falcon-grouped-dynamo-fp32", "nemotron-dynamo-fp32",
     "gemma3-dynamo-bf16", "gpt2-dynamo-eager-fp16",  # a GELU with the rounded constants of each
     "qwen2-ort-dynamic-uint8", "gpt2-ort-dynamic-int8-per-channel", "llama-ort-bnb4-nf4-across-columns",
     "qwen2-ort-bnb4-fp4",

@@ -19,7 +19,7 @@ from passes.onnx.testing import importing, lines
 from targets.errors import UserError
 
 IDS = "int64[b,s] input_ids"
-TABLE = "float[4,8] e = {" + ",".join(["1"] * 32) + "}"
+TABLE = "float[4,8] e = {" + ",".join(str(1 + i // 8) for i in range(32)) + "}"
 
 
 # fuse_activations
@@ -129,13 +129,34 @@ def test_a_result_used_in_the_middle_is_left_alone() -> None:
     assert run_pass(fuse_activations, imp).matched == 0
 
 
+@pytest.mark.parametrize("square", ["Pow(r, two)", "Mul(r, r)"])
+def test_the_square_of_a_relu(square: str) -> None:
+    imp = activation(f"r = Relu(x) y = {square}", more=", float two = {2}")
+    assert run_pass(fuse_activations, imp).matched == 1
+    assert lines(imp.graph)[1:] == ["r.squared = hetero_sd.SquaredRelu(x)", "z = MatMul(r.squared, m)"]
+    x = np.array([-np.inf, -2, 0, 3], np.float32)
+    x_, y_ = (ir.Value(name=n, shape=ir.Shape([4]), type=ir.TensorType(ir.DataType.FLOAT)) for n in "xy")
+    node = ir.Node("hetero_sd", "SquaredRelu", [x_], outputs=[y_])
+    graph = ir.Graph([x_], [y_], nodes=[node], opset_imports={"": 23, "hetero_sd": 1}, name="g")
+    model = ir.Model(graph, ir_version=10, functions=list(imp.model.functions.values()))
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    assert list(session.run(None, {"x": x})[0]) == [0, 0, 0, 9]
+
+
+@pytest.mark.parametrize("body", ["r = Relu(x) y = Pow(r, three)", "r = Relu(x) p = Mul(r, r) y = Add(p, r)"])
+def test_a_relu_that_is_not_squared_stays(body: str) -> None:
+    imp = activation(body)
+    assert run_pass(fuse_activations, imp).matched == 0
+    assert "r = Relu(x)" in lines(imp.graph)
+
+
 # learned_positions
 
 
 def position_table(indices: str, inputs: str = "", context: int = 4) -> Any:
     graph = (
         f"g ({IDS}{inputs}, float[b,2,p,4] past_key_values.0.key) => (float[b,s,8] y) <{TABLE}, int64 zero = {{0}}, "
-        f"int64 one = {{1}}, int64[1] axis = {{0}}> {{ {indices} y = Gather(e, i) }}"
+        f"int64 one = {{1}}, int64[1] axis = {{0}}, int64[1] unit = {{1}}> {{ {indices} y = Gather(e, i) }}"
     )
     return importing(graph, context=context)
 
@@ -155,8 +176,31 @@ def test_positions_given_or_counted() -> None:
     assert lines(counted.graph)[-1] == "y = Gather(e, positions)"
 
 
+@pytest.mark.parametrize(
+    ("indices", "inputs", "expected"),
+    [
+        ("i = Add(position_ids, one)", ", int64[b,s] position_ids", "position_ids"),
+        # OPT's own: masked tokens have the row before the first
+        (
+            "c = CumSum(attention_mask, one) m = Mul(c, attention_mask) n = Sub(m, one) o = Add(n, one) "
+            "p = Shape <start = 2, end = 3> (past_key_values.0.key) far = Shape <start = 1, end = 2> (attention_mask) "
+            "i = Slice(o, p, far, unit)",
+            ", int64[b,t] attention_mask",
+            "positions",
+        ),
+    ],
+)
+def test_positions_that_start_at_another_row(indices: str, inputs: str, expected: str) -> None:
+    imp = position_table(indices, inputs, context=3)
+    assert run_pass(learned_positions, imp).matched == 1
+    assert lines(imp.graph)[-1] == f"y = Gather(e.from1, {expected})"
+    assert list(imp.graph.initializers["e.from1"].const_value.numpy()[:, 0]) == [2, 3, 4]
+    with pytest.raises(UserError, match="has 3 learned positions, the context is 4; compile with --context 3 or less"):
+        run_pass(learned_positions, position_table(indices, inputs))
+
+
 def test_other_rows_are_left_alone() -> None:
-    shifted = position_table("i = Add(position_ids, one)", ", int64[b,s] position_ids")
+    shifted = position_table("i = Add(position_ids, position_ids)", ", int64[b,s] position_ids")
     entry = run_pass(learned_positions, shifted)
     assert entry.matched == 0
     assert "not chosen by position" in entry.notes[0]

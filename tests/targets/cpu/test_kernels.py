@@ -17,7 +17,7 @@ from passes.lower.pack import pack_quantised, swap_nibbles, to_panels, unpack_bi
 from targets.boards import load_board
 from targets.cpu.kernels.argmax import argmax
 from targets.cpu.kernels.attention import attention_cached
-from targets.cpu.kernels.elementwise import add, add_bias, gelu, gelu_mul, scale, silu_mul, tanh
+from targets.cpu.kernels.elementwise import add, add_bias, gelu, gelu_mul, relu, scale, silu_mul, squared_relu, tanh
 from targets.cpu.kernels.embedding import embedding, embedding_nbits
 from targets.cpu.kernels.linear import linear
 from targets.cpu.kernels.linear_nbits import linear_nbits
@@ -418,6 +418,8 @@ def test_activations(tile: CpuTile) -> None:
         (gelu_mul(tile, 2, 256, True), (x, up), by_tanh * up),
         (gelu(tile, 2, 256, True, 0.796875, 0.0446), (x,), rounded),
         (gelu_mul(tile, 2, 256, True, 0.796875, 0.0446), (x, up), rounded * up),
+        (relu(tile, 2, 256), (x,), np.maximum(wide, 0)),
+        (squared_relu(tile, 2, 256), (x,), np.maximum(wide, 0) ** 2),
         (tanh(tile, 2, 256), (x,), np.tanh(wide)),
         (scale(tile, 2, 256, 8.5), (x,), 8.5 * wide),
     ]
@@ -428,6 +430,16 @@ def test_activations(tile: CpuTile) -> None:
     assert np.abs(wrong - by_tanh).max() > 1e-4  # the negative control: the two GELUs are told apart
     row = run(gelu(tile, 1, 256, True), x[:, :1], out=((1, 1, 256), "float32"))
     assert np.array_equal(row, run(gelu(tile, 2, 256, True), x, out=(x.shape, "float32"))[:, :1])
+
+
+@TILES
+def test_relu_of_what_is_not_finite(tile: CpuTile) -> None:
+    """NaN stays, so that the check of the logits sees it; minus infinity becomes 0 before it is squared."""
+    x = np.resize(np.array([-np.inf, np.nan, np.inf, -0.0, -1, 2], F32), (1, 2, 32))
+    for maker, expected in ((relu, [0, np.nan, np.inf, 0, 0, 2]), (squared_relu, [0, np.nan, np.inf, 0, 0, 4])):
+        y = run(maker(tile, 2, 32), x, out=(x.shape, "float32"))
+        assert np.array_equal(y, np.resize(np.array(expected, F32), x.shape), equal_nan=True)
+        assert not np.array_equal(y, x, equal_nan=True)
 
 
 @TILES

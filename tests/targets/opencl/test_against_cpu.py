@@ -104,6 +104,8 @@ CASES: dict[str, Case] = {
     "elementwise.silu_mul": Case((N, WIDTH), lambda: [x(), x(1)], ROW, within=1e-6),
     "elementwise.gelu_mul": Case((N, WIDTH, True), lambda: [x(), x(1)], ROW, within=1e-6),
     "elementwise.gelu": Case((N, WIDTH, False), lambda: [x()], ROW, within=1e-6),
+    "elementwise.relu": Case((N, WIDTH), lambda: [x()], ROW),
+    "elementwise.squared_relu": Case((N, WIDTH), lambda: [x()], ROW),
     "elementwise.tanh": Case((N, WIDTH), lambda: [x()], ROW, within=1e-6),
     "elementwise.scale": Case((N, WIDTH, 0.3), lambda: [x()], ROW),
     **{f"rope.rope {kind}": Case(

@@ -348,7 +348,7 @@ def test_elementwise(run: Run, tile: GpuTile, width: int) -> None:
 def test_activations(run: Run) -> None:
     from scipy.special import erf
 
-    from targets.opencl.kernels.elementwise import gelu, gelu_mul, scale, tanh
+    from targets.opencl.kernels.elementwise import gelu, gelu_mul, relu, scale, squared_relu, tanh
 
     x, up = 3 * normal(1, 2, 38), normal(1, 2, 38, seed=1)
     out, wide = (x.shape, "float32"), x.astype(np.float64)
@@ -365,6 +365,12 @@ def test_activations(run: Run) -> None:
     y = run(gelu_mul(MALI, 2, 38, tanh=True), x, up, out=out)
     np.testing.assert_allclose(y, approximate * up, atol=4e-6)
     assert np.abs(y - exact * up).max() > 1e-4  # the two GELUs differ, and the check sees it
+    x[0, 1, 5] = np.nan
+    assert np.array_equal(run(relu(MALI, 2, 38), x, out=out), np.maximum(x, 0), equal_nan=True)
+    y = run(squared_relu(MALI, 2, 38), x, out=out)
+    assert np.array_equal(y, np.maximum(x, 0) ** 2, equal_nan=True)
+    assert not np.array_equal(y, x**2, equal_nan=True)
+    x[0, 1, 5] = wide[0, 1, 5]
     np.testing.assert_allclose(run(tanh(MALI, 2, 38), x, out=out), np.tanh(wide), atol=1e-6)
     assert np.array_equal(run(scale(MALI, 2, 38, 0.3), x, out=out), x * F32(0.3))
 

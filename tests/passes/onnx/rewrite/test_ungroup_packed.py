@@ -19,11 +19,12 @@ BIAS = "float[12] c = {" + ",".join(str(i * i) for i in range(12)) + "}"
 SPLIT = "v = Reshape(y, shape) t = Transpose <perm = [0, 2, 1, 3]> (v) q, k, o = Split <axis = 3, num_outputs = 3> (t)"
 
 
-def packed(body: str, weight: str = WEIGHT) -> Any:
+def packed(body: str, weight: str = WEIGHT, head_dim: int = 2) -> Any:
     return importing(
         "g (int64[b,s] input_ids) => (float[b,2,s,2] z) "
         f"<float[3,2] e = {{1, 2, -3, 5, 0, 7}}, {weight}, {BIAS}, int64[4] shape = {{0, 0, 2, 6}},"
-        f" int64[3] sizes = {{1, 2, 3}}> {{ x = Gather(e, input_ids) {body} qk = Sub(q, k) z = Sub(qk, o) }}"
+        f" int64[3] sizes = {{1, 2, 3}}> {{ x = Gather(e, input_ids) {body} qk = Sub(q, k) z = Sub(qk, o) }}",
+        head_dim=head_dim,
     )
 
 
@@ -34,15 +35,15 @@ def run(imp: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("body", "weight"),
+    ("body", "weight", "head_dim"),
     [
-        (f"m = MatMul(x, w) y = Add(m, c) {SPLIT}", WEIGHT),
-        (f"y = MatMul(x, w) {SPLIT}", WEIGHT),
-        (f"u = Transpose <perm = [1, 0]> (w) m = MatMul(x, u) y = Add(c, m) {SPLIT}", TURNED),
+        (f"m = MatMul(x, w) y = Add(m, c) {SPLIT}", WEIGHT, 2),
+        (f"y = MatMul(x, w) {SPLIT}", WEIGHT, 0),  # an export without a cache
+        (f"u = Transpose <perm = [1, 0]> (w) m = MatMul(x, u) y = Add(c, m) {SPLIT}", TURNED, 2),
     ],
 )
-def test_heads_in_turn_have_the_same_numbers(body: str, weight: str) -> None:
-    imp = packed(body, weight)
+def test_heads_in_turn_have_the_same_numbers(body: str, weight: str, head_dim: int) -> None:
+    imp = packed(body, weight, head_dim)
     before = run(imp)
     assert run_pass(ungroup_packed, imp).matched == 1
     shown = lines(imp.graph)
@@ -51,6 +52,44 @@ def test_heads_in_turn_have_the_same_numbers(body: str, weight: str) -> None:
     assert np.array_equal(run(imp), before)
     changed = next(v for n, v in imp.graph.initializers.items() if n == "w.ungrouped")
     changed.const_value = ir.tensor(changed.const_value.numpy()[:, ::-1].copy(), name="w.ungrouped")
+    assert not np.array_equal(run(imp), before)  # the negative control
+
+
+def numbers(kind: str, name: str, shape: str, count: int, most: int) -> str:
+    return f"{kind}[{shape}] {name} = {{" + ",".join(str(i * i % most) for i in range(count)) + "}"
+
+
+# two query heads, then the key and the value that they share (Falcon); the key is spread to both
+GROUPED = (
+    "v = Reshape(y, shape) qs = Slice(v, i0, i2, i2) q = Transpose <perm = [0, 2, 1, 3]> (qs) "
+    "ks = Slice(v, i2, i3, i2) kt = Transpose <perm = [0, 2, 1, 3]> (ks) k = Expand(kt, spread) "
+    "os = Gather <axis = 2> (v, i3) o = Transpose <perm = [0, 2, 1, 3]> (os)"
+)
+CODES = "com.microsoft.MatMulNBits <K = 16, N = 16, bits = 4, block_size = 16>"
+
+
+@pytest.mark.parametrize(
+    ("matmul", "changed"),
+    [("MatMul(x, w)", "w"), (f"{CODES} (x, codes, scales)", "scales"), (f"{CODES} (x, codes, scales, zeros)", "zeros")],
+)
+def test_a_shared_key_and_value_of_a_group_of_heads(matmul: str, changed: str) -> None:
+    weights = [numbers("float", "w", "16, 16", 256, 11), numbers("uint8", "codes", "16, 1, 8", 128, 251)]
+    weights += [numbers("float", "scales", "16", 16, 13), numbers("uint8", "zeros", "16", 16, 7)]
+    sizes = [f"int64[1] i{i} = {{{i}}}" for i in (0, 2, 3)]
+    sizes += ["int64[4] shape = {0, 0, 4, 4}", "int64[4] spread = {1, 2, 1, 1}"]
+    sizes += [numbers("float", "e", "3, 16", 48, 7)]
+    imp = importing(
+        f"g (int64[b,s] input_ids) => (float[b,2,s,4] z) <{', '.join([*weights, *sizes])}> "
+        f"{{ x = Gather(e, input_ids) y = {matmul} {GROUPED} qk = Sub(q, k) z = Sub(qk, o) }}"
+    )
+    before = run(imp)
+    assert run_pass(ungroup_packed, imp).matched == 1
+    shown = lines(imp.graph)
+    assert "q.part, k.part, o.part = Split(y, [8, 8, 4]) {axis: -1}" in shown
+    assert not any(text in line for line in shown for text in ("Slice", "Expand"))
+    assert np.array_equal(run(imp), before)
+    value = imp.graph.initializers[f"{changed}.ungrouped"]
+    value.const_value = ir.tensor(value.const_value.numpy()[::-1].copy(), name=value.name)
     assert not np.array_equal(run(imp), before)  # the negative control
 
 

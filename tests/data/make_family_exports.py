@@ -96,6 +96,8 @@ FAMILIES = {
     "glm4": ("Glm4Config", dict(tie_word_embeddings=False)),
     "opt": ("OPTConfig", dict(
         tie_word_embeddings=True, ffn_dim=48, num_key_value_heads=4, activation_function="relu")),
+    "opt-350m": ("OPTConfig", dict(
+        tie_word_embeddings=True, ffn_dim=48, num_key_value_heads=4, do_layer_norm_before=False, word_embed_proj_dim=16)),
     "falcon": ("FalconConfig", dict(
         tie_word_embeddings=True, head_dim=LEFT_OUT, multi_query=True, num_key_value_heads=1, parallel_attn=True,
         bias=False, alibi=False)),
@@ -156,10 +158,11 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "gpt2-dynamo-eager-fp16": ("gpt2", "dynamo", dict(precision="fp16", **EAGER)),
     "gpt2-dynamo23-fp32": ("gpt2", "dynamo", dict(opset=23)),
     "gpt2-dynamo24-fp32": ("gpt2", "dynamo", dict(opset=24)),
-    # other families, by torch 2.14 and transformers 5.24; the last four by torch 2.13
+    # other families, by torch 2.14 and transformers 5.24; the last five by torch 2.13
     **{f"{family}-dynamo-fp32": (family, "dynamo", dict()) for family in (
         "olmo", "smollm3", "stablelm", "phi", "starcoder2", "gpt-neox", "gptj", "cohere", "cohere2", "exaone4",
-        "internlm3", "glm4", "opt", "falcon", "falcon-grouped", "nemotron")},
+        "internlm3", "glm4", "opt", "falcon", "falcon-grouped", "nemotron",
+        "opt-350m")},
     # torch.onnx.export(dynamo=False)
     "llama-legacy17-fp32": ("llama", "legacy", dict(opset=17)),
     "llama3-legacy17-eager-fp32": ("llama3", "legacy", dict(opset=17, **EAGER)),
@@ -174,6 +177,8 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "granite-legacy17-fp32": ("granite", "legacy", dict(opset=17)),
     "olmo2-legacy18-eager-fp32": ("olmo2", "legacy", dict(opset=18, **EAGER)),
     "gpt2-legacy17-fp32": ("gpt2", "legacy", dict(opset=17)),
+    **{f"{family}-legacy17-fp32": (family, "legacy", dict(opset=17)) for family in (
+        "opt", "falcon", "falcon-grouped", "nemotron")},
     "mixtral-legacy17-fp32": ("mixtral", "legacy", dict(opset=17)),
     "bloom-legacy17-fp32": ("bloom", "legacy", dict(opset=17, **EAGER)),
     # optimum-onnx

@@ -64,7 +64,7 @@ def _ungroup(imp: Importing, node: Any, matmul: Any, known: list[dict[Any, Known
     if any(y not in k or len(k[y].shape) != 3 for k in known):
         return False
     width = known[0][y].shape[-1]
-    head_dim = imp.facts.head_dim or _parts_of_split(node.outputs[0], known[0])
+    head_dim = imp.facts.head_dim or _without_a_cache(node.outputs[0], known[0])
     ends = _ends(node.outputs[0], known, at, head_dim)
     if len(ends) < 2:
         return False
@@ -83,14 +83,14 @@ def _ungroup(imp: Importing, node: Any, matmul: Any, known: list[dict[Any, Known
     return True
 
 
-def _parts_of_split(value: Any, known: dict[Any, Known]) -> int:
-    """The width of the first part of the Split that follows, which an export without a cache has for a head's."""
-    for user in _layout_users(value):
-        out = user.outputs[0]
-        width = known[out].shape[-1] if user.op_type == "Split" and out in known else _parts_of_split(out, known)
-        if width:
-            return width
-    return 0
+def _without_a_cache(by_head: Any, known: dict[Any, Known]) -> int:
+    """The width of a head in an export that has no cache to tell it: of a Split's part, or of the view."""
+    for user in _layout_users(by_head):
+        cut = [user, *_layout_users(user.outputs[0])]
+        part = next((node.outputs[0] for node in cut if node.op_type == "Split"), None)
+        if part in known:
+            return known[part].shape[-1]
+    return known[by_head].shape[-1] if by_head in known else 0
 
 
 def _layout_users(value: Any) -> list[Any]:

@@ -22,7 +22,8 @@ example:
   python run.py --prompt "Translate to German: good morning" --max-new-tokens 64 --stats
 
 A file of --prompts holds one text a line, or JSON lines such as {"prompt": "..."}, {"token_ids": [1, 2]} or
-{"messages": [{"role": "user", "content": "..."}]}, which may have "tools".
+{"messages": [{"role": "user", "content": "..."}]}, which may have "tools". Of a conversation that /save wrote,
+the last question is answered again.
 Without --prompt and --prompts every line typed (or piped in) is a turn of a conversation; without a chat
 template, a prompt of its own. The lines /reset, /save FILE, /stats and /help are commands.
 """

@@ -39,7 +39,8 @@ def prompt_of_text(text: str, where: str) -> Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """Return the prompts of a file: one text a line, or JSON lines.
 
-    An object has ``prompt``, ``messages`` (and perhaps ``tools``), or ``token_ids``.
+    An object has ``prompt``, ``messages`` (and perhaps ``tools``), or ``token_ids``. Of a conversation that ends with
+    an answer, as ``/save`` writes it, the last question is answered again.
     Blank lines are skipped. A file named .jsonl, or whose first line starts with ``{``, holds JSON lines.
 
     Raises:
@@ -96,11 +97,19 @@ def _json_prompt(line: str, where: str) -> Prompt:
             raise UserError(f"{where}: `prompt` is not a string")
         return prompt_of_text(value["prompt"], where)
     if "messages" in value:
-        return Prompt(checked_chat(value, where), where)
+        return Prompt(checked_chat({**value, "messages": _up_to_the_question(value["messages"])}, where), where)
     ids = value["token_ids"]
     if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
         raise UserError(f"{where}: `token_ids` is not a list of integers with at least one")
     return Prompt(ids, where)
+
+
+def _up_to_the_question(messages: Any) -> Any:
+    """The messages without the answers at their end; as they are where there is nothing else."""
+    last = len(messages) if isinstance(messages, list) else 0
+    while last and isinstance(messages[last - 1], dict) and messages[last - 1].get("role") == ASSISTANT:
+        last -= 1
+    return messages[:last] if last else messages
 
 
 def checked_chat(value: Mapping[str, Any], where: str) -> Chat:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,12 +15,14 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from tokenizers import Tokenizer
 
 from hetero_sd.cli import main
 from hetero_sd.compile import hub
 from hetero_sd.compile.hub import HubSource, choose_file, fetch, parse_source
 from hetero_sd.compile.tokenizer_files import find_tokenizer
 from hetero_sd.progress import Progress
+from hetero_sd.reference import Cache, ReferenceModel
 from passes.onnx import canonicalise
 from targets.errors import UserError
 
@@ -248,3 +253,29 @@ def test_the_command_takes_both(
     assert "none.onnx" in capsys.readouterr().err
     assert main(["compile", "a.onnx", "--variant", "q4", "--board", "rpi4", "--out", str(tmp_path / "o")]) == 2
     assert "no model here is hf:ORG/NAME" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_from_a_name_to_an_answer(server: Server, tmp_path: Path) -> None:
+    """The commands of a user, with the settings of the hub's client: compiled by name, run when the hub is gone."""
+    settings = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+    out, prompts = tmp_path / "bundle", tmp_path / "p.jsonl"
+
+    def command(*words: str | Path) -> str:
+        given = [sys.executable, *map(str, words)]
+        return subprocess.run(given, env=settings, capture_output=True, text=True, check=True).stdout
+
+    command("-m", "hetero_sd", "compile", f"hf:{REPO}", "--board", "host", "--context", "32", "--out", out)
+    assert "onnx/model.onnx" in server.asked
+    server.shutdown()
+    server.server_close()
+    asked = [40, 41, 42]
+    prompts.write_text(json.dumps({"token_ids": asked}))
+    line = json.loads(command(out / "run.py", "--prompts", prompts, "--max-new-tokens", "4", "--json"))
+    ids = line["token_ids"]
+    reference = ReferenceModel(EXPORTS / "llama-drafter-dynamo-fp32" / "model.onnx", threads=1)
+    chosen = reference.forward([*asked, *ids[:-1]], Cache()).argmax(-1).tolist()
+    assert ids == chosen[2:]
+    assert ids != chosen[1:-1]  # a token off is another text
+    tokenizer = Tokenizer.from_str(server.files["tokenizer.json"].decode())
+    assert line["text"] == tokenizer.decode(ids)

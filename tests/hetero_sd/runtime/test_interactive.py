@@ -13,7 +13,7 @@ import pytest
 from hetero_sd.runtime.answer import Answer
 from hetero_sd.runtime.interactive import COMMANDS, Interactive
 from hetero_sd.runtime.session import Session
-from hetero_sd.runtime.text.prompts import Prompt
+from hetero_sd.runtime.text.prompts import Prompt, read_prompts
 from targets.errors import UserError
 
 
@@ -82,6 +82,17 @@ def test_commands(letters: Any, say: Any, capsys: Any, tmp_path: Path) -> None:
     assert "there is no command /sate: /help lists them" in lines
     saved = json.loads(file.read_text())["messages"]
     assert [m["role"] for m in saved] == ["user", "assistant"]
+
+
+def test_a_saved_conversation_is_a_prompt(letters: Any, say: Any, tmp_path: Path) -> None:
+    """--prompts answers its last question again: the same tokens before it, the same answer."""
+    session, file = letters(system="s"), tmp_path / "c.jsonl"
+    first, second = say(session, "hi", "why?", f"/save {file}")
+    (prompt,) = read_prompts(file)
+    ids = letters(system="another").encode(prompt)
+    assert ids == second.prompt_ids != first.prompt_ids
+    again = session.answer(ids)
+    assert "".join(piece.text for piece in again) == second.text != first.text
 
 
 def test_a_mistake_ends_only_what_is_piped_in(letters: Any, say: Any, capsys: Any) -> None:

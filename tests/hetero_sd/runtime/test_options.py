@@ -126,7 +126,7 @@ def test_conversations_of_a_file(tmp_path):
         ('{"messages": [{"role": "user", "content": 3}]}', "line 2: message 1 has no `content`"),
         ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "line 2 is not valid Unicode"),
         (
-            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+            '{"messages": [{"role": "assistant", "content": "b"}]}',
             "line 2: the last message is the assistant's",
         ),
         ('{"messages": [{"role": "user", "content": "a"}], "tools": {}}', "line 2: `tools` is not a list of objects"),

@@ -34,7 +34,10 @@ _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fold_constants": ("constants computed, idle nodes removed", ()),
     "lower_dequantize": ("dequantised weights made block-quantised matrix multiplications", ("DequantizeLinear",)),
     "blocks_of_columns": ("blocks of 4-bit codes cut so that each lies within a column", ("MatMulBnb4",)),
-    "unfuse_onnxruntime": ("nodes of onnxruntime's optimiser written out", ("FusedMatMul", "SkipLayerNormalization")),
+    "unfuse_onnxruntime": (
+        "nodes of onnxruntime's optimiser written out",
+        ("FusedMatMul", "FusedGemm", "SkipLayerNormalization"),
+    ),
     "check_logits": ("logits of every token", ()),
     "resolve_shapes": ("shapes of computed values taken from the inputs", ("Shape",)),
     "fuse_rms_norm": (

@@ -276,6 +276,16 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
         required=2,
         schema="onnxruntime",
     ),
+    (MICROSOFT, "FusedGemm"): Rule(
+        {
+            **dict.fromkeys(("alpha", "beta", "transA", "transB"), "canonical_matmuls"),
+            "activation": Must(("Relu",)),
+            **dict.fromkeys(("activation_alpha", "activation_beta", "activation_gamma"), NO_EFFECT),
+        },
+        {2: "canonical_matmuls"},
+        required=2,
+        schema="onnxruntime",
+    ),
     (MICROSOFT, "QuantizeLinear"): Rule(
         {"axis": "drop_fake_quantisation"}, {2: "drop_fake_quantisation"}, required=2, schema="onnxruntime"
     ),
@@ -305,7 +315,8 @@ SWITCHES |= {"upper", "detect_negative", "detect_positive", "sliding_window_cach
 # the types of the attributes of onnxruntime's operators; all others are integers
 FLOATS = {"epsilon", "scale", "softcap", "alpha", "mask_filter_value"}
 FLOATS |= {"qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon"}
-TEXTS = {"k_quant_type", "v_quant_type"}
+FLOATS |= {"beta", "activation_alpha", "activation_beta", "activation_gamma"}
+TEXTS = {"k_quant_type", "v_quant_type", "activation"}
 
 RULES: dict[tuple[str, str], Rule] = {
     **{

@@ -125,6 +125,7 @@ SAVED: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "llama-saved-fp16-casts": ("llama-genai-fp32", float16(keep_io_types=True)),
     "qwen3-saved-q4f16": ("qwen3-optimum-fp32", q4(then=float16())),
     "gemma3-saved-q4f16-asymmetric": ("gemma3-dynamo-fp32", q4(False, float16(keep_io_types=True))),
+    "opt-saved-extended": ("opt-legacy17-fp32", at_level("EXTENDED")),
     "gpt-neox-saved-q4-asymmetric": ("gpt-neox-dynamo-fp32", q4(False)),
     "falcon-saved-q4f16": ("falcon-legacy17-fp32", q4(then=float16())),
     "phi3-saved-q4-extended": ("phi3-legacy17-fp32", q4(then=at_level("EXTENDED"))),

@@ -107,12 +107,15 @@ class DecoderSpec:
         operators: in the order of a step.
         tied: embedding and head share one matrix.
         kv_bytes_per_value: of the KV cache.
+        whole: the decoder whose first layers it is, and whose weights it reads (costmodel/early_exit.py); None: it has
+            weights of its own.
     """
 
     name: str
     operators: tuple[Operator, ...]
     tied: bool
     kv_bytes_per_value: int = F32
+    whole: DecoderSpec | None = None
 
     def __post_init__(self) -> None:
         """Refuse lists that are no decoder."""

@@ -15,6 +15,7 @@ from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.speculative import MOST_GAMMA, Acceptance, Round, check_acceptance
 from costmodel.vocabulary import one_vocabulary
+from targets.backend import HOST
 from targets.device import Board
 from targets.errors import UserError
 
@@ -87,12 +88,23 @@ class Question:
             return [gamma for gamma in every if gamma + 1 in self.widths] if self.widths else every
         return (self.gamma,) if self.gamma else ()
 
+    def drafts_of(self, target: DecoderSpec) -> Sequence[DecoderSpec]:
+        """The drafters that a target can have: first layers draft for their own decoder alone."""
+        return [draft for draft in self.drafts if draft.whole is None or draft.whole == target]
+
     def check(self) -> None:
         """Refuse questions without an answer.
 
         Raises:
-            UserError: acceptance outside [0, 1], different vocabularies, a context or draft length out of range.
+            UserError: acceptance outside [0, 1], different vocabularies, a context or draft length out of range; a
+                model beside the CPU where the drafter reads the target's weights.
         """
+        elsewhere = [p for p in (self.target_place, self.draft_place) if p is not None and p.text != HOST]
+        if elsewhere and any(draft.whole is not None for draft in self.drafts):
+            raise UserError(
+                f"placement {elsewhere[0].text}: an early exit reads the target's weights on the CPU; leave it out, "
+                "or put both models on the CPU"
+            )
         check_acceptance(self.alpha)
         if self.ngram_alpha is not None:
             check_acceptance(self.ngram_alpha)

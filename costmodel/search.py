@@ -143,7 +143,7 @@ class Search:
         for target, gamma in product(q.targets, q.gammas):
             if q.ngram_alpha is not None and not q.one_process:
                 yield from self._ngram(target, gamma, slices)
-            for draft in q.drafts:
+            for draft in q.drafts_of(target):
                 yield from self._sequential(target, draft, gamma, slices)
 
     def _wholes(
@@ -168,8 +168,13 @@ class Search:
     def _sequential(
         self, target: DecoderSpec, draft: DecoderSpec, gamma: int, slices: Sequence[Processor]
     ) -> Iterable[Variant]:
-        """Both models whole, on every pair of kinds of processors; and the best pair of placements that fits."""
+        """Both models whole, on every pair of kinds of processors; and the best pair of placements that fits.
+
+        First layers that read the target's weights run where these are: both models on the CPU.
+        """
         q = self.question
+        if draft.whole is not None:
+            slices = [p for p in slices if isinstance(p, CpuSlice)]
         if q.target_place is None and q.draft_place is None:
             drafters = self._wholes(draft, self._draft_steps(gamma), slices)
             for placement, drafter in product(self._wholes(target, ((1.0, gamma + 1),), slices), drafters):
@@ -226,9 +231,12 @@ class Search:
         if not q.overlapped or q.cores is not None:
             return
         for target, draft in product(q.targets, q.drafts):
+            if draft not in q.drafts_of(target):
+                continue
             slices, best = self.costs(target).slices, defaultdict[tuple[str, str], float](lambda: tokens_per_s)
             for here, there in sorted(product(slices, slices), key=lambda pair: -pair[0].threads):
                 apart = disjoint(here, there) and shared_cluster(here, there) is None
+                apart = apart and (draft.whole is None or all(isinstance(p, CpuSlice) for p in (here, there)))
                 pair = with_enqueuing_core(q.board, here, there) if apart else None
                 if pair is None:
                     continue
@@ -374,9 +382,9 @@ class Search:
         return memory if draft is None or drafter is None else memory + self.model_memory(draft, drafter)
 
     def model_memory(self, spec: DecoderSpec, placement: Placement) -> Memory:
-        """What one model keeps in memory."""
+        """What one model keeps in memory; the weights of first layers count with the whole decoder."""
         rows = self.question.cache_rows or self.question.context
-        return model_memory(spec, rows, placement.weight_bytes(spec))
+        return model_memory(spec, rows, placement.weight_bytes(spec) if spec.whole is None else (0, 0))
 
     # -- comparison -----------------------------------------------------------------------------------------------
 

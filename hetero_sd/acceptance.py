@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hetero_sd.acceptance_rate import Judged, judge, summary
+from hetero_sd.early_exit import EarlyExit
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.model.protocol import CHOICE, Done, Model
 from targets.errors import UserError
@@ -32,7 +33,8 @@ class AcceptanceRequest:
     """What is to be measured.
 
     Attributes:
-        target, draft: ONNX files.
+        target: ONNX file.
+        draft: another one, or after which of its own layers the target drafts.
         prompts: texts, one a line, or JSON lines.
         tokenizer: tokenizer.json or its folder; None: the one beside the target.
         max_new_tokens: generated after each prompt, 2 to 4096.
@@ -44,7 +46,7 @@ class AcceptanceRequest:
     """
 
     target: Path
-    draft: Path
+    draft: Path | EarlyExit
     prompts: Path
     tokenizer: Path | None = None
     max_new_tokens: int = DEFAULT_NEW_TOKENS
@@ -62,7 +64,7 @@ class MeasuredAcceptance:
     """What was measured.
 
     Attributes:
-        target, draft: names of the files.
+        target, draft: names of the files; an early exit as it is given.
         greedy, sampled: the temperature and the `summary` of each run; None where it was left out.
         partial: a sentence where it was interrupted, else "".
     """
@@ -83,16 +85,21 @@ class MeasuredAcceptance:
 class ReferenceDecoder(Model):
     """An ONNX export behind the interface of the decoding loops; a smaller `pos` rolls its cache back."""
 
-    def __init__(self, path: Path, context: int, recipe: Recipe | None = None) -> None:
+    def __init__(self, path: Path, context: int, recipe: Recipe | None = None, early: EarlyExit | None = None) -> None:
         """Load the file; float weights are quantised by the recipe, which `compile` takes.
 
-        Raises:
-            UserError: not a decoder export that onnxruntime runs.
-        """
-        from hetero_sd.reference import Cache, ReferenceModel
+        With ``early`` it is the file's first layers with its head.
 
-        self.name, self.context = path.name, context
-        self._model, self._cache = ReferenceModel(path, recipe=recipe), Cache()
+        Raises:
+            UserError: not a decoder export that onnxruntime runs, or with fewer layers.
+        """
+        from hetero_sd.reference import Cache, EarlyExitReference, ReferenceModel
+
+        self.name, self.context = path.name if early is None else str(early), context
+        self._model = (
+            ReferenceModel(path, recipe=recipe) if early is None else EarlyExitReference(path, early, context, recipe)
+        )
+        self._cache = Cache()
         self.vocab = int(self._model.forward([0]).shape[-1])
 
     def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Done:
@@ -126,12 +133,15 @@ def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> Measu
         raise UserError(f"--max-new-tokens {request.max_new_tokens}: must be from 2 to 4096")
     if not 0 <= request.temperature <= 100:
         raise UserError(f"--temperature {request.temperature:g}: must be from 0 to 100")
-    sources = {"target": request.target, "draft": request.draft}
+    early = request.draft if isinstance(request.draft, EarlyExit) else None
+    if early is not None:
+        early.refuse_formats(request.quantise_draft)
+    sources = {"target": request.target, "draft": request.draft if isinstance(request.draft, Path) else request.target}
     recipes = recipes_of(request.quantise, request.quantise_head, request.quantise_draft, tuple(sources))
     for path in sources.values():
         if not path.is_file():
             raise UserError(f"model {path}: there is no such file")
-    tokenizer = find_tokenizer(request.tokenizer, [request.target, request.draft], request.eos)
+    tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
     prompts = read_prompts(request.prompts)
     text = text_of_folder(tokenizer.folder)
     encoded = [p.given if isinstance(p.given, list) else text.encode_prompt(p.given) for p in prompts]
@@ -140,9 +150,10 @@ def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> Measu
     context = max(map(len, encoded)) + request.max_new_tokens + request.gamma + 1
     progress, whole = Progress(quiet=quiet), []
     for role, path in sources.items():
-        with progress.step(f"load {path}"):
-            whole.append(ReferenceDecoder(path, context, recipes.get(role)))
-    check_pair(request.target, whole[0].vocab, request.draft, whole[1].vocab, tokenizer)
+        exit_ = early if role == "draft" else None
+        with progress.step(f"load {path}" if exit_ is None else f"load {path}, {exit_}"):
+            whole.append(ReferenceDecoder(path, context, recipes.get(role), exit_))
+    check_pair(request.target, whole[0].vocab, sources["draft"], whole[1].vocab, tokenizer)
     target, draft = (WithinVocabulary(model, tokenizer.vocab) for model in whole)
     found: dict[str, dict[str, Any]] = {}
     partial = ""
@@ -159,9 +170,7 @@ def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> Measu
             if not complete:
                 partial = f"interrupted in prompt {len(judged)} of {len(encoded)} of the {mode} run"
                 break
-    return MeasuredAcceptance(
-        request.target.name, request.draft.name, found.get("greedy"), found.get("sampled"), partial
-    )
+    return MeasuredAcceptance(request.target.name, whole[1].name, found.get("greedy"), found.get("sampled"), partial)
 
 
 def _run(

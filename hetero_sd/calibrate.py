@@ -17,7 +17,8 @@ from costmodel.question import factors_of
 from costmodel.schema.measured import GPU, MIXED, Measured
 from costmodel.schema.record import SchemaError
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_factors, with_gpu, with_region_cost
-from hetero_sd.predict.inputs import load_specs
+from hetero_sd.early_exit import EarlyExit
+from hetero_sd.predict.inputs import pair_specs
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
@@ -34,7 +35,7 @@ class CalibrateRequest:
         measured: files of run.py --calibrate.
         target: ONNX file or config.json of the bundle's target.
         board: a board's name, or the path of a .toml file: where the fit starts.
-        draft: the same of the bundle's drafter, or None.
+        draft: the same of the bundle's drafter, the layer after which the target drafts, or None.
         cluster: where the CPU steps ran; None: the one with the most bandwidth.
         busy: where too few points are stable to fit, take all of them, whose errors then say how well that goes.
     """
@@ -42,7 +43,7 @@ class CalibrateRequest:
     measured: tuple[Path, ...]
     target: Path
     board: str
-    draft: Path | None = None
+    draft: Path | EarlyExit | None = None
     cluster: str | None = None
     busy: bool = False
 
@@ -76,9 +77,7 @@ def calibrate(request: CalibrateRequest) -> Calibrated:
         UserError: a file or name that cannot be used.
     """
     board = load_board(request.board, measure=False, calibrated=False)  # an earlier fit is no start for this one
-    specs = {"target": load_specs(request.target, ["float32"], 2, activations=FLOAT)[0]}
-    if request.draft is not None:
-        specs["draft"] = load_specs(request.draft, ["float32"], 2, activations=FLOAT)[0]
+    specs = pair_specs(request.target, request.draft, 2, {"target": FLOAT, "draft": FLOAT})
     cluster = request.cluster or max(board.clusters, key=lambda c: c.bandwidth_all_threads_gb_per_s).name
     board.cluster(cluster)  # refuses an unknown name
     measured = [read_measured(path) for path in request.measured]

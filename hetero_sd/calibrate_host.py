@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-from costmodel.decoder import DecoderSpec
 from costmodel.place import Place, ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
 from costmodel.schema.plan import Plan
@@ -25,7 +24,8 @@ from hetero_sd.compile.build import ModelRequest, Sizes, build_model
 from hetero_sd.compile.bundle import copy_device_python, write_launcher
 from hetero_sd.compile.context import PREFILL_CHUNK
 from hetero_sd.compile.plan import Overrides, make_plan
-from hetero_sd.predict.inputs import load_specs
+from hetero_sd.early_exit import EarlyExit
+from hetero_sd.predict.inputs import pair_specs
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.load import check_machine
 from hetero_sd.runtime.manifest import Bundle, write_manifest
@@ -54,14 +54,14 @@ class HostRequest:
 
     Attributes:
         bundle: its steps are timed, and its plan is made again; None compiles one that is thrown away.
-        target, draft: the ONNX files that the bundle was compiled from.
+        target, draft: what the bundle was compiled from: ONNX files, or a layer after which the target drafts.
         out: the board file; None is the one that `--board host` takes.
         seconds: of measuring.
     """
 
     bundle: Path | None = None
     target: Path | None = None
-    draft: Path | None = None
+    draft: Path | EarlyExit | None = None
     out: Path | None = None
     seconds: int = SECONDS
 
@@ -175,12 +175,10 @@ def _plan_again(bundle: Bundle, request: HostRequest, board: Board) -> Plan:
     """The plan with the calibrated board, for the entry points that are compiled; it replaces the bundle's."""
     old, manifest = bundle.plan, bundle.manifest
     assert old is not None
-    specs: dict[str, DecoderSpec] = {}
-    for role, path in (("target", request.target), ("draft", request.draft)):
-        if path is not None:
-            facts = manifest.models[role]
-            multiplied, kv = facts.activations, facts.caches.dtype
-            specs[role] = load_specs(path, ["float32"], old.context, activations=multiplied, kv=kv)[0]
+    assert request.target is not None
+    activations = {role: model.activations for role, model in manifest.models.items()}
+    kv = manifest.models["target"].caches.dtype
+    specs = pair_specs(request.target, request.draft, old.context, activations, kv)
     given = old.gamma if old.gamma_given else None
     live = old.prediction.live
     alpha = None if live is None else live.alpha

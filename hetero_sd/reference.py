@@ -19,6 +19,9 @@ import onnx_ir as ir
 import onnxruntime
 
 from costmodel.format import FLOAT, INT8, RUNTIME_KV
+from hetero_sd.early_exit import EarlyExit
+from passes.analysis.count_work import count_work
+from passes.onnx import canonicalise
 from passes.onnx.load.load import load
 from passes.onnx.pass_context import Importing, run_pass
 from passes.onnx.quantise.recipe import Recipe
@@ -180,6 +183,25 @@ class ReferenceModel:
             return dict(zip(self._names, self._session.run(None, feed), strict=True))
         except Exception as error:  # onnxruntime has a dozen exception classes without a common base
             raise UserError(f"{self.path}: onnxruntime cannot run it: {' '.join(str(error).split())[:300]}") from error
+
+
+class EarlyExitReference(ReferenceModel):
+    """The first layers of an export with its head: of the canonical form, since an export says nothing of layers."""
+
+    def __init__(self, path: Path, early: EarlyExit, context: int, recipe: Recipe | None = None) -> None:
+        """Load the file, for texts of at most ``context`` tokens.
+
+        Raises:
+            UserError: as `canonicalise` and `EarlyExit.cut`; onnxruntime cannot run it on a CPU.
+        """
+        whole = canonicalise(path, context, recipe)
+        decoder, _ = early.cut((whole, count_work(whole, path.name)))
+        self.path, self.layers = path, decoder.facts.layers
+        self._kv_shape = (decoder.facts.kv_heads, decoder.facts.head_dim)
+        self._dtypes = {v.name: v.dtype.numpy() for v in decoder.model.graph.inputs}
+        self._names = [v.name for v in decoder.model.graph.outputs]
+        self._one_at_a_time = False
+        self._session = make_session(decoder.model, path)
 
 
 def make_session(model: Any, path: Path, threads: int = 0) -> Any:

@@ -14,6 +14,8 @@ from hetero_sd.acceptance import (
     measure_acceptance,
 )
 from hetero_sd.commands.parser import Subparsers, add_quantise, subcommand
+from hetero_sd.early_exit import SCHEME as EARLY_EXIT
+from hetero_sd.early_exit import drafter_named
 from targets.files import check_writable, write_text
 
 EXAMPLE = """\
@@ -27,7 +29,12 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "acceptance", "measure how much a pair accepts", EXAMPLE)
     p.add_argument("target", metavar="TARGET.onnx", type=Path, help="the model whose text is wanted")
-    p.add_argument("draft", metavar="DRAFT.onnx", type=Path, help="the drafter")
+    p.add_argument(
+        "draft",
+        metavar="DRAFT.onnx",
+        type=drafter_named,
+        help=f"the drafter, or {EARLY_EXIT}K: the target's own first K layers and its head",
+    )
     p.add_argument("--prompts", metavar="FILE", type=Path, required=True, help="texts, one a line, or JSON lines")
     p.add_argument(
         "--tokenizer", metavar="FILE|DIR", type=Path, help="tokenizer.json or its folder (default: beside the target)"

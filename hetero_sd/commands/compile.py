@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from costmodel.format import FLOAT, INT8, RUNTIME_KV
 from hetero_sd.commands.parser import Subparsers, add_quantise, subcommand
 from hetero_sd.compile.place import RULES
+from hetero_sd.early_exit import SCHEME as EARLY_EXIT
+from hetero_sd.early_exit import EarlyExit, OneDrafter, drafter_named
 from targets.boards import board_names
 from targets.errors import UserError
 
@@ -30,7 +32,13 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "compile", "write a deployable bundle for a board", EXAMPLE)
     p.add_argument("target", metavar="TARGET.onnx", type=Path, help="the model whose text is wanted")
-    p.add_argument("--draft", metavar="DRAFT.onnx", type=Path, help="a smaller model of the same tokenizer")
+    p.add_argument(
+        "--draft",
+        metavar="DRAFT.onnx",
+        type=drafter_named,
+        action=OneDrafter,
+        help=f"a smaller model of the same tokenizer, or {EARLY_EXIT}K: the target's own first K layers and its head",
+    )
     p.add_argument(
         "--variant", metavar="NAME", help="which of a hub's files: q4 is model_q4.onnx (default: model.onnx)"
     )
@@ -127,8 +135,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _from_hub(path: Path | None, variant: str | None, progress: Progress) -> Any:
-    """The file that a name of the hub asks for; any other path, and None, as it is."""
+def _from_hub(path: Path | EarlyExit | None, variant: str | None, progress: Progress) -> Any:
+    """The file that a name of the hub asks for; any other path, an early exit and None, as it is."""
     from hetero_sd.compile.hub import SCHEME, fetch
 
     if path is None or not str(path).startswith(SCHEME):

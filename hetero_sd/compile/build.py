@@ -36,8 +36,8 @@ class BuiltModel:
     Attributes:
         facts: what the manifest says of it.
         library_bytes: size of the library.
-        weights_bytes: size of the packed weights.
-        source_bytes: size of the weights in the ONNX file.
+        weights_bytes: size of the packed weights; 0 where another model's are read.
+        source_bytes: size of the weights in the ONNX file; likewise.
         cache_bytes: size of the KV caches.
         placed: every operator with its processor and reason.
     """
@@ -83,6 +83,7 @@ class ModelRequest:
         activations: FLOAT or INT8, for the CPU's kernels.
         kv: the type in which keys and values are stored.
         quantised: how the weights were quantised; None: they are the export's own.
+        weights_of: the model whose weights it reads: its own name, or one that was built before and has all of them.
         tokenizer: the manifest's `tokenizer`, which the libraries keep beside the other facts (library_facts.py).
     """
 
@@ -100,6 +101,12 @@ class ModelRequest:
     kv: str = RUNTIME_KV[0]
     quantised: QuantisedFacts | None = None
     tokenizer: TokenizerFacts | None = None
+    weights_of: str = ""
+
+    @property
+    def owns_weights(self) -> bool:
+        """Whether its weights are written with it."""
+        return self.weights_of in ("", self.name)
 
 
 def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda *_: None) -> BuiltModel:
@@ -126,10 +133,10 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
     if request.subgraphs is not None:
         write_subgraphs(decoder, lowered.origins, lowered.placed, request.subgraphs)
     copy_thread_pool(bundle, core.isa)
-    weights = bundle / "weights" / f"{name}.safetensors"
+    weights = bundle / "weights" / f"{request.weights_of or name}.safetensors"
     weights.parent.mkdir(exist_ok=True)
-    # before the kernels, which take long: a weight may be refused
-    write_weights(weights, _tensors(name, lowered, progress), {"model": name})
+    if request.owns_weights:  # before the kernels, which take long: a weight may be refused
+        write_weights(weights, _tensors(name, lowered, progress), {"model": name})
     libraries = {processor: bundle / "lib" / f"{name}_{processor}.so" for processor in lowered.modules}
 
     carried = request.runtime if any(backend(processor).carries_runtime for processor in libraries) else None
@@ -168,8 +175,8 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
     return BuiltModel(
         described,
         library_bytes=sum(path.stat().st_size for path in libraries.values()),
-        weights_bytes=weights.stat().st_size,
-        source_bytes=source,
+        weights_bytes=weights.stat().st_size if request.owns_weights else 0,
+        source_bytes=source if request.owns_weights else 0,
         cache_bytes=2 * facts.layers * sizes.context * facts.kv_heads * facts.head_dim * KV_BYTES[request.kv],
         placed=tuple(lowered.placed),
     )

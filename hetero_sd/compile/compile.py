@@ -27,6 +27,7 @@ from hetero_sd.compile.plan import Overrides, check_gamma, make_plan
 from hetero_sd.compile.sign import read_private_key, sign
 from hetero_sd.compile.tokenizer_files import TokenizerFiles, check_pair, find_tokenizer
 from hetero_sd.compile.try_template import template_notes
+from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.inputs import read_alpha_file
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.progress import Progress
@@ -55,7 +56,7 @@ class CompileRequest:
         tokenizer: tokenizer.json or its folder; None: the one beside the target.
         board: a board's name, or the path of a .toml file.
         out: the bundle's folder; must not exist.
-        draft: ONNX file of the drafter, or None.
+        draft: ONNX file of the drafter, or after which of its own layers the target drafts; None: nothing drafts.
         context: tokens that fit the KV caches; None takes DEFAULT_CONTEXT, or fewer where a model has fewer positions.
         gamma: drafted tokens a round; None lets the plan decide.
         eos: end-of-text ids; empty takes the stated ones.
@@ -81,7 +82,7 @@ class CompileRequest:
     tokenizer: Path | None
     board: str
     out: Path
-    draft: Path | None = None
+    draft: Path | EarlyExit | None = None
     context: int | None = None
     gamma: int | None = None
     eos: tuple[int, ...] = ()
@@ -128,7 +129,10 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             cannot be compiled for.
     """
     # 1. everything that can be refused without work
-    sources = {"target": request.target, **({"draft": request.draft} if request.draft else {})}
+    early = request.draft if isinstance(request.draft, EarlyExit) else None
+    sources = {"target": request.target}
+    if isinstance(request.draft, Path):
+        sources["draft"] = request.draft
     for role, path in sources.items():
         if not path.is_file():
             what = "this is a folder; give the .onnx file in it" if path.is_dir() else "there is no such file"
@@ -138,6 +142,8 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     refuse_existing(request.out)
     signer = None if request.sign is None else read_private_key(request.sign)
     overrides = _overrides(request)
+    if early is not None:
+        early.refuse_formats(request.quantise_draft)
     quantisation = Quantisation.of(request.quantise, request.quantise_head, request.quantise_draft, sources)
     if request.prompts is not None and not quantisation.recipes:
         raise UserError(f"--prompts {request.prompts}: texts are for what quantising costs; add --quantise")
@@ -150,11 +156,13 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     imported, context, notes = import_models(
         request.context, sources, board, tokenizer, request.activations, progress, quantisation, request.kv
     )
+    if early is not None:
+        imported["draft"] = early.cut(imported["target"])
     decoders = {role: decoder for role, (decoder, _) in imported.items()}
     specs = {role: spec for role, (_, spec) in imported.items()}
-    if request.draft is not None:
+    if "draft" in sources:
         vocab = {role: spec.vocab for role, spec in specs.items()}
-        check_pair(request.target, vocab["target"], request.draft, vocab["draft"], tokenizer)
+        check_pair(request.target, vocab["target"], sources["draft"], vocab["draft"], tokenizer)
     plan, prediction = make_plan(board, specs, context, overrides)
     cost = None
     if texts is not None:
@@ -169,13 +177,15 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
 
         # 3. each model: lower, build, pack
         models = {}
-        for role in plan.places:
+        for role in sorted(plan.places, reverse=True):  # an early exit reads what was written for the target
+            owner = "target" if specs[role].whole is not None else role
             models[role] = _build(
                 *(role, decoders.pop(role), plan, board, folder, opencl_runtime, request, progress),
                 tokenizer=tokenizer,
                 activations=specs[role].activations,
-                recipe=quantisation.recipes.get(role),
-                source=sources[role],
+                recipe=quantisation.recipes.get(owner),
+                source=sources[owner],
+                owner=owner,
             )
         _check_memory(board, models)
 
@@ -229,8 +239,9 @@ def _build(
     activations: str,
     recipe: Recipe | None,
     source: Path,
+    owner: str,
 ) -> BuiltModel:
-    """Compile one model of the pair."""
+    """Compile one model of the pair; `owner` is the one whose weights it reads."""
     steps = plan.widths[role]
     core, place = board.cluster(plan.compiled_for(role)).core, plan.places[role]
     where = place_text(place.place, board.gpu.model if board.gpu else "", core.name)
@@ -249,6 +260,7 @@ def _build(
         subgraphs=request.subgraphs and request.subgraphs / role,
         tokenizer=tokenizer.facts,
         quantised=None if recipe is None else facts_of(recipe, source),
+        weights_of=owner,
     )
     with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
         return build_model(model, folder, advance)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.memory import available_bytes
+from costmodel.place import Place
 from costmodel.placement import Placement
 from costmodel.question import Question, Variant
 from costmodel.roofline import CpuSlice, GpuSlice
@@ -28,6 +29,7 @@ from hetero_sd.predict.inputs import AlphaFile, read_factors
 from hetero_sd.predict.predict import Prediction, predict
 from hetero_sd.predict.request import DEFAULT_ALPHA
 from hetero_sd.predict.variants import planned_variant
+from targets.backend import HOST
 from targets.device import Board, Cluster
 from targets.errors import UserError
 
@@ -106,6 +108,7 @@ def _plan(
     best, board = asked.decision.best, asked.question.board
     placements = {"target": best.target_placement}
     drafter = _drafter_beside(free, best, specs, overrides)
+    apart = _apart(best, specs.get("draft"))
     if drafter is not None:
         placements["draft"] = drafter
     cluster, threads = _cores(placements, board)
@@ -136,7 +139,7 @@ def _plan(
         draft_widths=DRAFT_WIDTHS,
         prefill_width=PREFILL_CHUNK,
         given=tuple(given),
-        verdict=plan_verdict(asked, free, given, "draft" in specs, draft_bytes),
+        verdict=plan_verdict(asked, free, given, "draft" in specs, draft_bytes, apart),
         reasons=tuple(reasons_of(asked, specs, placements, cluster, threads, overrides.gamma, overlap)),
         variants=tuple(rounded(v) for v in variants),
         memory=memory,
@@ -149,7 +152,7 @@ def _drafter_beside(
     free: Prediction, best: Variant, specs: Mapping[str, DecoderSpec], overrides: Overrides
 ) -> Placement | None:
     """Where the drafter runs; beside a target that runs alone too, where it fits, because the run decides anew."""
-    if best.draft_placement is not None or "draft" not in specs:
+    if best.draft_placement is not None or "draft" not in specs or _apart(best, specs["draft"]):
         return best.draft_placement
     cores = next((s.processor for s in best.target_placement.segments if isinstance(s.processor, CpuSlice)), None)
     question = replace(free.question, target_place=best.target_placement.place(best.target), cores=cores)
@@ -157,6 +160,11 @@ def _drafter_beside(
         question = replace(question, draft_place=place_models(overrides.place, question.board, True)["draft"])
     leading = Search(question).decide().leading
     return next((v.draft_placement for v in leading if v.draft_placement is not None), None)
+
+
+def _apart(best: Variant, draft: DecoderSpec | None) -> bool:
+    """Whether the target runs where an early exit cannot read its weights."""
+    return draft is not None and draft.whole is not None and best.target_placement.place(best.target) != Place(HOST)
 
 
 def _cores(placements: Mapping[str, Placement], board: Board) -> tuple[Cluster, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hetero_sd.calibrate import LARGEST_BYTES, Calibrated, CalibrateRequest, calibrate
+from hetero_sd.early_exit import EarlyExit
 from hetero_sd.on_board.copy import copy_bundle
 from hetero_sd.on_board.ssh import Board
 from hetero_sd.progress import Progress
@@ -31,7 +32,7 @@ class OnBoardRequest:
 
     bundle: Path
     target: Path
-    draft: Path | None = None
+    draft: Path | EarlyExit | None = None
     board: str | None = None
     cluster: str | None = None
     seconds: int = SECONDS

@@ -10,6 +10,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.format import INT8, RUNTIME_KV
 from costmodel.question import Question, Variant
 from costmodel.search import Search
+from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.like import like
 from hetero_sd.predict.request import PredictRequest
 from hetero_sd.predict.units import size
@@ -60,7 +61,8 @@ def compile_command(request: PredictRequest, best: Variant, question: Question) 
     words += ["--board", str(request.board), "--context", str(question.cache_rows or context)]
     if any(not place.endswith("=cpu") for place in places):
         words += ["--place", ",".join(places)]
-    models = [(request.target, best.target), *([(request.draft, best.draft)] if best.draft is not None else [])]
+    draft = request.target if isinstance(request.draft, EarlyExit) else request.draft
+    models = [(request.target, best.target), *([(draft, best.draft)] if best.draft is not None else [])]
     # what an export of a config.json will allow is not known
     open_ = any((path is None or path.suffix == ".json") and spec.activations == INT8 for path, spec in models)
     if request.activations is not None or open_:
@@ -70,8 +72,10 @@ def compile_command(request: PredictRequest, best: Variant, question: Question) 
     return shlex.join([*words, "--out", "bundle"])
 
 
-def _onnx(path: Path | None, role: str) -> str:
+def _onnx(path: Path | EarlyExit | None, role: str) -> str:
     """The model's file, or where its export would be: beside the config.json."""
+    if isinstance(path, EarlyExit):
+        return str(path)
     if path is None:
         return f"{role}/model.onnx"
     return str(path.with_name("model.onnx") if path.suffix == ".json" else path)

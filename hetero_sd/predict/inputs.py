@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from costmodel.factors import Factors
 from costmodel.format import FLOAT, INT8, RUNTIME_KV
 from costmodel.question import factors_of
 from costmodel.speculative import MOST_GAMMA
+from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.config_json import specs_from_config
 from hetero_sd.predict.weight_formats import kv_bytes, stored_as
 from targets.device import Board
@@ -73,6 +74,26 @@ def load_specs(
     spec = count_work(decoder, path.absolute().parent.name + "/" + path.name)
     allowed = INT8 if decoder.facts.int8_activations else FLOAT
     return (replace(with_activations(spec, activations or allowed), kv_bytes_per_value=kv_bytes(kv)),)
+
+
+def pair_specs(
+    target: Path,
+    draft: Path | EarlyExit | None,
+    context: int,
+    activations: Mapping[str, str],
+    kv: str = RUNTIME_KV[0],
+) -> dict[str, DecoderSpec]:
+    """Target and drafter that a bundle was compiled from, by role; a config.json in float32.
+
+    Raises:
+        UserError: as `load_specs`; the target has too few layers to be left there.
+    """
+    specs = {"target": load_specs(target, ["float32"], context, kv=kv, activations=activations["target"])[0]}
+    if isinstance(draft, EarlyExit):
+        specs["draft"] = draft.spec(specs["target"])
+    elif draft is not None:
+        specs["draft"] = load_specs(draft, ["float32"], context, kv=kv, activations=activations["draft"])[0]
+    return specs
 
 
 def with_activations(spec: DecoderSpec, activations: str | None) -> DecoderSpec:

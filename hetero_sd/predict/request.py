@@ -12,6 +12,7 @@ from costmodel.question import Question
 from costmodel.roofline import CpuSlice
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.compile.place import place_models
+from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, with_activations
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.like import like
@@ -34,7 +35,7 @@ class PredictRequest:
     Attributes:
         target: an ONNX file, or a Hugging Face config.json; None where `like` names the models.
         board: name or path of a board file; None where `like` names it.
-        draft: the same of a smaller model, or None.
+        draft: the same of a smaller model, or after which of its own layers the target drafts; None: nothing drafts.
         alpha: acceptance of a drafted token; None assumes DEFAULT_ALPHA.
         alpha_file: what `hetero-sd acceptance` wrote, in place of `alpha`.
         ngram_alpha: consider drafting from the text, with this acceptance.
@@ -55,7 +56,7 @@ class PredictRequest:
 
     target: Path | None
     board: str | Path | None
-    draft: Path | None = None
+    draft: Path | EarlyExit | None = None
     alpha: float | None = None
     alpha_file: Path | None = None
     ngram_alpha: float | None = None
@@ -180,7 +181,9 @@ def _models(request: PredictRequest, context: int) -> tuple[tuple[DecoderSpec, .
     found: list[tuple[DecoderSpec, ...]] = []
     names = (None, None) if known is None else (known.target, known.draft)
     for path, name in zip((request.target, request.draft), names, strict=True):
-        if path is not None:
+        if isinstance(path, EarlyExit):
+            found.append(tuple(path.spec(target) for target in found[0]))
+        elif path is not None:
             found.append(load_specs(path, request.formats, context, request.head, request.kv, request.activations))
         elif name is not None:
             specs = (known_model(name, f, request.head, request.kv) for f in request.formats)

@@ -38,7 +38,12 @@ class CompiledModel(Model):
     """
 
     def __init__(
-        self, name: str, bundle: Bundle, huge_pages: bool = False, note: Callable[[str], None] | None = None
+        self,
+        name: str,
+        bundle: Bundle,
+        huge_pages: bool = False,
+        note: Callable[[str], None] | None = None,
+        weights: Weights | None = None,
     ) -> None:
         """Load the libraries and map the weights of ``bundle.models[name]``.
 
@@ -47,6 +52,7 @@ class CompiledModel(Model):
             bundle: the opened bundle.
             huge_pages: ask the kernel for huge pages for the weights.
             note: told, in one line, when the CPU takes over.
+            weights: where another model has mapped them: an early exit reads the target's.
 
         Raises:
             UserError: the libraries or the weights do not fit the description in the manifest, or this machine has no
@@ -58,8 +64,9 @@ class CompiledModel(Model):
         self.widths, self.prefill_width = tuple(facts.widths), facts.prefill_width
         self.int8_activations, self.float16_caches = facts.activations == INT8, facts.caches.dtype == "float16"
         self._steps = Steps(name, self.widths, facts.prefill_width, facts.context)
-        self._weights = Weights(bundle.path(facts.weights, hashed=False), huge_pages)
-        if self._weights.metadata.get("model") != name:
+        self.weights = weights or Weights(bundle.path(facts.weights, hashed=False), huge_pages)
+        owner = "target" if facts.weights == bundle.target.weights else name
+        if self.weights.metadata.get("model") != owner:
             raise UserError(f"{facts.weights} does not hold the weights of the {name}: copy or build the bundle again")
         self._fed: list[int] = []
         self._running: RunningStep | None = None
@@ -157,7 +164,7 @@ class CompiledModel(Model):
 
     def _load(self, segments: Sequence[SegmentFacts]) -> Chain:
         """Load a chain and run one step, in which TVM compares every shape and type, and a GPU builds its kernels."""
-        chain = Chain(self._bundle, self._facts, segments, self._weights)
+        chain = Chain(self._bundle, self._facts, segments, self.weights)
         if HOST in chain.devices:
             self._put_pool_under_kernels()
         try:
@@ -181,4 +188,5 @@ def load_models(bundle: Bundle, huge_pages: bool = False) -> Models:
         print(f"run.py: note: {line}", file=sys.stderr)
 
     draft = CompiledModel("draft", bundle, huge_pages, note) if "draft" in check_models(bundle) else None
-    return Models(CompiledModel("target", bundle, huge_pages, note), draft)
+    mapped = draft.weights if draft is not None and bundle.models["draft"].weights == bundle.target.weights else None
+    return Models(CompiledModel("target", bundle, huge_pages, note, mapped), draft)

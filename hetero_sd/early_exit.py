@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costmodel.early_exit import first_layers
@@ -57,28 +55,16 @@ class EarlyExit:
         if quantise_draft is not None:
             raise UserError(f"--quantise-draft {quantise_draft}: {self} reads the target's weights; leave it out")
 
-
-def drafter_named(text: str) -> Path | EarlyExit:
-    """What --draft names; for argparse."""
-    if not text.startswith(SCHEME):
-        return Path(text)
-    layers = text.removeprefix(SCHEME)
-    if not (layers.isascii() and layers.isdecimal() and len(layers) <= _MOST_DIGITS and int(layers)):
-        raise argparse.ArgumentTypeError(f"{text!r} names no layer: give {SCHEME}K, the target's first K layers draft")
-    return EarlyExit(int(layers))
-
-
-class OneDrafter(argparse.Action):
-    """Takes a drafter once: of two the last would be taken without a word."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, options: argparse.Namespace, value: object, option: str | None = None
-    ) -> None:
-        """Keep the value.
+    @staticmethod
+    def named(text: str) -> EarlyExit | None:
+        """The early exit of that name; None of a name that is no early exit's.
 
         Raises:
-            ArgumentError: there is one already.
+            ValueError: it says no number of layers.
         """
-        if (first := getattr(options, self.dest)) is not None:
-            raise argparse.ArgumentError(self, f"two drafters, {first} and {value}: give one")
-        setattr(options, self.dest, value)
+        if not text.startswith(SCHEME):
+            return None
+        layers = text.removeprefix(SCHEME)
+        if not (layers.isascii() and layers.isdecimal() and len(layers) <= _MOST_DIGITS and int(layers)):
+            raise ValueError(f"{text!r} names no layer: give {SCHEME}K, the target's first K layers draft")
+        return EarlyExit(int(layers))

@@ -13,9 +13,7 @@ from hetero_sd.acceptance import (
     MeasuredAcceptance,
     measure_acceptance,
 )
-from hetero_sd.commands.parser import Subparsers, add_quantise, subcommand
-from hetero_sd.early_exit import SCHEME as EARLY_EXIT
-from hetero_sd.early_exit import drafter_named
+from hetero_sd.commands.parser import Subparsers, add_draft, add_quantise, subcommand
 from targets.files import check_writable, write_text
 
 EXAMPLE = """\
@@ -29,12 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "acceptance", "measure how much a pair accepts", EXAMPLE)
     p.add_argument("target", metavar="TARGET.onnx", type=Path, help="the model whose text is wanted")
-    p.add_argument(
-        "draft",
-        metavar="DRAFT.onnx",
-        type=drafter_named,
-        help=f"the drafter, or {EARLY_EXIT}K: the target's own first K layers and its head",
-    )
+    add_draft(p, "draft", "DRAFT.onnx", "the drafter")
     p.add_argument("--prompts", metavar="FILE", type=Path, required=True, help="texts, one a line, or JSON lines")
     p.add_argument(
         "--tokenizer", metavar="FILE|DIR", type=Path, help="tokenizer.json or its folder (default: beside the target)"

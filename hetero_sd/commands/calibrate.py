@@ -8,8 +8,7 @@ from pathlib import Path
 
 from costmodel.fit import Fit
 from hetero_sd.calibrate import Calibrated, CalibrateRequest, calibrate, residuals, to_toml
-from hetero_sd.commands.parser import Subparsers, subcommand
-from hetero_sd.early_exit import drafter_named
+from hetero_sd.commands.parser import Subparsers, add_draft, subcommand
 from targets.boards import board_names
 from targets.errors import UserError
 from targets.files import check_writable, write_text
@@ -37,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "measured", metavar="MEASURED.json|DIR", type=Path, nargs="*", help="files of run.py --calibrate, or a bundle"
     )
     p.add_argument("--target", metavar="TARGET", type=Path, help="the bundle's target, as compiled")
-    p.add_argument("--draft", metavar="DRAFT", type=drafter_named, help="the bundle's drafter, as compiled")
+    add_draft(p, "--draft", "DRAFT", "the bundle's drafter")
     p.add_argument("--on", metavar="USER@BOARD", help="copy the bundle to this board by ssh, and measure there")
     p.add_argument(
         "--board",

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel.format import FLOAT, INT8, RUNTIME_KV
-from hetero_sd.commands.parser import Subparsers, add_quantise, subcommand
+from hetero_sd.commands.parser import Subparsers, add_draft, add_quantise, subcommand
 from hetero_sd.compile.place import RULES
-from hetero_sd.early_exit import SCHEME as EARLY_EXIT
-from hetero_sd.early_exit import EarlyExit, OneDrafter, drafter_named
 from targets.boards import board_names
 from targets.errors import UserError
 
 if TYPE_CHECKING:
+    from hetero_sd.early_exit import EarlyExit
     from hetero_sd.progress import Progress
 
 EXAMPLE = """\
@@ -32,13 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "compile", "write a deployable bundle for a board", EXAMPLE)
     p.add_argument("target", metavar="TARGET.onnx", type=Path, help="the model whose text is wanted")
-    p.add_argument(
-        "--draft",
-        metavar="DRAFT.onnx",
-        type=drafter_named,
-        action=OneDrafter,
-        help=f"a smaller model of the same tokenizer, or {EARLY_EXIT}K: the target's own first K layers and its head",
-    )
+    add_draft(p, "--draft", "DRAFT.onnx", "a smaller model of the same tokenizer")
     p.add_argument(
         "--variant", metavar="NAME", help="which of a hub's files: q4 is model_q4.onnx (default: model.onnx)"
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn, Protocol, TypeAlias
 
+from hetero_sd.early_exit import SCHEME, EarlyExit
 from targets.errors import UserError
 
 
@@ -43,6 +45,35 @@ def subcommand(subparsers: Subparsers, name: str, what: str, example: str) -> Pa
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
     )
+
+
+def add_draft(p: argparse.ArgumentParser, option: str, metavar: str, what: str) -> None:
+    """Add what names the drafter: a file, or a layer after which the target drafts."""
+    meant = f"{what}, or {SCHEME}K: the target's own first K layers and its head"
+    p.add_argument(option, metavar=metavar, type=_drafter, action=_Once, help=meant)
+
+
+def _drafter(text: str) -> Path | EarlyExit:
+    try:
+        return EarlyExit.named(text) or Path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class _Once(argparse.Action):
+    """Takes one drafter: of two the last would be taken without a word."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, options: argparse.Namespace, value: object, option: str | None = None
+    ) -> None:
+        """Keep the value.
+
+        Raises:
+            ArgumentError: there is one already.
+        """
+        if (first := getattr(options, self.dest)) is not None:
+            raise argparse.ArgumentError(self, f"two drafters, {first} and {value}: give one")
+        setattr(options, self.dest, value)
 
 
 def add_quantise(p: argparse.ArgumentParser) -> None:

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from costmodel.engine import ENGINES, OURS
 from costmodel.format import FLOAT, INT8, KV_BYTES, RUNTIME_KV
-from hetero_sd.commands.parser import Subparsers, subcommand
+from hetero_sd.commands.parser import Subparsers, add_draft, subcommand
 from hetero_sd.compile.place import RULES
-from hetero_sd.early_exit import SCHEME as EARLY_EXIT
-from hetero_sd.early_exit import OneDrafter, drafter_named
 from hetero_sd.predict.like import LIKE
 from hetero_sd.predict.predict import answer
 from hetero_sd.predict.request import (
@@ -44,14 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "predict", "what a pair will cost on a board", EXAMPLE)
     p.add_argument("target", metavar="TARGET", type=Path, nargs="?", help="model.onnx or config.json")
-    p.add_argument(
-        "--draft",
-        metavar="DRAFT",
-        type=drafter_named,
-        action=OneDrafter,
-        help=f"model.onnx or config.json of a smaller model, or {EARLY_EXIT}K: the target's own first K layers and its "
-        "head",
-    )
+    add_draft(p, "--draft", "DRAFT", "model.onnx or config.json of a smaller model")
     p.add_argument("--board", metavar="NAME|PATH.toml", help=f"{', '.join(board_names())}, or a file")
     p.add_argument("--alpha", metavar="P", type=float, help=f"acceptance of a drafted token (default {DEFAULT_ALPHA})")
     p.add_argument("--alpha-file", metavar="FILE", type=Path, help="what `hetero-sd acceptance` wrote")

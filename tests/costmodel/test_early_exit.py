@@ -1,0 +1,109 @@
+"""First layers as a drafter: what they cost by hand, and whom they draft for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from costmodel.early_exit import first_layers
+from costmodel.format import F32, Format
+from costmodel.place import Place
+from costmodel.question import Question
+from costmodel.roofline import GpuSlice
+from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
+from costmodel.search import Search
+from targets.errors import UserError
+
+LAYERS = 3
+
+
+def test_bytes_and_parameters_by_hand(published: Any) -> None:
+    whole = published["SmolLM2-135M"]()
+    short = first_layers(whole, LAYERS)
+    hidden, kv, ffn, vocab = 576, 3 * 64, 1536, 49152
+    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * ffn
+    assert short.weight_bytes == 2 * (vocab * hidden + LAYERS * layer) + F32 * (2 * LAYERS + 1) * hidden
+    assert short.kv_bytes(100) == LAYERS * 2 * kv * F32 * 100
+    assert short.layers == LAYERS
+    assert short.name == "SmolLM2-135M, first 3 of 30 layers"
+    assert whole.weight_bytes - short.weight_bytes == 27 * (2 * layer + F32 * 2 * hidden)
+
+
+def test_a_step_takes_what_its_layers_and_the_head_take(published: Any, rk3588: Any) -> None:
+    whole = published["SmolLM2-135M"]()
+    search = Search(Question(rk3588, (whole,), (first_layers(whole, LAYERS),), one_process=True))
+    (short,) = search.question.drafts
+    for cores in search.costs(whole).slices[:3]:
+        here, there = search.costs(whole).whole(cores), search.costs(short).whole(cores)
+        first, *layers, head = search.costs(whole).units(cores, 1)
+        parts = (first, *layers[:LAYERS], head)
+        by_hand = sum(unit.total_s for unit in parts) + search.roofline.step_overhead(cores).total_s
+        priced = search.price(SEQUENTIAL, whole, here, short, there, 2, alpha=0.0).round
+        assert priced.draft_s == pytest.approx(2 * by_hand)
+        # the head has as many weights as 8 layers
+        assert search.costs(whole).step_s(here, 1) / by_hand == pytest.approx((30 + 8) / (LAYERS + 8), rel=0.1)
+
+
+def test_its_weights_are_in_memory_once(published: Any, rk3588: Any) -> None:
+    whole = published["SmolLM2-135M"]()
+    short = first_layers(whole, LAYERS)
+    search = Search(Question(rk3588, (whole,), (short,), one_process=True))
+    cores = search.costs(whole).slices[0]
+    own = search.model_memory(short, search.costs(short).whole(cores))
+    assert (own.mapped_bytes, own.gpu_bytes) == (0, 0)
+    assert own.kv_bytes == short.kv_bytes(512)
+    copied = search.model_memory(replace(short, whole=None), search.costs(short).whole(cores))
+    assert copied.mapped_bytes == short.weight_bytes
+
+
+def test_it_is_chosen_where_it_pays_and_only_there(published: Any, rk3588: Any) -> None:
+    whole = published["SmolLM2-135M"]()
+    pair = Question(rk3588, (whole,), (first_layers(whole, LAYERS),), one_process=True)
+    assert Search(replace(pair, alpha=0.9)).decide().best.mode != TARGET_ONLY
+    assert Search(replace(pair, alpha=0.1)).decide().best.mode == TARGET_ONLY
+
+
+def test_both_models_run_on_the_cpu(published: Any, rk3588: Any) -> None:
+    whole = published["SmolLM2-135M"]()
+    short = first_layers(whole, LAYERS)
+    for one_process in (True, False):
+        question = Question(rk3588, (whole,), (short,), alpha=0.9, one_process=one_process, most_gamma=2)
+        drafting = [v for v in Search(question).decide().leading if v.draft is not None]
+        pairs = [p for v in drafting for p in (v.target_placement, v.draft_placement) if p is not None]
+        assert pairs
+        assert not any(isinstance(s.processor, GpuSlice) for p in pairs for s in p.segments)
+        other = Search(replace(question, drafts=(replace(short, whole=None),))).decide().leading
+        found = [p for v in other for p in (v.target_placement, v.draft_placement) if p is not None]
+        assert any(isinstance(s.processor, GpuSlice) for p in found for s in p.segments)
+    with pytest.raises(UserError, match="placement gpu: an early exit reads the target's weights on the CPU"):
+        Search(replace(question, target_place=Place("gpu")))
+
+
+def test_it_drafts_for_its_own_decoder_alone(published: Any, rk3588: Any) -> None:
+    targets = tuple(published["SmolLM2-135M"](weights) for weights in (None, Format("int4", 32, "float16")))
+    drafts = tuple(first_layers(target, LAYERS) for target in targets)
+    found = Search(Question(rk3588, targets, drafts, alpha=0.9, one_process=True, most_gamma=2)).decide()
+    pairs = {(targets.index(v.target), drafts.index(v.draft)) for v in found.leading if v.draft is not None}
+    assert pairs == {(0, 0), (1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (0, "an early exit after layer 0: Qwen3-0.6B has 28 layers; give 1 to 27"),
+        (28, "an early exit after layer 28: Qwen3-0.6B has 28 layers; give 1 to 27"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(published: Any, layers: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        first_layers(published["Qwen3-0.6B"](), layers)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"), [(1, "has one layer, which leaves none out"), (2, "has 2 layers; give 1$")]
+)
+def test_small_decoders_have_few_exits(make_decoder: Any, layers: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        first_layers(make_decoder("small", 64, layers, 4, 2, 16, 96, 50), layers)

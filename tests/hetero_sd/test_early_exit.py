@@ -1,0 +1,163 @@
+"""`--draft early-exit:K` from the command line to the text: compiled, run every way, measured, refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hetero_sd
+from costmodel.format import FLOAT
+from hetero_sd.acceptance import AcceptanceRequest, measure_acceptance
+from hetero_sd.cli import main
+from hetero_sd.early_exit import EarlyExit
+from hetero_sd.predict.inputs import pair_specs
+from hetero_sd.reference import EarlyExitReference
+from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.model.model import load_models
+from passes.analysis.count_work import count_work
+from passes.onnx import canonicalise
+from passes.onnx.testing import write_word_tokenizer
+from passes.synthetic import LlamaShape, write_early_exit_pair
+
+TARGET = Path(__file__).resolve().parents[1] / "data" / "exports" / "llama-dynamo-fp32"  # of two layers
+NEW_TOKENS = 90  # which reach the context of 96, so that the last rounds are short ones
+PROMPTS = ("The quick brown fox", "Once upon a time there was", "x")
+SHAPE, EXIT = LlamaShape(layers=4, hidden=64, heads=4, kv_heads=2, ffn=96, vocab=64), 2
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target of two layers whose first one drafts."""
+    out = tmp_path_factory.mktemp("early") / "bundle"
+    given = ["--tokenizer", str(TARGET), "--board", "host", "--context", "96", "--gamma", "4", "--out", str(out)]
+    assert main(["compile", str(TARGET / "model.onnx"), "--draft", "early-exit:1", *given]) == 0
+    return out
+
+
+def answered(bundle: Path, **settings: Any) -> tuple[list[list[int]], int, int]:
+    """The answers' tokens, and how many were drafted and accepted."""
+    tokens, drafted, accepted = [], 0, 0
+    with hetero_sd.load(bundle, **settings) as session:
+        for prompt in PROMPTS:
+            answer = session.generate(prompt, max_new_tokens=NEW_TOKENS)
+            answer.read()
+            tokens.append(answer.token_ids)
+            drafted, accepted = drafted + answer.stats["drafted"], accepted + answer.stats["accepted"]
+    return tokens, drafted, accepted
+
+
+def test_the_text_is_the_targets_own(bundle: Path) -> None:
+    alone, drafted, _ = answered(bundle, mode="off")
+    assert drafted == 0
+    assert len({tuple(tokens) for tokens in alone}) == len(PROMPTS)
+    for gamma in (1, 4, 7):
+        tokens, drafted, accepted = answered(bundle, mode="sequential", gamma=gamma)
+        assert tokens == alone
+        assert 0 < accepted < drafted  # so caches were rolled back
+    assert answered(bundle, mode="sequential", gamma=4, drafter="model+ngram")[0] == alone
+    assert answered(bundle, mode="overlapped", gamma=2, least=2)[0] == alone
+    assert answered(bundle)[0] == alone
+
+
+def test_weights_are_stored_and_mapped_once(bundle: Path) -> None:
+    opened = Bundle(bundle)
+    target, draft = opened.models["target"], opened.models["draft"]
+    assert (target.layers, draft.layers) == (2, 1)
+    stored = [name for name in opened.manifest.files if name.startswith("weights/")]
+    assert stored == [target.weights] == [draft.weights]
+    used = {p for segment in draft.chain for p in segment.params}
+    assert used < {p for segment in target.chain for p in segment.params}
+    parameters = count_work(canonicalise(TARGET / "model.onnx", 96), "target").parameters
+    assert 4 * parameters < opened.manifest.files[target.weights].bytes < 4.4 * parameters  # with tables of positions
+    loaded = load_models(opened)
+    assert loaded.draft is not None
+    assert loaded.draft.weights is loaded.target.weights  # type: ignore[attr-defined]
+
+
+def test_the_library_computes_the_first_layer(bundle: Path) -> None:
+    models, ids = load_models(Bundle(bundle)), [5, 6, 7, 8, 60, 2]
+    assert models.draft is not None
+    found = models.draft.forward(ids, 0)
+    np.testing.assert_allclose(
+        found, EarlyExitReference(TARGET / "model.onnx", EarlyExit(1), 96).forward(ids), atol=1e-4
+    )
+    assert np.abs(found - models.target.forward(ids, 0)).max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target, its first layers as an export of their own, and a tokenizer."""
+    folder = tmp_path_factory.mktemp("pair")
+    write_early_exit_pair(folder / "model.onnx", folder / "short.onnx", SHAPE, EXIT, 0.2, "float16")
+    write_word_tokenizer(folder, SHAPE.vocab)
+    return folder
+
+
+def acceptance(folder: Path, draft: Path | EarlyExit, **more: Any) -> Any:
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"token_ids": [3 + i, 40, 17]}) for i in range(3)))
+    asked = AcceptanceRequest(folder / "model.onnx", draft, prompts, max_new_tokens=24, gamma=3, eos=(63,), **more)
+    return measure_acceptance(asked, quiet=True).to_json()
+
+
+def test_acceptance_is_that_of_an_export_of_these_layers(folder: Path) -> None:
+    found, exported = acceptance(folder, EarlyExit(EXIT)), acceptance(folder, folder / "short.onnx")
+    assert (found.pop("draft"), exported.pop("draft")) == ("early-exit:2", "short.onnx")
+    assert found == exported
+    assert 0 < found["greedy"]["alpha"] < 1
+    assert acceptance(folder, EarlyExit(1), temperature=0.0)["greedy"] != found["greedy"]
+
+
+def test_quantised_weights_are_those_of_the_target(folder: Path) -> None:
+    found = acceptance(folder, EarlyExit(EXIT), quantise="int4", quantise_head="int4", temperature=0.0)
+    exported = acceptance(folder, folder / "short.onnx", quantise="int4", quantise_head="int4", temperature=0.0)
+    assert found["greedy"] == exported["greedy"]
+    assert found["greedy"] != acceptance(folder, EarlyExit(EXIT), temperature=0.0)["greedy"]
+
+
+def test_what_it_was_compiled_from_is_found_again(folder: Path) -> None:
+    both = {"target": FLOAT, "draft": FLOAT}
+    specs = pair_specs(folder / "model.onnx", EarlyExit(EXIT), 96, both)
+    assert specs["draft"].operators == pair_specs(folder / "short.onnx", None, 96, both)["target"].operators
+
+
+def test_predict_writes_the_command_that_compiles_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = str(folder / "model.onnx")
+    assert main(["predict", target, "--draft", "early-exit:2", "--board", "rpi5", "--alpha", "1", "--gamma", "2"]) == 0
+    assert f"compile {target} --draft early-exit:2 --gamma 2 --alpha 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--draft", "early-exit:4"], "an early exit after layer 4: model.onnx has 4 layers; give 1 to 3"),
+        (["--draft", "early-exit:0"], "'early-exit:0' names no layer: give early-exit:K"),
+        (["--draft", "early-exit:two"], "'early-exit:two' names no layer"),
+        (["--draft", "early-exit:1", "--draft", "d.onnx"], "two drafters, early-exit:1 and d.onnx: give one"),
+        (["--draft", "early-exit:1", "--quantise-draft", "int4"], "early-exit:1 reads the target's weights"),
+        (["--draft", "early-exit:1", "--place", "draft=gpu"], "an early exit reads the target's weights on the CPU"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    out = tmp_path / "bundle"
+    given = ["--board", "rk3588", "--context", "96", "--out", str(out)]
+    assert main(["compile", str(folder / "model.onnx"), *given, *more]) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert message in err[-1]
+    assert sum("error" in line for line in err) == 1
+    assert not out.exists()
+
+
+def test_names() -> None:
+    assert EarlyExit.named("draft/model.onnx") is None
+    assert EarlyExit.named("early-exit:12") == EarlyExit(12)
+    assert str(EarlyExit(12)) == "early-exit:12"
+    for wrong in ("early-exit:", "early-exit:-1", "early-exit:" + 7 * "1"):
+        with pytest.raises(ValueError, match="names no layer"):
+            EarlyExit.named(wrong)

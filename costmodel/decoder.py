@@ -193,6 +193,14 @@ class DecoderSpec:
             found.append(alike.setdefault(ops, ops))
         return (*found, self.part(Part(HEAD)))
 
+    @property
+    def after_acceptance(self) -> int:
+        """Tokens that it is fed for the first draft after full acceptance: two, with its own last one.
+
+        One where it is the first layers of the target, which has read all of them in the cache that both write.
+        """
+        return 2 if self.whole is None else 1
+
     # -- activations ----------------------------------------------------------------------------------------------
 
     @cached_property

@@ -176,7 +176,7 @@ class Search:
         if draft.whole is not None:
             slices = [p for p in slices if isinstance(p, CpuSlice)]
         if q.target_place is None and q.draft_place is None:
-            drafters = self._wholes(draft, self._draft_steps(gamma), slices)
+            drafters = self._wholes(draft, self._draft_steps(draft, gamma), slices)
             for placement, drafter in product(self._wholes(target, ((1.0, gamma + 1),), slices), drafters):
                 yield self.price(SEQUENTIAL, target, placement, draft, drafter, gamma)
         yield from self._with_borders(target, gamma, slices, q.target_place, draft)
@@ -186,10 +186,10 @@ class Search:
         match = self.question.ngram_match if mode == NGRAM else 1.0
         return ((match, gamma + 1), *(((1.0 - match, 1),) if match < 1 else ()))
 
-    def _draft_steps(self, gamma: int) -> tuple[tuple[float, int], ...]:
-        """Steps of the drafter in a round: the first one takes in two tokens after full acceptance."""
+    def _draft_steps(self, draft: DecoderSpec, gamma: int) -> tuple[tuple[float, int], ...]:
+        """Steps of the drafter in a round: the first one may take in two tokens after full acceptance."""
         full = all_accepted(self.question.alpha, gamma)
-        return ((gamma - full, 1), (full, 2))
+        return ((gamma - full, 1), (full, draft.after_acceptance))
 
     def _with_borders(
         self,
@@ -205,14 +205,14 @@ class Search:
         Where the places are given, what they say, whole or not.
         """
         placements = self.costs(target).frontier(self._target_steps(gamma, mode), slices, place)
-        fixed = self._memory(target, placements[0][2], None, None).total_bytes - placements[0][1]
+        fixed = self._memory(mode, target, placements[0][2], None, None).total_bytes - placements[0][1]
         if draft is None:
             fitting = [p for _, more, p in placements if fixed + more <= self.free_bytes] or [placements[-1][2]]
             if place is not None or not fitting[0].whole:
                 yield self.price(mode, target, fitting[0], gamma=gamma)
             return
         draft_place = self.question.draft_place
-        drafters = self.costs(draft).frontier(self._draft_steps(gamma), slices, draft_place)
+        drafters = self.costs(draft).frontier(self._draft_steps(draft, gamma), slices, draft_place)
         fixed += self.model_memory(draft, drafters[0][2]).total_bytes - drafters[0][1]
         left = self.free_bytes - fixed
         pairs = [(a, b) for a in placements for b in drafters if a[1] + b[1] <= left]
@@ -287,7 +287,8 @@ class Search:
             if mode == NGRAM:
                 expected = ngram_round(q.ngram_match, expected, sequential_round(alpha, 0, costs))
         return Variant(
-            *(mode, target, placement, draft, drafter, expected, self._memory(target, placement, draft, drafter)),
+            *(mode, target, placement, draft, drafter, expected),
+            memory=self._memory(mode, target, placement, draft, drafter),
             least=least,
         )
 
@@ -349,7 +350,7 @@ class Search:
         costs = self.costs(target)
         one = two = 0.0
         if draft is not None and drafter is not None:
-            one, two = (self.costs(draft).step_s(drafter, n) for n in (1, 2))
+            one, two = (self.costs(draft).step_s(drafter, n) for n in (1, draft.after_acceptance))
         return RoundCosts(
             draft_s=one,
             draft_two_s=two,
@@ -376,15 +377,20 @@ class Search:
         return self._loads[key]
 
     def _memory(
-        self, target: DecoderSpec, placement: Placement, draft: DecoderSpec | None, drafter: Placement | None
+        self, mode: str, target: DecoderSpec, placement: Placement, draft: DecoderSpec | None, drafter: Placement | None
     ) -> Memory:
         memory = Memory(process_bytes=PROCESS_BYTES) + self.model_memory(target, placement)
-        return memory if draft is None or drafter is None else memory + self.model_memory(draft, drafter)
+        return memory if draft is None or drafter is None else memory + self.model_memory(draft, drafter, mode)
 
-    def model_memory(self, spec: DecoderSpec, placement: Placement) -> Memory:
-        """What one model keeps in memory; the weights of first layers count with the whole decoder."""
+    def model_memory(self, spec: DecoderSpec, placement: Placement, mode: str = SEQUENTIAL) -> Memory:
+        """What one model keeps in memory.
+
+        The weights of first layers count with the whole decoder, and where the two take turns so does the KV cache.
+        """
         rows = self.question.cache_rows or self.question.context
-        return model_memory(spec, rows, placement.weight_bytes(spec) if spec.whole is None else (0, 0))
+        if spec.whole is None:
+            return model_memory(spec, rows, placement.weight_bytes(spec))
+        return model_memory(spec, rows if mode == OVERLAPPED else 0, (0, 0))
 
     # -- comparison -----------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.load import check_machine
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.protocol import LOGITS, Model, Models
+from hetero_sd.runtime.model.shared_rows import with_shared_rows
 from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
 from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
 from hetero_sd.runtime.session import Session
@@ -113,7 +114,7 @@ def audit_bundle(request: AuditRequest) -> AuditResult:
     check_machine(bundle)
     bundle.verify_all()
     os.environ.setdefault("TVM_NUM_THREADS", str(choose_threads(None, bundle.plan)))
-    from hetero_sd.runtime.model.model import load_models
+    from hetero_sd.runtime.model.model import CompiledModel, load_models
 
     usable, loaded = usable_cpus(), load_models(bundle)
     models = within_vocabulary(loaded, bundle.tokenizer.vocab if bundle.tokenizer else None)
@@ -138,9 +139,10 @@ def audit_bundle(request: AuditRequest) -> AuditResult:
         ways += [(drafter, gamma, FixedGamma(gamma)) for gamma in gammas]
         live = choose_policy("auto", None, bundle.plan, drafter)
         ways += [] if live is None else [(drafter, None, live)]
-    result = audit_models(models, prompts, answers, ways)
-    if models.draft is None:
+    result = audit_models(with_shared_rows(models, loaded), prompts, answers, ways)
+    if models.draft is None or not isinstance(loaded.draft, CompiledModel):
         return result
+    loaded.draft.share_rows(None)
     notes: list[str] = []
     with overlapping(loaded, bundle.plan, usable, 1, 0, notes.append) as overlap:
         overlaps = [replace(overlap, gamma=gamma, least=least) for gamma in gammas for least in (0, gamma)]

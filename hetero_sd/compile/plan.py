@@ -113,7 +113,9 @@ def _plan(
         placements["draft"] = drafter
     cluster, threads = _cores(placements, board)
     widths = _target_widths(asked.search, best, specs.get("draft"), drafter, overrides)
-    draft_bytes = asked.search.model_memory(specs["draft"], drafter).total_bytes if drafter is not None else 0
+    draft_bytes = (
+        asked.search.model_memory(specs["draft"], drafter, best.mode).total_bytes if drafter is not None else 0
+    )
     memory = PlanMemory(
         **asdict(best.memory),
         total_bytes=best.memory.total_bytes,

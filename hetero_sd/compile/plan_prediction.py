@@ -44,7 +44,7 @@ def plan_prediction(
         return whole * each + (costs.step_s(place, width) if width else 0.0)
 
     drafts = "draft" in placements
-    one, two = (step_s("draft", n) for n in (1, 2)) if drafts else (0.0, 0.0)
+    one, two = (step_s("draft", n) for n in (1, specs["draft"].after_acceptance)) if drafts else (0.0, 0.0)
     overhead = asked.search.roofline.round_overhead_s()
     empty = ModelCosts(asked.search.roofline, specs["target"], 0)
     terms = RoundCosts(one, two, lambda n: step_s("target", n), overhead)

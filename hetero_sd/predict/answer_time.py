@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import ModelCosts, Placement
 from costmodel.question import Variant
+from costmodel.schema.plan import OVERLAPPED
 from costmodel.search import Search
 
 CHUNK = 32  # tokens that a bundle reads a prompt in (hetero_sd/compile/context.py)
@@ -21,7 +22,7 @@ class AnswerTime:
     Attributes:
         prompt_tokens, new_tokens: tokens read, and tokens of the answer.
         prefill_s: the target reads the prompt; its last row of logits gives the first token.
-        draft_prefill_s: the drafter reads it, after the first token is out.
+        draft_prefill_s: the drafter reads it, after the first token is out, unless it shares the target's cache.
         rest_s: the tokens after the first one.
         watts: of the board while it generates, or None.
     """
@@ -65,11 +66,12 @@ def answer_time(search: Search, variant: Variant, prompt_tokens: int, new_tokens
     """The times of an answer of `new_tokens` tokens; steps cost what they cost at the question's context."""
     drafter, place = variant.draft, variant.draft_placement
     power = search.question.board.power
+    reads = drafter is not None and (drafter.whole is None or variant.mode == OVERLAPPED)
     return AnswerTime(
         prompt_tokens,
         new_tokens,
         prompt_s(search, variant.target, variant.target_placement, prompt_tokens),
-        0.0 if drafter is None or place is None else prompt_s(search, drafter, place, prompt_tokens),
+        prompt_s(search, drafter, place, prompt_tokens) if reads and drafter and place else 0.0,
         (new_tokens - 1) / variant.tokens_per_s,
         None if power is None else power.decode_w,
     )

@@ -195,7 +195,8 @@ def _fastest(
         terms = search.round_costs(variant.target, target_place, draft, draft_place)
         terms = replace(terms, verify_s=partial(costs_of(variant.target, target_place).step_s, target_place))
         if draft is not None and draft_place is not None:
-            one, two = (costs_of(draft, draft_place).step_s(draft_place, n) for n in (1, 2))
+            costs = costs_of(draft, draft_place)
+            one, two = (costs.step_s(draft_place, n) for n in (1, draft.after_acceptance))
             terms = replace(terms, draft_s=one, draft_two_s=two)
         speeds += [sequential_round(q.alpha if alpha is None else alpha, g, terms).tokens_per_s for g in gammas]
     return max(speeds)

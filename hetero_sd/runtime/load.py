@@ -23,6 +23,7 @@ from hetero_sd.runtime.internal_error import step
 from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.model.kept_prefix import kept_prefixes
 from hetero_sd.runtime.model.protocol import Models, NotFiniteError
+from hetero_sd.runtime.model.shared_rows import with_shared_rows
 from hetero_sd.runtime.model.side_by_side import why_not_apart
 from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, stay_on_cluster, usable_cpus
 from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
@@ -130,7 +131,7 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
     if may_overlap and isinstance(policy, LiveGamma) and bundle.plan is not None and bundle.plan.overlap is not None:
         live, overlapped = LiveMode(policy, bundle.plan.overlap), True
     return Session(
-        kept_prefixes(models),
+        kept_prefixes(models if overlapped else with_shared_rows(models, loaded)),
         text,
         Request(eos_ids=_eos_ids(bundle, text)),
         policy=policy,

@@ -12,6 +12,7 @@ from costmodel.schema.plan import OVERLAPPED, Plan
 from hetero_sd.runtime.answer import Answer, RunFacts
 from hetero_sd.runtime.decode.choose_policy import NGRAM
 from hetero_sd.runtime.decode.drafters import MODEL, Drafter
+from hetero_sd.runtime.decode.drafters.early_exit import EarlyExitDrafter
 from hetero_sd.runtime.decode.drafters.either import EitherDrafter
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.drafters.ngram import NgramDrafter
@@ -24,6 +25,7 @@ from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.model.protocol import Models
+from hetero_sd.runtime.model.shared_rows import SharedRows
 from hetero_sd.runtime.text.chat_template import SYSTEM, USER, Chat, Message
 from hetero_sd.runtime.text.prompts import Prompt, checked_chat, prompt_of_text
 from hetero_sd.runtime.text.tokenizer import Text
@@ -266,7 +268,8 @@ class Session:
         if self.policy is not None and NGRAM in self.drafter.split("+"):
             drafters.append(NgramDrafter(self.pool, target.vocab, sampling))
         if self.policy is not None and MODEL in self.drafter.split("+") and self.models.draft is not None:
-            drafters.append(ModelDrafter(self.models.draft, target.vocab, sampling, ids))
+            kind = EarlyExitDrafter if isinstance(self.models.draft, SharedRows) else ModelDrafter
+            drafters.append(kind(self.models.draft, target.vocab, sampling, ids))
         if self.policy is None or not drafters:
             return generate(target, ids, self.request, trace)
         drafter = drafters[0] if len(drafters) == 1 else EitherDrafter(*drafters)

@@ -12,7 +12,7 @@ from costmodel.format import F32, Format
 from costmodel.place import Place
 from costmodel.question import Question
 from costmodel.roofline import GpuSlice
-from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
+from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from targets.errors import UserError
 
@@ -53,9 +53,25 @@ def test_its_weights_are_in_memory_once(published: Any, rk3588: Any) -> None:
     cores = search.costs(whole).slices[0]
     own = search.model_memory(short, search.costs(short).whole(cores))
     assert (own.mapped_bytes, own.gpu_bytes) == (0, 0)
-    assert own.kv_bytes == short.kv_bytes(512)
+    assert own.kv_bytes == 0
+    assert search.model_memory(short, search.costs(short).whole(cores), OVERLAPPED).kv_bytes == short.kv_bytes(512)
     copied = search.model_memory(replace(short, whole=None), search.costs(short).whole(cores))
     assert copied.mapped_bytes == short.weight_bytes
+
+
+def test_after_full_acceptance_it_is_fed_one_token(published: Any, rk3588: Any) -> None:
+    """And a draft model two: its own last token was not read."""
+    whole = published["SmolLM2-135M"]()
+    short = first_layers(whole, LAYERS)
+    other = replace(short, whole=None)
+    search = Search(Question(rk3588, (whole,), (short,), one_process=True))
+    cores = search.costs(whole).slices[0]
+    here, there = search.costs(whole).whole(cores), search.costs(short).whole(cores)
+    accepted = {spec.whole is None: search.price(SEQUENTIAL, whole, here, spec, there, 2, alpha=1.0) for spec in
+                (short, other)}  # fmt: skip
+    one, two = (search.costs(short).step_s(there, n) for n in (1, 2))
+    assert accepted[False].round.draft_s == pytest.approx(2 * one)
+    assert accepted[True].round.draft_s == pytest.approx(one + two)
 
 
 def test_it_is_chosen_where_it_pays_and_only_there(published: Any, rk3588: Any) -> None:

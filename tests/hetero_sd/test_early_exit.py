@@ -17,7 +17,8 @@ from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.inputs import pair_specs
 from hetero_sd.reference import EarlyExitReference
 from hetero_sd.runtime.manifest import Bundle
-from hetero_sd.runtime.model.model import load_models
+from hetero_sd.runtime.model.model import CompiledModel, load_models
+from hetero_sd.runtime.model.shared_rows import SharedRows
 from passes.analysis.count_work import count_work
 from passes.onnx import canonicalise
 from passes.onnx.testing import write_word_tokenizer
@@ -61,6 +62,29 @@ def test_the_text_is_the_targets_own(bundle: Path) -> None:
     assert answered(bundle, mode="sequential", gamma=4, drafter="model+ngram")[0] == alone
     assert answered(bundle, mode="overlapped", gamma=2, least=2)[0] == alone
     assert answered(bundle)[0] == alone
+
+
+def test_it_reads_no_prompt_but_where_both_work_at_once(bundle: Path) -> None:
+    prompt = list(range(5, 75))
+    for mode, gamma in (("sequential", 4), ("overlapped", 2)):
+        with hetero_sd.load(bundle, mode=mode, gamma=gamma) as session:
+            answer = session.generate(prompt, max_new_tokens=8)
+            answer.read()
+            assert isinstance(session.models.draft, SharedRows) == (mode == "sequential")
+            assert answer.trace.draft_prefill_s == 0
+    loaded = load_models(Bundle(bundle))
+    target, draft = loaded.target, loaded.draft
+    assert isinstance(target, CompiledModel)
+    assert isinstance(draft, CompiledModel)
+    own = draft.forward(prompt, 0)[-1]
+    assert draft.share_rows(target)
+    assert not np.allclose(draft.forward(prompt[-1:], len(prompt) - 1)[0], own)  # the target has read nothing
+    target.forward(prompt, 0)
+    assert np.array_equal(draft.forward(prompt[-1:], len(prompt) - 1)[0], own)
+    assert draft.share_rows(None)
+    target.forward([3] * len(prompt), 0)
+    assert np.array_equal(draft.forward(prompt[-1:], len(prompt) - 1)[0], own)
+    assert not draft.share_rows(load_models(Bundle(bundle)).target)  # weights that are mapped again
 
 
 def test_weights_are_stored_and_mapped_once(bundle: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hetero_sd.runtime.model.protocol import CHOICE, Model, Models, Outputs, Pending
+from hetero_sd.runtime.model.shared_rows import SharedRows
 
 
 class KeptPrefix(Model):
@@ -36,6 +37,10 @@ class KeptPrefix(Model):
             same += 1
         return same
 
+    def forget(self, pos: int) -> None:
+        """Count on no rows from ``pos`` on: another model writes there."""
+        del self._rows[pos:]
+
     def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
         """See :meth:`hetero_sd.runtime.model.protocol.Model.submit`; rows count when their step has ended well."""
         known = len(self._rows) >= pos
@@ -61,5 +66,8 @@ class _Kept:
 
 
 def kept_prefixes(models: Models) -> Models:
-    """The models, each with what its cache holds."""
-    return Models(KeptPrefix(models.target), None if models.draft is None else KeptPrefix(models.draft))
+    """The models, each with what its cache holds; a drafter in the target's cache has none."""
+    target, draft = KeptPrefix(models.target), models.draft
+    if isinstance(draft, SharedRows):
+        return Models(target, SharedRows(draft.model, target.forget))
+    return Models(target, None if draft is None else KeptPrefix(draft))

@@ -125,6 +125,17 @@ class CompiledModel(Model):
             self.pool = None
             self._put_pool_under_kernels()
 
+    def share_rows(self, whole: object) -> bool:
+        """Write into the KV caches of the model whose weights it reads; None: into its own again.
+
+        False where that is not possible: another kind of model, other weights, or not both whole on the CPU.
+        """
+        if whole is None:
+            return self._chain.share_rows(None)
+        if not isinstance(whole, CompiledModel) or whole.weights is not self.weights:
+            return False
+        return self._chain.share_rows(whole._chain)
+
     def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
         """See :meth:`hetero_sd.runtime.model.protocol.Model.submit`; on the CPU the step has ended when it returns."""
         if len(ids) < 1 or pos < 0 or pos + len(ids) > self.context:

@@ -47,6 +47,7 @@ class Chain:
         self._segments = [_Loaded(s, facts, machines[s.processor], self._fixed(s, facts, weights)) for s in segments]
         self._kept: dict[tuple[str, str, str], Any] = {}
         self.alone = self._segments[0] if len(self._segments) == 1 and not self.accelerators else None
+        self._own_rows = None if self.alone is None else self.alone.caches
 
     def run(self, entry: str, ids: Any, pos: int, row: int | None = None) -> tuple[Any, Any]:
         """Run an entry point, for example "step_4".
@@ -87,6 +88,17 @@ class Chain:
             for owner, tensor in lent.values():
                 owner.end_view(tensor)
         return values["logits"][1], values["choice"][1]
+
+    def share_rows(self, other: Chain | None) -> bool:
+        """Write into another chain's caches of the layers that both have, or with None into its own again.
+
+        False where one of them is not whole on the CPU: then nothing changes.
+        """
+        if self.alone is None or self._own_rows is None or (other is not None and other.alone is None):
+            return False
+        taken = self._own_rows if other is None or other.alone is None else other.alone.caches
+        self.alone.caches = taken[: len(self._own_rows)]
+        return True
 
     def host(self, tensor: Any) -> npt.NDArray[Any]:
         """A result as a numpy array: without a copy on the CPU, after waiting for the kernels elsewhere."""
@@ -147,6 +159,15 @@ class _Loaded:
             raise UserError(
                 f"{library} does not fit the manifest: {last_line(error)}: build the bundle again"
             ) from None
+
+    @property
+    def caches(self) -> list[Any]:
+        """Keys and values of each layer, in order."""
+        return self.fixed[: 2 * len(self.facts.layers)]
+
+    @caches.setter
+    def caches(self, tensors: list[Any]) -> None:
+        self.fixed[: len(tensors)] = tensors
 
 
 def load_module(opened: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hetero_sd.runtime.model.protocol import CHOICE, Model, Models, Outputs, Pending
 from hetero_sd.runtime.model.shared_rows import SharedRows
+from targets.backend import HOST
 
 
 class KeptPrefix(Model):
@@ -21,6 +22,11 @@ class KeptPrefix(Model):
         self._model = model
         self.vocab, self.context, self.name = model.vocab, model.context, model.name
         self._rows: list[int] = []  # tokens whose rows are whole
+
+    @property
+    def processor(self) -> str:
+        """See :attr:`hetero_sd.runtime.model.model.CompiledModel.processor`; the CPU's for a model that has none."""
+        return str(getattr(self._model, "processor", HOST))
 
     @property
     def thread_facts(self) -> dict[str, Any] | None:

@@ -92,12 +92,15 @@ class Chain:
     def share_rows(self, other: Chain | None) -> bool:
         """Write into another chain's caches of the layers that both have, or with None into its own again.
 
-        False where one of them is not whole on the CPU: then nothing changes.
+        False where one of them is not whole on the CPU, or their caches differ: then nothing changes.
         """
-        if self.alone is None or self._own_rows is None or (other is not None and other.alone is None):
+        whole = self.alone if other is None else other.alone
+        if self.alone is None or self._own_rows is None or whole is None:
             return False
-        taken = self._own_rows if other is None or other.alone is None else other.alone.caches
-        self.alone.caches = taken[: len(self._own_rows)]
+        taken = self._own_rows if other is None else whole.caches[: len(self._own_rows)]
+        if [t.shape for t in taken] != [t.shape for t in self._own_rows]:
+            return False
+        self.alone.caches = taken
         return True
 
     def host(self, tensor: Any) -> npt.NDArray[Any]:

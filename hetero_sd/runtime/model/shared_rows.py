@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hetero_sd.runtime.model.protocol import CHOICE, Model, Models, Pending
+from targets.backend import HOST
 
 
 class SharedRows(Model):
@@ -20,6 +21,11 @@ class SharedRows(Model):
         """Wrap the drafter; ``forget`` is told from which row on the target must not count on its rows."""
         self.model, self._forget = model, forget
         self.vocab, self.context, self.name = model.vocab, model.context, model.name
+
+    @property
+    def processor(self) -> str:
+        """See :attr:`hetero_sd.runtime.model.model.CompiledModel.processor`; the CPU's for a model that has none."""
+        return str(getattr(self.model, "processor", HOST))
 
     @property
     def thread_facts(self) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Models, Outputs, Pending
+from targets.backend import HOST
 
 
 class WithinVocabulary(Model):
@@ -27,6 +28,11 @@ class WithinVocabulary(Model):
         self._model = model
         self.vocab = vocab
         self.context, self.name = model.context, model.name
+
+    @property
+    def processor(self) -> str:
+        """See :attr:`hetero_sd.runtime.model.model.CompiledModel.processor`; the CPU's for a model that has none."""
+        return str(getattr(self._model, "processor", HOST))
 
     @property
     def thread_facts(self) -> dict[str, Any] | None:

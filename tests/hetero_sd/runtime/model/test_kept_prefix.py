@@ -20,6 +20,8 @@ from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix, kept_prefixes
 from hetero_sd.runtime.model.model import load_models
 from hetero_sd.runtime.model.protocol import LOGITS, Models, NotFiniteError
+from hetero_sd.runtime.model.shared_rows import SharedRows
+from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
 
 
 def answer(models: Models, prompt: list[int], request: Request, gamma: int) -> tuple[list[int], Trace]:
@@ -129,3 +131,14 @@ def test_a_conversation_on_a_compiled_pair(tiny_pair: Path, gamma: int) -> None:
     for turn in range(3):
         text += [*answer(loaded, text, Request(5), gamma)[0], 4, 4 + turn]
     assert text == kept_text
+
+
+def test_a_wrapped_model_says_where_it_runs(pair: Any) -> None:
+    models = Models(*pair(3))
+    models.target.processor = "gpu"  # type: ignore[attr-defined]
+    assert models.draft is not None
+    within = within_vocabulary(Models(models.target, SharedRows(models.target)), 4)
+    kept = kept_prefixes(models)
+    for model in (KeptPrefix(within.target), within.draft, kept.target, SharedRows(models.target)):
+        assert model.processor == "gpu"  # type: ignore[union-attr]
+    assert kept.draft.processor == "cpu"  # type: ignore[union-attr]

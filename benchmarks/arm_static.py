@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from arm_loops import K, Kernel, Loop, assembly, hot_loop  # noqa: E402
+from inner_loops import K, Kernel, Loop, assembly, hot_loop  # noqa: E402
 
 from targets.cpu import core  # noqa: E402
 from targets.cpu.dot import STEP  # noqa: E402

@@ -43,7 +43,7 @@ class Core:
         fp32_flops_per_cycle: float32 operations a cycle of one core; a fused multiply-add counts two.
         int8_ops_per_cycle: int8 operations a cycle of one core, with int32 accumulation; a multiply-add counts two.
         l1d_bytes: level-1 data cache of one core.
-        has_dotprod: int8 dot product (SDOT, VNNI).
+        has_dotprod: int8 dot product (SDOT; VNNI with vectors of vector_bits, 256 or 512).
         has_fp16: float16 arithmetic.
         has_i8mm: int8 matrix multiply (SMMLA).
         in_order: instructions start in the order of the program, so loads and arithmetic do not hide each other.

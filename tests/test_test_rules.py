@@ -20,6 +20,7 @@ CROSS_CUTTING = {
     "costmodel/schema/test_keys.py": "no file outside the schema spells its keys",
     "targets/test_imports.py": "every package, without what its layer may not import",
     "targets/cpu/test_arm_loops.py": "the integer kernels in assembly, for each Arm core",
+    "targets/cpu/test_x86_loops.py": "the integer kernels in assembly, for x86-64 cores with VNNI",
     "targets/cpu/test_linear_int.py": "kernels/linear_int.py on this machine",
     "targets/opencl/test_against_cpu.py": "kernels of two processors",
     "targets/opencl/test_native_half.py": "kernels and tile: half arithmetic, compiled only",

@@ -1,7 +1,7 @@
 """How cores multiply int8 activations with block-quantised weights: what TVM is not needed for.
 
-Counts are of vector instructions in the loops of targets/cpu/kernels/linear_int.py, whose sums neon_dot.py and
-pmadd_dot.py make.
+Counts are of vector instructions in the loops of targets/cpu/kernels/linear_int.py, whose sums neon_dot.py,
+pmadd_dot.py and vnni_dot.py make. Those of VNNI are of cores with GFNI, which moves 4-bit codes down at once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 STEP = 32  # values of k that have one integer sum; activations have one scale for them
-OFFSET = {4: 8, 8: 0}  # codes are this much larger than the whole numbers that are meant: q - 8, and q - 128 as stored
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class IntegerDot:
         alone: what such a core multiplies with where a row has no pair; "": rows are multiplied one by one. Else rows
             are multiplied two at a time, and the codes of two alternate every 8 of k (quantise_rows).
         by_step: codes, scales and sums of one step lie side by side for all rows, in place of whole rows.
+        unsigned: weights are multiplied as unsigned bytes, so 8-bit ones, which are stored less 128, as what they were.
     """
 
     instruction: str
@@ -39,11 +39,16 @@ class IntegerDot:
     side: tuple[int, ...]
     alone: str = ""
     by_step: bool = False
+    unsigned: bool = False
 
     @property
     def pairs(self) -> bool:
         """Whether two rows are multiplied at a time."""
         return self.alone != ""
+
+    def offset(self, bits: int) -> int:
+        """What the multiplied codes of weights are larger than the whole numbers that are meant, q - 2^(bits - 1)."""
+        return 1 << (bits - 1) if bits == 4 or self.unsigned else 0
 
     def tile_rows(self, n: int) -> int:
         """Rows of a tile when n are computed: equal tiles, the last of which may overlap the one before it."""
@@ -53,6 +58,9 @@ class IntegerDot:
 
 _INT8 = {4: "int8", 8: "int8"}
 _SDOT = IntegerDot("sdot", 4, _INT8, {4: 8, 8: 0}, {4: 12, 8: 12}, {4: 2, 8: 2}, (4, 2, 1, 1, 1, 1, 1, 1))
+_VNNI = IntegerDot(
+    "vnni 512", 16, _INT8, {4: 8, 8: 8}, {4: 11, 8: 11}, {4: 8, 8: 8}, (4, 4, 2, 2, 1, 1, 1, 1), unsigned=True
+)
 _SMMLA = IntegerDot("smmla", 4, _INT8, {4: 16, 8: 8}, {4: 9, 8: 9}, {4: 2, 8: 2}, (4, 4, 2, 2, 1, 1, 1, 1), "sdot")
 DOTS = {
     "pmadd": IntegerDot(
@@ -62,6 +70,8 @@ DOTS = {
     "sdot in order": replace(_SDOT, row_loads={4: 1, 8: 1}, side=(4, 4, 2, 2, 1, 1, 1, 1)),
     "smmla": _SMMLA,
     "smmla in order": replace(_SMMLA, alone="sdot in order"),
+    "vnni 256": replace(_VNNI, instruction="vnni 256", columns=8, side=(2, 2, 1, 1), by_step=True),
+    "vnni 512": _VNNI,
     "smull": IntegerDot("smull", 4, _INT8, {4: 16, 8: 0}, {4: 23, 8: 28}, {4: 4, 8: 4}, (4, 2)),
 }
 

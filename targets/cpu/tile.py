@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from targets.cpu.dot import DOTS
 from targets.device import Core
 
 # Below this many weights a parallel region (about 2 us to enter and leave) costs more than it saves.
@@ -92,7 +93,8 @@ def cpu_tile(core: Core) -> CpuTile:
 
 def _dot(core: Core) -> str:
     if core.isa == "x86-64":
-        return "pmadd"
+        vnni = f"vnni {core.vector_bits}"
+        return vnni if core.has_dotprod and vnni in DOTS else "pmadd"
     if not core.has_dotprod:
         return "smull"
     return ("smmla" if core.has_i8mm else "sdot") + (" in order" if core.in_order else "")

@@ -152,9 +152,10 @@ def _core_table(fields: dict[str, str], isa: str, l1d_bytes: int) -> dict[str, A
     if isa == "x86-64":
         wide = {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags
         width, registers = (512, 32) if wide else (256, 16) if {"avx2", "fma"} <= flags else (128, 16)
-        pipes = 2 if width < 512 or intel else 1  # AMD: two 256-bit pipes make one 512-bit operation a cycle
+        # AMD: two 256-bit pipes made one 512-bit operation a cycle before Zen 5 (family 26), whose pipes have 512 bits.
+        pipes = 2 if width < 512 or intel or int(fields.get("cpu family", "0")) >= 26 else 1
     flops = width // 32 * 2 * pipes
-    dotprod = bool(flags & {"asimddp", "avx512_vnni", "avx_vnni"})
+    dotprod = _has_dotprod(isa, width, flags)
     seen = "/proc/cpuinfo"
     rate = f"{pipes} fused multiply-adds of {width} bits a cycle"
     gain = 4 if dotprod else 2
@@ -174,6 +175,14 @@ def _core_table(fields: dict[str, str], isa: str, l1d_bytes: int) -> dict[str, A
         "has_i8mm": _fact("i8mm" in flags, "measured", seen),
         "in_order": _fact(False, "assumed", "Linux does not say; x86-64 cores and large Arm cores are not"),
     }
+
+
+def _has_dotprod(isa: str, width: int, flags: set[str]) -> bool:
+    """Whether there are int8 dot products of whole vectors."""
+    if isa == "aarch64":
+        return "asimddp" in flags
+    of_256 = "avx_vnni" in flags or {"avx512_vnni", "avx512vl"} <= flags
+    return {512: "avx512_vnni" in flags, 256: of_256}.get(width, False)
 
 
 def _frequency(root: Path, cpu: int, fields: dict[str, str]) -> dict[str, object]:

@@ -24,7 +24,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     import arm_static
 
     yield arm_static
-    for name in ("arm_static", "arm_loops"):
+    for name in ("arm_static", "inner_loops"):
         del sys.modules[name]
 
 

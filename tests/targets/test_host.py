@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from targets.boards import load_board
+from targets.cpu.tile import cpu_tile
 from targets.errors import UserError
 from targets.host import host_board
 from targets.host.bandwidth import BandwidthReader, measure_read_bandwidth
@@ -88,6 +89,40 @@ def test_x86_flags(tmp_path: Path, flags: str, vendor: str, bits: int, registers
     assert (core.vector_bits, core.vector_registers, core.fp32_flops_per_cycle) == (bits, registers, flops)
     assert board.dram.capacity_bytes == 512 << 20  # the container's limit, below the machine's memory
     assert board.clusters[0].frequency_ghz == 2.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "multiply"),
+    [
+        ("avx2 fma", "pmadd"),
+        ("avx2 fma avx_vnni", "vnni 256"),
+        ("avx2 fma avx512_vnni", "pmadd"),  # without vectors of 256 bits
+        ("avx2 fma avx512_vnni avx512vl", "vnni 256"),
+        ("avx2 fma avx512f avx512bw avx512dq avx512vl", "pmadd"),
+        ("avx2 fma avx512f avx512bw avx512dq avx512vl avx_vnni", "pmadd"),  # without vectors of 512 bits
+        ("avx2 fma avx512f avx512bw avx512dq avx512vl avx512_vnni", "vnni 512"),
+        ("sse4_2", "pmadd"),
+    ],
+)
+def test_dot_products_of_whole_vectors(tmp_path: Path, flags: str, multiply: str) -> None:
+    write(tmp_path, "proc/cpuinfo", f"processor : 0\nvendor_id : GenuineIntel\ncpu MHz : 2500.0\nflags : lm {flags}\n")
+    write(tmp_path, "proc/meminfo", "MemTotal: 1000000 kB\n")
+    core = host_board(measure=False, root=tmp_path).clusters[0].core
+    assert cpu_tile(core).dot == multiply
+    assert core.has_dotprod == (multiply != "pmadd")
+    assert core.int8_ops_per_cycle == (4 if core.has_dotprod else 2) * core.fp32_flops_per_cycle
+
+
+@pytest.mark.parametrize(("family", "flops"), [(25, 32), (26, 64)])
+def test_amd_cores_of_family_26_have_whole_pipes(tmp_path: Path, family: int, flops: float) -> None:
+    flags = "lm avx2 fma avx512f avx512bw avx512dq avx512vl"
+    write(
+        tmp_path,
+        "proc/cpuinfo",
+        f"processor : 0\nvendor_id : AuthenticAMD\ncpu family : {family}\ncpu MHz : 2500.0\nflags : {flags}\n",
+    )
+    write(tmp_path, "proc/meminfo", "MemTotal: 1000000 kB\n")
+    assert host_board(measure=False, root=tmp_path).clusters[0].core.fp32_flops_per_cycle == flops
 
 
 def test_another_machine_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What the integer dot products of a core are made of: weights and activations of one step of k, and their sums.
 
-Words of weights are those of linear_nbits.py. neon_dot.py and pmadd_dot.py make the sums.
+Words of weights are those of linear_nbits.py. neon_dot.py, pmadd_dot.py and vnni_dot.py make the sums.
 """
 
 from __future__ import annotations

@@ -15,15 +15,18 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.cpu.dot import DOTS, OFFSET, STEP, dot_of
+from targets.cpu.dot import DOTS, STEP, dot_of
 from targets.cpu.kernels.integer_dot import Activations, Sums, Weights
 from targets.cpu.kernels.neon_dot import NEON_DOTS
 from targets.cpu.kernels.pmadd_dot import pmadd
+from targets.cpu.kernels.vnni_dot import VNNI_DOTS
 from targets.cpu.tile import CpuTile
 
 _AHEAD = 8  # steps of weights that are asked for before they are read; Zen 3: 10 -> 13 GB/s at one row
-_CHUNK = 16  # steps: at most 8 KiB of weights
-_SUMS: dict[str, Sums] = {**NEON_DOTS, "pmadd": pmadd}
+_CHUNK = 16  # steps at most, and
+_CHUNK_WEIGHTS = 16 * 1024  # weights at most
+_LINE = 16  # words of a cache line
+_SUMS: dict[str, Sums] = {**NEON_DOTS, "pmadd": pmadd, **VNNI_DOTS}
 
 
 @functools.cache
@@ -120,15 +123,16 @@ def linear_int(
     """
     integer, panel = DOTS[dot_of(tile.dot, n)], tile.panel
     lanes, dtype, by_step = integer.columns, integer.activations[bits], integer.by_step
-    rows = integer.tile_rows(n)
+    rows, offset = integer.tile_rows(n), integer.offset(bits)
     side = min(integer.side[rows - 1], panel // lanes)
     vectors, blocks, steps = panel // lanes, -(-columns // panel), k // STEP
     words, of_step, k_blocks = k * bits // 32, STEP * bits // 32, k // block + (k % block > 0)
     row_tiles, groups = -(-n // rows), vectors // side
-    chunks = 1 if row_tiles * groups == 1 else -(-steps // _CHUNK)
+    chunks = 1 if row_tiles * groups == 1 else -(-steps // min(_CHUNK, _CHUNK_WEIGHTS // (STEP * panel)))
     chunk = -(-steps // chunks)
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
-    asked = -(-of_step // (groups * row_tiles))  # rows of q that one tile asks for
+    lines = panel // _LINE  # of one row of q
+    asked = -(-of_step * lines // (groups * row_tiles))  # lines that one tile asks for
     ragged = columns % panel != 0
 
     def of_step_and_row(values: Any, s: Any, row: Any) -> Any:
@@ -144,22 +148,23 @@ def linear_int(
         middle = T.broadcast(T.float32(1 << (bits - 1)), lanes)
         return factor, T.bind(factor * (middle - T.cast(zero[at], f"float32x{lanes}")))
 
-    def ask(q: Any, g: Any, word: Any) -> None:
+    def ask(q: Any, g: Any, word: Any, first: Any) -> None:
         prefetch = T.llvm_lookup_intrinsic_id("llvm.prefetch")
         for i in range(asked):
-            T.evaluate(T.call_llvm_intrin(prefetch, T.address_of(q[g, word + i, 0]), 0, 3, 1, dtype="void"))
+            place = word + T.floordiv(first + i, lines), T.floormod(first + i, lines) * _LINE
+            T.evaluate(T.call_llvm_intrin(prefetch, T.address_of(q[(g, *place)]), 0, 3, 1, dtype="void"))
 
     def step(acc: Any, r: Any, j: Any, s: Any, g: Any, given: tuple[Any, ...]) -> None:
         """Add step s to tile (r, j) of acc, whose rows are rows of the activations; ask for weights that come later."""
         x, x_scale, total, q, scale, zero = given
-        ask(q, g, (s + _AHEAD) * of_step + (j * row_tiles + r) * asked)
+        ask(q, g, (s + _AHEAD) * of_step, (j * row_tiles + r) * asked)
         kept, column = r * rows, j * side * lanes
         at = [T.min(r * rows, n - rows) + m for m in range(rows)]
         of_row = [T.bind(of_step_and_row(x_scale, s, row)) for row in at]
         totals = [T.bind(of_step_and_row(total, s, row)) for row in at]
         places = [column + j * lanes for j in range(side)]
         weights = [Weights(q, g, s * of_step, place, bits) for place in places]
-        starts = [T.bind(value * T.int32(-OFFSET[bits])) if OFFSET[bits] else T.int32(0) for value in totals]
+        starts = [T.bind(value * T.int32(-offset)) if offset else T.int32(0) for value in totals]
         sums = _SUMS[integer.instruction](weights, Activations(x, n, k, at, s, starts, by_step))
         shifts = (
             [T.bind(T.cast(value, "float32") * x) for value, x in zip(totals, of_row, strict=True)] if zeros else []

@@ -16,12 +16,13 @@ from tvm.script import tirx as T
 from targets.cpu.tile import CpuTile
 from targets.kernels.code_tables import CODE_TABLES
 
+_AVX2 = ("pmadd", "vnni 256")
 _NEON = ("sdot", "sdot in order", "smmla", "smmla in order", "smull")
 
 
 def lookup(tile: CpuTile) -> Callable[[Any, Any, str], Any] | None:
     """(words, shift, table) -> float32 numbers of the 4-bit codes at a place of `lanes` words; None: there is none."""
-    if (tile.dot, tile.lanes) == ("pmadd", 8):
+    if tile.dot in _AVX2 and tile.lanes == 8:
         return _avx2
     return _neon if tile.dot in _NEON and tile.lanes == 4 else None
 

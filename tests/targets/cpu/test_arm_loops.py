@@ -29,10 +29,10 @@ ZEROS = 0.08  # with zero points
 def loops(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module of the benchmark, which lies in no package."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import arm_loops
+    import inner_loops
 
-    yield arm_loops
-    del sys.modules["arm_loops"]
+    yield inner_loops
+    del sys.modules["inner_loops"]
 
 
 def multiplying_loops(loops: Any, kernel: Any) -> list[Any]:

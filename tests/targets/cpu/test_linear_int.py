@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
 from int8_activations import CASES, LONG, ROWS, Array, Case, fused_multiply_add, multiply, stored
+from requirements import only_where
 
 from targets.boards import load_board
 from targets.cpu.dot import STEP
 from targets.cpu.kernels.linear_int import linear_int, quantise_rows
 from targets.cpu.target import tvm_target
 from targets.cpu.tile import CpuTile, cpu_tile
+from targets.host.cpuinfo import read_cpus
 
 F32 = np.float32
 
@@ -89,6 +93,25 @@ def test_products_have_the_bits_of_numpy(host: tuple[CpuTile, Any], case: Case) 
             ((1, n, case.columns), "float32"),
         )
         assert np.array_equal(y[0], expected[:n]), n
+
+
+# What another x86-64 core multiplies with, and the flag of /proc/cpuinfo that says whether this machine can, too.
+OTHERS = {"pmadd": "avx2", "vnni 256": "avx_vnni", "vnni 512": "avx512_vnni"}
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[5]], ids=lambda case: case.name)
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_dot_of_this_machine_has_the_bits_of_numpy(host: tuple[CpuTile, Any], case: Case, name: str) -> None:
+    flags = next(iter(read_cpus(Path("/")).values())).get("flags", "").split()
+    only_where(OTHERS[name] in flags, f"this CPU has no {OTHERS[name]}")
+    lanes = 16 if name == "vnni 512" else 8
+    tile = dataclasses.replace(host[0], lanes=lanes, panel=64 if lanes == 16 else 16, dot=name)
+    module = compiled({f"rows_{n}": linear_int(tile, n, *case.format) for n in (1, 8)}, host[1])
+    for n in (1, 8):
+        func, given, shape = module[f"rows_{n}"], case.inputs(tile, n), ((1, n, case.columns), "float32")
+        assert np.array_equal(run(func, given, shape)[0][0], case.expected(n))
+        given[2][0, 0, 0] += 1  # the negative control: another sum of codes
+        assert not np.array_equal(run(func, given, shape)[0][0], case.expected(n))
 
 
 @pytest.mark.parametrize("case", [CASES[1], CASES[5]], ids=lambda case: case.name)

@@ -1,4 +1,4 @@
-"""The inner loops of linear_int for Arm cores in the assembly that LLVM makes: for arm_static.py, and for tests."""
+"""The inner loops of linear_int in the assembly that LLVM makes for a core: for arm_static.py, and for tests."""
 
 from __future__ import annotations
 
@@ -12,9 +12,22 @@ from targets.cpu.tile import CpuTile, cpu_tile
 from targets.device import Core
 
 K, COLUMNS = 1024, 64  # of the kernels that are compiled; no panel is ragged
-MULTIPLY = {"sdot": ("sdot",), "smmla": ("smmla",), "smull": ("smull", "smull2", "smlal", "smlal2")}
-# of a tile: multiplications for one row and one vector of four columns in a step of 32 values
-PER_STEP = {"sdot": 8, "smmla": 4, "smull": 16}
+MULTIPLY = {
+    "sdot": ("sdot",),
+    "smmla": ("smmla",),
+    "smull": ("smull", "smull2", "smlal", "smlal2"),
+    "vnni 256": ("vpdpbusd",),
+    "vnni 512": ("vpdpbusd",),
+}
+# of a tile: multiplications for one row and one vector of columns in a step of 32 values
+PER_STEP = {"sdot": 8, "smmla": 4, "smull": 16, "vnni 256": 8, "vnni 512": 8}
+_IGNORED = re.compile(r"//.*|\s# .*|\{vex\}")  # comments of aarch64, of x86-64, and that code has no prefix of AVX-512
+_BRANCH = re.compile(r"(?:b|b\.\w+|cbn?z|tbn?z|j[a-z]+)\s.*?(\.LBB\w+)$")
+_SCALAR = re.compile(
+    r"(f(madd|mul|add|sub|div)|scvtf|ucvtf)\s+[sdh]\d|(madd|smaddl|smull)\s+[wx]\d"
+    r"|v(fn?m(add|sub)\d+|mul|add|sub|div|cvtsi2)s[sd]\s"
+)
+_STACK = re.compile(r"\[sp|%rsp")
 
 
 @dataclass(frozen=True)
@@ -30,13 +43,12 @@ class Loop:
     @property
     def stack(self) -> int:
         """How many read or write the stack."""
-        return sum("[sp" in line for line in self.instructions)
+        return sum(_STACK.search(line) is not None for line in self.instructions)
 
     @property
     def scalar(self) -> list[str]:
         """Floating-point arithmetic on single numbers, and multiplications of whole numbers."""
-        number = re.compile(r"(f(madd|mul|add|sub|div)|scvtf|ucvtf)\s+[sdh]\d|(madd|smaddl|smull)\s+[wx]\d")
-        return [line for line in self.instructions if number.match(line)]
+        return [line for line in self.instructions if _SCALAR.match(line)]
 
 
 @dataclass(frozen=True)
@@ -76,13 +88,13 @@ class Kernel:
 
     @property
     def vectors(self) -> int:
-        """Vectors of four columns in a tile."""
+        """Vectors of columns in a tile."""
         return self._integer.side[self.rows - 1]
 
     @property
     def tiles(self) -> int:
         """Tiles that make a step of a panel."""
-        return -(-self.n // self.rows) * (self.tile.panel // (4 * self.vectors))
+        return -(-self.n // self.rows) * (self.tile.panel // (self._integer.columns * self.vectors))
 
     def assembly(self) -> str:
         """What LLVM makes of it."""
@@ -110,12 +122,12 @@ def assembly(core: Core, func: Any) -> str:
 
 def inner_loops(text: str) -> list[Loop]:
     """Loops that have no other loop inside, in the order of the assembly."""
-    lines = [line.split("//")[0].strip() for line in text.splitlines()]
+    lines = [_IGNORED.sub("", line).strip() for line in text.splitlines()]
     lines = [line for line in lines if line and (not line.startswith(".") or line.startswith(".LBB"))]
     labels = {line.rstrip(":"): i for i, line in enumerate(lines) if line.startswith(".LBB")}
     spans = []
     for i, line in enumerate(lines):
-        target = re.match(r"(?:b|b\.\w+|cbn?z|tbn?z)\s.*?(\.LBB\w+)$", line)
+        target = _BRANCH.match(line)
         if target and labels.get(target[1], i + 1) <= i:
             spans.append((labels[target[1]], i))
     inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]

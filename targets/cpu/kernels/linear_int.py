@@ -40,6 +40,7 @@ def quantise_rows(tile: CpuTile, n: int, width: int, dtype: str) -> Any:
     steps = width // STEP
     dot = DOTS[dot_of(tile.dot, n)]
     pairs, by_step = dot.pairs, dot.by_step
+    largest = _fmaximum if tile.lanes == 4 else _whole_maximum
 
     @T.prim_func(s_tir=True)
     def quantise_rows(
@@ -54,15 +55,7 @@ def quantise_rows(tile: CpuTile, n: int, width: int, dtype: str) -> Any:
                 vm, vg = T.axis.remap("SS", [m, g])
                 top = T.sblock_alloc_buffer((1,), "float32", scope="local")
                 code = T.sblock_alloc_buffer((STEP,), "int32", scope="local")
-                top[0] = T.call_llvm_pure_intrin(
-                    T.llvm_lookup_intrinsic_id("llvm.vector.reduce.fmaximum"),
-                    T.call_llvm_pure_intrin(
-                        T.llvm_lookup_intrinsic_id("llvm.fabs"),
-                        x[0, vm, T.ramp(vg * STEP, 1, STEP)],
-                        dtype="float32x32",
-                    ),
-                    dtype="float32",
-                )
+                top[0] = largest(x[0, vm, T.ramp(vg * STEP, 1, STEP)])
                 for v in T.vectorized(STEP):
                     code[v] = T.cast(
                         T.nearbyint(
@@ -95,11 +88,27 @@ def quantise_rows(tile: CpuTile, n: int, width: int, dtype: str) -> Any:
                 at_row = T.meta_var((vg * n + vm) // steps if by_step else vm)
                 at_step = T.meta_var((vg * n + vm) % steps if by_step else vg)
                 scale[0, at_row, at_step] = top[0] * T.float32(1 / 127)
-                total[0, at_row, at_step] = T.call_llvm_pure_intrin(
-                    T.llvm_lookup_intrinsic_id("llvm.vector.reduce.add"), code[T.ramp(0, 1, STEP)], dtype="int32"
+                total[0, at_row, at_step] = _intrinsic(
+                    "llvm.vector.reduce.add", code[T.ramp(0, 1, STEP)], dtype="int32"
                 )
 
     return quantise_rows
+
+
+def _fmaximum(x: Any) -> Any:
+    """The largest magnitude of a step, not a number where one of them is none; NEON has this maximum."""
+    magnitudes = _intrinsic("llvm.fabs", x, dtype=f"float32x{STEP}")
+    return _intrinsic("llvm.vector.reduce.fmaximum", magnitudes, dtype="float32")
+
+
+def _whole_maximum(x: Any) -> Any:
+    """The same on x86-64, whose maximum loses what is not a number: magnitudes as whole numbers have their order."""
+    magnitudes = T.reinterpret(x, dtype=f"int32x{STEP}") & T.broadcast(T.int32(0x7FFFFFFF), STEP)
+    return T.reinterpret(_intrinsic("llvm.vector.reduce.smax", magnitudes, dtype="int32"), dtype="float32")
+
+
+def _intrinsic(name: str, *args: Any, dtype: str) -> Any:
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
 
 
 @functools.cache

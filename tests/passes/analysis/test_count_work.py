@@ -29,6 +29,7 @@ DATA = Path(__file__).parents[2] / "data"
 EXPORTS = DATA / "exports"
 # every family whose blocks differ: gates, packing, biases, norms, multipliers, learned positions, int8
 FAMILIES = [
+    *("opt-dynamo-fp32", "falcon-grouped-dynamo-fp32", "nemotron-dynamo-fp32"),
     *("gpt2-dynamo-fp32", "gemma2-dynamo-fp32", "gemma3-optimum-fp32", "phi3-dynamo-fp32", "qwen3-genai-int8"),
     *("granite-genai-int4", "olmo2-dynamo-fp32"),
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from passes.onnx.pass_context import Importing, PassLog, attribute, replace_uses
 from passes.onnx.prove.weight_expression import initializer_of, is_weight
-from passes.onnx.shapes import Known, known_shapes, points
+from passes.onnx.shapes import Known, Point, known_shapes, points
 from passes.onnx.weight_sizes import LINEAR
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Relu", "Gelu", "Sigmoid", "Tanh", "Erf", "Neg"}
@@ -23,9 +23,9 @@ _NORMS = {"LayerNormalization", "RMSNormalization"}
 def unflatten_rows(imp: Importing) -> PassLog:
     """Rewrite every Reshape of rows whose flattened rows all come back."""
     reshapes = [node for node in imp.graph if node.op_type == "Reshape" and not node.domain]
-    known = [known_shapes(imp, p) for p in points(imp)] if reshapes else []
-    flattening = [node for node in reshapes if all(_flattens(node.inputs[0], node.outputs[0], k) for k in known)]
-    back = {node for node in reshapes if all(_flattens(node.outputs[0], node.inputs[0], k) for k in known)}
+    known = [(known_shapes(imp, p), p) for p in points(imp)] if reshapes else []
+    flattening = [node for node in reshapes if all(_flattens(node.inputs[0], node.outputs[0], *k) for k in known)]
+    back = {node for node in reshapes if all(_flattens(node.outputs[0], node.inputs[0], *k) for k in known)}
     flat = {node.outputs[0]: node for node in flattening}
     if not flat:
         return PassLog("unflatten_rows", 0)
@@ -47,12 +47,12 @@ def unflatten_rows(imp: Importing) -> PassLog:
     return PassLog("unflatten_rows", matched)
 
 
-def _flattens(wide: Any, flat: Any, known: dict[Any, Known]) -> bool:
+def _flattens(wide: Any, flat: Any, known: dict[Any, Known], at: Point) -> bool:
     """Whether a value [B, S, K] is seen as [B * S, K]."""
     if wide not in known or flat not in known or len(known[wide].shape) != 3:
         return False
-    batch, new, width = known[wide].shape
-    return known[flat].shape == (batch * new, width)
+    width = known[wide].shape[2]
+    return (known[wide].shape[:2], known[flat].shape) == ((at.batch, at.new), (at.batch * at.new, width))
 
 
 def _rowwise(node: Any, flat: dict[Any, Any]) -> bool:

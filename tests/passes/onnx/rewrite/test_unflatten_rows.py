@@ -20,6 +20,7 @@ FFN = f"f = Reshape(x, rows) {NORM} u = MatMul(n, m) r = Relu(u) v = Add(r, c) a
 def graph(body: str, back: str = "y = Reshape(a, like)") -> Any:
     values = [f"float[4] w = {{1, -2, 3, 4}}, float[4] c = {{1, 0, 5, 2}}, float[4,4] m = {{{','.join('2103' * 4)}}}"]
     values += ["float[3,4] e = {1, 2, -3, 5, 0, 7, 1, 1, 4, -4, 2, 9}", "int64[2] rows = {-1, 4}"]
+    values += [f"int64[1] i{i} = {{{i}}}" for i in (0, 1, 2, 4)]
     values += ["int64[1] all = {-1}"]
     return importing(
         f"g (int64[b,s] input_ids) => (float[b,s,4] z) <{', '.join(values)}> "
@@ -51,6 +52,11 @@ def test_a_feed_forward_part_of_flattened_rows() -> None:
     ("body", "back"),
     [
         (FFN, "y0 = Reshape(a, like) k = ReduceSum <keepdims = 0> (u) y = Add(y0, k)"),  # read by something else
+        (  # tokens before sequences
+            FFN,
+            "b = Slice(like, i0, i1) s = Slice(like, i1, i2) turned = Concat <axis = 0> (s, b, i4) "
+            "t = Reshape(a, turned) y = Transpose <perm = [1, 0, 2]> (t)",
+        ),
         (FFN.replace("axis = -1", "axis = 0"), "y = Reshape(a, like)"),  # a norm over rows
         (FFN.replace("Relu(u)", "Softmax <axis = 0> (u)"), "y = Reshape(a, like)"),
         ("f = Reshape(x, rows) a = ReduceMax <keepdims = 1> (f)", "y = Expand(a, like)"),  # never brought back

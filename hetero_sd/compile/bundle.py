@@ -38,7 +38,7 @@ _HOST_ONLY = (
     *("targets/kernels", "targets/cpu/pool"),
     *("targets/opencl/kernels", "targets/opencl/target.py"),
 )
-_SUFFIXES = (".py", ".toml", ".typed")
+_SUFFIXES = (".py", ".toml", ".typed", ".html")
 _MADE = ("lib", "weights", "tokenizer", "python", "site", "run.py", "requirements.txt", MANIFEST, SIGNATURE)
 _CANNOT_SYNC = (errno.EINVAL, errno.EROFS, errno.ENOTSUP)  # a file system that has no such thing
 

@@ -56,6 +56,8 @@ class Answer(Iterator[Piece]):
         text: all of it so far; nothing from a stop string on.
         trace: the record of the run (decode/trace.py).
         facts: of the run.
+        interrupted: asked after every token, and at once ends the generation where it says so; nobody does unless it is
+            set. The stop reason stays None then.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Answer(Iterator[Piece]):
     ) -> None:
         """Read ``tokens``, which fills in ``trace``; without ``decode`` there is no text, and each token is a piece."""
         self.prompt_ids, self.text, self.trace, self.facts = list(prompt_ids), "", trace, facts
+        self.interrupted: Callable[[], bool] = lambda: False
         self._pieces = self._read(tokens, decode, StopScanner(stops))
 
     @property
@@ -111,6 +114,8 @@ class Answer(Iterator[Piece]):
         detokeniser, since = Detokeniser(decode or (lambda _: "")), list[int]()
         for token in tokens:
             since.append(token)
+            if self.trace.finish_reason is None and self.interrupted():
+                return
             text = scanner.feed(detokeniser.feed(token))
             if scanner.hit:
                 self.trace.finish_reason = "stop"

@@ -13,6 +13,7 @@ from costmodel.schema.plan import MOST_THREADS, OVERLAPPED
 from hetero_sd.runtime.conversation import OLDEST, WHEN_FULL
 from hetero_sd.runtime.decode.choose_policy import DRAFTERS
 from hetero_sd.runtime.decode.drafters import MODEL
+from hetero_sd.runtime.serve.options import add_server_options, check_server_options
 from hetero_sd.runtime.text.prompts import prompt_of_text
 from targets.errors import UserError
 from targets.files import check_writable
@@ -61,6 +62,10 @@ class RunRequest:
         stats: measured and predicted times go to standard error.
         save_logits: the file to write the target's logits to, or None.
         trace: the file to write a Chrome trace to, or None.
+        serve: requests of HTTP clients are answered.
+        host, port: that the server listens on; None takes the defaults of serve/options.py.
+        token: that the requests must carry; None where none is asked for.
+        queue: requests that wait while one is answered; None takes the default there.
     """
 
     prompt: str | None
@@ -92,6 +97,11 @@ class RunRequest:
     stats: bool
     save_logits: Path | None
     trace: Path | None
+    serve: bool
+    host: str | None
+    port: int | None
+    token: str | None
+    queue: int | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -207,6 +217,7 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
         type=Path,
         help="write when each processor did what, for Perfetto or chrome://tracing",
     )
+    add_server_options(parser.add_argument_group("server"), _whole)
     given = vars(parser.parse_args(arguments))
     request = RunRequest(**{**given, "stop": tuple(given["stop"])})
     _check(request)
@@ -236,6 +247,7 @@ def _check(options: RunRequest) -> None:
         raise UserError(f"{option} contradicts --no-chat-template: leave one out")
     if options.system is not None:
         prompt_of_text(options.system, "--system")
+    check_server_options(options)
     if options.save_logits is not None:
         check_writable(options.save_logits)
     if options.trace is not None:

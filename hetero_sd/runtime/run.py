@@ -16,12 +16,13 @@ from hetero_sd.runtime.decode.stats import stats_table
 from hetero_sd.runtime.interactive import Interactive
 from hetero_sd.runtime.internal_error import check_streams, report, settle_output, step
 from hetero_sd.runtime.load import Loader, Settings, load_models, load_session, load_text, note
-from hetero_sd.runtime.manifest import Bundle
+from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.model.program_cache import use_cache
 from hetero_sd.runtime.model.protocol import NotFiniteError
 from hetero_sd.runtime.model.threads import choose_threads, prepare_environment
 from hetero_sd.runtime.options import RunRequest, parse_options
 from hetero_sd.runtime.saved_logits import save_logits
+from hetero_sd.runtime.serve.options import DEFAULT_PORT, DEFAULT_QUEUE, LOOPBACK
 from hetero_sd.runtime.session import Options, Session
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_prompts
@@ -96,12 +97,38 @@ def _run(folder: Path, options: RunRequest, load: Loader | None) -> None:
     if options.calibrate is not None:
         _calibrate(bundle, options.calibrate, options, load or load_models)
         return
+    if options.serve:
+        _serve(bundle, options, load)
+        return
     given = _given_prompts(options)
     text = load_text(bundle)
     if text is None and not options.json:
         raise UserError("the bundle has no tokenizer, so there is no text to show: give --json")
     with load_session(bundle, text, _settings(options), load) as session:
         _answer_all(session, given, options)
+
+
+def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:
+    """Answer HTTP clients until a signal ends it."""
+    try:
+        from hetero_sd.runtime.serve.serve import ServeRequest, bind, serve
+    except ModuleNotFoundError as error:
+        needed = "pip install 'hetero-sd[serve]', or on a board pip install starlette uvicorn"
+        raise UserError(f"--serve needs the package {error.name}: {needed}") from None
+    text = load_text(bundle)
+    if text is None:
+        raise UserError("the bundle has no tokenizer, so there is no text to serve: compile it with --tokenizer")
+    request = ServeRequest(
+        LOOPBACK if options.host is None else options.host,
+        DEFAULT_PORT if options.port is None else options.port,
+        options.token,
+        DEFAULT_QUEUE if options.queue is None else options.queue,
+        bundle.folder.resolve().name,
+        int((bundle.folder / MANIFEST).stat().st_mtime),
+        _answer_options(options),
+    )
+    with bind(request) as bound, load_session(bundle, text, _settings(options), load) as session:
+        serve(session, request, bound)
 
 
 def _answer_all(session: Session, given: list[Prompt] | None, options: RunRequest) -> None:

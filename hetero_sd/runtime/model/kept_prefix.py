@@ -34,6 +34,11 @@ class KeptPrefix(Model):
         facts: dict[str, Any] | None = getattr(self._model, "thread_facts", None)
         return facts
 
+    @property
+    def kept_rows(self) -> int:
+        """Rows of the cache that hold a text."""
+        return len(self._rows)
+
     def held(self, ids: Sequence[int]) -> int:
         """See :meth:`hetero_sd.runtime.model.protocol.Model.held`."""
         same = 0

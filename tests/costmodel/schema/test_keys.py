@@ -69,6 +69,7 @@ DOCUMENTS = {
     "hetero_sd/runtime/answer.py": ("what a run measured", "mode"),
     "hetero_sd/runtime/load.py": ("how a bundle is loaded", "gamma least mode"),
     "hetero_sd/runtime/run.py": ("how a bundle is loaded", "gamma least mode"),
+    "hetero_sd/runtime/serve/replies.py": ("why an answer ended", "context"),
     "hetero_sd/runtime/trust.py": ("run.py carries it, and imports nothing of ours before it", "bytes files sha256"),
     "hetero_sd/predict/sweep_page.py": (
         "columns of what `sweep` writes, and what its page shows",

@@ -1,0 +1,1 @@
+"""`run.py --serve`: an HTTP server in OpenAI's form over the models of a bundle."""

@@ -1,0 +1,64 @@
+"""The options of `run.py --serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from targets.errors import UserError
+
+if TYPE_CHECKING:
+    from hetero_sd.runtime.options import RunRequest
+
+LOOPBACK, DEFAULT_PORT, DEFAULT_QUEUE = "127.0.0.1", 8080, 16
+
+
+def add_server_options(group: Any, whole: Callable[[int, int], Callable[[str], int]]) -> None:
+    """Add them to a group of argparse's; `whole` makes a reader of whole numbers in a range."""
+    group.add_argument(
+        "--serve",
+        action="store_true",
+        help="answer HTTP clients in OpenAI's form, and a browser; the options of generation hold where a request says "
+        "nothing (needs starlette and uvicorn)",
+    )
+    group.add_argument("--host", metavar="NAME", help=f"with --serve: listen there (default {LOOPBACK})")
+    group.add_argument(
+        "--port", metavar="P", type=whole(0, 65535), help=f"with --serve: and there (default {DEFAULT_PORT}; 0: any)"
+    )
+    group.add_argument(
+        "--token", metavar="T", help="with --serve: ask for this token; other machines are answered with one only"
+    )
+    group.add_argument(
+        "--queue",
+        metavar="N",
+        type=whole(0, 10000),
+        help=f"with --serve: requests that may wait for their turn (default {DEFAULT_QUEUE})",
+    )
+
+
+def check_server_options(options: RunRequest) -> None:
+    """Refuse what a server has no use for, and what only a server has.
+
+    Raises:
+        UserError: two options contradict each other, or the token cannot be sent.
+    """
+    if not options.serve:
+        for name in ("host", "port", "token", "queue"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name} belongs to --serve: leave it out, or give that")
+        return
+    for name, given in (
+        ("prompt", options.prompt is not None),
+        ("prompts", options.prompts is not None),
+        ("json", options.json),
+        ("stats", options.stats),
+        ("save-logits", options.save_logits is not None),
+        ("trace", options.trace is not None),
+        ("calibrate", options.calibrate is not None),
+        ("doctor", options.doctor),
+    ):
+        if given:
+            raise UserError(f"--{name} contradicts --serve: leave one out")
+    token = options.token
+    if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise UserError("--token: give printable ASCII characters without spaces, one at least")

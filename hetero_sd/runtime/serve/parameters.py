@@ -1,0 +1,256 @@
+"""The body of a request: checked, every parameter honoured or refused by its name, none ignored."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from hetero_sd.runtime.serve.engine import GenerationRequest
+from hetero_sd.runtime.serve.errors import ApiError
+from hetero_sd.runtime.session import Options
+from hetero_sd.runtime.text.chat_template import Chat
+from hetero_sd.runtime.text.prompts import checked_chat, prompt_of_text
+from targets.errors import UserError
+
+MOST_CHOICES = 16
+_MOST_STOPS, _MOST_TOKENS, _MOST_TEMPERATURE, _MOST_SEED = 4, 2**31, 100.0, 2**62
+_NO_LOGPROBS = "the runtime does not keep the probabilities of what it generated"
+_NO_TOOLS = "calls of tools would stay text"
+_REFUSED = {  # known ones that ask for what there is not -> why not
+    "logprobs": _NO_LOGPROBS,
+    "top_logprobs": _NO_LOGPROBS,
+    "tools": _NO_TOOLS,
+    "tool_choice": _NO_TOOLS,
+    "functions": _NO_TOOLS,
+    "function_call": _NO_TOOLS,
+    "response_format": "the text is not constrained to a form",
+}
+_ASK_FOR_NOTHING: dict[str, tuple[Any, ...]] = {  # values that mean the same as leaving the parameter out
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),  # 0 asks for that of each token
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "response_format": ({"type": "text"},),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "store": (False,),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as it was understood.
+
+    Attributes:
+        generation: for the engine.
+        chat: the reply has messages.
+        stream: it comes in pieces.
+        usage_in_stream: with the counts of tokens at the end.
+    """
+
+    generation: GenerationRequest
+    chat: bool
+    stream: bool
+    usage_in_stream: bool
+
+
+def parse_body(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        ApiError: it is none.
+    """
+    try:
+        found = json.loads(raw.decode("utf-8"), parse_constant=_not_json)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "unreadable"
+        raise ApiError(400, f"the body is not valid JSON ({reason})") from None
+    if not isinstance(found, dict):
+        raise ApiError(400, "the body is not a JSON object")
+    return found
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def parse_request(given: Mapping[str, Any], chat: bool, model: str, defaults: Options) -> Asked:
+    """What a body asks for.
+
+    Args:
+        given: the body.
+        chat: it came to /v1/chat/completions.
+        model: the name of the only one.
+        defaults: of the server, for what the body leaves out.
+
+    Raises:
+        ApiError: a parameter is unknown, unsupported or out of range.
+    """
+    body = _Body(given)
+    named = body.take("model", _text)
+    if named is not None and named != model:
+        raise ApiError(404, f"there is no model {named[:100]!r}: this server has {model!r}", "model", "model_not_found")
+    prompt = _chat(body) if chat else _prompt(body)
+    stream = body.take("stream", _flag) or False
+    choices = body.take("n", _whole(1, MOST_CHOICES)) or 1
+    usage = _stream_options(body, stream)
+    options = _options(body, chat, defaults)
+    body.take("user", _text)  # says who asks, which changes nothing of the answer
+    body.refuse_the_rest()
+    return Asked(GenerationRequest(prompt, options, choices), chat, stream, usage)
+
+
+class _Body:
+    """The parameters that nobody took yet; null is the same as none."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._left = {name: value for name, value in given.items() if value is not None}
+
+    def take(self, name: str, check: Callable[[Any], Any]) -> Any:
+        """The value, None without one; `check` raises ValueError with what it should be."""
+        value = self._left.pop(name, None)
+        if value is None:
+            return None
+        try:
+            return check(value)
+        except ValueError as error:
+            raise ApiError(400, f"{name} is not {error}", name) from None
+
+    def refuse_the_rest(self) -> None:
+        for name, value in self._left.items():
+            if not any(_same(value, nothing) for nothing in _ASK_FOR_NOTHING.get(name, ())):
+                why = f": {_REFUSED[name]}" if name in _REFUSED else ""
+                raise ApiError(400, f"{name[:100]} is not supported by this server{why}; leave it out", name[:100])
+
+
+def _same(value: Any, nothing: Any) -> bool:
+    return isinstance(value, bool) == isinstance(nothing, bool) and bool(value == nothing)
+
+
+def _options(body: _Body, chat: bool, defaults: Options) -> Options:
+    options = Options(**defaults)
+    most = body.take("max_tokens", _whole(1, _MOST_TOKENS))
+    newer = body.take("max_completion_tokens", _whole(1, _MOST_TOKENS)) if chat else None
+    if most is not None and newer is not None and most != newer:
+        raise ApiError(400, "max_tokens and max_completion_tokens differ: give one", "max_tokens")
+    temperature = body.take("temperature", _real(0.0, _MOST_TEMPERATURE))
+    found = {
+        "max_new_tokens": newer if most is None else most,
+        "temperature": temperature,
+        "top_p": body.take("top_p", _share),
+        "top_k": body.take("top_k", _whole(0, _MOST_TOKENS)),
+        "seed": body.take("seed", _whole(0, _MOST_SEED)),
+        "stop": body.take("stop", _stops),
+    }
+    options.update({name: value for name, value in found.items() if value is not None})  # type: ignore[typeddict-item]
+    if temperature is None and not defaults.get("temperature"):
+        for name, all_of_them in (("top_p", 1.0), ("top_k", 0)):
+            if found[name] is not None and found[name] != all_of_them:
+                message = f"{name} chooses among samples, and this server takes the best token: give temperature, too"
+                raise ApiError(400, message, name)
+    return options
+
+
+def _stream_options(body: _Body, stream: bool) -> bool:
+    given = body.take("stream_options", _object)
+    if given is None:
+        return False
+    if not stream:
+        raise ApiError(400, "stream_options belongs to stream: leave it out, or give that", "stream_options")
+    inner = _Body(given)
+    usage = inner.take("include_usage", _flag) or False
+    inner.refuse_the_rest()
+    return bool(usage)
+
+
+def _chat(body: _Body) -> Chat:
+    messages = body.take("messages", lambda value: value)
+    try:
+        return checked_chat({"messages": _plain(messages)}, "the request")
+    except UserError as error:
+        raise ApiError(400, str(error), "messages") from None
+
+
+def _plain(messages: Any) -> Any:
+    """The messages with contents that are lists of texts joined, a line each: few templates know such lists."""
+    if not isinstance(messages, list):
+        return messages
+    found = []
+    for message in messages:
+        if isinstance(message, dict) and isinstance(content := message.get("content"), list):
+            for part in content:
+                if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+                    raise ApiError(400, "messages has a part that is not a text: there is nothing else", "messages")
+            message = {**message, "content": "\n".join(part["text"] for part in content)}
+        found.append(message)
+    return found
+
+
+def _prompt(body: _Body) -> str | list[int]:
+    prompt = body.take("prompt", lambda value: value)
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        try:
+            prompt_of_text(prompt, "prompt")
+        except UserError as error:
+            raise ApiError(400, str(error), "prompt") from None
+        return prompt
+    if isinstance(prompt, list) and prompt and all(type(i) is int for i in prompt):
+        return prompt
+    raise ApiError(400, "prompt is not one text or one list of token ids: ask once for each", "prompt")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("an object")
+    return value
+
+
+def _whole(least: int, most: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"a whole number from {least} to {most}")
+        return value
+
+    return check
+
+
+def _real(least: float, most: float) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if type(value) not in (int, float) or not least <= value <= most or not math.isfinite(value):
+            raise ValueError(f"a number from {least:g} to {most:g}")
+        return float(value)
+
+    return check
+
+
+def _share(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value <= 1:
+        raise ValueError("a number above 0 and at most 1")
+    return float(value)
+
+
+def _stops(value: Any) -> list[str]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > _MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
+        raise ValueError(f"a text or a list of at most {_MOST_STOPS}, none of them empty")
+    return stops

@@ -25,11 +25,23 @@ def looked_at(browser: str, page: str, folder: Path, width: int, dark: bool) -> 
     frame = f'<iframe style="border:0;width:{width}px;height:9000px" srcdoc="{html.escape(page)}"></iframe>'
     path = folder / "page.html"
     path.write_text(f"<!doctype html><style>:root{{color-scheme:light dark}}</style><body>{frame}</body>", "utf-8")
+    return what_was_seen(dom_of(browser, path.as_uri(), folder, dark))
+
+
+def dom_of(browser: str, url: str, folder: Path, dark: bool, virtual_s: int = 0) -> str:
+    """The document that Chromium has made of a URL, after so many seconds of its own time, or once it is loaded."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     flags += ["--window-size=1400,9100", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-    command = [browser, *flags, "--dump-dom", path.as_uri()]
+    flags += [f"--virtual-time-budget={1000 * virtual_s}"] if virtual_s else []
+    command = [browser, *flags, "--dump-dom", url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    said = re.search(r'<pre id="page-check">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert said is not None, done.stderr[-2000:]
+    assert done.stdout, done.stderr[-2000:]
+    return done.stdout
+
+
+def what_was_seen(dom: str) -> dict[str, Any]:
+    """What check_page.js found."""
+    said = re.search(r'<pre id="page-check">(.*?)</pre>', dom, re.DOTALL)
+    assert said is not None, dom[-2000:]
     seen: dict[str, Any] = json.loads(html.unescape(said[1]))
     return seen

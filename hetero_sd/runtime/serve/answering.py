@@ -32,10 +32,10 @@ _RETRY_AFTER_S = 1
 class Answering(Response):
     """The reply to a request that was understood."""
 
-    def __init__(self, engine: Engine, asked: Asked, model: str, write_s: float) -> None:
-        """Ask the engine when the reply is sent; a client may leave it unread for `write_s`."""
+    def __init__(self, engine: Engine, asked: Asked, model: str) -> None:
+        """Ask the engine when the reply is sent."""
         super().__init__()
-        self._engine, self._asked, self._write_s = engine, asked, write_s
+        self._engine, self._asked = engine, asked
         self._reply = Reply(model, asked.chat, asked.usage_in_stream)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -94,7 +94,7 @@ class Answering(Response):
 
     async def _stream(self, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-        await self._write(send, {"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         opened: set[int] = set()
         counts: list[TokenCounts] = []
         while not isinstance(event := await self._events.get(), Ended):
@@ -112,15 +112,11 @@ class Answering(Response):
         else:
             if self._asked.usage_in_stream:
                 await self._say(send, self._reply.usage(usage_of(counts)))
-        await self._write(send, _body(b"data: [DONE]\n\n", more=False))
+        await send(_body(b"data: [DONE]\n\n", more=False))
 
     async def _say(self, send: Send, what: Mapping[str, Any] | None) -> None:
         if what is not None:
-            await self._write(send, _body(b"data: " + json.dumps(what).encode() + b"\n\n"))
-
-    async def _write(self, send: Send, message: Mapping[str, Any]) -> None:
-        """Send, or end the reply of a client that reads no more."""
-        await asyncio.wait_for(send(dict(message)), self._write_s)
+            await send(_body(b"data: " + json.dumps(what).encode() + b"\n\n"))
 
 
 def _body(content: bytes, more: bool = True) -> dict[str, Any]:

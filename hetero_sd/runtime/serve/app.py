@@ -26,6 +26,7 @@ from hetero_sd.runtime.serve.parameters import parse_body, parse_request
 from hetero_sd.runtime.session import Options
 
 PAGE = Path(__file__).with_name("page.html")
+_FAULT = ApiError(500, "the server failed on this request; what it printed says more")
 _SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "x-frame-options": "DENY"}
 
 
@@ -59,7 +60,7 @@ class Server:
             Route("/v1/completions", self._completions, methods=["POST"]),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
         ]
-        told = {ApiError: _tell, HTTPException: _tell_http}
+        told = {ApiError: _tell, HTTPException: _tell_http, Exception: _tell_fault}
         return Guard(Starlette(routes=routes, exception_handlers=told), access)  # type: ignore[arg-type]
 
     async def _show_page(self, request: Request) -> Response:
@@ -92,7 +93,7 @@ class Server:
     async def _answer(self, request: Request, chat: bool) -> Response:
         body = parse_body(await read_body(request, self._limits))
         asked = parse_request(body, chat, self._model, self._defaults)
-        return _Counted(Answering(self._engine, asked, self._model, self._limits.write_s), self)
+        return _Counted(Answering(self._engine, asked, self._model), self)
 
     def count_not_admitted(self) -> None:
         """One more request found the queue full."""
@@ -169,17 +170,21 @@ class Guard:
             await self._app(scope, receive, watched)
         except ApiError as error:
             reply = _said(error)
-        except (ClientDisconnect, asyncio.TimeoutError):
+        except ClientDisconnect:
             return  # nobody reads
         except Exception as error:
             report("run.py", "answering a request", error)
-            reply = _said(ApiError(500, "the server failed on this request; what it printed says more"))
+            reply = _said(_FAULT)
         if reply is not None and not begun:
             await reply(scope, receive, send)
 
 
 async def _tell(request: Request, error: ApiError) -> Response:
     return _said(error)
+
+
+async def _tell_fault(request: Request, error: Exception) -> Response:
+    return _said(_FAULT)
 
 
 async def _tell_http(request: Request, error: HTTPException) -> Response:

@@ -11,12 +11,13 @@ from hetero_sd.runtime.serve.limits import Limits
 
 
 def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """Uvicorn's connection with bounds of its own: it waits for the head of a request as long as a client likes."""
+    """Uvicorn's connection with bounds of its own: that waits for heads and for readers as long as a client likes."""
 
     class BoundedProtocol(H11Protocol):
-        """A connection that is closed while no request is at work."""
+        """A connection that is closed where no request comes, and where a reply stays unread."""
 
         _waits: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             """Wait for a request, or close at once where there are too many connections."""
@@ -41,7 +42,24 @@ def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             """Wait no more."""
             self._stop_waiting()
+            self._is_read()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            """The buffers to the client are full."""
+            super().pause_writing()
+            self._is_read()
+            self._unread = self.loop.call_later(limits.write_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            """It reads."""
+            super().resume_writing()
+            self._is_read()
+
+        def _is_read(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
 
         def _wait(self) -> None:
             self._stop_waiting()

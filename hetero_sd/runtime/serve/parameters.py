@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from hetero_sd.runtime.serve.engine import GenerationRequest
 from hetero_sd.runtime.serve.errors import ApiError
+from hetero_sd.runtime.serve.values import flag, json_object, real, share, stops, text, whole
 from hetero_sd.runtime.session import Options
 from hetero_sd.runtime.text.chat_template import Chat
-from hetero_sd.runtime.text.prompts import checked_chat, prompt_of_text
+from hetero_sd.runtime.text.prompts import checked_chat
 from targets.errors import UserError
 
+_T = TypeVar("_T")
 MOST_CHOICES = 16
-_MOST_STOPS, _MOST_TOKENS, _MOST_TEMPERATURE, _MOST_SEED = 4, 2**31, 100.0, 2**62
+_MOST_TOKENS, _MOST_TEMPERATURE, _MOST_SEED = 2**31, 100.0, 2**62
 _NO_LOGPROBS = "the runtime does not keep the probabilities of what it generated"
 _NO_TOOLS = "calls of tools would stay text"
 _REFUSED = {  # known ones that ask for what there is not -> why not
@@ -68,6 +69,7 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     """
     try:
         found = json.loads(raw.decode("utf-8"), parse_constant=_not_json)
+        json.dumps(found, ensure_ascii=False).encode("utf-8")  # no halves of characters, which no reply could name
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "unreadable"
         raise ApiError(400, f"the body is not valid JSON ({reason})") from None
@@ -93,15 +95,15 @@ def parse_request(given: Mapping[str, Any], chat: bool, model: str, defaults: Op
         ApiError: a parameter is unknown, unsupported or out of range.
     """
     body = _Body(given)
-    named = body.take("model", _text)
+    named = body.take("model", text)
     if named is not None and named != model:
         raise ApiError(404, f"there is no model {named[:100]!r}: this server has {model!r}", "model", "model_not_found")
     prompt = _chat(body) if chat else _prompt(body)
-    stream = body.take("stream", _flag) or False
-    choices = body.take("n", _whole(1, MOST_CHOICES)) or 1
+    stream = body.take("stream", flag) or False
+    choices = body.take("n", whole(1, MOST_CHOICES)) or 1
     usage = _stream_options(body, stream)
     options = _options(body, chat, defaults)
-    body.take("user", _text)  # says who asks, which changes nothing of the answer
+    body.take("user", text)  # says who asks, which changes nothing of the answer
     body.refuse_the_rest()
     return Asked(GenerationRequest(prompt, options, choices), chat, stream, usage)
 
@@ -117,10 +119,7 @@ class _Body:
         value = self._left.pop(name, None)
         if value is None:
             return None
-        try:
-            return check(value)
-        except ValueError as error:
-            raise ApiError(400, f"{name} is not {error}", name) from None
+        return _taken(name, value, check)
 
     def refuse_the_rest(self) -> None:
         for name, value in self._left.items():
@@ -129,24 +128,31 @@ class _Body:
                 raise ApiError(400, f"{name[:100]} is not supported by this server{why}; leave it out", name[:100])
 
 
+def _taken(name: str, value: Any, check: Callable[[Any], _T]) -> _T:
+    try:
+        return check(value)
+    except ValueError as error:
+        raise ApiError(400, f"{name} is not {error}", name) from None
+
+
 def _same(value: Any, nothing: Any) -> bool:
     return isinstance(value, bool) == isinstance(nothing, bool) and bool(value == nothing)
 
 
 def _options(body: _Body, chat: bool, defaults: Options) -> Options:
     options = Options(**defaults)
-    most = body.take("max_tokens", _whole(1, _MOST_TOKENS))
-    newer = body.take("max_completion_tokens", _whole(1, _MOST_TOKENS)) if chat else None
+    most = body.take("max_tokens", whole(1, _MOST_TOKENS))
+    newer = body.take("max_completion_tokens", whole(1, _MOST_TOKENS)) if chat else None
     if most is not None and newer is not None and most != newer:
         raise ApiError(400, "max_tokens and max_completion_tokens differ: give one", "max_tokens")
-    temperature = body.take("temperature", _real(0.0, _MOST_TEMPERATURE))
+    temperature = body.take("temperature", real(0.0, _MOST_TEMPERATURE))
     found = {
         "max_new_tokens": newer if most is None else most,
         "temperature": temperature,
-        "top_p": body.take("top_p", _share),
-        "top_k": body.take("top_k", _whole(0, _MOST_TOKENS)),
-        "seed": body.take("seed", _whole(0, _MOST_SEED)),
-        "stop": body.take("stop", _stops),
+        "top_p": body.take("top_p", share),
+        "top_k": body.take("top_k", whole(0, _MOST_TOKENS)),
+        "seed": body.take("seed", whole(0, _MOST_SEED)),
+        "stop": body.take("stop", stops),
     }
     options.update({name: value for name, value in found.items() if value is not None})  # type: ignore[typeddict-item]
     if temperature is None and not defaults.get("temperature"):
@@ -158,13 +164,13 @@ def _options(body: _Body, chat: bool, defaults: Options) -> Options:
 
 
 def _stream_options(body: _Body, stream: bool) -> bool:
-    given = body.take("stream_options", _object)
+    given = body.take("stream_options", json_object)
     if given is None:
         return False
     if not stream:
         raise ApiError(400, "stream_options belongs to stream: leave it out, or give that", "stream_options")
     inner = _Body(given)
-    usage = inner.take("include_usage", _flag) or False
+    usage = inner.take("include_usage", flag) or False
     inner.refuse_the_rest()
     return bool(usage)
 
@@ -197,60 +203,7 @@ def _prompt(body: _Body) -> str | list[int]:
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     if isinstance(prompt, str):
-        try:
-            prompt_of_text(prompt, "prompt")
-        except UserError as error:
-            raise ApiError(400, str(error), "prompt") from None
-        return prompt
+        return _taken("prompt", prompt, text)
     if isinstance(prompt, list) and prompt and all(type(i) is int for i in prompt):
         return prompt
     raise ApiError(400, "prompt is not one text or one list of token ids: ask once for each", "prompt")
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a text")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("an object")
-    return value
-
-
-def _whole(least: int, most: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"a whole number from {least} to {most}")
-        return value
-
-    return check
-
-
-def _real(least: float, most: float) -> Callable[[Any], float]:
-    def check(value: Any) -> float:
-        if type(value) not in (int, float) or not least <= value <= most or not math.isfinite(value):
-            raise ValueError(f"a number from {least:g} to {most:g}")
-        return float(value)
-
-    return check
-
-
-def _share(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 < value <= 1:
-        raise ValueError("a number above 0 and at most 1")
-    return float(value)
-
-
-def _stops(value: Any) -> list[str]:
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or len(stops) > _MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
-        raise ValueError(f"a text or a list of at most {_MOST_STOPS}, none of them empty")
-    return stops

@@ -109,7 +109,9 @@ def ending_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def http_thread(app: ASGIApp, bound: socket.socket, limits: Limits, ended: Callable[[], None]) -> Iterator[None]:
+def http_thread(
+    app: ASGIApp, bound: socket.socket, limits: Limits, ended: Callable[[], None]
+) -> Iterator[uvicorn.Server]:
     """Serve an application on a thread of its own, and join it; `ended` is called where it ends by itself.
 
     Raises:
@@ -142,7 +144,7 @@ def http_thread(app: ASGIApp, bound: socket.socket, limits: Limits, ended: Calla
     thread = threading.Thread(target=run, name="http")
     thread.start()
     try:
-        yield
+        yield http
     finally:
         http.should_exit = True
         thread.join()

@@ -1,0 +1,93 @@
+"""The page /metrics, read as Prometheus reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from bundles import some_plan, some_prediction
+
+from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
+from hetero_sd.runtime.serve.engine import GenerationRequest
+from hetero_sd.runtime.serve.metrics import metrics_text
+from hetero_sd.runtime.serve.session_engine import SessionEngine
+from hetero_sd.runtime.session import Session
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|Inf|NaN)"
+_SAMPLE = re.compile(rf'([a-z_]+)(?:\{{([a-z_]+)="([a-z_]+)"\}})? ({_NUMBER})')
+
+
+def read(text: str) -> dict[tuple[str, str], float]:
+    """(family, label's value) -> number; each family has its help and type first, once."""
+    assert text.endswith("\n")
+    found: dict[tuple[str, str], float] = {}
+    kinds: dict[str, str] = {}
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("# HELP "):
+            name = line.split(" ")[2]
+            assert lines[number + 1].startswith(f"# TYPE {name} ")
+        elif line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            assert name not in kinds
+            assert kind in ("counter", "gauge")
+            assert name.endswith("_total") == (kind == "counter")
+            kinds[name] = kind
+        else:
+            sample = _SAMPLE.fullmatch(line)
+            assert sample, line
+            assert sample[1] == list(kinds)[-1]
+            key = (sample[1].removeprefix("hetero_sd_"), sample[3] or "")
+            assert key not in found
+            found[key] = float(sample[4])
+    return found
+
+
+def test_an_engine_that_did_nothing() -> None:
+    zero = Snapshot({"answered": 0}, TokenCounts(), 0.0, 0, 0, 4, 64, 0, None)
+    found = read(metrics_text(zero, 0))
+    assert found["requests_total", "queue_full"] == 0
+    assert ("tokens_per_second", "") not in found
+    assert ("seconds_per_token", "measured") not in found
+
+
+@pytest.mark.parametrize("line", ["x 1,5", 'x{a="b" 1', "x", "x one"])
+def test_what_prometheus_does_not_read_is_found(line: str) -> None:
+    with pytest.raises(AssertionError):
+        read(f"# HELP x y\n# TYPE x gauge\n{line}\n")
+
+
+def test_numbers_are_those_of_the_answers(letters: Callable[..., Session]) -> None:
+    plan = some_plan(prediction=some_prediction(tokens_per_s=50.0, acceptance_rate=0.8))
+    engine = SessionEngine(letters(drafts=True, plan=plan), 4, 60.0)
+    ended: list[Any] = []
+
+    def deliver(event: Any) -> None:
+        ended.append(event)
+        if len([e for e in ended if hasattr(e, "counts")]) == 3:
+            engine.stop()
+
+    for _ in range(3):
+        engine.submit(GenerationRequest("hello", {"max_new_tokens": 9}), deliver)
+    engine.run()
+    counts = [event.counts for event in ended if hasattr(event, "counts")]
+    snapshot = engine.snapshot()
+    found = read(metrics_text(snapshot, 2))
+    assert found["requests_total", "answered"] == 3
+    assert found["requests_total", "queue_full"] == 2
+    for name in ("prompt", "generated", "drafted", "accepted"):
+        assert found[f"{name}_tokens_total", ""] == sum(getattr(one, name) for one in counts)
+    assert found["generated_tokens_total", ""] == 27
+    assert found["drafted_tokens_total", ""] > 0
+    assert found["prompt_tokens_kept_total", ""] == 2 * (counts[0].prompt - 1)
+    assert found["cache_rows_used", ""] == counts[0].prompt + 8
+    assert found["cache_rows", ""] == 400
+    decode_s = sum(one.decode_s for one in counts)
+    assert found["decode_seconds_total", ""] == pytest.approx(decode_s)
+    assert found["tokens_per_second", ""] == pytest.approx(24 / decode_s)
+    assert found["seconds_per_token", "measured"] == pytest.approx(decode_s / 24)
+    assert found["seconds_per_token", "predicted"] == pytest.approx(1 / 50)
+    assert found["acceptance_rate", "measured"] == 1.0  # both models are the same
+    assert found["acceptance_rate", "predicted"] == 0.8

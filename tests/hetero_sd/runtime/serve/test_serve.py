@@ -1,0 +1,181 @@
+"""`run.py --serve` on a compiled bundle: the official client, texts that are run.py's, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from hetero_sd.runtime.manifest import read_manifest, write_manifest
+from hetero_sd.runtime.run import main
+from hetero_sd.runtime.serve.serve import ServeRequest, bind, serve
+from hetero_sd.runtime.session import Options, Session
+from targets.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[4]
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+TEXT = "The quick brown fox"
+_RUN = "import sys; from hetero_sd.runtime.run import main; sys.exit(main(sys.argv[1], sys.argv[2:]))"
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pair with a chat template."""
+    folder = tmp_path_factory.mktemp("served") / "pair"
+    shutil.copytree(tiny_pair, folder)
+    (folder / "tokenizer/chat_template.jinja").write_text(TEMPLATE)
+    found = read_manifest(folder / "manifest.json")
+    write_manifest(folder, found.models, found.plan, found.tokenizer, found.board)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Path) -> Iterator[openai.OpenAI]:
+    """The official client of a server that Ctrl-C ends well."""
+    arguments = [str(bundle), "--serve", "--port", "0", "--token", "secret", "--max-new-tokens", "12"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", _RUN, *arguments], stderr=subprocess.PIPE, env=environment)
+    assert process.stderr is not None
+    said = process.stderr.readline().decode()
+    found = re.fullmatch(r"run\.py: pair is served at (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)\n", said)
+    assert found, said + process.stderr.read().decode()
+    with openai.OpenAI(base_url=f"{found[1]}/v1", api_key="secret", max_retries=0) as client:
+        yield client
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert process.stderr.read() == b""
+        process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def expected(bundle: Path, worker: Any) -> Callable[..., str]:
+    """What `run.py` answers."""
+
+    def ask(*more: str) -> str:
+        done = worker.run(bundle, "--prompt", TEXT, "--json", "--max-new-tokens", "12", *more)
+        assert done["code"] == 0, done["err"]
+        text: str = json.loads(done["out"])["text"]
+        return text
+
+    return ask
+
+
+def test_greedy_completions_are_those_of_run(client: openai.OpenAI, expected: Callable[..., str]) -> None:
+    text = expected("--no-chat-template")
+    whole = client.completions.create(model="pair", prompt=TEXT, temperature=0)
+    assert whole.choices[0].text == text
+    assert whole.choices[0].finish_reason == "length"
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 12
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + 12
+    pieces = client.completions.create(model="pair", prompt=TEXT, stream=True)
+    assert "".join(piece.choices[0].text for piece in pieces) == text
+    assert text != client.completions.create(model="pair", prompt=f"{TEXT} x").choices[0].text  # the negative control
+
+
+def test_greedy_chats_are_those_of_run(client: openai.OpenAI, expected: Callable[..., str]) -> None:
+    text = expected()
+    messages: Any = [{"role": "user", "content": TEXT}]
+    whole = client.chat.completions.create(model="pair", messages=messages)
+    assert whole.choices[0].message.content == text
+    usage = {"include_usage": True}
+    pieces = list(client.chat.completions.create(model="pair", messages=messages, stream=True, stream_options=usage))  # type: ignore[call-overload]
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces[:-1]) == text
+    assert pieces[-1].usage.completion_tokens == 12
+    assert pieces[-1].usage.speculation["drafted_tokens"] >= pieces[-1].usage.speculation["accepted_tokens"]
+    assert text != expected("--no-chat-template")
+
+
+def test_samples_with_a_seed_are_those_of_run(client: openai.OpenAI, expected: Callable[..., str]) -> None:
+    texts = [expected("--no-chat-template", "--temperature", "1.2", "--top-p", "0.9", "--seed", s) for s in ("7", "8")]
+    options: Any = {"temperature": 1.2, "top_p": 0.9, "seed": 7, "n": 2}
+    reply = client.completions.create(model="pair", prompt=TEXT, **options)
+    assert [choice.text for choice in reply.choices] == texts
+    assert texts[0] != texts[1]
+
+
+def test_the_client_understands_the_errors(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["pair"]
+    with pytest.raises(openai.BadRequestError, match="logprobs is not supported") as caught:
+        client.completions.create(model="pair", prompt=TEXT, logprobs=2)
+    assert caught.value.param == "logprobs"
+    with pytest.raises(openai.BadRequestError, match="the target's context is 64"):
+        client.completions.create(model="pair", prompt="x " * 100)
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'"):
+        client.completions.create(model="gpt", prompt=TEXT)
+    with pytest.raises(openai.AuthenticationError, match="the token is missing or wrong"):
+        client.with_options(api_key="other").models.list()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_what_runs(letters: Callable[..., Session], number: signal.Signals) -> None:
+    request = ServeRequest("127.0.0.1", 0, None, 4, "toy", 0, Options(max_new_tokens=390))
+    received: list[str] = []
+    kept = signal.getsignal(number)
+    with bind(request) as bound:
+        port = bound.getsockname()[1]
+
+        def ask() -> None:
+            with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=0) as client:
+                try:
+                    for piece in client.completions.create(model="toy", prompt="a" * 10, stream=True, n=16):
+                        if not received:
+                            os.kill(os.getpid(), number)
+                        received.append(piece.choices[0].text)
+                except openai.APIError as error:
+                    received.append(error.message)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        serve(letters(), request, bound)
+    thread.join(60)
+    assert received[-1] == "the server ends: ask again later"
+    assert 1 < len(received) < 16 * 390
+    assert [t.name for t in threading.enumerate() if t.name == "http"] == []
+    assert signal.getsignal(number) is kept
+
+
+def test_an_address_that_cannot_be_had_is_refused_before_the_models_are_loaded(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert main(bundle, ["--serve", "--port", port]) == 2
+    said = capsys.readouterr().err
+    assert said == f"run.py: error: --host 127.0.0.1 --port {port}: Address already in use\n"
+    assert main(bundle, ["--serve", "--host", "0.0.0.0"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "run.py: error: --host 0.0.0.0 is reached from other machines: give --token, too, or leave it out\n"
+    )
+
+
+def test_other_machines_are_served_with_a_token() -> None:
+    with bind(ServeRequest("0.0.0.0", 0, "secret", 4, "toy", 0, Options())) as bound:
+        assert bound.getsockname()[0] == "0.0.0.0"
+    with pytest.raises(UserError, match="--host no such host --port 0: Name or service not known"):
+        bind(ServeRequest("no such host", 0, "secret", 4, "toy", 0, Options()))
+
+
+def test_without_the_libraries_the_extra_is_named(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("hetero_sd.runtime.serve.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(bundle, ["--serve"]) == 2
+    said = capsys.readouterr().err
+    needed = "pip install 'hetero-sd[serve]', or on a board pip install starlette uvicorn"
+    assert said == f"run.py: error: --serve needs the package uvicorn: {needed}\n"

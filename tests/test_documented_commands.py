@@ -76,6 +76,8 @@ SLOW = {  # the same, but long: what is appended makes it shorter
 }
 PARSED = {  # needs a board, the hub, a signed bundle or typed prompts, or steps measured without anything else running
     "run.py --check",
+    "run.py --serve",
+    "run.py --serve --host 0.0.0.0 --port 8080 --token TOKEN",
     "run.py --verify-key PUB",
     "ssh board python3 bundle/run.py --prompt 'The dog sleeps.'",
     "hetero-sd compile hf:ORG/NAME --variant q4 --board rpi5 --out bundle",
@@ -101,6 +103,8 @@ ELSEWHERE = {  # takes what a test must not: an installation, all tests, a netwo
     "python benchmarks/published.py": "tests/hetero_sd/predict/test_check.py",
     "scp -r bundle board:": "README.md",
     "pip install huggingface_hub": "pyproject.toml",
+    "pip install 'hetero-sd[serve]'": "pyproject.toml",
+    "pip install starlette uvicorn": "pyproject.toml",
     "pip install -r requirements-train.txt": "examples/translation/requirements-train.txt",
     "python train.py --work WORK": "examples/translation/train.py",
     "python export.py --work WORK": "examples/translation/export.py",

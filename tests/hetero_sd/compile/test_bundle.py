@@ -184,3 +184,9 @@ def test_what_a_killed_build_left_is_removed_and_what_is_in_work_is_not(tmp_path
     assert not alive.exists()
     for process in started:
         process.stdout.close()  # type: ignore[union-attr]
+
+
+def test_the_page_of_the_server_is_carried(tmp_path: Path) -> None:
+    copy_device_python(tmp_path)
+    assert (tmp_path / "hetero_sd/runtime/serve/page.html").is_file()
+    assert not (tmp_path / "hetero_sd/compile").exists()

@@ -1,0 +1,43 @@
+"""What `run.py --serve` takes, and what contradicts it."""
+
+from __future__ import annotations
+
+import pytest
+
+from hetero_sd.runtime.options import parse_options
+from targets.errors import UserError
+
+
+def test_options_of_a_server() -> None:
+    options = parse_options("--serve --host ::1 --port 0 --token a-b_c. --queue 0 --temperature 0.7".split())
+    assert (options.serve, options.host, options.port, options.token) == (True, "::1", 0, "a-b_c.")
+    assert (options.queue, options.temperature) == (0, 0.7)
+    assert parse_options([]).serve is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--host x", "--host belongs to --serve"),
+        ("--port 80", "--port belongs to --serve"),
+        ("--token x", "--token belongs to --serve"),
+        ("--queue 3", "--queue belongs to --serve"),
+        ("--serve --port 65536", "not a whole number from 0 to 65535"),
+        ("--serve --queue -1", "not a whole number from 0"),
+        ("--serve --prompt x", "--prompt contradicts --serve"),
+        ("--serve --prompts x", "--prompts contradicts --serve"),
+        ("--serve --json", "--json contradicts --serve"),
+        ("--serve --stats", "--stats contradicts --serve"),
+        ("--serve --trace x", "--trace contradicts --serve"),
+        ("--serve --save-logits x", "--save-logits contradicts --serve"),
+        ("--serve --calibrate x", "--calibrate contradicts --serve"),
+        ("--serve --doctor", "--doctor contradicts --serve"),
+        ("--serve --token=", "--token: give printable ASCII"),
+        ("--serve --token é", "--token: give printable ASCII"),
+    ],
+)
+def test_mistakes(arguments: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_options(arguments.split())
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

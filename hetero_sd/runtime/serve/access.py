@@ -11,7 +11,6 @@ from hetero_sd.runtime.serve.errors import ApiError
 from targets.errors import UserError
 
 OPEN_PATHS = ("/", "/health")  # the page, which knows nothing itself, and whether the server runs
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def is_loopback(host: str) -> bool:
@@ -47,8 +46,8 @@ class Access:
         Raises:
             ApiError: it lacks the token, or was sent to another name.
         """
-        if self._only_local and _without_port(headers.get("host", "")) not in _LOCAL_NAMES:
-            raise ApiError(403, "this server answers to localhost, 127.0.0.1 and [::1] alone")
+        if self._only_local and not _is_this_machine(headers.get("host", "")):
+            raise ApiError(403, "this server answers to localhost and to loopback addresses alone")
         if self._token is None or path in OPEN_PATHS:
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
@@ -57,7 +56,10 @@ class Access:
             raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].lower()
+def _is_this_machine(host: str) -> bool:
+    """Whether the header names this machine: localhost, or a loopback address."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0].lower()
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -22,12 +22,14 @@ def test_no_such_host() -> None:
         is_loopback("no such host")
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:8080", "[::1]:8080", "[::1]"])
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:8080", "[::1]:8080", "[::1]", "127.0.0.2:1"])
 def test_names_of_this_machine(host: str) -> None:
     Access(None, only_local=True).check("/v1/models", {"host": host})
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "", "[::2]:80", "localhost.evil"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example:80", "", "[::2]:80", "localhost.evil", "10.0.0.1", "["]
+)
 def test_other_names_are_refused_where_only_this_machine_asks(host: str) -> None:
     with pytest.raises(ApiError) as caught:
         Access(None, only_local=True).check("/health", {"host": host})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hetero_sd.runtime.serve.errors import ApiError
 from hetero_sd.runtime.serve.parameters import Asked, parse_body, parse_request
@@ -40,11 +43,11 @@ def test_values_that_ask_for_nothing_are_as_good_as_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("prompt", "expected"),
     [("a", "a"), (["a"], "a"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2])],
 )
-def test_a_prompt_is_a_text_or_ids(given: Any, expected: Any) -> None:
-    assert parsed(prompt=given).generation.prompt == expected
+def test_a_prompt_is_a_text_or_ids(prompt: Any, expected: Any) -> None:
+    assert parsed(prompt=prompt).generation.prompt == expected
 
 
 def test_parts_of_a_message_are_joined() -> None:
@@ -124,6 +127,38 @@ def test_a_chat_is_refused_by_name(body: dict[str, Any], parameter: str, said: s
         parsed(True, **body)
     assert (caught.value.status, caught.value.parameter) == (400, parameter)
     assert said in caught.value.message
+
+
+_NAMES = st.sampled_from(
+    "prompt messages model max_tokens max_completion_tokens temperature top_p top_k seed stop n stream stream_options "
+    "user logprobs tools best_of echo logit_bias response_format include_usage role content type text".split()
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | _NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES | st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(body=st.dictionaries(_NAMES, _JSON, max_size=5), chat=st.booleans())
+def test_any_body_is_understood_or_refused(body: dict[str, Any], chat: bool) -> None:
+    first = {"messages": SAY} if chat else {"prompt": "hi"}
+    asked, refused = understood({**first, **body}, chat)
+    if refused is not None:
+        assert refused.status in (400, 404)
+        json.dumps(refused.to_json(), ensure_ascii=False).encode("utf-8")
+    else:
+        assert asked is not None
+        assert 1 <= asked.generation.choices <= 16
+        assert asked.generation.options.get("max_new_tokens", 1) >= 1
+
+
+def understood(body: dict[str, Any], chat: bool) -> tuple[Asked | None, ApiError | None]:
+    try:
+        return parse_request(body, chat, "toy", {}), None
+    except ApiError as error:
+        return None, error
 
 
 def test_another_model_is_not_found() -> None:

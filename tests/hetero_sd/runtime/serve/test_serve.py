@@ -169,6 +169,31 @@ def test_other_machines_are_served_with_a_token() -> None:
         bind(ServeRequest("no such host", 0, "secret", 4, "toy", 0, Options()))
 
 
+def test_an_http_thread_that_fails_ends_the_engine(
+    letters: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(server: Any, sockets: Any = None) -> None:
+        raise ValueError("no loop")
+
+    monkeypatch.setattr("uvicorn.Server.serve", fail)
+    request = ServeRequest("127.0.0.1", 0, None, 4, "toy", 0, Options())
+    with bind(request) as bound, pytest.raises(ValueError, match="no loop"):
+        serve(letters(), request, bound)
+
+
+def test_a_bundle_without_text_is_not_served(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    shutil.rmtree(folder / "tokenizer")
+    found = read_manifest(folder / "manifest.json")
+    write_manifest(folder, found.models, found.plan, None, found.board)
+    assert main(folder, ["--serve"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "run.py: error: the bundle has no tokenizer, so there is no text to serve: compile it with --tokenizer\n"
+    )
+
+
 def test_without_the_libraries_the_extra_is_named(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from hetero_sd.runtime.serve.engine import (
 from hetero_sd.runtime.serve.session_engine import SessionEngine
 from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text.chat_template import Chat
+from targets.opencl.runtime import OpenCLError
 
 
 def run_all(engine: SessionEngine, *requests: GenerationRequest) -> list[list[Event]]:
@@ -195,6 +196,26 @@ def test_a_fault_is_told_without_its_text_and_the_next_is_answered(
     assert second[-1].kind == FAULT
     assert "not finite" in second[-1].message
     assert isinstance(third[-1], Ended)
+
+
+def test_a_gpu_that_fails_ends_the_engine(letters: Callable[..., Session], monkeypatch: pytest.MonkeyPatch) -> None:
+    session = letters()
+    engine = SessionEngine(session, 4, 60.0)
+    running: list[Event] = []
+    waiting: list[Event] = []
+
+    def failing(ids: list[int], **more: Any) -> Any:
+        raise OpenCLError("device lost")
+
+    monkeypatch.setattr(session, "answer", failing)
+    engine.submit(GenerationRequest("hello"), running.append)
+    engine.submit(GenerationRequest("hello"), waiting.append)
+    with pytest.raises(OpenCLError, match="device lost"):
+        engine.run()
+    assert [type(event) for event in (*running, *waiting)] == [Failed, Failed]
+    assert [event.kind for event in (*running, *waiting) if isinstance(event, Failed)] == [FAULT, ENDING]
+    with pytest.raises(EngineEnding):
+        engine.submit(GenerationRequest("hello"), running.append)
 
 
 def test_the_engine_waits_for_requests_and_a_signal_ends_the_wait(letters: Callable[..., Session]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import socket
 import threading
 import time
@@ -143,6 +144,15 @@ def _head(path: str, length: int) -> bytes:
     return f"POST {path} HTTP/1.1\r\n{kind}\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
+def open_files() -> list[str]:
+    """Of this process, by number and name."""
+    found = []
+    for number in sorted(os.listdir("/proc/self/fd"), key=int):
+        with contextlib.suppress(FileNotFoundError):  # the listing itself
+            found.append(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+    return found
+
+
 @contextmanager
 def serving(
     session: Session,
@@ -152,7 +162,8 @@ def serving(
     defaults: Options | None = None,
     around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> Iterator[Served]:
-    """A server over a session, its engine on a thread of its own; at the end no thread is left."""
+    """A server over a session, its engine on a thread of its own; at the end no thread and no open file is left."""
+    before = {*threading.enumerate(), *open_files()}
     limits, gate = limits or Limits(), Gated(session.models.target)
     session.models = Models(gate, session.models.draft)
     request = ServeRequest("127.0.0.1", 0, token, most_waiting, MODEL, 1700000000, defaults or Options())
@@ -170,6 +181,7 @@ def serving(
             engine.stop()
             gate.open()
             thread.join()
+    assert {*threading.enumerate(), *open_files()} - before == set()
 
 
 @pytest.fixture(scope="package")

@@ -78,7 +78,7 @@ def test_a_full_queue_is_told_and_those_that_wait_are_answered(serve: Serve) -> 
         assert 'requests_total{outcome="queue_full"} 1\n' in served.ask("/metrics").text
         served.gate.open()
         for client in clients:
-            assert read_to_done(client).endswith(b"data: [DONE]\n\n\r\n")
+            assert b'"finish_reason": "length"' in read_to_done(client)
         served.wait_until(lambda: served.engine.snapshot().running == 0)
         assert served.complete().status == 200
 

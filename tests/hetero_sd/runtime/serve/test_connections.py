@@ -16,14 +16,14 @@ _HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 @pytest.mark.parametrize("sent", [b"", _HEALTH, b"GET", _HEALTH + b"\r\n"])
 def test_a_connection_without_a_request_is_closed(serve: Serve, to_the_end: Any, sent: bytes) -> None:
     """The last one has had a reply, and asks for nothing more."""
-    with serve(limits=Limits(head_s=0.05)) as served:
+    with serve(limits=Limits(head_s=0.5)) as served:
         said = to_the_end(served.open_connection(sent))
         assert said.startswith(b"HTTP/1.1 200 ") == sent.endswith(b"\r\n\r\n")
 
 
 def test_a_request_that_takes_longer_is_not_cut(serve: Serve, to_the_end: Any) -> None:
     """The negative control: the bound is for heads, not for answers."""
-    with serve(limits=Limits(head_s=0.05)) as served:
+    with serve(limits=Limits(head_s=0.5)) as served:
         served.gate.shut()
         client = served.open_stream()
         served.wait_until(lambda: served.engine.snapshot().running == 1)

@@ -45,7 +45,6 @@ class Server:
         """
         self._engine, self._model, self._made_s = engine, model, made_s
         self._defaults, self._limits = defaults, limits
-        self._not_admitted = 0
         self._page = PAGE.read_text("utf-8")
         self._policy = _content_policy(self._page)
 
@@ -70,7 +69,7 @@ class Server:
         return JSONResponse({"status": "ok"})
 
     async def _metrics(self, request: Request) -> Response:
-        text = metrics_text(self._engine.snapshot(), self._not_admitted)
+        text = metrics_text(self._engine.snapshot())
         return PlainTextResponse(text, headers={"content-type": CONTENT_TYPE})
 
     async def _models(self, request: Request) -> Response:
@@ -93,27 +92,7 @@ class Server:
     async def _answer(self, request: Request, chat: bool) -> Response:
         body = parse_body(await read_body(request, self._limits))
         asked = parse_request(body, chat, self._model, self._defaults)
-        return _Counted(Answering(self._engine, asked, self._model), self)
-
-    def count_not_admitted(self) -> None:
-        """One more request found the queue full."""
-        self._not_admitted += 1
-
-
-class _Counted(Response):
-    """A reply; it is counted where the queue was full."""
-
-    def __init__(self, reply: Response, server: Server) -> None:
-        super().__init__()
-        self._reply, self._server = reply, server
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._reply(scope, receive, send)
-        except ApiError as error:
-            if error.status == 429:
-                self._server.count_not_admitted()
-            raise
+        return Answering(self._engine, asked, self._model)
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

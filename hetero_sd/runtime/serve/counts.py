@@ -11,9 +11,8 @@ from typing import Any
 from hetero_sd.runtime.answer import Answer, run_stats
 from hetero_sd.runtime.decode.trace import Trace
 
-ANSWERED, CANCELLED, NOT_ANSWERED = "answered", "cancelled", "failed"
-OUTCOMES = (ANSWERED, CANCELLED, NOT_ANSWERED)
-_RECENT = 16  # answers that speeds and acceptance are taken from
+OUTCOMES = ANSWERED, CANCELLED, NOT_ANSWERED, QUEUE_FULL = "answered", "cancelled", "failed", "queue_full"
+_RECENT = 8  # answers that speeds and acceptance are taken from
 
 
 @dataclass(frozen=True)

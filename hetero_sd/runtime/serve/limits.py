@@ -24,5 +24,5 @@ class Limits:
     body_s: float = 10.0
     write_s: float = 30.0
     answer_s: float = 600.0
-    connections: int = 256
+    connections: int = 64
     ending_s: int = 5

@@ -11,21 +11,16 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _Samples = Mapping[str, float | None]  # labels -> value; None is left out
 
 
-def metrics_text(snapshot: Snapshot, not_admitted: int) -> str:
-    """The text.
-
-    Args:
-        snapshot: of the engine.
-        not_admitted: requests that were turned away because the queue was full.
-    """
+def metrics_text(snapshot: Snapshot) -> str:
+    """The text."""
     tokens, recent = snapshot.tokens, snapshot.recent
-    requests = {f'outcome="{name}"': float(count) for name, count in snapshot.outcomes.items()}
+    requests = {f'outcome="{name}"': count for name, count in snapshot.outcomes.items()}
     speed, acceptance = _measured(recent, "speed"), _measured(recent, "acceptance rate")
     per_token = {'source="measured"': speed[0], 'source="predicted"': speed[1]}
     acceptances = {'source="measured"': acceptance[0], 'source="predicted"': acceptance[1]}
     first = _measured(recent, "time to first token")
     lines = [
-        _counter("requests", "Requests by how they ended.", {**requests, 'outcome="queue_full"': not_admitted}),
+        _counter("requests", "Requests by how they ended.", requests),
         _counter("prompt_tokens", "Tokens of prompts.", {"": tokens.prompt}),
         _counter("prompt_tokens_kept", "Those of them that the cache held already.", {"": tokens.kept}),
         _counter("generated_tokens", "Tokens generated.", {"": tokens.generated}),

@@ -24,6 +24,8 @@ from hetero_sd.runtime.serve.session_engine import SessionEngine
 from hetero_sd.runtime.session import Options, Session
 from targets.errors import UserError
 
+_CONNECTIONS_BESIDE = 48  # those of requests that wait
+
 
 @dataclass(frozen=True)
 class ServeRequest:
@@ -78,7 +80,7 @@ def url_of(bound: socket.socket) -> str:
 
 def serve(session: Session, request: ServeRequest, bound: socket.socket, limits: Limits | None = None) -> None:
     """Answer requests until Ctrl-C or SIGTERM, which end what is running; then no thread is left."""
-    limits = limits or Limits()
+    limits = limits or Limits(connections=request.most_waiting + _CONNECTIONS_BESIDE)
     engine = SessionEngine(session, request.most_waiting, limits.answer_s)
     server = Server(engine, request.model, request.made_s, request.defaults, limits)
     access = Access(request.token, is_loopback(request.host))

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from hetero_sd.runtime.answer import Answer
 from hetero_sd.runtime.internal_error import report
+from hetero_sd.runtime.load import note
 from hetero_sd.runtime.model.protocol import NotFiniteError
-from hetero_sd.runtime.serve.counts import ANSWERED, CANCELLED, NOT_ANSWERED, Snapshot, Tally
+from hetero_sd.runtime.serve.counts import ANSWERED, CANCELLED, NOT_ANSWERED, QUEUE_FULL, Snapshot, Tally
 from hetero_sd.runtime.serve.engine import (
     ENDING,
     FAULT,
@@ -63,6 +64,7 @@ class SessionEngine:
             if self._stopping:
                 raise EngineEnding
             if len(self._waiting) + (self._running is not None) > self._most_waiting:
+                self._tally.outcomes[QUEUE_FULL] += 1
                 raise QueueFull
             self._waiting.append(job)
         self._wake.put(None)
@@ -122,6 +124,7 @@ class SessionEngine:
         try:
             last = self._answer(job)
         except NotFiniteError as error:
+            note(str(error))
             last = Failed(FAULT, str(error))
         except UserError as error:
             last = Failed(REFUSED, str(error))
@@ -164,6 +167,8 @@ class SessionEngine:
                     job.deliver(TextPiece(choice, piece.text))
         finally:
             counts = self._tally.end(answer)
+        if answer.trace.lost_drafter is not None:
+            note(f"{answer.trace.lost_drafter}; it was left out")
         if answer.stop_reason is not None:
             job.deliver(ChoiceEnded(choice, answer.stop_reason, counts))
 

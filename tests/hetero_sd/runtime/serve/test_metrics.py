@@ -10,7 +10,7 @@ import pytest
 from bundles import some_plan, some_prediction
 
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
-from hetero_sd.runtime.serve.engine import GenerationRequest
+from hetero_sd.runtime.serve.engine import GenerationRequest, QueueFull
 from hetero_sd.runtime.serve.metrics import metrics_text
 from hetero_sd.runtime.serve.session_engine import SessionEngine
 from hetero_sd.runtime.session import Session
@@ -46,8 +46,8 @@ def read(text: str) -> dict[tuple[str, str], float]:
 
 
 def test_an_engine_that_did_nothing() -> None:
-    zero = Snapshot({"answered": 0}, TokenCounts(), 0.0, 0, 0, 4, 64, 0, None)
-    found = read(metrics_text(zero, 0))
+    zero = Snapshot({"answered": 0, "queue_full": 0}, TokenCounts(), 0.0, 0, 0, 4, 64, 0, None)
+    found = read(metrics_text(zero))
     assert found["requests_total", "queue_full"] == 0
     assert ("tokens_per_second", "") not in found
     assert ("seconds_per_token", "measured") not in found
@@ -61,7 +61,7 @@ def test_what_prometheus_does_not_read_is_found(line: str) -> None:
 
 def test_numbers_are_those_of_the_answers(letters: Callable[..., Session]) -> None:
     plan = some_plan(prediction=some_prediction(tokens_per_s=50.0, acceptance_rate=0.8))
-    engine = SessionEngine(letters(drafts=True, plan=plan), 4, 60.0)
+    engine = SessionEngine(letters(drafts=True, plan=plan), 2, 60.0)
     ended: list[Any] = []
 
     def deliver(event: Any) -> None:
@@ -71,12 +71,14 @@ def test_numbers_are_those_of_the_answers(letters: Callable[..., Session]) -> No
 
     for _ in range(3):
         engine.submit(GenerationRequest("hello", {"max_new_tokens": 9}), deliver)
+    with pytest.raises(QueueFull):
+        engine.submit(GenerationRequest("hello"), deliver)
     engine.run()
     counts = [event.counts for event in ended if hasattr(event, "counts")]
     snapshot = engine.snapshot()
-    found = read(metrics_text(snapshot, 2))
+    found = read(metrics_text(snapshot))
     assert found["requests_total", "answered"] == 3
-    assert found["requests_total", "queue_full"] == 2
+    assert found["requests_total", "queue_full"] == 1
     for name in ("prompt", "generated", "drafted", "accepted"):
         assert found[f"{name}_tokens_total", ""] == sum(getattr(one, name) for one in counts)
     assert found["generated_tokens_total", ""] == 27

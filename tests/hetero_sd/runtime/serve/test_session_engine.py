@@ -104,7 +104,7 @@ def test_a_full_queue_refuses_and_a_cancelled_request_frees_its_place(letters: C
     assert (engine.snapshot().waiting, engine.snapshot().outcomes["cancelled"]) == (1, 1)
     [last] = run_all(engine, GenerationRequest("c"))
     assert isinstance(last[-1], Ended)
-    assert engine.snapshot().outcomes == {"answered": 2, "cancelled": 1, "failed": 0}
+    assert engine.snapshot().outcomes == {"answered": 2, "cancelled": 1, "failed": 0, "queue_full": 1}
     with pytest.raises(EngineEnding):
         engine.submit(GenerationRequest("d"), events.append)
 
@@ -124,7 +124,7 @@ def test_a_cancelled_answer_ends_after_the_token_that_is_made(letters: Callable[
     engine.run()
     assert len(text_of(events)) == 3
     assert engine.snapshot().tokens.generated == 4
-    assert engine.snapshot().outcomes == {"answered": 0, "cancelled": 1, "failed": 0}
+    assert engine.snapshot().outcomes == {"answered": 0, "cancelled": 1, "failed": 0, "queue_full": 0}
     assert engine.snapshot().recent is None  # speeds are of whole answers
 
 

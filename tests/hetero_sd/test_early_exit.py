@@ -113,6 +113,27 @@ def test_the_library_computes_the_first_layer(bundle: Path) -> None:
     assert np.abs(found - models.target.forward(ids, 0)).max() > 0.1
 
 
+@pytest.mark.deep
+@pytest.mark.parametrize(
+    "name", ["exports/qwen3-genai-int4", "families/gemma3-optimum-fp32", "families/cohere2-dynamo-fp32"]
+)
+def test_other_families_pass_the_audit(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Int4 weights with int8 activations, sliding windows, norms that two parts share."""
+    export, out = TARGET.parents[1] / name, tmp_path / "bundle"
+    tokenizer = export
+    if not (export / "tokenizer.json").exists():
+        tokenizer = tmp_path
+        write_word_tokenizer(tokenizer, 64)
+    given = ["--draft", "early-exit:1", "--tokenizer", str(tokenizer), "--board", "host", "--context", "64"]
+    assert main(["compile", str(export / "model.onnx"), *given, "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["audit", str(out), "--json", "--max-new-tokens", "24"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["passed"]
+    assert {way["drafter"] for way in result["ways"]} == {"model", "ngram", "model+ngram"}
+    assert sum(way["drafted"] for way in result["ways"] if way["drafter"] == "model" and way["least"] is None) > 0
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A target, its first layers as an export of their own, and a tokenizer."""

@@ -17,7 +17,7 @@ OTHERS = (
     *("olmo", "smollm3", "stablelm", "phi", "starcoder2", "gpt-neox", "gptj", "cohere", "cohere2", "exaone4"),
     *("internlm3", "glm4", "opt", "opt-350m", "falcon", "falcon-grouped", "nemotron"),
 )
-EXPORTERS = ("dynamo", "legacy17")
+EXPORTERS = ("dynamo", "legacy17", "optimum")
 
 
 def one_of_its_kind(name: str) -> bool:

@@ -19,7 +19,7 @@ from hetero_sd.runtime.load import Loader, Settings, load_models, load_session, 
 from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.model.program_cache import use_cache
 from hetero_sd.runtime.model.protocol import NotFiniteError
-from hetero_sd.runtime.model.threads import choose_threads, prepare_environment
+from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, usable_cpus
 from hetero_sd.runtime.options import RunRequest, parse_options
 from hetero_sd.runtime.saved_logits import save_logits
 from hetero_sd.runtime.serve.options import DEFAULT_PORT, DEFAULT_QUEUE, LOOPBACK
@@ -126,6 +126,7 @@ def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:
         bundle.folder.resolve().name,
         int((bundle.folder / MANIFEST).stat().st_mtime),
         _answer_options(options),
+        usable_cpus(),
     )
     with bind(request) as bound, load_session(bundle, text, _settings(options), load) as session:
         serve(session, request, bound)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -38,6 +39,7 @@ class ServeRequest:
         model: its name.
         made_s: when the bundle was made, seconds since 1970.
         defaults: for what requests leave out.
+        cpus: that HTTP may use, where the models are kept on a cluster of them; none leaves that to the system.
     """
 
     host: str
@@ -47,6 +49,7 @@ class ServeRequest:
     model: str
     made_s: int
     defaults: Options
+    cpus: Sequence[int] = ()
 
 
 def bind(request: ServeRequest) -> socket.socket:
@@ -84,7 +87,8 @@ def serve(session: Session, request: ServeRequest, bound: socket.socket, limits:
     engine = SessionEngine(session, request.most_waiting, limits.answer_s)
     server = Server(engine, request.model, request.made_s, request.defaults, limits)
     access = Access(request.token, is_loopback(request.host))
-    with ending_signals(engine.stop), http_thread(server.app(access), bound, limits, engine.stop):
+    http = http_thread(server.app(access), bound, limits, engine.stop, request.cpus)
+    with ending_signals(engine.stop), http:
         print(f"run.py: {request.model} is served at {url_of(bound)} (Ctrl-C ends it)", file=sys.stderr, flush=True)
         engine.run()
 
@@ -112,9 +116,9 @@ def ending_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def http_thread(
-    app: ASGIApp, bound: socket.socket, limits: Limits, ended: Callable[[], None]
+    app: ASGIApp, bound: socket.socket, limits: Limits, ended: Callable[[], None], cpus: Sequence[int] = ()
 ) -> Iterator[uvicorn.Server]:
-    """Serve an application on a thread of its own, and join it; `ended` is called where it ends by itself.
+    """Serve an application on a thread of its own, on those CPUs, and join it; `ended` is called when it ends.
 
     Raises:
         Exception: the one that ended the thread.
@@ -137,6 +141,8 @@ def http_thread(
 
     def run() -> None:
         try:
+            if cpus and hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, cpus)  # of this thread alone
             asyncio.run(http.serve(sockets=[bound]))
         except BaseException as error:
             failed.append(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -11,12 +12,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from requirements import only_where
 
 from hetero_sd.runtime.manifest import read_manifest, write_manifest
 from hetero_sd.runtime.run import main
@@ -135,6 +138,8 @@ def test_a_signal_ends_what_runs(letters: Callable[..., Session], number: signal
                             os.kill(os.getpid(), number)
                         received.append(piece.choices[0].text)
                 except openai.APIError as error:
+                    if not received:
+                        os.kill(os.getpid(), number)
                     received.append(error.message)
 
         thread = threading.Thread(target=ask)
@@ -167,6 +172,38 @@ def test_other_machines_are_served_with_a_token() -> None:
         assert bound.getsockname()[0] == "0.0.0.0"
     with pytest.raises(UserError, match="--host no such host --port 0: Name or service not known"):
         bind(ServeRequest("no such host", 0, "secret", 4, "toy", 0, Options()))
+
+
+def test_http_does_not_stay_where_the_models_are_kept(letters: Callable[..., Session]) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    only_where(len(cpus) > 1, "one CPU")
+    seen: list[set[int]] = []
+
+    def look() -> None:
+        while not (found := [t.native_id for t in threading.enumerate() if t.name == "http" and t.native_id]):
+            time.sleep(0.01)
+        try:
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            client.request("GET", "/health")
+            client.getresponse()  # it runs, and so has chosen its CPUs
+            client.close()
+            seen.append(os.sched_getaffinity(found[0]))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for given in (cpus, []):  # without them it stays: the negative control
+        request = ServeRequest("127.0.0.1", 0, None, 4, "toy", 0, Options(), given)
+        with bind(request) as bound:
+            port = bound.getsockname()[1]
+            thread = threading.Thread(target=look)
+            thread.start()
+            os.sched_setaffinity(0, cpus[:1])
+            try:
+                serve(letters(), request, bound)
+            finally:
+                os.sched_setaffinity(0, cpus)
+        thread.join(60)
+    assert seen == [set(cpus), set(cpus[:1])]
 
 
 def test_an_http_thread_that_fails_ends_the_engine(

@@ -28,7 +28,10 @@ def _called() -> list[tuple[Case, int]]:
     return [*found, *((LONG, n) for n in _FEW)]
 
 
-@pytest.mark.parametrize(("name", "cpu"), _CORES.items())
+@pytest.mark.parametrize(
+    ("name", "cpu"),
+    [pytest.param(*core, marks=[] if core[0] == "cortex-a76" else pytest.mark.deep) for core in _CORES.items()],
+)
 def test_the_board_has_the_bits_of_numpy(virtual_board: Any, tmp_path: Path, name: str, cpu: str) -> None:
     tile = cpu_tile(core(name))
     kernels: dict[str, Any] = {}

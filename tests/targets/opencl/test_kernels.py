@@ -482,7 +482,7 @@ def test_groups_stay_within_the_board() -> None:
             assert tile.rows(n, 8) == n or n > 8  # up to 8 rows share one read of the weights
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_oclgrind_finds_nothing_in_any_kernel(runtime_library: Path, factories: dict[str, Any], tmp_path: Path) -> None:
     """The tests above again, at their odd sizes: no access out of bounds, no uninitialised value used, no race.
 

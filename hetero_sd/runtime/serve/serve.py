@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -136,6 +137,7 @@ def http_thread(
         server_header=False,
         timeout_graceful_shutdown=limits.ending_s,
     )
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that resets its connection
     http = uvicorn.Server(config)
     failed: list[BaseException] = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -49,3 +51,18 @@ def test_what_is_no_http_is_refused(serve: Serve, to_the_end: Any) -> None:
         assert said.startswith(b"HTTP/1.1 400 ")
         assert b"Traceback" not in said
         assert served.ask("/health").status == 200
+
+
+def test_clients_that_reset_their_connections_print_nothing(
+    serve: Serve, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serve(most_waiting=20) as served:
+        for _ in range(20):
+            client = served.open_stream(max_tokens=300)
+            client.recv(64)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        served.wait_until(lambda: sum(served.engine.snapshot().outcomes.values()) == 20)
+        assert served.complete().status == 200
+    assert caplog.text == ""
+    assert capfd.readouterr().err == ""

@@ -64,6 +64,9 @@ SEEN = {  # what a reader is told of cells that differ
         "none in the file: the import adds it",
         "none beside the file: compile needs --tokenizer",
     ),
+    "falcon-dynamo-fp32": ("q, k, v in one matrix multiplication", "GELU, no gate; 1 layer norm a layer"),
+    "nemotron-dynamo-fp32": ("nemotron or alike", "SQUARED RELU, no gate; 2 layer norms a layer"),
+    "opt-legacy17-fp32": ("opt or alike", "RELU, no gate", "flattened rows brought back"),
     "phi3-dynamo-fp32": ("q, k, v in one matrix multiplication", "SILU, gate and up in one matrix multiplication"),
 }
 

@@ -23,8 +23,7 @@ from targets.cpu.kernels.vnni_dot import VNNI_DOTS
 from targets.cpu.tile import CpuTile
 
 _AHEAD = 8  # steps of weights that are asked for before they are read; Zen 3: 10 -> 13 GB/s at one row
-_CHUNK = 16  # steps at most, and
-_CHUNK_WEIGHTS = 16 * 1024  # weights at most
+_CHUNK, _CHUNK_WEIGHTS = 16, 16 * 1024  # the most steps, and the most weights
 _LINE = 16  # words of a cache line
 _SUMS: dict[str, Sums] = {**NEON_DOTS, "pmadd": pmadd, **VNNI_DOTS}
 
@@ -158,10 +157,13 @@ def linear_int(
         return factor, T.bind(factor * (middle - T.cast(zero[at], f"float32x{lanes}")))
 
     def ask(q: Any, g: Any, word: Any, first: Any) -> None:
+        """Ask for lines of one step from `first` on, in the order of columns: a tile's own, a chunk before it."""
         prefetch = T.llvm_lookup_intrinsic_id("llvm.prefetch")
-        for i in range(asked):
-            place = word + T.floordiv(first + i, lines), T.floormod(first + i, lines) * _LINE
-            T.evaluate(T.call_llvm_intrin(prefetch, T.address_of(q[(g, *place)]), 0, 3, 1, dtype="void"))
+        for place in (first + i for i in range(asked)):
+            row, line = (T.floormod(place, of_step), T.floordiv(place, of_step)) if lines > 1 else (place, 0)
+            T.evaluate(
+                T.call_llvm_intrin(prefetch, T.address_of(q[g, word + row, line * _LINE]), 0, 3, 1, dtype="void")
+            )
 
     def step(acc: Any, r: Any, j: Any, s: Any, g: Any, given: tuple[Any, ...]) -> None:
         """Add step s to tile (r, j) of acc, whose rows are rows of the activations; ask for weights that come later."""

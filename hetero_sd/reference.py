@@ -200,7 +200,7 @@ class EarlyExitReference(ReferenceModel):
         self._kv_shape = (decoder.facts.kv_heads, decoder.facts.head_dim)
         self._dtypes = {v.name: v.dtype.numpy() for v in decoder.model.graph.inputs}
         self._names = [v.name for v in decoder.model.graph.outputs]
-        self._one_at_a_time = False
+        self._kv, self._one_at_a_time = np.dtype(RUNTIME_KV[0]), False
         self._session = make_session(decoder.model, path)
 
 

@@ -204,9 +204,11 @@ class _Makers:
         scale: float,
         window: int,
         softcap: float,
+        cache: str = "float32",
     ) -> Any:
         assert not window
         assert not softcap
+        assert cache == "float32"
         q, kv = (1, n, heads * head_dim), (1, n, kv_heads * head_dim)
         keys = (1, kv_heads, context // tile.lanes, head_dim, tile.lanes)
         values = (1, kv_heads, context, head_dim)

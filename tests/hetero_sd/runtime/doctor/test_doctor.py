@@ -265,7 +265,12 @@ def test_a_driver_that_crashes_is_reported(tmp_path: Path, body: str, crash: str
 
 
 def test_probing_apart_finds_the_same() -> None:
-    assert probe_apart() == probe()
+    def but_for_memory(found: OpenCLState) -> OpenCLState:
+        """PoCL's device has as much memory as is free when it is asked."""
+        devices = tuple(dataclasses.replace(device, global_bytes=0) for device in found.devices)
+        return dataclasses.replace(found, devices=devices)
+
+    assert but_for_memory(probe_apart()) == but_for_memory(probe())
 
 
 @pytest.mark.parametrize("level", ["ok", "note", "problem"])

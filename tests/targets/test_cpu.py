@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,25 @@ def test_peak_rates_are_whole_vector_instructions(name: str) -> None:
     assert pipes in (1, 2, 4)
     products = 32 if described.has_i8mm else 16 if described.has_dotprod else 8  # SMMLA, SDOT 16B, or SMLAL 8H
     assert described.int8_ops_per_cycle == pipes * products * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacks"),
+    [
+        ({"llvm_cpu": "cortex-a53"}, "dotprod"),
+        ({"llvm_cpu": "cortex-a55", "has_i8mm": True}, "i8mm"),
+        ({"isa": "x86-64", "llvm_cpu": "skylake-avx512", "vector_bits": 512}, "avx512vnni"),
+        ({"isa": "x86-64", "llvm_cpu": "haswell", "vector_bits": 256}, "avxvnni or avx512vl and avx512vnni"),
+    ],
+)
+def test_dot_products_that_llvm_does_not_know_are_refused(changes: dict[str, Any], lacks: str) -> None:
+    """LLVM would abort the process."""
+    claimed = replace(core("cortex-a76"), llvm_features=(), **changes)
+    with pytest.raises(UserError, match=f"^core cortex-a76: the board gives it int8 dot products, .* no {lacks}$"):
+        tvm_target(claimed)
+    tvm_target(replace(claimed, has_dotprod=False, has_i8mm=False))
+    features = {"aarch64": ("+dotprod", "+i8mm"), "x86-64": ("+avx512vnni", "+avx512vl")}
+    tvm_target(replace(claimed, llvm_features=features[claimed.isa]))
 
 
 def test_the_target_of_a_cortex() -> None:

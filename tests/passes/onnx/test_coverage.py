@@ -493,7 +493,8 @@ and `int8` are symmetric in blocks of 32 unless they say otherwise; `ids-and-cac
 inputs left out).
 "dynamo" is `torch.onnx.export(dynamo=True)` and "torchscript" is `dynamo=False` at opset 17 or 18, of torch 2.13 and
 transformers 5.23 (OPT, Falcon, Nemotron: 5.24); "optimum-onnx" is 0.1.0; "genai" is onnxruntime-genai's builder.
-"onnxruntime's quantisers" are those of onnxruntime 1.32 on a float32 export of another column: `dynamic` is `quantize_dynamic` with weights uint8 or int8,
+"onnxruntime's quantisers" are those of onnxruntime 1.32 on a float32 export of another column: `dynamic` is
+`quantize_dynamic` with weights uint8 or int8,
 `per-channel`, `reduced` (reduce_range) or saved by onnxruntime at level `extended`; `static` is `quantize_static` in
 the form QDQ with activations uint8, or of `16-bit`, of MatMul, Gemm and Gather or of `all-operators`; `bnb4` is
 `MatMulBnb4Quantizer` with the tables NF4 and FP4 in blocks of 64 unless it says otherwise. "Saved again by" is an

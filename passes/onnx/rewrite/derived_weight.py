@@ -34,7 +34,7 @@ def derived_weight(
         lambda: ir.tensor(np.ascontiguousarray(change(old.numpy())), dtype=old.dtype),
         dtype=old.dtype,
         shape=ir.Shape(shape),
-        name=f"{value.name}.{name}",
+        name=_free_name(imp, f"{value.name}.{name}"),
     )
     new = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(old.dtype), const_value=tensor)
     imp.graph.register_initializer(new)
@@ -42,3 +42,9 @@ def derived_weight(
         attributes = {key: attribute(maker, key) for key in maker.attributes}
         new = emit(node, maker.op_type, [new], attributes, outputs=[f"{tensor.name}.{step}"]).outputs[0]
     node.replace_input_with(place, new)
+
+
+def _free_name(imp: Importing, name: str) -> str:
+    """The name, or with a number behind it: layers may share a weight."""
+    names = (name, *(f"{name}_{i}" for i in range(1, len(imp.graph.initializers) + 2)))
+    return next(n for n in names if n not in imp.graph.initializers)

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from passes.onnx.pass_context import Declined, Importing, PassLog, add_initializer, describe, emit, replace_uses
 from passes.onnx.prove.run_subgraph import Piece
-from passes.onnx.prove.weight_expression import initializer_of, is_weight
+from passes.onnx.prove.weight_expression import initializer_of, is_weight, stored
 from passes.onnx.rewrite.derived_weight import derived_weight
 from passes.onnx.shapes import Known, Point, known_shapes, points
 from passes.onnx.weight_sizes import LINEAR
@@ -48,7 +48,15 @@ def _projection(reshape: Any) -> Any:
     maker = _maker(reshape.inputs[0])
     if maker is not None and maker.op_type == "Add" and any(_is_vector(v) for v in maker.inputs):
         maker = _maker(next(v for v in maker.inputs if not _is_vector(v)))
-    return maker if maker is not None and maker.op_type in LINEAR and is_weight(maker.inputs[1]) else None
+    return maker if maker is not None and maker.op_type in LINEAR and _can_move(maker) else None
+
+
+def _can_move(matmul: Any) -> bool:
+    """Whether the columns of its weights are found in what is stored: no Reshape comes between."""
+    if matmul.op_type == "MatMul":
+        weight, made = matmul.inputs[1], (node.op_type for node in _makers(matmul.inputs[1]))
+        return is_weight(weight) and len(initializer_of(weight).const_value.shape) == 2 and "Reshape" not in made
+    return all(stored(value) is not None for value in matmul.inputs[1:] if value is not None)
 
 
 def _maker(value: Any) -> Any:
@@ -56,7 +64,8 @@ def _maker(value: Any) -> Any:
 
 
 def _is_vector(value: Any) -> bool:
-    return is_weight(value) and len(initializer_of(value).const_value.shape) == 1
+    """Whether it is a stored bias, one number for each of several columns."""
+    return (found := stored(value)) is not None and len(found.const_value.shape) == 1 and found.const_value.size > 1
 
 
 def _ungroup(imp: Importing, node: Any, matmul: Any, known: list[dict[Any, Known]]) -> bool:
@@ -99,11 +108,16 @@ def _layout_users(value: Any) -> list[Any]:
 
 def _ends(value: Any, known: list[dict[Any, Known]], at: tuple[Point, Point], head_dim: int) -> list[Any]:
     """The last values of whole heads, [B, H, S, D] or [B, S, H, D], that only a change of layout leads to."""
-    after = [output for user in _layout_users(value) for output in user.outputs]
-    found = [end for output in after for end in _ends(output, known, at, head_dim)]
-    if not found and all(value in k and _by_head(k[value].shape, p, head_dim) for k, p in zip(known, at, strict=True)):
-        found = [value]
-    return list(dict.fromkeys(found))
+    users = _layout_users(value)
+    branches = [_ends(output, known, at, head_dim) for user in users for output in user.outputs]
+    found = [end for branch in branches for end in branch]
+    if found and all(branches) and len(users) == len(value.uses()) and not value.is_graph_output():
+        return list(dict.fromkeys(found))
+    if all(value in k and _by_head(k[value].shape, p, head_dim) for k, p in zip(known, at, strict=True)):
+        return [value]
+    if found:
+        raise Declined(f"{value.name} is read by head and in another way")
+    return []
 
 
 def _by_head(shape: tuple[int, ...], at: Point, head_dim: int) -> bool:

@@ -23,7 +23,8 @@ def packed(body: str, weight: str = WEIGHT, head_dim: int = 2) -> Any:
     return importing(
         "g (int64[b,s] input_ids) => (float[b,2,s,2] z) "
         f"<float[3,2] e = {{1, 2, -3, 5, 0, 7}}, {weight}, {BIAS}, int64[4] shape = {{0, 0, 2, 6}},"
-        f" int64[3] sizes = {{1, 2, 3}}> {{ x = Gather(e, input_ids) {body} qk = Sub(q, k) z = Sub(qk, o) }}",
+        f" int64[3] sizes = {{1, 2, 3}}, int64[2] turned = {{2, 12}}, float[1] one = {{3}}> "
+        f"{{ x = Gather(e, input_ids) {body} qk = Sub(q, k) z = Sub(qk, o) }}",
         head_dim=head_dim,
     )
 
@@ -93,12 +94,37 @@ def test_a_shared_key_and_value_of_a_group_of_heads(matmul: str, changed: str) -
     assert not np.array_equal(run(imp), before)  # the negative control
 
 
+TURN = "Transpose <perm = [0, 2, 1, 3]>"
+READ = (  # the query heads before they are turned, too
+    "y = MatMul(x, w) v = Reshape(y, shape) q0, k0, o0 = Split <axis = 3, num_outputs = 3> (v) n = Neg(q0) "
+    f"n1 = {TURN} (n) q1 = {TURN} (q0) q2 = Add(n1, n1) q = Add(q1, q2) k = {TURN} (k0) o = {TURN} (o0)"
+)
+AGAIN = f"u = Neg(x) y2 = MatMul(u, w) v2 = Reshape(y2, shape) t2 = {TURN} (v2) "
+TWICE = f"y = MatMul(x, w) v = Reshape(y, shape) t = {TURN} (v) a, b, o = Split <axis = 3, num_outputs = 3> (t) {AGAIN}"
+TWICE += "q2, k2, o2 = Split <axis = 3, num_outputs = 3> (t2) q = Sub(a, o2) kk = Sub(b, q2) k = Mul(kk, k2)"
+
+
+@pytest.mark.parametrize(("body", "matched"), [(READ, 1), (TWICE, 2)])
+def test_heads_read_on_the_way_and_a_weight_of_two_layers(body: str, matched: int) -> None:
+    imp = packed(body)
+    before = run(imp)
+    assert run_pass(ungroup_packed, imp).matched == matched
+    assert np.array_equal(run(imp), before)
+    value = next(v for n, v in imp.graph.initializers.items() if n == "w.ungrouped")
+    value.const_value = ir.tensor(value.const_value.numpy()[:, ::-1].copy(), name=value.name)
+    assert not np.array_equal(run(imp), before)  # the negative control
+
+
 @pytest.mark.parametrize(
     "body",
     [
         f"m = MatMul(x, w) y = Neg(m) {SPLIT}",  # not a projection of its own
         f"y = MatMul(x, w) {SPLIT.replace('[0, 2, 1, 3]', '[0, 2, 3, 1]').replace('axis = 3', 'axis = 2')}",
         f"y = MatMul(x, w) {SPLIT.replace(', num_outputs = 3> (t)', '> (t, sizes)')}",  # of unequal sizes
+        f"u = Reshape(w, turned) y = MatMul(x, u) {SPLIT}",  # columns that are not those of what is stored
+        f"m = MatMul(x, w) y = Add(m, one) {SPLIT}",  # one number for all columns
+        f"y = MatMul(x, w) {SPLIT.replace('q, k, o =', f'n = Neg(v) tn = {TURN} (n) q, k, o0 =')} "
+        "more, k0, o1 = Split <axis = 3, num_outputs = 3> (tn) o = Add(o0, more)",  # the view is read, too
     ],
 )
 def test_what_is_none_is_left_alone(body: str) -> None:

@@ -144,7 +144,8 @@ class ReferenceModel:
                 continue
             logits.append(outputs["logits"][0])
             past_names = {n: n.replace("present", "past_key_values") for n in outputs if n != "logits"}
-            kept = {name: outputs[n].astype(self._kv).astype(np.float32) for n, name in past_names.items()}
+            with np.errstate(over="ignore"):  # infinite then, which the logits show
+                kept = {name: outputs[n].astype(self._kv).astype(np.float32) for n, name in past_names.items()}
             cache.arrays.update(kept)
             done += len(chunk)
         return np.concatenate(logits)

@@ -184,7 +184,15 @@ def bounds_of_rounding(rounded: VerifyResult, bound: float) -> tuple[float, floa
     Args:
         rounded: the reference with that rounding, compared with the reference.
         bound: allowed without rounding.
+
+    Raises:
+        UserError: the rounded reference has no finite logits, which bound nothing.
     """
+    if not math.isfinite(rounded.largest_error):
+        raise UserError(
+            "with int8 activations or a KV cache in float16 as the bundle's, the reference's logits are not finite: "
+            "compile with --activations float or --kv float32"
+        )
     return (
         bound + MOST_OF_ROUNDING * rounded.largest_error,
         bound + MOST_RMS_OF_ROUNDING * rounded.error_rms,

@@ -55,3 +55,11 @@ def lanes_gelu(x: Any, tanh: bool, slope: float = GELU_SLOPE, cubic: float = GEL
         p = p * t + T.float32(c)
     tail = p * t * lanes_exp(T.float32(-0.5) * x * x)
     return tirx.max(x, T.float32(0)) - T.float32(0.5) * size * tail
+
+
+def value_with_key(value: Any, key: Any) -> Any:
+    """A value that a KV cache in float16 gets: too large for it where the key of its place is.
+
+    The infinite score of such a key would hide it without a trace; an infinite value spoils every row that sees it.
+    """
+    return tirx.Select(T.abs(key) < T.float32(65520), value, T.float32(3e38))

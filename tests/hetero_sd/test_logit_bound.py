@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hetero_sd.verify import bounds_of_rounding, compare, logit_bound
+from targets.errors import UserError
 
 
 @pytest.mark.parametrize(("scale", "bound"), [(0.01, 1e-7), (1, 1e-5), (10, 1e-4), (30, 3e-4)])
@@ -48,6 +49,9 @@ def test_rounded_activations_are_bounded_by_what_rounding_does_to_the_reference(
         other = ours.copy()
         other[7, 9] = wrong
         assert not compare([(reference, other)], bound, bound_rms).passed
+    overflown = compare([(reference, np.full_like(ours, np.nan))], np.inf)
+    with pytest.raises(UserError, match="reference's logits are not finite: compile with"):
+        bounds_of_rounding(overflown, 1e-4)
     swapped = np.roll(ours, 1, axis=-1)
     assert compare([(reference, swapped)], bound, bound_rms).wrong == 200
 

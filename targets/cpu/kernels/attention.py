@@ -20,7 +20,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from targets.cpu.tile import CpuTile
-from targets.kernels.vector_math import lanes_exp, lanes_tanh
+from targets.kernels.vector_math import lanes_exp, lanes_tanh, value_with_key
 
 _BLOCK = 64  # keys whose values are added to all of head_dim before the next ones: they stay in the level-1 cache
 
@@ -58,6 +58,11 @@ def attention_cached(
         """A float32 value as the caches have it."""
         return T.Cast(cache, value) if cache != "float32" else value
 
+    def stored_value(v: Any, k: Any, row: Any, column: Any) -> Any:
+        """The same of a value, which shows what became of its key."""
+        value = v[0, row, column]
+        return stored(value_with_key(value, k[0, row, column])) if cache == "float16" else value
+
     def read(value: Any) -> Any:
         """A value of the caches as float32."""
         return T.Cast("float32", value) if cache != "float32" else value
@@ -82,7 +87,9 @@ def attention_cached(
                             keys[0, va, (pos + t) // lanes, d, (pos + t) % lanes] = stored(k[0, t, va * head_dim + d])
                         for d in T.unroll(vectors):
                             for i in T.vectorized(part):
-                                values[0, va, pos + t, d * part + i] = stored(v[0, t, va * head_dim + d * part + i])
+                                values[0, va, pos + t, d * part + i] = stored_value(
+                                    v, k, t, va * head_dim + d * part + i
+                                )
         for p in T.parallel(kv_heads * row_tiles):
             with T.sblock("tile"):
                 vp = T.axis.spatial(kv_heads * row_tiles, p)
@@ -109,7 +116,9 @@ def attention_cached(
                             keys[0, vh, (pos + t) // lanes, d, (pos + t) % lanes] = stored(k[0, t, vh * head_dim + d])
                         for d in T.unroll(vectors):
                             for i in T.vectorized(part):
-                                values[0, vh, pos + t, d * part + i] = stored(v[0, t, vh * head_dim + d * part + i])
+                                values[0, vh, pos + t, d * part + i] = stored_value(
+                                    v, k, t, vh * head_dim + d * part + i
+                                )
                 for m in T.unroll(queries):
                     for i in T.vectorized(lanes):
                         peak[m, i] = T.float32(-3e38)

@@ -18,7 +18,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.kernels.vector_math import lanes_exp, lanes_tanh
+from targets.kernels.vector_math import lanes_exp, lanes_tanh, value_with_key
 from targets.opencl.kernels import load_half, storage, store_half
 from targets.opencl.tile import GpuTile
 
@@ -121,7 +121,12 @@ def attention_cached(
                                 *(keys, 0, vh, last(pos, vm) // lanes, vd, last(pos, vm) % lanes),
                             )
                         )
-                        T.evaluate(store_half(v[0, vm, vh * head_dim + vd], values, 0, vh, last(pos, vm), vd))
+                        T.evaluate(
+                            store_half(
+                                value_with_key(v[0, vm, vh * head_dim + vd], k[0, vm, vh * head_dim + vd]),
+                                *(values, 0, vh, last(pos, vm), vd),
+                            )
+                        )
                     else:
                         keys[0, vh, last(pos, vm) // lanes, vd, last(pos, vm) % lanes] = k[0, vm, vh * head_dim + vd]
                         values[0, vh, last(pos, vm), vd] = v[0, vm, vh * head_dim + vd]

@@ -158,7 +158,7 @@ def _reshape(node: Any) -> str:
 def _add(node: Any) -> str:
     weights = [v for v in node.inputs if is_weight(v)]
     bias = stored(weights[0]) if len(weights) == 1 else None
-    if not weights or (bias is not None and len(bias.const_value.shape) == 1):
+    if not weights or (bias is not None and len(bias.const_value.shape) == 1 and bias.const_value.size > 1):
         return ""
     return "only a bias vector or another computed value can be added"
 

@@ -263,6 +263,7 @@ def test_accuracy_level_is_zero_after() -> None:
         ("y = Elu(x)", r"ai.onnx.Elu \(node 'Elu of y'\): the operator is not part"),
         ("y = Mul(x, v)", "multiplied by a weight vector"),
         ("y = Add(x, c)", "only a bias vector"),
+        ("y = Add(x, c1)", "only a bias vector"),  # whose kernel reads a number for each column
         ("y = MatMul(x, x)", "matrix multiplications of a computed value with a weight"),
         ("s = Sigmoid(x) y = Add(s, x)", "not the gate of SiLU"),
         ("s = Sigmoid(x) t = Tanh(x) y = Mul(s, t)", "not the gate of SiLU"),
@@ -278,7 +279,7 @@ def test_accuracy_level_is_zero_after() -> None:
     ],
 )
 def test_what_is_outside_the_vocabulary_is_named(body: str, reason: str) -> None:
-    constants = "float c = {2}, float[8] v = {1,1,1,1,1,1,1,1}, int64[4] r = {0,0,2,4}, int64[3] r3 = {0,0,8}"
+    constants = "float c = {2}, float[1] c1 = {2}, float[8] v = {1,1,1,1,1,1,1,1}, int64[4] r = {0,0,2,4}, int64[3] r3 = {0,0,8}"
     imp = importing(f"g ({IDS}) => (float[b,s,8] y) <{TABLE}, {constants}> {{ x = Gather(e, input_ids) {body} }}")
     with pytest.raises(UserError, match=reason):
         run_pass(check_vocabulary, imp)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 
 from costmodel.format import FLOAT
+from hetero_sd.compile.build import BuiltModel
 from hetero_sd.compile.compile import CompileResult
 from hetero_sd.predict.text import variant_table
 from hetero_sd.quantisation.cost_text import cost_text
@@ -31,18 +33,24 @@ def compile_text(result: CompileResult, out: Path) -> str:
     lines.append(f"  - end of text: id {eos}, from {Path(result.tokenizer.eos_source).name}")
     lines += [f"  - {note}" for note in result.notes]
     lines += ["", *variant_table(result.prediction, _MOST_VARIANTS), ""]
-    heads = f"{'model':8}{'layers':>8}{'multiplied':>15}{'in ONNX':>10}{'packed':>10}{'library':>10}"
-    lines.append(f"{heads}  entry points")
-    for role, built in result.models.items():
+    lines += _model_table(result.models)
+    lines += cost_text(result.cost) if result.cost is not None else []
+    lines.append(f"bundle {out}: {_size(result.bundle_bytes)}; {_how_to_run(result, out)}")
+    return "\n".join(lines)
+
+
+def _model_table(models: Mapping[str, BuiltModel]) -> list[str]:
+    """A line for each model below the heads of the columns."""
+    heads = f"{'model':8}{'layers':>8}{'multiplied':>17}{'in ONNX':>10}{'packed':>10}{'library':>10}"
+    lines = [f"{heads}  entry points"]
+    for role, built in models.items():
         m = built.facts
         widths = ", ".join(map(str, m.widths))
         sizes = "".join(f"{_size(n):>10}" for n in (built.source_bytes, built.weights_bytes, built.library_bytes))
         on_cpu = any(segment.processor == HOST for segment in m.chain)
         multiplied = f"{m.weight_dtype} x {m.activations if on_cpu else FLOAT}"
-        lines.append(f"{role:8}{m.layers:>8}{multiplied:>15}{sizes}  {widths} and prefill {m.prefill_width}")
-    lines += cost_text(result.cost) if result.cost is not None else []
-    lines.append(f"bundle {out}: {_size(result.bundle_bytes)}; {_how_to_run(result, out)}")
-    return "\n".join(lines)
+        lines.append(f"{role:8}{m.layers:>8}{multiplied:>17}{sizes}  {widths} and prefill {m.prefill_width}")
+    return lines
 
 
 def _how_to_run(result: CompileResult, out: Path) -> str:

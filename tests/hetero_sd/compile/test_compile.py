@@ -276,6 +276,21 @@ def test_a_printed_command_can_be_copied(tmp_path: Path) -> None:
         assert ("copy it to the board" in text) != here
 
 
+def test_the_columns_of_the_models_stay_apart() -> None:
+    """The widest: float weights and float activations."""
+    from types import SimpleNamespace
+
+    from hetero_sd.compile.compile_report import _model_table
+
+    facts = SimpleNamespace(
+        layers=24, widths=(1, 2), prefill_width=32, chain=(), weight_dtype="float32", activations="float"
+    )
+    sizes = {"source_bytes": 616_000, "weights_bytes": 650_000, "library_bytes": 999_000_000}
+    built = SimpleNamespace(facts=facts, **sizes)
+    _, line = _model_table({"target": built})  # type: ignore[dict-item]
+    assert line.split()[:7] == ["target", "24", "float32", "x", "float", "616", "KB"]
+
+
 @pytest.mark.slow
 def test_a_bundle_for_a_mali_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh machine: nothing on the path, no OpenCL runtime built before."""

@@ -102,8 +102,8 @@ class Question:
         elsewhere = [p for p in (self.target_place, self.draft_place) if p is not None and p.text != HOST]
         if elsewhere and any(draft.whole is not None for draft in self.drafts):
             raise UserError(
-                f"placement {elsewhere[0].text}: an early exit reads the target's weights on the CPU; leave it out, "
-                "or put both models on the CPU"
+                f"placement {elsewhere[0].text}: an early exit reads the target's weights on the CPU: "
+                "take another drafter, or put both models on the CPU"
             )
         check_acceptance(self.alpha)
         if self.ngram_alpha is not None:

@@ -14,6 +14,7 @@ from costmodel.question import Question, factors_of
 from costmodel.search import Search
 from costmodel.ties import settle_ties
 from costmodel.uncertainty import Intervals
+from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.inputs import check_formats, load_specs
 from hetero_sd.predict.predict import bundle_question
 from targets.boards import load_board
@@ -34,14 +35,14 @@ class SweepRequest:
     """What the user asks: every pair on every board, at every context and acceptance.
 
     Attributes:
-        pairs: files of target and drafter, or of the target alone; ONNX or config.json.
+        pairs: of each the target, an ONNX file or a config.json, and such a drafter, an early exit, or None.
         boards: names or paths of board files.
         alphas: acceptances of a drafted token.
         contexts: tokens in the KV cache.
         weights: formats that the weights of a config.json are considered in.
     """
 
-    pairs: tuple[tuple[Path, ...], ...]
+    pairs: tuple[tuple[Path, Path | EarlyExit | None], ...]
     boards: tuple[str, ...]
     alphas: tuple[float, ...]
     contexts: tuple[int, ...]
@@ -56,7 +57,7 @@ def sweep(request: SweepRequest, track: Callable[[Sequence[Any]], Iterable[Any]]
     """
     check_formats(request.weights)
     boards = [load_board(name) for name in request.boards]
-    pairs = [_specs(paths, request.weights, max(request.contexts)) for paths in request.pairs]
+    pairs = [_specs(*pair, request.weights, max(request.contexts)) for pair in request.pairs]
     points = [(pair, b, c, a) for pair in pairs for b in boards for c in request.contexts for a in request.alphas]
     if len(points) > MOST_POINTS:
         raise UserError(f"{len(points)} points are more than {MOST_POINTS}; give fewer values")
@@ -111,8 +112,10 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _specs(
-    paths: Sequence[Path], formats: Sequence[str], context: int
+    target: Path, draft: Path | EarlyExit | None, formats: Sequence[str], context: int
 ) -> tuple[tuple[DecoderSpec, ...], tuple[DecoderSpec, ...]]:
     """The specs of target and drafter."""
-    specs = [load_specs(path, formats, context) for path in paths]
-    return specs[0], specs[1] if len(specs) > 1 else ()
+    targets = load_specs(target, formats, context)
+    if isinstance(draft, EarlyExit):
+        return targets, tuple(draft.spec(spec) for spec in targets)
+    return targets, () if draft is None else load_specs(draft, formats, context)

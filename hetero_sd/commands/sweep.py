@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from hetero_sd.commands.parser import Subparsers, subcommand
+from hetero_sd.early_exit import SCHEME, EarlyExit
 from hetero_sd.predict.request import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CONTEXT
 from hetero_sd.sweep import SweepRequest, sweep, to_csv
 from targets.boards import board_names
@@ -28,7 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="TARGET[,DRAFT]",
         action="append",
         required=True,
-        help="model.onnx or config.json of each (repeatable)",
+        help=f"model.onnx or config.json of each, the drafter {SCHEME}K, too (repeatable)",
     )
     p.add_argument("--board", metavar="B[,B]", required=True, help=f"{', '.join(board_names())}, or board files")
     p.add_argument("--alpha", metavar="P[,P]", default=str(DEFAULT_ALPHA), help="acceptances (default 0.8)")
@@ -75,11 +76,14 @@ def request_of(options: argparse.Namespace) -> SweepRequest:
     )
 
 
-def _pair(text: str) -> tuple[Path, ...]:
-    paths = tuple(Path(part) for part in text.split(","))
-    if not 1 <= len(paths) <= 2:
+def _pair(text: str) -> tuple[Path, Path | EarlyExit | None]:
+    target, *drafts = text.split(",")
+    if len(drafts) > 1:
         raise UserError(f"--pair {text!r}: give TARGET or TARGET,DRAFT")
-    return paths
+    try:
+        return Path(target), (EarlyExit.named(drafts[0]) or Path(drafts[0])) if drafts else None
+    except ValueError as error:
+        raise UserError(f"--pair: {error}") from None
 
 
 def _numbers(text: str, option: str, low: float, high: float, whole: bool = False) -> list[float]:

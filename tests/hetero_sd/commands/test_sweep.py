@@ -39,6 +39,18 @@ def test_a_row_for_every_point(pair: str, tmp_path: Path, capsys: pytest.Capture
     assert all(float(r["low"]) < float(r["tokens_per_s"]) < float(r["high"]) for r in fits)
 
 
+def test_an_early_exit_is_a_drafter(pair: str, tmp_path: Path) -> None:
+    out, target = tmp_path / "sweep.csv", pair.partition(",")[0]
+    values = ["--board", "rpi5", "--alpha", "0.9", "--weights", "int4,float16"]
+    assert main(["sweep", "--pair", f"{target},early-exit:2", *values, "--out", str(out), "--quiet"]) == 0
+    (row,) = csv.DictReader(out.open())
+    assert row["draft"].endswith("first 2 of 16 layers")
+    assert row["mode"] != "target-only"
+    assert main(["sweep", "--pair", pair, *values, "--out", str(out), "--quiet"]) == 0
+    (other,) = csv.DictReader(out.open())
+    assert float(other["memory_gb"]) > float(row["memory_gb"])  # which has weights of its own
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -47,6 +59,7 @@ def test_a_row_for_every_point(pair: str, tmp_path: Path, capsys: pytest.Capture
         (["--context", "0.5"], "--context '0.5' is not a whole number"),
         (["--board", "rpi6"], "board 'rpi6' is not known"),
         (["--pair", "a,b,c"], "give TARGET or TARGET,DRAFT"),
+        (["--pair", "a,early-exit:x"], "--pair: 'early-exit:x' names no layer: give early-exit:K"),
         (["--weights", "int2"], "--weights 'int2'"),
     ],
 )

@@ -6,6 +6,7 @@ The points of every second width are held out of the fit; their error is what a 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from costmodel.schema.record import SchemaError
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_factors, with_gpu, with_region_cost
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.inputs import pair_specs
+from hetero_sd.runtime.manifest import Bundle
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
@@ -77,10 +79,10 @@ def calibrate(request: CalibrateRequest) -> Calibrated:
         UserError: a file or name that cannot be used.
     """
     board = load_board(request.board, measure=False, calibrated=False)  # an earlier fit is no start for this one
-    specs = pair_specs(request.target, request.draft, 2, {"target": FLOAT, "draft": FLOAT})
     cluster = request.cluster or max(board.clusters, key=lambda c: c.bandwidth_all_threads_gb_per_s).name
     board.cluster(cluster)  # refuses an unknown name
     measured = [read_measured(path) for path in request.measured]
+    specs = specs_of(request, measured)
     points = [
         p for data, path in zip(measured, request.measured, strict=True) for p in points_of(data, path, specs, cluster)
     ]
@@ -93,6 +95,45 @@ def calibrate(request: CalibrateRequest) -> Calibrated:
     own = measured_factors(calibrated, measured)
     found = fit(calibrated, points, lambda p: p.n in held_out, replace(factors_of(calibrated), **own))
     return Calibrated(with_factors(calibrated, found, own), found, tuple(held_out), busy)
+
+
+def specs_of(request: CalibrateRequest, measured: Sequence[Measured]) -> dict[str, DecoderSpec]:
+    """The models with the weights that were timed, by role; float activations.
+
+    Raises:
+        UserError: a file that cannot be used, or that is of other weights than the first one.
+    """
+    quantised = measured[0].quantised
+    for data, path in zip(measured, request.measured, strict=True):
+        if data.quantised != quantised:
+            raise UserError(
+                f"{path}: the weights are quantised otherwise than in {request.measured[0]}: fit one of them"
+            )
+    return pair_specs(request.target, request.draft, 2, {"target": FLOAT, "draft": FLOAT}, quantised=quantised)
+
+
+def check_drafter(bundle: Bundle, draft: Path | EarlyExit | None) -> None:
+    """Refuse a drafter that the bundle was not compiled from.
+
+    Raises:
+        UserError: what to give.
+    """
+    own = _own_exit(bundle)
+    fits = draft == own if own is not None else not isinstance(draft, EarlyExit)
+    if not fits or (draft is None) == ("draft" in bundle.models):
+        raise UserError(f"{bundle.folder}: give what it was compiled from with {sources_of(bundle)}")
+
+
+def sources_of(bundle: Bundle) -> str:
+    """The options that name what a bundle was compiled from."""
+    draft = f" --draft {_own_exit(bundle) or 'DRAFT.onnx'}" if "draft" in bundle.models else ", without --draft"
+    return f"--target TARGET.onnx{draft}"
+
+
+def _own_exit(bundle: Bundle) -> EarlyExit | None:
+    """The early exit that drafts in a bundle, which reads the target's weights."""
+    draft = bundle.models.get("draft")
+    return None if draft is None or draft.weights != bundle.target.weights else EarlyExit(draft.layers)
 
 
 def read_measured(path: Path) -> Measured:

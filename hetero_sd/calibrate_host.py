@@ -19,7 +19,7 @@ from pathlib import Path
 from costmodel.place import Place, ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
 from costmodel.schema.plan import Plan
-from hetero_sd.calibrate import Calibrated, CalibrateRequest, calibrate, to_toml
+from hetero_sd.calibrate import Calibrated, CalibrateRequest, calibrate, check_drafter, sources_of, to_toml
 from hetero_sd.compile.build import ModelRequest, Sizes, build_model
 from hetero_sd.compile.bundle import copy_device_python, write_launcher
 from hetero_sd.compile.context import PREFILL_CHUNK
@@ -94,8 +94,9 @@ def calibrate_host(request: HostRequest, progress: Progress, measure: Measure | 
         assert request.bundle is not None
         bundle = Bundle(request.bundle)
         check_machine(bundle)
-        if request.target is None or (request.draft is None) == ("draft" in bundle.models):
-            raise UserError(f"{request.bundle}: give what it was compiled from with {_sources(bundle)}")
+        if request.target is None:
+            raise UserError(f"{request.bundle}: give what it was compiled from with {sources_of(bundle)}")
+        check_drafter(bundle, request.draft)
         files = _measured(request, work, progress, measure or _run)
         with progress.step("fit the cost model"):
             found = calibrate(CalibrateRequest(tuple(files), request.target, "host", request.draft, busy=True))
@@ -115,10 +116,6 @@ def _folder_made(path: Path | None) -> Path:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     return path
-
-
-def _sources(bundle: Bundle) -> str:
-    return "--target TARGET.onnx" + (" --draft DRAFT.onnx" if "draft" in bundle.models else ", without --draft")
 
 
 def _measured(request: HostRequest, work: Path, progress: Progress, measure: Measure) -> Sequence[Path]:
@@ -178,7 +175,8 @@ def _plan_again(bundle: Bundle, request: HostRequest, board: Board) -> Plan:
     assert request.target is not None
     activations = {role: model.activations for role, model in manifest.models.items()}
     kv = manifest.models["target"].caches.dtype
-    specs = pair_specs(request.target, request.draft, old.context, activations, kv)
+    quantised = {role: model.quantised for role, model in manifest.models.items() if model.quantised is not None}
+    specs = pair_specs(request.target, request.draft, old.context, activations, kv, quantised)
     given = old.gamma if old.gamma_given else None
     live = old.prediction.live
     alpha = None if live is None else live.alpha

@@ -6,14 +6,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetero_sd.calibrate import LARGEST_BYTES, Calibrated, CalibrateRequest, calibrate
+from hetero_sd.calibrate import LARGEST_BYTES, Calibrated, CalibrateRequest, calibrate, check_drafter
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.on_board.copy import copy_bundle
 from hetero_sd.on_board.ssh import Board
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.manifest import Bundle
 from targets.boards import load_board
-from targets.errors import UserError
 
 SECONDS = 60  # of measuring, for each count of threads
 
@@ -45,11 +44,7 @@ def calibrate_on(there: Board, request: OnBoardRequest, progress: Progress) -> C
         UserError: something given cannot be used, or ssh, the copy or the measurement fails.
     """
     bundle = Bundle(request.bundle)
-    if (request.draft is None) == ("draft" in bundle.models):
-        wrong = (
-            "give its drafter with --draft, too" if request.draft is None else "it has no drafter: leave out --draft"
-        )
-        raise UserError(f"{request.bundle}: {wrong}")
+    check_drafter(bundle, request.draft)
     name = request.board or str((bundle.manifest.board or {}).get("name", ""))
     load_board(name, measure=False)  # refused before the board works
     folder = copy_bundle(there, bundle, progress)

@@ -10,6 +10,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.format import FLOAT, INT8, RUNTIME_KV
 from costmodel.question import factors_of
+from costmodel.schema.model import QuantisedFacts
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.config_json import specs_from_config
@@ -52,25 +53,28 @@ def load_specs(
     head: str | None = None,
     kv: str = RUNTIME_KV[0],
     activations: str | None = None,
+    quantised: QuantisedFacts | None = None,
 ) -> tuple[DecoderSpec, ...]:
     """The decoder of an ONNX file, or of a config.json in each format.
 
     Activations that are left open are int8 where an ONNX file allows it, and for a config.json wherever a kernel has
-    them: exporters of int4 and int8 models for CPUs allow it.
+    them: exporters of int4 and int8 models for CPUs allow it. With `quantised` the weights are those that a bundle has.
 
     Raises:
-        UserError: no such file, not a decoder of a kind we know, or a head's format for an ONNX file, which has one.
+        UserError: no such file, not a decoder of a kind we know, or a head's format for an ONNX file, which has one;
+            not the file that a bundle's weights were quantised from.
     """
     if not path.is_file():
         raise UserError(f"model {path}: there is no such file")
-    if path.suffix == ".json":
+    if path.suffix == ".json" and quantised is None:
         return tuple(with_activations(spec, activations) for spec in specs_from_config(path, formats, head, kv))
     if head is not None:
         raise UserError(f"--head {head}: {path} is an ONNX file, which says how its head is stored; leave --head out")
+    from hetero_sd.quantisation.recipes import recipe_of
     from passes.analysis.count_work import count_work
     from passes.onnx import canonicalise
 
-    decoder = canonicalise(path, max(2, context))
+    decoder = canonicalise(path, max(2, context), None if quantised is None else recipe_of(quantised, path))
     spec = count_work(decoder, path.absolute().parent.name + "/" + path.name)
     allowed = INT8 if decoder.facts.int8_activations else FLOAT
     return (replace(with_activations(spec, activations or allowed), kv_bytes_per_value=kv_bytes(kv)),)
@@ -82,17 +86,23 @@ def pair_specs(
     context: int,
     activations: Mapping[str, str],
     kv: str = RUNTIME_KV[0],
+    quantised: Mapping[str, QuantisedFacts] | None = None,
 ) -> dict[str, DecoderSpec]:
     """Target and drafter that a bundle was compiled from, by role; a config.json in float32.
 
     Raises:
         UserError: as `load_specs`; the target has too few layers to be left there.
     """
-    specs = {"target": load_specs(target, ["float32"], context, kv=kv, activations=activations["target"])[0]}
+
+    def of(role: str, path: Path) -> DecoderSpec:
+        facts = (quantised or {}).get(role)
+        return load_specs(path, ["float32"], context, kv=kv, activations=activations[role], quantised=facts)[0]
+
+    specs = {"target": of("target", target)}
     if isinstance(draft, EarlyExit):
         specs["draft"] = draft.spec(specs["target"])
     elif draft is not None:
-        specs["draft"] = load_specs(draft, ["float32"], context, kv=kv, activations=activations["draft"])[0]
+        specs["draft"] = of("draft", draft)
     return specs
 
 

@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 from bundles import some_measured
 
+from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.fit import Point, predict_point
-from costmodel.schema.measured import MeasuredPoint, MeasuredStep
-from hetero_sd.calibrate import to_toml
+from costmodel.schema.measured import Measured, MeasuredPoint, MeasuredStep
+from hetero_sd.calibrate import CalibrateRequest, specs_of, to_toml
 from hetero_sd.cli import main
 from hetero_sd.predict.config_json import specs_from_config
+from hetero_sd.quantisation.recipes import facts_of
+from passes.onnx.quantise.recipe import Recipe, block_format
+from passes.synthetic import LlamaShape, write_llama
 from targets.boards import board_names, load_board
+from targets.errors import UserError
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
@@ -82,6 +87,28 @@ def test_the_board_file_says_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     out.write_text(text.replace("[factors]\nbandwidth", "[factors]\nbandwidht"))
     assert main(predicted) == 2
     assert "unknown factor 'bandwidht'" in capsys.readouterr().err
+
+
+def weights(spec: DecoderSpec) -> set[str]:
+    return {op.format.dtype for op in spec.operators if op.kind == "linear"}
+
+
+def test_weights_that_compile_quantised_are_priced_as_they_are_stored(tmp_path: Path) -> None:
+    export = tmp_path / "model.onnx"
+    write_llama(export, LlamaShape(layers=1, hidden=64, heads=4, kv_heads=2, ffn=96, vocab=64), "float16")
+    recipe = Recipe(block_format("int4", 32), block_format("int8", 32), block_format("int8", 32))
+    timed = some_measured(quantised={"target": facts_of(recipe, export)})
+    assert Measured.from_json(timed.to_json()) == timed
+    request = CalibrateRequest((tmp_path / "a.json", tmp_path / "b.json"), export, "rpi5")
+    spec = specs_of(request, [timed, timed])["target"]
+    assert weights(spec) == {"int4", "int8"}
+    plain = specs_of(request, [some_measured(), some_measured()])["target"]
+    assert weights(plain) == {"float16"}  # the negative control
+    with pytest.raises(UserError, match=r"b.json: the weights are quantised otherwise than in .*a.json"):
+        specs_of(request, [timed, some_measured()])
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(UserError, match=r"config.json"):
+        specs_of(CalibrateRequest(request.measured, tmp_path / "config.json", "rpi5"), [timed, timed])
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,18 @@ def test_what_it_was_compiled_from_is_found_again(folder: Path) -> None:
     assert specs["draft"].operators == pair_specs(folder / "short.onnx", None, 96, both)["target"].operators
 
 
+@pytest.mark.parametrize("draft", [["--draft", "early-exit:2"], ["--draft", str(TARGET / "model.onnx")], []])
+def test_a_bundle_is_calibrated_with_its_own_exit(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], draft: list[str]
+) -> None:
+    out, target = tmp_path / "board.toml", str(TARGET / "model.onnx")
+    assert main(["calibrate", str(bundle), "--board", "host", "--target", target, *draft, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("give what it was compiled from with --target TARGET.onnx --draft early-exit:1\n")
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
 def test_predict_writes_the_command_that_compiles_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = str(folder / "model.onnx")
     assert main(["predict", target, "--draft", "early-exit:2", "--board", "rpi5", "--alpha", "1", "--gamma", "2"]) == 0

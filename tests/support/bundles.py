@@ -128,6 +128,7 @@ def some_measured(points: tuple[MeasuredPoint, ...] = (), **changes: Any) -> Mea
         region_cost_s={},
         int8_activations=(),
         float16_caches=(),
+        quantised={},
         points=points,
         not_measured=(),
         passes=8,

@@ -113,6 +113,7 @@ def calibrate(
         region_cost_s=_region_cost_s(here),
         int8_activations=tuple(model.name for model in here if getattr(model, "int8_activations", False)),
         float16_caches=tuple(model.name for model in here if getattr(model, "float16_caches", False)),
+        quantised={m.name: facts for m in here if (facts := getattr(m, "quantised", None)) is not None},
         points=tuple(step.point() for step in timed),
         not_measured=tuple(step.facts for step in [*steps[False], *steps[True]] if not step.samples),
         passes=passes,

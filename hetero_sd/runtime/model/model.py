@@ -63,6 +63,7 @@ class CompiledModel(Model):
         self._facts, self._bundle, self._note = facts, bundle, note or (lambda _: None)
         self.widths, self.prefill_width = tuple(facts.widths), facts.prefill_width
         self.int8_activations, self.float16_caches = facts.activations == INT8, facts.caches.dtype == "float16"
+        self.quantised = facts.quantised
         self._steps = Steps(name, self.widths, facts.prefill_width, facts.context)
         self.weights = weights or Weights(bundle.path(facts.weights, hashed=False), huge_pages)
         owner = "target" if facts.weights == bundle.target.weights else name

@@ -84,8 +84,9 @@ def test_a_board_is_measured_and_the_model_fitted(
         (["B", "--on", "b", "--target", "x.onnx"], "--on needs --target TARGET and --out BOARD.toml"),
         (
             ["B", "--on", "b", "--target", "x", "--draft", "x", "--out", "x.toml"],
-            "it has no drafter: leave out --draft",
+            "give what it was compiled from with --target TARGET.onnx, without --draft",
         ),
+        (["B", "--on", "b", "--target", "x", "--draft", "early-exit:1", "--out", "x.toml"], ", without --draft"),
         (["none", "--on", "b", "--target", "x.onnx", "--out", "x.toml"], "none/manifest.json"),
         (["F.json"], "--board NAME|PATH.toml is missing"),
     ],

@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hetero_sd import calibrate_host
 from hetero_sd.cli import main
 from hetero_sd.commands.verify import verify_text
+from hetero_sd.predict.inputs import load_specs
 from hetero_sd.runtime.manifest import Bundle, hash_file
+from hetero_sd.runtime.model.model import load_models
 from hetero_sd.verify import VerifyRequest, VerifyResult, verify_bundle
+from targets.boards import load_board
 
 EXPORTS = Path(__file__).parents[2] / "data" / "exports"
 LLAMA, DRAFT = EXPORTS / "llama-dynamo-fp32", EXPORTS / "llama-drafter-dynamo-fp32" / "model.onnx"
@@ -52,6 +56,21 @@ def test_verify_quantises_the_export_again(bundle: Path) -> None:
     facts = Bundle(bundle).target.quantised
     assert facts is not None
     assert facts.by_name == (("node_linear_1", "int8:16"), ("node_linear_2", "float"))
+
+
+@pytest.mark.slow
+def test_it_is_planned_again_with_the_weights_that_it_has(bundle: Path, tmp_path: Path) -> None:
+    """What `calibrate` does after measuring; run.py says of what weights its times are."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    before = Bundle(copy).plan
+    assert before is not None
+    request = calibrate_host.HostRequest(copy, DRAFT)
+    after = calibrate_host._plan_again(Bundle(copy), request, load_board("host", measure=False))
+    assert after.memory.mapped_bytes == before.memory.mapped_bytes
+    (float_spec,) = load_specs(DRAFT, ["float32"], 64)
+    assert before.memory.mapped_bytes < 0.6 * float_spec.weight_bytes  # the negative control
+    assert load_models(Bundle(copy)).target.quantised == Bundle(copy).target.quantised  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow

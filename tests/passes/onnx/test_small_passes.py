@@ -279,7 +279,8 @@ def test_accuracy_level_is_zero_after() -> None:
     ],
 )
 def test_what_is_outside_the_vocabulary_is_named(body: str, reason: str) -> None:
-    constants = "float c = {2}, float[1] c1 = {2}, float[8] v = {1,1,1,1,1,1,1,1}, int64[4] r = {0,0,2,4}, int64[3] r3 = {0,0,8}"
+    numbers = "float c = {2}, float[1] c1 = {2}, float[8] v = {1,1,1,1,1,1,1,1}"
+    constants = f"{numbers}, int64[4] r = {{0,0,2,4}}, int64[3] r3 = {{0,0,8}}"
     imp = importing(f"g ({IDS}) => (float[b,s,8] y) <{TABLE}, {constants}> {{ x = Gather(e, input_ids) {body} }}")
     with pytest.raises(UserError, match=reason):
         run_pass(check_vocabulary, imp)

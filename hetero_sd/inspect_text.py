@@ -23,6 +23,7 @@ _POSITIONS = {
 _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "normalise_io_names": ("inputs and outputs renamed", ()),
     "pick_branch": ("branches decided for this context", ("If",)),
+    "unfuse_gemm": ("matrix multiplications that onnxruntime joined with a ReLU written out", ("FusedGemm",)),
     "upcast_to_float32": ("16-bit values computed in float32, weights kept as stored", ()),
     "drop_fake_quantisation": ("activations rounded with a fixed scale left as they are", ("QuantizeLinear",)),
     "float_activations": (
@@ -36,7 +37,7 @@ _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "blocks_of_columns": ("blocks of 4-bit codes cut so that each lies within a column", ("MatMulBnb4",)),
     "unfuse_onnxruntime": (
         "nodes of onnxruntime's optimiser written out",
-        ("FusedMatMul", "FusedGemm", "SkipLayerNormalization"),
+        ("FusedMatMul", "SkipLayerNormalization"),
     ),
     "check_logits": ("logits of every token", ()),
     "resolve_shapes": ("shapes of computed values taken from the inputs", ("Shape",)),

@@ -51,14 +51,6 @@ def _fused_matmul(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
         return []
 
 
-def _fused_gemm(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
-    a, b = (known[v].shape for v in node.inputs[:2])
-    if len(a) != 2 or len(b) != 2:
-        return []
-    a, b = (s[::-1] if attribute(node, f"trans{x}", 0) else s for x, s in zip("AB", (a, b), strict=True))
-    return [(a[0], b[1])] if a[1] == b[0] else []
-
-
 def _norm(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
     shape, weight = known[node.inputs[0]].shape, known[node.inputs[1]].shape
     return [shape] if shape and weight in ((), (1,), shape[-1:]) else []
@@ -115,7 +107,6 @@ SHAPE_RULES = {
     "MatMulNBits": (1, _matmul_nbits),
     "MatMulBnb4": (1, _matmul_nbits),
     "FusedMatMul": (2, _fused_matmul),
-    "FusedGemm": (2, _fused_gemm),
     "GatherBlockQuantized": (3, _gather_quantized),
     "GroupQueryAttention": (4, _attention),
     "MultiHeadAttention": (3, _attention),

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from passes.onnx.pass_context import Importing, attribute, emit
 from passes.onnx.prove.weight_expression import initializer_of
+from passes.onnx.rewrite.quantise_weights import lazy_weight
 
 
 def derived_weight(
@@ -30,21 +31,13 @@ def derived_weight(
         around.append(value.producer())
         value = value.producer().inputs[0]
     old = initializer_of(value).const_value
-    tensor = ir.LazyTensor(
-        lambda: ir.tensor(np.ascontiguousarray(change(old.numpy())), dtype=old.dtype),
-        dtype=old.dtype,
-        shape=ir.Shape(shape),
-        name=_free_name(imp, f"{value.name}.{name}"),
-    )
-    new = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(old.dtype), const_value=tensor)
-    imp.graph.register_initializer(new)
+
+    def made() -> Any:
+        return ir.tensor(np.ascontiguousarray(change(old.numpy())), dtype=old.dtype)
+
+    new = lazy_weight(imp, f"{value.name}.{name}", made, old.dtype, shape)
+    stem = new.name
     for step, maker in enumerate(reversed(around)):
         attributes = {key: attribute(maker, key) for key in maker.attributes}
-        new = emit(node, maker.op_type, [new], attributes, outputs=[f"{tensor.name}.{step}"]).outputs[0]
+        new = emit(node, maker.op_type, [new], attributes, outputs=[f"{stem}.{step}"]).outputs[0]
     node.replace_input_with(place, new)
-
-
-def _free_name(imp: Importing, name: str) -> str:
-    """The name, or with a number behind it: layers may share a weight."""
-    names = (name, *(f"{name}_{i}" for i in range(1, len(imp.graph.initializers) + 2)))
-    return next(n for n in names if n not in imp.graph.initializers)

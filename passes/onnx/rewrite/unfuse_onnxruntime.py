@@ -1,13 +1,12 @@
 """What onnxruntime's optimiser writes into a file that it saves -> the standard operators it was made of.
 
     FusedMatMul(a, b){alpha, transB}         ->  Mul(MatMul(a, Transpose(b)), alpha)
-    FusedGemm(a, b, c){activation Relu}      ->  Relu(Gemm(a, b, c))
     SkipLayerNormalization(x, r, w, b, c)    ->  LayerNormalization(Add(Add(x, r), c), w, b)
     Exp(x - ReduceMax(x)) / ReduceSum(that)  ->  Softmax(x)
 
-The first three are of its level "extended"; the last is what it makes of a Softmax in half precision. The activations
-of that level are read where activations are (fuse_activations,
-canonical_matmuls), its norms without a mean in fuse_rms_norm; what else it writes is refused by name.
+The first two are of its level "extended"; the last is what it makes of a Softmax in half precision. The activations of
+that level are read where activations are (unfuse_gemm, fuse_activations, canonical_matmuls), its norms without a mean
+in fuse_rms_norm; what else it writes is refused by name.
 """
 
 from __future__ import annotations
@@ -64,17 +63,6 @@ def _fused_matmul(imp: Importing, node: Any, known: dict[Any, Any]) -> bool:
     return True
 
 
-def _fused_gemm(imp: Importing, node: Any, known: dict[Any, Any]) -> bool:
-    if "activation" not in node.attributes:
-        raise Declined("it names no activation")
-    name = node.outputs[0].name
-    attributes = {key: attribute(node, key) for key in ("alpha", "beta", "transA", "transB") if key in node.attributes}
-    gemm = emit(node, "Gemm", list(node.inputs), attributes, name=node.name, outputs=[f"{name}.gemm"]).outputs[0]
-    gemm.type = node.outputs[0].type
-    replace_uses(node.outputs[0], emit(node, "Relu", [gemm], outputs=[f"{name}.relu"]).outputs[0])
-    return True
-
-
 def _skip_layer_norm(imp: Importing, node: Any, known: dict[Any, Any]) -> bool:
     x, skip, weight, *rest = node.inputs
     shift, bias = (*rest, None, None)[:2]
@@ -126,7 +114,6 @@ def _over_last(node: Any, operator: str, operand: Any, known: dict[Any, Any]) ->
 
 _REWRITES = {
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
-    ("com.microsoft", "FusedGemm"): _fused_gemm,
     ("com.microsoft", "SkipLayerNormalization"): _skip_layer_norm,
     ("", "Div"): _softmax,
 }

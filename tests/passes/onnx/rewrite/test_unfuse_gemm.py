@@ -10,9 +10,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from passes.onnx import PIPELINE
 from passes.onnx.load.check_nodes import check_nodes
 from passes.onnx.pass_context import run_pass
-from passes.onnx.rewrite.unfuse_onnxruntime import unfuse_onnxruntime
+from passes.onnx.quantise.recipe import Recipe, block_format
+from passes.onnx.rewrite.quantise_weights import quantise_weights
+from passes.onnx.rewrite.unfuse_gemm import unfuse_gemm
 from passes.onnx.testing import importing, lines
 from targets.errors import UserError
 
@@ -33,7 +36,7 @@ def run(imp: Any) -> np.ndarray:
 def test_a_gemm_with_a_relu() -> None:
     imp = fused('activation = "Relu", transB = 1')
     before = run(imp)
-    assert run_pass(unfuse_onnxruntime, imp).matched == 1
+    assert run_pass(unfuse_gemm, imp).matched == 1
     assert lines(imp.graph) == ["y.gemm = Gemm(x, w, c) {transB: 1}", "y = Relu(y.gemm)"]
     assert np.array_equal(run(imp), before)
     assert (before == 0).any()
@@ -43,6 +46,18 @@ def test_a_gemm_with_a_relu() -> None:
 def test_another_activation_or_none() -> None:
     with pytest.raises(UserError, match=r"has activation=Tanh; only Relu is supported"):
         check_nodes(Path("m.onnx"), fused('activation = "Tanh", transB = 1').model)
-    entry = run_pass(unfuse_onnxruntime, fused("transB = 1"))
+    entry = run_pass(unfuse_gemm, fused("transB = 1"))
     assert entry.matched == 0
     assert entry.notes[0].endswith("it names no activation")
+
+
+def test_a_recipe_finds_its_matrix() -> None:
+    imp = importing(
+        f"g (float[b,s,16] x) => (float[b,s,2] logits) <float[2,16] w = {{{','.join(map(str, range(32)))}}}, "
+        'int64[2] rows = {-1, 16}> { f = Reshape(x, rows) y = com.microsoft.FusedGemm <activation = "Relu", transB = 1>'
+        " (f, w) logits = Neg(y) }"
+    )
+    imp.recipe = Recipe(*[block_format("int8", 16)] * 3)
+    for run_in_order in (run for run in PIPELINE if run in (unfuse_gemm, quantise_weights)):
+        assert run_pass(run_in_order, imp).matched == 1
+    assert [n.op_type for n in imp.graph] == ["Cast", "DequantizeLinear", "Reshape", "Gemm", "Relu", "Neg"]

@@ -23,7 +23,10 @@ _POSITIONS = {
 _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "normalise_io_names": ("inputs and outputs renamed", ()),
     "pick_branch": ("branches decided for this context", ("If",)),
-    "unfuse_gemm": ("matrix multiplications that onnxruntime joined with a ReLU written out", ("FusedGemm",)),
+    "unfuse_linear": (
+        "matrix multiplications that onnxruntime's optimiser joined with others written out",
+        ("FusedGemm", "FusedMatMul"),
+    ),
     "upcast_to_float32": ("16-bit values computed in float32, weights kept as stored", ()),
     "drop_fake_quantisation": ("activations rounded with a fixed scale left as they are", ("QuantizeLinear",)),
     "float_activations": (

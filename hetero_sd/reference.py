@@ -32,14 +32,14 @@ from passes.onnx.rewrite.find_head_dim import find_head_dim
 from passes.onnx.rewrite.float_activations import float_activations
 from passes.onnx.rewrite.normalise_io_names import normalise_io_names
 from passes.onnx.rewrite.round_activations import round_activations
-from passes.onnx.rewrite.unfuse_gemm import unfuse_gemm
+from passes.onnx.rewrite.unfuse_linear import unfuse_linear
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from targets.errors import UserError
 
 _CHUNK = 256  # tokens run at a time, so that intermediate results stay bounded
 _AS_FLOATS = (
     normalise_io_names,
-    unfuse_gemm,
+    unfuse_linear,
     upcast_to_float32,
     fake_quantise,
     drop_fake_quantisation,

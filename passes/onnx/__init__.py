@@ -44,7 +44,7 @@ from passes.onnx.rewrite.resolve_shapes import resolve_shapes
 from passes.onnx.rewrite.split_packed import split_packed
 from passes.onnx.rewrite.tie_equal_head import tie_equal_head
 from passes.onnx.rewrite.unflatten_rows import unflatten_rows
-from passes.onnx.rewrite.unfuse_gemm import unfuse_gemm
+from passes.onnx.rewrite.unfuse_linear import unfuse_linear
 from passes.onnx.rewrite.unfuse_onnxruntime import unfuse_onnxruntime
 from passes.onnx.rewrite.ungroup_packed import ungroup_packed
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
@@ -66,7 +66,7 @@ __all__ = [
 PIPELINE: list[Pass] = [
     normalise_io_names,
     pick_branch,
-    unfuse_gemm,
+    unfuse_linear,
     upcast_to_float32,
     quantise_weights,
     widen_bfloat16,

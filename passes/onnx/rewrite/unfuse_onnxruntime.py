@@ -5,7 +5,7 @@
     Exp(x - ReduceMax(x)) / ReduceSum(that)  ->  Softmax(x)
 
 The first two are of its level "extended"; the last is what it makes of a Softmax in half precision. The activations of
-that level are read where activations are (unfuse_gemm, fuse_activations, canonical_matmuls), its norms without a mean
+that level are read where activations are (unfuse_linear, fuse_activations, canonical_matmuls), its norms without a mean
 in fuse_rms_norm; what else it writes is refused by name.
 """
 

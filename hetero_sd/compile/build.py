@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from costmodel.format import FLOAT, KV_BYTES, RUNTIME_KV
+from costmodel.format import FLOAT, RUNTIME_KV
 from costmodel.place import ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
 from costmodel.schema.model import CacheFacts, ModelFacts, QuantisedFacts, SegmentFacts
@@ -38,7 +38,6 @@ class BuiltModel:
         library_bytes: size of the library.
         weights_bytes: size of the packed weights; 0 where another model's are read.
         source_bytes: size of the weights in the ONNX file; likewise.
-        cache_bytes: size of the KV caches.
         placed: every operator with its processor and reason.
     """
 
@@ -46,7 +45,6 @@ class BuiltModel:
     library_bytes: int
     weights_bytes: int
     source_bytes: int
-    cache_bytes: int
     placed: tuple[PlacedOp, ...]
 
 
@@ -177,7 +175,6 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
         library_bytes=sum(path.stat().st_size for path in libraries.values()),
         weights_bytes=weights.stat().st_size if request.owns_weights else 0,
         source_bytes=source if request.owns_weights else 0,
-        cache_bytes=2 * facts.layers * sizes.context * facts.kv_heads * facts.head_dim * KV_BYTES[request.kv],
         placed=tuple(lowered.placed),
     )
 

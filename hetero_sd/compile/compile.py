@@ -272,7 +272,7 @@ def _check_memory(board: Board, models: dict[str, BuiltModel]) -> None:
     Raises:
         UserError: weights and caches exceed what the board leaves free; the message has both numbers.
     """
-    needed = sum(m.weights_bytes + m.cache_bytes for m in models.values())
+    needed = sum(m.weights_bytes + m.facts.cache_bytes for m in models.values())
     free = board.dram.capacity_bytes - board.dram.reserved_bytes
     if needed > free:
         raise UserError(

@@ -41,7 +41,7 @@ def compile_text(result: CompileResult, out: Path) -> str:
 
 def _model_table(models: Mapping[str, BuiltModel]) -> list[str]:
     """A line for each model below the heads of the columns."""
-    heads = f"{'model':8}{'layers':>8}{'multiplied':>17}{'in ONNX':>10}{'packed':>10}{'library':>10}"
+    heads = f"{'model':8}{'layers':>8}{'multiplied':>17}{'KV cache':>18}{'in ONNX':>10}{'packed':>10}{'library':>10}"
     lines = [f"{heads}  entry points"]
     for role, built in models.items():
         m = built.facts
@@ -49,7 +49,8 @@ def _model_table(models: Mapping[str, BuiltModel]) -> list[str]:
         sizes = "".join(f"{_size(n):>10}" for n in (built.source_bytes, built.weights_bytes, built.library_bytes))
         on_cpu = any(segment.processor == HOST for segment in m.chain)
         multiplied = f"{m.weight_dtype} x {m.activations if on_cpu else FLOAT}"
-        lines.append(f"{role:8}{m.layers:>8}{multiplied:>17}{sizes}  {widths} and prefill {m.prefill_width}")
+        kv = f"{m.caches.dtype} {_size(m.cache_bytes)}"
+        lines.append(f"{role:8}{m.layers:>8}{multiplied:>17}{kv:>18}{sizes}  {widths} and prefill {m.prefill_width}")
     return lines
 
 
@@ -66,13 +67,20 @@ def compile_json(result: CompileResult) -> str:
         role: {
             "weight_dtype": built.facts.weight_dtype,
             "activations": built.facts.activations,
+            "kv": built.facts.caches.dtype,
+            "cache_bytes": built.facts.cache_bytes,
             "source_bytes": built.source_bytes,
             "weights_bytes": built.weights_bytes,
             "library_bytes": built.library_bytes,
         }
         for role, built in result.models.items()
     }
-    said = {"plan": result.plan.to_json(), "models": models, "bundle_bytes": result.bundle_bytes}
+    said = {
+        "plan": result.plan.to_json(),
+        "models": models,
+        "bundle_bytes": result.bundle_bytes,
+        "notes": list(result.notes),
+    }
     if result.cost is not None:
         said["quantisation"] = asdict(result.cost)
     return json.dumps(said, indent=1)

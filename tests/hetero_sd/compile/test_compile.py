@@ -283,12 +283,19 @@ def test_the_columns_of_the_models_stay_apart() -> None:
     from hetero_sd.compile.compile_report import _model_table
 
     facts = SimpleNamespace(
-        layers=24, widths=(1, 2), prefill_width=32, chain=(), weight_dtype="float32", activations="float"
+        layers=24,
+        widths=(1, 2),
+        prefill_width=32,
+        chain=(),
+        weight_dtype="float32",
+        activations="float",
+        caches=SimpleNamespace(dtype="float16"),
+        cache_bytes=125_000_000,
     )
     sizes = {"source_bytes": 616_000, "weights_bytes": 650_000, "library_bytes": 999_000_000}
     built = SimpleNamespace(facts=facts, **sizes)
     _, line = _model_table({"target": built})  # type: ignore[dict-item]
-    assert line.split()[:7] == ["target", "24", "float32", "x", "float", "616", "KB"]
+    assert line.split()[:7] == ["target", "24", "float32", "x", "float", "float16", "125"]
 
 
 @pytest.mark.slow

@@ -120,11 +120,14 @@ def test_int8_activations_are_the_default_and_twice_gives_the_same_bytes(
 ) -> None:
     digests = []
     for name in ("a", "b"):
-        assert main(compile_args(tmp_path / name, "--quantise", "int4", "--json")) == 0
+        assert main(compile_args(tmp_path / name, "--quantise", "int4", "--kv", "float16", "--json")) == 0
         said = json.loads(capsys.readouterr().out)
         files = sorted(p for p in (tmp_path / name).rglob("*") if p.is_file())
         digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files})
         assert said["models"]["target"]["activations"] == "int8"
+        assert said["models"]["target"]["kv"] == "float16"
+        assert said["models"]["target"]["cache_bytes"] == Bundle(tmp_path / name).target.cache_bytes
+        assert "int8 activations on the CPU" in said["notes"][0]
         cost = said["quantisation"]
         assert cost["models"]["target"]["activations"] == "int8"
         assert 0 < cost["models"]["target"]["kl_nats"] < 1

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from costmodel.format import FLOAT, INT8, RUNTIME_KV
-from hetero_sd.commands.parser import Subparsers, add_draft, add_quantise, subcommand
+from hetero_sd.commands.parser import Subparsers, add_draft, add_quantise, add_variant, subcommand
 from hetero_sd.compile.place import RULES
 from targets.boards import board_names
 from targets.errors import UserError
-
-if TYPE_CHECKING:
-    from hetero_sd.early_exit import EarlyExit
-    from hetero_sd.progress import Progress
 
 EXAMPLE = """\
 example:
@@ -32,9 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
     p = subcommand(subparsers, "compile", "write a deployable bundle for a board", EXAMPLE)
     p.add_argument("target", metavar="TARGET.onnx", type=Path, help="the model whose text is wanted")
     add_draft(p, "--draft", "DRAFT.onnx", "a smaller model of the same tokenizer")
-    p.add_argument(
-        "--variant", metavar="NAME", help="which of a hub's files: q4 is model_q4.onnx (default: model.onnx)"
-    )
+    add_variant(p)
     p.add_argument(
         "--tokenizer", metavar="FILE|DIR", type=Path, help="tokenizer.json or its folder (default: beside the target)"
     )
@@ -88,16 +81,14 @@ def run(options: argparse.Namespace) -> int:
     """Compile, and print what was decided."""
     from hetero_sd.compile.compile import CompileRequest, compile_bundle
     from hetero_sd.compile.compile_report import compile_json, compile_text
-    from hetero_sd.compile.hub import SCHEME
+    from hetero_sd.compile.hub import files_of
     from hetero_sd.compile.vendor import PYTHONS
     from hetero_sd.progress import Progress
 
     if options.board_python not in PYTHONS:
         raise UserError(f"--board-python {options.board_python}: there are wheels for {', '.join(PYTHONS)}")
     progress = Progress(quiet=options.json)
-    if options.variant and not any(str(p).startswith(SCHEME) for p in (options.target, options.draft)):
-        raise UserError("--variant chooses among the files of a repository, and no model here is hf:ORG/NAME")
-    target, draft = (_from_hub(path, options.variant, progress) for path in (options.target, options.draft))
+    target, draft = files_of((options.target, options.draft), options.variant, progress)
     request = CompileRequest(
         target=target,
         draft=draft,
@@ -126,15 +117,6 @@ def run(options: argparse.Namespace) -> int:
     result = compile_bundle(request, progress)
     print(compile_json(result) if options.json else compile_text(result, options.out))
     return 0
-
-
-def _from_hub(path: Path | EarlyExit | None, variant: str | None, progress: Progress) -> Any:
-    """The file that a name of the hub asks for; any other path, an early exit and None, as it is."""
-    from hetero_sd.compile.hub import SCHEME, fetch
-
-    if path is None or not str(path).startswith(SCHEME):
-        return path
-    return fetch(str(path), variant, progress)
 
 
 def clean(options: argparse.Namespace) -> None:

@@ -76,6 +76,13 @@ class _Once(argparse.Action):
         setattr(options, self.dest, value)
 
 
+def add_variant(p: argparse.ArgumentParser) -> None:
+    """Add what chooses among the files of a hub's repository."""
+    p.add_argument(
+        "--variant", metavar="NAME", help="which of a hub's files: q4 is model_q4.onnx (default: model.onnx)"
+    )
+
+
 def add_quantise(p: argparse.ArgumentParser) -> None:
     """Add the options that say how float weights are quantised."""
     p.add_argument(

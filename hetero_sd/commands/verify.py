@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hetero_sd.commands.parser import Subparsers, subcommand
+from hetero_sd.commands.parser import Subparsers, add_variant, subcommand
 
 if TYPE_CHECKING:
     from hetero_sd.verify import VerifyResult
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLE = """\
 example:
   hetero-sd verify bundle --against target/model.onnx --prompts prompts.txt
+  hetero-sd verify bundle --against hf:onnx-community/Qwen2.5-0.5B-Instruct --variant q4
 
 For a bundle that cannot run here: `run.py --prompts FILE --save-logits F` on the device, then `--from F` here.
 """
@@ -26,6 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
     p = subcommand(subparsers, "verify", "compare a bundle's logits with onnxruntime's", EXAMPLE)
     p.add_argument("bundle", metavar="DIR", type=Path, help="the bundle")
     p.add_argument("--against", metavar="TARGET.onnx", type=Path, required=True, help="the model it was made from")
+    add_variant(p)
     p.add_argument("--prompts", metavar="FILE", type=Path, help="texts, one a line (default: random tokens)")
     p.add_argument("--from", dest="saved", metavar="F", type=Path, help="logits saved by run.py --save-logits")
     p.add_argument("--json", action="store_true", help="print the comparison as JSON")
@@ -33,9 +35,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare, and print the comparison; 1 where it fails."""
+    from hetero_sd.compile.hub import files_of
+    from hetero_sd.progress import Progress
     from hetero_sd.verify import VerifyRequest, verify_bundle
 
-    result = verify_bundle(VerifyRequest(options.bundle, options.against, options.prompts, options.saved))
+    (against,) = files_of((options.against,), options.variant, Progress(quiet=options.json))
+    result = verify_bundle(VerifyRequest(options.bundle, against, options.prompts, options.saved))
     print(verify_json(result) if options.json else verify_text(result))
     return 0 if result.passed else 1
 

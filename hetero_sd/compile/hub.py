@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -52,6 +52,17 @@ def parse_source(text: str) -> HubSource:
     if found is None or any(map(_leads_out, named)) or (found[2] and not found[2].endswith(".onnx")):
         raise UserError(f"{text}: a model of the hub is hf:ORG/NAME, hf:ORG/NAME/FILE.onnx, or either with @REVISION")
     return HubSource(*found.groups())
+
+
+def files_of(given: Sequence[Any], variant: str | None, progress: Progress) -> list[Any]:
+    """The files that names of the hub ask for; other paths, early exits and None as they are.
+
+    Raises:
+        UserError: as `fetch`; a variant, and no name of the hub.
+    """
+    if variant and not any(str(one).startswith(SCHEME) for one in given):
+        raise UserError("--variant chooses among the files of a repository, and no model here is hf:ORG/NAME")
+    return [fetch(str(one), variant, progress) if str(one).startswith(SCHEME) else one for one in given]
 
 
 def fetch(

@@ -17,6 +17,7 @@ import huggingface_hub.constants
 import pytest
 from tokenizers import Tokenizer
 
+from hetero_sd import verify
 from hetero_sd.cli import main
 from hetero_sd.compile import hub
 from hetero_sd.compile.hub import HubSource, choose_file, fetch, parse_source
@@ -253,6 +254,27 @@ def test_the_command_takes_both(
     assert "none.onnx" in capsys.readouterr().err
     assert main(["compile", "a.onnx", "--variant", "q4", "--board", "rpi4", "--out", str(tmp_path / "o")]) == 2
     assert "no model here is hf:ORG/NAME" in capsys.readouterr().err
+
+
+def test_verify_takes_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What the client gives back is compared with; a file is, as it is."""
+
+    def instead(text: str, variant: str | None, progress: Progress) -> Path:
+        assert (text, variant) == ("hf:a/b", "q4")
+        return Path("fetched.onnx")
+
+    def compare(request: verify.VerifyRequest) -> None:
+        raise UserError(f"compared with {request.against}")
+
+    monkeypatch.setattr(hub, "fetch", instead)
+    monkeypatch.setattr(verify, "verify_bundle", compare)
+    for given, said in (
+        (["hf:a/b", "--variant", "q4"], "compared with fetched.onnx"),
+        (["a.onnx"], "compared with a.onnx"),
+        (["a.onnx", "--variant", "q4"], "no model here is hf:ORG/NAME"),
+    ):
+        assert main(["verify", str(tmp_path), "--against", *given]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow

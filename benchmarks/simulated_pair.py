@@ -23,7 +23,7 @@ from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.start_times import time_steps
 from hetero_sd.runtime.decode.trace import Trace
-from hetero_sd.runtime.model.protocol import CHOICE, Model, Models
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Models
 
 FLAT = {1: 1.0, 2: 1.02, 3: 1.04, 4: 1.06, 5: 1.1, 6: 1.2, 8: 1.3}
 STEEP = {1: 1.0, 2: 1.35, 3: 1.7, 4: 2.0, 5: 2.4, 6: 2.8, 8: 3.6}
@@ -51,6 +51,8 @@ class Case:
         planned_alpha: what the plan believes.
         plan_off: the plan's times over the true ones; for every other width, and the drafter, the inverse.
         step_s: a plain step.
+        confidence: tokens of text so far -> how confident the drafter is; None where it is not asked.
+        confidence_steps: what telling it takes.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Case:
     planned_alpha: float = 0.8
     plan_off: float = 1.0
     step_s: float = 0.01
+    confidence: At | None = None
+    confidence_steps: float = 0.0
 
 
 @dataclass
@@ -116,12 +120,34 @@ class SimulatedModel(Model):
         if self.name == "draft":
             pos += self._run.drafter.skipped
         rows = range(pos + n if last else pos + 1, pos + n + 1)
-        return _Done({CHOICE: np.array([self._token(self._begin + row) for row in rows])})
+        choice = np.array([self._token(self._begin + row) for row in rows])
+        if LOGITS not in outputs:
+            return _Done({CHOICE: choice})
+        return _Done(_WithLogits(self._run, choice, self._begin + rows[-1]))
 
     def _token(self, at: int) -> int:
         run = self._run
         right = self.name == "target" or run.coins[at] < run.case.alpha(at)
         return run.text[at] if right else (run.text[at] + 1) % VOCAB
+
+
+class _WithLogits(dict[str, Any]):
+    """Passes the time that telling a confidence takes when the logits are looked at."""
+
+    def __init__(self, run: Run, choice: np.ndarray, at: int) -> None:
+        super().__init__({CHOICE: choice})
+        self._run, self._at = run, at
+
+    def __missing__(self, name: str) -> np.ndarray:
+        """Logits in which the chosen token has the scripted probability."""
+        case = self._run.case
+        assert name == LOGITS
+        assert case.confidence is not None
+        self._run.clock.pass_time(case.confidence_steps)
+        confidence = case.confidence(self._at)
+        logits = np.full((1, VOCAB), np.log((1 - confidence) / (VOCAB - 1)), np.float32)
+        logits[0, self[CHOICE][-1]] = np.log(confidence)
+        return logits
 
 
 @dataclass(frozen=True)
@@ -195,7 +221,7 @@ def live_policy(case: Case) -> LiveGamma:
     off = [case.step_s * case.plan_off, case.step_s / case.plan_off]
     verify = {w: s * off[i % 2] for i, (w, s) in enumerate(case.verify.items())}
     predicted = LivePrediction(case.planned_alpha, case.draft * off[1], verify, 1e-5, case.chunk * off[1], CHUNK)
-    return LiveGamma(predicted, [w - 1 for w in verify], narrow=2)
+    return LiveGamma(predicted, [w - 1 for w in verify], narrow=2, stops=case.confidence is not None)
 
 
 @dataclass(frozen=True)
@@ -258,6 +284,22 @@ def longest_wait(run: Run) -> float:
     return max(run.waits_s) / statistics.median(run.waits_s)
 
 
+def hard_tokens(share: float, easy: float, hard: float) -> At:
+    """A value that differs from token to token: hard ones at random."""
+    return lambda token: hard if random.Random(f"hard {token}").random() < share else easy
+
+
+def random_confidence(token: int) -> float:
+    """A confidence that means nothing."""
+    return random.Random(f"confidence {token}").uniform(0.1, 0.99)
+
+
+EASY_OR_HARD = hard_tokens(0.3, 0.98, 0.3)
+CONFIDENT_CASES = [
+    Case(f"{kind}, draft {c}, {name}", c, curve, EASY_OR_HARD, confidence=confidence, confidence_steps=0.002)
+    for kind, confidence in (("confident", EASY_OR_HARD), ("random", random_confidence))
+    for name, curve, c in (("flat", FLAT, 0.1), ("flat", FLAT, 0.3), ("steep", STEEP, 0.05), ("stairs", STAIRS, 0.2))
+]
 CASES = [
     *(
         Case(f"alpha {alpha}, draft {c}, {name}", c, curve, always(alpha))

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TypedDict
 
 from costmodel.schema.plan import OVERLAPPED
-from hetero_sd.runtime.decode.choose_policy import DRAFTERS, choose_policy, fixed_gamma, plans_overlap
+from hetero_sd.runtime.decode.choose_policy import (
+    AUTO,
+    DRAFTERS,
+    STOP_DRAFTS,
+    choose_policy,
+    fixed_gamma,
+    plans_overlap,
+)
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.generate import Request
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
@@ -34,7 +41,7 @@ from targets.device import Board
 from targets.errors import UserError
 from targets.opencl.runtime import machine
 
-AUTO, TARGET_ONLY, SPECULATIVE = "auto", "target-only", "speculative"
+TARGET_ONLY, SPECULATIVE = "target-only", "speculative"
 OTHER_NAMES = {"off": TARGET_ONLY, "sequential": SPECULATIVE}
 MODES = (AUTO, "off", "sequential", OVERLAPPED, TARGET_ONLY, SPECULATIVE)
 Loader = Callable[[Bundle, bool], Models]
@@ -49,6 +56,8 @@ class Settings(TypedDict, total=False):
         gamma: drafted tokens in every round; None decides while it runs, where the mode is not overlapped (None).
         least: drafts that the target waits for in mode overlapped; None is the plan's, or 0 (None).
         drafter: "model", "ngram" or "model+ngram"; None is the draft model, where the bundle has one (None).
+        stop_drafts: "auto" ends a draft of the draft model by its confidence, where the draft length follows the run
+            and that gains; "off" never does ("auto").
         threads: of the CPU; None takes the plan's (None).
         huge_pages: the weights are copied into huge pages (False).
         template: texts are put into the chat template, where there is one (True).
@@ -60,6 +69,7 @@ class Settings(TypedDict, total=False):
     gamma: int | None
     least: int | None
     drafter: str | None
+    stop_drafts: str
     threads: int | None
     huge_pages: bool
     template: bool
@@ -71,7 +81,7 @@ def load_folder(folder: Path, settings: Settings) -> Session:
     """See :func:`hetero_sd.load`."""
     if unknown := sorted(settings.keys() - Settings.__annotations__.keys()):
         raise TypeError(f"unknown setting {unknown[0]!r}: there are {', '.join(Settings.__annotations__)}")
-    for name, known in (("mode", MODES), ("drafter", (None, *DRAFTERS))):
+    for name, known in (("mode", MODES), ("drafter", (None, *DRAFTERS)), ("stop_drafts", STOP_DRAFTS)):
         if settings.get(name, known[0]) not in known:
             raise UserError(f"{name} {settings[name]!r}: give one of {', '.join(map(str, known))}")  # type: ignore[literal-required]
     gamma = settings.get("gamma")
@@ -120,7 +130,8 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
     may_overlap = mode == AUTO and gamma is None and drafter == MODEL and models.draft is not None
     may_overlap = may_overlap and bundle.plan is not None and why_not_apart(loaded, bundle.plan, usable) is None
     drafts = (models.draft is not None or not with_model) and (may_overlap or not overlapped)
-    policy = choose_policy(mode, gamma, bundle.plan, drafter) if drafts else None
+    stops = settings.get("stop_drafts", AUTO)
+    policy = choose_policy(mode, gamma, bundle.plan, drafter, stop_drafts=stops) if drafts else None
     if isinstance(policy, LiveGamma):
         try:
             time_steps(models if with_model else Models(models.target), policy)

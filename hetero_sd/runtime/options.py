@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from costmodel.schema.plan import MOST_THREADS, OVERLAPPED
 from hetero_sd.runtime.conversation import OLDEST, WHEN_FULL
-from hetero_sd.runtime.decode.choose_policy import DRAFTERS
+from hetero_sd.runtime.decode.choose_policy import AUTO, DRAFTERS, STOP_DRAFTS
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.serve.options import add_server_options, check_server_options
 from hetero_sd.runtime.text.prompts import prompt_of_text
@@ -49,6 +49,7 @@ class RunRequest:
         gamma: drafted tokens in every round; None decides while it runs.
         least: drafts that the target waits for in mode overlapped; None is the plan's, or 0; all where it samples.
         drafter: one of choose_policy.DRAFTERS; None is the draft model, where the bundle has one.
+        stop_drafts: one of choose_policy.STOP_DRAFTS.
         threads: of the CPU; None takes the plan's.
         huge_pages: the weights are copied into huge pages.
         check: all hashes are verified first.
@@ -84,6 +85,7 @@ class RunRequest:
     gamma: int | None
     least: int | None
     drafter: str | None
+    stop_drafts: str
     threads: int | None
     huge_pages: bool
     check: bool
@@ -187,6 +189,13 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
         choices=DRAFTERS,
         help="what drafts: the bundle's draft model, n-grams of what was read and generated before, or both "
         "(default: the draft model, where there is one)",
+    )
+    run.add_argument(
+        "--stop-drafts",
+        choices=STOP_DRAFTS,
+        default=AUTO,
+        help="auto (default): where the draft length follows the run, a draft ends where the draft model is not "
+        "confident enough, and goes on beyond that length where it is, as long as that gains; off: never",
     )
     run.add_argument("--threads", metavar="N", type=_whole(1, MOST_THREADS), help="CPU threads (default: the plan's)")
     run.add_argument("--huge-pages", action="store_true", help="copy the weights into huge pages: more memory, faster")

@@ -191,6 +191,7 @@ def _settings(options: RunRequest) -> Settings:
         "gamma": options.gamma,
         "least": options.least,
         "drafter": options.drafter,
+        "stop_drafts": options.stop_drafts,
         "threads": options.threads,
         "huge_pages": options.huge_pages,
         "template": not options.no_chat_template,

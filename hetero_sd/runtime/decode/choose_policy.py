@@ -10,12 +10,19 @@ from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 
 NGRAM = "ngram"
 DRAFTERS = (MODEL, NGRAM, f"{MODEL}+{NGRAM}")
+AUTO, OFF = "auto", "off"
+STOP_DRAFTS = (AUTO, OFF)
 _DEFAULT_GAMMA = 4
 _NOTHING_S = 1e-9
 
 
 def choose_policy(
-    mode: str, gamma: int | None, plan: Plan | None, drafter: str = MODEL, repeatable: bool = False
+    mode: str,
+    gamma: int | None,
+    plan: Plan | None,
+    drafter: str = MODEL,
+    repeatable: bool = False,
+    stop_drafts: str = AUTO,
 ) -> GammaPolicy | None:
     """Return the policy for a run that has a drafter; None is the target alone.
 
@@ -27,6 +34,8 @@ def choose_policy(
         plan: the bundle's, or None.
         drafter: one of :data:`DRAFTERS`.
         repeatable: nothing may be decided from times, because sampled tokens depend on what was drafted.
+        stop_drafts: one of :data:`STOP_DRAFTS`: whether drafts may end by the drafter's confidence, where the draft
+            length follows the run.
     """
     if mode == "target-only":
         return None
@@ -39,7 +48,7 @@ def choose_policy(
     live = None if plan is None or repeatable else plan.prediction.live if with_model else _without_model(plan)
     if plan is not None and live is not None:
         gammas = [width - 1 for width in live.verify_s if width <= MOST_GAMMA + 1]
-        return LiveGamma(live, gammas, planned, plan.draft_widths[-1])
+        return LiveGamma(live, gammas, planned, plan.draft_widths[-1], stop_drafts == AUTO)
     if not with_model:
         return FixedGamma(_DEFAULT_GAMMA)
     return FixedGamma(planned) if planned else None

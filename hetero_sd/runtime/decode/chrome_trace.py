@@ -12,6 +12,7 @@ from hetero_sd.runtime.decode.trace import Span, Trace
 
 _NAMES = {
     "catch_up": "read text",
+    "confidence": "tell confidence",
     "dispatch": "accept, loop",
     "draft": "draft",
     "prefill": "accept, loop",

@@ -23,6 +23,7 @@ from costmodel.schema.plan import LivePrediction
 from costmodel.speculative import RoundCosts, expected_tokens, sequential_round
 from hetero_sd.runtime.decode.drafters import MODEL, Offer
 from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
+from hetero_sd.runtime.decode.live_source import PERIOD, Source
 from hetero_sd.runtime.decode.live_times import LiveTimes
 from hetero_sd.runtime.decode.loss_bank import LossBank
 from hetero_sd.runtime.decode.policy import PLAIN, Choice
@@ -33,7 +34,7 @@ _RICH_STEPS = 4.0  # banked, with which draft lengths are explored
 _PRIOR_WEIGHT = 8.0  # judged tokens that the plan's acceptance counts for
 _OTHER_PRIOR, _OTHER_WEIGHT = 0.5, 4.0  # of a source that the plan does not know
 _TRIES = 2  # plain steps that must be seen first
-_PERIOD, _PLAIN_PERIOD = 4, 8  # rounds after which a new decision is looked at again, with and without drafting
+_PLAIN_PERIOD = 8  # rounds after which a decision not to draft is looked at again; to draft, PERIOD
 _LONGEST_PERIOD, _LONGEST_PLAIN_PERIOD = 16, 32  # every time it is confirmed, twice as many, at most
 _MARGIN, _START_MARGIN = 1.005, 1.02  # what another draft length must gain over the present one, and over none
 _REFRESH_TOKENS = 256  # after which a plain step is timed again
@@ -42,20 +43,17 @@ _LENGTH = 64.0  # tokens that an answer is expected to have, until one was seen
 _FIRST_READING, _FIRST_READING_STEPS = 0.25, 4.0  # of the time to the first token, that reading may add; plain steps
 
 
-class _Source:
-    """What is known of one source, and what was decided for it."""
-
-    def __init__(self, name: str, acceptance: LiveAcceptance, gamma: int = 0) -> None:
-        self.name, self.acceptance, self.gamma = name, acceptance, gamma
-        self.skips = False  # it reads only the end of a text that it has not read
-        self.left, self.period = 0, _PERIOD  # rounds until the next decision
-        self.tokens_per_s = 0.0  # expected with that draft length, at the last decision
-
-
 class LiveGamma:
     """Decides from live acceptance and times; see the module."""
 
-    def __init__(self, predicted: LivePrediction, gammas: Iterable[int], start: int = 0, narrow: int = 1) -> None:
+    def __init__(
+        self,
+        predicted: LivePrediction,
+        gammas: Iterable[int],
+        start: int = 0,
+        narrow: int = 1,
+        stops: bool = False,
+    ) -> None:
         """Start from the plan.
 
         Args:
@@ -63,11 +61,12 @@ class LiveGamma:
             gammas: the draft lengths whose verification is compiled, 0 among them.
             start: the draft length of the model's drafts until something is known.
             narrow: the widest step of the drafter, beside its chunks.
+            stops: the model's drafts end before the draft length, or go on after it, by their confidence.
         """
         self.times = LiveTimes(predicted, narrow)
         self._gammas = sorted({0, *gammas})
         start = max(g for g in self._gammas if g <= start)
-        self._sources = {MODEL: _Source(MODEL, LiveAcceptance(predicted.alpha, _PRIOR_WEIGHT), start)}
+        self._sources = {MODEL: Source(MODEL, LiveAcceptance(predicted.alpha, _PRIOR_WEIGHT), start, stops)}
         self._text = 0  # tokens of all texts
         self._bank = LossBank()
         self._since_plain = 0
@@ -127,7 +126,7 @@ class LiveGamma:
         if not offers or self._since_plain >= _REFRESH_TOKENS or self.times.seen(1) < _TRIES:
             return PLAIN
         switches, self._switches = self._switches, []
-        best: tuple[_Source, Offer] | None = None
+        best: tuple[Source, Offer] | None = None
         for offer in offers:
             source = self._source(offer.source)
             if source.left <= 0:
@@ -142,8 +141,8 @@ class LiveGamma:
         if self.times.read_s(offer.unread) > SHORT_READING * self.times.plain_s():
             read, skip = next_piece(self.times, offer.unread, source.skips)
             return Choice(source.name, 0, read, skip, tuple(switches))
-        source.left -= 1
-        return Choice(source.name, source.gamma, offer.unread, switches=tuple(switches))
+        gamma = source.begin_round(offer, self.times, self._gammas[-1])
+        return Choice(source.name, gamma, offer.unread, switches=tuple(switches), limit=source.limit)
 
     def observe(self, finished: Round) -> None:
         """Learn from a round: a few additions, because steps can be as short as a millisecond."""
@@ -160,7 +159,7 @@ class LiveGamma:
         source = self._source(finished.source)
         self._bank.note_drafted(source.name, finished.drafted, tokens)
         self._since_plain += tokens
-        if source.acceptance.observe(finished.accepted, finished.drafted, self._text):
+        if source.end_round(finished, self._text):
             source.left = 0
 
     def tokens_per_s(self, source: str, gamma: int, hopeful: bool = False, alpha: float | None = None) -> float:
@@ -173,16 +172,17 @@ class LiveGamma:
         expected = sequential_round(known.acceptance.mean if alpha is None else alpha, gamma, costs)
         return expected.tokens_per_s
 
-    def _source(self, name: str) -> _Source:
+    def _source(self, name: str) -> Source:
         if name not in self._sources:
-            self._sources[name] = _Source(name, LiveAcceptance(_OTHER_PRIOR, _OTHER_WEIGHT, self._text))
+            self._sources[name] = Source(name, LiveAcceptance(_OTHER_PRIOR, _OTHER_WEIGHT, self._text))
         return self._sources[name]
 
-    def _decide(self, source: _Source, offer: Offer) -> list[Switch]:
+    def _decide(self, source: Source, offer: Offer) -> list[Switch]:
         """Set the draft length of a source; the switch, where it is another one."""
         self.times.settle(self._text)
         self._bank.settle(self.times.plain_s(), self.times.round_s)
-        hopeful = self._bank.held_s >= _RICH_STEPS * self.times.plain_s()  # there is time to find out
+        rich = self._bank.held_s >= _RICH_STEPS * self.times.plain_s()  # there is time to find out
+        hopeful = rich and source.limit is None  # a limit would not draft so far
         speeds = {g: self.tokens_per_s(source.name, g, hopeful) for g in self._gammas}
         best, before = max(speeds, key=lambda g: (speeds[g], -g)), source.gamma
         if speeds[best] <= (_MARGIN if before else _START_MARGIN) * speeds[before]:
@@ -195,7 +195,7 @@ class LiveGamma:
         elif best == 0:
             best = self._try(source, offer.unread, speeds)
             why = "tried again" if best else why
-        least, most = (_PERIOD, _LONGEST_PERIOD) if best else (_PLAIN_PERIOD, _LONGEST_PLAIN_PERIOD)
+        least, most = (PERIOD, _LONGEST_PERIOD) if best else (_PLAIN_PERIOD, _LONGEST_PLAIN_PERIOD)
         source.period = min(2 * source.period, most) if best == before else least
         source.gamma, source.left, source.tokens_per_s = best, source.period, speeds[best]
         if best and best == before:
@@ -204,7 +204,7 @@ class LiveGamma:
             self._bank.fail()
         return [] if best == before else [self._switch(source, before, why, speeds)]
 
-    def _switch(self, source: _Source, before: int, why: str, speeds: Mapping[int, float]) -> Switch:
+    def _switch(self, source: Source, before: int, why: str, speeds: Mapping[int, float]) -> Switch:
         longer, plain_s = max(before, source.gamma), self.times.plain_s()
         return Switch(
             source=source.name,
@@ -218,7 +218,7 @@ class LiveGamma:
             bank_s=self._bank.held_s,
         )
 
-    def _try(self, source: _Source, unread: int, speeds: Mapping[int, float]) -> int:
+    def _try(self, source: Source, unread: int, speeds: Mapping[int, float]) -> int:
         """The draft length to try although it looks too slow, or 0: what the bank can pay for."""
         drafting = [g for g in self._gammas if g]
         if not drafting or (unread and self._rest() < _LEAST_REST):
@@ -228,10 +228,10 @@ class LiveGamma:
         loss = self.times.round_s(source.name, best) - tokens * self.times.plain_s()
         whole, end = whole_text(self.times, unread, self._first)[0], end_of_text(self.times, unread, self._first)
         source.skips = end < whole
-        price = _PERIOD * max(loss, 0.0) + min(whole, end)
+        price = PERIOD * max(loss, 0.0) + min(whole, end)
         return best if price <= self._bank.held_s else 0
 
-    def _worth_reading(self, source: _Source, gamma: int, unread: int) -> bool:
+    def _worth_reading(self, source: Source, gamma: int, unread: int) -> bool:
         """Whether what is gained on the rest of the text pays for what the drafter has to read first.
 
         That is all it has not read, or else only the end of it.

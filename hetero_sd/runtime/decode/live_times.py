@@ -66,6 +66,7 @@ class LiveTimes:
         self.widths, self.chunk = sorted(predicted.verify_s), predicted.chunk
         self._verify: dict[int, Seen] = defaultdict(Seen)
         self._draft: dict[str, Seen] = defaultdict(Seen)
+        self._confidence = Seen()
         self._chunk = Seen()
         self._other = Seen()
         self._before: dict[int, float] = {}  # width -> plain steps that it took when it was last run
@@ -95,6 +96,8 @@ class LiveTimes:
             each = finished.draft_s / finished.drafted
             self._draft[finished.source].append(each)
             self._drafted_at[finished.source] = at
+            if finished.confidences:
+                self._confidence.append(finished.confidence_s / finished.drafted)
         else:
             other += finished.draft_s  # a search that found nothing
         self._other.append(other)
@@ -180,6 +183,10 @@ class LiveTimes:
         if seen := self._draft.get(source):
             return seen.median
         return self._predicted.draft_s * self._correction() if source == MODEL else 0.0
+
+    def confidence_s(self) -> float:
+        """Telling how confident the drafter is of a token; nothing, until it was seen."""
+        return self._confidence.median if self._confidence else 0.0
 
     def other_s(self) -> float:
         """The rest of a round."""

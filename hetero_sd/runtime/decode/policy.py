@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hetero_sd.runtime.decode.drafters import Offer
+from hetero_sd.runtime.decode.stopping import DraftLimit
 from hetero_sd.runtime.decode.trace import Round, Switch
 
 
@@ -20,6 +21,7 @@ class Choice:
         read: tokens of the text that the drafter reads before.
         skip: tokens before those that it leaves out.
         switches: changes of the draft length of a source, made for this round.
+        limit: ends the draft before gamma tokens, by the drafter's confidence; None: it has that length.
     """
 
     source: str = ""
@@ -27,6 +29,7 @@ class Choice:
     read: int = 0
     skip: int = 0
     switches: tuple[Switch, ...] = ()
+    limit: DraftLimit | None = None
 
 
 PLAIN = Choice()

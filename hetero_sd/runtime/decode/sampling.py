@@ -57,6 +57,12 @@ def probabilities(logits: npt.NDArray[np.floating], sampling: Sampling) -> Distr
     return out
 
 
+def best_probability(logits: npt.NDArray[np.floating], best: int) -> float:
+    """Return the probability of the best id at temperature 1: 1 / sum(exp(l - l[best])), in float32."""
+    shifted = logits - logits[best]
+    return 1.0 / float(np.exp(shifted, out=shifted).sum())
+
+
 def _best_ids(logits: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.intp]:
     """Rising ids of the ``count`` highest logits; among equal ones the lower id is kept."""
     threshold = np.partition(logits, len(logits) - count)[len(logits) - count]

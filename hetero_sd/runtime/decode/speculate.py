@@ -74,14 +74,19 @@ def take_turns(
         )
         reads = choice.read and gamma >= min(1, choice.gamma)
         read = drafter.read(tokens, choice.read, choice.skip, watch) if reads else 0
-        draft = drafter.propose(tokens, choice.source, gamma, watch, rng) if gamma > 0 else NO_DRAFT
+        limit = choice.limit if gamma > 0 else None
+        draft = drafter.propose(tokens, choice.source, gamma, watch, rng, limit) if gamma > 0 else NO_DRAFT
         drafted = draft.tokens
         accepted, extra = verify(target, tokens, draft, request.sampling, watch, rng)
         drafter.keep(len(tokens) + accepted)
         trace.lost_drafter = drafter.lost
         new_tokens = [*drafted[:accepted], extra]
 
-        trace.rounds.append(watch.round(len(drafted), accepted, read, choice.source if drafted else ""))
+        finished = watch.round(len(drafted), accepted, read, choice.source if drafted else "")
+        if limit is not None:
+            stopped = 0 < len(drafted) < gamma and drafter.lost is None
+            finished = replace(finished, confidences=tuple(limit.confidences), stopped=stopped)
+        trace.rounds.append(finished)
         trace.draft_prefill_s += trace.rounds[-1].catch_up_s
         policy.observe(trace.rounds[-1])
 

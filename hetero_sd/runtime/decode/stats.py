@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from statistics import NormalDist, median
@@ -10,6 +11,7 @@ from typing import Any
 
 from costmodel.schema.plan import Plan
 from hetero_sd.runtime.decode.predicted_run import predicted_first_token_s, predicted_speed
+from hetero_sd.runtime.decode.stopping import class_edges, confidence_class
 from hetero_sd.runtime.decode.trace import Round, Trace
 
 _Z_95 = NormalDist().inv_cdf(0.975)  # two-sided 95 % quantile of the normal distribution
@@ -25,7 +27,9 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
     drafter goes on while the target verifies, ``wait`` of a round and ``hand_over`` of a message. ``kept_tokens`` of
     the prompts were in the target's cache already. ``gammas`` counts the rounds by drafted tokens, ``sources`` the
     drafted and accepted tokens by what they were made from. ``switches`` are those of trace.Switch, ``generation``
-    counting the traces from 0.
+    counting the traces from 0. ``stopping`` is of the rounds whose drafts may have ended by the drafter's confidence:
+    ``calibration`` has, for the confidences ``[from, below]`` of a class, how many drafted tokens were judged and
+    accepted. None where there are no such rounds.
     """
     rounds = [r for trace in traces for r in trace.rounds]
     drafted = [r for r in rounds if r.drafted]
@@ -59,12 +63,34 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
             "wait": _median([r.wait_s for r in rounds]) if overlapped else None,
             "hand_over": _median([s for trace in traces for s in trace.hand_overs_s]),
         },
+        "stopping": _stopping(drafted),
         "switches": [{"generation": i, **asdict(s)} for i, trace in enumerate(traces) for s in trace.switches],
     }
 
 
 def _tokens_per_round(rounds: Sequence[Round]) -> float | None:
     return sum(r.accepted + 1 for r in rounds) / len(rounds) if rounds else None
+
+
+def _stopping(drafted: Sequence[Round]) -> dict[str, Any] | None:
+    limited = [r for r in drafted if r.confidences]
+    if not limited:
+        return None
+    judged, accepted = Counter[int](), Counter[int]()
+    for r in limited:
+        for i, confidence in enumerate(r.confidences[: r.accepted + 1]):
+            judged[confidence_class(confidence)] += 1
+            accepted[confidence_class(confidence)] += i < r.accepted
+    return {
+        "rounds": len(limited),
+        "drafted": sum(r.drafted for r in limited),
+        "stopped": sum(r.stopped for r in limited),
+        "confidence_s": median(r.confidence_s / r.drafted for r in limited),
+        "calibration": [
+            {"confidence": list(class_edges(index)), "judged": judged[index], "accepted": accepted[index]}
+            for index in sorted(judged)
+        ],
+    }
 
 
 def _by_source(drafted: Sequence[Round]) -> dict[str, dict[str, int]]:
@@ -173,12 +199,27 @@ def stats_table(stats: Mapping[str, Any]) -> str:
     if len(stats["sources"]) > 1:
         used = ", ".join(f"{name} {n['accepted']} of {n['drafted']}" for name, n in stats["sources"].items())
         lines.append(f"accepted by source: {used}")
+    if stats["stopping"] is not None:
+        lines += stopping_text(stats["stopping"])
     lines += [switch_text(switch) for switch in stats["switches"][:_MOST_SWITCHES]]
     if len(stats["switches"]) > _MOST_SWITCHES:
         lines.append(f"... and {len(stats['switches']) - _MOST_SWITCHES} more switches (--json has all)")
     if stats.get("threads"):
         lines.append(threads_text(stats["threads"]))
     return "\n".join(lines)
+
+
+def stopping_text(stopping: Mapping[str, Any]) -> list[str]:
+    """Return the lines for people of drafts that may end by the drafter's confidence."""
+    table = ", ".join(
+        f"{entry['confidence'][0]:g}-{entry['confidence'][1]:g} {entry['accepted']} of {entry['judged']}"
+        for entry in stopping["calibration"]
+    )
+    return [
+        f"stopped by confidence: {stopping['stopped']} of {stopping['rounds']} drafts, {stopping['drafted']} tokens "
+        f"in them; telling it took {1e6 * stopping['confidence_s']:.3g} us a token",
+        f"accepted by confidence: {table}",
+    ]
 
 
 def switch_text(switch: Mapping[str, Any]) -> str:

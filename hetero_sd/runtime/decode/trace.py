@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Round:
     before it: the drafter read ``read`` tokens of text that it had not seen; the trace counts it in
     ``draft_prefill_s``. ``source`` says what the drafts were made from (drafters/__init__.py), "" where there are none.
     ``wait_s`` is what the target waited for drafts that are made beside it; there ``draft_s`` is 0.
+    ``confidences`` are those of the drafted tokens, where they were asked for, which took ``confidence_s``; ``stopped``
+    says that they ended the draft.
     """
 
     drafted: int
@@ -29,11 +31,14 @@ class Round:
     read: int = 0
     source: str = ""
     wait_s: float = 0.0
+    confidence_s: float = 0.0
+    confidences: tuple[float, ...] = ()
+    stopped: bool = False
 
     @property
     def total_s(self) -> float:
         """Wall time of the round in seconds."""
-        return self.draft_s + self.wait_s + self.verify_s + self.sampling_s + self.dispatch_s
+        return self.draft_s + self.confidence_s + self.wait_s + self.verify_s + self.sampling_s + self.dispatch_s
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,13 @@ class Stopwatch:
         now = self._clock()
         self.booked[term] = self.booked.get(term, 0.0) + now - self._last
         if self._spans is not None:
-            self._spans.append(Span("draft" if term in ("draft", "catch_up") else "target", term, self._last, now))
+            role = "draft" if term in ("draft", "confidence", "catch_up") else "target"
+            self._spans.append(Span(role, term, self._last, now))
         self._last = now
 
     def round(self, drafted: int, accepted: int, read: int = 0, source: str = "") -> Round:
         """Return the round these bookings describe; time after the last booking counts as dispatch."""
         self.book("dispatch")
-        names = ("draft", "verify", "sampling", "dispatch", "catch_up", "wait")
-        terms = {f"{name}_s": self.booked.get(name, 0.0) for name in names}
+        names = ("draft", "verify", "sampling", "dispatch", "catch_up", "wait", "confidence")
+        terms: dict[str, Any] = {f"{name}_s": self.booked.get(name, 0.0) for name in names}
         return Round(drafted, accepted, **terms, read=read, source=source)

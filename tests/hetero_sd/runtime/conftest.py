@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from hetero_sd.runtime.decode.drafters import Offer
 from hetero_sd.runtime.decode.generate import Request
-from hetero_sd.runtime.decode.policy import FixedGamma
+from hetero_sd.runtime.decode.policy import Choice, FixedGamma
+from hetero_sd.runtime.decode.stopping import DraftLimit, Prices
 from hetero_sd.runtime.manifest import read_manifest, write_manifest
 from hetero_sd.runtime.model.kept_prefix import kept_prefixes
 from hetero_sd.runtime.model.protocol import CHOICE, ContextFull, Done, Model, Models, NotFiniteError
@@ -84,6 +87,23 @@ def make_pair(
 @pytest.fixture(scope="session")
 def pair() -> Callable[..., tuple[TableModel, TableModel]]:
     return make_pair
+
+
+class ByConfidence(FixedGamma):
+    """Ends drafts at confidences below a threshold, whatever that costs."""
+
+    def __init__(self, gamma: int, least: float) -> None:
+        super().__init__(gamma)
+        self._least = least
+
+    def choose(self, offers: Sequence[Offer]) -> Choice:
+        made = DraftLimit(lambda c: float(c >= self._least), Prices(1.0, range(self.gamma + 1), 0.0), 1.5)
+        return replace(super().choose(offers), limit=made)
+
+
+@pytest.fixture(scope="session")
+def by_confidence() -> type[ByConfidence]:
+    return ByConfidence
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ def test_answers_are_those_of_the_command(tiny_pair: Path, capfd: pytest.Capture
     [
         ({"mode": "fast"}, "mode 'fast': give one of auto, off, sequential, overlapped, target-only, speculative"),
         ({"drafter": "eagle"}, "drafter 'eagle': give one of None, model, ngram"),
+        ({"stop_drafts": "on"}, "stop_drafts 'on': give one of auto, off"),
         ({"gamma": 0}, "gamma must be at least 1"),
         ({"system": "x", "template": False}, "--system needs a chat template, and there is none"),
         ({"template_name": "x", "template": False}, "--chat-template needs a chat template"),

@@ -281,6 +281,24 @@ def test_policy(mode, gamma, planned, expected):
     assert (policy and policy.choose([Offer("model", 9)]).gamma) == expected
 
 
+@pytest.mark.parametrize(("stop_drafts", "stops"), [("auto", True), ("off", False)])
+def test_drafts_are_stopped_unless_the_user_says_no(stop_drafts, stops):
+    plan = some_plan(mode="target-only", gamma=0, prediction=some_prediction(live=LIVE))
+    policy = choose_policy("auto", None, plan, stop_drafts=stop_drafts)
+    for width in LIVE.verify_s:
+        for _ in range(2):
+            policy.times.measured(width, 0.01)
+    policy.times.measured_draft(1e-5)
+    choice = policy.choose([Offer("model", 9, confident=True)])
+    assert choice.gamma > 0
+    assert (choice.limit is not None) == stops
+    assert parse_options(["--stop-drafts", stop_drafts]).stop_drafts == stop_drafts
+    assert (
+        choose_policy("auto", 2, plan, stop_drafts=stop_drafts).choose([Offer("model", 9, confident=True)]).limit
+        is None
+    )
+
+
 def test_auto_decides_live_unless_the_run_is_given_a_length():
     plan = some_plan(mode="target-only", gamma=0, given=("place",), prediction=some_prediction(live=LIVE))
     assert isinstance(choose_policy("auto", None, plan), LiveGamma)

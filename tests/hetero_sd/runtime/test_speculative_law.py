@@ -76,7 +76,7 @@ def distance(one, other):
     return sum(abs(one.get(k, 0.0) - other.get(k, 0.0)) for k in {*one, *other})
 
 
-def whole_texts(pair, sampling, gamma, vocab=3, new=4, draft_vocab=None):
+def whole_texts(pair, sampling, gamma, vocab=3, new=4, draft_vocab=None, policy=FixedGamma):
     """Laws of all texts of ``new`` tokens: by speculation, and by the target alone."""
 
     def by(stream):
@@ -89,7 +89,7 @@ def whole_texts(pair, sampling, gamma, vocab=3, new=4, draft_vocab=None):
 
     both = by(
         lambda t, d, ids, r, trace, rng: speculate(
-            t, ModelDrafter(d, t.vocab, r.sampling), ids, r, FixedGamma(gamma), trace, rng
+            t, ModelDrafter(d, t.vocab, r.sampling), ids, r, policy(gamma), trace, rng
         )
     )
     return both, by(lambda t, d, ids, r, trace, rng: generate(t, ids, r, trace, rng))
@@ -111,6 +111,23 @@ def test_whole_texts_have_the_law_of_the_target(pair, sampling, gamma):
 def test_law_with_another_vocabulary_of_the_drafter(pair, draft_vocab):
     both, alone = whole_texts(pair, SAMPLED, 2, draft_vocab=draft_vocab)
     assert distance(both, alone) < 1e-12
+
+
+@pytest.mark.parametrize("least", [0.2, 0.5])
+def test_law_where_drafts_are_stopped_by_the_probability_of_their_last_token(pair, by_confidence, monkeypatch, least):
+    """The negative control drops the token that it was told of, too: its probability then decides whether it counts."""
+    both, alone = whole_texts(pair, SAMPLED, 3, policy=lambda gamma: by_confidence(gamma, least))
+    assert distance(both, alone) < 1e-12
+    honest = ModelDrafter.propose
+
+    def dropping(self, tokens, source, gamma, watch, rng, go_on):
+        draft = honest(self, tokens, source, gamma, watch, rng, go_on)
+        kept = len(draft.tokens) - (draft.q[-1][draft.tokens[-1]] < least)
+        return Draft(draft.tokens[:kept], draft.q[:kept])
+
+    monkeypatch.setattr(ModelDrafter, "propose", dropping)
+    both, alone = whole_texts(pair, SAMPLED, 3, policy=lambda gamma: by_confidence(gamma, least))
+    assert distance(both, alone) > 0.01
 
 
 def ngram_texts(pair, gamma, new=4):
@@ -154,8 +171,8 @@ def test_unprocessed_q_changes_the_law(pair, monkeypatch):
     """The drafter's samples must come from the q that acceptance is told."""
     honest = ModelDrafter.propose
 
-    def tempered(self, tokens, source, gamma, watch, rng):
-        draft = honest(self, tokens, source, gamma, watch, rng)
+    def tempered(self, tokens, source, gamma, watch, rng, go_on):
+        draft = honest(self, tokens, source, gamma, watch, rng, go_on)
         return Draft(draft.tokens, [np.sqrt(row) / np.sqrt(row).sum() for row in draft.q])
 
     monkeypatch.setattr(ModelDrafter, "propose", tempered)

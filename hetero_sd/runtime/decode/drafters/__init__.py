@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from hetero_sd.runtime.decode.sampling import Distribution, Rng
 from hetero_sd.runtime.decode.trace import Stopwatch
 
 MODEL = "model"  # drafts of a draft model; other sources are named in their own files
+GoOn = Callable[[float], bool]  # told the confidence of each drafted token in turn: whether to draft another
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,13 @@ class Offer:
         source: its name; drafts of one source are accepted about equally often, those of two need not be.
         most: tokens that it can draft, at least 1.
         unread: tokens of the text that it must read first.
+        confident: it can tell how confident it is of each token that it drafts.
     """
 
     source: str
     most: int
     unread: int = 0
+    confident: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,14 @@ class Drafter(Protocol):
         goes to ``watch`` under "catch_up".
         """
 
-    def propose(self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng) -> Draft:
+    def propose(
+        self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng, go_on: GoOn | None = None
+    ) -> Draft:
         """Return at most ``gamma`` >= 1 tokens that may follow ``tokens``, from a source that was offered for it.
 
-        All of the text that the source needs was read. The time goes to ``watch`` under "draft" and "sampling".
+        All of the text that the source needs was read. ``go_on`` is given only where the offer was confident: it is
+        told the confidence of every token, and ends the draft with it. The time goes to ``watch`` under "draft",
+        "sampling" and, for confidences, "confidence".
         """
 
     def keep(self, length: int) -> None:

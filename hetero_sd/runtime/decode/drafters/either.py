@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hetero_sd.runtime.decode.drafters import Draft, Drafter, Offer
+from hetero_sd.runtime.decode.drafters import Draft, Drafter, GoOn, Offer
 from hetero_sd.runtime.decode.sampling import Rng
 from hetero_sd.runtime.decode.trace import Stopwatch
 
@@ -35,9 +35,11 @@ class EitherDrafter(Drafter):
         """Let all read; see :class:`Drafter`."""
         return sum(drafter.read(tokens, most, skip, watch) for drafter in self._drafters)
 
-    def propose(self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng) -> Draft:
+    def propose(
+        self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng, go_on: GoOn | None = None
+    ) -> Draft:
         """Let the drafter that offered the source draft."""
-        return self._by_source[source].propose(tokens, source, gamma, watch, rng)
+        return self._by_source[source].propose(tokens, source, gamma, watch, rng, go_on)
 
     def keep(self, length: int) -> None:
         """Let all know."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hetero_sd.runtime.decode.drafters import MODEL, Draft, Drafter, Offer
-from hetero_sd.runtime.decode.sampling import Distribution, Rng, Sampling, probabilities
+from hetero_sd.runtime.decode.drafters import MODEL, Draft, Drafter, GoOn, Offer
+from hetero_sd.runtime.decode.sampling import Distribution, Rng, Sampling, best_probability, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, NotFiniteError
+from targets.backend import HOST
 
 _ALWAYS_READ = 4  # first tokens of a text
 
@@ -25,13 +26,14 @@ class ModelDrafter(Drafter):
         self._sampling = sampling
         held = min(model.held(self._known(prompt)), max(0, len(prompt) - 1))  # a draft needs a token to be fed
         self._length = held  # leading tokens that are in the cache, or were left out
+        self._confident = getattr(model, "processor", HOST) == HOST  # its logits are here without a copy
         self.skipped = 0  # how many were left out
         self.lost: str | None = None  # why it drafts no more
 
     def offers(self, tokens: Sequence[int], watch: Stopwatch) -> Sequence[Offer]:
         """Offer drafts until the drafter's context is full or it was lost; see :class:`Drafter`."""
         room = 0 if self.lost else self._model.context - len(tokens) + self.skipped + 1
-        return [Offer(MODEL, room, self._unread(tokens))] if room > 0 else []
+        return [Offer(MODEL, room, self._unread(tokens), self._confident)] if room > 0 else []
 
     def _unread(self, tokens: Sequence[int]) -> int:
         """Tokens to be read before :meth:`propose`, which feeds up to two.
@@ -62,25 +64,43 @@ class ModelDrafter(Drafter):
         watch.book("catch_up")
         return len(ids)
 
-    def propose(self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng) -> Draft:
-        """Return gamma tokens, fewer where the drafter was lost or is lost on the way; see :class:`Drafter`."""
+    def propose(
+        self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng, go_on: GoOn | None = None
+    ) -> Draft:
+        """Return gamma tokens, fewer where ``go_on`` or the loss of the drafter ends the draft; see :class:`Drafter`.
+
+        The confidence of a token is its probability in the distribution that it was taken from: greedy, where there is
+        none, it is computed here from the logits, which lie in memory that both the kernels and numpy see.
+        """
         drafted: list[int] = []
         q: list[Distribution] = []
         pending = list(tokens[self._length :])
         try:
             while len(drafted) < gamma and not self.lost:
-                drafted.append(self._draw(pending, q, watch, rng))
+                token, confidence = self._draw(pending, q, watch, rng, go_on is not None)
+                drafted.append(token)
                 self._length += len(pending)
-                pending = drafted[-1:]
+                pending = [token]
+                if go_on is None:
+                    continue
+                wanted = go_on(confidence)
+                watch.book("confidence")
+                if not wanted:
+                    break
         except NotFiniteError as error:
             self.lost = str(error)
         watch.book("draft")
         return Draft(drafted, q)
 
-    def _draw(self, pending: Sequence[int], q: list[Distribution], watch: Stopwatch, rng: Rng) -> int:
-        """Feed ``pending`` and draft a token; when sampling, its distribution is appended to ``q``."""
+    def _draw(
+        self, pending: Sequence[int], q: list[Distribution], watch: Stopwatch, rng: Rng, confident: bool
+    ) -> tuple[int, float]:
+        """Feed ``pending``; a token, and its probability where that is asked for.
+
+        When sampling, its distribution is appended to ``q``.
+        """
         if self._sampling.greedy:
-            return self._best(pending)
+            return self._best(pending, watch, confident)
         step = self._model.submit(self._known(pending), self._length - self.skipped, (LOGITS,), last=True)
         logits = step.result()[LOGITS][-1, : self._common]
         watch.book("draft")
@@ -89,19 +109,22 @@ class ModelDrafter(Drafter):
         q[-1][: self._common] = ours
         token = rng.draw(q[-1])
         watch.book("sampling")
-        return token
+        return token, float(q[-1][token])
 
     def keep(self, length: int) -> None:
         """Roll the cache back to the first ``length`` tokens; the text agrees with the drafts up to there."""
         self._length = min(self._length, length)
 
-    def _best(self, pending: Sequence[int]) -> int:
-        """Feed ``pending`` and return the best id that the target also has."""
+    def _best(self, pending: Sequence[int], watch: Stopwatch, confident: bool) -> tuple[int, float]:
+        """Feed ``pending``; the best id that the target also has, and its probability where that is asked for."""
         ids, whole = self._known(pending), self._model.vocab <= self._target_vocab
-        found = self._model.submit(
-            ids, self._length - self.skipped, (CHOICE,) if whole else (LOGITS,), last=True
-        ).result()
-        return int(found[CHOICE][-1] if whole else np.argmax(found[LOGITS][-1, : self._common]))
+        outputs = (*((CHOICE,) if whole else ()), *((LOGITS,) if confident or not whole else ()))
+        found = self._model.submit(ids, self._length - self.skipped, outputs, last=True).result()
+        token = int(found[CHOICE][-1] if whole else np.argmax(found[LOGITS][-1, : self._common]))
+        if not confident:
+            return token, 0.0
+        watch.book("draft")
+        return token, best_probability(found[LOGITS][-1, : self._common], token)
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
         """Replace ids that only the target has by 0: the drafter then guesses worse, the output is the same."""

@@ -2,7 +2,8 @@
 
 The pool is of the whole process, so that answers profit from earlier ones (SuffixDecoding, arXiv 2411.04975, has the
 idea). Longer matches are accepted more often: each class of lengths is a source of its own, whose draft length a policy
-can learn. A round without a match is a plain step.
+can learn. That length is how confident it is; its tokens are found all at once, so that none of them can be saved. A
+round without a match is a plain step.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hetero_sd.runtime.decode.drafters import Draft, Drafter, Offer
+from hetero_sd.runtime.decode.drafters import Draft, Drafter, GoOn, Offer
 from hetero_sd.runtime.decode.drafters.ngram_pool import SHORTEST, Match, NgramPool
 from hetero_sd.runtime.decode.sampling import Rng, Sampling
 from hetero_sd.runtime.decode.trace import Stopwatch
@@ -47,7 +48,9 @@ class NgramDrafter(Drafter):
         """Nothing is left to read."""
         return 0
 
-    def propose(self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng) -> Draft:
+    def propose(
+        self, tokens: Sequence[int], source: str, gamma: int, watch: Stopwatch, rng: Rng, go_on: GoOn | None = None
+    ) -> Draft:
         """Return what was found; it was drawn from a distribution with one token of probability 1."""
         drafted = self._match.tokens[:gamma] if self._match else []
         q = []

@@ -19,7 +19,7 @@ def test_a_draft_begins_with_the_last_token(pair: Any) -> None:
     draft.rows = target.rows
     drafter = EarlyExitDrafter(draft, 6, Sampling())
     target.submit(TEXT[:-1], 0)
-    assert drafter.offers(TEXT, WATCH) == [Offer(MODEL, draft.context - len(TEXT) + 1, 0)]
+    assert drafter.offers(TEXT, WATCH) == [Offer(MODEL, draft.context - len(TEXT) + 1, 0, confident=True)]
     tokens = drafter.propose(TEXT, MODEL, 3, WATCH, Rng(0)).tokens
     assert draft.fed == [(8, 1), (9, 1), (10, 1)]
     drafter.keep(len(TEXT) + 3)

@@ -60,11 +60,11 @@ def test_the_first_tokens_and_the_last_are_read(pair) -> None:
     _, draft = pair(3)
     drafter = ModelDrafter(draft, 6, Sampling())
     (offer,) = drafter.offers(TEXT, Stopwatch())
-    assert offer == Offer(MODEL, 64 - 16 + 1, 15)
+    assert offer == Offer(MODEL, 64 - 16 + 1, 15, confident=True)
     assert drafter.read(TEXT, 7, 8, Stopwatch()) == 7
     assert draft.rows == [1, 2, 3, 4, *TEXT[12:15]]  # four first ones, eight left out, the rest but for the last
     (offer,) = drafter.offers(TEXT, Stopwatch())
-    assert offer == Offer(MODEL, 64 - 8 + 1, 0)
+    assert offer == Offer(MODEL, 64 - 8 + 1, 0, confident=True)
     drafted = drafter.propose(TEXT, MODEL, 2, Stopwatch(), Rng(0)).tokens
     assert draft.rows == [1, 2, 3, 4, *TEXT[12:16], drafted[0]]
     drafter.keep(len(TEXT))

@@ -97,9 +97,9 @@ def test_the_model_reads_what_ngrams_drafted(pair: Any) -> None:
         model = ModelDrafter(draft, target.vocab, request.sampling)
         honest = model.propose
 
-        def checking(tokens, name, gamma, watch, rng, honest=honest, fresh=fresh):
+        def checking(tokens, name, gamma, watch, rng, go_on=None, honest=honest, fresh=fresh):
             nonlocal checked
-            drafted = honest(tokens, name, gamma, watch, rng)
+            drafted = honest(tokens, name, gamma, watch, rng, go_on)
             text = list(tokens)
             for token in drafted.tokens:
                 assert token == fresh.extend(text, 0)

@@ -39,7 +39,7 @@ class LastOccurrence(Drafter):
     def read(self, tokens, most, skip, watch):
         return 0
 
-    def propose(self, tokens, source, gamma, watch, rng):
+    def propose(self, tokens, source, gamma, watch, rng, go_on=None):
         assert source == "last occurrence"
         return Draft(list(tokens[self._places[-1] + 1 :][:gamma]), [])
 
@@ -71,7 +71,7 @@ def test_it_drafts_and_some_drafts_are_accepted(pair):
 
 def test_a_drafter_may_draft_nothing(pair):
     class Silent(LastOccurrence):
-        def propose(self, tokens, source, gamma, watch, rng):
+        def propose(self, tokens, source, gamma, watch, rng, go_on=None):
             return Draft([], [])
 
     class OffersNothing(LastOccurrence):

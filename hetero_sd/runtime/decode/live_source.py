@@ -1,0 +1,58 @@
+"""What is known of one source of drafts, and what was decided for it."""
+
+from __future__ import annotations
+
+from hetero_sd.runtime.decode.drafters import Offer
+from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
+from hetero_sd.runtime.decode.live_times import LiveTimes
+from hetero_sd.runtime.decode.stopping import DraftLimit, Prices, Stopping
+from hetero_sd.runtime.decode.trace import Round
+
+PERIOD = 4  # rounds after which a new draft length is looked at again
+
+
+class Source:
+    """Set by a :class:`LiveGamma`.
+
+    Attributes:
+        name: of the source.
+        acceptance: of its drafts.
+        gamma: its draft length; 0: it does not draft.
+        skips: it reads only the end of a text that it has not read.
+        left, period: rounds until the next decision, and how many there were after the last one.
+        tokens_per_s: expected with that draft length, at the last decision.
+        limit: of the present round; None where it has the draft length.
+    """
+
+    def __init__(self, name: str, acceptance: LiveAcceptance, gamma: int = 0, stops: bool = False) -> None:
+        """Begin with a draft length; ``stops``: its drafts may end by their confidence."""
+        self.name, self.acceptance, self.gamma = name, acceptance, gamma
+        self.skips = False
+        self.left, self.period = 0, PERIOD
+        self.tokens_per_s = 0.0
+        self.limit: DraftLimit | None = None
+        self._stopping = Stopping() if stops else None
+
+    def begin_round(self, offer: Offer, times: LiveTimes, longest: int) -> int:
+        """Begin a round that drafts; tokens to draft, up to ``longest`` where the limit decides."""
+        self.left -= 1
+        limited, self.limit = self.limit is not None, None
+        if self._stopping is not None and offer.confident:
+            self.limit = self._stopping.limit(
+                lambda: Prices(
+                    self.acceptance.mean,
+                    [times.round_s(self.name, gamma) for gamma in range(longest + 1)],
+                    times.confidence_s(),
+                )
+            )
+        if self.limit is not None:
+            return longest
+        if limited:  # the draft length was not run for a while
+            self.left = min(self.left, PERIOD)
+        return self.gamma
+
+    def end_round(self, finished: Round, at: int) -> bool:
+        """Learn from a round that drafted, and ended after ``at`` tokens of text; whether the text has changed."""
+        if self._stopping is not None and self.limit is not None and finished.confidences:
+            self._stopping.observe(self.limit, finished.accepted)
+        return self.acceptance.observe(finished.accepted, finished.drafted, at)

@@ -1,0 +1,166 @@
+"""When to stop a draft: token by token, from the drafter's own confidence, calibrated while it runs.
+
+After k tokens it goes on where a longer draft of j tokens is worth its time:
+
+    sum over i = k+1 .. j of P(first i accepted) * (time per token)  >  (j - k) * (draft step) + T(j + 1) - T(k + 1)
+
+j = k + 1 is the next token; longer ones count, too, because the compiled widths make T a staircase. The tokens drafted
+so far are accepted as often as drafts of such a confidence were (:class:`Calibration`), those to come as often as all.
+
+Telling the confidence takes time, and it may mean nothing. So every round that it limits is compared with a round of
+the best fixed length from the same text: of the two, what was drafted is known, and most of what would have been
+accepted. Where nothing was gained, drafts have a fixed length for a while, each time for longer.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from costmodel.speculative import expected_tokens
+
+BORDERS = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.97, 0.99)  # between classes of confidences
+_EDGES = (0.0, *BORDERS, 1.0)
+_PRIOR_WEIGHT = 2.0  # judged tokens that the confidence itself counts for
+_CLASS_KEEPS = 1 - 1 / 256  # of a class's memory, with every token that is judged in it
+_KEEPS = 1 - 1 / 128  # of what was gained, with every round
+_TRY, _REST, _LONGEST_REST = 32, 64, 1024  # rounds with a limit before it is judged; rounds without one
+_MOST_TELLING = 1.0  # rounds, as time spent on confidences, before it is judged
+_LEAST_GAIN = 1.005  # in speed, for which drafts are limited
+
+
+def confidence_class(confidence: float) -> int:
+    """The class of a confidence, from 0."""
+    return bisect_right(BORDERS, confidence)
+
+
+def class_edges(index: int) -> tuple[float, float]:
+    """The confidences of a class: from, and below."""
+    return _EDGES[index], _EDGES[index + 1]
+
+
+class Calibration:
+    """How often drafts of a confidence are accepted; at first as often as the confidence says."""
+
+    def __init__(self) -> None:
+        """Nothing was judged yet."""
+        middles = [(low + high) / 2 for low, high in map(class_edges, range(len(BORDERS) + 1))]
+        self._seen = [[_PRIOR_WEIGHT * middle, _PRIOR_WEIGHT * (1 - middle)] for middle in middles]
+
+    def acceptance(self, confidence: float) -> float:
+        """The probability that a draft of that confidence is accepted where those before it were."""
+        accepted, rejected = self._seen[confidence_class(confidence)]
+        return accepted / (accepted + rejected)
+
+    def observe(self, confidences: Sequence[float], accepted: int) -> None:
+        """Learn from a draft, of which so many tokens were accepted; those after the first miss were not judged."""
+        for i, confidence in enumerate(confidences[: accepted + 1]):
+            seen = self._seen[confidence_class(confidence)]
+            seen[:] = [_CLASS_KEEPS * count for count in seen]
+            seen[i >= accepted] += 1
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What rounds cost and give, as expected before one.
+
+    Attributes:
+        following: acceptance of a token that is not drafted yet.
+        rounds_s: seconds of rounds with 0, 1, 2 ... drafted tokens, without telling confidences.
+        confidence_s: telling one.
+    """
+
+    following: float
+    rounds_s: Sequence[float]
+    confidence_s: float
+
+    def best_fixed(self) -> tuple[int, float]:
+        """The best fixed draft length, and its time per token."""
+        times = [seconds / expected_tokens(self.following, n) for n, seconds in enumerate(self.rounds_s)]
+        best = min(range(len(times)), key=times.__getitem__)
+        return best, times[best]
+
+
+class DraftLimit:
+    """Of one round: told the confidence of each drafted token, says whether to draft another."""
+
+    def __init__(self, acceptance: Callable[[float], float], prices: Prices, token_s: float) -> None:
+        """Begin a draft; ``acceptance`` is that of a confidence, ``token_s`` what a token takes otherwise."""
+        self.prices, self._token_s = prices, token_s
+        self.confidences: list[float] = []
+        self._acceptance, self._all_accepted = acceptance, 1.0
+
+    def __call__(self, confidence: float) -> bool:
+        """Whether to draft another token after one of that confidence."""
+        self.confidences.append(confidence)
+        self._all_accepted *= self._acceptance(confidence)
+        prices, drafted = self.prices, len(self.confidences)
+        product, tokens = self._all_accepted, 0.0
+        for longer in range(drafted + 1, len(prices.rounds_s)):
+            product *= prices.following
+            tokens += product
+            takes_s = prices.rounds_s[longer] - prices.rounds_s[drafted] + (longer - drafted) * prices.confidence_s
+            if tokens * self._token_s > takes_s:
+                return True
+        return False
+
+
+class Stopping:
+    """Whether drafts of one source are limited, by what that gained."""
+
+    def __init__(self) -> None:
+        """Try it."""
+        self.calibration = Calibration()
+        self._on, self._left, self._rest = True, _TRY, _REST
+        self._telling_s = 0.0  # spent on confidences, since it was judged
+        self._limited, self._fixed = _Speed(), _Speed()
+
+    def limit(self, prices: Callable[[], Prices]) -> DraftLimit | None:
+        """The limit of the next round that drafts; None where it drafts the fixed length."""
+        if not self._on:
+            self._left -= 1
+            if self._left > 0:
+                return None
+            self._on, self._left, self._telling_s = True, _TRY, 0.0
+            self._limited, self._fixed = _Speed(), _Speed()
+        priced = prices()
+        _, token_s = priced.best_fixed()
+        if self._limited.rounds >= _TRY:
+            token_s = min(token_s, self._limited.token_s)
+        return DraftLimit(self.calibration.acceptance, priced, token_s)
+
+    def observe(self, limit: DraftLimit, accepted: int) -> None:
+        """Learn from a round with a limit."""
+        prices, drafted = limit.prices, len(limit.confidences)
+        self.calibration.observe(limit.confidences, accepted)
+        self._limited.add(accepted + 1.0, prices.rounds_s[drafted] + drafted * prices.confidence_s)
+        length, _ = prices.best_fixed()
+        tokens = min(accepted, length) + 1.0
+        if accepted == drafted < length:
+            tokens += expected_tokens(prices.following, length - drafted) - 1.0
+        self._fixed.add(tokens, prices.rounds_s[length])
+        self._left -= 1
+        self._telling_s += drafted * prices.confidence_s
+        if self._left > 0 and self._telling_s < _MOST_TELLING * prices.rounds_s[length]:
+            return
+        self._telling_s = 0.0
+        if self._fixed.token_s > _LEAST_GAIN * self._limited.token_s:
+            self._left, self._rest = _TRY, _REST
+        else:
+            self._on, self._left, self._rest = False, self._rest, min(2 * self._rest, _LONGEST_REST)
+
+
+class _Speed:
+    """The time per token of the last rounds; older ones count less."""
+
+    def __init__(self) -> None:
+        self.rounds, self._tokens, self._seconds = 0, 0.0, 0.0
+
+    def add(self, tokens: float, seconds: float) -> None:
+        self.rounds += 1
+        self._tokens, self._seconds = _KEEPS * self._tokens + tokens, _KEEPS * self._seconds + seconds
+
+    @property
+    def token_s(self) -> float:
+        return self._seconds / self._tokens

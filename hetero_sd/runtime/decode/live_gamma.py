@@ -182,7 +182,7 @@ class LiveGamma:
         self.times.settle(self._text)
         self._bank.settle(self.times.plain_s(), self.times.round_s)
         rich = self._bank.held_s >= _RICH_STEPS * self.times.plain_s()  # there is time to find out
-        hopeful = rich and source.limit is None  # a limit would not draft so far
+        hopeful = rich and not source.limited  # a limit would not draft so far
         speeds = {g: self.tokens_per_s(source.name, g, hopeful) for g in self._gammas}
         best, before = max(speeds, key=lambda g: (speeds[g], -g)), source.gamma
         if speeds[best] <= (_MARGIN if before else _START_MARGIN) * speeds[before]:

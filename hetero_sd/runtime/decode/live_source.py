@@ -33,10 +33,15 @@ class Source:
         self.limit: DraftLimit | None = None
         self._stopping = Stopping() if stops else None
 
+    @property
+    def limited(self) -> bool:
+        """Whether the present round may have another length than the draft length."""
+        return self.limit is not None and not self.limit.learns
+
     def begin_round(self, offer: Offer, times: LiveTimes, longest: int) -> int:
         """Begin a round that drafts; tokens to draft, up to ``longest`` where the limit decides."""
         self.left -= 1
-        limited, self.limit = self.limit is not None, None
+        limited, self.limit = self.limited, None
         if self._stopping is not None and offer.confident:
             self.limit = self._stopping.limit(
                 lambda: Prices(
@@ -45,7 +50,7 @@ class Source:
                     times.confidence_s(),
                 )
             )
-        if self.limit is not None:
+        if self.limited:
             return longest
         if limited:  # the draft length was not run for a while
             self.left = min(self.left, PERIOD)

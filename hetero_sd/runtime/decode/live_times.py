@@ -149,7 +149,7 @@ class LiveTimes:
         """A step of the target: the median seen.
 
         One that was not seen is expected to take as many plain steps as long ago, or as the plan says; at least one and
-        at most n.
+        at most n, and no more than a wider one. One that was seen once may have had a pause of the system.
         """
         seen = self._verify.get(width)
         if seen and len(seen) > 1:
@@ -159,7 +159,9 @@ class LiveTimes:
             plain = self._verify[1].median
             expected = self._before[width] * plain if width in self._before else expected
             expected = min(max(expected, plain), width * plain)
-        return (seen.median + expected) / 2 if seen else expected
+        wider = [times.median for w, times in self._verify.items() if w > width and len(times) > 1]
+        expected = min([expected, *wider])
+        return (min([seen.median, *wider]) + expected) / 2 if seen else expected
 
     def hopeful_step_s(self, width: int) -> float:
         """A step of the target as fast as it may be: a standard error less than was seen.

@@ -25,6 +25,7 @@ _EDGES = (0.0, *BORDERS, 1.0)
 _PRIOR_WEIGHT = 2.0  # judged tokens that the confidence itself counts for
 _CLASS_KEEPS = 1 - 1 / 256  # of a class's memory, with every token that is judged in it
 _KEEPS = 1 - 1 / 128  # of what was gained, with every round
+_LEARN = 24  # first rounds, which only fill the table
 _TRY, _REST, _LONGEST_REST = 32, 64, 1024  # rounds with a limit before it is judged; rounds without one
 _MOST_TELLING = 1.0  # rounds, as time spent on confidences, before it is judged
 _LEAST_GAIN = 1.005  # in speed, for which drafts are limited
@@ -85,15 +86,26 @@ class Prices:
 class DraftLimit:
     """Of one round: told the confidence of each drafted token, says whether to draft another."""
 
-    def __init__(self, acceptance: Callable[[float], float], prices: Prices, token_s: float) -> None:
-        """Begin a draft; ``acceptance`` is that of a confidence, ``token_s`` what a token takes otherwise."""
-        self.prices, self._token_s = prices, token_s
+    def __init__(
+        self, acceptance: Callable[[float], float], prices: Prices, token_s: float, learns: bool = False
+    ) -> None:
+        """Begin a draft.
+
+        Args:
+            acceptance: of a confidence.
+            prices: of the round.
+            token_s: what a token takes otherwise.
+            learns: the draft has the fixed length, and the table is filled.
+        """
+        self.prices, self.learns, self._token_s = prices, learns, token_s
         self.confidences: list[float] = []
         self._acceptance, self._all_accepted = acceptance, 1.0
 
     def __call__(self, confidence: float) -> bool:
         """Whether to draft another token after one of that confidence."""
         self.confidences.append(confidence)
+        if self.learns:
+            return True
         self._all_accepted *= self._acceptance(confidence)
         prices, drafted = self.prices, len(self.confidences)
         product, tokens = self._all_accepted, 0.0
@@ -110,8 +122,9 @@ class Stopping:
     """Whether drafts of one source are limited, by what that gained."""
 
     def __init__(self) -> None:
-        """Try it."""
+        """Learn first."""
         self.calibration = Calibration()
+        self._learn = _LEARN
         self._on, self._left, self._rest = True, _TRY, _REST
         self._telling_s = 0.0  # spent on confidences, since it was judged
         self._limited, self._fixed = _Speed(), _Speed()
@@ -128,12 +141,15 @@ class Stopping:
         _, token_s = priced.best_fixed()
         if self._limited.rounds >= _TRY:
             token_s = min(token_s, self._limited.token_s)
-        return DraftLimit(self.calibration.acceptance, priced, token_s)
+        return DraftLimit(self.calibration.acceptance, priced, token_s, learns=self._learn > 0)
 
     def observe(self, limit: DraftLimit, accepted: int) -> None:
         """Learn from a round with a limit."""
         prices, drafted = limit.prices, len(limit.confidences)
         self.calibration.observe(limit.confidences, accepted)
+        if limit.learns:
+            self._learn -= 1
+            return
         self._limited.add(accepted + 1.0, prices.rounds_s[drafted] + drafted * prices.confidence_s)
         length, _ = prices.best_fixed()
         tokens = min(accepted, length) + 1.0

@@ -9,7 +9,8 @@ so far are accepted as often as drafts of such a confidence were (:class:`Calibr
 
 Telling the confidence takes time, and it may mean nothing. So every round that it limits is compared with a round of
 the best fixed length from the same text: of the two, what was drafted is known, and most of what would have been
-accepted. Where nothing was gained, drafts have a fixed length for a while, each time for longer.
+accepted. Where nothing was gained, or confidences take a noticeable share of a round, drafts have a fixed length for a
+while, each time for longer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _CLASS_KEEPS = 1 - 1 / 256  # of a class's memory, with every token that is judg
 _KEEPS = 1 - 1 / 128  # of what was gained, with every round
 _LEARN = 24  # first rounds, which only fill the table
 _TRY, _REST, _LONGEST_REST = 32, 64, 1024  # rounds with a limit before it is judged; rounds without one
-_MOST_TELLING = 1.0  # rounds, as time spent on confidences, before it is judged
+_MOST_TELLING, _PRICED = 0.02, 4  # share of a round that confidences may take; rounds after which that is known
 _LEAST_GAIN = 1.005  # in speed, for which drafts are limited
 
 
@@ -126,7 +127,7 @@ class Stopping:
         self.calibration = Calibration()
         self._learn = _LEARN
         self._on, self._left, self._rest = True, _TRY, _REST
-        self._telling_s = 0.0  # spent on confidences, since it was judged
+        self._priced = _PRICED  # rounds until it is known what confidences take
         self._limited, self._fixed = _Speed(), _Speed()
 
     def limit(self, prices: Callable[[], Prices]) -> DraftLimit | None:
@@ -135,7 +136,7 @@ class Stopping:
             self._left -= 1
             if self._left > 0:
                 return None
-            self._on, self._left, self._telling_s = True, _TRY, 0.0
+            self._on, self._left, self._priced = True, _TRY, _PRICED
             self._limited, self._fixed = _Speed(), _Speed()
         priced = prices()
         _, token_s = priced.best_fixed()
@@ -147,24 +148,30 @@ class Stopping:
         """Learn from a round with a limit."""
         prices, drafted = limit.prices, len(limit.confidences)
         self.calibration.observe(limit.confidences, accepted)
+        self._priced -= 1
+        telling_s = drafted * prices.confidence_s
+        if self._priced <= 0 and telling_s > _MOST_TELLING * prices.rounds_s[drafted]:
+            self._rest_now()
+            return
         if limit.learns:
             self._learn -= 1
             return
-        self._limited.add(accepted + 1.0, prices.rounds_s[drafted] + drafted * prices.confidence_s)
+        self._limited.add(accepted + 1.0, prices.rounds_s[drafted] + telling_s)
         length, _ = prices.best_fixed()
         tokens = min(accepted, length) + 1.0
         if accepted == drafted < length:
             tokens += expected_tokens(prices.following, length - drafted) - 1.0
         self._fixed.add(tokens, prices.rounds_s[length])
         self._left -= 1
-        self._telling_s += drafted * prices.confidence_s
-        if self._left > 0 and self._telling_s < _MOST_TELLING * prices.rounds_s[length]:
+        if self._left > 0:
             return
-        self._telling_s = 0.0
         if self._fixed.token_s > _LEAST_GAIN * self._limited.token_s:
             self._left, self._rest = _TRY, _REST
         else:
-            self._on, self._left, self._rest = False, self._rest, min(2 * self._rest, _LONGEST_REST)
+            self._rest_now()
+
+    def _rest_now(self) -> None:
+        self._on, self._left, self._rest = False, self._rest, min(2 * self._rest, _LONGEST_REST)
 
 
 class _Speed:

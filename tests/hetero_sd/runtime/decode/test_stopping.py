@@ -88,13 +88,24 @@ def drafted(made: DraftLimit, confidence: float, most: int = 4) -> int:
 
 def test_it_learns_then_tries_and_rests_where_nothing_is_gained() -> None:
     """Confidences that never stop a draft only cost their time; each rest is twice as long."""
-    stopping, prices, said = Stopping(), replace(LINEAR, confidence_s=0.01), ""
+    stopping, prices, said = Stopping(), replace(LINEAR, confidence_s=0.005), ""
     for _ in range(600):
         made = stopping.limit(lambda: prices)
         said += "." if made is None else "l" if made.learns else "x"
         if made is not None:
             stopping.observe(made, drafted(made, 1.0))
     assert said.startswith("l" * 24 + "x" * 32 + "." * 63 + "x" * 32 + "." * 127 + "x" * 32 + "." * 255 + "x")
+
+
+def test_confidences_that_take_more_than_their_share_of_a_round_are_not_told() -> None:
+    """4 of them take 0.08 of 1.8; the rounds before a median of them is known are the price."""
+    stopping, prices, said = Stopping(), replace(LINEAR, confidence_s=0.02), ""
+    for _ in range(80):
+        made = stopping.limit(lambda: prices)
+        said += "." if made is None else "x"
+        if made is not None:
+            stopping.observe(made, drafted(made, 1.0))
+    assert said == "xxxx" + "." * 63 + "xxxx" + "." * 9
 
 
 def test_it_goes_on_where_something_is_gained() -> None:

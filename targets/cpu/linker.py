@@ -59,6 +59,9 @@ def host_link() -> LinkFunction:
     return link_function(load_board("host", measure=False, calibrated=False).clusters[0].core)
 
 
+_ENTRY_POINTS = "devc.c"  # as TVM's export_library names it
+
+
 def host_isa() -> str:
     """Instruction set of the machine that compiles."""
     return {"x86_64": "x86-64", "aarch64": "aarch64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
@@ -88,9 +91,17 @@ def _link(command: list[str], output: Path, arguments: list[str]) -> None:
         done = subprocess.run(full, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lacking = wanting(done.stdout + done.stderr) or ("it was killed" if done.returncode == -9 else None)
+        if lacking is None and any(map(_cut_short, arguments)):
+            lacking = "TVM wrote a part of its C text, as it does when memory runs out"
         if lacking is not None:
             raise UserError(f"{output.name}: cannot be linked: {lacking}")
         raise RuntimeError(f"linking {output} failed: {' '.join(full)}\n{done.stdout}{done.stderr}")
+
+
+def _cut_short(argument: str) -> bool:
+    """Whether an argument is the file of TVM's that holds the entry points as numbers, without its end."""
+    path = Path(argument)
+    return path.name == _ENTRY_POINTS and not path.read_bytes().rstrip().endswith(b"#endif")
 
 
 def _check(library: Path, core: Core) -> None:

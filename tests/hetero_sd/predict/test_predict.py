@@ -293,6 +293,28 @@ def test_what_a_tie_is(speeds: Any, intervals: Any, chosen: int) -> None:
     assert alone == drafts  # drafting does not tie with a faster target alone
 
 
+@pytest.mark.parametrize(("gain", "mode"), [(1.0001, "target-only"), (1.019, "target-only"), (1.03, "overlapped")])
+def test_what_drafting_must_gain(gain: float, mode: str) -> None:
+    """An early exit on the other cluster, at an acceptance near 0, costs the target nothing and gains nothing."""
+    from dataclasses import replace
+
+    from costmodel.search import Search
+    from costmodel.ties import settle_ties
+    from costmodel.uncertainty import Interval
+
+    decision = Search(Question(load_board("rpi5"), (known_model("Qwen2.5-0.5B", "float16"),))).decide()
+    alone = decision.best
+    tokens = gain * alone.tokens_per_s * alone.round.time_s
+    drafts = replace(alone, mode="overlapped", round=replace(alone.round, tokens=tokens))
+    decision = replace(decision, best=drafts, leading=(drafts, alone))
+    found = settle_ties(decision, lambda variant: Interval(0.9 * variant.tokens_per_s, 1.1 * variant.tokens_per_s, ()))
+    assert found.best.mode == mode
+    if mode == "target-only":
+        percent = f"{100 * (gain - 1):.1f} %"
+        assert found.best.reason == f"chosen: drafting (overlapped) would gain {percent}"
+        assert found.leading[1].reason == f"{percent} faster than the target alone: too little to draft for"
+
+
 def test_the_interval_holds_an_acceptance_that_nobody_measured() -> None:
     models = [known_model(name, "float16") for name in ("Qwen2.5-1.5B", "Qwen2.5-0.5B")]
     question = Question(load_board("rpi5"), (models[0],), (models[1],), 0.8)

@@ -171,3 +171,16 @@ def test_what_readelf_says_too(tmp_path: Path) -> None:
     ours = {version for names in needed_versions(library_path).values() for version in names}
     assert ours == expected
     assert ours
+
+
+def test_text_that_tvm_could_not_write_to_its_end_is_a_lack_of_memory(tmp_path: Path) -> None:
+    link, text = link_function(host_core()), tmp_path / "devc.c"
+    whole = (
+        "#ifdef __cplusplus\n#endif\nconst unsigned char numbers[2] = {\n  0x5f,0x33};\n#ifdef __cplusplus\n#endif\n"
+    )
+    text.write_text(whole[: whole.index("33}")])
+    with pytest.raises(UserError, match=r"^library\.so: cannot be linked: .* when memory runs out$"):
+        link(str(tmp_path / "library.so"), [str(text)])
+    text.write_text(whole.replace("};", ""))  # another error in a text that has its end is a fault
+    with pytest.raises(RuntimeError, match=r"devc\.c"):
+        link(str(tmp_path / "library.so"), [str(text)])

@@ -40,7 +40,8 @@ def hostile() -> list[str]:
     """The templates; the same in every process."""
     found = [*KINDS]
     found += [
-        f"{{% set n = namespace(x='x' * 999) %}}{_LOOP}{{% set n.x = {grown} %}}{then}{{% endfor %}}"
+        f"{{% set n = namespace(x='x' * 999) %}}{_LOOP}{_LOOP}{{% set n.x = {grown} %}}{then}"
+        "{% endfor %}{% endfor %}"
         for grown, then in itertools.product(_GROWING, ("", "{{ n.x }}", "{{ n.x | string | length }}"))
     ]
     found += [f"{_LOOP}{_LOOP}{{{{ ('x y ' * 99) | {name} }}}}{{% endfor %}}{{% endfor %}}" for name in _FILTERS]

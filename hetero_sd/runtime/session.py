@@ -55,6 +55,10 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
 
 
+class PromptTooLong(UserError):
+    """A prompt has more tokens than the target's context."""
+
+
 @dataclass
 class Session:
     """The models, and how they are used for every prompt; ``policy`` None means the target alone.
@@ -152,7 +156,8 @@ class Session:
         """Return the ids of a prompt.
 
         Raises:
-            UserError: it has no ids, an id that the target does not know, or more than the target's context.
+            UserError: it has no ids, or an id that the target does not know.
+            PromptTooLong: it has more than the target's context.
         """
         given = prompt.given
         if isinstance(given, list):
@@ -167,7 +172,7 @@ class Session:
         if strange := [i for i in ids if not 0 <= i < target.vocab]:
             raise UserError(f"{prompt.where} has token id {strange[0]}, the target knows 0 to {target.vocab - 1}")
         if len(ids) > target.context:
-            raise UserError(
+            raise PromptTooLong(
                 f"{prompt.where} has {len(ids)} tokens, the target's context is {target.context}: shorten it"
             )
         return ids

@@ -11,7 +11,8 @@ from typing import Any
 from hetero_sd.runtime.answer import Answer, run_stats
 from hetero_sd.runtime.decode.trace import Trace
 
-OUTCOMES = ANSWERED, CANCELLED, NOT_ANSWERED, QUEUE_FULL = "answered", "cancelled", "failed", "queue_full"
+OUTCOMES = "answered", "cancelled", "refused", "failed", "queue_full"
+ANSWERED, CANCELLED, NOT_ASKED_RIGHT, NOT_ANSWERED, QUEUE_FULL = OUTCOMES
 _RECENT = 8  # answers that speeds and acceptance are taken from
 
 

@@ -59,7 +59,8 @@ class Ended:
     """The last event of a request that was answered."""
 
 
-REFUSED, ENDING, TOOK_TOO_LONG, FAULT = "refused", "ending", "took too long", "fault"
+REFUSED, PROMPT_TOO_LONG = "refused", "prompt too long"
+ENDING, TOOK_TOO_LONG, FAULT = "ending", "took too long", "fault"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Failed:
     """The last event of a request that was not answered, or not to its end.
 
     Attributes:
-        kind: REFUSED by what the client asked for, ENDING as the server ends, TOOK_TOO_LONG, or FAULT.
+        kind: REFUSED by what the client asked for, PROMPT_TOO_LONG for the context, ENDING as the server ends,
+            TOOK_TOO_LONG, or FAULT.
         message: one line for the client.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hetero_sd.runtime.serve.engine import ENDING, REFUSED, TOOK_TOO_LONG, Failed
+from hetero_sd.runtime.serve.engine import ENDING, PROMPT_TOO_LONG, REFUSED, TOOK_TOO_LONG, Failed
 
 _INVALID, _SERVER, _LIMIT, _AUTHENTICATION = (
     "invalid_request_error",
@@ -13,7 +13,7 @@ _INVALID, _SERVER, _LIMIT, _AUTHENTICATION = (
     "rate_limit_error",
     "authentication_error",
 )
-_STATUS = {REFUSED: 400, ENDING: 503, TOOK_TOO_LONG: 504}
+_STATUS = {REFUSED: 400, PROMPT_TOO_LONG: 400, ENDING: 503, TOOK_TOO_LONG: 504}
 _TYPES = {401: _AUTHENTICATION, 429: _LIMIT}
 
 
@@ -42,4 +42,5 @@ class ApiError(Exception):
 
 def of_failure(failed: Failed) -> ApiError:
     """What is told of an engine's failure."""
-    return ApiError(_STATUS.get(failed.kind, 500), failed.message)
+    code = "context_length_exceeded" if failed.kind == PROMPT_TOO_LONG else None
+    return ApiError(_STATUS.get(failed.kind, 500), failed.message, code=code)

@@ -12,10 +12,19 @@ from hetero_sd.runtime.answer import Answer
 from hetero_sd.runtime.internal_error import report
 from hetero_sd.runtime.load import note
 from hetero_sd.runtime.model.protocol import NotFiniteError
-from hetero_sd.runtime.serve.counts import ANSWERED, CANCELLED, NOT_ANSWERED, QUEUE_FULL, Snapshot, Tally
+from hetero_sd.runtime.serve.counts import (
+    ANSWERED,
+    CANCELLED,
+    NOT_ANSWERED,
+    NOT_ASKED_RIGHT,
+    QUEUE_FULL,
+    Snapshot,
+    Tally,
+)
 from hetero_sd.runtime.serve.engine import (
     ENDING,
     FAULT,
+    PROMPT_TOO_LONG,
     REFUSED,
     TOOK_TOO_LONG,
     ChoiceEnded,
@@ -28,7 +37,7 @@ from hetero_sd.runtime.serve.engine import (
     Started,
     TextPiece,
 )
-from hetero_sd.runtime.session import Session
+from hetero_sd.runtime.session import PromptTooLong, Session
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt
 from targets.errors import UserError
@@ -127,15 +136,14 @@ class SessionEngine:
             note(str(error))
             last = Failed(FAULT, str(error))
         except UserError as error:
-            last = Failed(REFUSED, str(error))
+            last = Failed(PROMPT_TOO_LONG if isinstance(error, PromptTooLong) else REFUSED, str(error))
         except OpenCLError:
             raise  # the models cannot go on: the command ends as it does without --serve
         except Exception as error:
             report("run.py", "answering a request", error)
         finally:
-            answered = isinstance(last, Ended)
             with self._lock:
-                self._tally.outcomes[CANCELLED if job.cancelled else ANSWERED if answered else NOT_ANSWERED] += 1
+                self._tally.outcomes[CANCELLED if job.cancelled else _outcome(last)] += 1
                 self._running = None
             job.deliver(last)
 
@@ -178,6 +186,13 @@ class SessionEngine:
         if isinstance(prompt, str) and session.text is not None:
             prompt = session.text.encode(prompt)
         return session.encode(Prompt(prompt, where))
+
+
+def _outcome(last: Event) -> str:
+    """How a request ended that nobody cancelled."""
+    if isinstance(last, Ended):
+        return ANSWERED
+    return NOT_ASKED_RIGHT if isinstance(last, Failed) and last.kind in (REFUSED, PROMPT_TOO_LONG) else NOT_ANSWERED
 
 
 class _SessionJob:

@@ -114,8 +114,9 @@ def test_the_client_understands_the_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="logprobs is not supported") as caught:
         client.completions.create(model="pair", prompt=TEXT, logprobs=2)
     assert caught.value.param == "logprobs"
-    with pytest.raises(openai.BadRequestError, match="the target's context is 64"):
+    with pytest.raises(openai.BadRequestError, match="the target's context is 64") as too_long:
         client.completions.create(model="pair", prompt="x " * 100)
+    assert (caught.value.code, too_long.value.code) == (None, "context_length_exceeded")
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'"):
         client.completions.create(model="gpt", prompt=TEXT)
     with pytest.raises(openai.AuthenticationError, match="the token is missing or wrong"):

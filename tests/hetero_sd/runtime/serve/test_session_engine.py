@@ -12,6 +12,7 @@ from hetero_sd.runtime.model.protocol import NotFiniteError
 from hetero_sd.runtime.serve.engine import (
     ENDING,
     FAULT,
+    PROMPT_TOO_LONG,
     REFUSED,
     TOOK_TOO_LONG,
     ChoiceEnded,
@@ -104,7 +105,7 @@ def test_a_full_queue_refuses_and_a_cancelled_request_frees_its_place(letters: C
     assert (engine.snapshot().waiting, engine.snapshot().outcomes["cancelled"]) == (1, 1)
     [last] = run_all(engine, GenerationRequest("c"))
     assert isinstance(last[-1], Ended)
-    assert engine.snapshot().outcomes == {"answered": 2, "cancelled": 1, "failed": 0, "queue_full": 1}
+    assert engine.snapshot().outcomes == {"answered": 2, "cancelled": 1, "refused": 0, "failed": 0, "queue_full": 1}
     with pytest.raises(EngineEnding):
         engine.submit(GenerationRequest("d"), events.append)
 
@@ -124,7 +125,7 @@ def test_a_cancelled_answer_ends_after_the_token_that_is_made(letters: Callable[
     engine.run()
     assert len(text_of(events)) == 3
     assert engine.snapshot().tokens.generated == 4
-    assert engine.snapshot().outcomes == {"answered": 0, "cancelled": 1, "failed": 0, "queue_full": 0}
+    assert engine.snapshot().outcomes == {"answered": 0, "cancelled": 1, "refused": 0, "failed": 0, "queue_full": 0}
     assert engine.snapshot().recent is None  # speeds are of whole answers
 
 
@@ -169,9 +170,11 @@ def test_what_cannot_be_answered_is_refused_alone(
     first, second = run_all(engine, GenerationRequest(prompt), GenerationRequest("hello"))
     [failed] = first
     assert isinstance(failed, Failed)
-    assert failed.kind == REFUSED
+    assert failed.kind == (PROMPT_TOO_LONG if "the target's context" in said else REFUSED)
     assert failed.message.startswith(said)
     assert isinstance(second[-1], Ended)
+    outcomes = engine.snapshot().outcomes
+    assert (outcomes["refused"], outcomes["answered"], outcomes["failed"]) == (1, 1, 0)
 
 
 def test_a_fault_is_told_without_its_text_and_the_next_is_answered(

@@ -1,8 +1,9 @@
 """Runs `hetero-sd` in processes that may be killed or denied something: each a copy of one that imported everything.
 
 A line of JSON in, an answer out, as the dataclasses Question and Outcome say. The copy compiles as the command does:
-import, lowering, code generation, linking, writing. With "narrow", a compile has entry points of one token alone and
-prefill, which takes a third of the time, and few files of Python.
+import, lowering, code generation, linking, writing. With "generate", no kernel is taken from the user's cache. With
+"narrow", a compile has entry points of one token alone and prefill, which takes a third of the time, and few files of
+Python.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from hetero_sd.compile import bundle as bundle_module
 from hetero_sd.compile import compile as _compile  # noqa: F401
 from hetero_sd.compile import plan as plan_module
 from hetero_sd.runtime import run
+from targets.kernels.kernel_cache import KernelCache
 from tests.attack.workers import Outcome, Question
 
 
@@ -151,6 +153,8 @@ def answer(line: str) -> str:
 if __name__ == "__main__":
     if "narrow" in sys.argv:
         narrow()
+    if "generate" in sys.argv:
+        KernelCache.of_user = staticmethod(lambda: KernelCache(None))
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what a killed process started is waited for, too
     replies = os.dup(1)
     os.dup2(2, 1)

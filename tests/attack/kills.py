@@ -34,7 +34,7 @@ def _share(first: int, end: int) -> Figures:
     with tempfile.TemporaryDirectory(prefix="hsd-kills-") as name:
         base = Path(name)
         (base / "here").mkdir()
-        with CompileWorker(base / "tmp") as worker:
+        with CompileWorker(base / "tmp", generate=True) as worker:
             return _kill(worker, base, first, end)
 
 

@@ -75,14 +75,16 @@ def tokens(outcome: Outcome) -> list[list[int]]:
 class CompileWorker:
     """A process of compile_worker.py, with temporary files in a folder of its own."""
 
-    def __init__(self, scratch: Path, preload: Path | None = None, more: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, scratch: Path, preload: Path | None = None, generate: bool = False, more: Mapping[str, str] | None = None
+    ) -> None:
         scratch.mkdir(exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
         environment |= {"OPENBLAS_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(scratch.parent / "none")}
         environment |= more or {}
         if preload is not None:
             environment["LD_PRELOAD"] = str(preload)
-        command = [sys.executable, str(HERE / "compile_worker.py"), "narrow"]
+        command = [sys.executable, str(HERE / "compile_worker.py"), "narrow", *(["generate"] if generate else [])]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
         )

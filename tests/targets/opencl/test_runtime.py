@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import ctypes
 import random
-import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from heap import heap_bytes
 from requirements import only_where
 
 from targets.opencl.runtime import OpenCLError
@@ -311,10 +311,13 @@ def test_no_leak_over_ten_thousand_launches(opencl: Any, load_kernels: Callable[
                 np.testing.assert_array_equal(y.numpy(), np.full(64, i, "float32"))
 
     launch(1000)
-    live, resident_kib = opencl.memory(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    live, heap = opencl.memory(), heap_bytes()
     launch(10000)
     assert opencl.memory()["bytes"] == live["bytes"]
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident_kib < 20_000
+    assert heap_bytes() - heap < 1_000_000  # 100 bytes a launch
+    kept = [np.zeros(32, "float32") for _ in range(10000)]
+    assert len(kept) == 10000
+    assert heap_bytes() - heap > 1_000_000  # the negative control: 128 bytes a launch
 
 
 def test_two_machines_in_two_threads(library: Path, device: Any) -> None:

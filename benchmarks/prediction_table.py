@@ -21,7 +21,8 @@ from costmodel.work import step_units
 from hetero_sd.acceptance_rate import judge
 from hetero_sd.runtime.calibrate.measure import Step
 from hetero_sd.runtime.decode.trace import Round
-from targets.device import Board, read_board
+from targets.device import Board
+from targets.read_board import read_board
 
 LEAST = 10  # samples of a point with steady bandwidth; fewer make it unstable
 ERROR = 0.05  # the standard error of the median of the turns of a round may be this share of it

@@ -9,7 +9,9 @@ from costmodel.decoder import DecoderSpec
 from costmodel.early_verification import early_round
 from costmodel.engine import roofline_of
 from costmodel.memory import PROCESS_BYTES, Memory, available_bytes, model_memory
-from costmodel.placement import ModelCosts, Placement, shared_cluster
+from costmodel.model_costs import ModelCosts
+from costmodel.placement import Placement
+from costmodel.processor_pairs import shared_cluster
 from costmodel.question import NGRAM, Question, Variant
 from costmodel.roofline import GpuSlice, Processor, dram_bytes
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL

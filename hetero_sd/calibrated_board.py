@@ -7,7 +7,8 @@ from typing import Any
 
 from costmodel.fit import BOUNDS, Fit
 from costmodel.schema.measured import GPU, GpuDevice, Measured
-from targets.device import Board, read_board
+from targets.device import Board
+from targets.read_board import board_from_json, read_board
 
 _HOW = "run.py --calibrate: largest element of a 256 MB array"
 GPU_HOW = "run.py --calibrate: OpenCL kernel that reads 256 MB"
@@ -99,7 +100,7 @@ def with_factors(board: Board, found: Fit, measured: dict[str, float]) -> Board:
         name: {"value": float(f"{values[name]:.6g}"), "kind": "measured", "source": how}
         for name, how in sources.items()
     }
-    return Board.from_json({**board.to_json(), "factors": facts}, "the calibrated board")
+    return board_from_json({**board.to_json(), "factors": facts}, "the calibrated board")
 
 
 def _table(board: Board) -> dict[str, Any]:

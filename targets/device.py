@@ -1,6 +1,6 @@
 """What the hardware is: frozen values with a unit in every field name, and for every number where it comes from.
 
-Imports neither tvm nor numpy; the device reads a board with ``Board.from_json`` on any Python >= 3.10.
+Imports neither tvm nor numpy; the device reads a board with targets/read_board.py on any Python >= 3.10.
 Bandwidths are sustained reads in GB/s of 1e9 bytes; sizes are in bytes; times in seconds.
 """
 
@@ -13,19 +13,14 @@ from typing import Any
 from targets.errors import UserError
 from targets.provenance import (
     Provenance,
-    expect_table,
     label,
     one_of,
-    read_numbers,
-    read_table,
-    refuse_unknown,
     within,
     write_table,
 )
 
 FORMAT = 1  # of the JSON form
 _TIB = 1 << 40
-_MOST_CLUSTERS = 64
 RATES = ("read", "copy", "decoder")  # what a bandwidth is the rate of
 
 
@@ -242,127 +237,3 @@ class Board:
             **({"power": write_table(self.power, "power", self.provenance)} if self.power is not None else {}),
             **({"factors": factors} if factors else {}),
         }
-
-    @classmethod
-    def from_json(cls, data: object, where: str = "board") -> Board:
-        """The board that ``to_json`` wrote; checked like a board file, because a bundle is untrusted input.
-
-        Raises:
-            UserError: the data is not a board, or contradicts itself; ``where`` names its origin.
-        """
-        table = dict(expect_table(data, "", where))
-        if table.pop("format", None) != FORMAT:
-            raise UserError(f"{where}: this is not a board of format {FORMAT}; write it again with this version")
-        return read_board(table, where, {})
-
-
-def read_board(table: Mapping[str, Any], where: str, cores: Mapping[str, Any]) -> Board:
-    """Make a board from nested tables, checking keys, types, ranges and contradictions.
-
-    Args:
-        table: name, description, clusters (a list of tables), gpu (optional), dram, power and factors (optional).
-        where: the file or origin named in messages.
-        cores: fact tables of known cores, for clusters that name their core instead of spelling it out.
-
-    Raises:
-        UserError: one line that says what is wrong and where.
-    """
-    refuse_unknown(table, ("name", "description", "clusters", "gpu", "dram", "power", "factors"), "", where)
-    provenance: dict[str, Provenance] = {}
-    entries = table.get("clusters")
-    if not isinstance(entries, list) or not 1 <= len(entries) <= _MOST_CLUSTERS:
-        raise UserError(f"{where}: clusters must be a list of 1 to {_MOST_CLUSTERS} tables ([[clusters]])")
-    clusters = tuple(_read_cluster(entry, i, where, cores, provenance) for i, entry in enumerate(entries))
-    if "dram" not in table:
-        raise UserError(f"{where}: dram is missing")
-    gpu, power = table.get("gpu"), table.get("power")
-    given = {
-        "clusters": clusters,
-        "gpu": None if gpu is None else read_table(Gpu, gpu, "gpu", where, provenance),
-        "dram": read_table(Dram, table["dram"], "dram", where, provenance),
-        "power": None if power is None else read_table(Power, power, "power", where, provenance),
-        "factors": read_numbers(table.get("factors", {}), "factors", where, provenance, 1e-6, 1e9),
-        "provenance": provenance,
-    }
-    board = read_table(Board, dict(table), "", where, provenance, given)
-    problem = contradiction(board)
-    if problem is not None:
-        raise UserError(f"{where}: {problem}")
-    return board
-
-
-def contradiction(board: Board) -> str | None:
-    """The first pair of facts that cannot both be true, as a sentence, or None."""
-    names = [cluster.name for cluster in board.clusters]
-    if len(set(names)) < len(names):
-        return f"two clusters have the same name; names are {', '.join(names)}"
-    cpu_ids = [cpu for cluster in board.clusters for cpu in cluster.cpu_ids]
-    if len(set(cpu_ids)) < len(cpu_ids):
-        return "a CPU number stands in cpu_ids twice; each core has a number of its own"
-    if len({cluster.core.isa for cluster in board.clusters}) > 1:
-        return "the clusters have different isa; one board has one instruction set"
-    peak = board.dram.peak_bandwidth_gb_per_s
-    for cluster in board.clusters:
-        path = f"clusters.{cluster.name}"
-        if len(cluster.cpu_ids) != cluster.count:
-            return f"{path}.count is {cluster.count}, but cpu_ids lists {len(cluster.cpu_ids)}"
-        if problem := _contradictory_bandwidths(cluster, path, peak):
-            return problem
-    if board.dram.reserved_bytes >= board.dram.capacity_bytes:
-        return "dram.reserved_bytes is not below dram.capacity_bytes, so nothing is left for a model"
-    if board.gpu is None:
-        return None
-    if board.gpu.bandwidth_gb_per_s > peak:
-        return f"gpu.bandwidth_gb_per_s {board.gpu.bandwidth_gb_per_s:g} is above dram.peak_bandwidth_gb_per_s {peak:g}"
-    if board.gpu.has_fp16 != (board.gpu.fp16_gflops > 0):
-        return f"gpu.has_fp16 and gpu.fp16_gflops {board.gpu.fp16_gflops:g} contradict each other"
-    if board.gpu.native_half and not board.gpu.has_fp16:
-        return "gpu.native_half needs gpu.has_fp16, which is false"
-    return None
-
-
-def _contradictory_bandwidths(cluster: Cluster, path: str, peak_gb_per_s: float) -> str | None:
-    """The first bandwidths of a cluster that cannot both be true, as a sentence, or None.
-
-    Numbers are held against each other where they are of one kind: a copy and a decoder read less than a plain read.
-    Whatever was measured, the DRAM gave it, so that none is above its peak.
-    """
-    by_threads = cluster.bandwidth_by_threads_gb_per_s
-    if by_threads and len(by_threads) != cluster.count:
-        return f"{path}.bandwidth_by_threads_gb_per_s has {len(by_threads)} numbers for {cluster.count} cores"
-    one, every = cluster.bandwidth_one_thread_gb_per_s, cluster.bandwidth_all_threads_gb_per_s
-    for name, value in (("by_threads", max(by_threads, default=0.0)), ("all_threads", every), ("one_thread", one)):
-        if value > peak_gb_per_s:
-            return f"{path}.bandwidth_{name}_gb_per_s {value:g} is above dram.peak_bandwidth_gb_per_s {peak_gb_per_s:g}"
-    one_rate, every_rate = cluster.bandwidth_one_thread_rate, cluster.bandwidth_all_threads_rate
-    if not by_threads:
-        if one > every and one_rate == every_rate:
-            return f"{path}.bandwidth_one_thread_gb_per_s {one:g} is above bandwidth_all_threads_gb_per_s {every:g}"
-        return None
-    ends = (
-        ("begins", by_threads[0], one_rate, f"bandwidth_one_thread_gb_per_s is {one:g}", one),
-        ("ends", by_threads[-1], every_rate, f"bandwidth_all_threads_gb_per_s is {every:g}", every),
-    )
-    for verb, end, rate, said, value in ends:
-        if rate == cluster.bandwidth_by_threads_rate and end != value:
-            return f"{path}.bandwidth_by_threads_gb_per_s {verb} with {end:g}, but {said}"
-    return None
-
-
-def _read_cluster(
-    entry: object, index: int, where: str, cores: Mapping[str, Any], provenance: dict[str, Provenance]
-) -> Cluster:
-    table = expect_table(entry, f"clusters[{index}]", where)
-    name = table.get("name")
-    path = f"clusters.{name}" if isinstance(name, str) and name.isidentifier() else f"clusters[{index}]"
-    if path.endswith("]") and name is not None:
-        raise UserError(f"{where}: {path}.name must be letters, digits and underscores, it is used in paths")
-    core = table.get("core")
-    if isinstance(core, str):
-        if core not in cores:
-            raise UserError(f"{where}: {path}.core {core!r} is not known; known cores: {', '.join(sorted(cores))}")
-        core = cores[core]
-    if core is None:
-        raise UserError(f"{where}: {path}.core is missing; name a core or describe one in a table")
-    given = {"core": read_table(Core, core, f"{path}.core", where, provenance)}
-    return read_table(Cluster, table, path, where, provenance, given)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from costmodel.decoder import DecoderSpec
-from costmodel.placement import ModelCosts, Placement
+from costmodel.model_costs import ModelCosts
+from costmodel.placement import Placement
 from costmodel.schema.plan import OVERLAPPED, LivePrediction, PlanPrediction
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, expected_tokens, sequential_round
 from hetero_sd.predict.predict import Prediction

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from costmodel.decoder import DecoderSpec
-from costmodel.placement import ModelCosts, Placement
+from costmodel.model_costs import ModelCosts
+from costmodel.placement import Placement
 from costmodel.question import Variant
 from costmodel.schema.plan import OVERLAPPED
 from costmodel.search import Search

@@ -14,7 +14,8 @@ from functools import partial
 
 from costmodel.contention import Load
 from costmodel.decoder import DecoderSpec
-from costmodel.placement import ModelCosts, Placement
+from costmodel.model_costs import ModelCosts
+from costmodel.placement import Placement
 from costmodel.question import Decision, Variant
 from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.schema.plan import OVERLAPPED, TARGET_ONLY

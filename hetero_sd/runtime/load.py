@@ -37,9 +37,9 @@ from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
 from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text import tokenizer as text_files
 from hetero_sd.runtime.text.tokenizer import MORE_TEMPLATES, Text
-from targets.device import Board
 from targets.errors import UserError
 from targets.opencl.runtime import machine
+from targets.read_board import board_from_json
 
 TARGET_ONLY, SPECULATIVE = "target-only", "speculative"
 OTHER_NAMES = {"off": TARGET_ONLY, "sequential": SPECULATIVE}
@@ -184,7 +184,7 @@ def note(line: str) -> None:
 def check_machine(bundle: Bundle, instead: str = "") -> None:
     """Refuse a bundle that was compiled for another instruction set, saying what to do `instead`."""
     table = bundle.manifest.board
-    if table is not None and (board := Board.from_json(table, MANIFEST)).isa != machine():
+    if table is not None and (board := board_from_json(table, MANIFEST)).isa != machine():
         raise UserError(f"{bundle.folder} is for {board.isa} (board {board.name}) and cannot run here{instead}")
 
 

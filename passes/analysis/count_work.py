@@ -17,17 +17,16 @@ from typing import Any
 
 from costmodel.decoder import DecoderSpec, Operator
 from costmodel.format import Format
-from costmodel.place import ATTENTION, EMBEDDING, HEAD, Part
+from costmodel.place import HEAD, Part
+from passes.analysis.operator_names import OperatorNames, labelled_part
 from passes.onnx import Decoder
-from passes.onnx.label_parts import computed_nodes, part_of, row_inputs
+from passes.onnx.label_parts import computed_nodes, row_inputs
 from passes.onnx.pass_context import attribute, describe
 from passes.onnx.prove.gate import gate_of, is_gate_alone, sigmoid_of_silu
 from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.rewrite.blocks_of_columns import BNB4_TABLES
-from passes.onnx.weight_sizes import LINEAR, linear_size, table_size
+from passes.onnx.weight_sizes import linear_size, table_size
 from targets.errors import UserError
-
-_SAME_ROW = ("Reshape", "Split", "Mul", "Add")  # with one computed input: a view, a part, a factor, a bias
 
 
 def count_work(decoder: Decoder, name: str) -> DecoderSpec:
@@ -51,7 +50,7 @@ class _Counter:
         self.groups: dict[Any, int] = {}  # value seen by head -> heads
         inner = {inner for node in nodes for inner in _inside(node)}
         self.fused = {node for node in inner if node.op_type != "Gelu" or is_gate_alone(node)}
-        self.names = _Names(nodes)
+        self.names = OperatorNames(nodes)
 
     def operators(self) -> Iterator[Operator]:
         """The operators in order."""
@@ -74,13 +73,7 @@ class _Counter:
 
     def operator(self, node: Any, kind: str, columns: int, **more: Any) -> Operator:
         """An operator of a node's part."""
-        return Operator(kind, self.names(node, kind), _part(node), columns, **more)
-
-
-def _part(node: Any) -> Part:
-    part = part_of(node)
-    assert part is not None, f"{describe(node)} has no label"
-    return part
+        return Operator(kind, self.names(node, kind), labelled_part(node), columns, **more)
 
 
 def _table(c: _Counter, node: Any) -> Iterator[Operator]:
@@ -172,7 +165,7 @@ def _attention(c: _Counter, node: Any) -> Iterator[Operator]:
 def _split(c: _Counter, node: Any) -> Iterator[Operator]:
     for value, size in zip(node.outputs, node.inputs[1].const_value.numpy(), strict=True):
         c.width[value] = int(size)
-        yield Operator("take", c.names.taken(value), _part(node), int(size))
+        yield Operator("take", c.names.taken(value), labelled_part(node), int(size))
 
 
 _COUNT: dict[str, Callable[[_Counter, Any], Iterator[Operator]]] = {
@@ -211,92 +204,6 @@ def _inside(node: Any) -> list[Any]:
         return []
     sigmoid = sigmoid_of_silu(gate)
     return [gate] if sigmoid is None else [sigmoid, gate]
-
-
-class _Names:
-    """What people call an operator: by its part, and by where its result goes."""
-
-    def __init__(self, nodes: list[Any]) -> None:
-        self._last: dict[Part, Any] = {}  # the last matrix multiplication of each part
-        self._attended: dict[Any, bool] = {}  # node -> its layer's attention stands before it
-        attended = False
-        for node in nodes:
-            attended = (attended or node.op_type == "Attention") and _part(node).kind == ATTENTION
-            self._attended[node] = attended
-            if node.op_type in LINEAR:
-                self._last[_part(node)] = node
-
-    def __call__(self, node: Any, kind: str) -> str:
-        """The name of a node's operator."""
-        part = _part(node).kind
-        if kind == "linear":
-            return self._linear(node, part)
-        if kind == "bias":
-            maker = next(value.producer() for value in row_inputs(node))
-            return f"{self(maker, 'linear')}_bias" if maker.op_type in LINEAR else f"{part}_bias"
-        if kind in ("rms_norm", "add_rms_norm", "layer_norm"):
-            return self._norm(node, part)
-        if kind == "rope":
-            return f"rope_{_operand(node.outputs[0])}"
-        if kind == "add":
-            return "positions_add" if part == EMBEDDING else f"{part}_add"
-        if kind == "scale" and part == HEAD:
-            after_tanh = row_inputs(node)[0].producer().op_type == "Tanh"
-            before_tanh = any(user.op_type == "Tanh" for user, _ in node.outputs[0].uses())
-            return "cap_up" if after_tanh else "cap_down" if before_tanh else "logits_scale"
-        return {"scale": f"{part}_scale", "tanh": "cap"}.get(kind, kind)
-
-    def _linear(self, node: Any, part: str) -> str:
-        users = [user for user, _ in _after_bias(node).uses()]
-        split = any(user.op_type == "Split" for user in users)
-        if part == ATTENTION:
-            return "o" if self._attended[node] else "qkv" if split else _operand(node.outputs[0])
-        if part == HEAD:
-            return "head"
-        if node is self._last[_part(node)]:
-            return "down"
-        nonlinear = any(user.op_type in ("Sigmoid", "Gelu") for user in users)
-        gated = any(user.op_type == "Mul" for u in users for user, _ in u.outputs[0].uses())
-        return "gate_up" if split else "gate" if nonlinear and gated else "up"
-
-    def _norm(self, node: Any, part: str) -> str:
-        if part == HEAD:
-            return "final_norm"
-        maker = row_inputs(node)[0].producer()
-        while maker is not None and len(row_inputs(maker)) == 1 and maker.op_type in _SAME_ROW:
-            maker = row_inputs(maker)[0].producer()
-        own = maker is not None and _part(maker) == _part(node) and maker.op_type != "Add"
-        if part == ATTENTION and own and not self._attended[node]:
-            return f"{_operand(node.outputs[0])}_norm"
-        return f"{part}_post_norm" if own else f"{part}_norm"
-
-    def taken(self, value: Any) -> str:
-        """The name of the kernel that takes one output of a Split."""
-        node = value.producer()
-        if _part(node).kind == ATTENTION:
-            return f"take_{_operand(value)}"
-        gate = any(user.op_type in ("Sigmoid", "Gelu") for user, _ in value.uses())
-        return "take_gate" if gate else "take_up"
-
-
-def _after_bias(node: Any) -> Any:
-    """The result of a matrix multiplication with its bias, where one is added."""
-    uses = [user for user, _ in node.outputs[0].uses()]
-    biased = len(uses) == 1 and uses[0].op_type == "Add" and len(row_inputs(uses[0])) == 1
-    return uses[0].outputs[0] if biased else node.outputs[0]
-
-
-def _operand(value: Any) -> str:
-    """Which operand of an attention a value becomes: q, k or v; empty where it becomes none."""
-    todo = [value]
-    while todo:
-        current = todo.pop(0)
-        for user, i in current.uses():
-            if user.op_type == "Attention":
-                return "qkv"[i]
-            if user.op_type not in (*LINEAR, "Split"):
-                todo += user.outputs
-    return ""
 
 
 def _given(node: Any, i: int) -> bool:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from targets.cpu import core_tables
-from targets.device import Board, read_board
+from targets.device import Board
 from targets.errors import UserError
 from targets.files import read_toml
 from targets.host.calibrated import LARGEST_FILE_BYTES, MADE  # the longest file here has 8 KB
+from targets.read_board import read_board
 
 _FOLDER = Path(__file__).parent
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from targets.cpu import core_tables
-from targets.device import Board, read_board
+from targets.device import Board
 from targets.errors import UserError
 from targets.host.cpuinfo import core_name, read_cpus, read_memory, read_text
 from targets.host.features import present_features
+from targets.read_board import read_board
 
 _ROOT = Path("/")
 _GIB = 1 << 30

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from targets.device import Board, read_board
+from targets.device import Board
 from targets.errors import UserError
 from targets.files import read_toml
 from targets.host.cpuinfo import core_name, read_cpus
+from targets.read_board import read_board
 
 MADE = "made"
 LARGEST_FILE_BYTES = 256 * 1024

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.format import Format
+from costmodel.model_costs import ModelCosts
 from costmodel.place import Part, Place
-from costmodel.placement import ModelCosts, Placement, Segment, disjoint, with_enqueuing_core
+from costmodel.placement import Placement, Segment
+from costmodel.processor_pairs import disjoint, with_enqueuing_core
 from costmodel.question import NGRAM, Question, Variant
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, processors
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
@@ -371,7 +373,7 @@ def test_a_chunk_of_a_prompt_needs_the_head_for_one_row(published: Any) -> None:
 
 def test_other_factors_share_what_they_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same prices as a search of its own, and no kernel's cycles or step's operators are counted again."""
-    from costmodel import placement, roofline
+    from costmodel import model_costs, roofline
 
     target = standard_decoder("target", Blocks(256, 4, 2, 64, 704, 1000), [0] * 4, tied=True)
     question = Question(load_board("imx95"), (target,), one_process=True)
@@ -385,7 +387,7 @@ def test_other_factors_share_what_they_do_not_change(monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patched:
         patched.setattr(roofline, "kernel_cycles", again)
-        patched.setattr(placement, "step_units", again)
+        patched.setattr(model_costs, "step_units", again)
         found = search.with_factors(factors).decide()
         with pytest.raises(AssertionError, match="counted again"):  # the negative control
             Search(question).decide()

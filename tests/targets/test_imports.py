@@ -13,8 +13,8 @@ for name in {blocked!r}:
 _USE = """
 import targets, targets.provenance, targets.elf, targets.device, targets.boards, targets.host, targets.host.features
 from targets.boards import load_board
-from targets.device import Board
-Board.from_json(load_board("rk3588").to_json())
+from targets.read_board import board_from_json
+board_from_json(load_board("rk3588").to_json())
 load_board("host", measure=False)
 """
 

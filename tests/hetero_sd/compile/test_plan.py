@@ -20,6 +20,7 @@ from hetero_sd.predict.inputs import AlphaFile
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
+from targets.read_board import board_from_json
 
 
 def shape(name: str, hidden: int, layers: int, heads: int, ffn: int, vocab: int = 128256) -> DecoderSpec:
@@ -146,7 +147,7 @@ def test_measured_acceptance_and_factors_of_the_board_decide() -> None:
     assert plan.mode == "target-only"
     assert "measured, a.json" in plan.verdict
     fact = {"value": 2.0, "kind": "measured", "source": "a test"}
-    slower = Board.from_json({**board.to_json(), "factors": {"compute": fact}})
+    slower = board_from_json({**board.to_json(), "factors": {"compute": fact}})
     ratio = make_plan(board, PAIR, 256)[0].prediction.tokens_per_s / (
         make_plan(slower, PAIR, 256)[0].prediction.tokens_per_s
     )

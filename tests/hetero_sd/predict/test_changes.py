@@ -8,7 +8,7 @@ from itertools import permutations
 
 import pytest
 
-from costmodel.placement import shared_cluster, with_enqueuing_core
+from costmodel.processor_pairs import shared_cluster, with_enqueuing_core
 from costmodel.question import Question
 from costmodel.search import Search
 from hetero_sd.predict.changes import Change, kind, what_would_change

@@ -15,7 +15,7 @@ from hetero_sd.cli import main
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.predict import predict
 from targets.boards import load_board
-from targets.device import Board
+from targets.read_board import board_from_json
 
 ROOT = Path(__file__).parent.parent.parent
 EXPORTS = ROOT / "data" / "exports"
@@ -341,7 +341,7 @@ def test_the_interval_holds_kernels_that_ran_under_emulation_only() -> None:
     spec = known_model("Qwen2.5-0.5B", "int4")
     board = load_board("rpi5")
     fact = {"value": 1.0, "kind": "measured", "source": "fitted"}
-    fitted = Board.from_json(board.to_json() | {"factors": {"compute": fact}})
+    fitted = board_from_json(board.to_json() | {"factors": {"compute": fact}})
     errors = []
     for each in (board, fitted):
         p = predict(Question(each, (spec,)))

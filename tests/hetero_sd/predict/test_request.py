@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from golden import Golden
 
-from costmodel.placement import ModelCosts
+from costmodel.model_costs import ModelCosts
 from costmodel.question import Question
 from costmodel.roofline import CpuSlice
 from costmodel.search import Search
@@ -21,8 +21,8 @@ from hetero_sd.predict.known_models import CONFIGS, known_model
 from hetero_sd.predict.predict import Prediction, answer
 from hetero_sd.predict.request import PredictRequest
 from targets.boards import load_board
-from targets.device import Board
 from targets.errors import UserError
+from targets.read_board import board_from_json
 
 
 @pytest.fixture
@@ -203,12 +203,12 @@ def test_energy_only_where_the_watts_are_known(models: dict[str, Path]) -> None:
 
 def test_watts_are_a_fact_of_the_board() -> None:
     data = load_board("rpi5").to_json()
-    again = Board.from_json(data)
+    again = board_from_json(data)
     assert again.power == load_board("rpi5").power
     assert again.provenance["power.decode_w"].kind == "measured"
     data["power"]["decode_w"]["value"] = 0
     with pytest.raises(UserError, match=r"power.decode_w is 0.0; it must lie between"):
-        Board.from_json(data)
+        board_from_json(data)
     assert "power" not in load_board("imx95").to_json()
 
 

@@ -19,6 +19,7 @@ from hetero_sd.predict.request import PredictRequest
 from hetero_sd.predict.text import predict_json, predict_text
 from targets.boards import load_board
 from targets.device import Board
+from targets.read_board import board_from_json
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
@@ -33,7 +34,7 @@ def fast_gpu(**factors: dict[str, Any]) -> Board:
     data["dram"]["peak_bandwidth_gb_per_s"]["value"] = 1000.0
     data["gpu"]["bandwidth_gb_per_s"]["value"], data["gpu"]["fp32_gflops"]["value"] = 900.0, 50_000.0
     data["gpu"]["launch_overhead_s"]["value"] = 1e-9
-    return Board.from_json(data | {"factors": factors}, "test")
+    return board_from_json(data | {"factors": factors}, "test")
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from passes.analysis.count_traffic import Counted, Traffic, count_traffic
+from passes.analysis.count_traffic import count_traffic
+from passes.analysis.traffic import Counted, Traffic
 from targets.cpu.tile import CpuTile
 from targets.opencl.tile import GpuTile
 from tests.support.lowered import lower_whole

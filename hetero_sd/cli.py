@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _use_utf8()
     try:
         check_streams()
-        options = parser().parse_args(arguments)
+        options = parser().parse_all(arguments)
         command = options.command
         if ignored := _ignored_calibration(options):
             print(f"hetero-sd: note: {ignored}", file=sys.stderr)

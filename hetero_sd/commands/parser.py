@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeAlias
 
@@ -21,6 +24,24 @@ class Parser(argparse.ArgumentParser):
         """
         raise UserError(f"{message} (`{self.prog} --help` lists the options)")
 
+    def parse_all(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """The options; one that does not exist is told with the subcommand's name and the option nearest to it.
+
+        Raises:
+            UserError: a mistake in the arguments.
+        """
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            wrong = next((text for text in unknown if text.startswith("-")), unknown[0])
+            parser: Parser = options.subparser
+            known = re.findall(r"(?<![\w-])--[a-z-]+", parser.format_help())
+            nearest = difflib.get_close_matches(wrong.partition("=")[0], known, 1)
+            parser.error(
+                f"unknown {'option' if wrong.startswith('-') else 'argument'} {wrong}"
+                + (f": did you mean {nearest[0]}?" if nearest else "")
+            )
+        return options
+
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 
@@ -37,7 +58,7 @@ class Command(Protocol):
 
 def subcommand(subparsers: Subparsers, name: str, what: str, example: str) -> Parser:
     """A subcommand's parser: `what` is its line in the list and its first sentence, `example` stands last."""
-    return subparsers.add_parser(
+    made = subparsers.add_parser(
         name,
         help=what,
         description=what[0].upper() + what[1:] + ".",
@@ -45,6 +66,8 @@ def subcommand(subparsers: Subparsers, name: str, what: str, example: str) -> Pa
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
     )
+    made.set_defaults(subparser=made)
+    return made
 
 
 def add_draft(p: argparse.ArgumentParser, option: str, metavar: str, what: str) -> None:

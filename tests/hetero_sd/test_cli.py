@@ -57,3 +57,20 @@ def test_streams_that_cannot_be_used_give_one_line(redirection: str, said: str) 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(["sh", "-c", line], cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2 if said else 0, f"hetero-sd: error: {said}\n" if said else "")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("compile --quantize int4 m.onnx --board host --out o", "unknown option --quantize: did you mean --quantise?"),
+        ("compile m.onnx --board=host --out o --bored", "unknown option --bored: did you mean --board?"),
+        ("predict m.json --xyz=3", "unknown option --xyz=3"),
+        ("compile m.onnx more --board host --out o", "unknown argument more"),
+    ],
+)
+def test_an_unknown_option_is_told_with_the_nearest_and_its_command(
+    command: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    help_of = f"`hetero-sd {command.split()[0]} --help` lists the options"
+    assert capsys.readouterr().err == f"hetero-sd: error: {said} ({help_of})\n"

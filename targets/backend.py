@@ -124,9 +124,10 @@ class Backend(ABC):
         """
         from tvm import relax
 
+        from targets import vm_code
         from targets.cpu.linker import link_function
 
-        executable = relax.build(mod, self.tvm_target(core))
+        executable = relax.build(mod, self.tvm_target(core), relax_pipeline=vm_code.pipeline())
         path.parent.mkdir(parents=True, exist_ok=True)
         # beside the library, so that what a killed build leaves goes as a whole
         with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".objects-") as objects:

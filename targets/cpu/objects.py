@@ -75,11 +75,12 @@ def build_library(mod: Any, core: Core, path: Path, kernels: CpuKernels, progres
     import tvm
     from tvm import relax
 
+    from targets import vm_code
     from targets.cpu.linker import link_function
     from targets.cpu.target import tvm_target
 
     target = tvm_target(core)
-    pipeline = tvm.transform.Sequential([_declare(), relax.get_pipeline("default"), _call_by_name()])
+    pipeline = tvm.transform.Sequential([_declare(), vm_code.pipeline(), _call_by_name()])
     executable = relax.build(mod, target, relax_pipeline=pipeline)
     path.parent.mkdir(parents=True, exist_ok=True)
     # beside the library, so that what a killed build leaves goes as a whole

@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
             wrong = next((text for text in unknown if text.startswith("-")), unknown[0])
             parser: Parser = options.subparser
             known = re.findall(r"(?<![\w-])--[a-z-]+", parser.format_help())
-            nearest = difflib.get_close_matches(wrong.partition("=")[0], known, 1)
+            nearest = difflib.get_close_matches(wrong.partition("=")[0], known, 1, 0.7)
             parser.error(
                 f"unknown {'option' if wrong.startswith('-') else 'argument'} {wrong}"
                 + (f": did you mean {nearest[0]}?" if nearest else "")

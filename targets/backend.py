@@ -126,8 +126,10 @@ class Backend(ABC):
 
         from targets import vm_code
         from targets.cpu.linker import link_function
+        from targets.kernels.denied_memory import no_memory_denied
 
-        executable = relax.build(mod, self.tvm_target(core), relax_pipeline=vm_code.pipeline())
+        with no_memory_denied():
+            executable = relax.build(mod, self.tvm_target(core), relax_pipeline=vm_code.pipeline())
         path.parent.mkdir(parents=True, exist_ok=True)
         # beside the library, so that what a killed build leaves goes as a whole
         with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".objects-") as objects:

@@ -1,8 +1,9 @@
 """A command in a copy of its process, so that an end which no Python code sees gives one line and leaves nothing.
 
-LLVM ends the process where the disk is full or memory is short, and so does the system where memory runs out. The copy
-does the work; the first process waits, says how it ended where the copy could not, and removes what it left. What
-native code prints is kept from the terminal until then.
+LLVM ends the process where the disk is full or memory is short, and so does the system where memory runs out; where a
+limit is set (`ulimit -v`), libraries that do not expect to be denied memory crash. The copy does the work; the first
+process waits, says how it ended where the copy could not, and removes what it left. What native code prints is kept
+from the terminal until then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from targets.errors import wanting
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 _BY_THE_SYSTEM = (signal.SIGKILL, signal.SIGXCPU, signal.SIGBUS)
+_WITHOUT_MEMORY = (signal.SIGSEGV, signal.SIGABRT)  # how code ends that does not expect to be denied memory
 _BY_THE_USER = (signal.SIGINT, signal.SIGQUIT, *_FORWARDED)
 
 
@@ -107,7 +110,7 @@ def _report(program: str, doing: str, code: int, said: str) -> int:
     if (lacking := wanting(said)) is not None:
         print(f"{program}: error: {one_line(lacking)} ({doing})", file=sys.stderr)
         return USER_EXIT_CODE
-    if number in _BY_THE_SYSTEM:
+    if number in _BY_THE_SYSTEM or (number in _WITHOUT_MEMORY and _memory_is_limited()):
         name = signal.Signals(number).name
         print(f"{program}: error: the system ended it ({name}): is there enough memory? ({doing})", file=sys.stderr)
         return USER_EXIT_CODE
@@ -115,3 +118,15 @@ def _report(program: str, doing: str, code: int, said: str) -> int:
     last = f": {one_line(lines[-1])}" if lines else ""
     print(f"{program}: internal error ({doing}): it ended by {how}{last}; HSD_DEBUG=1 shows more", file=sys.stderr)
     return EXIT_CODE
+
+
+def _memory_is_limited() -> bool:
+    """Whether the system denies a process memory; without a limit it ends one."""
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        return True
+    try:
+        with open("/proc/sys/vm/overcommit_memory", encoding="ascii") as file:
+            return file.read().strip() == "2"
+    except OSError:
+        return False

@@ -14,6 +14,7 @@ from typing import Any
 
 from targets.backend import Progress
 from targets.device import Core
+from targets.kernels.denied_memory import no_memory_denied
 from targets.kernels.kernel_cache import CompiledKernel, KernelCache, kernel_symbol
 from targets.kernels.made import made
 
@@ -81,7 +82,8 @@ def build_library(mod: Any, core: Core, path: Path, kernels: CpuKernels, progres
 
     target = tvm_target(core)
     pipeline = tvm.transform.Sequential([_declare(), vm_code.pipeline(), _call_by_name()])
-    executable = relax.build(mod, target, relax_pipeline=pipeline)
+    with no_memory_denied():
+        executable = relax.build(mod, target, relax_pipeline=pipeline)
     path.parent.mkdir(parents=True, exist_ok=True)
     # beside the library, so that what a killed build leaves goes as a whole
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".objects-") as folder:
@@ -142,7 +144,9 @@ def _compile(func: Any, symbol: str, target: Any, folder: Path) -> CompiledKerne
 
     module = tvm.IRModule({symbol: func.with_attr("global_symbol", symbol)})
     path = folder / f"{symbol}.o"
-    tvm.tirx.build(module, target=target, pipeline="default").write_to_file(str(path))
+    with no_memory_denied():
+        built = tvm.tirx.build(module, target=target, pipeline="default")
+    built.write_to_file(str(path))
     return _signature(func, path.read_bytes())
 
 

@@ -82,8 +82,12 @@ def child(question: Question) -> int:
         with open("/proc/self/statm", encoding="ascii") as file:
             most = int(file.read().split()[0]) * resource.getpagesize() + question.most_memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    if question.allocation_at:  # memory is denied where a limit is set: one that is far away
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 45, 1 << 45))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     library = faults()
+    if library is not None:  # allocations are counted in one order
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if library is not None:
         library.hsd_faults_arm(
             *(question.fault_below.encode(), ctypes.c_long(question.fault_at), int(question.fault_stays)),

@@ -2,7 +2,8 @@
 
 Of a compile: the k-th open, write, fsync, rename, mkdir and chmod in the bundle's folder (odd ones: and every write
 after it), the k-th large allocation, files beyond a size (which binds the linker, too), memory beyond a size. It ends
-with the bundle, or with nothing, one line and exit code 2. A run ends with the intact run's tokens or with that line.
+with the bundle, or with nothing, one line and exit code 2. It generates all code. A run ends with the intact run's
+tokens or with that line.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def attack(count: int, first: int, jobs: int) -> Figures:
         base = Path(name)
         out = base / "here" / "out"
         out.parent.mkdir()
-        with CompileWorker(base / "tmp", preloaded(base)) as worker:
+        with CompileWorker(base / "tmp", preloaded(base), generate=True) as worker:
             figures = _deny_compile(worker, out, count, first)
             begin = len(figures.failures)
             whole = worker.ask(Question(compile_arguments(out)))

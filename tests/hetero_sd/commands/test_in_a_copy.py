@@ -24,8 +24,8 @@ COMMAND = """
 """
 
 
-def run(body: str) -> subprocess.CompletedProcess[str]:
-    script = textwrap.dedent(COMMAND).format(body)
+def run(body: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    script = before + textwrap.dedent(COMMAND).format(body)
     return subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
@@ -58,6 +58,16 @@ def test_a_regular_end_is_the_commands_own() -> None:
     assert (done.returncode, done.stderr) == (2, "said\n")
     done = run("raise KeyError('x')")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "KeyError: 'x'")
+
+
+@pytest.mark.parametrize("number", ["SIGSEGV", "SIGABRT"])
+def test_a_crash_where_memory_is_limited_is_no_internal_error(number: str) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 45, 1 << 45))\n"
+    crash = f"os.kill(os.getpid(), signal.{number})"
+    done = run(crash, limited)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "cleaned\n", 1)
+    assert done.stderr.startswith(f"program: error: the system ended it ({number}): is there enough memory?")
+    assert run(crash).returncode == 70
 
 
 WAITING = "print(os.getpid(), flush=True); time.sleep(600)"

@@ -13,6 +13,7 @@ from hetero_sd.runtime.text.chat_template import ASSISTANT, Chat
 from targets.errors import UserError
 
 _KINDS = ("prompt", "messages", "token_ids")
+_MOST_CHARACTERS = 64 << 20  # of a file, which may be a pipe without an end: all prompts are checked before the first
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,17 @@ def read_prompts(path: Path) -> list[Prompt]:
     Blank lines are skipped. A file named .jsonl, or whose first line starts with ``{``, holds JSON lines.
 
     Raises:
-        UserError: the file cannot be read, is empty, or a line is malformed (the message has its number).
+        UserError: the file cannot be read, is empty or too large, or a line is malformed (the message has its number).
     """
     try:
-        text = path.read_text("utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_MOST_CHARACTERS + 1)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text") from None
+    if len(text) > _MOST_CHARACTERS:
+        raise UserError(f"{path} has more than {_MOST_CHARACTERS} characters: split it")
     lines = [(f"{path} line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{path} is empty: give one prompt a line")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,35 @@ def test_a_file_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[
         signal.signal(signal.SIGXFSZ, handler)
     assert list(out.parent.iterdir()) == []
     write(out)
+
+
+def test_a_place_that_takes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for out in (Path("/proc/self/out"), Path("/proc/out")):
+        with pytest.raises(UserError, match=f"--out {out}: .*cannot be written"):
+            write(out)
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_place_that_goes_away_meanwhile(tmp_path: Path, capsys: pytest.CaptureFixture[str], at_the_end: bool) -> None:
+    """As when its file system is unmounted."""
+    out = tmp_path / "here" / "out"
+
+    def write_until_it_goes() -> None:
+        with new_bundle(out) as folder:
+            copy_device_python(folder / "python")
+            shutil.rmtree(out.parent)
+            if not at_the_end:
+                write_launcher(folder, "x86-64", "host")
+
+    with pytest.raises((UserError, OSError)) as caught:
+        write_until_it_goes()
+    said = str(caught.value)
+    if isinstance(caught.value, OSError):
+        assert report("hetero-sd", "compile", caught.value) == 2
+        said = capsys.readouterr().err.removesuffix("\n")
+    assert "No such file or directory" in said
+    assert "\n" not in said
+    assert not out.parent.exists()
 
 
 def test_every_file_and_folder_is_written_through_before_the_rename(

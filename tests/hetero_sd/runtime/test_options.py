@@ -154,6 +154,14 @@ def test_files_without_prompts(tmp_path, contents, match):
         read_prompts(tmp_path / "p")
 
 
+def test_a_file_without_an_end_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("hetero_sd.runtime.text.prompts._MOST_CHARACTERS", 1000)
+    (tmp_path / "p").write_text("a" * 1000)
+    assert len(read_prompts(tmp_path / "p")) == 1
+    with pytest.raises(UserError, match="/dev/zero has more than 1000 characters: split it"):
+        read_prompts(Path("/dev/zero"))
+
+
 @pytest.mark.parametrize(("name", "match"), [("missing", "No such file"), (".", "Is a directory")])
 def test_files_that_cannot_be_read(tmp_path, name, match):
     with pytest.raises(UserError, match=match):

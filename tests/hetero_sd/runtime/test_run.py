@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -12,6 +14,7 @@ import stat
 import subprocess
 import sys
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from hetero_sd.runtime.model.protocol import Models
 from hetero_sd.runtime.model.weights import write_weights
 from hetero_sd.runtime.run import main
 from hetero_sd.runtime.saved_logits import read_logits, save_logits
+from hetero_sd.runtime.session import Session
 from targets.errors import UserError
 from targets.opencl.runtime import machine
 
@@ -352,6 +356,29 @@ def test_wrong_options_and_bundles(folder, load, capsys, tmp_path):
     (folder / "tokenizer/tokenizer.json").write_text("x")
     write_bundle(folder)
     assert "tokenizer.json is not a tokenizer" in error(capsys, "--prompt", "a", folder=folder, load=load)
+
+
+def test_a_check_of_all_files_says_how_long_it_took(folder, load, capsys):
+    assert main(folder, ["--prompt", "hello", "--check"], load) == 0
+    assert re.fullmatch(r"run.py: note: 4 files, 0\.0 MB, .*: checked in \d+\.\d\d s\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_answers_are_kept_only_where_something_is_made_of_all_of_them(folder, load, monkeypatch, tmp_path, keeps):
+    made, alive, answer = [], [], Session.answer
+
+    def counted(self, *given, **more):
+        alive.append(sum(made_before() is not None for made_before in made))
+        made.append(weakref.ref(found := answer(self, *given, **more)))
+        return found
+
+    monkeypatch.setattr(Session, "answer", counted)
+    (tmp_path / "p").write_text("h\n" * 20)
+    more = ["--stats"] if keeps else []
+    assert main(folder, ["--prompts", str(tmp_path / "p"), "--json", *more], load) == 0
+    gc.collect()
+    assert len(alive) == 20
+    assert max(alive) == 19 if keeps else max(alive) <= 1
 
 
 @pytest.mark.parametrize("stated", ["end", ["end"], [True], {}, 2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class UserError(Exception):
     """Something the user gave is wrong; the message is one line: what is wrong, where, what to do.
@@ -31,7 +33,8 @@ def lacks_memory(error: BaseException | None) -> bool:
     """Whether an error comes from a lack of memory, which libraries say in errors of their own."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, MemoryError) or any(said in str(error) for said in ("bad_alloc", "out of memory")):
+        denied = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        if denied or any(said in str(error) for said in ("bad_alloc", "out of memory")):
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from targets.errors import UserError
+
+_PIECE_BYTES = 1 << 20
 
 
 class TooLargeError(ValueError):
@@ -29,8 +32,7 @@ def read_json(path: Path, most_bytes: int, finite: bool = False) -> Any:
         TooLargeError: it has more than `most_bytes`; nothing is parsed then.
         ValueError: not JSON, nested too deep, or a whole number of more than 4300 digits.
     """
-    with path.open("rb") as file:
-        content = file.read(most_bytes + 1)
+    content = _read(path, most_bytes)
     if len(content) > most_bytes:
         raise TooLargeError(f"larger than {most_bytes} bytes")
     hooks: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
@@ -38,6 +40,13 @@ def read_json(path: Path, most_bytes: int, finite: bool = False) -> Any:
         return json.loads(content, **hooks)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def _read(path: Path, most_bytes: int) -> bytes:
+    """The bytes of a file, or more than `most_bytes`; in pieces, since one read asks for memory for all of them."""
+    with path.open("rb") as file:
+        pieces = iter(lambda: file.read(_PIECE_BYTES), b"")
+        return b"".join(itertools.islice(pieces, most_bytes // _PIECE_BYTES + 1))
 
 
 def read_object(path: Path, what: str, most_bytes: int = 1 << 20) -> dict[str, Any]:
@@ -75,8 +84,7 @@ def read_toml(path: Path, most_bytes: int, what: str = "a board file") -> dict[s
     except ModuleNotFoundError:
         raise UserError(f"{path}: {what} needs Python 3.11 or newer") from None
     try:
-        with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
+        content = _read(path, most_bytes)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > most_bytes:

@@ -49,7 +49,7 @@ from passes.onnx.rewrite.unfuse_onnxruntime import unfuse_onnxruntime
 from passes.onnx.rewrite.ungroup_packed import ungroup_packed
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from passes.onnx.rewrite.widen_bfloat16 import widen_bfloat16
-from targets.errors import UserError
+from targets.errors import UserError, lacks_memory
 
 __all__ = [
     "LONGEST_CONTEXT",
@@ -153,6 +153,8 @@ def canonicalise(
         raise too_long(imp, f"{path}: {error}{_ROUNDED_CONSTANTS if imp.facts.rounded_constants else ''}") from error
     except Exception as error:  # a graph that is well formed but makes no sense can fail anywhere
         step = PIPELINE[len(imp.log)].__name__ if len(imp.log) < len(PIPELINE) else "decoder_facts"
+        if lacks_memory(error):
+            raise UserError(f"{path}: {step}: out of memory") from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{path}: {step} can make no sense of the graph ({reason}); does onnx.checker pass?") from error
     return Decoder(imp.model, facts, imp.log, stored)

@@ -63,7 +63,7 @@ def _deny_compile(worker: CompileWorker, out: Path, count: int, first: int) -> F
     cases = [replace(below, fault_at=k, fault_stays=bool(k % 2)) for k in range(1, intact.operations + 1)]
     cases += [replace(asked, allocation_at=k) for k in range(1, intact.allocations + 1)]
     cases += [replace(asked, most_file_bytes=size - 1) for size in sizes[-8:]]
-    cases += [replace(asked, most_memory_bytes=(320 << 20) * k // _LIMITS) for k in range(_LIMITS)]
+    cases += [replace(asked, most_memory_bytes=(48 << 20) * k // _LIMITS) for k in range(_LIMITS)]
     figures = Figures("denied", f"{intact.operations} operations, {intact.allocations} allocations of a compile")
     for case in _spread(cases, count, first):
         outcome = worker.ask(case)

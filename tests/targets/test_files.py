@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,18 @@ def test_a_large_file_is_not_parsed(tmp_path: Path) -> None:
         read_json(path, 10)
     path.write_text('{"a": 123}')
     assert read_json(path, 10) == {"a": 123}
+
+
+def test_a_small_file_takes_little_memory_whatever_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text('{"a": "' + "b" * (3 << 20) + '"}')
+    tracemalloc.start()
+    try:
+        assert len(read_json(path, 1 << 30)["a"]) == 3 << 20
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 64 << 20
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

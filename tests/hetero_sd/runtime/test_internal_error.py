@@ -62,6 +62,7 @@ def test_a_panic_is_no_exception_and_said_too(monkeypatch, capsys):
     [
         (OSError(28, "No space left on device", "/a/b"), "/a/b: No space left on device"),
         (MemoryError(), "out of memory"),
+        (OSError(12, "Cannot allocate memory", "/a/b"), "out of memory"),
     ],
 )
 def test_what_the_machine_lacks_is_no_internal_error(error, said, monkeypatch, capsys):

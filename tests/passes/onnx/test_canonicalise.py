@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,17 @@ def test_context_of_one() -> None:
 def test_shortest_contexts(context: int) -> None:
     decoder = canonicalise(EXPORTS / "llama-drafter-dynamo-fp32" / "model.onnx", context)
     assert decoder.model.graph.initializers["rope.cos"].const_value.shape == (context, 16)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory"), KeyError("x")])
+def test_a_lack_of_memory_is_not_taken_for_a_fault_of_the_file(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(imp: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("passes.onnx.PIPELINE", (fails,))
+    lacking = "model.onnx: fails: out of memory$"
+    expected = "can make no sense of the graph" if isinstance(error, KeyError) else lacking
+    with pytest.raises(UserError, match=expected):
+        canonicalise(EXPORTS / "llama-drafter-dynamo-fp32" / "model.onnx", 64)

@@ -82,6 +82,21 @@ def test_chat_template_wraps_the_prompt(folder, where):
     assert text.decode(text.encode_prompt("hello", chat=False)) == "hello"
 
 
+@pytest.mark.parametrize("odd", [3, None, True, ["a"], {"a": 1}], ids=str)
+def test_names_and_templates_that_are_no_strings(folder, odd):
+    """They are no templates, or have names that nobody asks for; the message names them in one line."""
+    others = [{"name": odd, "template": "x"}, {"name": "y", "template": odd}, {"template": "x"}, odd]
+    for named in (others, [*others, {"name": "default", "template": TEMPLATE}]):
+        write(folder, "tokenizer_config.json", {"bos_token": "B", "eos_token": odd, "chat_template": named})
+        text = load(folder)
+        if named == others:
+            with pytest.raises(UserError, match="has chat templates by name") as caught:
+                text.encode_prompt("hello")
+            assert "\n" not in str(caught.value)
+        else:
+            assert text._tokenizer.decode(text.encode_prompt("hello"), skip_special_tokens=False) == "B<|user|>hello>"
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [

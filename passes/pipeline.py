@@ -104,6 +104,8 @@ def lower_decoder(
     activations: str = FLOAT,
     kv: str = "float32",
     kernels: Mapping[str, Kernels | None] = MappingProxyType({}),
+    slots: int = 1,
+    rows: Sequence[int] = (),
 ) -> LoweredDecoder:
     """Run phases 0b to 5.
 
@@ -120,6 +122,8 @@ def lower_decoder(
         activations: INT8: block-quantised matrix multiplications get int8 activations where the processor has kernels.
         kv: the type in which keys and values are stored, float32 or float16.
         kernels: by processor, what knows kernels that were compiled before.
+        slots: sequences that the caches hold.
+        rows: widths of the entry points whose rows are of several sequences.
 
     Raises:
         UserError: an operator is unknown or has no kernel, or the placement names layers that are not there.
@@ -147,7 +151,7 @@ def lower_decoder(
         sources |= {new: imported.weights[old] for old, new in stored.items()}
         for var, func in mod.functions.items():
             params[processor, str(var.name_hint)] = tuple(stored[p.name] for p in weights_of(func))
-        mod = dump(f"4-entries-{processor}", _run(mod, MakeEntries(steps, prefill)))
+        mod = dump(f"4-entries-{processor}", _run(mod, MakeEntries(steps, prefill, slots, rows)))
         integers = [QuantiseActivations(kind, tile)] if activations == INT8 else []
         modules[processor] = dump(
             f"5-lower-{processor}", _run(mod, *integers, Lower(kind, tile, kernels.get(processor)))

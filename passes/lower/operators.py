@@ -120,14 +120,15 @@ def _rope(call: Any, stored: Stored) -> Sizes:
 
 
 def _attention(call: Any, stored: Stored) -> Sizes:
-    q, _, _, _, values, _ = call.args
-    _, kv_heads, context, head_dim = sizes(values)
+    q, values = call.args[0], call.args[4]
+    slots, kv_heads, context, head_dim = sizes(values)
     scores = {key: float(call.attrs[key]) for key in ("scale", "softcap")}
     seen = {"context": context, "window": int(call.attrs["window"])}
     heads = {"heads": int(call.attrs["heads"]), "kv_heads": kv_heads, "head_dim": head_dim}
     dtype = stored(values)
     cache = {} if dtype == "float32" else {"cache": dtype}
-    return {"n": sizes(q)[1], **heads, **seen, **scores, **cache}
+    rows = {"slots": slots} if D.op_name(call) == "hsd.attention_rows" else {}
+    return {"n": sizes(q)[1], **rows, **heads, **seen, **scores, **cache}
 
 
 def _argmax(call: Any, stored: Stored) -> Sizes:
@@ -163,6 +164,9 @@ OPERATORS = {
     "hsd.learned_positions": Operator("learned_positions", _learned_positions, "learned_positions_{n}"),
     "hsd.rope": Operator("rope", _rope, "rope_{n}_{heads}"),
     "hsd.attention_cached": Operator("attention_cached", _attention, "attention_{n}", places=(-1, 3, 4)),
+    "hsd.learned_positions_rows": Operator("learned_positions_rows", _learned_positions, "learned_positions_rows_{n}"),
+    "hsd.rope_rows": Operator("rope_rows", _rope, "rope_rows_{n}_{heads}"),
+    "hsd.attention_rows": Operator("attention_rows", _attention, "attention_rows_{n}", places=(-1, 3, 4)),
     "hsd.argmax": Operator("argmax", _argmax, "argmax_{n}"),
     "hsd.take_row": Operator("take_row", _n_width, "take_row_{n}"),
     "hsd.take_columns": Operator("take_columns", _take_columns, "take_columns_{n}"),

@@ -14,6 +14,8 @@ semantics for tests. Tensors are [1, n, width]; head h of a row occupies columns
     hsd.scale(x) {factor}                                       hsd.tanh(x)
     hsd.attention(q, k, v, past_k, past_v) {heads, kv_heads, scale, window, softcap} -> (o, present_k, present_v)
     hsd.attention_cached(q, k, v, keys, values, pos) {...}      hsd.argmax(logits) -> ids
+    hsd.rope_rows, hsd.learned_positions_rows                   as without _rows; pos [n], one of each row
+    hsd.attention_rows(q, k, v, keys, values, slot, pos) {...}  as attention_cached; row t at pos[t] of slot[t]
     hsd.take_row(x, row)                                        row `row` of x, as [1, 1, width]
     hsd.take_columns(x) {start, width}                          columns start .. start + width of x
 
@@ -300,10 +302,19 @@ learned_positions = _operator(
     lambda a, w, ids, pos: tensor([*shape_of(ids), shape_of(w)[1]]),
     _learned_positions_reference,
 )
+rope_rows = _operator("hsd.rope_rows", _same, None)
+learned_positions_rows = _operator(
+    "hsd.learned_positions_rows", lambda a, w, ids, pos: tensor([*shape_of(ids), shape_of(w)[1]]), None
+)
 attention = _operator("hsd.attention", _attention_type, _attention_reference)
 attention_cached = _operator(
     "hsd.attention_cached",
     lambda a, q, k, v, keys, values, pos: tvm.ir.TupleType([q, keys, values]),
+    None,
+)
+attention_rows = _operator(
+    "hsd.attention_rows",
+    lambda a, q, k, v, keys, values, slot, pos: tvm.ir.TupleType([q, keys, values]),
     None,
 )
 argmax = _operator(

@@ -2,6 +2,8 @@
 
     step_<n>(ids[1, n], pos, caches, weights)         -> (logits[1, n, vocab], ids[1, n])   the greedy choice beside
     prefill_<n>(ids[1, n], pos, row, caches, weights) -> (logits[1, 1, vocab], ids[1, 1])   head on row `row` only
+    rows_<n>(ids[1, n], slot[n], pos[n], caches of all slots, weights)                      as step_<n>, each row in its
+                                                                                            slot (rows_of_sequences.py)
 
 The entries of a segment s0 are s0_step_<n> and so on; `row` is a parameter of the segment with the head only. Widths
 are bound, so all storage is planned ahead; symbolic widths would allocate at every call.
@@ -18,6 +20,7 @@ from tvm import relax
 from passes.place.partition import WHOLE
 from passes.relax import dialect as D
 from passes.relax.rebuild import bindings, rebuild
+from passes.relax.rows_of_sequences import rows_of_sequences
 
 _HEADS = ("hsd.linear", "hsd.linear_nbits")
 
@@ -32,12 +35,17 @@ def prefill_name(n: int, segment: str = WHOLE) -> str:
     return f"prefill_{n}" if segment == WHOLE else f"{segment}_prefill_{n}"
 
 
+def rows_name(n: int, segment: str = WHOLE) -> str:
+    """Name of the entry point for n rows of several sequences."""
+    return f"rows_{n}" if segment == WHOLE else f"{segment}_rows_{n}"
+
+
 @tvm.transform.module_pass(opt_level=0, name="MakeEntries")
 class MakeEntries:
-    """Specialise every segment to the widths of `steps` and to one prefill chunk."""
+    """Specialise every segment to the widths of `steps` and of `rows`, and to one prefill chunk."""
 
-    def __init__(self, steps: Sequence[int], prefill: int):
-        self.steps, self.prefill = tuple(steps), prefill
+    def __init__(self, steps: Sequence[int], prefill: int, slots: int = 1, rows: Sequence[int] = ()):
+        self.steps, self.prefill, self.slots, self.rows = tuple(steps), prefill, slots, tuple(rows)
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
         """Replace the segments by their entry points."""
@@ -47,6 +55,9 @@ class MakeEntries:
             chooses = any(D.op_name(b.value) == "hsd.argmax" for b in bindings(func))
             at_prefill = _one_row(func) if chooses else func
             entries = [(step_name(n, segment), func, n) for n in self.steps]
+            if self.rows:
+                of_sequences = rows_of_sequences(func, self.slots)
+                entries += [(rows_name(n, segment), of_sequences, n) for n in self.rows]
             for name, body, n in [*entries, (prefill_name(self.prefill, segment), at_prefill, self.prefill)]:
                 out[tvm.ir.GlobalVar(name)] = _at_width(body, n, name)
         return tvm.IRModule(out)

@@ -164,5 +164,34 @@ class Makers:
     def take_columns(tile: Any, n: int, width: int, start: int, part: int) -> Any:
         """(x[1, n, width], y[1, n, part])."""
 
+    @staticmethod
+    def rope_rows(
+        tile: Any, n: int, heads: int, head_dim: int, rotary_dim: int, context: int, interleaved: bool = False
+    ) -> Any:
+        """(x[1, n, heads * head_dim], cos, sin[context, rotary_dim / 2], pos[n] int64, y)."""
+
+    @staticmethod
+    def learned_positions_rows(tile: Any, n: int, rows: int, width: int, dtype: str) -> Any:
+        """(w[rows, width], ids[1, n] int64, pos[n] int64, y[1, n, width]); ids are unread."""
+
+    @staticmethod
+    def attention_rows(
+        tile: Any,
+        n: int,
+        slots: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        context: int,
+        scale: float,
+        window: int,
+        softcap: float,
+        cache: str = "float32",
+    ) -> Any:
+        """(q, k, v, keys, values, slot[n] int64, pos[n] int64, y): attention_cached of rows of several sequences.
+
+        The caches have `slots` slots; row t is at position pos[t] of slot[t].
+        """
+
 
 MAKERS = tuple(name for name in vars(Makers) if not name.startswith("_"))

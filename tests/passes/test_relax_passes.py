@@ -167,6 +167,25 @@ def test_make_entries_binds_widths_and_cuts_the_head_to_one_row() -> None:
     assert dims(logits) == [1, 1, 50]
 
 
+def test_rows_of_sequences_have_slots_and_positions_of_their_own() -> None:
+    before = CacheInPlace(TILE, 40)(segment_module())
+    mod = MakeEntries([1], 8, slots=3, rows=(2,))(before)
+    params = names_and_shapes(mod["rows_2"])
+    assert list(params)[:5] == ["input_ids", "slot", "pos", "cache.0.key", "cache.0.value"]
+    assert (params["slot"], params["pos"]) == ([2], [2])
+    assert (params["cache.0.key"], params["cache.0.value"]) == ([3, 2, 5, 16, 8], [3, 2, 40, 16])
+    kinds = ["embedding", "rope_rows", "linear", "attention_rows", "linear", "argmax"]
+    assert operators(mod, "rows_2") == [f"hsd.{kind}" for kind in kinds]
+    calls = {D.op_name(b.value): b.value for b in bindings(mod["rows_2"])}
+    slot, pos = mod["rows_2"].params[1:3]
+    assert calls["hsd.rope_rows"].args[3].same_as(pos)
+    assert all(a.same_as(b) for a, b in zip(calls["hsd.attention_rows"].args[5:], (slot, pos), strict=True))
+    without = MakeEntries([1], 8)(before)
+    assert sorted(gv.name_hint for gv in without.get_global_vars()) == ["prefill_8", "step_1"]
+    for name in ("prefill_8", "step_1"):  # what one sequence alone has is the same
+        assert_same(tvm.IRModule({"main": mod[name]}), tvm.IRModule({"main": without[name]}))
+
+
 def test_pack_weights_retypes_and_says_how_to_pack() -> None:
     pack = PackWeights(TILE)
     mod = pack(CacheInPlace(TILE, 40)(segment_module()))

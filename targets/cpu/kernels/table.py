@@ -6,6 +6,7 @@ from typing import Any
 
 from targets.cpu.kernels.argmax import argmax
 from targets.cpu.kernels.attention import attention_cached
+from targets.cpu.kernels.attention_rows import attention_rows
 from targets.cpu.kernels.elementwise import (
     add,
     add_bias,
@@ -22,8 +23,8 @@ from targets.cpu.kernels.linear import linear
 from targets.cpu.kernels.linear_int import linear_int, quantise_rows
 from targets.cpu.kernels.linear_nbits import linear_nbits
 from targets.cpu.kernels.norm import add_rms_norm, layer_norm, rms_norm
-from targets.cpu.kernels.rope import rope
-from targets.cpu.kernels.take import learned_positions, take_columns, take_row
+from targets.cpu.kernels.rope import rope, rope_rows
+from targets.cpu.kernels.take import learned_positions, learned_positions_rows, take_columns, take_row
 
 MAKERS: dict[str, Any] = {
     maker.__name__: maker
@@ -32,5 +33,6 @@ MAKERS: dict[str, Any] = {
         *(rms_norm, add_rms_norm, layer_norm),
         *(add, add_bias, silu_mul, gelu_mul, gelu, relu, squared_relu, tanh, scale),
         *(rope, learned_positions, attention_cached, argmax, take_row, take_columns),
+        *(rope_rows, learned_positions_rows, attention_rows),
     )
 }

@@ -61,3 +61,23 @@ def learned_positions(tile: CpuTile, n: int, rows: int, width: int, dtype: str) 
                 y[0, vm, vi] = T.Cast("float32", w[pos + vm, vi])
 
     return learned_positions
+
+
+@functools.cache
+def learned_positions_rows(tile: CpuTile, n: int, rows: int, width: int, dtype: str) -> Any:
+    """The same of rows that each have a position of their own: pos is int64 [n]."""
+
+    @T.prim_func(s_tir=True)
+    def learned_positions_rows(
+        w: T.Buffer((rows, width), dtype),
+        ids: T.Buffer((1, n), "int64"),
+        pos: T.Buffer((n,), "int64"),
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for m, i in T.grid(n, width):
+            with T.sblock("value"):
+                vm, vi = T.axis.remap("SS", [m, i])
+                y[0, vm, vi] = T.Cast("float32", w[pos[vm], vi])
+
+    return learned_positions_rows

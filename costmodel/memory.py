@@ -51,15 +51,17 @@ class Memory:
         )
 
 
-def model_memory(spec: DecoderSpec, context: int, weights: tuple[int, int], rows: int = PREFILL_ROWS) -> Memory:
-    """What one model needs with `context` rows of KV cache; `rows` tokens are computed at once.
+def model_memory(
+    spec: DecoderSpec, context: int, weights: tuple[int, int], rows: int = PREFILL_ROWS, slots: int = 1
+) -> Memory:
+    """What one model needs with `context` rows of KV cache in each slot; `rows` tokens are computed at once.
 
     `weights` are the bytes that the CPU and the GPU read (Placement.weight_bytes). Activations: the residual stream,
     q, k, v and the gated product of one layer, and the logits.
     """
     heads = max(2 * op.head_dim * (op.heads + op.kv_heads) for op in spec.attentions)
     width = 4 * spec.hidden + heads + 3 * spec.ffn + spec.vocab
-    return Memory(*weights, spec.kv_bytes(context), F32 * rows * width, 0)
+    return Memory(*weights, slots * spec.kv_bytes(context), F32 * rows * width, 0)
 
 
 def available_bytes(board: Board) -> int:

@@ -180,6 +180,7 @@ def _plan_again(bundle: Bundle, request: HostRequest, board: Board) -> Plan:
     given = old.gamma if old.gamma_given else None
     live = old.prediction.live
     alpha = None if live is None else live.alpha
-    plan = make_plan(board, specs, old.context, Overrides(given, alpha=alpha, compiled=old.target_widths))[0]
+    overrides = Overrides(given, alpha=alpha, compiled=old.target_widths, slots=old.slots)
+    plan = make_plan(board, specs, old.context, overrides)[0]
     write_manifest(bundle.folder, manifest.models, plan, manifest.tokenizer, board.to_json())
     return plan

@@ -12,11 +12,14 @@ from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaErr
 from targets.backend import HOST, backend
 
 MOST_LAYERS = 4096
+MOST_SLOTS = 64
 Role = Annotated[str, OneOf(("target", "draft"))]
 Size = Annotated[int, Within(1, 1 << 31)]
 Sizes = Annotated[tuple[Size, ...], Entries(1, 64)]
 Widths = Annotated[tuple[Size, ...], Entries(1, 64), Ascending()]
 Names = Annotated[tuple[str, ...], Entries(1, 64)]
+RowWidths = Annotated[tuple[Size, ...], Entries(0, 64), Ascending()]
+Slots = Annotated[int, Within(1, MOST_SLOTS)]
 Layer = Annotated[int, Within(0, MOST_LAYERS)]
 
 
@@ -72,8 +75,8 @@ class CacheFacts(Record):
 
     Attributes:
         dtype: of their numbers.
-        key_shape: shape of a layer's key cache, by processor: [1, kv_heads, context / l, head_dim, l].
-        value_shape: of its value cache: [1, kv_heads, context, head_dim].
+        key_shape: shape of a layer's key cache, by processor: [slots, kv_heads, context / l, head_dim, l].
+        value_shape: of its value cache: [slots, kv_heads, context, head_dim].
     """
 
     unknown_keys_refused: ClassVar[bool] = True
@@ -130,6 +133,7 @@ class ModelFacts(Record):
         activations: what block-quantised matrix multiplications read: floats, or int8 codes made of them.
         opencl_runtime: path in the bundle of the library that gives TVM the GPU; None where no segment needs one.
         quantised: how its weights were quantised; None: they are the export's own.
+        row_widths: entry points rows_<n>, whose rows are of several sequences; empty where the caches hold one.
     """
 
     unknown_keys_refused: ClassVar[bool] = True
@@ -150,6 +154,7 @@ class ModelFacts(Record):
     activations: Annotated[str, OneOf((FLOAT, INT8))] = FLOAT
     opencl_runtime: str | None = None
     quantised: QuantisedFacts | None = None
+    row_widths: RowWidths = ()
 
     def __post_init__(self) -> None:
         """Hold the fields against each other.
@@ -167,6 +172,15 @@ class ModelFacts(Record):
         _check_segments(self.chain, self.layers, tuple(self.libraries))
         if self.fallback:
             _check_segments(self.fallback, self.layers, (HOST,) if HOST in self.libraries else ())
+        if self.slots > MOST_SLOTS or (self.slots > 1) != bool(self.row_widths):
+            raise SchemaError(f"caches of {self.slots} slots do not fit row_widths {list(self.row_widths)}")
+        if self.row_widths and (len(self.chain) > 1 or set(self.libraries) != {HOST}):
+            raise SchemaError("a model that is not whole on the CPU has row_widths")
+
+    @property
+    def slots(self) -> int:
+        """Sequences that the caches hold."""
+        return self.caches.value_shape[0]
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -187,13 +201,13 @@ class ModelFacts(Record):
 
 
 def _check_caches(caches: CacheFacts, context: int) -> None:
-    """A value cache [1, kv_heads, context, head_dim] and key caches [1, kv_heads, context / l, head_dim, l]."""
+    """A value cache [slots, kv_heads, context, head_dim], key caches [slots, kv_heads, context / l, head_dim, l]."""
     value = caches.value_shape
-    if len(value) != 4 or value[0] != 1 or value[2] != context:
+    if len(value) != 4 or value[2] != context:
         raise SchemaError(f"a value cache of shape {list(value)} does not hold a context of {context}")
-    _, heads, rows, width = value
+    slots, heads, rows, width = value
     for shape in caches.key_shape.values():
-        if len(shape) != 5 or (*shape[:2], shape[2] * shape[4], shape[3]) != (1, heads, rows, width):
+        if len(shape) != 5 or (*shape[:2], shape[2] * shape[4], shape[3]) != (slots, heads, rows, width):
             raise SchemaError(f"a key cache of shape {list(shape)} does not fit a value cache of shape {list(value)}")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from costmodel.place import ReasonedPlace
-from costmodel.schema.model import Role, Size, Widths
+from costmodel.schema.model import Role, Size, Slots, Widths
 from costmodel.schema.record import Entries, OneOf, Record, SchemaError, Within
 from costmodel.speculative import MOST_GAMMA
 
@@ -254,6 +254,7 @@ class Plan(Record):
         memory: bytes by use, what is free, and what the drafter needs of it.
         prediction: what `run.py --stats` compares with, and what live decisions start from.
         overlap: how to draft while the target verifies: in mode overlapped, and where the run may choose it; else None.
+        slots: sequences that the target's KV caches hold.
     """
 
     board: str
@@ -274,6 +275,7 @@ class Plan(Record):
     memory: PlanMemory = field(repr=False)
     prediction: PlanPrediction = field(repr=False)
     overlap: PlannedOverlap | None = field(default=None, repr=False)
+    slots: Slots = 1
 
     def __post_init__(self) -> None:
         """Hold the fields against each other.

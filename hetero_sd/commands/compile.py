@@ -63,6 +63,14 @@ def add_parser(subparsers: Subparsers) -> None:
         default=RUNTIME_KV[0],
         help="what keys and values are stored in; float16 halves the KV caches and rounds (default %(default)s)",
     )
+    p.add_argument(
+        "--slots",
+        metavar="S",
+        type=int,
+        default=1,
+        help="requests that run.py --serve answers at a time, each with KV caches of its own; more than 1 keeps the "
+        "target on the CPU (default 1)",
+    )
     add_quantise(p)
     p.add_argument(
         "--prompts",
@@ -113,6 +121,7 @@ def run(options: argparse.Namespace) -> int:
         quantise_draft=options.quantise_draft,
         prompts=options.prompts,
         sign=options.sign,
+        slots=options.slots,
     )
     result = compile_bundle(request, progress)
     print(compile_json(result) if options.json else compile_text(result, options.out))

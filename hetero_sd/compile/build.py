@@ -28,6 +28,8 @@ from passes.relax.make_entries import step_name
 from targets.backend import HOST, Progress, backend
 from targets.device import Core, Gpu
 
+_ROWS, _MOST_ROWS = (2, 4), 8
+
 
 @dataclass(frozen=True)
 class BuiltModel:
@@ -56,11 +58,19 @@ class Sizes:
         context: rows of the KV caches.
         steps: widths of the entry points, in new tokens.
         prefill: tokens of a prompt chunk.
+        slots: sequences that the KV caches hold.
     """
 
     context: int
     steps: tuple[int, ...]
     prefill: int
+    slots: int = 1
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Widths of the entry points whose rows are of several sequences; more rows take several calls."""
+        most = min(self.slots, _MOST_ROWS)
+        return tuple(sorted({most, *(n for n in _ROWS if n < most)})) if self.slots > 1 else ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,7 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
     lowered = lower_decoder(
         *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill),
         *(IrDump(dump), request.place.reason, request.fallback, request.activations, request.kv, kernels),
+        *(sizes.slots, sizes.rows),
     )
     if request.subgraphs is not None:
         write_subgraphs(decoder, lowered.origins, lowered.placed, request.subgraphs)
@@ -156,12 +167,14 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
         caches=CacheFacts(
             dtype=request.kv,
             key_shape={
-                p: tuple(key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context)) for p in lowered.modules
+                p: (sizes.slots, *key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context)[1:])
+                for p in lowered.modules
             },
-            value_shape=tuple(value_shape(facts.kv_heads, facts.head_dim, sizes.context)),
+            value_shape=(sizes.slots, *value_shape(facts.kv_heads, facts.head_dim, sizes.context)[1:]),
         ),
         activations=request.activations,
         quantised=request.quantised,
+        row_widths=sizes.rows,
         opencl_runtime=carried.relative_to(bundle).as_posix() if carried is not None else None,
     )
     kept = facts_json(described, [(p.name, p.dtype, p.shape) for p in lowered.packed], request.tokenizer)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costmodel.format import FLOAT, RUNTIME_KV
+from costmodel.schema.model import MOST_SLOTS
 from costmodel.schema.plan import Plan
 from costmodel.speculative import MOST_GAMMA, check_acceptance
 from hetero_sd.compile.build import BuiltModel, ModelRequest, Sizes, build_model
@@ -76,6 +77,7 @@ class CompileRequest:
         quantise_draft: of the drafter, in place of `quantise`.
         prompts: texts on which is measured what quantising costs; None takes ours.
         sign: private key to sign the manifest with, or None.
+        slots: requests that `run.py --serve` answers at a time; several need as many KV caches of the target.
     """
 
     target: Path
@@ -102,6 +104,7 @@ class CompileRequest:
     quantise_draft: str | None = None
     prompts: Path | None = None
     sign: Path | None = None
+    slots: int = 1
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             raise UserError(f"{role} model {path}: {what}")
     if request.context is not None and not 2 <= request.context <= MOST_CONTEXT:
         raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
+    if not 1 <= request.slots <= MOST_SLOTS:
+        raise UserError(f"--slots {request.slots}: must be 1 to {MOST_SLOTS} requests at a time")
     refuse_existing(request.out)
     signer = None if request.sign is None else read_private_key(request.sign)
     overrides = _overrides(request)
@@ -223,7 +228,10 @@ def _overrides(request: CompileRequest) -> Overrides:
     if request.alpha is not None:
         check_acceptance(request.alpha)
     measured = None if request.alpha_file is None else read_alpha_file(request.alpha_file)
-    return Overrides(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths)
+    return Overrides(
+        *(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths),
+        slots=request.slots,
+    )
 
 
 def _build(
@@ -250,7 +258,7 @@ def _build(
         decoder,
         core,
         place,
-        Sizes(plan.context, steps, plan.prefill_width),
+        Sizes(plan.context, steps, plan.prefill_width, plan.slots if role == "target" else 1),
         gpu=board.gpu,
         runtime=opencl_runtime,
         fallback=request.cpu_fallback,
@@ -277,7 +285,7 @@ def _check_memory(board: Board, models: dict[str, BuiltModel]) -> None:
     if needed > free:
         raise UserError(
             f"weights and KV caches need {needed >> 20} MiB, board {board.name} leaves {free >> 20} MiB free: "
-            "take a smaller model or --context"
+            "take a smaller model, --context or --slots"
         )
 
 

@@ -50,7 +50,9 @@ def _model_table(models: Mapping[str, BuiltModel]) -> list[str]:
         on_cpu = any(segment.processor == HOST for segment in m.chain)
         multiplied = f"{m.weight_dtype} x {m.activations if on_cpu else FLOAT}"
         kv = f"{m.caches.dtype} {_size(m.cache_bytes)}"
-        lines.append(f"{role:8}{m.layers:>8}{multiplied:>17}{kv:>18}{sizes}  {widths} and prefill {m.prefill_width}")
+        rows = f", rows of {m.slots} requests {', '.join(map(str, m.row_widths))}" if m.row_widths else ""
+        entries = f"{widths} and prefill {m.prefill_width}{rows}"
+        lines.append(f"{role:8}{m.layers:>8}{multiplied:>17}{kv:>18}{sizes}  {entries}")
     return lines
 
 
@@ -68,6 +70,7 @@ def compile_json(result: CompileResult) -> str:
             "weight_dtype": built.facts.weight_dtype,
             "activations": built.facts.activations,
             "kv": built.facts.caches.dtype,
+            "slots": built.facts.slots,
             "cache_bytes": built.facts.cache_bytes,
             "source_bytes": built.source_bytes,
             "weights_bytes": built.weights_bytes,

@@ -50,6 +50,7 @@ class Overrides:
         alpha_file: what `hetero-sd acceptance` measured, read.
         factors: a file of factors, in place of the board's.
         widths: more entry points of the target.
+        slots: sequences that the target's KV caches hold; several keep it on the CPU.
         compiled: the target's only entry points, where they are compiled already; drafts are as long as they allow.
     """
 
@@ -60,6 +61,7 @@ class Overrides:
     factors: Path | None = None
     widths: tuple[int, ...] = ()
     compiled: tuple[int, ...] = ()
+    slots: int = 1
 
 
 def make_plan(
@@ -79,6 +81,11 @@ def make_plan(
     overrides = overrides or Overrides()
     target, draft = specs["target"], specs.get("draft")
     placed = place_models(overrides.place, board, draft is not None) if overrides.place is not None else {}
+    if overrides.slots > 1 and placed.get("target", Place(HOST)) != Place(HOST):
+        raise UserError(
+            f"--slots {overrides.slots} and --place {overrides.place}: several requests at once have kernels for the "
+            "CPU alone: leave one out"
+        )
     measured = overrides.alpha_file
     free_question = Question(
         board=board,
@@ -91,8 +98,13 @@ def make_plan(
         one_process=True,
         one_tokenizer=True,
         widths=overrides.compiled,
+        slots=overrides.slots,
+        target_place=Place(HOST) if overrides.slots > 1 else None,
     )
-    question = replace(free_question, target_place=placed.get("target"), draft_place=placed.get("draft"))
+    if placed:
+        question = replace(free_question, target_place=placed["target"], draft_place=placed.get("draft"))
+    else:
+        question = free_question
     if overrides.gamma is not None:
         drafts = question.drafts if overrides.gamma else ()
         question = replace(question, gamma=overrides.gamma if drafts else None, drafts=drafts)
@@ -147,6 +159,7 @@ def _plan(
         memory=memory,
         prediction=rounded(prediction),
         overlap=None if overlap is None else rounded(overlap),
+        slots=overrides.slots,
     )
 
 

@@ -58,6 +58,13 @@ def reasons_of(
         reasons.append(f"gamma {best.gamma}: predicted to be {why}, {best.tokens_per_s:.2f} tokens/s{against}")
     if overlap is not None:
         reasons.append(_why_overlapped(overlap, placements, best.mode == OVERLAPPED))
+    question = asked.question
+    if question.slots > 1:
+        one = specs["target"].kv_bytes(question.cache_rows or question.context)
+        reasons.append(
+            f"{question.slots} requests at a time with --serve, as given with --slots: the target's KV caches may take "
+            f"{question.slots} x {one / 1e6:.3g} MB, as far as texts fill them; it is kept on the CPU"
+        )
     return reasons
 
 

@@ -32,6 +32,6 @@ def check_models(bundle: Bundle) -> dict[str, ModelFacts]:
         if facts.cache_bytes > available:
             raise UserError(
                 f"the KV caches of the {role} need {facts.cache_bytes >> 20} MiB, this machine has "
-                f"{available >> 20} MiB: compile with a smaller --context"
+                f"{available >> 20} MiB: compile with a smaller --context or --slots"
             )
     return bundle.models

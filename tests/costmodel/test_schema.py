@@ -217,7 +217,12 @@ def test_unknown_keys_of_a_model_are_refused_and_those_of_a_plan_are_not() -> No
     assert Plan.from_json({**some_plan().to_json(), "more": 1}) == some_plan()
 
 
-CHAIN = MIXED.chain
+CHAIN, VALUES = MIXED.chain, MIXED.caches.value_shape
+TWO_SLOTS = replace(
+    MIXED.caches,
+    value_shape=(2, *VALUES[1:]),
+    key_shape={name: (2, *shape[1:]) for name, shape in MIXED.caches.key_shape.items()},
+)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +241,10 @@ CHAIN = MIXED.chain
         ({"opencl_runtime": None}, "opencl_runtime is missing"),
         ({"libraries": {"gpu": "x"}}, "not of the same processors"),
         ({"caches": replace(MIXED.caches, value_shape=(1, 2, 64, 4))}, "a key cache of shape .* does not fit"),
+        ({"caches": replace(MIXED.caches, value_shape=(2, *VALUES[1:]))}, "a key cache of shape .* does not fit"),
+        ({"caches": TWO_SLOTS}, r"caches of 2 slots do not fit row_widths \[\]"),
+        ({"row_widths": (2,)}, r"caches of 1 slots do not fit row_widths \[2\]"),
+        ({"caches": TWO_SLOTS, "row_widths": (2,)}, "not whole on the CPU has row_widths"),
     ],
 )
 def test_a_model_is_held_against_itself(changes: dict[str, Any], message: str) -> None:
@@ -263,6 +272,7 @@ def test_a_plan_is_held_against_itself(changes: dict[str, Any], message: str) ->
     ("changes", "message"),
     [
         ({"plan": some_plan(context=32)}, "plan.context is 32, models.target has 64"),
+        ({"plan": some_plan(slots=2)}, "plan.slots of the target is 2, models.target has 1"),
         ({"plan": some_plan(prefill_width=8)}, "plan.prefill_width is 8, models.target has 32"),
         (
             {"plan": some_plan(target_widths=(1, 2, 4))},

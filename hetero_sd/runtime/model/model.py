@@ -19,9 +19,12 @@ from hetero_sd.runtime.model.protocol import (
     ContextFull,
     Model,
     Models,
+    Outputs,
     Pending,
+    Row,
 )
 from hetero_sd.runtime.model.segments import Chain
+from hetero_sd.runtime.model.slots import RowSteps, SlotModel
 from hetero_sd.runtime.model.steps import RunningStep, Steps
 from hetero_sd.runtime.model.thread_pool import PoolError, ThreadPool, pool_of, why_tvms_pool
 from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
@@ -64,6 +67,8 @@ class CompiledModel(Model):
         self.widths, self.prefill_width = tuple(facts.widths), facts.prefill_width
         self.int8_activations, self.float16_caches = facts.activations == INT8, facts.caches.dtype == "float16"
         self.quantised = facts.quantised
+        self.slots = facts.slots
+        self._row_steps = RowSteps(facts.row_widths) if facts.row_widths else None
         self._steps = Steps(name, self.widths, facts.prefill_width, facts.context)
         self.weights = weights or Weights(bundle.path(facts.weights, hashed=False), huge_pages)
         owner = "target" if facts.weights == bundle.target.weights else name
@@ -137,17 +142,39 @@ class CompiledModel(Model):
             return False
         return self._chain.share_rows(whole._chain)
 
-    def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
+    def slot(self, slot: int) -> Model:
+        """See :meth:`hetero_sd.runtime.model.protocol.Slots.slot`; the model itself is its first one."""
+        return SlotModel(self, slot) if slot else self
+
+    def rows(self, rows: Sequence[Row]) -> Outputs:
+        """See :meth:`hetero_sd.runtime.model.protocol.Slots.rows`; of a model with several slots."""
+        assert self._row_steps is not None
+        for row in rows:
+            self._check([row.token], row.pos, row.slot)
+        if len({(row.slot, row.pos) for row in rows}) < len(rows):
+            raise ValueError(f"two rows at one place: {list(rows)}")
+        return self._row_steps.run(self._chain, rows)
+
+    def submit(
+        self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False, slot: int = 0
+    ) -> Pending:
         """See :meth:`hetero_sd.runtime.model.protocol.Model.submit`; on the CPU the step has ended when it returns."""
+        self._check(ids, pos, slot)
+        if self._running is not None:
+            self._running.settle()
+        self._running = RunningStep(self._steps, lambda: self._chain, self._recover, ids, pos, outputs, last, slot)
+        if slot == 0:
+            self._fed[pos:] = ids
+        return self._running
+
+    def _check(self, ids: Sequence[int], pos: int, slot: int) -> None:
+        """Refuse what the kernels would not check."""
         if len(ids) < 1 or pos < 0 or pos + len(ids) > self.context:
             raise ContextFull(f"{self.name}: rows {pos} to {pos + len(ids)} do not fit a context of {self.context}")
         if min(ids) < 0 or max(ids) >= self.vocab:
             raise ValueError(f"token ids must be 0 to {self.vocab - 1}: {list(ids)}")
-        if self._running is not None:
-            self._running.settle()
-        self._running = RunningStep(self._steps, lambda: self._chain, self._recover, ids, pos, outputs, last)
-        self._fed[pos:] = ids
-        return self._running
+        if not 0 <= slot < self.slots:
+            raise ValueError(f"slots are 0 to {self.slots - 1}: {slot}")
 
     def _recover(self, error: Exception, pos: int) -> None:
         """Let the CPU take over from a processor that failed, with the text up to `pos`, or raise."""

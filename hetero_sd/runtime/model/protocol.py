@@ -89,6 +89,41 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
+class Row:
+    """A token of one of several sequences: it is at a position of a slot."""
+
+    slot: int
+    pos: int
+    token: int
+
+
+class Slots(Protocol):
+    """A decoder whose KV cache has slots, each of ``context`` rows, for sequences that go on side by side."""
+
+    vocab: int
+    context: int
+    slots: int
+    prefill_width: int
+    name: str
+
+    def slot(self, slot: int) -> Model:
+        """One of them, as a model of its own."""
+
+    def rows(self, rows: Sequence[Row]) -> Outputs:
+        """Feed rows of any sequences in one step, and wait.
+
+        Rows of one sequence stand in its order. A row has the bits that its slot alone gives it.
+
+        Returns:
+            :data:`LOGITS`, float32 ``[n, vocab]``, and :data:`CHOICE`, int64 ``[n]``, below 0 where a logit of the row
+            is NaN or infinite.
+
+        Raises:
+            ContextFull: a row is beyond the context.
+        """
+
+
+@dataclass(frozen=True)
 class Done:
     """A step that has ended, with its logits, float32 ``[n, vocab]``; implements the Pending protocol."""
 

@@ -47,9 +47,16 @@ class Chain:
         self._segments = [_Loaded(s, facts, machines[s.processor], self._fixed(s, facts, weights)) for s in segments]
         self._kept: dict[tuple[str, str, str], Any] = {}
         self.alone = self._segments[0] if len(self._segments) == 1 and not self.accelerators else None
+        self._slots: list[list[Any]] = []  # of each slot what `alone` has of the first
+        self._all_slots: list[Any] = []
+        if self.alone is not None and facts.slots > 1:
+            caches, params = self.alone.caches, self.alone.fixed[len(self.alone.caches) :]
+            self._all_slots = self.alone.fixed
+            self._slots = [[*slot_views(caches, slot), *params] for slot in range(facts.slots)]
+            self.alone.fixed = self._slots[0]
         self._own_rows = None if self.alone is None else self.alone.caches
 
-    def run(self, entry: str, ids: Any, pos: int, row: int | None = None) -> tuple[Any, Any]:
+    def run(self, entry: str, ids: Any, pos: int, row: int | None = None, slot: int = 0) -> tuple[Any, Any]:
         """Run an entry point, for example "step_4".
 
         Args:
@@ -57,13 +64,15 @@ class Chain:
             ids: tensor int64 [1, n] on the CPU.
             pos: rows of the caches before.
             row: for a prefill, the row to compute logits for.
+            slot: of the caches.
 
         Returns:
             (logits, choice) as tensors of the processor that computed them.
         """
         if self.alone is not None:
             more = () if row is None else (row,)
-            return tuple(self.alone.entries[entry](ids, pos, *more, *self.alone.fixed))
+            fixed = self._slots[slot] if slot else self.alone.fixed
+            return tuple(self.alone.entries[entry](ids, pos, *more, *fixed))
         values: dict[str, tuple[str, Any]] = {"input_ids": (HOST, ids)}
         crossed: dict[tuple[str, str], Any] = {}
         lent: dict[str, tuple[Backend, Any]] = {}  # by name: values that the host sees on the processor that has them
@@ -88,6 +97,11 @@ class Chain:
             for owner, tensor in lent.values():
                 owner.end_view(tensor)
         return values["logits"][1], values["choice"][1]
+
+    def run_rows(self, entry: str, ids: Any, slots: Any, positions: Any) -> tuple[Any, Any]:
+        """Run an entry point whose rows are each at a position of a slot, tensors int64 [n]; as `run`."""
+        assert self.alone is not None
+        return tuple(self.alone.entries[entry](ids, slots, positions, *self._all_slots))
 
     def share_rows(self, other: Chain | None) -> bool:
         """Write into another chain's caches of the layers that both have, or with None into its own again.
@@ -149,12 +163,20 @@ class Chain:
             raise UserError(f"{facts.weights} cannot be used: {last_line(error)}") from None
 
 
+def slot_views(caches: Sequence[Any], slot: int) -> list[Any]:
+    """Of caches [slots, ...] on the CPU those of one slot, [1, ...] over the same memory."""
+    import tvm
+
+    return [tvm.runtime.from_dlpack(np.from_dlpack(cache)[slot : slot + 1]) for cache in caches]
+
+
 class _Loaded:
     """A segment with its entry points, caches and weights."""
 
     def __init__(self, facts: SegmentFacts, model: ModelFacts, machine: Any, fixed: list[Any]) -> None:
         self.facts, self.fixed = facts, fixed
         names = [*(f"step_{n}" for n in model.widths), f"prefill_{model.prefill_width}"]
+        names += [f"rows_{n}" for n in model.row_widths]
         try:
             self.entries = {name: machine[facts.prefix + name] for name in names}
         except Exception as error:

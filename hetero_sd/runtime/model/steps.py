@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ class Call:
         width: rows that it computes.
         pos: rows of the caches before.
         row: of a prompt chunk, the row that logits are computed for.
+        slot: of the caches.
     """
 
     entry: str
@@ -30,6 +32,7 @@ class Call:
     width: int
     pos: int
     row: int | None = None
+    slot: int = 0
 
     @property
     def rows(self) -> int:
@@ -50,7 +53,7 @@ class Steps:
             context: rows of the caches.
         """
         self._name, self._widths, self._chunk, self._context = name, widths, chunk, context
-        self._inputs = {n: _shared_ids(n) for n in {*widths, chunk}}
+        self._inputs = {n: shared_numbers(1, n) for n in {*widths, chunk}}
 
     def start(self, chain: Chain, calls: Sequence[Call]) -> list[tuple[Any, Any]]:
         """(logits, choice) of calls of entry points, as tensors of the processor that computes them."""
@@ -59,7 +62,7 @@ class Steps:
             numbers, tensor = self._inputs[call.width]
             numbers[: len(call.ids)] = call.ids
             numbers[len(call.ids) :] = 0  # rows beyond the ids are computed and not used
-            made.append(chain.run(call.entry, tensor, call.pos, call.row))
+            made.append(chain.run(call.entry, tensor, call.pos, call.row, call.slot))
         return made
 
     def fetch(
@@ -80,25 +83,25 @@ class Steps:
             fetched.append({CHOICE: choices, **({LOGITS: chain.host(logits)[0][:rows]} if LOGITS in outputs else {})})
         return fetched
 
-    def plan(self, ids: Sequence[int], pos: int, last: bool) -> list[Call]:
+    def plan(self, ids: Sequence[int], pos: int, last: bool, slot: int = 0) -> list[Call]:
         """The calls of entry points that feed ids; with `last` long texts go through the prompt's entry point."""
         calls, done, most = [], 0, self._widths[-1]
         while done < len(ids):
             part, at = list(ids[done : done + self._chunk]), pos + done
             if not last or len(part) <= most or at + self._chunk > self._context:
                 part = part[:most]
-                calls += self._narrow(part, at)
+                calls += self._narrow(part, at, slot)
             else:
-                calls.append(Call(f"prefill_{self._chunk}", part, self._chunk, at, len(part) - 1))
+                calls.append(Call(f"prefill_{self._chunk}", part, self._chunk, at, len(part) - 1, slot))
             done += len(part)
         return calls
 
-    def _narrow(self, ids: list[int], pos: int) -> list[Call]:
+    def _narrow(self, ids: list[int], pos: int, slot: int) -> list[Call]:
         """The narrowest width that holds ``ids``; where its padding would leave the context, single steps."""
         n = next(w for w in self._widths if w >= len(ids))
         if pos + n > self._context:
-            return [Call("step_1", [token], 1, pos + i) for i, token in enumerate(ids)]
-        return [Call(f"step_{n}", ids, n, pos)]
+            return [Call("step_1", [token], 1, pos + i, slot=slot) for i, token in enumerate(ids)]
+        return [Call(f"step_{n}", ids, n, pos, slot=slot)]
 
     def try_one(self, chain: Chain) -> None:
         """Run one token and wait: TVM compares every shape and type then, and a GPU builds its kernels."""
@@ -117,6 +120,7 @@ class RunningStep:
         pos: int,
         outputs: Sequence[str],
         last: bool,
+        slot: int = 0,
     ) -> None:
         """Start the step.
 
@@ -128,10 +132,11 @@ class RunningStep:
             pos: rows of the caches before them.
             outputs: what the result has.
             last: the result has the last row only.
+            slot: of the caches.
         """
         self._steps, self._chain, self._recover = steps, chain, recover
         self._pos, self._outputs, self._last = pos, outputs, last
-        self._calls = steps.plan(ids, pos, last)
+        self._calls = steps.plan(ids, pos, last, slot)
         self._error: Exception | None = None
         self._made: list[tuple[Any, Any]] | None = None
         self._found: Outputs | None = None
@@ -175,11 +180,12 @@ class RunningStep:
         return {name: np.concatenate([f[name] for f in fetched]) for name in names}
 
 
-def _shared_ids(width: int) -> tuple[npt.NDArray[np.int64], Any]:
-    """A numpy row of ids and the tensor [1, width] over the same memory; making a tensor each time takes 25 us."""
+def shared_numbers(*shape: int) -> tuple[npt.NDArray[np.int64], Any]:
+    """A numpy row of numbers and the tensor of a shape over their memory; making a tensor each time takes 25 us."""
     import tvm
 
-    memory = np.zeros(width + 8, np.int64)
+    size = math.prod(shape)
+    memory = np.zeros(size + 8, np.int64)
     start = -memory.ctypes.data % 64 // 8  # zero-copy import demands 64 bytes of alignment
-    row = memory[start : start + width]
-    return row, tvm.runtime.from_dlpack(row.reshape(1, width))
+    row = memory[start : start + size]
+    return row, tvm.runtime.from_dlpack(row.reshape(shape))

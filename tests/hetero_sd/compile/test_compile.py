@@ -291,11 +291,14 @@ def test_the_columns_of_the_models_stay_apart() -> None:
         activations="float",
         caches=SimpleNamespace(dtype="float16"),
         cache_bytes=125_000_000,
+        row_widths=(2, 4),
+        slots=4,
     )
     sizes = {"source_bytes": 616_000, "weights_bytes": 650_000, "library_bytes": 999_000_000}
     built = SimpleNamespace(facts=facts, **sizes)
     _, line = _model_table({"target": built})  # type: ignore[dict-item]
     assert line.split()[:7] == ["target", "24", "float32", "x", "float", "float16", "125"]
+    assert line.endswith("1, 2 and prefill 32, rows of 4 requests 2, 4")
 
 
 @pytest.mark.slow

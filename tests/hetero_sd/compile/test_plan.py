@@ -56,6 +56,25 @@ def test_it_is_the_search_of_what_one_process_can_run(board: str) -> None:
     assert plan.memory.total_bytes == best.memory.total_bytes < plan.memory.free_bytes
 
 
+def test_slots_keep_the_target_on_the_cpu_and_count_its_caches() -> None:
+    board = load_board("rk3588")
+    one, _ = make_plan(board, PAIR, 256, Overrides(place="target=cpu,draft=gpu"))
+    plan, _ = make_plan(board, PAIR, 256, Overrides(place="target=cpu,draft=gpu", slots=4))
+    assert (one.slots, plan.slots) == (1, 4)
+    assert plan.memory.kv_bytes - one.memory.kv_bytes == 3 * TARGET.kv_bytes(256)
+    assert any("4 x 25.2 MB" in reason for reason in plan.reasons)
+    assert not any("requests at a time" in reason for reason in one.reasons)
+    alone = {"target": TARGET}
+    free, _ = make_plan(load_board("imx95"), alone, 256, Overrides(slots=4))
+    assert free.places["target"].place.text == "cpu"
+    with pytest.raises(UserError, match="--slots 4 and --place gpu: several requests at once have kernels for the CPU"):
+        make_plan(board, alone, 256, Overrides(place="gpu", slots=4))
+    just = small(board, free.memory.total_bytes - 2 * TARGET.kv_bytes(256))
+    with pytest.raises(UserError, match="fits no memory of board rk3588"):
+        make_plan(just, alone, 256, Overrides(slots=4))
+    assert make_plan(just, alone, 256, Overrides(slots=2))[0].slots == 2
+
+
 def test_the_same_inputs_give_the_same_plan() -> None:
     plans = [json.dumps(make_plan(load_board("rk3588"), PAIR, 256)[0].to_json()) for _ in range(2)]
     assert plans[0] == plans[1]

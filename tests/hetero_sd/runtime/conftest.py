@@ -192,6 +192,20 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def tiny_slots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiled target for this machine whose caches hold six sequences of 64 tokens; without Python."""
+    from hetero_sd.cli import main
+
+    out, target = tmp_path_factory.mktemp("tiny_slots") / "bundle", EXPORTS / "llama-dynamo-fp32"
+    options = ["--tokenizer", target, "--board", "host", "--context", "64", "--slots", "6", "--out", out]
+    assert main([*map(str, ["compile", target / "model.onnx", *options])]) == 0
+    shutil.rmtree(out / "python")
+    found = read_manifest(out / "manifest.json")
+    write_manifest(out, found.models, found.plan, found.tokenizer, found.board)
+    return out
+
+
 class Worker:
     """A process of bundle_worker.py."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from costmodel.schema.plan import Plan
 from hetero_sd.runtime.decode.stats import stats_json
@@ -48,6 +48,59 @@ class RunFacts:
     draft_threads: Callable[[], dict[str, Any] | None] = lambda: None
 
 
+class Generation(Protocol):
+    """A text that is generated, with its record."""
+
+    @property
+    def trace(self) -> Trace:
+        """The record of the run."""
+
+    @property
+    def facts(self) -> RunFacts:
+        """Of the run."""
+
+    @property
+    def stop_reason(self) -> str | None:
+        """See :attr:`Answer.stop_reason`."""
+
+
+class Pieces:
+    """Makes pieces of tokens as they come, and says in the trace where a stop string ends them."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str] | None, stops: Sequence[str], trace: Trace) -> None:
+        """Without ``decode`` there is no text, and each token is a piece."""
+        self._has_text, self._trace = decode is not None, trace
+        self._detokeniser, self._scanner = Detokeniser(decode or (lambda _: "")), StopScanner(stops)
+        self._since: list[int] = []
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string came: nothing is to follow."""
+        return self._scanner.hit
+
+    def feed(self, token: int) -> Piece | None:
+        """The piece that a token completes, if any."""
+        self._since.append(token)
+        text = self._scan(self._detokeniser.feed(token))
+        return self._piece(text) if text or self.stopped or not self._has_text else None
+
+    def flush(self) -> Piece | None:
+        """What was held back, after the last token."""
+        text = self._scan(self._detokeniser.flush())
+        text += self._scanner.flush()
+        return self._piece(text) if text or self._since else None
+
+    def _scan(self, text: str) -> str:
+        shown = self._scanner.feed(text)
+        if self.stopped:
+            self._trace.finish_reason = "stop"
+        return shown
+
+    def _piece(self, text: str) -> Piece:
+        since, self._since = self._since, []
+        return Piece(text, tuple(since))
+
+
 class Answer(Iterator[Piece]):
     """Iterate over it to generate; what was generated so far is in its attributes.
 
@@ -72,7 +125,7 @@ class Answer(Iterator[Piece]):
         """Read ``tokens``, which fills in ``trace``; without ``decode`` there is no text, and each token is a piece."""
         self.prompt_ids, self.text, self.trace, self.facts = list(prompt_ids), "", trace, facts
         self.interrupted: Callable[[], bool] = lambda: False
-        self._pieces = self._read(tokens, decode, StopScanner(stops))
+        self._pieces = self._read(tokens, Pieces(decode, stops, trace))
 
     @property
     def token_ids(self) -> list[int]:
@@ -108,31 +161,21 @@ class Answer(Iterator[Piece]):
         """Generate no more."""
         self._pieces.close()
 
-    def _read(
-        self, tokens: Iterator[int], decode: Callable[[Sequence[int]], str] | None, scanner: StopScanner
-    ) -> Generator[Piece]:
-        detokeniser, since = Detokeniser(decode or (lambda _: "")), list[int]()
+    def _read(self, tokens: Iterator[int], pieces: Pieces) -> Generator[Piece]:
         for token in tokens:
-            since.append(token)
             if self.trace.finish_reason is None and self.interrupted():
                 return
-            text = scanner.feed(detokeniser.feed(token))
-            if scanner.hit:
-                self.trace.finish_reason = "stop"
-                yield Piece(text, tuple(since))
+            piece = pieces.feed(token)
+            if piece is not None:
+                yield piece
+            if pieces.stopped:
                 return
-            if text or decode is None:
-                yield Piece(text, tuple(since))
-                since = []
-        rest = scanner.feed(detokeniser.flush())
-        rest += scanner.flush()
-        if scanner.hit:
-            self.trace.finish_reason = "stop"
-        if rest or since:
-            yield Piece(rest, tuple(since))
+        rest = pieces.flush()
+        if rest is not None:
+            yield rest
 
 
-def run_stats(answers: Sequence[Answer]) -> dict[str, Any]:
+def run_stats(answers: Sequence[Generation]) -> dict[str, Any]:
     """Return what answers of one session measured together."""
     facts = answers[-1].facts if answers else RunFacts("")
     ran = {"threads": facts.threads(), "draft_threads": facts.draft_threads()}

@@ -190,7 +190,7 @@ class Session:
         """Answer ids that :meth:`encode` returned."""
         if self._current is not None:
             self._current.close()
-        request, seeded = self._request(options)
+        request, seeded = self.request_of(options)
         greedy = request.sampling.greedy
         policy = self.repeatable if seeded and not greedy else self.policy
         trace = Trace(spans=[] if self.spans else None)
@@ -231,8 +231,12 @@ class Session:
             return None
         return 0 if self.policy is None else self.policy.gamma if isinstance(self.policy, FixedGamma) else None
 
-    def _request(self, options: Options) -> tuple[Request, bool]:
-        """When to stop and how to choose, and whether the user gave a seed."""
+    def request_of(self, options: Options) -> tuple[Request, bool]:
+        """When to stop and how to choose, and whether the user gave a seed.
+
+        Raises:
+            UserError: an option is out of range.
+        """
         if unknown := sorted(options.keys() - Options.__annotations__.keys()):
             raise TypeError(f"unknown option {unknown[0]!r}: there are {', '.join(Options.__annotations__)}")
         default = self.request.sampling

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hetero_sd.runtime.answer import Answer, run_stats
+from hetero_sd.runtime.answer import Generation, run_stats
 from hetero_sd.runtime.decode.trace import Trace
 
 OUTCOMES = "answered", "cancelled", "refused", "failed", "queue_full"
@@ -64,7 +64,7 @@ class Snapshot:
 
     Attributes:
         outcomes: requests by how they ended, one of OUTCOMES.
-        tokens: of all answers, the running one among them.
+        tokens: of all answers, the running ones among them.
         wait_s: that requests waited before they were begun, the sum.
         running, waiting, most_waiting: requests.
         cache_rows, cache_rows_used: of the target's KV cache.
@@ -89,31 +89,32 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(OUTCOMES, 0)))
     wait_s: float = 0.0
     _ended: TokenCounts = field(default_factory=TokenCounts)
-    _current: Answer | None = None
-    _recent: deque[Answer] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    _running: list[Generation] = field(default_factory=list)
+    _recent: deque[Generation] = field(default_factory=lambda: deque(maxlen=_RECENT))
     _stats: dict[str, Any] | None = None
     _stats_are_old: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin(self, answer: Answer) -> None:
+    def begin(self, answer: Generation) -> None:
         """Count an answer that is generated from here on."""
         with self._lock:
-            self._current = answer
+            self._running.append(answer)
 
-    def end(self, answer: Answer) -> TokenCounts:
+    def end(self, answer: Generation) -> TokenCounts:
         """Count what it did, to whichever end it came."""
         counts = counts_of(answer.trace)
         with self._lock:
-            self._current, self._ended = None, self._ended + counts
+            self._running.remove(answer)
+            self._ended = self._ended + counts
             if answer.stop_reason is not None:
                 self._recent.append(answer)
                 self._stats_are_old = True
         return counts
 
     def tokens(self) -> TokenCounts:
-        """Of all answers, the running one among them."""
+        """Of all answers, the running ones among them."""
         with self._lock:
-            return self._ended if self._current is None else self._ended + counts_of(self._current.trace)
+            return sum((counts_of(answer.trace) for answer in self._running), self._ended)
 
     def recent(self) -> dict[str, Any] | None:
         """What `run.py --stats` measures, of the latest answers."""

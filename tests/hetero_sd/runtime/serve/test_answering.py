@@ -104,7 +104,7 @@ def test_a_client_that_vanishes_frees_the_engine(serve: Serve) -> None:
                 while b'"text"' not in client.recv(65536):
                     pass
             served.wait_until(lambda: served.engine.snapshot().running)
-            job = served.engine._running
+            job = served.engine._jobs._at_work[0]
             client.close()
             served.wait_until(lambda job=job: job.cancelled)
             served.gate.open()

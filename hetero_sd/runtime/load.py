@@ -33,7 +33,7 @@ from hetero_sd.runtime.model.protocol import Models, NotFiniteError
 from hetero_sd.runtime.model.shared_rows import with_shared_rows
 from hetero_sd.runtime.model.side_by_side import why_not_apart
 from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, stay_on_cluster, usable_cpus
-from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
+from hetero_sd.runtime.model.within_vocabulary import slots_of, within_vocabulary
 from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text import tokenizer as text_files
 from hetero_sd.runtime.text.tokenizer import MORE_TEMPLATES, Text
@@ -111,7 +111,8 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
     usable = usable_cpus()  # before models are loaded, which may keep this thread on a cluster
     with step("loading the models"):
         loaded = (load or load_models)(bundle, settings.get("huge_pages", False))
-    models = within_vocabulary(loaded, bundle.tokenizer.vocab if bundle.tokenizer else None)
+    vocab = bundle.tokenizer.vocab if bundle.tokenizer else None
+    models = within_vocabulary(loaded, vocab)
     mode, gamma, chosen = settings.get("mode", AUTO), settings.get("gamma"), settings.get("drafter")
     mode, drafter = OTHER_NAMES.get(mode, mode), chosen or MODEL
     with_model = MODEL in drafter.split("+")
@@ -151,6 +152,7 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
         system=settings.get("system"),
         repeatable=None if policy is None else choose_policy(mode, gamma, bundle.plan, drafter, repeatable=True),
         plan=bundle.plan,
+        slots=slots_of(loaded.target, vocab),
         overlap=_overlap(bundle, loaded, usable, settings, resources, live) if overlapped else None,
         resources=resources,
     )

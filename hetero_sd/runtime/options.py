@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from costmodel.schema.plan import MOST_THREADS, OVERLAPPED
 from hetero_sd.runtime.conversation import OLDEST, WHEN_FULL
-from hetero_sd.runtime.decode.choose_policy import AUTO, DRAFTERS, STOP_DRAFTS
+from hetero_sd.runtime.decode.choose_policy import ALONE, AUTO, DRAFTERS, STOP_DRAFTS
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.serve.options import add_server_options, check_server_options
 from hetero_sd.runtime.text.prompts import prompt_of_text
@@ -239,7 +239,7 @@ def _check(options: RunRequest) -> None:
         raise UserError("--stop is empty: give the text to stop at")
     if options.temperature == 0.0 and (options.top_k or options.top_p < 1.0):
         raise UserError("--top-k and --top-p choose among samples: give --temperature too, for example 0.7")
-    alone = options.mode in ("off", "target-only")
+    alone = options.mode in ALONE
     for name, given in (("gamma", options.gamma), ("drafter", options.drafter)):
         if alone and given is not None:
             raise UserError(f"--{name} contradicts --mode {options.mode}: leave one out")

@@ -22,7 +22,7 @@ from hetero_sd.runtime.model.protocol import NotFiniteError
 from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, usable_cpus
 from hetero_sd.runtime.options import RunRequest, parse_options
 from hetero_sd.runtime.saved_logits import save_logits
-from hetero_sd.runtime.serve.options import DEFAULT_PORT, DEFAULT_QUEUE, LOOPBACK
+from hetero_sd.runtime.serve.options import DEFAULT_PORT, DEFAULT_QUEUE, LOOPBACK, mode_with_slots
 from hetero_sd.runtime.session import Options, Session
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_prompts
@@ -128,7 +128,10 @@ def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:
         _answer_options(options),
         usable_cpus(),
     )
-    with bind(request) as bound, load_session(bundle, text, _settings(options), load) as session:
+    settings = _settings(options)
+    if bundle.target.slots > 1:
+        settings["mode"] = mode_with_slots(options, bundle.target.slots, "draft" in bundle.models)
+    with bind(request) as bound, load_session(bundle, text, settings, load) as session:
         serve(session, request, bound)
 
 

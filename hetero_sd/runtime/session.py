@@ -24,7 +24,7 @@ from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Trace
-from hetero_sd.runtime.model.protocol import Models
+from hetero_sd.runtime.model.protocol import Models, Slots
 from hetero_sd.runtime.model.shared_rows import SharedRows
 from hetero_sd.runtime.text.chat_template import SYSTEM, USER, Chat, Message
 from hetero_sd.runtime.text.prompts import Prompt, checked_chat, prompt_of_text
@@ -69,7 +69,8 @@ class Session:
     ``text`` None is a bundle without a tokenizer: prompts are token ids and the text stays empty. ``template`` puts
     texts into the chat template, ``system`` is the system message of chats that have none. ``repeatable`` is the
     policy where samples have a seed: it decides nothing from times. ``plan`` is what was predicted. ``resources`` end
-    with the session, which is a context manager. With ``spans`` the traces of the answers say when everything was done.
+    with the session, which is a context manager. ``slots`` are those of the target, of which all else uses the first
+    one, where it has several. With ``spans`` the traces of the answers say when everything was done.
     """
 
     models: Models
@@ -84,6 +85,7 @@ class Session:
     repeatable: GammaPolicy | None = None
     plan: Plan | None = None
     overlap: Overlap | None = None
+    slots: Slots | None = None
     spans: bool = False
     resources: ExitStack = field(default_factory=ExitStack, repr=False)
     _current: Answer | None = field(default=None, init=False, repr=False)

@@ -11,6 +11,7 @@ from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 NGRAM = "ngram"
 DRAFTERS = (MODEL, NGRAM, f"{MODEL}+{NGRAM}")
 AUTO, OFF = "auto", "off"
+ALONE = (OFF, "target-only")  # the modes in which nothing is drafted
 STOP_DRAFTS = (AUTO, OFF)
 _DEFAULT_GAMMA = 4
 _NOTHING_S = 1e-9

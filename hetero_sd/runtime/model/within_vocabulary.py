@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Models, Outputs, Pending
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Models, Outputs, Pending, Row, Slots
 from targets.backend import HOST
 
 
@@ -67,6 +67,36 @@ class _Cut:
         """The step again, for its logits; where one row was wanted, its token alone."""
         skipped = len(self._ids) - 1 if self._last else 0
         return self._model.forward(self._ids[skipped:], self._pos + skipped)[:, : self._vocab]
+
+
+class SlotsWithinVocabulary(Slots):
+    """The same of a model with slots; implements the Slots protocol."""
+
+    def __init__(self, slots: Slots, vocab: int) -> None:
+        """Wrap a model whose head has at least `vocab` rows."""
+        self._model, self.vocab = slots, vocab
+        self.context, self.slots, self.name = slots.context, slots.slots, slots.name
+        self.prefill_width = slots.prefill_width
+
+    def slot(self, slot: int) -> Model:
+        """See :meth:`hetero_sd.runtime.model.protocol.Slots.slot`."""
+        return WithinVocabulary(self._model.slot(slot), self.vocab)
+
+    def rows(self, rows: Sequence[Row]) -> Outputs:
+        """See :meth:`hetero_sd.runtime.model.protocol.Slots.rows`."""
+        outputs = self._model.rows(rows)
+        logits, choice = outputs[LOGITS][:, : self.vocab], outputs[CHOICE]
+        if (choice >= self.vocab).any():
+            choice = np.where(choice >= self.vocab, logits.argmax(-1), choice)
+        return {LOGITS: logits, CHOICE: choice}
+
+
+def slots_of(target: Model, vocab: int | None) -> Slots | None:
+    """The slots of a loaded target, with ids below `vocab` alone; None where it has one sequence only."""
+    if getattr(target, "slots", 1) == 1:
+        return None
+    slots: Any = target
+    return SlotsWithinVocabulary(slots, vocab) if vocab is not None and 0 < vocab < target.vocab else slots
 
 
 def within_vocabulary(models: Models, vocab: int | None) -> Models:

@@ -91,8 +91,9 @@ class Jobs:
         return job
 
     def wait(self) -> None:
-        """Until a request came, or :meth:`stop`; at once where that was since the last time."""
-        self._wake.get()
+        """Until a request waits, or :meth:`stop`; perhaps sooner."""
+        if not self._waiting:
+            self._wake.get()
         with contextlib.suppress(queue.Empty):
             while True:
                 self._wake.get_nowait()

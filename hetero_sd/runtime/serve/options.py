@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hetero_sd.runtime.decode.choose_policy import ALONE, AUTO
+from hetero_sd.runtime.load import note
 from targets.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ def add_server_options(group: Any, whole: Callable[[int, int], Callable[[str], i
         "--serve",
         action="store_true",
         help="answer HTTP clients in OpenAI's form, and a browser; the options of generation hold where a request says "
-        "nothing (needs starlette and uvicorn)",
+        "nothing; a bundle of `compile --slots S` answers S at a time and drafts nothing, unless --mode, --gamma or "
+        "--drafter says so (needs starlette and uvicorn)",
     )
     group.add_argument("--host", metavar="NAME", help=f"with --serve: listen there (default {LOOPBACK})")
     group.add_argument(
@@ -34,6 +37,23 @@ def add_server_options(group: Any, whole: Callable[[int, int], Callable[[str], i
         type=whole(0, 10000),
         help=f"with --serve: requests that may wait for their turn (default {DEFAULT_QUEUE})",
     )
+
+
+def mode_with_slots(options: RunRequest, slots: int, has_draft: bool) -> str:
+    """The mode in which a bundle is served whose target has several slots: without drafts, unless they are asked for.
+
+    Drafts are made for one request at a time.
+    """
+    asked = options.mode not in (AUTO, *ALONE) or options.gamma is not None or options.drafter is not None
+    if asked:
+        note(
+            f"with drafts one request is answered at a time; without --mode, --gamma and --drafter {slots} are, which "
+            "is what the bundle has slots for"
+        )
+        return options.mode
+    if options.mode == AUTO and has_draft:
+        note(f"{slots} requests are answered at a time without drafts; --mode speculative drafts, for one at a time")
+    return ALONE[0]
 
 
 def check_server_options(options: RunRequest) -> None:

@@ -18,15 +18,17 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from hetero_sd.runtime.model.protocol import Slots
 from hetero_sd.runtime.serve.access import Access, is_loopback
 from hetero_sd.runtime.serve.app import Server
+from hetero_sd.runtime.serve.batch_engine import BatchEngine
 from hetero_sd.runtime.serve.connections import bounded_protocol
 from hetero_sd.runtime.serve.limits import Limits
 from hetero_sd.runtime.serve.session_engine import SessionEngine
 from hetero_sd.runtime.session import Options, Session
 from targets.errors import UserError
 
-_CONNECTIONS_BESIDE = 48  # those of requests that wait
+_CONNECTIONS_BESIDE = 47  # those of requests that wait or are answered
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ServeRequest:
     Attributes:
         host, port: that it listens on; port 0 takes a free one.
         token: that requests must carry, or None.
-        most_waiting: requests that wait while one is answered.
+        most_waiting: requests that wait while as many are answered as can be at a time.
         model: its name.
         made_s: when the bundle was made, seconds since 1970.
         defaults: for what requests leave out.
@@ -84,14 +86,27 @@ def url_of(bound: socket.socket) -> str:
 
 def serve(session: Session, request: ServeRequest, bound: socket.socket, limits: Limits | None = None) -> None:
     """Answer requests until Ctrl-C or SIGTERM, which end what is running; then no thread is left."""
-    limits = limits or Limits(connections=request.most_waiting + _CONNECTIONS_BESIDE)
-    engine = SessionEngine(session, request.most_waiting, limits.answer_s)
+    slots = slots_at_a_time(session)
+    at_a_time = 1 if slots is None else slots.slots
+    limits = limits or Limits(connections=request.most_waiting + at_a_time + _CONNECTIONS_BESIDE)
+    engine: SessionEngine | BatchEngine
+    if slots is None:
+        engine = SessionEngine(session, request.most_waiting, limits.answer_s)
+    else:
+        engine = BatchEngine(session, slots, request.most_waiting, limits.answer_s)
     server = Server(engine, request.model, request.made_s, request.defaults, limits)
     access = Access(request.token, is_loopback(request.host))
     http = http_thread(server.app(access), bound, limits, engine.stop, request.cpus)
     with ending_signals(engine.stop), http:
-        print(f"run.py: {request.model} is served at {url_of(bound)} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        several = "" if slots is None else f", {at_a_time} requests at a time"
+        said = f"run.py: {request.model} is served at {url_of(bound)}{several} (Ctrl-C ends it)"
+        print(said, file=sys.stderr, flush=True)
         engine.run()
+
+
+def slots_at_a_time(session: Session) -> Slots | None:
+    """The slots in which requests are answered at a time; None for one at a time: drafts are made for one alone."""
+    return session.slots if session.policy is None and session.overlap is None else None
 
 
 @contextmanager

@@ -1,0 +1,405 @@
+"""Several answers at a time: texts that are those of single runs, who waits for whom, and how every request ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hetero_sd.runtime.load import load_folder
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Outputs, Pending, Row, Slots
+from hetero_sd.runtime.serve.batch_engine import BatchEngine
+from hetero_sd.runtime.serve.engine import (
+    ENDING,
+    FAULT,
+    PROMPT_TOO_LONG,
+    REFUSED,
+    TOOK_TOO_LONG,
+    ChoiceEnded,
+    Ended,
+    EngineEnding,
+    Event,
+    Failed,
+    GenerationRequest,
+    QueueFull,
+    Started,
+    TextPiece,
+)
+from hetero_sd.runtime.session import Session
+from hetero_sd.runtime.text.chat_template import Chat
+
+Letters = Callable[..., Session]
+
+
+class ToySlots(Slots):
+    """A toy model for each slot; knows what every call fed. A token `poison` gives logits that are not finite."""
+
+    def __init__(self, made: Sequence[Model], poison: int | None = None) -> None:
+        first, self._made, self._poison = made[0], made, poison
+        self.vocab, self.context, self.name = first.vocab, first.context, first.name
+        self.slots, self.prefill_width = len(made), 8
+        self.calls: list[Any] = []  # (slot, tokens) of chunks, the slots of rows
+        self.fault: Exception | None = None
+
+    def slot(self, slot: int) -> Model:
+        return _Chunks(self, self._made[slot], slot)
+
+    def rows(self, rows: Sequence[Row]) -> Outputs:
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
+        self.calls.append([row.slot for row in rows])
+        logits = np.concatenate([self._made[r.slot].forward([r.token], r.pos) for r in rows])
+        bad = np.array([row.token == self._poison for row in rows])
+        return {LOGITS: logits, CHOICE: np.where(bad, -1, logits.argmax(-1))}
+
+
+class _Chunks(Model):
+    def __init__(self, slots: ToySlots, model: Model, number: int) -> None:
+        self._slots, self._model, self._number = slots, model, number
+        self.vocab, self.context, self.name = model.vocab, model.context, model.name
+
+    def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
+        self._slots.calls.append((self._number, len(ids)))
+        return self._model.submit(ids, pos, outputs, last)
+
+
+def engine_of(letters: Letters, slots: int = 3, waiting: int = 16, answer_s: float = 60.0, **more: Any) -> BatchEngine:
+    session = letters(chats=more.pop("chats", True))
+    toys = [letters(chats=False).models.target._model for _ in range(slots)]  # type: ignore[attr-defined]
+    return BatchEngine(session, ToySlots(toys, **more), waiting, answer_s)
+
+
+def toys_of(engine: BatchEngine) -> ToySlots:
+    toys = engine._slots
+    assert isinstance(toys, ToySlots)
+    return toys
+
+
+class Client:
+    """Hears a request's events; `then` is called with each."""
+
+    def __init__(self, then: Callable[[Client], None] = lambda client: None) -> None:
+        self.events: list[Event] = []
+        self._then = then
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self._then(self)
+
+    def text(self, choice: int = 0) -> str:
+        return "".join(e.text for e in self.events if isinstance(e, TextPiece) and e.choice == choice)
+
+    @property
+    def last(self) -> Event:
+        return self.events[-1]
+
+    @property
+    def failed(self) -> Failed:
+        assert isinstance(self.last, Failed)
+        return self.last
+
+
+def run_all(engine: BatchEngine, *requests: GenerationRequest) -> list[Client]:
+    """The clients of requests that wait before the engine runs in this thread; it stops when all have ended."""
+    left = len(requests)
+
+    def count(client: Client) -> None:
+        nonlocal left
+        left -= isinstance(client.last, (Ended, Failed))
+        if left == 0:
+            engine.stop()
+
+    clients = [Client(count) for _ in requests]
+    for request, client in zip(requests, clients, strict=True):
+        engine.submit(request, client)
+    engine.run()
+    return clients
+
+
+MIXED: list[tuple[str, Any]] = [
+    ("hello", {"max_new_tokens": 40}),
+    ("a" * 37, {"max_new_tokens": 3}),
+    ("b", {"max_new_tokens": 25}),
+    ("hello world" * 3, {"max_new_tokens": 30, "temperature": 1.3, "seed": 4}),
+    ("c" * 9, {"max_new_tokens": 1}),
+    ("hello", {"max_new_tokens": 60, "stop": ["acba"]}),
+    ("d" * 399, {"max_new_tokens": 9}),  # the context ends it
+    ("ab" * 8, {"max_new_tokens": 33, "temperature": 0.8, "top_k": 3, "top_p": 0.9, "seed": 5}),
+]
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_texts_are_those_of_single_runs_at_every_load(letters: Letters, slots: int) -> None:
+    answers = [letters(chats=False).generate(prompt, **options) for prompt, options in MIXED]
+    expected = [(answer.read(), answer.stop_reason, len(answer.token_ids)) for answer in answers]
+    engine = engine_of(letters, slots)
+    clients = run_all(engine, *(GenerationRequest(prompt, options) for prompt, options in MIXED))
+    found = []
+    for client, answer in zip(clients, answers, strict=True):
+        ended = client.events[-2]
+        assert isinstance(ended, ChoiceEnded)
+        assert (client.events[0], client.last) == (Started(len(answer.prompt_ids)), Ended())
+        found.append((client.text(), ended.reason, ended.counts.generated))
+    assert found == expected
+    assert {reason for _, reason, _ in found} == {"length", "stop", "context"}
+    assert min(slots, 4) <= max(len(call) for call in toys_of(engine).calls if isinstance(call, list)) <= slots
+    snapshot = engine.snapshot()
+    assert (snapshot.outcomes["answered"], snapshot.running, snapshot.waiting) == (8, 0, 0)
+    assert snapshot.tokens.generated == sum(n for _, _, n in expected)
+    assert snapshot.tokens.drafted == 0
+    assert len({text for text, _, _ in found}) == 8  # the negative control: they are not all alike
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    starts=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 60)), min_size=1, max_size=10),
+    slots=st.integers(1, 4),
+    cancelled=st.sets(st.integers(0, 9)),
+)
+def test_requests_that_join_and_leave_at_any_time(
+    session_letters: Letters, starts: list[tuple[int, int]], slots: int, cancelled: set[int]
+) -> None:
+    """Request i is sent when as many pieces of text were delivered; some leave after their fifth."""
+    engine = engine_of(session_letters, slots)
+    expected = [session_letters(chats=False).generate(prompt, **options).read() for prompt, options in MIXED]
+    pieces, sent, ended = 0, list[tuple[int, Client]](), 0
+    jobs: dict[int, Any] = {}
+    todo = sorted(enumerate(starts), key=lambda start: start[1][1])
+
+    def heard(client: Client) -> None:
+        nonlocal pieces, ended
+        pieces += isinstance(client.last, TextPiece)
+        ended += isinstance(client.last, (Ended, Failed))
+        number = next(n for n, c in sent if c is client)
+        if number in cancelled and len(client.events) == 6:
+            jobs[number].cancel()
+        send()
+
+    def send() -> None:
+        while todo and (todo[0][1][1] <= pieces or ended == len(sent)):
+            number, (which, _) = todo.pop(0)
+            sent.append((number, Client(heard)))
+            prompt, options = MIXED[which]
+            jobs[number] = engine.submit(GenerationRequest(prompt, options), sent[-1][1])
+        if not todo and ended == len(sent):
+            engine.stop()
+
+    send()
+    engine.run()
+    for number, client in sent:
+        text = expected[starts[number][0]]
+        if number in cancelled and isinstance(client.last, Failed):
+            assert text.startswith(client.text())
+        else:
+            assert (client.text(), client.last) == (text, Ended())
+    assert engine._pool.free == slots
+
+
+@pytest.fixture(scope="module")
+def session_letters(tmp_path_factory: pytest.TempPathFactory, tokenizers_by_kind: Any, table_model: Any) -> Letters:
+    """`letters` for tests that hypothesis runs many times."""
+    from hetero_sd.runtime.decode.generate import Request
+    from hetero_sd.runtime.model.kept_prefix import kept_prefixes
+    from hetero_sd.runtime.model.protocol import Models
+    from hetero_sd.runtime.text.tokenizer import FILES, Text
+
+    folder = tmp_path_factory.mktemp("letters")
+    tokenizers_by_kind["byte level"].save(str(folder / "tokenizer.json"))
+
+    def make(chats: bool = True) -> Session:
+        text = Text(lambda name: folder / name if name == FILES[0] else None)
+        table = np.full((11, text.vocab), -9.0)
+        table[:, 64:68] = np.random.default_rng(3).standard_normal((11, 4))
+        return Session(kept_prefixes(Models(table_model(table, 400, "target"))), text, Request(4))
+
+    return make
+
+
+def test_a_running_text_waits_for_one_chunk_at_most(letters: Letters) -> None:
+    engine = engine_of(letters, 2)
+    run_all(
+        engine,
+        GenerationRequest("a", {"max_new_tokens": 60}),
+        GenerationRequest("b" * 100, {"max_new_tokens": 2}),
+    )
+    calls = toys_of(engine).calls
+    chunks = [call for call in calls if isinstance(call, tuple)]
+    assert [n for _, n in chunks] == [8] * 12 + [4]
+    assert all(isinstance(after, list) for call, after in pairwise(calls) if call in chunks)
+    assert calls.count([0, 1]) == 1  # the prompt's last chunk gives its first token
+    assert sum(0 in call for call in calls if isinstance(call, list)) == 60
+
+
+def test_a_text_that_a_slot_holds_is_not_read_again(letters: Letters) -> None:
+    engine = engine_of(letters, 2)
+    first, other = "hello" * 10, "b" * 30
+
+    def ask(*prompts: str) -> list[int]:
+        engine._jobs.stopping = False
+        clients = run_all(engine, *(GenerationRequest(prompt, {"max_new_tokens": 4}) for prompt in prompts))
+        return [e.counts.kept for client in clients for e in client.events if isinstance(e, ChoiceEnded)]
+
+    assert ask(first, other) == [0, 0]
+    length = len(letters(chats=False).generate(first).prompt_ids)
+    assert ask(other + "c", first) == [30, length - 1]  # each in its own slot, and the last token gives the next
+    assert ask("d") == [0]
+
+
+def test_choices_have_seeds_that_follow(letters: Letters) -> None:
+    options: Any = {"max_new_tokens": 12, "temperature": 1.5, "seed": 3}
+    [client, _] = run_all(
+        engine_of(letters), GenerationRequest("hello", options, choices=3), GenerationRequest("abc", options)
+    )
+    alone = [letters(chats=False).generate("hello", **{**options, "seed": 3 + i}).read() for i in range(3)]
+    assert [client.text(i) for i in range(3)] == alone
+    assert len(set(alone)) == 3
+    assert [e.choice for e in client.events if isinstance(e, ChoiceEnded)] == [0, 1, 2]
+
+
+def test_a_conversation_goes_through_the_template(letters: Letters) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    expected = letters().chat(messages, max_new_tokens=8).read()
+    [client] = run_all(engine_of(letters), GenerationRequest(Chat(messages), {"max_new_tokens": 8}))
+    assert client.text() == expected
+
+
+def test_full_slots_and_a_full_queue(letters: Letters) -> None:
+    """Two at work and one that waits; a request that is cancelled at work gives its slot to that one."""
+    engine = engine_of(letters, 2, waiting=1)
+    third = Client()
+
+    def leave(client: Client) -> None:
+        if len(client.text()) == 5:
+            job.cancel()
+            assert engine.snapshot().waiting == 1
+        if isinstance(client.last, Failed):
+            assert len(client.text()) == 5
+
+    def end(client: Client) -> None:
+        if isinstance(client.last, Ended):
+            engine.stop()
+
+    job = engine.submit(GenerationRequest("hello", {"max_new_tokens": 390}), Client(leave))
+    engine.submit(GenerationRequest("abc", {"max_new_tokens": 100}), Client(end))
+    engine.submit(GenerationRequest("b", {"max_new_tokens": 10}), third)
+    with pytest.raises(QueueFull):
+        engine.submit(GenerationRequest("c"), Client())
+    engine.run()
+    assert third.text() == letters(chats=False).generate("b", max_new_tokens=10).read()
+    outcomes = {"answered": 2, "cancelled": 1, "refused": 0, "failed": 0, "queue_full": 1}
+    assert engine.snapshot().outcomes == outcomes
+    with pytest.raises(EngineEnding):
+        engine.submit(GenerationRequest("d"), Client())
+
+
+def test_an_answer_may_take_so_long_and_no_longer(letters: Letters) -> None:
+    [client] = run_all(engine_of(letters, answer_s=-1.0), GenerationRequest("hello", {"max_new_tokens": 100}))
+    assert client.failed.kind == TOOK_TOO_LONG
+
+
+def test_stopping_tells_those_that_run_and_those_that_wait(letters: Letters) -> None:
+    engine = engine_of(letters, 2)
+    clients = [Client(lambda client: engine.stop() if isinstance(client.last, TextPiece) else None) for _ in range(3)]
+    for client in clients:
+        engine.submit(GenerationRequest("hello", {"max_new_tokens": 100}), client)
+    engine.run()
+    assert [client.failed.kind for client in clients] == [ENDING] * 3
+    assert engine.snapshot().outcomes["failed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "said"),
+    [
+        ("", {}, "the prompt is empty"),
+        ([99999], {}, "the prompt has token id 99999"),
+        ("a" * 500, {}, "the prompt has 500 tokens, the target's context is 400: shorten it"),
+        (Chat([{"role": "user", "content": "x"}]), {}, "a conversation needs a chat template"),
+        ("a", {"top_p": 0.0}, "top_p must be above 0"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_alone(letters: Letters, prompt: Any, options: Any, said: str) -> None:
+    engine = engine_of(letters, chats=False)
+    first, second = run_all(engine, GenerationRequest(prompt, options), GenerationRequest("hello"))
+    assert first.events == [first.failed]
+    assert first.failed.kind == (PROMPT_TOO_LONG if "the target's context" in said else REFUSED)
+    assert first.failed.message.startswith(said)
+    assert second.last == Ended()
+    assert engine._pool.free == 3
+
+
+def test_a_row_that_is_not_finite_ends_its_own_text_alone(letters: Letters, capsys: pytest.CaptureFixture[str]) -> None:
+    poison = 70
+    bad, good = run_all(
+        engine_of(letters, poison=poison),
+        GenerationRequest([poison], {"max_new_tokens": 9}),
+        GenerationRequest("hello", {"max_new_tokens": 20}),
+    )
+    assert bad.failed.kind == FAULT
+    assert "not finite after 1 tokens" in bad.failed.message
+    assert bad.failed.message in capsys.readouterr().err
+    assert good.text() == letters(chats=False).generate("hello", max_new_tokens=20).read()
+
+
+def test_a_fault_is_told_without_its_text_and_the_next_are_answered(
+    letters: Letters, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = engine_of(letters, 2)
+    toys_of(engine).fault = ValueError("/home/secret")
+    first, second, third = run_all(engine, *(GenerationRequest(text, {"max_new_tokens": 5}) for text in "abc"))
+    for client in (first, second):
+        assert client.failed.kind == FAULT
+        assert "secret" not in client.failed.message
+    assert capsys.readouterr().err.count("internal error (answering a request): ValueError: /home/secret") == 1
+    assert third.text() == letters(chats=False).generate("c", max_new_tokens=5).read()
+
+
+def test_the_engine_waits_for_requests_and_a_signal_ends_the_wait(letters: Letters) -> None:
+    engine = engine_of(letters, 2, waiting=0)
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    for _ in range(3):
+        done = threading.Event()
+        client = Client(lambda client, done=done: done.set() if client.last == Ended() else None)  # type: ignore[misc]
+        engine.submit(GenerationRequest("hello", {"max_new_tokens": 5}), client)
+        assert done.wait(60)
+    engine.stop()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def compiled(tiny_slots: Path) -> Iterator[Session]:
+    with load_folder(tiny_slots, {"mode": "off"}) as session:
+        yield session
+
+
+def test_a_compiled_target_under_load(compiled: Session) -> None:
+    """Eighteen texts of mixed lengths in six slots have the tokens of single runs."""
+    rng = np.random.default_rng(1)
+    vocab = compiled.models.target.vocab
+    asked: list[tuple[list[int], Any]] = []
+    for i in range(18):
+        length = (1, 33, 60, 7, 32, 12)[i % 6]
+        sampled = {"temperature": 0.9, "seed": i} if i % 3 == 0 else {}
+        asked.append((rng.integers(0, vocab, length).tolist(), {"max_new_tokens": 2 + 7 * i % 30, **sampled}))
+    expected = []
+    for ids, options in asked:
+        answer = compiled.answer(ids, **options)
+        expected.append((answer.read(), answer.stop_reason, len(answer.token_ids)))
+    assert compiled.slots is not None
+    engine = BatchEngine(compiled, compiled.slots, 16, 60.0)
+    found = []
+    for client in run_all(engine, *(GenerationRequest(ids, options) for ids, options in asked)):
+        ended = client.events[-2]
+        assert isinstance(ended, ChoiceEnded)
+        found.append((client.text(), ended.reason, ended.counts.generated))
+    assert found == expected
+    assert len({text for text, _, _ in expected}) > 10

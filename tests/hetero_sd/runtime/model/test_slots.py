@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.model import CompiledModel
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, ContextFull, Row
+from targets.errors import UserError
 
 SLOTS, CONTEXT = 6, 64
 
@@ -75,6 +78,21 @@ def test_slots_do_not_touch_each_other(model: CompiledModel) -> None:
     assert np.array_equal(model.slot(2).forward(texts[2][40:], 40), expected[40:])
     model.slot(2).submit(texts[1][:40], 0, last=True).result()
     assert not np.array_equal(model.slot(2).forward(texts[2][40:], 40), expected[40:])  # the negative control
+
+
+def test_other_slots_than_those_of_the_library_are_refused(tiny_slots: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_slots, folder)
+    text = (folder / "manifest.json").read_text()
+    whole = json.loads(text)
+    whole["plan"]["slots"] = 7
+    caches = whole["models"]["target"]["caches"]
+    caches["value_shape"][0] = caches["key_shape"]["cpu"][0] = 7
+    (folder / "manifest.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=r"is 7, lib/target_cpu\.so was compiled with 6: copy or build the bundle again"):
+        CompiledModel("target", Bundle(folder))
+    (folder / "manifest.json").write_text(text)
+    assert CompiledModel("target", Bundle(folder)).slots == 6
 
 
 def test_what_no_kernel_would_check_is_refused(model: CompiledModel) -> None:

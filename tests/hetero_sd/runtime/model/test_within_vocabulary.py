@@ -11,8 +11,8 @@ from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Trace
-from hetero_sd.runtime.model.protocol import Models
-from hetero_sd.runtime.model.within_vocabulary import WithinVocabulary, within_vocabulary
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Models, Row
+from hetero_sd.runtime.model.within_vocabulary import WithinVocabulary, slots_of, within_vocabulary
 
 IDS, TARGET_ROWS, DRAFT_ROWS = 6, 9, 7
 
@@ -77,3 +77,41 @@ def test_a_head_without_padding_is_left_alone(padded) -> None:
     assert within_vocabulary(Models(padded.target), IDS).draft is None
     assert isinstance(within_vocabulary(padded, DRAFT_ROWS).target, WithinVocabulary)
     assert within_vocabulary(padded, DRAFT_ROWS).draft is padded.draft
+
+
+class TwoSlots:
+    """Two toys as the slots of one model."""
+
+    def __init__(self, models) -> None:
+        self.models, self.slots, self.prefill_width = models, len(models), 4
+        self.vocab, self.context, self.name = models[0].vocab, models[0].context, "toy"
+
+    def slot(self, slot):
+        return self.models[slot]
+
+    def rows(self, rows):
+        logits = np.concatenate([self.models[r.slot].forward([r.token], r.pos) for r in rows])
+        return {LOGITS: logits, CHOICE: logits.argmax(-1)}
+
+
+def test_slots_answer_with_ids_of_the_tokenizer(pair) -> None:
+    made = [pair(3, vocab=TARGET_ROWS)[0] for _ in range(3)]
+    for model in made:
+        model.table[::3, IDS:] += 10.0
+    alone, whole = WithinVocabulary(made[2], IDS), TwoSlots(made[:2])
+    assert slots_of(alone, IDS) is None  # of one sequence
+    assert slots_of(whole, None) is slots_of(whole, TARGET_ROWS) is whole
+    cut = slots_of(whole, IDS)
+    assert cut is not None
+    assert (cut.vocab, cut.slots, cut.prefill_width) == (IDS, 2, 4)
+    texts = [[1, 2, 3, 4, 5, 0], [5, 4, 3, 2, 1, 1]]
+    expected = [alone.argmax(text, 0).tolist() for text in texts]
+    assert [cut.slot(slot).argmax(text, 0).tolist() for slot, text in enumerate(texts)] == expected
+    raw = []
+    for pos in range(6):
+        rows = [Row(slot, pos, texts[slot][pos]) for slot in (1, 0)]
+        found = cut.rows(rows)
+        raw += whole.rows(rows)[CHOICE].tolist()
+        assert found[LOGITS].shape == (2, IDS)
+        assert found[CHOICE].tolist() == [expected[1][pos], expected[0][pos]]
+    assert max(raw) >= IDS  # the negative control

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -403,3 +407,17 @@ def test_a_compiled_target_under_load(compiled: Session) -> None:
         found.append((client.text(), ended.reason, ended.counts.generated))
     assert found == expected
     assert len({text for text, _, _ in expected}) > 10
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_two_thousand_requests(tiny_slots: Path) -> None:
+    """In a process of its own: what other tests left behind comes and goes in the memory of this one."""
+    root = Path(__file__).resolve().parents[4]
+    env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests/support'}", "PYTHONMALLOC": "malloc"}
+    script = Path(__file__).with_name("many_requests.py")
+    done = subprocess.run([sys.executable, str(script), str(tiny_slots)], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert (seen["answered"] + seen["cancelled"], seen["failed"]) == (2300, 0)
+    assert seen["heap_bytes"] < 500_000  # 250 bytes a request
+    assert seen["control_heap_bytes"] > 1_900_000  # the negative control: 1,000 bytes kept of each

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hetero_sd.runtime.options import parse_options
+from hetero_sd.runtime.serve.options import mode_with_slots
 from targets.errors import UserError
 
 
@@ -41,3 +42,24 @@ def test_mistakes(arguments: str, said: str) -> None:
         parse_options(arguments.split())
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "has_draft", "mode", "said"),
+    [
+        ("", False, "off", ""),
+        ("", True, "off", "4 requests are answered at a time without drafts; --mode speculative drafts"),
+        ("--mode off", True, "off", ""),
+        ("--mode target-only", True, "off", ""),
+        ("--mode speculative", True, "speculative", "with drafts one request is answered at a time"),
+        ("--gamma 3", True, "auto", "with drafts one request is answered at a time"),
+        ("--drafter ngram", False, "auto", "with drafts one request is answered at a time"),
+    ],
+)
+def test_slots_are_used_unless_drafts_are_asked_for(
+    arguments: str, has_draft: bool, mode: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mode_with_slots(parse_options(["--serve", *arguments.split()]), 4, has_draft) == mode
+    heard = capsys.readouterr().err
+    assert heard.count("\n") == bool(said)
+    assert said in heard

@@ -123,6 +123,51 @@ def test_the_client_understands_the_errors(client: openai.OpenAI) -> None:
         client.with_options(api_key="other").models.list()
 
 
+@pytest.mark.slow
+def test_eight_clients_at_a_time_have_the_texts_of_run(tiny_slots: Path, worker: Any) -> None:
+    """On loopback, in six slots: whole and streamed, greedy and sampled, of mixed lengths; then Ctrl-C."""
+    arguments = [str(tiny_slots), "--serve", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", _RUN, *arguments], stderr=subprocess.PIPE, env=environment)
+    assert process.stderr is not None
+    said = process.stderr.readline().decode()
+    url = re.fullmatch(r"run\.py: bundle is served at (\S+), 6 requests at a time \(Ctrl-C ends it\)\n", said)
+    assert url, said + process.stderr.read().decode()
+    prompts = [f"{TEXT} {'jumps ' * (3 * i)}" for i in range(8)]
+    options: list[Any] = [
+        {"max_tokens": 5 + 3 * i, **({"temperature": 1.1, "seed": i} if i % 3 == 2 else {})} for i in range(8)
+    ]
+    found: dict[int, str] = {}
+    with openai.OpenAI(base_url=f"{url[1]}/v1", api_key="none", max_retries=0) as client:
+
+        def ask(i: int) -> None:
+            if i % 2:
+                whole = client.completions.create(model="bundle", prompt=prompts[i], **options[i])
+                found[i] = whole.choices[0].text
+            else:
+                pieces = client.completions.create(model="bundle", prompt=prompts[i], stream=True, **options[i])
+                found[i] = "".join(piece.choices[0].text for piece in pieces)
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    expected = {}
+    for i, (prompt, option) in enumerate(zip(prompts, options, strict=True)):
+        more = ["--temperature", "1.1", "--seed", str(i)] if "seed" in option else []
+        more += ["--max-new-tokens", str(option["max_tokens"]), "--no-chat-template"]
+        done = worker.run(tiny_slots, "--prompt", prompt, "--json", "--mode", "off", *more)
+        assert done["code"] == 0, done["err"]
+        expected[i] = json.loads(done["out"])["text"]
+    assert found == expected
+    assert len({*expected.values()}) == 8
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_what_runs(letters: Callable[..., Session], number: signal.Signals) -> None:
     request = ServeRequest("127.0.0.1", 0, None, 4, "toy", 0, Options(max_new_tokens=390))

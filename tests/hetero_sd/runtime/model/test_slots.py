@@ -89,7 +89,7 @@ def test_other_slots_than_those_of_the_library_are_refused(tiny_slots: Path, tmp
     caches = whole["models"]["target"]["caches"]
     caches["value_shape"][0] = caches["key_shape"]["cpu"][0] = 7
     (folder / "manifest.json").write_text(json.dumps(whole))
-    with pytest.raises(UserError, match=r"is 7, lib/target_cpu\.so was compiled with 6: copy or build the bundle again"):
+    with pytest.raises(UserError, match=r"is 7, lib/target_cpu\.so was compiled with 6: copy or build the bundle"):
         CompiledModel("target", Bundle(folder))
     (folder / "manifest.json").write_text(text)
     assert CompiledModel("target", Bundle(folder)).slots == 6

@@ -1,0 +1,168 @@
+"""Several requests together, in slots, against the same requests one after the other, on one bundle.
+
+    python benchmarks/serve.py [--requests 8] [--format int8] [--threads 2] [--repeats 3] [--model FILE.onnx] [--json]
+
+The engines of `run.py --serve` without HTTP: random prompts, greedy, 64 tokens each. In turn, in one process: one after
+the other, together, and together while one more prompt of 192 tokens is read beside them. The texts of all three are
+compared. Quote ratios of one run: the machine is shared and absolute times drift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hetero_sd.runtime.session import Session
+
+CONTEXT, CHUNK, PROMPT, NEW, LONG_PROMPT = 512, 32, 64, 64, 192
+
+
+def session_of(model: Path, folder: Path, slots: int) -> Session:
+    """Compile the file for this machine, and load it without a tokenizer: every token is a piece."""
+    from costmodel.format import FLOAT, INT8
+    from costmodel.place import Place, ReasonedPlace
+    from hetero_sd.compile.build import ModelRequest, Sizes, build_model
+    from hetero_sd.runtime.manifest import Bundle, write_manifest
+    from hetero_sd.runtime.model.kept_prefix import kept_prefixes
+    from hetero_sd.runtime.model.model import CompiledModel
+    from hetero_sd.runtime.model.protocol import Models
+    from hetero_sd.runtime.session import Session
+    from passes.onnx import canonicalise
+    from targets.boards import load_board
+
+    core, sizes = load_board("host", measure=False).clusters[0].core, Sizes(CONTEXT, (1, 8), CHUNK, slots)
+    decoder = canonicalise(model, CONTEXT)
+    activations = INT8 if decoder.facts.int8_activations else FLOAT
+    place = ReasonedPlace(Place("cpu"))
+    built = build_model(ModelRequest("target", decoder, core, place, sizes, activations=activations), folder)
+    write_manifest(folder, {"target": built.facts})
+    target = CompiledModel("target", Bundle(folder), huge_pages=True)
+    text: Any = Numbers()
+    return Session(kept_prefixes(Models(target)), text, slots=target)
+
+
+class Numbers:
+    """Stands for a tokenizer: the text of a token is its number, so that each is a piece."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The numbers."""
+        return "".join(f" {i}" for i in ids)
+
+
+def measure(engine: Any, prompts: Sequence[list[int]]) -> tuple[float, list[list[float]], list[str]]:
+    """Answer prompts that all wait when the engine starts: seconds, when each token came, and the texts."""
+    from hetero_sd.runtime.serve.engine import Ended, GenerationRequest, TextPiece
+
+    times: list[list[float]] = [[] for _ in prompts]
+    texts, left = [""] * len(prompts), len(prompts)
+
+    def deliver_to(i: int) -> Callable[[Any], None]:
+        def deliver(event: Any) -> None:
+            nonlocal left
+            if isinstance(event, TextPiece):
+                times[i].append(time.perf_counter())
+                texts[i] += event.text
+            left -= isinstance(event, Ended)
+            if left == 0:
+                engine.stop()
+
+        return deliver
+
+    for i, prompt in enumerate(prompts):
+        engine.submit(GenerationRequest(prompt, {"max_new_tokens": NEW}), deliver_to(i))
+    begin = time.perf_counter()
+    engine.run()
+    return time.perf_counter() - begin, times, texts
+
+
+def gaps_ms(times: Sequence[Sequence[float]]) -> list[float]:
+    """Milliseconds between the tokens of a text, of all texts."""
+    return [1e3 * (b - a) for text in times for a, b in pairwise(text)]
+
+
+def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, float]]:
+    """One after the other, together, and together beside a long prompt; in turn."""
+    from hetero_sd.runtime.serve.batch_engine import BatchEngine
+    from hetero_sd.runtime.serve.session_engine import SessionEngine
+
+    assert session.slots is not None
+    found = []
+    for repeat in range(repeats + 1):
+        rng = np.random.default_rng(repeat)
+        vocab = session.models.target.vocab
+        prompts = [rng.integers(0, vocab, PROMPT).tolist() for _ in range(requests)]
+        longer = [rng.integers(0, vocab, LONG_PROMPT).tolist(), *prompts[1:]]
+        alone_s, alone, expected = measure(SessionEngine(session, requests, 600.0), prompts)
+        together_s, together, texts = measure(BatchEngine(session, session.slots, requests, 600.0), prompts)
+        _, beside, others = measure(BatchEngine(session, session.slots, requests, 600.0), [*prompts[1:], longer[0]])
+        if texts != expected or others[:-1] != expected[1:]:
+            raise SystemExit("the texts differ")
+        if not repeat:
+            continue  # the first one writes into new memory
+        found.append(
+            {
+                "alone_tokens_per_s": requests * NEW / alone_s,
+                "together_tokens_per_s": requests * NEW / together_s,
+                "alone_gap_ms": statistics.median(gaps_ms(alone)),
+                "together_gap_ms": statistics.median(gaps_ms(together)),
+                "together_longest_gap_ms": max(gaps_ms(together)),
+                "beside_a_prompt_longest_gap_ms": max(gaps_ms(beside[:-1])),
+            }
+        )
+    return found
+
+
+def main() -> None:
+    """Run the benchmark and print the table."""
+    parser = argparse.ArgumentParser(description="requests in slots against one after the other")
+    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds in turn (default 3)")
+    parser.add_argument("--model", type=Path, help="an ONNX decoder; default: 100M parameters, random")
+    parser.add_argument("--format", choices=("float32", "int8", "int4"), default="int8", help="of those weights")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    os.environ["TVM_NUM_THREADS"] = str(options.threads)
+    from passes.synthetic import LLAMA_100M, write_llama
+    from targets.boards import load_board
+
+    with tempfile.TemporaryDirectory() as scratch:
+        model = options.model
+        if model is None:
+            model = Path(scratch) / "llama100m.onnx"
+            write_llama(model, LLAMA_100M, options.format)
+        session = session_of(model, Path(scratch) / "bundle", options.requests)
+        measured = rounds(session, options.requests, options.repeats)
+    core = load_board("host", measure=False).clusters[0].core.name
+    median = {name: statistics.median(r[name] for r in measured) for name in measured[0]}
+    ratios = {
+        "speed": statistics.median(r["together_tokens_per_s"] / r["alone_tokens_per_s"] for r in measured),
+        "gap": statistics.median(r["together_gap_ms"] / r["alone_gap_ms"] for r in measured),
+    }
+    if options.json:
+        print(json.dumps({"core": core, "rounds": measured, "median": median, "ratios": ratios}, indent=1))
+        return
+    said = f"{core}, {options.threads} threads, {options.format if options.model is None else options.model.name}"
+    print(f"{said}: {options.requests} requests of {PROMPT} + {NEW} tokens, {options.repeats} rounds in turn, medians")
+    print(f"{'':34}{'one by one':>12}{'together':>12}{'ratio':>8}")
+    speeds = median["alone_tokens_per_s"], median["together_tokens_per_s"]
+    print(f"{'tokens/s, prompts included':34}{speeds[0]:>12.1f}{speeds[1]:>12.1f}{ratios['speed']:>8.2f}")
+    gaps = median["alone_gap_ms"], median["together_gap_ms"]
+    print(f"{'ms between tokens, median':34}{gaps[0]:>12.2f}{gaps[1]:>12.2f}{ratios['gap']:>8.2f}")
+    print(f"{'the longest':34}{'':>12}{median['together_longest_gap_ms']:>12.2f}")
+    print(f"{f'beside a prompt of {LONG_PROMPT} tokens':34}{'':>12}{median['beside_a_prompt_longest_gap_ms']:>12.2f}")
+
+
+if __name__ == "__main__":
+    main()

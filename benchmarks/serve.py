@@ -4,7 +4,8 @@
 
 The engines of `run.py --serve` without HTTP: random prompts, greedy, 64 tokens each. In turn, in one process: one after
 the other, together, and together while one more prompt of 192 tokens is read beside them. The texts of all three are
-compared. Quote ratios of one run: the machine is shared and absolute times drift.
+compared. Quote ratios of one run: the machine is shared and absolute times drift. Where others compute, too, a step
+that is longer than a time slice waits for them in its middle; CPU time with one thread then says more than the clock.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,8 +62,18 @@ class Numbers:
         return "".join(f" {i}" for i in ids)
 
 
-def measure(engine: Any, prompts: Sequence[list[int]]) -> tuple[float, list[list[float]], list[str]]:
-    """Answer prompts that all wait when the engine starts: seconds, when each token came, and the texts."""
+@dataclass(frozen=True)
+class Measured:
+    """What answering some prompts took: seconds, CPU seconds, when each token of each text came, and the texts."""
+
+    wall_s: float
+    cpu_s: float
+    times: list[list[float]]
+    texts: list[str]
+
+
+def measure(engine: Any, prompts: Sequence[list[int]]) -> Measured:
+    """Answer prompts that all wait when the engine starts."""
     from hetero_sd.runtime.serve.engine import Ended, GenerationRequest, TextPiece
 
     times: list[list[float]] = [[] for _ in prompts]
@@ -81,9 +93,9 @@ def measure(engine: Any, prompts: Sequence[list[int]]) -> tuple[float, list[list
 
     for i, prompt in enumerate(prompts):
         engine.submit(GenerationRequest(prompt, {"max_new_tokens": NEW}), deliver_to(i))
-    begin = time.perf_counter()
+    begin, begin_cpu = time.perf_counter(), time.process_time()
     engine.run()
-    return time.perf_counter() - begin, times, texts
+    return Measured(time.perf_counter() - begin, time.process_time() - begin_cpu, times, texts)
 
 
 def gaps_ms(times: Sequence[Sequence[float]]) -> list[float]:
@@ -102,22 +114,24 @@ def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, floa
         rng = np.random.default_rng(repeat)
         vocab = session.models.target.vocab
         prompts = [rng.integers(0, vocab, PROMPT).tolist() for _ in range(requests)]
-        longer = [rng.integers(0, vocab, LONG_PROMPT).tolist(), *prompts[1:]]
-        alone_s, alone, expected = measure(SessionEngine(session, requests, 600.0), prompts)
-        together_s, together, texts = measure(BatchEngine(session, session.slots, requests, 600.0), prompts)
-        _, beside, others = measure(BatchEngine(session, session.slots, requests, 600.0), [*prompts[1:], longer[0]])
-        if texts != expected or others[:-1] != expected[1:]:
+        longer = rng.integers(0, vocab, LONG_PROMPT).tolist()
+        alone = measure(SessionEngine(session, requests, 600.0), prompts)
+        together = measure(BatchEngine(session, session.slots, requests, 600.0), prompts)
+        beside = measure(BatchEngine(session, session.slots, requests, 600.0), [*prompts[1:], longer])
+        if together.texts != alone.texts or beside.texts[:-1] != alone.texts[1:]:
             raise SystemExit("the texts differ")
         if not repeat:
             continue  # the first one writes into new memory
         found.append(
             {
-                "alone_tokens_per_s": requests * NEW / alone_s,
-                "together_tokens_per_s": requests * NEW / together_s,
-                "alone_gap_ms": statistics.median(gaps_ms(alone)),
-                "together_gap_ms": statistics.median(gaps_ms(together)),
-                "together_longest_gap_ms": max(gaps_ms(together)),
-                "beside_a_prompt_longest_gap_ms": max(gaps_ms(beside[:-1])),
+                "alone_tokens_per_s": requests * NEW / alone.wall_s,
+                "together_tokens_per_s": requests * NEW / together.wall_s,
+                "alone_cpu_ms": 1e3 * alone.cpu_s / (requests * NEW),
+                "together_cpu_ms": 1e3 * together.cpu_s / (requests * NEW),
+                "alone_gap_ms": statistics.median(gaps_ms(alone.times)),
+                "together_gap_ms": statistics.median(gaps_ms(together.times)),
+                "together_longest_gap_ms": max(gaps_ms(together.times)),
+                "beside_a_prompt_longest_gap_ms": max(gaps_ms(beside.times[:-1])),
             }
         )
     return found
@@ -148,6 +162,7 @@ def main() -> None:
     median = {name: statistics.median(r[name] for r in measured) for name in measured[0]}
     ratios = {
         "speed": statistics.median(r["together_tokens_per_s"] / r["alone_tokens_per_s"] for r in measured),
+        "cpu": statistics.median(r["alone_cpu_ms"] / r["together_cpu_ms"] for r in measured),
         "gap": statistics.median(r["together_gap_ms"] / r["alone_gap_ms"] for r in measured),
     }
     if options.json:
@@ -158,6 +173,8 @@ def main() -> None:
     print(f"{'':34}{'one by one':>12}{'together':>12}{'ratio':>8}")
     speeds = median["alone_tokens_per_s"], median["together_tokens_per_s"]
     print(f"{'tokens/s, prompts included':34}{speeds[0]:>12.1f}{speeds[1]:>12.1f}{ratios['speed']:>8.2f}")
+    cpu = median["alone_cpu_ms"], median["together_cpu_ms"]
+    print(f"{'CPU ms a token':34}{cpu[0]:>12.2f}{cpu[1]:>12.2f}{ratios['cpu']:>8.2f}")
     gaps = median["alone_gap_ms"], median["together_gap_ms"]
     print(f"{'ms between tokens, median':34}{gaps[0]:>12.2f}{gaps[1]:>12.2f}{ratios['gap']:>8.2f}")
     print(f"{'the longest':34}{'':>12}{median['together_longest_gap_ms']:>12.2f}")

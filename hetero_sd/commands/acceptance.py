@@ -13,13 +13,14 @@ from hetero_sd.acceptance import (
     MeasuredAcceptance,
     measure_acceptance,
 )
-from hetero_sd.commands.parser import Subparsers, add_draft, add_quantise, subcommand
+from hetero_sd.commands.parser import Subparsers, add_draft, add_quantise, add_variant, fetch_models, subcommand
 from targets.files import check_writable, write_text
 
 EXAMPLE = """\
 example:
   hetero-sd acceptance target/model.onnx draft/model.onnx --prompts prompts.txt --tokenizer target --out alpha.json
   hetero-sd predict target/model.onnx --draft draft/model.onnx --board imx95 --alpha-file alpha.json
+  hetero-sd acceptance hf:HuggingFaceTB/SmolLM2-360M-Instruct hf:HuggingFaceTB/SmolLM2-135M-Instruct --prompts p.txt
 """
 
 
@@ -28,6 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
     p = subcommand(subparsers, "acceptance", "measure how much a pair accepts", EXAMPLE)
     p.add_argument("target", metavar="TARGET.onnx", type=Path, help="the model whose text is wanted")
     add_draft(p, "draft", "DRAFT.onnx", "the drafter")
+    add_variant(p)
     p.add_argument("--prompts", metavar="FILE", type=Path, required=True, help="texts, one a line, or JSON lines")
     p.add_argument(
         "--tokenizer", metavar="FILE|DIR", type=Path, help="tokenizer.json or its folder (default: beside the target)"
@@ -48,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure, and print the result; 130 where it was interrupted and shows what it has so far."""
     if options.out is not None:
         check_writable(options.out)
+    fetch_models(options, "target", "draft", quiet=options.json)
     request = AcceptanceRequest(
         target=options.target,
         draft=options.draft,

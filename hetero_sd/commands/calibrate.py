@@ -8,7 +8,7 @@ from pathlib import Path
 
 from costmodel.fit import Fit
 from hetero_sd.calibrate import Calibrated, CalibrateRequest, calibrate, residuals, to_toml
-from hetero_sd.commands.parser import Subparsers, add_draft, subcommand
+from hetero_sd.commands.parser import Subparsers, add_draft, add_variant, fetch_models, subcommand
 from targets.boards import board_names
 from targets.errors import UserError
 from targets.files import check_writable, write_text
@@ -37,6 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     p.add_argument("--target", metavar="TARGET", type=Path, help="the bundle's target, as compiled")
     add_draft(p, "--draft", "DRAFT", "the bundle's drafter")
+    add_variant(p)
     p.add_argument("--on", metavar="USER@BOARD", help="copy the bundle to this board by ssh, and measure there")
     p.add_argument(
         "--board",
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out}: a board file's name ends in .toml")
     if options.on is None and options.board is None:
         raise UserError("--board NAME|PATH.toml is missing: where the fit starts")
+    fetch_models(options, "target", "draft", quiet=options.json)
     if options.on is None and (not options.measured or options.measured[0].is_dir()):
         return _run_here(options)
     if options.on is not None and len(options.measured) != 1:

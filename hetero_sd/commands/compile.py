@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from costmodel.format import FLOAT, INT8, RUNTIME_KV
-from hetero_sd.commands.parser import Subparsers, add_draft, add_quantise, add_variant, subcommand
+from hetero_sd.commands.parser import Subparsers, add_draft, add_quantise, add_variant, fetch_models, subcommand
 from hetero_sd.compile.place import RULES
-from targets.boards import board_names
+from targets.boards import board_names, load_board
 from targets.errors import UserError
 
 EXAMPLE = """\
@@ -87,19 +87,20 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compile, and print what was decided."""
+    from hetero_sd.compile.bundle import refuse_existing
     from hetero_sd.compile.compile import CompileRequest, compile_bundle
     from hetero_sd.compile.compile_report import compile_json, compile_text
-    from hetero_sd.compile.hub import files_of
     from hetero_sd.compile.vendor import PYTHONS
     from hetero_sd.progress import Progress
 
     if options.board_python not in PYTHONS:
         raise UserError(f"--board-python {options.board_python}: there are wheels for {', '.join(PYTHONS)}")
-    progress = Progress(quiet=options.json)
-    target, draft = files_of((options.target, options.draft), options.variant, progress)
+    load_board(options.board, measure=False)  # what is refused without the models is refused before they are fetched
+    refuse_existing(options.out)
+    fetch_models(options, "target", "draft", quiet=options.json)
     request = CompileRequest(
-        target=target,
-        draft=draft,
+        target=options.target,
+        draft=options.draft,
         tokenizer=options.tokenizer,
         board=options.board,
         out=options.out,
@@ -123,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
         sign=options.sign,
         slots=options.slots,
     )
-    result = compile_bundle(request, progress)
+    result = compile_bundle(request, Progress(quiet=options.json))
     print(compile_json(result) if options.json else compile_text(result, options.out))
     return 0
 

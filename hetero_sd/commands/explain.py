@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hetero_sd.commands.parser import Subparsers, subcommand
+from hetero_sd.commands.parser import Subparsers, add_variant, fetch_models, subcommand
 from targets.boards import board_names
 
 EXAMPLE = """\
@@ -21,6 +21,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "explain", "what each kernel moves, and how it is cut", EXAMPLE)
     p.add_argument("model", metavar="MODEL.onnx", type=Path, help="the export")
+    add_variant(p)
     p.add_argument(
         "--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a board file"
     )
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from hetero_sd.explain import ExplainRequest, explain
     from hetero_sd.explain_text import explain_json, explain_text
 
+    fetch_models(options, "model", quiet=options.json)
     request = ExplainRequest(
         model=options.model,
         board=options.board,

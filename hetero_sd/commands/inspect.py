@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hetero_sd.commands.parser import Subparsers, subcommand
+from hetero_sd.commands.parser import Subparsers, add_variant, fetch_models, subcommand
 
 EXAMPLE = """\
 example:
   hetero-sd inspect target/model.onnx
+  hetero-sd inspect hf:onnx-community/Qwen2.5-0.5B-Instruct --variant q4
 
 Shows family, sizes, cache, what each import pass matched, and what is refused. Exit code 1 if it does not compile.
 """
@@ -19,6 +20,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "inspect", "what an ONNX file is and whether it compiles", EXAMPLE)
     p.add_argument("model", metavar="FILE.onnx", type=Path, help="the export")
+    add_variant(p)
     p.add_argument(
         "--context", metavar="N", type=int, help="tokens to check it for (default 1024, fewer if the model ends before)"
     )
@@ -30,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from hetero_sd.inspect import InspectRequest, inspect
     from hetero_sd.inspect_text import inspect_json, inspect_text
 
+    fetch_models(options, "model", quiet=options.json)
     found = inspect(InspectRequest(options.model, options.context))
     print(inspect_json(found) if options.json else inspect_text(found))
     return 1 if found.refused else 0

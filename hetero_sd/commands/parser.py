@@ -102,8 +102,23 @@ class _Once(argparse.Action):
 def add_variant(p: argparse.ArgumentParser) -> None:
     """Add what chooses among the files of a hub's repository."""
     p.add_argument(
-        "--variant", metavar="NAME", help="which of a hub's files: q4 is model_q4.onnx (default: model.onnx)"
+        "--variant",
+        metavar="NAME",
+        help="of models of the hub, hf:ORG/NAME: q4 is model_q4.onnx (default: model.onnx)",
     )
+
+
+def fetch_models(options: argparse.Namespace, *names: str, quiet: bool = False) -> None:
+    """Put files in place of the names of the hub in these options.
+
+    Raises:
+        UserError: as `files_of` of hetero_sd/compile/hub.py.
+    """
+    from hetero_sd.compile.hub import files_of
+    from hetero_sd.progress import Progress
+
+    given = [getattr(options, name) for name in names]
+    vars(options).update(zip(names, files_of(given, options.variant, Progress(quiet=quiet)), strict=True))
 
 
 def add_quantise(p: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from costmodel.engine import ENGINES, OURS
 from costmodel.format import FLOAT, INT8, KV_BYTES, RUNTIME_KV
-from hetero_sd.commands.parser import Subparsers, add_draft, subcommand
+from hetero_sd.commands.parser import Subparsers, add_draft, add_variant, fetch_models, subcommand
 from hetero_sd.compile.place import RULES
 from hetero_sd.predict.like import LIKE
 from hetero_sd.predict.predict import answer
@@ -18,6 +18,7 @@ from hetero_sd.predict.request import (
     DEFAULT_NEW_TOKENS,
     DEFAULT_NGRAM_MATCH,
     PredictRequest,
+    check,
 )
 from hetero_sd.predict.weight_formats import FORMAT_NAMES
 from targets.boards import board_names
@@ -27,10 +28,12 @@ from targets.files import check_writable, write_text
 EXAMPLE = """\
 example:
   hetero-sd predict Llama-3.2-3B/config.json --draft Llama-3.2-1B/config.json --board imx95 --alpha 0.8
+  hetero-sd predict hf:onnx-community/Qwen2.5-0.5B-Instruct --variant q4 --board rpi5
   hetero-sd predict --like 2602.08060
   hetero-sd predict --check --board rpi5 --engine generic-int8-dot
 
 TARGET and the drafter are ONNX files, whose weights are counted as they are stored, or a Hugging Face config.json.
+Of the hub, hf:ORG/NAME is fetched whole, hf:ORG/NAME/config.json without any weights.
 Predictions for a GPU rest on the board's numbers until `hetero-sd calibrate` has fitted them to kernels measured there.
 """
 
@@ -43,6 +46,7 @@ def add_parser(subparsers: Subparsers) -> None:
     p = subcommand(subparsers, "predict", "what a pair will cost on a board", EXAMPLE)
     p.add_argument("target", metavar="TARGET", type=Path, nargs="?", help="model.onnx or config.json")
     add_draft(p, "--draft", "DRAFT", "model.onnx or config.json of a smaller model")
+    add_variant(p)
     p.add_argument("--board", metavar="NAME|PATH.toml", help=f"{', '.join(board_names())}, or a file")
     p.add_argument("--alpha", metavar="P", type=float, help=f"acceptance of a drafted token (default {DEFAULT_ALPHA})")
     p.add_argument("--alpha-file", metavar="FILE", type=Path, help="what `hetero-sd acceptance` wrote")
@@ -102,6 +106,8 @@ def run(options: argparse.Namespace) -> int:
     for path in (options.trace, options.report):
         if path is not None:
             check_writable(path)
+    check(request_of(options))  # before anything is fetched
+    fetch_models(options, "target", "draft", quiet=options.json)
     prediction = answer(request_of(options))
     if options.trace is not None:
         from hetero_sd.predict.chrome_trace import chrome_trace

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from hetero_sd.commands.parser import Subparsers, subcommand
+from hetero_sd.commands.parser import Subparsers, add_variant, subcommand
 from hetero_sd.early_exit import SCHEME, EarlyExit
 from hetero_sd.predict.request import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CONTEXT
 from hetero_sd.sweep import SweepRequest, sweep, to_csv
@@ -31,6 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
         required=True,
         help=f"model.onnx or config.json of each, the drafter {SCHEME}K, too (repeatable)",
     )
+    add_variant(p)
     p.add_argument("--board", metavar="B[,B]", required=True, help=f"{', '.join(board_names())}, or board files")
     p.add_argument("--alpha", metavar="P[,P]", default=str(DEFAULT_ALPHA), help="acceptances (default 0.8)")
     p.add_argument("--context", metavar="N[,N]", default=str(DEFAULT_CONTEXT), help="contexts (default 512)")
@@ -47,11 +49,16 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from hetero_sd.compile.hub import files_of
+    from hetero_sd.progress import Progress
+
     for path in (options.out, options.report):
         if path is not None:
             check_writable(path)
-    console = Console(stderr=True, quiet=options.quiet)
-    rows = sweep(request_of(options), lambda points: track(points, "  predict", console=console, transient=True))
+    request, console = request_of(options), Console(stderr=True, quiet=options.quiet)
+    models = files_of([m for pair in request.pairs for m in pair], options.variant, Progress(quiet=options.quiet))
+    request = replace(request, pairs=tuple(zip(models[::2], models[1::2], strict=True)))
+    rows = sweep(request, lambda points: track(points, "  predict", console=console, transient=True))
     write_text(options.out, to_csv(rows))
     if options.report is not None:
         from hetero_sd.predict.sweep_page import sweep_page

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hetero_sd.commands.parser import Subparsers, add_variant, subcommand
+from hetero_sd.commands.parser import Subparsers, add_variant, fetch_models, subcommand
 
 if TYPE_CHECKING:
     from hetero_sd.verify import VerifyResult
@@ -35,12 +35,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare, and print the comparison; 1 where it fails."""
-    from hetero_sd.compile.hub import files_of
-    from hetero_sd.progress import Progress
     from hetero_sd.verify import VerifyRequest, verify_bundle
 
-    (against,) = files_of((options.against,), options.variant, Progress(quiet=options.json))
-    result = verify_bundle(VerifyRequest(options.bundle, against, options.prompts, options.saved))
+    fetch_models(options, "against", quiet=options.json)
+    result = verify_bundle(VerifyRequest(options.bundle, options.against, options.prompts, options.saved))
     print(verify_json(result) if options.json else verify_text(result))
     return 0 if result.passed else 1
 

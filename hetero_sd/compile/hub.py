@@ -1,8 +1,8 @@
-"""A model of the Hugging Face hub by name: hf:ORG/NAME[/FILE.onnx][@REVISION] -> its ONNX file in the client's cache.
+"""A model of the Hugging Face hub by name: hf:ORG/NAME[/FILE][@REVISION] -> its ONNX file in the client's cache.
 
 The hub's own client (`huggingface_hub`, the extra `hub`) fetches and caches; what is fetched is the ONNX file, the
-weights that it names, and the tokenizer, generation configuration and chat templates beside it. Without a connection
-(or with HF_HUB_OFFLINE=1) the cache alone is read.
+weights that it names, and the tokenizer, generation configuration and chat templates beside it; of a config.json, it
+alone. Without a connection (or with HF_HUB_OFFLINE=1) the cache alone is read.
 
 A repository is a stranger's: names of files that lead out of its folder are refused, sizes are compared with what the
 hub states and with the room on the disk before anything is fetched, and nothing of it is run.
@@ -10,48 +10,30 @@ hub states and with the room on the disk before anything is fetched, and nothing
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hetero_sd.compile.hub_name import (
+    CONFIG,
+    DEFAULT_REVISION,
+    SCHEME,
+    HubSource,
+    leads_out,
+    parse_source,
+)
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.text.tokenizer import FILES, MORE_TEMPLATES, MOST_BYTES
 from targets.errors import UserError
+from targets.hub_cache import repository_folder, snapshot_folder
 
-SCHEME = "hf:"
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_SOURCE = re.compile(rf"hf:({_NAME}/{_NAME})(?:/([^@]+))?(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,127}}))?")
 _STEMS = ("model", "decoder_model_merged", "decoder_with_past_model", "decoder_model")  # the first that is there
 _FOLDERS = ("", "onnx")  # where exporters and hubs put them
-_BESIDE = (*FILES, "config.json", "genai_config.json")
+_BESIDE = (*FILES, CONFIG, "genai_config.json")
 _MOST_FILES = 10_000  # of a repository
 _MOST_SHOWN = 12
-_DEFAULT_REVISION = "main"
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """What a name asks for: the repository, a file in it or None, a revision or None."""
-
-    repo: str
-    file: str | None
-    revision: str | None
-
-
-def parse_source(text: str) -> HubSource:
-    """The parts of hf:ORG/NAME[/FILE.onnx][@REVISION].
-
-    Raises:
-        UserError: it is none.
-    """
-    found = _SOURCE.fullmatch(text)
-    named = [part for part in (found[2], found[3]) if part] if found else []
-    if found is None or any(map(_leads_out, named)) or (found[2] and not found[2].endswith(".onnx")):
-        raise UserError(f"{text}: a model of the hub is hf:ORG/NAME, hf:ORG/NAME/FILE.onnx, or either with @REVISION")
-    return HubSource(*found.groups())
 
 
 def files_of(given: Sequence[Any], variant: str | None, progress: Progress) -> list[Any]:
@@ -68,10 +50,10 @@ def files_of(given: Sequence[Any], variant: str | None, progress: Progress) -> l
 def fetch(
     text: str, variant: str | None, progress: Progress, endpoint: str | None = None, cache: Path | None = None
 ) -> Path:
-    """Fetch what a name asks for, or find it in the cache; returns the ONNX file.
+    """Fetch what a name asks for, or find it in the cache; returns the ONNX file, or the config.json.
 
     Args:
-        text: hf:ORG/NAME[/FILE.onnx][@REVISION].
+        text: as `parse_source` reads it.
         variant: which of several files, as hubs name them: q4 is model_q4.onnx; None: model.onnx.
         progress: of the download.
         endpoint: the hub's address, None: the client's own (HF_ENDPOINT).
@@ -90,17 +72,21 @@ def fetch(
         raise UserError(f"{text}: the hub's client is not installed: pip install huggingface_hub") from None
     with progress.step(f"fetch {text}"):
         repository = _listed(huggingface_hub, source, text, endpoint, cache)
-        name = choose_file(list(repository.sizes), source, variant, text)
+        name = choose_file(list(repository.sizes), source, variant, text, repository.where)
         path = repository.get([name])
-        return _with_companions(repository, name, path, text)
+        return path if path.name == CONFIG else _with_companions(repository, name, path, text)
 
 
 @dataclass(frozen=True)
 class _Repository:
-    """Files of one revision: their sizes by name, and how to get some of them; returns the first one's path."""
+    """Files of one revision: their sizes by name, and how to get some of them; returns the first one's path.
+
+    `where` says that only the cache was looked at, and why; "" where the hub listed them.
+    """
 
     sizes: dict[str, int]
     get: Callable[[list[str]], Path]
+    where: str = ""
 
 
 def _with_companions(repository: _Repository, name: str, path: Path, text: str) -> Path:
@@ -113,10 +99,11 @@ def _with_companions(repository: _Repository, name: str, path: Path, text: str) 
         return path  # refused as every other file is, with the reason
     folder, missing = PurePosixPath(name).parent, []
     wanted = {e.value for t in graph.initializer for e in t.external_data if e.key == "location"} - {path.name}
-    external = [str(folder / location) for location in sorted(wanted) if not _leads_out(location)]
+    external = [str(folder / location) for location in sorted(wanted) if not leads_out(location)]
     missing = [n for n in external if n not in repository.sizes]
     if missing:
-        raise UserError(f"{text}: its weights {missing[0]} are not in the repository: they were not published with it")
+        where = repository.where or " in the repository: they were not published with it"
+        raise UserError(f"{text}: its weights {missing[0]} are not{where}")
     folders = {str(folder / "x")[:-1], ""}
     beside = [n for n in repository.sizes if n in {f + b for f in folders for b in _BESIDE}]
     beside += [n for n in repository.sizes if n.startswith(f"{MORE_TEMPLATES}/") and n.endswith(".jinja")]
@@ -128,8 +115,8 @@ def _with_companions(repository: _Repository, name: str, path: Path, text: str) 
     return path
 
 
-def choose_file(names: list[str], source: HubSource, variant: str | None, text: str) -> str:
-    """The ONNX file that is meant.
+def choose_file(names: list[str], source: HubSource, variant: str | None, text: str, where: str = "") -> str:
+    """The file that is meant; `where` follows what is not there.
 
     Raises:
         UserError: it is not there, or several could be meant; the message lists what there is.
@@ -140,7 +127,7 @@ def choose_file(names: list[str], source: HubSource, variant: str | None, text: 
             raise UserError(f"{text} names a file; leave --variant out")
         if source.file in names:
             return source.file
-        raise UserError(f"{text}: there is no {source.file}; {_shown(onnx)}")
+        raise UserError(f"{text}: there is no {source.file}{where}; {_shown(onnx)}")
     tail = "" if variant is None else f"_{variant}"
     for stem in _STEMS:
         for folder in _FOLDERS:
@@ -148,7 +135,7 @@ def choose_file(names: list[str], source: HubSource, variant: str | None, text: 
             if name in names:
                 return name
     what = "no model.onnx" if variant is None else f"no variant {variant}"
-    raise UserError(f"{text}: there is {what}; {_shown(onnx)}")
+    raise UserError(f"{text}: there is {what}{where}; {_shown(onnx)}")
 
 
 def _shown(onnx: list[str]) -> str:
@@ -156,14 +143,6 @@ def _shown(onnx: list[str]) -> str:
     if not onnx:
         return "it has no ONNX file at all: export it (optimum-cli export onnx), or take a repository that has some"
     return f"it has {', '.join(onnx[:_MOST_SHOWN])}{more}"
-
-
-def _leads_out(name: str) -> bool:
-    """Whether a name is not plainly one of a file below its folder."""
-    parts = PurePosixPath(name).parts
-    return (
-        not parts or name.startswith("/") or "\\" in name or not name.isprintable() or {"..", "."} & set(parts) != set()
-    )
 
 
 def _listed(hub: Any, source: HubSource, text: str, endpoint: str | None, cache: Path | None) -> _Repository:
@@ -186,7 +165,7 @@ def _listed(hub: Any, source: HubSource, text: str, endpoint: str | None, cache:
     sizes = {str(s.rfilename): int(s.size or 0) for s in (info.siblings or [])[: _MOST_FILES + 1]}
     if len(sizes) > _MOST_FILES:
         raise UserError(f"{text}: the repository has more than {_MOST_FILES} files")
-    strange = next((n for n in sizes if _leads_out(n)), None)
+    strange = next((n for n in sizes if leads_out(n)), None)
     if strange is not None:
         raise UserError(f"{text}: the repository has a file named {strange!a}, which leads out of its folder")
 
@@ -196,7 +175,7 @@ def _listed(hub: Any, source: HubSource, text: str, endpoint: str | None, cache:
         _check_room(text, sum(sizes[n] for n in names), folder)
         for name in names:
             try:
-                revision = source.revision or _DEFAULT_REVISION  # not info.sha: the cache keeps the name for later
+                revision = source.revision or DEFAULT_REVISION  # not info.sha: the cache keeps the name for later
                 done = hub.hf_hub_download(source.repo, name, revision=revision, endpoint=endpoint, cache_dir=cache)
             except Exception as error:  # of the client, of its HTTP library, of the disk
                 raise UserError(f"{text}: cannot fetch {name}: {_one_line(error)}") from None
@@ -209,14 +188,12 @@ def _listed(hub: Any, source: HubSource, text: str, endpoint: str | None, cache:
 
 
 def _cached(hub: Any, source: HubSource, text: str, cache: Path | None, why: str) -> _Repository:
-    root = Path(cache or hub.constants.HF_HUB_CACHE) / f"models--{source.repo.replace('/', '--')}"
-    revision = source.revision or _DEFAULT_REVISION
-    reference = root / "refs" / revision
-    folder = root / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision)
+    repository = repository_folder(Path(cache or hub.constants.HF_HUB_CACHE), source.repo)
+    folder = snapshot_folder(repository, source.revision or DEFAULT_REVISION)
     if not folder.is_dir():
         raise UserError(f"{text}: {why}, and it is not in the cache")
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
-    return _Repository(sizes, lambda names: folder / names[0])
+    return _Repository(sizes, lambda names: folder / names[0], f" in the cache ({why})")
 
 
 def _sized(path: Path, name: str, size: int, text: str) -> Path:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.format import INT8, RUNTIME_KV
 from costmodel.question import Question, Variant
 from costmodel.search import Search
+from hetero_sd.compile.hub_name import source_of
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.like import like
 from hetero_sd.predict.request import PredictRequest
@@ -73,9 +75,12 @@ def compile_command(request: PredictRequest, best: Variant, question: Question) 
 
 
 def _onnx(path: Path | EarlyExit | None, role: str) -> str:
-    """The model's file, or where its export would be: beside the config.json."""
+    """The model's file or its name in the hub; of a config.json, where its export would be: beside it."""
     if isinstance(path, EarlyExit):
         return str(path)
     if path is None:
         return f"{role}/model.onnx"
-    return str(path.with_name("model.onnx") if path.suffix == ".json" else path)
+    source = source_of(path)
+    if path.suffix == ".json":
+        return str(path.with_name("model.onnx") if source is None else replace(source, file=None))
+    return str(source or path)

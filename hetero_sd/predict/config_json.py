@@ -13,6 +13,7 @@ from typing import Any
 from costmodel.decoder import DecoderSpec
 from costmodel.format import RUNTIME_KV
 from costmodel.standard_decoder import BOTH, POST, Blocks, standard_decoder
+from hetero_sd.compile.hub_name import CONFIG, folder_name
 from hetero_sd.predict.weight_formats import StoredAs, kv_bytes, stored_as
 from targets.errors import UserError
 from targets.files import read_object
@@ -77,7 +78,7 @@ def _name(config: dict[str, Any], path: Path) -> str:
     stated = config.get("_name_or_path")
     if isinstance(stated, str) and stated.strip():
         return stated.rstrip("/").rsplit("/", 1)[-1][:80]
-    return path.absolute().parent.name if path.name == "config.json" else path.stem
+    return folder_name(path) if path.name == CONFIG else path.stem
 
 
 def _shape(

@@ -12,6 +12,7 @@ from costmodel.format import FLOAT, INT8, RUNTIME_KV
 from costmodel.question import factors_of
 from costmodel.schema.model import QuantisedFacts
 from costmodel.speculative import MOST_GAMMA
+from hetero_sd.compile.hub_name import folder_name
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.config_json import specs_from_config
 from hetero_sd.predict.weight_formats import kv_bytes, stored_as
@@ -75,7 +76,7 @@ def load_specs(
     from passes.onnx import canonicalise
 
     decoder = canonicalise(path, max(2, context), None if quantised is None else recipe_of(quantised, path))
-    spec = count_work(decoder, path.absolute().parent.name + "/" + path.name)
+    spec = count_work(decoder, f"{folder_name(path)}/{path.name}")
     allowed = INT8 if decoder.facts.int8_activations else FLOAT
     return (replace(with_activations(spec, activations or allowed), kv_bytes_per_value=kv_bytes(kv)),)
 

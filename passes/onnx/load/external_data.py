@@ -19,6 +19,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from targets.errors import UserError
+from targets.hub_cache import snapshot_of
 
 
 def external_file(path: Path, tensor: str, location: str) -> Path:
@@ -60,9 +61,7 @@ def external_file(path: Path, tensor: str, location: str) -> Path:
 
 def _blobs(folder: Path) -> Path | None:
     """``blobs/`` of the hub's repository whose snapshot the folder belongs to, or None for any other folder."""
-    for parent in folder.parents:
-        inside = folder.relative_to(parent).parts
-        if parent.name.startswith("models--") and len(inside) >= 2 and inside[0] == "snapshots":
-            blobs = parent / "blobs"
-            return blobs if blobs.is_dir() and not blobs.is_symlink() else None
-    return None
+    if (snapshot := snapshot_of(folder)) is None:
+        return None
+    blobs = snapshot.parents[1] / "blobs"
+    return blobs if blobs.is_dir() and not blobs.is_symlink() else None

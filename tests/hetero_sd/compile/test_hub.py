@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -17,10 +18,10 @@ import huggingface_hub.constants
 import pytest
 from tokenizers import Tokenizer
 
-from hetero_sd import verify
 from hetero_sd.cli import main
 from hetero_sd.compile import hub
-from hetero_sd.compile.hub import HubSource, choose_file, fetch, parse_source
+from hetero_sd.compile.hub import choose_file, fetch
+from hetero_sd.compile.hub_name import HubSource
 from hetero_sd.compile.tokenizer_files import find_tokenizer
 from hetero_sd.progress import Progress
 from hetero_sd.reference import Cache, ReferenceModel
@@ -132,12 +133,18 @@ def test_a_variant_with_its_weights_and_again_without_the_hub(
     server.shutdown()
     server.server_close()
     assert get(server, tmp_path, variant="q4") == path
-    with pytest.raises(UserError, match=r"there is no model\.onnx; it has onnx/model_q4\.onnx$"):
+    with pytest.raises(
+        UserError, match=r"no model\.onnx in the cache \(no connection .*\); it has onnx/model_q4\.onnx$"
+    ):
         get(server, tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert get(server, tmp_path, variant="q4") == path
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set, and it is not in the cache$"):
         get(server, tmp_path / "another")
+    (path.parent / "model.onnx.data").unlink()
+    said = r"onnx/model\.onnx\.data are not in the cache \(HF_HUB_OFFLINE is set\)$"
+    with pytest.raises(UserError, match=said):
+        get(server, tmp_path, variant="q4")
 
 
 @pytest.mark.parametrize(
@@ -193,25 +200,6 @@ def test_weights_that_were_not_published(server: Server, tmp_path: Path) -> None
         get(server, tmp_path, variant="q4")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "hf:model",
-        "hf:a/b/../c.onnx",
-        "hf:a/b/c.bin",
-        "hf:../x",
-        "hf:a/b/",
-        "hf:a/b@",
-        "hf:/a/b",
-        "hf:a/b@c/../..",
-        "hf:a/b//c.onnx/..",
-    ],
-)
-def test_names_that_are_none(text: str) -> None:
-    with pytest.raises(UserError, match=r"a model of the hub is hf:ORG/NAME, hf:ORG/NAME/FILE\.onnx, or either with"):
-        parse_source(text)
-
-
 def test_which_file_is_meant() -> None:
     source = HubSource("a/b", None, None)
     names = ["onnx/decoder_model.onnx", "onnx/decoder_model_merged.onnx", "onnx/decoder_model_merged_q4.onnx"]
@@ -256,24 +244,73 @@ def test_the_command_takes_both(
     assert "no model here is hf:ORG/NAME" in capsys.readouterr().err
 
 
-def test_verify_takes_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """What the client gives back is compared with; a file is, as it is."""
+NAMED = {  # the other commands that take models: what is refused of a file that is none says what was opened
+    "verify": ["verify", "BUNDLE", "--against", "MODEL"],
+    "inspect": ["inspect", "MODEL"],
+    "explain": ["explain", "MODEL", "--board", "rpi4"],
+    "predict": ["predict", "MODEL", "--board", "rpi4"],
+    "predict the drafter": ["predict", "config.json", "--draft", "MODEL", "--board", "rpi4"],
+    "sweep": ["sweep", "--pair", "config.json,MODEL", "--board", "rpi4", "--out", "BUNDLE.csv"],
+    "acceptance": ["acceptance", "MODEL", "early-exit:1", "--prompts", "p.txt"],
+    "acceptance of the drafter": ["acceptance", "config.json", "MODEL", "--prompts", "p.txt"],
+    "calibrate": ["calibrate", "m.json", "--target", "MODEL", "--board", "rpi4", "--out", "BUNDLE.toml"],
+}
+
+
+@pytest.mark.parametrize("command", NAMED)
+def test_every_other_command_takes_them(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The name and the variant reach the client; a file does not, and there a variant is refused."""
+    asked: list[tuple[str, str | None]] = []
 
     def instead(text: str, variant: str | None, progress: Progress) -> Path:
-        assert (text, variant) == ("hf:a/b", "q4")
-        return Path("fetched.onnx")
-
-    def compare(request: verify.VerifyRequest) -> None:
-        raise UserError(f"compared with {request.against}")
+        asked.append((text, variant))
+        raise UserError("as the client says")
 
     monkeypatch.setattr(hub, "fetch", instead)
-    monkeypatch.setattr(verify, "verify_bundle", compare)
-    for given, said in (
-        (["hf:a/b", "--variant", "q4"], "compared with fetched.onnx"),
-        (["a.onnx"], "compared with a.onnx"),
-        (["a.onnx", "--variant", "q4"], "no model here is hf:ORG/NAME"),
+    for model, more, said in (
+        ("hf:a/b", ["--variant", "q4"], "as the client says"),
+        ("hf:a/b/x.onnx@v1", [], "as the client says"),
+        ("a.onnx", ["--variant", "q4"], "no model here is hf:ORG/NAME"),
+        ("a.onnx", [], ""),
     ):
-        assert main(["verify", str(tmp_path), "--against", *given]) == 2
+        words = [w.replace("MODEL", model).replace("BUNDLE", str(tmp_path / "b")) for w in NAMED[command]]
+        assert main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert asked == [("hf:a/b", "q4"), ("hf:a/b/x.onnx@v1", None)]
+
+
+def test_a_config_is_fetched_alone_and_priced_by_the_repositorys_name(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """And so is an ONNX file of the cache; the command to compile it names the hub, not the cache."""
+    monkeypatch.setattr(hub, "fetch", functools.partial(fetch, endpoint=server.url, cache=tmp_path))
+    config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    server.files["config.json"] = json.dumps({**config, "vocab_size": 100, "num_hidden_layers": 2}).encode()
+    assert main(["predict", f"hf:{REPO}/config.json", "--board", "rpi4"]) == 0
+    printed = capsys.readouterr().out
+    assert server.asked == ["config.json"]
+    assert f"hetero-sd compile hf:{REPO} --board rpi4" in printed
+    assert "tiny-llama float16" in printed
+    assert main(["predict", f"hf:{REPO}", "--variant", "q4", "--board", "rpi4", "--context", "128"]) == 0
+    printed = capsys.readouterr().out
+    assert f"hetero-sd compile hf:{REPO}/onnx/model_q4.onnx --board rpi4" in printed
+    assert "tiny-llama/model_q4.onnx" in printed
+    assert str(tmp_path) not in printed
+
+
+def test_what_needs_no_model_is_refused_before_any_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("fetched"))
+    for words, said in (
+        (["compile", "hf:a/b", "--board", "rpi9", "--out", str(tmp_path / "o")], "board 'rpi9' is not known"),
+        (["compile", "hf:a/b", "--board", "rpi4", "--out", str(tmp_path)], "already exists"),
+        (["predict", "hf:a/b"], "--board is missing"),
+        (["predict", "hf:a/b", "--board", "rpi4", "--weights", "int3"], "int3"),
+    ):
+        assert main(words) == 2
         assert said in capsys.readouterr().err
 
 

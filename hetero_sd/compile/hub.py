@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,6 +35,7 @@ _FOLDERS = ("", "onnx")  # where exporters and hubs put them
 _BESIDE = (*FILES, CONFIG, "genai_config.json")
 _MOST_FILES = 10_000  # of a repository
 _MOST_SHOWN = 12
+_LONGEST_ANSWER_S = 30.0
 
 
 def files_of(given: Sequence[Any], variant: str | None, progress: Progress) -> list[Any]:
@@ -70,8 +72,10 @@ def fetch(
         import huggingface_hub.errors
     except ImportError:
         raise UserError(f"{text}: the hub's client is not installed: pip install huggingface_hub") from None
+    hub: Any = huggingface_hub
+    hub.logging.set_verbosity_error()  # what is tried again is its own affair
     with progress.step(f"fetch {text}"):
-        repository = _listed(huggingface_hub, source, text, endpoint, cache)
+        repository = _listed(hub, source, text, endpoint, cache)
         name = choose_file(list(repository.sizes), source, variant, text, repository.where)
         path = repository.get([name])
         return path if path.name == CONFIG else _with_companions(repository, name, path, text)
@@ -150,16 +154,19 @@ def _listed(hub: Any, source: HubSource, text: str, endpoint: str | None, cache:
     if hub.constants.HF_HUB_OFFLINE:
         return _cached(hub, source, text, cache, "HF_HUB_OFFLINE is set")
     errors = hub.errors
+    agree = f"{text}: its makers ask you to agree to terms first, on the hub's page of it; then `hf auth login`"
     try:
-        info = hub.HfApi(endpoint=endpoint).model_info(source.repo, revision=source.revision, files_metadata=True)
+        info = hub.HfApi(endpoint=endpoint).model_info(
+            source.repo, revision=source.revision, files_metadata=True, timeout=_LONGEST_ANSWER_S
+        )
     except errors.GatedRepoError:
-        raise UserError(f"{text}: its makers ask you to agree to terms first, on the hub's page of it") from None
+        raise UserError(agree) from None
     except errors.RepositoryNotFoundError:
         raise UserError(f"{text}: the hub has no such repository, or it is private: `hf auth login`") from None
     except errors.RevisionNotFoundError:
         raise UserError(f"{text}: the repository has no revision {source.revision}") from None
     except errors.HfHubHTTPError as error:
-        raise UserError(f"{text}: the hub answers: {_one_line(error)}") from None
+        raise UserError(f"{text}: the hub answers {_status(error)}") from None
     except Exception as error:  # no connection: each version of the client raises what its HTTP library raises
         return _cached(hub, source, text, cache, f"no connection to the hub ({_one_line(error)})")
     sizes = {str(s.rfilename): int(s.size or 0) for s in (info.siblings or [])[: _MOST_FILES + 1]}
@@ -177,6 +184,8 @@ def _listed(hub: Any, source: HubSource, text: str, endpoint: str | None, cache:
             try:
                 revision = source.revision or DEFAULT_REVISION  # not info.sha: the cache keeps the name for later
                 done = hub.hf_hub_download(source.repo, name, revision=revision, endpoint=endpoint, cache_dir=cache)
+            except errors.GatedRepoError:  # such a repository's files are listed to everybody
+                raise UserError(agree) from None
             except Exception as error:  # of the client, of its HTTP library, of the disk
                 raise UserError(f"{text}: cannot fetch {name}: {_one_line(error)}") from None
             if info.sha not in Path(done).parts:
@@ -210,6 +219,14 @@ def _check_room(text: str, needed: int, folder: Path) -> None:
         raise UserError(f"{text}: {needed} bytes to fetch, {free} are free in {folder}: set HF_HOME to another disk")
 
 
-def _one_line(error: BaseException) -> str:
-    shown = " ".join(str(error).split())[:200] or type(error).__name__
+def _status(error: Any) -> str:
+    """The status of an answer, and what the hub says about it."""
+    status = int(error.response.status_code)
+    login = ": `hf auth login`" if status == HTTPStatus.UNAUTHORIZED else ""
+    said = f" ({_one_line(error.server_message)})" if error.server_message else ""
+    return f"with status {status}{said}{login}"
+
+
+def _one_line(said: BaseException | str) -> str:
+    shown = " ".join(str(said).split())[:200] or type(said).__name__
     return "".join(c if c.isprintable() else "?" for c in shown)

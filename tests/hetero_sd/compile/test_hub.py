@@ -34,12 +34,15 @@ QUIET = Progress(quiet=True)
 
 
 class Server(ThreadingHTTPServer):
-    """A hub with one repository; `stated` are sizes that it lies about, `asked` the files that were fetched."""
+    """A hub with one repository; `stated` are sizes that it lies about, `asked` the files that were fetched.
+
+    `gated` is the part of the addresses where it asks for consent first, `status` what it answers to everything.
+    """
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.stated, self.asked, self.gated = files, dict[str, int](), list[str](), False
-        self.commit = COMMIT
+        self.files, self.stated, self.asked = files, dict[str, int](), list[str]()
+        self.gated, self.status, self.commit = "", 0, COMMIT
 
     @property
     def url(self) -> str:
@@ -60,10 +63,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path, files = self.path.partition("?")[0], self.server.files
+        if self.server.status:
+            return self.send(self.server.status, b'{"error": "come back\\nlater"}', {}, body)
+        if self.server.gated and self.server.gated in path:
+            return self.send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "agree first"}, body)
         resolve = next((r for v in ("main", "v1") if path.startswith(r := f"/{REPO}/resolve/{v}/")), None)
         if path in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/v1"):
-            if self.server.gated:
-                return self.send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "agree first"}, body)
             listed = [{"rfilename": n, "size": self.server.stated.get(n, len(x))} for n, x in files.items()]
             return self.send(200, json.dumps({"id": REPO, "sha": COMMIT, "siblings": listed}).encode(), {}, body)
         if path.startswith(f"/api/models/{REPO}/revision/"):
@@ -163,9 +168,25 @@ def test_what_is_not_there(server: Server, tmp_path: Path, text: str, reason: st
 
 def test_a_revision_and_a_gated_repository(server: Server, tmp_path: Path) -> None:
     assert COMMIT in str(get(server, tmp_path, f"hf:{REPO}/onnx/model.onnx@v1"))
-    server.gated = True
-    with pytest.raises(UserError, match="its makers ask you to agree to terms first"):
-        get(server, tmp_path / "another")
+    for server.gated in ("/api/", "/resolve/"):  # the hub itself lists a gated repository's files to everybody
+        with pytest.raises(
+            UserError, match=rf"^hf:{REPO}: its makers ask you to agree to terms first, .*; then `hf auth login`$"
+        ):
+            get(server, tmp_path / "another")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (500, r"the hub answers with status 500 \(come back later\)"),
+        (429, r"the hub answers with status 429 \(come back later\)"),
+        (401, r"the hub answers with status 401 \(come back later\): `hf auth login`"),
+    ],
+)
+def test_a_hub_that_does_not_want_to(server: Server, tmp_path: Path, status: int, said: str) -> None:
+    server.status = status
+    with pytest.raises(UserError, match=f"^hf:{REPO}: {said}$"):
+        get(server, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../outside.json", "/etc/x", "onnx/../../x", "a\\b", "new\nline"])

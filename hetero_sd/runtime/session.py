@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from costmodel.schema.plan import OVERLAPPED, Plan
@@ -27,7 +28,7 @@ from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.model.protocol import Models, Slots
 from hetero_sd.runtime.model.shared_rows import SharedRows
 from hetero_sd.runtime.text.chat_template import SYSTEM, USER, Chat, Message
-from hetero_sd.runtime.text.prompts import Prompt, checked_chat, prompt_of_text
+from hetero_sd.runtime.text.prompts import Prompt, given_chat, prompt_of_text
 from hetero_sd.runtime.text.tokenizer import Text
 from targets.errors import UserError
 
@@ -135,24 +136,24 @@ class Session:
 
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | Mapping[str, Any] | Path,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[Options],
     ) -> Answer:
-        """Answer the last message of a conversation by the chat template.
+        """Answer the last question of a conversation by the chat template.
 
         Of what was read for the answer before, the common beginning is not read again.
 
         Args:
-            messages: objects with `role` ("system", "user", "assistant", ...) and `content`.
+            messages: objects with `role` ("system", "user", "assistant", ...) and `content`; or an object that has
+                them as `messages`, or a file of one: what `/save` writes. An answer at their end is left out.
             tools: JSON schemas of functions that the template shows to the model.
             options: see :class:`Options`.
 
         Raises:
             UserError: as :meth:`generate`; there is no chat template, or a message is malformed.
         """
-        chat = checked_chat({"messages": list(messages), **({} if tools is None else {"tools": list(tools)})}, "chat()")
-        return self.answer(self.encode(Prompt(chat, "the conversation")), **options)
+        return self.answer(self.encode(Prompt(given_chat(messages, tools), "the conversation")), **options)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt.

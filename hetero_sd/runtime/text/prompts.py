@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hetero_sd.runtime.text.chat_template import ASSISTANT, Chat
+from hetero_sd.runtime.text.chat_template import ASSISTANT, Chat, Message
 from targets.errors import UserError
 
 _KINDS = ("prompt", "messages", "token_ids")
@@ -101,11 +101,44 @@ def _json_prompt(line: str, where: str) -> Prompt:
             raise UserError(f"{where}: `prompt` is not a string")
         return prompt_of_text(value["prompt"], where)
     if "messages" in value:
-        return Prompt(checked_chat({**value, "messages": _up_to_the_question(value["messages"])}, where), where)
+        return Prompt(chat_of(value, where), where)
     ids = value["token_ids"]
     if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
         raise UserError(f"{where}: `token_ids` is not a list of integers with at least one")
     return Prompt(ids, where)
+
+
+def given_chat(given: Sequence[Message] | Mapping[str, Any] | Path, tools: Sequence[Mapping[str, Any]] | None) -> Chat:
+    """Return the conversation that a caller gives: messages, an object with ``messages``, or a file of one.
+
+    Args:
+        given: what ``/save`` writes among them: the object of its line, or its file.
+        tools: in place of those of the object or of the file.
+
+    Raises:
+        UserError: as `checked_chat` and `read_prompts`; a file with anything else than one conversation.
+    """
+    where = "chat()"
+    if isinstance(given, Path):
+        where, prompts = str(given), read_prompts(given)
+        found = prompts[0].given if len(prompts) == 1 else None
+        if not isinstance(found, Chat):
+            raise UserError(f"{where}: chat() takes a file with one conversation, a line of JSON with `messages`")
+        given = {"messages": found.messages, "tools": found.tools}
+    elif not isinstance(given, Mapping):
+        given = {"messages": list(given)}
+    elif "messages" not in given:
+        raise UserError(f"{where}: the object has no `messages`")
+    return chat_of({**given, **({} if tools is None else {"tools": list(tools)})}, where)
+
+
+def chat_of(value: Mapping[str, Any], where: str) -> Chat:
+    """Return the conversation of an object with ``messages`` up to its last question, which is to be answered.
+
+    Raises:
+        UserError: as `checked_chat`.
+    """
+    return checked_chat({**value, "messages": _up_to_the_question(value["messages"])}, where)
 
 
 def _up_to_the_question(messages: Any) -> Any:

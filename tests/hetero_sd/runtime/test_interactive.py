@@ -95,6 +95,19 @@ def test_a_saved_conversation_is_a_prompt(letters: Any, say: Any, tmp_path: Path
     assert "".join(piece.text for piece in again) == second.text != first.text
 
 
+def test_a_saved_conversation_is_one_of_the_python_interface(letters: Any, say: Any, tmp_path: Path) -> None:
+    """As file, object or messages chat() answers its last question again; with another question after it, that one."""
+    session, file = letters(system="s"), tmp_path / "c.jsonl"
+    first, second = say(session, "hi", "why?", f"/save {file}")
+    saved = json.loads(file.read_text())
+    for given in (file, saved, saved["messages"]):
+        again = letters(system="another").chat(given)
+        assert again.prompt_ids == second.prompt_ids != first.prompt_ids
+        assert again.read() == second.text != first.text
+    more = {**saved, "messages": [*saved["messages"], {"role": "user", "content": "so?"}]}
+    assert shown(session, session.chat(more)).endswith(f"a:{second.text}\nu:so?\na:")
+
+
 def test_a_mistake_ends_only_what_is_piped_in(letters: Any, say: Any, capsys: Any) -> None:
     session = letters(context=40)
     assert len(say(session, "x" * 99, "hi", typed=True)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,10 @@ def test_an_option_that_does_not_exist(session: Session) -> None:
         (lambda s: s.generate("\ud800"), "the prompt is not valid Unicode"),
         (lambda s: s.chat([]), r"chat\(\): `messages` is not a list with at least one"),
         (lambda s: s.chat([{"content": "x"}]), "message 1 is not an object with a `role`"),
+        (lambda s: s.chat([{"role": "assistant", "content": "x"}]), "the last message is the assistant's"),
+        (lambda s: s.chat({"prompt": "x"}), r"chat\(\): the object has no `messages`"),
+        (lambda s: s.chat(Path(__file__)), r"test_session\.py: chat\(\) takes a file with one conversation"),
+        (lambda s: s.chat(Path("none.jsonl")), "cannot read none.jsonl"),
     ],
 )
 def test_wrong_prompts_are_one_line(session: Session, call: Any, match: str) -> None:

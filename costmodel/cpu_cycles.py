@@ -25,6 +25,7 @@ from targets.device import Core
 _FMA_LATENCY = 4.0
 _EXP = 18.0  # operations of lanes_exp
 _KV_CONVERSIONS = {"float32": 0.0, "float16": 1.0, "int8": 2.0}  # of a vector of a KV cache that is read
+_ALIBI = 2.0  # the distance of the keys, and a multiply-add
 _DIVIDE = 8.0  # cycles of a vector division
 _SCALES = 2.0  # vector instructions for the scales of a step
 _ZERO_ROW = 1.0  # for a row where there are zero points
@@ -170,7 +171,7 @@ def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
         return issue.cycles(fma, convert, load, chain)
 
     score = head_dim * body(queries * cut.key_vectors, cut.key_vectors, queries, _FMA_LATENCY)
-    soften = queries * (_EXP + 8) / issue.fma
+    soften = queries * (_EXP + 8 + (_ALIBI if op.operator.alibi else 0)) / issue.fma
     sums = queries * cut.value_vectors
     spilled = sums if sums > tile.accumulators else 0  # accumulators that do not fit are loaded and stored each time
     beside, chain = queries + 2 * spilled, 1.0 if spilled else _FMA_LATENCY

@@ -42,6 +42,7 @@ class Operator:
         heads, kv_heads, head_dim: of an attention.
         window: keys that an attention sees, 0 for all.
         softcap: an attention's scores pass through tanh.
+        alibi: something is added to an attention's scores by the distance of the key.
         activations: what a linear reads on a CPU, FLOAT or INT8; other processors read floats.
     """
 
@@ -57,6 +58,7 @@ class Operator:
     head_dim: int = 0
     window: int = 0
     softcap: bool = False
+    alibi: bool = False
     activations: str = FLOAT
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from costmodel.format import F32, KV_BYTES
 from costmodel.place import HEAD
 from targets.errors import UserError
 
+_BIAS = 2.0  # of a score
 _NONLINEARITY = 20.0  # operations of a sigmoid, a GELU or a tanh, counted as its exp and division are written
 # kind -> rows of the operator's width that are read and written for a token, and operations for each value
 _ROWWISE = {
@@ -191,7 +192,7 @@ def _activations(read: float, written: float) -> Traffic:
 
 
 def _attention(op: Operator, n: int, past: int, batch: int, bytes_per_value: int) -> Op:
-    """Scores and weighted sum: 4 x heads x head_dim operations for each visible key of each row, and a cap's tanh."""
+    """Scores and weighted sum: 4 x heads x head_dim operations for a row's each visible key, a cap's tanh, a bias."""
     visible = sum(visible_keys(past + t, op.window) for t in range(n))
     span = past + n if not op.window else min(past + n, op.window + n - 1)
     kv_values = 2 * op.kv_heads * op.head_dim
@@ -199,7 +200,7 @@ def _attention(op: Operator, n: int, past: int, batch: int, bytes_per_value: int
     kv = Traffic("kv", stored, batch * kv_values * bytes_per_value * span, batch * kv_values * bytes_per_value * n)
     q = op.heads * op.head_dim
     traffic = (kv, _activations(batch * n * (q + kv_values), batch * n * q))
-    each = 4.0 * q + (_NONLINEARITY * op.heads if op.softcap else 0.0)
+    each = 4.0 * q + op.heads * ((_NONLINEARITY if op.softcap else 0.0) + (_BIAS if op.alibi else 0.0))
     return Op(op, n * batch, each * visible * batch, traffic, parallel=op.kv_heads, past=past, batch=batch)
 
 

@@ -123,6 +123,7 @@ def _rows(f: DecoderFacts, spec: DecoderSpec) -> list[tuple[str, str]]:
     pairs = "neighbours" if f.rope is not None and f.rope.interleaved else "halves"
     learned = any(op.kind == "positions" for op in spec.operators)
     no_rope = "none, positions are learned" if learned else "none"
+    no_rope = "none, scores fall with the distance of a key (ALiBi)" if f.alibi else no_rope
     turned = "" if f.rope is None else f"{f.rope.rotary_dim} of a head's {f.head_dim} elements, {pairs} pair up, "
     windows = [op.window for op in spec.attentions]
     local = [str(i) for i, w in enumerate(windows) if w]

@@ -25,6 +25,7 @@ from passes.onnx.pass_context import attribute, describe
 from passes.onnx.prove.gate import gate_of, is_gate_alone, sigmoid_of_silu
 from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.rewrite.blocks_of_columns import BNB4_TABLES
+from passes.onnx.rewrite.write_attention import seen_keys
 from passes.onnx.weight_sizes import linear_size, table_size
 from targets.errors import UserError
 
@@ -151,14 +152,15 @@ def _rope(c: _Counter, node: Any) -> Iterator[Operator]:
 
 def _attention(c: _Counter, node: Any) -> Iterator[Operator]:
     heads, kv_heads = attribute(node, "q_num_heads"), attribute(node, "kv_num_heads")
-    mask = node.inputs[3].producer() if node.inputs[3] is not None else None
+    window, slopes = seen_keys(node)
     yield c.operator(
         *(node, "attention", heads * c.head_dim),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=c.head_dim,
-        window=0 if mask is None else int(attribute(mask, "window", 0)),
+        window=window,
         softcap=float(attribute(node, "softcap", 0.0)) > 0,
+        alibi=bool(slopes),
     )
 
 

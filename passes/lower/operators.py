@@ -128,7 +128,9 @@ def _attention(call: Any, stored: Stored) -> Sizes:
     dtype = stored(values)
     cache = {} if dtype == "float32" else {"cache": dtype}
     rows = {"slots": slots} if D.op_name(call) == "hsd.attention_rows" else {}
-    return {"n": sizes(q)[1], **rows, **heads, **seen, **scores, **cache}
+    slopes = D.attention_slopes(call.attrs)
+    biased = {"slopes": slopes} if slopes else {}
+    return {"n": sizes(q)[1], **rows, **heads, **seen, **scores, **cache, **biased}
 
 
 def _argmax(call: Any, stored: Stored) -> Sizes:

@@ -44,12 +44,14 @@ class DecoderFacts:
         family: hint for people: "llama", "qwen2" (biased q, k, v), "qwen3" (q/k norm), "mistral" (a window), "phi3"
             (packed projections), "gemma2" (scaled embedding, soft caps), "gemma3" (q/k norm), "gemma" (neither), "gpt2"
             (layer norms), "gpt-neox" (layer norms and rotated positions), "opt" and "nemotron" (the same two with a
-            ReLU), "granite" (scaled residuals), "olmo2" (norms of what a block computed).
+            ReLU), "bloom" and "mpt" (layer norms and ALiBi, the first with a norm of the embedding),
+            "granite" (scaled residuals), "olmo2" (norms of what a block computed).
         window: the largest sliding window of any layer in tokens, 0: none.
         batch: fixed batch size, or None if it is free.
         padding: what attention_mask may hide: "left and right", "right" or "none" (the mask reads none).
         int8_activations: every block-quantised matrix multiplication of the file allows int8 activations, as
             MatMulNBits at accuracy_level 4 does, or an export that rounds its activations to 8 bits itself.
+        alibi: scores fall with the distance of a key, by another slope in each head.
         many_tokens_after_past: whether the export itself can take several tokens after a past; the canonical one can.
     """
 
@@ -70,6 +72,7 @@ class DecoderFacts:
     padding: str = "left and right"
     many_tokens_after_past: bool = True
     int8_activations: bool = False
+    alibi: bool = False
 
 
 def decoder_facts(imp: Importing) -> DecoderFacts:
@@ -110,6 +113,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
         padding=_padding(imp, nodes),
         many_tokens_after_past=not imp.facts.single_token_decode,
         int8_activations=imp.facts.int8_activations,
+        alibi=any(n.op_type == "Alibi" for n in nodes),
     )
 
 
@@ -199,6 +203,9 @@ def _family(nodes: list[Any], embedding: Any) -> str:
         rotated = any(n.op_type == "RotaryEmbedding" for n in nodes)
         if any(n.op_type in ("Relu", "SquaredRelu") for n in nodes):
             return "nemotron" if rotated else "opt"
+        if any(n.op_type == "Alibi" for n in nodes):
+            first = {user.op_type for user, _ in embedding.outputs[0].uses()}
+            return "bloom" if first == {"LayerNormalization"} else "mpt"
         return "gpt-neox" if rotated else "gpt2"
     if any(n.op_type == "Gelu" for n in nodes) and any(embedding.outputs[0] in n.inputs for n in nodes if _scales(n)):
         capped = any(attribute(n, "softcap", 0.0) for n in nodes if n.op_type == "Attention")

@@ -63,7 +63,7 @@ class ImportFacts:
         ropes: rotations proven before GroupQueryAttention nodes; None: no rotation.
         tables: (cos, sin, positions) values written for a rotation, by the rotation, in the order they were written.
         positions: values [B, S] written for positions, by where they come from ("past" or "mask").
-        masks: CausalMask values written, by (window, padding).
+        masks: CausalMask and Alibi values written, by (window, padding, slopes).
     """
 
     layers: int = 0
@@ -80,7 +80,7 @@ class ImportFacts:
     ropes: list[Rope | None] = field(default_factory=list)
     tables: list[tuple[Rope, tuple[Any, Any, Any]]] = field(default_factory=list)
     positions: dict[str, Any] = field(default_factory=dict)
-    masks: dict[tuple[int, bool], Any] = field(default_factory=dict)
+    masks: dict[tuple[int, bool, tuple[float, ...]], Any] = field(default_factory=dict)
 
 
 @dataclass

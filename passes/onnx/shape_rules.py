@@ -61,6 +61,11 @@ def _causal_mask(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
     return [(batch, 1, new, past + new)]
 
 
+def _alibi(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
+    batch, _, new, total = known[node.inputs[0]].shape
+    return [(batch, len(attribute(node, "slopes")), new, total)]
+
+
 def _positions(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
     return [known[node.inputs[1]].shape]
 
@@ -93,6 +98,7 @@ TYPED_LIKE = {"GatherBlockQuantized": 2, "CausalMask": 2, "Positions": 1}  # inp
 # operators ONNX has no rules for: how many inputs decide the shape, and the rule
 SHAPE_RULES = {
     "CausalMask": (3, _causal_mask),
+    "Alibi": (1, _alibi),
     "Positions": (3, _positions),
     "SimplifiedLayerNormalization": (2, _norm),
     "RMSNormalization": (2, _norm),

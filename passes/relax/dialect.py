@@ -12,7 +12,8 @@ semantics for tests. Tensors are [1, n, width]; head h of a row occupies columns
     hsd.layer_norm(x, w, b) {eps}                               hsd.gelu_mul(gate, up) {tanh}
     hsd.learned_positions(w, ids, pos)                          hsd.gelu(x) {tanh, slope, cubic: if they are rounded}
     hsd.scale(x) {factor}                                       hsd.tanh(x)
-    hsd.attention(q, k, v, past_k, past_v) {heads, kv_heads, scale, window, softcap} -> (o, present_k, present_v)
+    hsd.attention(q, k, v, past_k, past_v) {heads, kv_heads, scale, window, softcap, slopes: of ALiBi}
+        -> (o, present_k, present_v)
     hsd.attention_cached(q, k, v, keys, values, pos) {...}      hsd.argmax(logits) -> ids
     hsd.rope_rows, hsd.learned_positions_rows                   as without _rows; pos [n], one of each row
     hsd.attention_rows(q, k, v, keys, values, slot, pos) {...}  as attention_cached; row t at pos[t] of slot[t]
@@ -27,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tvm
 import tvm_ffi
 from tvm import relax, te, tirx
@@ -216,6 +218,11 @@ def _rope_reference(bb: Any, attrs: Any, x: Any, cos: Any, sin: Any, pos: Any) -
     return bb.emit_te(body, x, cos, sin, pos, primfunc_name_hint="rope")
 
 
+def attention_slopes(attrs: Any) -> tuple[float, ...]:
+    """Of each head, what the distance of a key in tokens is multiplied by and added to its score; empty: nothing is."""
+    return tuple(map(float, attrs["slopes"])) if "slopes" in attrs else ()
+
+
 def _attention_reference(bb: Any, attrs: Any, q: Any, k: Any, v: Any, past_k: Any, past_v: Any) -> Any:
     heads, kv_heads = int(attrs["heads"]), int(attrs["kv_heads"])
     window, softcap = int(attrs["window"]), float(attrs["softcap"])
@@ -232,16 +239,19 @@ def _attention_reference(bb: Any, attrs: Any, q: Any, k: Any, v: Any, past_k: An
         s = bb.emit(R.tanh(bb.emit(R.multiply(s, relax.const(1.0 / softcap, "float32")))))
         s = bb.emit(R.multiply(s, relax.const(softcap, "float32")))
 
-    def masked(s: Any) -> Any:
+    slopes = relax.const(np.array(attention_slopes(attrs) or (0.0,), np.float32))
+
+    def masked(s: Any, slopes: Any) -> Any:
         def value(i: Any, h: Any, t: Any, j: Any) -> Any:
             seen = j <= t + past
             if window > 0:
                 seen = tirx.all(seen, j > t + past - window)
-            return tirx.if_then_else(seen, s[i, h, t, j], tirx.min_value("float32"))
+            bias = slopes[h] * (j - t - past).astype("float32") if "slopes" in attrs else 0.0
+            return tirx.if_then_else(seen, s[i, h, t, j] + bias, tirx.min_value("float32"))
 
         return te.compute((b, heads, n, total), value, name="causal")
 
-    p = bb.emit(R.nn.softmax(bb.emit_te(masked, s, primfunc_name_hint="causal"), -1))
+    p = bb.emit(R.nn.softmax(bb.emit_te(masked, s, slopes, primfunc_name_hint="causal"), -1))
     o = bb.emit(R.matmul(bb.emit(R.reshape(p, (b, kv_heads, share * n, total))), v))
     return relax.Tuple([_join_heads(bb, bb.emit(R.reshape(o, (b, heads, n, dim)))), k, v])
 

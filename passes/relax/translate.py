@@ -23,6 +23,7 @@ from passes.onnx.pass_context import describe
 from passes.onnx.prove.weight_expression import is_weight
 from passes.onnx.rewrite.blocks_of_columns import BNB4_TABLES
 from passes.onnx.rewrite.local_functions import DOMAIN
+from passes.onnx.rewrite.write_attention import seen_keys
 from passes.relax import dialect as D
 from targets.errors import UserError
 
@@ -226,13 +227,15 @@ def _rope(e: _Emitter, node: Any) -> _Value:
 
 
 def _attention(e: _Emitter, node: Any) -> tuple[_Value, ...]:
-    q, k, v, mask, past_k, past_v = node.inputs[:6]
+    q, k, v, _, past_k, past_v = node.inputs[:6]
+    window, slopes = seen_keys(node)
     attrs = dict(
         heads=_attr(node, "q_num_heads"),
         kv_heads=_attr(node, "kv_num_heads"),
         scale=_attr(node, "scale"),
-        window=_attr(mask.producer(), "window", 0) if mask is not None else 0,
+        window=window,
         softcap=_attr(node, "softcap", 0.0),
+        **({"slopes": slopes} if slopes else {}),
     )
     both = e.emit(D.attention(*(e.expr(i) for i in (q, k, v, past_k, past_v)), **attrs))
     return tuple(_Value(e.emit(relax.TupleGetItem(both, i))) for i in range(3))

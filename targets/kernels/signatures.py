@@ -149,8 +149,12 @@ class Makers:
         window: int,
         softcap: float,
         cache: str = "float32",
+        slopes: tuple[float, ...] = (),
     ) -> Any:
-        """(q, k, v, keys, values, pos int64, y): appends k and v to the caches in place, then attends."""
+        """(q, k, v, keys, values, pos int64, y): appends k and v to the caches in place, then attends.
+
+        `slopes` are ALiBi's, one a head: times (key - query) they are added to the scores.
+        """
 
     @staticmethod
     def argmax(tile: Any, n: int, vocab: int) -> Any:
@@ -187,6 +191,7 @@ class Makers:
         window: int,
         softcap: float,
         cache: str = "float32",
+        slopes: tuple[float, ...] = (),
     ) -> Any:
         """(q, k, v, keys, values, slot[n] int64, pos[n] int64, y): attention_cached of rows of several sequences.
 

@@ -57,6 +57,15 @@ def lanes_gelu(x: Any, tanh: bool, slope: float = GELU_SLOPE, cubic: float = GEL
     return tirx.max(x, T.float32(0)) - T.float32(0.5) * size * tail
 
 
+def of_head(numbers: tuple[float, ...], head: Any, first: int = 0) -> Any:
+    """The number of a head, among constants: a choice between halves, and so on."""
+    if len(numbers) == 1:
+        return T.float32(numbers[0])
+    half = len(numbers) // 2
+    parts = of_head(numbers[:half], head, first), of_head(numbers[half:], head, first + half)
+    return tirx.Select(head < first + half, *parts)
+
+
 def value_with_key(value: Any, key: Any) -> Any:
     """A value that a KV cache in float16 gets: too large for it where the key of its place is.
 

@@ -107,6 +107,12 @@ FAMILIES = {
     "nemotron": ("NemotronConfig", dict(tie_word_embeddings=False, hidden_act="relu2", **PARTIAL)),
     "mixtral": ("MixtralConfig", dict(tie_word_embeddings=False, num_local_experts=2, num_experts_per_tok=1, intermediate_size=16)),
     "bloom": ("BloomConfig", dict(n_layer=1, n_head=4, num_key_value_heads=4)),
+    "mpt": ("MptConfig", dict(
+        n_layers=1, n_heads=6, num_attention_heads=6, num_key_value_heads=6, d_model=48, hidden_size=48,
+        expansion_ratio=2, max_seq_len=128, head_dim=LEFT_OUT)),
+    "falcon-alibi": ("FalconConfig", dict(
+        tie_word_embeddings=True, head_dim=LEFT_OUT, multi_query=False, num_key_value_heads=4, parallel_attn=False,
+        bias=True, alibi=True)),
 }  # fmt: skip
 FULL_CACHE = ["windowed_kv_cache=false"]
 EAGER = dict(attention="eager")
@@ -181,6 +187,13 @@ JOBS: dict[str, tuple[str, str, dict]] = {
         "opt", "falcon", "falcon-grouped", "nemotron")},
     "mixtral-legacy17-fp32": ("mixtral", "legacy", dict(opset=17)),
     "bloom-legacy17-fp32": ("bloom", "legacy", dict(opset=17, **EAGER)),
+    "bloom-dynamo-fp32": ("bloom", "dynamo", dict(**EAGER)),
+    "bloom-optimum-fp32": ("bloom", "optimum", dict(**EAGER)),
+    "mpt-dynamo-fp32": ("mpt", "dynamo", dict(**EAGER)),
+    "mpt-legacy17-fp32": ("mpt", "legacy", dict(opset=17, **EAGER)),
+    "mpt-optimum-fp32": ("mpt", "optimum", dict(**EAGER)),
+    "falcon-alibi-dynamo-fp32": ("falcon-alibi", "dynamo", dict()),
+    "falcon-alibi-optimum-fp32": ("falcon-alibi", "optimum", dict()),
     # optimum-onnx
     "llama-optimum-fp32": ("llama", "optimum", dict()),
     "llama3-optimum-fp32": ("llama3", "optimum", dict()),

@@ -117,7 +117,7 @@ def _kernel(name: str, inputs: list[Any], outputs: list[Any], *attributes: float
 class _Makers:
     """Of the kernels of the tests' decoders, and no others: a norm with means, GELU, tanh, scale, learned positions.
 
-    Nor have rotations of a part of a head, or of neighbours, and attention with a window or a softcap.
+    Nor have rotations of a part of a head, or of neighbours, and attention with a window, a softcap or slopes.
     """
 
     @staticmethod
@@ -205,8 +205,10 @@ class _Makers:
         window: int,
         softcap: float,
         cache: str = "float32",
+        slopes: tuple[float, ...] = (),
     ) -> Any:
         assert not window
+        assert not slopes
         assert not softcap
         assert cache == "float32"
         q, kv = (1, n, heads * head_dim), (1, n, kv_heads * head_dim)

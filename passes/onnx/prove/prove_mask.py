@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from passes.onnx.pass_context import Declined, Importing
+from passes.onnx.pass_context import Declined, Importing, describe
+from passes.onnx.prove.alibi import BIASED, HIDDEN_BELOW, Alibi
+from passes.onnx.prove.context_limit import limit_context
 from passes.onnx.prove.run_subgraph import Piece, shaped, spread
 from passes.onnx.rewrite.attention_sites import Site
 from passes.onnx.shapes import Point
-
-_HIDDEN_BELOW = -5e3  # an added mask this low leaves nothing of a softmax term; float16 converters write -1e4
+from targets.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Mask:
         notes: what a reader of the log should know, as sentences.
         many_tokens_after_past: whether the export itself can run several new tokens after a past.
         softcap: a scaled score s becomes softcap * tanh(s / softcap) before it is masked; 0: it stays.
+        slopes: of each head, times the position of a key they are added to its score (ALiBi); empty: nothing is.
     """
 
     window: int
@@ -40,6 +42,7 @@ class Mask:
     notes: tuple[str, ...] = ()
     many_tokens_after_past: bool = True
     softcap: float = 0.0
+    slopes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
 
     Raises:
         Declined: it depends on a weight, biases what it shows, or differs from the formula.
+        UserError: the export has a bias for fewer tokens than the context.
     """
     if site.causal and not imp.facts.no_cache:
         raise Declined("the causal flag of the operator is not supported; export with a mask")
@@ -80,18 +84,19 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
     cut = [] if site.scores is None else [site.scores]
     piece = Piece(imp, cut, site.masked)
     rng = np.random.default_rng(0)
-    scale, cap = 1.0, site.softcap
+    scale, cap, bias = 1.0, site.softcap, Alibi()
     declined: list[str] = []
     runs: list[tuple[Case, np.ndarray]] = []
     for case in _cases(imp, "attention_mask" in piece.uses):
         try:
             if site.scores is not None and not runs:
                 cap = _cap(piece, site, case, heads)
-            seen, factor = _run(piece, site, case, heads, rng, cap)
+            seen, factor = _run(piece, site, case, heads, rng, cap, bias)
             if site.causal:
                 seen = seen & visible(case.at, case.attention_mask(), 0, False)
         except Declined as reason:
             if case.at.past == 0 or case.at.new == 1:
+                _check_length(imp, piece, site, heads)
                 raise
             declined.append(str(reason))
             continue
@@ -104,7 +109,7 @@ def prove_mask(imp: Importing, site: Site, heads: int) -> Mask:
     notes = [f"the export itself takes one token at a time after a past: {reason}" for reason in declined[:1]]
     if "position_ids" in piece.uses:
         notes.append("the mask reads position_ids: it is proven for positions that go on from the past")
-    return Mask(window, padding, scale, tuple(notes), not declined, cap)
+    return Mask(window, padding, scale, tuple(notes), not declined, cap, bias.slopes)
 
 
 def _cases(imp: Importing, padded: bool) -> Iterator[Case]:
@@ -119,6 +124,34 @@ def _cases(imp: Importing, padded: bool) -> Iterator[Case]:
     sides = [(new, past, left) for new, past, left in sides if not (past and imp.facts.no_cache)]
     pads = [Case(Point(batch, new, past), some, left) for new, past, left in sides] if padded else []
     yield from (case for case in unpadded + pads if case.at.new + case.at.past <= longest)
+
+
+def _check_length(imp: Importing, piece: Piece, site: Site, heads: int) -> None:
+    """Refuse the context where the slopes of the heads are others for so many tokens than for two: MPT's table ends."""
+    batch = imp.facts.batch or 2
+
+    def slopes(total: int) -> tuple[float, ...] | None:
+        at, bias = Point(batch, 1, total - 1), Alibi()
+        cuts = {} if site.scores is None else {site.scores: np.zeros(_scores_shape(site, at, heads), np.float32)}
+        try:
+            base = spread(piece.run(at, cuts), (batch, heads, 1, total))
+            bias.taken_off(base, base, base > HIDDEN_BELOW, np.ones((batch, 1), bool))
+        except Declined:
+            return None
+        return bias.slopes
+
+    low, high = 2, imp.context
+    right = slopes(low)
+    if not right or slopes(high) == right:
+        return
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if slopes(middle) == right else (low, middle)
+    limit_context(imp, low)
+    raise UserError(
+        f"{describe(site.node)}: the export adds ALiBi to the scores of {low} positions, the context is {imp.context}; "
+        f"compile with --context {low} or less"
+    )
 
 
 def _scores_shape(site: Site, at: Point, heads: int) -> tuple[int, ...]:
@@ -136,23 +169,22 @@ def _cap(piece: Piece, site: Site, case: Case, heads: int) -> float:
 
 
 def _run(
-    piece: Piece, site: Site, case: Case, heads: int, rng: np.random.Generator, cap: float
+    piece: Piece, site: Site, case: Case, heads: int, rng: np.random.Generator, cap: float, bias: Alibi
 ) -> tuple[np.ndarray, float | None]:
     """(visible [batch, new, total], factor on the scores before the cap)."""
     at, mask = case.at, case.attention_mask()
-    total = at.past + at.new
+    total, real = at.past + at.new, mask[:, at.past :].astype(bool)
     inputs: dict[str, Any] = {"attention_mask": mask} if "attention_mask" in piece.uses else {}
     if site.scores is None:
-        shown = piece.run(at, **inputs)
+        shown = spread(piece.run(at, **inputs), (at.batch, heads, at.new, total))
         if shown.dtype != bool:
-            shown = _shown(shown, np.zeros_like(shown), 1.0)
-        full = spread(shown, (at.batch, heads, at.new, total))
-        return _one_for_all_heads(full), None
+            shown = _shown(bias.taken_off(shown, shown, shown > HIDDEN_BELOW, real), np.zeros_like(shown), 1.0)
+        return _one_for_all_heads(shown), None
     shape = _scores_shape(site, at, heads)
     base = piece.run(at, {site.scores: np.zeros(shape, np.float32)}, **inputs)
     scores = rng.standard_normal(shape).astype(np.float32)
     base, masked = shaped(base, shape), shaped(piece.run(at, {site.scores: scores}, **inputs), shape)
-    seen = base > _HIDDEN_BELOW
+    seen = base > HIDDEN_BELOW
     if not seen.any():
         raise Declined("the mask hides every key, or its numbers are not finite")
     if cap:
@@ -162,17 +194,17 @@ def _run(
         capped = cap * np.tanh(scores * (factor / cap))
         shown = _shown(masked - capped, np.zeros_like(masked), 1.0)
         return _one_for_all_heads(shown.reshape(at.batch, heads, at.new, total)), factor
+    full = (at.batch, heads, at.new, total)
+    masked = bias.taken_off(masked.reshape(full), base.reshape(full), seen.reshape(full), real).reshape(shape)
     factor = float((masked[seen] * scores[seen]).sum() / (scores[seen] ** 2).sum())
-    return _one_for_all_heads(_shown(masked, scores, factor).reshape(at.batch, heads, at.new, total)), factor
+    return _one_for_all_heads(_shown(masked, scores, factor, bias.error).reshape(full)), factor
 
 
-def _shown(masked: np.ndarray, scores: np.ndarray, factor: float) -> np.ndarray:
-    """Which entries pass unchanged but for the factor; all others must be hidden."""
-    same = np.abs(masked - factor * scores) <= 1e-5 * max(1.0, abs(factor))
-    if not (same | (masked < _HIDDEN_BELOW)).all():
-        raise Declined(
-            "the scores get a bias other than a mask (ALiBi or the like): use a model with rotary or learned positions"
-        )
+def _shown(masked: np.ndarray, scores: np.ndarray, factor: float, error: float = 0.0) -> np.ndarray:
+    """Which entries pass unchanged but for the factor, within an error; all others must be hidden."""
+    same = np.abs(masked - factor * scores) <= 1e-5 * max(1.0, abs(factor)) + error
+    if not (same | (masked < HIDDEN_BELOW)).all():
+        raise Declined(BIASED)
     return same
 
 

@@ -213,5 +213,6 @@ CHECKS = {
     (DOMAIN, "Gelu"): _accept,
     (DOMAIN, "SquaredRelu"): _accept,
     (DOMAIN, "CausalMask"): _accept,
+    (DOMAIN, "Alibi"): _accept,
     (DOMAIN, "Positions"): _accept,
 }

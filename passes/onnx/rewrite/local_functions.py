@@ -1,6 +1,7 @@
 """The model-local functions of the canonical form: mask, positions, activations; with bodies onnxruntime can run.
 
     hetero_sd::CausalMask(attention_mask | "", input_ids, past_key){window} -> float32 [batch, 1, new, past + new]
+    hetero_sd::Alibi(mask){slopes}: mask + slopes * (key - last key) -> float32 [batch, heads, new, past + new]
     hetero_sd::Positions(attention_mask | "", input_ids, past_key)          -> int64 [batch, new]
     hetero_sd::Gelu(x){slope, cubic}: 0.5 x (1 + tanh(slope (x + cubic x^3)))  -> like x
     hetero_sd::SquaredRelu(x): max(x, 0)^2                                     -> like x
@@ -77,6 +78,22 @@ def causal_mask_function(padding: bool) -> Any:
     hidden = body("Constant", value=ir.tensor(np.float32(HIDDEN)))
     overload = "" if padding else _UNPADDED
     return body.function("CausalMask", body("Where", seen, zero, hidden), [ir.AttrInt64("window", 0)], overload)
+
+
+def alibi_function() -> Any:
+    """Alibi: what each head adds to the scores of a key, besides a mask: its slope times the key's position.
+
+    Positions are counted from the last key, which a softmax does not see.
+    """
+    body = _Body(["mask"])
+    total = body.dimension(body.inputs[0], 3)
+    last = body("Sub", total, body.constant([1]))
+    behind = body("Cast", body("Sub", body.arange(body.constant([0]), total), last), to=int(ir.DataType.FLOAT))
+    slopes = body("Constant")
+    slopes.producer().attributes["value_floats"] = ir.RefAttr("value_floats", "slopes", ir.AttributeType.FLOATS)
+    bias = body("Mul", body("Unsqueeze", slopes, body.constant([1, 2])), behind)
+    attributes = [ir.Attr("slopes", ir.AttributeType.FLOATS, None)]
+    return body.function("Alibi", body("Add", body.inputs[0], bias), attributes)
 
 
 def positions_function(padding: bool) -> Any:

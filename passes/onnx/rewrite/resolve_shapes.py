@@ -2,7 +2,8 @@
 
     Shape(hidden)[0:2]   ->   Concat(Shape(input_ids)[0:1], Shape(input_ids)[1:2])
 
-Every value's shape is computed at two points; a dimension is constant, or one of batch, new, past, past + new.
+Every value's shape is computed at two points; a dimension is constant, one of batch, new, past, past + new, or so many
+times the batch (BLOOM's heads of all texts).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _is_output(node: Any) -> bool:
 
 
 def _name(dims: tuple[int, int], at: tuple[Point, Point]) -> Any:
-    """What a pair of dimensions is: an int, "batch", "new", "past", "total", or None."""
+    """What a pair of dimensions is: an int, "batch", "new", "past", "total", ("batch", times), or None."""
     if dims[0] == dims[1]:
         return dims[0]
     formulas = {
@@ -70,7 +71,9 @@ def _name(dims: tuple[int, int], at: tuple[Point, Point]) -> Any:
         "past": lambda p: p.past,
         "total": lambda p: p.past + p.new,
     }
-    return next((name for name, f in formulas.items() if dims == (f(at[0]), f(at[1]))), None)
+    times = dims[0] // at[0].batch
+    several = ("batch", times) if dims == (times * at[0].batch, times * at[1].batch) else None
+    return next((name for name, f in formulas.items() if dims == (f(at[0]), f(at[1]))), several)
 
 
 def _dimension(imp: Importing, made: dict[Any, Any], name: Any) -> Any:
@@ -81,7 +84,10 @@ def _dimension(imp: Importing, made: dict[Any, Any], name: Any) -> Any:
         made[name] = add_initializer(imp.graph, f"dimension.{name}", np.array([name], np.int64))
         return made[name]
     first = imp.graph[0]  # the order is put right by sorting at the end of the pass
-    if name == "total":
+    if isinstance(name, tuple):
+        parts = [_dimension(imp, made, part) for part in name]
+        node = emit(first, "Mul", parts, outputs=[f"dimension.{name[0]}.{name[1]}"])
+    elif name == "total":
         parts = [_dimension(imp, made, "past"), _dimension(imp, made, "new")]
         node = emit(first, "Add", parts, outputs=["dimension.total"])
     else:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from passes.onnx.pass_context import WRITTEN, Importing, add_initializer, emit
+from passes.onnx.pass_context import WRITTEN, Importing, add_initializer, attribute, emit
 from passes.onnx.prove.prove_mask import Mask
 from passes.onnx.prove.prove_rope import Rope
-from passes.onnx.rewrite.local_functions import DOMAIN, causal_mask_function, positions_function
+from passes.onnx.rewrite.local_functions import DOMAIN, alibi_function, causal_mask_function, positions_function
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,14 @@ def replace_present(imp: Importing, name: str, old: Any, new: Any) -> None:
             old.name, new.name = f"{name}.exported", name
             new.shape, new.type = old.shape, old.type
             imp.graph.outputs[i] = new
+
+
+def seen_keys(attention: Any) -> tuple[int, tuple[float, ...]]:
+    """The window of an Attention node that was written here, 0: none; and the slopes of its heads, empty: none."""
+    maker, slopes = None if attention.inputs[3] is None else attention.inputs[3].producer(), ()
+    if maker is not None and maker.op_type == "Alibi":
+        maker, slopes = maker.inputs[0].producer(), tuple(attribute(maker, "slopes"))
+    return 0 if maker is None else int(attribute(maker, "window", 0)), slopes
 
 
 def as_rows(before: Any, value: Any, rank: int) -> Any:
@@ -126,15 +134,26 @@ def _rotate(before: Any, x: Any, cos: Any, sin: Any, positions: Any, heads: int,
 
 
 def _mask(imp: Importing, before: Any, mask: Mask) -> Any:
-    """The CausalMask value with that window, shared by all layers that have it."""
+    """The CausalMask value with that window, and what is added to it, shared by all layers that have both."""
     made = imp.facts.masks
-    if (mask.window, mask.padding) in made:
-        return made[mask.window, mask.padding]
+    if (mask.window, mask.padding, mask.slopes) in made:
+        return made[mask.window, mask.padding, mask.slopes]
+    if mask.slopes:
+        causal = _mask(imp, before, replace(mask, slopes=()))
+        return made.setdefault((mask.window, mask.padding, mask.slopes), _alibi(imp, before, causal, mask.slopes))
     name = f"mask.{mask.window}" if mask.window else "mask"
-    if (mask.window, not mask.padding) in made:
+    if (mask.window, not mask.padding, ()) in made:
         name += ".padded" if mask.padding else ".unpadded"
     hidden = imp.input("attention_mask") if mask.padding else None
     value = _call(imp, before, causal_mask_function(mask.padding), hidden, name, window=mask.window)
     value.type = ir.TensorType(ir.DataType.FLOAT)
-    made[mask.window, mask.padding] = value
+    made[mask.window, mask.padding, ()] = value
     return value
+
+
+def _alibi(imp: Importing, before: Any, mask: Any, slopes: tuple[float, ...]) -> Any:
+    function, name = alibi_function(), f"{mask.name}.alibi"
+    imp.model.functions.setdefault(function.identifier(), function)
+    made = emit(before, function.name, [mask], {"slopes": list(slopes)}, domain=DOMAIN, name=name, outputs=[name])
+    made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    return made.outputs[0]

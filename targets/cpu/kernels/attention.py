@@ -29,6 +29,7 @@ def attention_cached(
     window: int,
     softcap: float,
     cache: str = "float32",
+    slopes: tuple[float, ...] = (),
 ) -> Any:
     """The PrimFunc (q, k, v, key cache, value cache, pos, y); q, y [1, n, heads * head_dim], k, v with kv_heads.
 
@@ -37,7 +38,7 @@ def attention_cached(
     lanes, tiles = tile.lanes, context // tile.lanes
     cut = tile.attention(n, heads // kv_heads, head_dim // tile.vector(head_dim))
     rows, row_tiles = cut.rows, n // cut.rows
-    parts = attention_parts(tile, cut, heads, kv_heads, head_dim, context, scale, window, softcap, cache)
+    parts = attention_parts(tile, cut, heads, kv_heads, head_dim, context, scale, window, softcap, cache, slopes)
     append, attend = parts.append, parts.attend
 
     @T.prim_func(s_tir=True)

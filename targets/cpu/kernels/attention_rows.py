@@ -29,6 +29,7 @@ def attention_rows(
     window: int,
     softcap: float,
     cache: str = "float32",
+    slopes: tuple[float, ...] = (),
 ) -> Any:
     """The PrimFunc (q, k, v, key cache, value cache, slot and position of each row, y); the rest as attention_cached.
 
@@ -36,7 +37,7 @@ def attention_rows(
     """
     lanes, tiles = tile.lanes, context // tile.lanes
     cut = tile.attention(1, heads // kv_heads, head_dim // tile.vector(head_dim))
-    parts = attention_parts(tile, cut, heads, kv_heads, head_dim, context, scale, window, softcap, cache)
+    parts = attention_parts(tile, cut, heads, kv_heads, head_dim, context, scale, window, softcap, cache, slopes)
     append, attend = parts.append, parts.attend
 
     @T.prim_func(s_tir=True)

@@ -17,7 +17,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from targets.cpu.tile import AttentionTile, CpuTile
-from targets.kernels.vector_math import lanes_exp, lanes_tanh, value_with_key
+from targets.kernels.vector_math import lanes_exp, lanes_tanh, of_head, value_with_key
 
 _BLOCK = 64  # keys whose values are added to all of head_dim before the next ones: they stay in the level-1 cache
 
@@ -47,18 +47,21 @@ def attention_parts(
     window: int,
     softcap: float,
     cache: str,
+    slopes: tuple[float, ...],
 ) -> AttentionParts:
     """The macros for a tile of rows that `CpuTile.attention` cut.
 
     window 0 means none: a row at position p sees key j iff j <= p, and j > p - window where there is one. softcap c
     > 0 replaces a score s by c * tanh(s / c). context must be a multiple of the lanes. `cache` is the type in which
     keys and values are stored, float32 or float16: a row attends to the stored ones, its own among them.
+    `slopes`, one a head: ALiBi adds the head's to a score times (key - row), which is never positive.
     """
     lanes, share, part = tile.lanes, heads // kv_heads, tile.vector(head_dim)
     vectors, tiles = head_dim // part, context // lanes
     reach = window if window > 0 else context
     unroll = next(u for u in (8, 4, 2, 1) if head_dim % u == 0)
     cap = softcap if softcap > 0 else 1.0
+    biased = len(slopes) > 0
     rows, side, wide = cut.rows, cut.key_vectors, cut.value_vectors
     queries = rows * share
     room = context + side * lanes
@@ -92,6 +95,7 @@ def attention_parts(
         total = T.sblock_alloc_buffer((queries, lanes), "float32", scope="local")
         top = T.sblock_alloc_buffer((queries,), "float32", scope="local")
         out = T.sblock_alloc_buffer((queries, head_dim), "float32", scope="local")
+        slope = T.sblock_alloc_buffer((queries,), "float32", scope="local")
         # keys of the tile's rows: first and last, and those that all rows see
         begin = T.meta_var(T.max(position + 1 - reach, T.int64(0)))
         end = T.meta_var(position + rows)
@@ -102,6 +106,8 @@ def attention_parts(
         for m in T.unroll(queries):
             for i in T.vectorized(lanes):
                 peak[m, i] = T.float32(-3e38)
+            if biased:
+                slope[m] = of_head(slopes, head * share + m % share)
         for s in T.serial(groups // side):
             for m in T.unroll(queries):
                 for j in T.unroll(side):
@@ -137,6 +143,14 @@ def attention_parts(
                         for i in T.vectorized(lanes):
                             dot[m, j * lanes + i] = T.float32(cap) * lanes_tanh(
                                 dot[m, j * lanes + i] * T.float32(1.0 / cap)
+                            )
+                    if biased:
+                        for i in T.vectorized(lanes):
+                            dot[m, j * lanes + i] = T.fma(
+                                slope[m],
+                                T.Cast("float32", (origin + s * side + j) * lanes - position - m // share)
+                                + T.Cast("float32", i),
+                                dot[m, j * lanes + i],
                             )
                     for i in T.vectorized(lanes):
                         score[m, (s * side + j) * lanes + i] = T.Select(

@@ -18,7 +18,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.kernels.vector_math import lanes_exp, lanes_tanh, value_with_key
+from targets.kernels.vector_math import lanes_exp, lanes_tanh, of_head, value_with_key
 from targets.opencl.kernels import load_half, storage, store_half
 from targets.opencl.tile import GpuTile
 
@@ -49,18 +49,21 @@ def attention_cached(
     window: int,
     softcap: float,
     cache: str = "float32",
+    slopes: tuple[float, ...] = (),
 ) -> Any:
     """The PrimFunc (q, k, v, key cache, value cache, pos, y, weights[r, heads, context], block[r, heads, blocks, 2]).
 
     window 0 means none: row t sees key j iff j <= pos + t, and j > pos + t - window where there is one. softcap c
     > 0 replaces a score s by c * tanh(s / c). context must be a multiple of 4. The last two are scratch, r =
     scratch_rows(n, heads, context). `cache` is the type in which keys and values are stored, float32 or float16.
+    `slopes`, one a head: ALiBi adds the head's to a score times (key - row), which is never positive.
     """
     size, lanes, share = tile.group, tile.lanes, heads // kv_heads
     tiles, blocks, per_block = context // lanes, key_blocks(context), KEYS // lanes
     reach = window if window > 0 else context
     wide = tile.vector(head_dim)
     quads = head_dim // wide
+    biased = len(slopes) > 0
     cap, half = softcap if softcap > 0 else 1.0, cache == "float16"
     rows_per_pass = scratch_rows(n, heads, context)
     passes = -(-n // rows_per_pass)
@@ -178,6 +181,17 @@ def attention_cached(
                                         if softcap > 0:
                                             for i in T.vectorized(lanes):
                                                 dot[m, i] = T.float32(cap) * lanes_tanh(dot[m, i] * T.float32(1 / cap))
+                                        if biased:
+                                            for i in T.vectorized(lanes):
+                                                dot[m, i] = T.fma(
+                                                    of_head(slopes, vh),
+                                                    T.Cast(
+                                                        "float32",
+                                                        vb * KEYS + s * lanes - last(pos, row(vp, vr, score_rows, m)),
+                                                    )
+                                                    + T.Cast("float32", i),
+                                                    dot[m, i],
+                                                )
                                         for i in T.unroll(lanes):
                                             if hidden(pos, row(vp, vr, score_rows, m), vb * KEYS + s * lanes + i):
                                                 dot[m, i] = T.float32(-3e38)

@@ -110,6 +110,15 @@ def test_relu_by_hand(name: str, kind: str, flops: int) -> None:
     assert (table is not None and table.k) == (128 if name == "opt" else False)  # without OPT's two unused rows
 
 
+def test_alibi_by_hand() -> None:
+    """Two operations more for each score, and no kernel of its own; BLOOM normalises its embedding."""
+    shape = counted("bloom-dynamo-fp32")
+    ops = {op.name: op for op in step_ops(shape, 3, 5)}
+    assert ops["attention"].flops == (4 * 32 + 2 * 4) * (6 + 7 + 8)
+    assert [op.kind for op in shape.units[0]] == ["embedding", "layer_norm"]
+    assert not {"positions", "rope_q"} & ops.keys()
+
+
 def test_gemma2_by_hand() -> None:
     """Scaled embedding, a norm before and after each block, GELU, capped scores and logits, a window in one layer."""
     shape = counted("gemma2-dynamo-fp32")

@@ -21,7 +21,7 @@ from tvm import relax
 from unpack_families import OTHERS, one_of_its_kind, unpack_families
 
 from hetero_sd.reference import Cache, ReferenceModel
-from passes.onnx import Decoder, canonicalise
+from passes.onnx import ContextTooLong, Decoder, canonicalise
 from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.testing import CanonicalModel, case, worst_difference
 from passes.relax.translate import onnx_to_relax
@@ -52,7 +52,6 @@ RELAX_BOUND = 2e-5
 MOST_BYTES = 12_000_000  # of all test data
 WINDOW = 4  # of every family that has one, shorter than the tests' texts
 REFUSED = {
-    "bloom-legacy17-fp32": r"Softmax \(node .*: the scores get a bias other than a mask .*: use a model with rotary",
     "gemma2-genai-fp32": r"GroupQueryAttention \(node .*sliding_window_cache\); build .* windowed_kv_cache=false$",
     "qwen2-genai-int4-asymmetric": r"GatherBlockQuantized \(node .* has 2 inputs.*shared_embeddings=false$",
     **dict.fromkeys(
@@ -78,6 +77,7 @@ COMPILED = [
     "granite-genai-int4", "olmo2-dynamo-fp32",
     "phi-dynamo-fp32", "gpt-neox-dynamo-fp32", "cohere2-dynamo-fp32",  # parallel blocks, packed by head
     "opt-dynamo-fp32", "falcon-dynamo-fp32", "falcon-grouped-dynamo-fp32", "nemotron-dynamo-fp32",
+    "bloom-dynamo-fp32", "mpt-legacy17-fp32",
     "gemma3-dynamo-bf16", "gpt2-dynamo-eager-fp16",  # a GELU with the rounded constants of each
     "qwen2-ort-dynamic-uint8", "gpt2-ort-dynamic-int8-per-channel", "llama-ort-bnb4-nf4-across-columns",
     "qwen2-ort-bnb4-fp4",
@@ -280,6 +280,32 @@ def test_a_twin_without_its_window_differs(name: str) -> None:
     assert worst_difference(actual, of_the_export(reference, feed), feed["attention_mask"], 31) > BOUND
 
 
+@pytest.mark.parametrize("name", ["bloom-dynamo-fp32", "mpt-legacy17-fp32"])
+def test_a_twin_with_other_slopes_differs(name: str) -> None:
+    """Those of the export are powers of two; the position of the first key does not matter."""
+    decoder, canonical, _ = imported(name)
+    (node,) = (n for n in decoder.model.graph if n.op_type == "Alibi")
+    slopes = node.attributes["slopes"]
+    powers = [2.0 ** (-8 * i / 4) for i in (1, 2, 3, 4)] if name.startswith("bloom") else [2.0**-i for i in (2, 4, 6)]
+    assert list(slopes.value)[: len(powers)] == powers
+    assert worst(name, canonical, few=True) < BOUND
+    try:
+        node.attributes["slopes"] = ir.AttrFloat32s("slopes", [*slopes.value[1:], slopes.value[0]])
+        assert worst(name, CanonicalModel(decoder.model), few=True) > 100 * BOUND
+    finally:
+        node.attributes["slopes"] = slopes
+
+
+def test_alibi_that_ends_limits_the_context() -> None:
+    """MPT's has max_seq_len positions; for more, its slice of one number would be taken for no bias at all."""
+    for context in (129, 200, 1024):
+        with pytest.raises(ContextTooLong, match=rf"ALiBi .* 128 positions, the context is {context}; compile") as no:
+            canonicalise(CELLS["mpt-legacy17-fp32"], context)
+        assert no.value.longest == 128
+    assert canonicalise(CELLS["mpt-legacy17-fp32"], 128).facts.context == 128
+    assert canonicalise(CELLS["bloom-legacy17-fp32"], 1024).facts.alibi
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", by_speed(QUICK, [n for n in EXPORTED if "-genai" in n]))
 def test_padding_on_the_left_means_nothing_to_lengths(name: str) -> None:
@@ -432,7 +458,7 @@ def worst_at(name: str, new: int, past: int) -> float:
 
 def parts(name: str) -> tuple[str, str, str]:
     """(exporter, family, precision and inputs) of a cell's name."""
-    family = max((r for r in [*ROWS, *OTHERS, "mixtral", "bloom"] if name.startswith(r + "-")), key=len)
+    family = max((r for r in [*ROWS, *OTHERS, "mixtral"] if name.startswith(r + "-")), key=len)
     exporter, _, rest = name.removeprefix(family + "-").removeprefix("drafter-").partition("-")
     if exporter.startswith("legacy"):
         exporter, rest = "legacy", f"{exporter.removeprefix('legacy')}-{rest}"
@@ -474,7 +500,7 @@ def matrix(outcomes: dict[str, tuple[str, str]]) -> Iterator[str]:
 
 def details(name: str, note: str) -> str:
     facts = canonicalise(CELLS[name], CONTEXT).facts
-    rope = "learned" if facts.rope is None else facts.rope.positions
+    rope = ("ALiBi" if facts.alibi else "learned") if facts.rope is None else facts.rope.positions
     window = str(facts.window or "none")
     return f"| {name} | {facts.family} | {facts.weight_dtype} | {window} | {facts.padding} | {rope} | {note} |"
 
@@ -492,7 +518,7 @@ special (`17`, `18`: the opset; `eager`: attention written out, otherwise sdpa; 
 and `int8` are symmetric in blocks of 32 unless they say otherwise; `ids-and-cache`, `no-positions`, `no-cache`:
 inputs left out).
 "dynamo" is `torch.onnx.export(dynamo=True)` and "torchscript" is `dynamo=False` at opset 17 or 18, of torch 2.13 and
-transformers 5.23 (OPT, Falcon, Nemotron: 5.24); "optimum-onnx" is 0.1.0; "genai" is onnxruntime-genai's builder.
+transformers 5.23 (OPT, Falcon, Nemotron, MPT: 5.24); "optimum-onnx" is 0.1.0; "genai" is onnxruntime-genai's builder.
 "onnxruntime's quantisers" are those of onnxruntime 1.32 on a float32 export of another column: `dynamic` is
 `quantize_dynamic` with weights uint8 or int8,
 `per-channel`, `reduced` (reduce_range) or saved by onnxruntime at level `extended`; `static` is `quantize_static` in

@@ -195,12 +195,18 @@ def test_embedding(tile: CpuTile) -> None:
     assert np.array_equal(y[0], w[ids[0]].astype(F32))
 
 
-def attention_reference(q: Array, k: Array, v: Array, scale: float, window: int, softcap: float) -> Array:
+SLOPES = (0.5, 0.03, 0.7, 0.2)  # of four heads, of a key's position
+
+
+def attention_reference(
+    q: Array, k: Array, v: Array, scale: float, window: int, softcap: float, slopes: tuple[float, ...] = ()
+) -> Array:
     """Causal attention, q [t, heads, d], k and v [t, kv heads, d], in float64."""
     t, heads, dim = q.shape
     share = heads // k.shape[1]
     s = np.einsum("thd,jhd->htj", q.astype(np.float64), np.repeat(k, share, 1).astype(np.float64)) * scale
     s = softcap * np.tanh(s / softcap) if softcap else s
+    s = s + np.array(slopes)[:, None, None] * np.arange(t) if slopes else s
     back = np.arange(t)[:, None] - np.arange(t)[None]
     s = np.where((back < 0) | (back >= (window or t)), -np.inf, s)
     p = np.exp(s - s.max(-1, keepdims=True))
@@ -209,14 +215,17 @@ def attention_reference(q: Array, k: Array, v: Array, scale: float, window: int,
 
 
 @TILES
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), DEEP(5, 0.0), DEEP(0, 3.0), (9, 2.0)])
+@pytest.mark.parametrize(
+    ("window", "softcap", "slopes"),
+    [(0, 0.0, ()), DEEP(5, 0.0, ()), DEEP(0, 3.0, ()), (9, 2.0, ()), DEEP(9, 0.0, SLOPES)],
+)
 @pytest.mark.slow
-def test_attention_cached(tile: CpuTile, window: int, softcap: float) -> None:
+def test_attention_cached(tile: CpuTile, window: int, softcap: float, slopes: tuple[float, ...]) -> None:
     heads, kv_heads, dim, context, total = 4, 2, 32, 32, 20
     q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
     expected = attention_reference(
         *(q.reshape(total, heads, dim), k.reshape(total, kv_heads, dim), v.reshape(total, kv_heads, dim)),
-        *(0.2, window, softcap),
+        *(0.2, window, softcap, slopes),
     )
 
     def in_steps(parts: list[int], scale: float = 0.2) -> Array:
@@ -225,7 +234,7 @@ def test_attention_cached(tile: CpuTile, window: int, softcap: float) -> None:
         values = tvm.runtime.tensor(np.full((1, kv_heads, context, dim), np.nan, F32))
         rows, pos = [], 0
         for n in parts:
-            func = attention_cached(tile, n, heads, kv_heads, dim, context, scale, window, softcap)
+            func = attention_cached(tile, n, heads, kv_heads, dim, context, scale, window, softcap, slopes=slopes)
             part = (x[None, pos : pos + n] for x in (q, k, v))
             rows.append(run(func, *part, keys, values, pos, out=((1, n, heads * dim), "float32"))[0])
             pos += n
@@ -237,6 +246,31 @@ def test_attention_cached(tile: CpuTile, window: int, softcap: float) -> None:
         assert np.array_equal(in_steps(parts), whole), parts
     if not window:
         assert np.abs(in_steps([20], scale=0.21) - expected).max() > 1e-4
+
+
+@TILES
+def test_attention_with_alibi(tile: CpuTile) -> None:
+    """Of heads that share keys, too; a row's bits are its own; other heads' slopes are another answer."""
+    heads, kv_heads, dim, context, total = 4, 2, 8, 32, 20
+    q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
+    whole = (q.reshape(total, heads, dim), k.reshape(total, kv_heads, dim), v.reshape(total, kv_heads, dim))
+
+    def in_steps(parts: list[int]) -> Array:
+        keys = tvm.runtime.tensor(np.full((1, kv_heads, context // tile.lanes, dim, tile.lanes), np.nan, F32))
+        values = tvm.runtime.tensor(np.full((1, kv_heads, context, dim), np.nan, F32))
+        rows, pos = [], 0
+        for n in parts:
+            func = attention_cached(tile, n, heads, kv_heads, dim, context, 0.2, 0, 0.0, slopes=SLOPES)
+            part = (x[None, pos : pos + n] for x in (q, k, v))
+            rows.append(run(func, *part, keys, values, pos, out=((1, n, heads * dim), "float32"))[0])
+            pos += n
+        return np.concatenate(rows)
+
+    at_once = in_steps([20])
+    np.testing.assert_allclose(at_once, attention_reference(*whole, 0.2, 0, 0.0, SLOPES), atol=2e-6, rtol=0)
+    assert np.array_equal(in_steps([8, 5, 5, 1, 1]), at_once)
+    for others in ((), SLOPES[::-1], (*SLOPES[:3], 0.21)):
+        assert np.abs(at_once - attention_reference(*whole, 0.2, 0, 0.0, others)).max() > 1e-4
 
 
 @pytest.mark.parametrize(("tile", "width"), [(AVX2, 20), (AVX512, 24), (NEON, 7)], ids=["avx2", "avx512", "neon"])

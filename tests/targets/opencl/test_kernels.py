@@ -186,12 +186,15 @@ def test_embedding(run: Run, dtype: str) -> None:
     assert np.array_equal(y[0], w[ids[0]].astype(F32))
 
 
-def attention_reference(q: Array, k: Array, v: Array, scale: float, window: int, softcap: float) -> Array:
+def attention_reference(
+    q: Array, k: Array, v: Array, scale: float, window: int, softcap: float, slopes: tuple[float, ...] = ()
+) -> Array:
     """Causal attention, q [t, heads, d], k and v [t, kv heads, d], in float64."""
     t, heads, dim = q.shape
     share = heads // k.shape[1]
     s = np.einsum("thd,jhd->htj", q.astype(np.float64), np.repeat(k, share, 1).astype(np.float64)) * scale
     s = softcap * np.tanh(s / softcap) if softcap else s
+    s = s + np.array(slopes)[:, None, None] * np.arange(t) if slopes else s
     back = np.arange(t)[:, None] - np.arange(t)[None]
     s = np.where((back < 0) | (back >= (window or t)), -np.inf, s)
     p = np.exp(s - s.max(-1, keepdims=True))
@@ -201,18 +204,20 @@ def attention_reference(q: Array, k: Array, v: Array, scale: float, window: int,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tile", "window", "softcap", "dim"),
-    [(MALI, 0, 0.0, 32), (SMALL, 5, 3.0, 6), (MALI, 41, 2.0, 32)],
+    ("tile", "window", "softcap", "dim", "slopes"),
+    [(MALI, 0, 0.0, 32, ()), (SMALL, 5, 3.0, 6, ()), (MALI, 41, 2.0, 32, ()), (MALI, 0, 0.0, 8, (0.5, 0.03, 0.7, 0.2))],
     ids=tile_name,
 )
-def test_attention_cached(run: Run, tile: GpuTile, window: int, softcap: float, dim: int) -> None:
+def test_attention_cached(
+    run: Run, tile: GpuTile, window: int, softcap: float, dim: int, slopes: tuple[float, ...]
+) -> None:
     from targets.opencl.kernels.attention import attention_cached, key_blocks
 
     heads, kv_heads, context, total = 4, 2, 84, 75
     q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
     expected = attention_reference(
         *(q.reshape(total, heads, dim), k.reshape(total, kv_heads, dim), v.reshape(total, kv_heads, dim)),
-        *(0.2, window, softcap),
+        *(0.2, window, softcap, slopes),
     )
 
     def in_steps(parts: list[int], scale: float = 0.2) -> Array:
@@ -221,7 +226,7 @@ def test_attention_cached(run: Run, tile: GpuTile, window: int, softcap: float, 
         values = run.tensor(np.full((1, kv_heads, context, dim), np.nan, F32))
         rows, pos = [], 0
         for n in parts:
-            func = attention_cached(tile, n, heads, kv_heads, dim, context, scale, window, softcap)
+            func = attention_cached(tile, n, heads, kv_heads, dim, context, scale, window, softcap, slopes=slopes)
             part = [x[None, pos : pos + n] for x in (q, k, v)]
             scratch = [((n, heads, context), "float32"), ((n, heads, key_blocks(context), 2), "float32")]
             out = ((1, n, heads * dim), "float32")
@@ -234,6 +239,17 @@ def test_attention_cached(run: Run, tile: GpuTile, window: int, softcap: float, 
     for parts in ([1] * 75, [8, 1, 8, 8, 8, 8, 32, 1, 1]):
         assert np.array_equal(in_steps(parts), whole), parts
     assert np.abs(in_steps([75], scale=0.21) - expected).max() > 1e-4
+    if slopes:
+        others = (0.21, window, softcap, (*slopes[:3], 0.21))
+        assert (
+            np.abs(
+                whole
+                - attention_reference(
+                    q.reshape(total, heads, dim), *(x.reshape(total, kv_heads, dim) for x in (k, v)), *others
+                )
+            ).max()
+            > 1e-4
+        )
 
 
 def test_keys_and_values_in_float16(run: Run) -> None:

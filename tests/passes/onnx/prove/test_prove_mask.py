@@ -117,13 +117,15 @@ def test_positions_that_forget_the_past() -> None:
 
 def test_a_bias_that_is_no_mask() -> None:
     body = "seen = And(causal, kept) a = Where(seen, small, hidden) m = Add(x, a)"
-    assert "bias other than a mask" in declined(SCORED + body, scores=True)
-    assert "bias other than a mask" in declined("seen = And(causal, kept) m = Where(seen, small, hidden)")
+    assert "a bias that is neither a mask nor grows evenly" in declined(SCORED + body, scores=True)
+    assert "a bias that is neither a mask nor grows evenly" in declined(
+        "seen = And(causal, kept) m = Where(seen, small, hidden)"
+    )
 
 
 def test_a_mask_too_weak_to_hide() -> None:
     body = "seen = And(causal, kept) a = Where(seen, shown, small) m = Add(x, a)"
-    assert "bias other than a mask" in declined(SCORED + body, scores=True)
+    assert "a bias that is neither a mask nor grows evenly" in declined(SCORED + body, scores=True)
 
 
 def test_the_mask_reads_the_cache() -> None:

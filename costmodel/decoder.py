@@ -124,9 +124,9 @@ class DecoderSpec:
         if not self.attentions:
             raise UserError(f"{self.name}: there are no layers")
         for kind, part in (("embedding", EMBEDDING), ("linear", HEAD), ("argmax", HEAD)):
-            found = [op for op in self.operators if op.kind == kind and op.part.kind == part]
-            if len(found) != 1:
-                raise UserError(f"{self.name}: {len(found)} operators of kind {kind} in the {part}; a decoder has one")
+            found = len([op for op in self.operators if op.kind == kind and op.part.kind == part])
+            if found != 1 and (kind != "linear" or not found):
+                raise UserError(f"{self.name}: {found} operators of kind {kind} in the {part}; a decoder has one")
 
     # -- sizes ----------------------------------------------------------------------------------------------------
 
@@ -147,13 +147,13 @@ class DecoderSpec:
 
     @cached_property
     def head(self) -> Operator:
-        """The matrix multiplication that makes the logits."""
-        return next(op for op in self.operators if op.kind == "linear" and op.part.kind == HEAD)
+        """The matrix multiplication that makes the logits: one before it makes rows narrower, in opt-350m."""
+        return next(op for op in reversed(self.operators) if op.kind == "linear" and op.part.kind == HEAD)
 
     @property
     def hidden(self) -> int:
         """Width of the residual stream."""
-        return self.embedding.columns
+        return self.part(Part(EMBEDDING))[-1].columns
 
     @property
     def vocab(self) -> int:

@@ -171,7 +171,7 @@ def _count(op: Operator, spec: DecoderSpec, n: int, past: int, batch: int, logit
         return Op(op, rows, 0.0, (table, _activations(0, rows * op.columns)))
     if op.kind == "attention":
         return _attention(op, n, past, batch, spec.kv_bytes_per_value)
-    if op.part.kind == HEAD and op.kind not in NORMS:
+    if op.part.kind == HEAD and op.kind not in NORMS and (op.kind != "linear" or op == spec.head):
         rows = logits
     if op.kind == "linear":
         weights = Traffic("weights", op.format.dtype, op.matrix_bytes)

@@ -50,9 +50,12 @@ class OperatorNames:
         split = any(user.op_type == "Split" for user in users)
         if part == ATTENTION:
             return "o" if self._attended[node] else "qkv" if split else _operand(node.outputs[0])
+        last = node is self._last[labelled_part(node)]
+        if part == EMBEDDING:
+            return "project_in"
         if part == HEAD:
-            return "head"
-        if node is self._last[labelled_part(node)]:
+            return "head" if last else "project_out"
+        if last:
             return "down"
         nonlinear = any(user.op_type in ("Sigmoid", "Gelu") for user in users)
         gated = any(user.op_type == "Mul" for u in users for user, _ in u.outputs[0].uses())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from costmodel.place import EMBEDDING, HEAD
+from costmodel.place import HEAD
 from passes.onnx.label_parts import part_of
-from passes.onnx.pass_context import Importing, attribute, describe
+from passes.onnx.pass_context import Importing, attribute
 from passes.onnx.prove.weight_expression import initializer_of
 from passes.onnx.rewrite.blocks_of_columns import BNB4_TABLES
 from passes.onnx.weight_sizes import LINEAR, linear_size, table_size
@@ -88,11 +88,12 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
     heads = _agree("query heads", {attribute(n, "q_num_heads") for n in attentions}, "the layers")
     embedding = embedding_of(imp.graph)
     head = _producer_of_logits(imp)
-    _check_projections(nodes, head)
-    vocab, hidden = table_size(embedding)
-    head_hidden, head_vocab = linear_size(head)
+    vocab, width = table_size(embedding)
+    head_width, head_vocab = linear_size(head)
     _agree("vocabulary", {vocab, head_vocab}, "embedding and logits")
-    _agree("hidden size", {hidden, head_hidden}, "embedding and head")
+    _agree("width", {width, head_width}, "embedding and head")
+    after = [user for n in attentions for user, _ in n.outputs[0].uses() if user.op_type in LINEAR]
+    hidden = _agree("hidden size", {linear_size(user)[1] for user in after} or {width}, "the layers")
     gates = [n for n in nodes if n.op_type in ("Mul", "Gelu", "Relu", "SquaredRelu")]
     ffn = {linear_size(user)[0] for n in gates for user, _ in n.outputs[0].uses() if user.op_type in LINEAR}
     return DecoderFacts(
@@ -152,16 +153,6 @@ def _producer_of_logits(imp: Importing) -> Any:
             "another for the head; export it again"
         )
     return node
-
-
-def _check_projections(nodes: list[Any], head: Any) -> None:
-    for node in nodes:
-        part = part_of(node)
-        if node.op_type in LINEAR and node is not head and part is not None and part.kind in (EMBEDDING, HEAD):
-            raise UserError(
-                f"{describe(node)}: a matrix multiplication between the layers and the {part.kind}, as opt-350m has: "
-                "use a model whose embedding is as wide as its layers"
-            )
 
 
 def _weight(node: Any) -> Any:

@@ -206,7 +206,8 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "gemma3-optimum-fp32": ("gemma3", "optimum", dict()),
     "smollm-optimum-fp32": ("smollm", "optimum", dict()),
     "gpt2-optimum-fp32": ("gpt2", "optimum", dict()),
-    **{f"{family}-optimum-fp32": (family, "optimum", dict()) for family in ("gpt-neox", "opt", "falcon", "nemotron")},
+    **{f"{family}-optimum-fp32": (family, "optimum", dict()) for family in (
+        "gpt-neox", "opt", "opt-350m", "falcon", "nemotron")},
     # onnxruntime-genai's builder
     "llama-genai-int4-asymmetric": ("llama", "genai", dict(precision="int4", extra=["is_symmetric=false"])),
     "llama-genai-int4-block128": (

@@ -29,7 +29,8 @@ DATA = Path(__file__).parents[2] / "data"
 EXPORTS = DATA / "exports"
 # every family whose blocks differ: gates, packing, biases, norms, multipliers, learned positions, int8
 FAMILIES = [
-    *("opt-dynamo-fp32", "falcon-grouped-dynamo-fp32", "nemotron-dynamo-fp32"),
+    *("opt-dynamo-fp32", "falcon-grouped-dynamo-fp32", "nemotron-dynamo-fp32", "bloom-dynamo-fp32"),
+    "opt-350m-dynamo-fp32",
     *("gpt2-dynamo-fp32", "gemma2-dynamo-fp32", "gemma3-optimum-fp32", "phi3-dynamo-fp32", "qwen3-genai-int8"),
     *("granite-genai-int4", "olmo2-dynamo-fp32"),
 ]
@@ -117,6 +118,15 @@ def test_alibi_by_hand() -> None:
     assert ops["attention"].flops == (4 * 32 + 2 * 4) * (6 + 7 + 8)
     assert [op.kind for op in shape.units[0]] == ["embedding", "layer_norm"]
     assert not {"positions", "rope_q"} & ops.keys()
+
+
+def test_projections_by_hand() -> None:
+    """opt-350m's embedding is narrower than its layers; of a prompt chunk the head alone computes one row."""
+    shape = counted("opt-350m-dynamo-fp32")
+    assert (shape.embedding.columns, shape.hidden, shape.head.k, shape.vocab) == (16, 32, 16, 64)
+    linears = [op for op in step_ops(shape, 3, 5, head_rows=1) if op.kind == "linear"]
+    found = {op.name: (op.rows, op.operator.k, op.operator.columns) for op in (linears[0], *linears[-2:])}
+    assert found == {"project_in": (3, 16, 32), "project_out": (3, 32, 16), "head": (1, 16, 64)}
 
 
 def test_gemma2_by_hand() -> None:

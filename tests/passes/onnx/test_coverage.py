@@ -60,7 +60,6 @@ REFUSED = {
     ),
     "llama-ort-static-16-bit": r"a weight of type UINT16; .*: quantise activations and weights to 8 bits$",
     "llama-ort-static-all-operators": r"constants are rounded to 8 bits, too: .*\['MatMul', 'Gemm', 'Gather'\]$",
-    "opt-350m-dynamo-fp32": r"MatMul \(node .*between the layers and the embedding, as opt-350m has: use a model whose",
     "mixtral-legacy17-fp32": r"TopK \(node .*mixtures of experts do: use a dense model",
 }
 # traced with a short text, so the short factors hold for every length
@@ -77,7 +76,7 @@ COMPILED = [
     "granite-genai-int4", "olmo2-dynamo-fp32",
     "phi-dynamo-fp32", "gpt-neox-dynamo-fp32", "cohere2-dynamo-fp32",  # parallel blocks, packed by head
     "opt-dynamo-fp32", "falcon-dynamo-fp32", "falcon-grouped-dynamo-fp32", "nemotron-dynamo-fp32",
-    "bloom-dynamo-fp32", "mpt-legacy17-fp32",
+    "bloom-dynamo-fp32", "mpt-legacy17-fp32", "opt-350m-dynamo-fp32",
     "gemma3-dynamo-bf16", "gpt2-dynamo-eager-fp16",  # a GELU with the rounded constants of each
     "qwen2-ort-dynamic-uint8", "gpt2-ort-dynamic-int8-per-channel", "llama-ort-bnb4-nf4-across-columns",
     "qwen2-ort-bnb4-fp4",

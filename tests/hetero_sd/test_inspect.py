@@ -112,6 +112,20 @@ def test_refused_nodes_are_named(tmp_path: Path, op_type: str, kind: str, capsys
     assert "does not compile\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("part", ["layers.0.altup.router_norm.weight", "model.embed_tokens_per_layer.weight", ""])
+def test_a_weight_tells_the_model(tmp_path: Path, part: str) -> None:
+    """What is not recognised of Gemma 3n is many things; the names of its weights say what it is."""
+    path = with_node(tmp_path, "Elu")
+    proto = onnx.load(path)
+    old = next(n for n in proto.graph.node if n.op_type == "Gather").input[0]
+    for node in proto.graph.node:
+        node.input[:] = [part or old if name == old else name for name in node.input]
+    next(t for t in proto.graph.initializer if t.name == old).name = part or old
+    onnx.save(proto, path)
+    (reason, *_) = inspect(InspectRequest(path, 64)).refused
+    assert ("as Gemma 3n has, are not supported: use a dense Gemma 3" in reason) == bool(part)
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -120,6 +134,7 @@ def test_refused_nodes_are_named(tmp_path: Path, op_type: str, kind: str, capsys
         ("ssm_state.0", "recurrent and hybrid"),
         ("pixel_values", "images"),
         ("inputs_embeds", "split from their embedding"),
+        ("per_layer_inputs", "Gemma 3n"),
     ],
 )
 def test_inputs_of_other_kinds_of_model(tmp_path: Path, name: str, kind: str) -> None:

@@ -44,6 +44,11 @@ _KINDS = [  # operators that tell what kind of model it is, or who wrote it
     ),
 ]
 
+_WEIGHTS = {  # part of a weight's name -> what model it tells
+    ".altup.": "AltUp's streams beside one another, as Gemma 3n has, are not supported: use a dense Gemma 3",
+    ".embed_tokens_per_layer.": "embeddings for each layer, as Gemma 3n has, are not supported: use a dense Gemma 3",
+}
+
 
 def check_vocabulary(imp: Importing) -> PassLog:
     """Check what is left and set the opsets.
@@ -56,6 +61,8 @@ def check_vocabulary(imp: Importing) -> PassLog:
     for node, reason in refused:  # what tells the kind of model says more than what was met first
         if tells_kind(node):
             raise UserError(f"{describe(node)}: {reason}")
+    if refused and (reason := _told_by_a_weight(imp)):
+        raise UserError(f"{describe(refused[0][0])}: {reason}")
     # rows stay flattened because of what is between them
     for node, reason in sorted(refused, key=lambda pair: pair[0].op_type == "Reshape"):
         raise UserError(_why(imp, node) or f"{describe(node)}: {reason}")
@@ -110,6 +117,12 @@ def refusals(imp: Importing) -> Iterator[tuple[Any, str]]:
 def tells_kind(node: Any) -> bool:
     """Whether the operator of a node that is left says by itself why the model is refused."""
     return any(node.op_type in operators for operators, _ in _KINDS)
+
+
+def _told_by_a_weight(imp: Importing) -> str:
+    """What model the name of a weight tells; empty if none does."""
+    names = [str(name) for name in imp.graph.initializers]
+    return next((reason for part, reason in _WEIGHTS.items() if any(part in f".{name}" for name in names)), "")
 
 
 def _why(imp: Importing, node: Any) -> str:

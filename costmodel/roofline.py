@@ -21,7 +21,9 @@ from targets.opencl.tile import gpu_tile
 
 _GPU_KERNELS = {**dict.fromkeys(NORMS, 2), "attention": 3}  # of one operator (targets/opencl/kernels); others have one
 _PAGE_BYTES = 4096
-_READ_OVER_COPY = 1.34  # bytes a second of a program that only reads, over those of one that copies (Pi 5)
+# bytes read a second over bytes copied, each byte of a copy counted once, as tinymembench does: 1.15 to 1.45 of one A76
+# on nine boards with RK3588, whose DRAM is wide; 2.5 on a Pi 5, whose DRAM one thread fills (ThomasKaiser/sbc-bench)
+_READ_OVER_COPY = 1.34
 _ASSUMED = Factors()
 _NEAR_BYTES_PER_CYCLE = {"x86-64": 32.0, "aarch64": 16.0}  # one core from its own level-2 cache
 

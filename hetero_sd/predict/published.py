@@ -1,7 +1,8 @@
 """Measurements that others published, one file a board: targets/boards/published/NAME.toml.
 
 A file has a table of sources, by short names, and measurements; each may hold several numbers of threads of one model.
-They are compared with predictions and never used to make them.
+They are compared with predictions and never used to make them. Where measurements contradict each other, the file says
+so in `contradictions`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from targets.provenance import expect_table, refuse_unknown
 FOLDER = Path(targets.boards.__file__).parent / "published"
 LARGEST_FILE_BYTES = 256 * 1024
 _TEXTS = ("source", "engine", "model", "weights", "cluster")
-_MORE = ("threads", "decode_tokens_per_s", "prefill_tokens_per_s", "prompt_tokens", "new_tokens", "head", "kv", "note")
+_MORE = ("threads", "decode_tokens_per_s", "prefill_tokens_per_s", "prompt_tokens", "new_tokens", "head", "kv")
+_NOTES = ("note", "reason")
 _MOST_TOKENS = 1 << 20
 
 
@@ -34,6 +36,7 @@ class Published:
         prompt_tokens, new_tokens: of the benchmark; decoding starts with an empty cache.
         decode_tokens_per_s, prefill_tokens_per_s: what was measured; None where it was not.
         note: what a reader must know.
+        reason: why a prediction cannot be near it, where that is known.
     """
 
     source: str
@@ -49,6 +52,7 @@ class Published:
     head: str | None
     kv: str
     note: str
+    reason: str
 
 
 def boards_with_measurements() -> list[str]:
@@ -66,12 +70,31 @@ def published_on(board: str) -> list[Published]:
     return read_published(path) if board in boards_with_measurements() else []
 
 
+def contradictions_on(board: str) -> list[str]:
+    """What of a board's measurements contradicts others, each one sentence with both numbers.
+
+    Raises:
+        UserError: the file is not of this form.
+    """
+    path = FOLDER / f"{board}.toml"
+    return list(_table(path).get("contradictions", [])) if board in boards_with_measurements() else []
+
+
 def read_published(path: Path) -> list[Published]:
     """The measurements of a file.
 
     Raises:
         UserError: unreadable, or not of this form: what is wrong and where.
     """
+    table = _table(path)
+    sources = expect_table(table.get("sources"), "sources", str(path))
+    entries = table.get("measurements")
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: measurements must be a list of tables ([[measurements]])")
+    return [row for i, entry in enumerate(entries) for row in _rows(entry, f"measurements[{i}]", str(path), sources)]
+
+
+def _table(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
@@ -82,17 +105,16 @@ def read_published(path: Path) -> list[Published]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid TOML: {str(error).splitlines()[0]}") from None
-    refuse_unknown(table, ("sources", "measurements"), "", str(path))
-    sources = expect_table(table.get("sources"), "sources", str(path))
-    entries = table.get("measurements")
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: measurements must be a list of tables ([[measurements]])")
-    return [row for i, entry in enumerate(entries) for row in _rows(entry, f"measurements[{i}]", str(path), sources)]
+    refuse_unknown(table, ("contradictions", "sources", "measurements"), "", str(path))
+    texts = table.get("contradictions", [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UserError(f"{path}: contradictions must be a list of texts")
+    return table
 
 
 def _rows(entry: object, at: str, where: str, sources: Mapping[str, Any]) -> list[Published]:
     table = expect_table(entry, at, where)
-    refuse_unknown(table, (*_TEXTS, *_MORE), at, where)
+    refuse_unknown(table, (*_TEXTS, *_MORE, *_NOTES), at, where)
     for name in _TEXTS:
         if not isinstance(table.get(name), str) or not table[name].strip():
             raise UserError(f"{where}: {at}.{name} is missing; a measurement says {', '.join(_TEXTS)}")
@@ -125,6 +147,7 @@ def _rows(entry: object, at: str, where: str, sources: Mapping[str, Any]) -> lis
             head=_text(table, "head", at, where) or None,
             kv=_text(table, "kv", at, where) or "float16",
             note=_text(table, "note", at, where),
+            reason=_text(table, "reason", at, where),
         )
         for i, t in enumerate(threads)
     ]

@@ -104,10 +104,10 @@ def test_a_decoders_rate_is_not_held_against_reads() -> None:
 
 
 def test_all_threads_are_written_where_one_copies() -> None:
-    big = MeasuredBandwidth(((4, 5, 6, 7),), (17.0,))
-    a76 = with_bandwidth(load_board("rk3588"), "a55", [some_measured(bandwidths=(big,))]).cluster("a76")
-    assert (a76.bandwidth_one_thread_gb_per_s, a76.bandwidth_all_threads_gb_per_s) == (12.4, 17.0)
-    assert (a76.bandwidth_one_thread_rate, a76.bandwidth_all_threads_rate) == ("copy", "read")
+    big = MeasuredBandwidth(((4, 5, 6, 7, 8, 9, 10, 11),), (37.0,))
+    a720 = with_bandwidth(load_board("orion-o6"), "a520", [some_measured(bandwidths=(big,))]).cluster("a720")
+    assert (a720.bandwidth_one_thread_gb_per_s, a720.bandwidth_all_threads_gb_per_s) == (16.0, 37.0)
+    assert (a720.bandwidth_one_thread_rate, a720.bandwidth_all_threads_rate) == ("copy", "read")
 
 
 def test_the_gpu_gets_its_rate_and_launch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from costmodel.engine import GENERIC, OURS, GenericRoofline
 from costmodel.roofline import CpuSlice, GpuSlice, Roofline, all_cores
 from costmodel.work import step_ops
 from hetero_sd.cli import main
-from hetero_sd.predict.check import check_boards, check_one
+from hetero_sd.predict.check import check_boards, check_one, contradictions, missed
 from hetero_sd.predict.known_models import CONFIGS, known_model
 from hetero_sd.predict.published import boards_with_measurements, published_on, read_published
 from targets.boards import load_board
@@ -33,6 +34,41 @@ def test_generic_kernels_explain_the_pi_5() -> None:
     for row in rows:
         assert row.decode_ratio == pytest.approx(1, abs=0.15 if row.published.threads == 4 else 0.20), row
     assert {row.published.threads for row in rows} == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("engine", [OURS, GENERIC.name])
+def test_each_row_is_near_or_says_why_not(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the Pi 4 and the Pi 5 every row; of the RK3588 those whose engine keeps up with the DRAM (issue 12)."""
+    rows = check_boards([], engine)
+    off = {
+        (row.board, row.published.model, row.published.engine): row
+        for row in rows
+        if row.decode_ratio is not None and abs(row.decode_ratio - 1) > (0.15 if row.published.threads == 4 else 0.20)
+    }
+    assert set(off) == {
+        ("rk3588", "Phi-3-mini", "llama.cpp, 2024, Q4_0"),
+        ("rk3588", "Qwen3-0.6B", "llama.cpp, 2026"),
+        ("rk3588", "Llama-2-7B", "distributed-llama, 2024"),
+    }
+    lines = missed(rows)
+    assert len(lines) == len(off)
+    for row, line in zip(off.values(), lines, strict=True):
+        assert row.published.reason
+        assert line.endswith(row.published.reason)
+    unexplained = [replace(row, published=replace(row.published, reason="")) for row in off.values()]
+    assert all(line.endswith("nobody knows why") for line in missed(unexplained))
+    assert not missed([row for row in rows if row.board != "rk3588"])
+
+
+def test_measurements_that_contradict_each_other_are_shown() -> None:
+    """Two decode speeds of the same bytes on one board are rows, and both stand in the sentence about them."""
+    rows = check_boards(["rk3588"], OURS)
+    speeds = [r.published.decode_tokens_per_s for r in rows if r.published.model == "Phi-3-mini"]
+    assert speeds == [7.02, 5.12]
+    lines = contradictions(rows)
+    assert any("7.02" in line and "5.12" in line for line in lines)
+    assert all(line.startswith("published of rk3588") for line in lines)
+    assert contradictions([]) == []
 
 
 def test_the_table_by_threads_beats_one_bandwidth() -> None:
@@ -154,6 +190,7 @@ GOOD: dict[str, Any] = {
         ({"decode_tokens_per_s": "[1.0, nan]"}, "must hold positive numbers"),
         ({"new_tokens": "0"}, "new_tokens must be a whole number"),
         ({"note": "7"}, "note must be a text"),
+        ({"reason": "7"}, "reason must be a text"),
         ({"speed": "7"}, "unknown key 'speed'"),
     ],
 )
@@ -170,7 +207,10 @@ def test_a_file_of_measurements_is_checked(tmp_path: Path, changed: dict[str, st
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("content", ["[", "sources = 3", "[sources]\nmeasurements = 3", "x = 1"])
+@pytest.mark.parametrize(
+    "content",
+    ["[", "sources = 3", "[sources]\nmeasurements = 3", "x = 1", "contradictions = 1", 'contradictions = [""]'],
+)
 def test_a_damaged_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "board.toml"
     path.write_text(content)

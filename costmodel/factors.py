@@ -27,7 +27,12 @@ class Factors:
         launch: parallel regions, over the cluster's launch_overhead_s.
         dispatch_cycles: processor cycles to call one kernel (0.16 us measured at about 3.7 GHz).
         step_cycles: processor cycles around one step of a model (27 us of argument checks and the call, measured).
-        round_cycles: processor cycles of the decoding loop around a round (Python; about 40 us assumed).
+        round_cycles: processor cycles of the decoding loop around a round (Python; about 40 us assumed, which stands
+            for all that a round adds to its steps; 1 us measured of the target alone).
+        turn_cycles: processor cycles that the loop takes longer where a drafter takes turns with the target.
+        draft_turn_cycles: processor cycles that a draft step takes longer there than after itself: tokens change, the
+            other model's step took the caches next to the core, and Python draws (5 to 10 us measured on Zen 5).
+        verify_turn_cycles: the same of the target's step (10 to 20 us measured there).
         hand_over_cycles: processor cycles from a message of one thread until the other, which waits for it, has it, and
             back (8 us one way with Python's queues measured on x86-64; about 40 us explain whole rounds there).
         sampling_cycles: processor cycles to turn one logit into a probability when sampling (numpy, float64; assumed).
@@ -62,6 +67,9 @@ class Factors:
     dispatch_cycles: float = 600.0
     step_cycles: float = 100_000.0
     round_cycles: float = 150_000.0
+    turn_cycles: float = 1.0
+    draft_turn_cycles: float = 1.0
+    verify_turn_cycles: float = 1.0
     hand_over_cycles: float = 150_000.0
     sampling_cycles: float = 20.0
     cache_bytes_per_cycle: float = 8.0

@@ -23,6 +23,7 @@ from costmodel.speculative import (
     overlapped_round,
     sequential_round,
 )
+from costmodel.turns import turns_of
 from costmodel.work import Op
 
 
@@ -118,7 +119,7 @@ class Prices:
             verify: n -> the target's step of n tokens alone.
             least: drafts it waits for, 0 or gamma; None takes the faster one.
         """
-        other = self.roofline.round_overhead_s() + self._sampling_s(target, gamma + 1)
+        other = self.roofline.round_overhead_s() + turns_of(self.roofline).loop_s + self._sampling_s(target, gamma + 1)
         limit, hand_over = self.together_bytes_per_s(here, there), self.roofline.hand_over_s()
         rounds = {}
         if least != 0:
@@ -136,15 +137,17 @@ class Prices:
         self, target: DecoderSpec, placement: Placement, draft: DecoderSpec | None, drafter: Placement | None
     ) -> RoundCosts:
         """The terms of a sequential round under placements of both models."""
-        costs = self.costs(target)
+        costs, turns = self.costs(target), turns_of(self.roofline)
         one = two = 0.0
+        in_turn = draft is not None and drafter is not None
         if draft is not None and drafter is not None:
-            one, two = (self.costs(draft).step_s(drafter, n) for n in (1, draft.after_acceptance))
+            one, two = (turns.draft_s + self.costs(draft).step_s(drafter, n) for n in (1, draft.after_acceptance))
         return RoundCosts(
             draft_s=one,
             draft_two_s=two,
-            verify_s=lambda n: costs.step_s(placement, n),
+            verify_s=lambda n: costs.step_s(placement, n) + (turns.verify_s if in_turn and n > 1 else 0.0),
             dispatch_s=self.roofline.round_overhead_s(),
+            turn_s=turns.loop_s if in_turn else 0.0,
             sampling_s=lambda rows: self._sampling_s(target, rows) * (2 if draft is not None and rows > 1 else 1),
         )
 

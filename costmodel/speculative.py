@@ -68,6 +68,7 @@ class RoundCosts:
         draft_two_s: its first step after full acceptance, when it has two tokens to take in.
         verify_s: n -> a step of the target with n new tokens.
         dispatch_s: the loop around a round, and the hand-over of token ids between processors.
+        turn_s: what the loop takes longer in a round that drafts.
         sampling_s: rows -> choosing tokens for that many rows of logits (0 when greedy: part of the step).
         transfer_s: drafted tokens -> moving what the target needs of the drafter (ids only when greedy).
         drafts_s: gamma -> steps of the drafter in a row, where caches make later ones shorter; None: all take draft_s.
@@ -80,6 +81,7 @@ class RoundCosts:
     sampling_s: Callable[[int], float] = lambda rows: 0.0
     transfer_s: Callable[[int], float] = lambda tokens: 0.0
     drafts_s: Callable[[int], float] | None = None
+    turn_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def sequential_round(alpha: Acceptance, gamma: int, costs: RoundCosts) -> Round:
     draft = gamma * costs.draft_s if costs.drafts_s is None else costs.drafts_s(gamma)
     draft += full * (costs.draft_two_s - costs.draft_s)
     verify = costs.verify_s(gamma + 1)
-    other = costs.dispatch_s + costs.sampling_s(gamma + 1) + (costs.transfer_s(gamma) if gamma else 0.0)
+    other = costs.dispatch_s + costs.sampling_s(gamma + 1)
+    other += costs.turn_s + costs.transfer_s(gamma) if gamma else 0.0
     return Round(gamma, expected_tokens(alpha, gamma), draft, verify, other, draft + verify + other)
 
 

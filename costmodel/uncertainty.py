@@ -145,7 +145,8 @@ def numbers(board: Board, variant: Variant) -> list[Unsure]:
         add("dram.peak_bandwidth_gb_per_s", "dram_together", _KERNELS)
     found = list(terms.values())
     hand_over = ("hand_over_cycles",) if variant.mode == "overlapped" else ()
-    for name in ("dispatch_cycles", "step_cycles", "round_cycles", *hand_over):
+    turns = ("turn_cycles", "draft_turn_cycles", "verify_turn_cycles") if variant.draft is not None else ()
+    for name in ("dispatch_cycles", "step_cycles", "round_cycles", *turns, *hand_over):
         off = -math.log1p(-(_FITTED_OVERHEADS if name in fitted else _OVERHEADS))
         found.append(Unsure(f"factor {name}", name, off, off))
     return found

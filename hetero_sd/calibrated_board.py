@@ -70,11 +70,16 @@ def with_gpu(board: Board, measured: Sequence[Measured]) -> Board:
 
 
 def measured_factors(board: Board, measured: Sequence[Measured]) -> dict[str, float]:
-    """Factors measured by themselves: the decoding loop, reads of two processors together, a queued kernel's launch."""
+    """Factors measured by themselves: the loop, two models in turn, two readers together, a queued kernel's launch."""
     factors = {}
-    loops = [m.loop_s for m in measured if m.loop_s]
+    hz, loops = board.clusters[0].frequency_ghz * 1e9, [m.loop_s for m in measured if m.loop_s]
     if loops:
-        factors["round_cycles"] = max(1.0, min(loops) * board.clusters[0].frequency_ghz * 1e9)
+        factors["round_cycles"] = max(1.0, min(loops) * hz)
+    turns = [m.turns for m in measured if m.turns is not None]
+    if turns:
+        factors["turn_cycles"] = max(1.0, min(t.loop_s for t in turns) * hz)
+        factors["draft_turn_cycles"] = max(1.0, min(t.draft_s for t in turns) * hz)
+        factors["verify_turn_cycles"] = max(1.0, min(t.verify_s for t in turns) * hz)
     peak = board.dram.peak_bandwidth_gb_per_s
     together = [sum(e.gb_per_s) for m in measured for e in m.bandwidths if len(e.readers) > 1]
     if together:

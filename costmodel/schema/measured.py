@@ -160,6 +160,21 @@ class MachineStates(Record):
 
 
 @dataclass(frozen=True)
+class MeasuredTurns(Record):
+    """What rounds of two models in turn take longer than their steps alone, again and again.
+
+    Attributes:
+        draft_s: each draft step.
+        verify_s: the target's step.
+        loop_s: the decoding loop, over that of the target alone.
+    """
+
+    draft_s: Annotated[float, Within(0, 1)]
+    verify_s: Annotated[float, Within(0, 1)]
+    loop_s: Annotated[float, Within(0, 1)]
+
+
+@dataclass(frozen=True)
 class Measured(Record):
     """A file of `run.py --calibrate`.
 
@@ -181,7 +196,8 @@ class Measured(Record):
         seconds: that it took.
         slowed: the last third of the samples took longer than the first.
         machine: its state before and after.
-        loop_s: what the decoding loop adds to the steps of a round; None where it was not measured.
+        loop_s: what the decoding loop adds to a step of the target alone; None where it was not measured.
+        turns: what rounds of both models add to that; None where they were not measured.
     """
 
     format: int
@@ -202,6 +218,7 @@ class Measured(Record):
     slowed: bool
     machine: MachineStates
     loop_s: Annotated[float, Within(0, 1)] | None = None
+    turns: MeasuredTurns | None = None
 
     def __post_init__(self) -> None:
         """Refuse another format."""

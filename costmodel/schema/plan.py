@@ -28,7 +28,7 @@ class LivePrediction(Record):
     Attributes:
         alpha: acceptance of a drafted token.
         draft_s: a step of the drafter.
-        verify_s: width -> a step of the target, for each compiled width, ascending.
+        verify_s: width -> a step of the target, for each compiled width, ascending, with what a turn adds to all but 1.
         round_s: the loop around a round.
         chunk_s: what the drafter needs to read `chunk` tokens of text.
         chunk: tokens it reads at once.
@@ -63,6 +63,7 @@ class PlanPrediction(Record):
         prompt_chunk_s: a chunk of a prompt through the target, with the logits of one row.
         prompt_start_s: the first chunk of a prompt, before which there is nothing; None takes prompt_chunk_s.
         sampling_s, dispatch_s: the rest of a round.
+        turn_s: what dispatch takes longer in a round that drafts.
         context: tokens in the caches.
         live: what live decisions start from; None without a drafter.
     """
@@ -80,6 +81,7 @@ class PlanPrediction(Record):
     context: Size
     live: LivePrediction | None = None
     prompt_start_s: NotNegative | None = None
+    turn_s: NotNegative = 0.0
 
     def first_token_s(self, prompt_tokens: int, chunk: int) -> float:
         """Seconds from a prompt to its first token: whole chunks, then a step, or a chunk, for the rest.

@@ -13,6 +13,7 @@ from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
 from costmodel.schema.plan import OVERLAPPED, LivePrediction, PlanPrediction
 from costmodel.speculative import Acceptance, RoundCosts, all_accepted, expected_tokens, sequential_round
+from costmodel.turns import turns_of
 from hetero_sd.predict.predict import Prediction
 
 
@@ -46,9 +47,14 @@ def plan_prediction(
 
     drafts = "draft" in placements
     one, two = (step_s("draft", n) for n in (1, specs["draft"].after_acceptance)) if drafts else (0.0, 0.0)
-    overhead = asked.search.roofline.round_overhead_s()
-    empty = ModelCosts(asked.search.roofline, specs["target"], 0)
-    terms = RoundCosts(one, two, lambda n: step_s("target", n), overhead)
+    roofline = asked.search.roofline
+    overhead, turns, empty = roofline.round_overhead_s(), turns_of(roofline), ModelCosts(roofline, specs["target"], 0)
+
+    def verify_s(n: int) -> float:
+        return step_s("target", n) + (turns.verify_s if drafts and n > 1 else 0.0)
+
+    one, two = (one + turns.draft_s, two + turns.draft_s) if drafts else (one, two)
+    terms = RoundCosts(one, two, verify_s, overhead, turn_s=turns.loop_s if drafts else 0.0)
     best = asked.decision.best
     expected = best.round if best.mode == OVERLAPPED else sequential_round(question.alpha, gamma, terms)
     sure = asked.intervals[0]
@@ -57,7 +63,7 @@ def plan_prediction(
         live = LivePrediction(
             alpha=acceptance_rate(question.alpha, gamma or 4),
             draft_s=one,
-            verify_s={n: step_s("target", n) for n in widths["target"]},
+            verify_s={n: verify_s(n) + (turns.loop_s if n > 1 else 0.0) for n in widths["target"]},
             round_s=overhead,
             chunk_s=asked.search.costs(specs["draft"]).prompt_chunk_s(placements["draft"], chunk),
             chunk=chunk,
@@ -69,10 +75,11 @@ def plan_prediction(
         tokens_per_s=expected.tokens_per_s,
         tokens_per_s_interval=(sure.low, sure.high),
         draft_step_s=expected.draft_s / gamma if gamma and best.mode != OVERLAPPED else one if drafts else None,
-        verify_step_s={n: step_s("target", n) for n in range(1, widths["target"][-1] + 1)},
+        verify_step_s={n: verify_s(n) for n in range(1, widths["target"][-1] + 1)},
         prompt_chunk_s=asked.search.costs(specs["target"]).prompt_chunk_s(placements["target"], chunk),
         sampling_s=0.0,
         dispatch_s=overhead,
+        turn_s=terms.turn_s,
         context=question.context,
         live=live,
         prompt_start_s=empty.prompt_chunk_s(placements["target"], chunk),

@@ -7,7 +7,7 @@ from bundles import some_measured
 
 from costmodel.factors import Factors
 from costmodel.roofline import Roofline
-from costmodel.schema.measured import Measured, MeasuredBandwidth
+from costmodel.schema.measured import Measured, MeasuredBandwidth, MeasuredTurns
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_gpu, with_region_cost
 from targets.boards import load_board
 
@@ -133,6 +133,12 @@ def test_factors_that_were_measured_by_themselves() -> None:
     assert factors["gpu_dispatch"] == pytest.approx(5e-6 / 30e-6)
     assert measured_factors(board, [some_measured(bandwidths=(), gpu=None)]) == {}
     assert set(factors) <= set(Factors().to_json())
+    turns = [some_measured(turns=MeasuredTurns(by * 10e-6, by * 20e-6, 0.0)) for by in (1, 2)]
+    found = measured_factors(board, turns)  # the quieter run counts, and what is less than nothing is a cycle
+    assert found["draft_turn_cycles"] == pytest.approx(10e-6 * 2.3e9)
+    assert found["verify_turn_cycles"] == pytest.approx(20e-6 * 2.3e9)
+    assert found["turn_cycles"] == 1.0
+    assert set(found) <= set(Factors().to_json())
 
 
 def test_a_region_costs_what_most_threads_measured() -> None:

@@ -1,7 +1,8 @@
 """`run.py --calibrate`: measures, on the device, what the cost model's factors are fitted to.
 
-T(n) of the bundle's own entry points and prompts at several contexts, the bandwidth beside each; before that the
-bandwidth of every cluster and of the GPU, alone and two at a time, and what launches and hand-overs of the GPU cost.
+T(n) of the bundle's own entry points and prompts at several contexts, the bandwidth beside each, and what rounds
+of both models take longer than their steps alone; before that the bandwidth of every cluster and of the GPU, alone and
+two at a time, and what launches and hand-overs of the GPU cost.
 The state of the machine (governor, clocks, temperature) is recorded before and after. All points are taken in turn and
 repeated until the time is up, so that a slow spell hits all of them; a step that would not end in time is not begun.
 `hetero-sd calibrate` turns the file into a board file.
@@ -31,11 +32,7 @@ from hetero_sd.runtime.calibrate.bandwidths import cases_of, measure_bandwidths
 from hetero_sd.runtime.calibrate.budget import Budget
 from hetero_sd.runtime.calibrate.calibrate_gpu import GpuCosts
 from hetero_sd.runtime.calibrate.measure import LEAST_REPEATS, Step, take_turn
-from hetero_sd.runtime.decode.drafters.model import ModelDrafter
-from hetero_sd.runtime.decode.generate import Request, generate
-from hetero_sd.runtime.decode.policy import FixedGamma
-from hetero_sd.runtime.decode.speculate import speculate
-from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.calibrate.turns import TurnCosts, loop_cost_s
 from hetero_sd.runtime.model.protocol import Models
 from targets.errors import UserError
 from targets.files import check_writable, write_text
@@ -44,8 +41,6 @@ from targets.host.bandwidth import BandwidthReader
 MOST_SECONDS = 600
 _WARM_S = 2.0  # a GPU reads this long before anything counts, so that its clock is up,
 _WARM_SHARE = 0.1  # or this share of the time
-_LOOP_ROUNDS = 48
-_LOOP_SHARE = 0.05  # of the time at most
 _SLOWER = 0.9  # a clock, or the last pass beside the first, below this share of it is throttled
 
 
@@ -86,7 +81,8 @@ def calibrate(
     costs = None if gpu is None else MeasuredGpu(*gpu.launches(), gpu.hand_overs(), _device_facts())
 
     note("the decoding loop")
-    loop_s = loop_cost_s(models, budget, clock or time.perf_counter)
+    loop_s = loop_cost_s(models.target, budget, clock or time.perf_counter)
+    turns = TurnCosts(models, loop_s or 0.0, clock or time.perf_counter)
     steps = {True: [], False: []}  # type: dict[bool, list[Step]]
     for model in here:
         note(f"filling the caches of {model.name}")
@@ -96,6 +92,7 @@ def calibrate(
     passes = 0
     while take_turn(steps[False], read, budget) and (gpu is None or take_turn(steps[True], gpu.gb_per_s, budget)):
         passes += 1
+        turns.take(budget)
         note(f"pass {passes}: {budget.spent_s:.0f} s of {budget.seconds:.0f} s")
     timed = [step for step in [*steps[False], *steps[True]] if step.samples]
     if not timed:
@@ -121,26 +118,10 @@ def calibrate(
         slowed=slowed(timed),
         machine=MachineStates(before, machine_state()),
         loop_s=loop_s,
+        turns=turns.result(),
     )
     write_text(out, json.dumps(result.to_json(), indent=1) + "\n")
     return result
-
-
-def loop_cost_s(models: Models, budget: Budget, clock: Callable[[], float]) -> float | None:
-    """Median seconds of a round that are no step: of real rounds with one drafted token, or of the target alone."""
-    trace, target = Trace(clock=clock), models.target
-    request = Request(min(_LOOP_ROUNDS, target.context - 8))
-    if models.draft is None:
-        stream = generate(target, [1, 1], request, trace)
-    else:
-        drafter = ModelDrafter(models.draft, target.vocab, request.sampling)
-        stream = speculate(target, drafter, [1, 1], request, FixedGamma(1), trace)
-    end_s = budget.spent_s + _LOOP_SHARE * budget.seconds
-    for _ in stream:
-        if budget.spent_s > end_s:
-            break
-    rounds = trace.rounds[2:]  # the first ones read code and weights
-    return median(r.dispatch_s for r in rounds) if rounds else None
 
 
 def shortfall(steps: list[Step], bandwidths: int, cases: int) -> list[str]:

@@ -23,6 +23,7 @@ def predicted_speed(plan: Plan, traces: Sequence[Trace], gamma: int) -> float | 
     if not verify or (gamma and (not prediction.draft_step_s or alpha is None)):
         return None
     round_s = gamma * (prediction.draft_step_s or 0.0) + verify + prediction.sampling_s + prediction.dispatch_s
+    round_s += prediction.turn_s if gamma else 0.0
     lengths = [len(trace.token_ids) - 1 for trace in traces]
     needed = expected_rounds(max([0, *lengths]), alpha or 0.0, gamma)
     rounds = sum(needed[max(0, n)] for n in lengths)

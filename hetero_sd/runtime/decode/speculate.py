@@ -72,6 +72,7 @@ def take_turns(
             target.context - len(tokens),
             most,
         )
+        watch.book("dispatch")
         reads = choice.read and gamma >= min(1, choice.gamma)
         read = drafter.read(tokens, choice.read, choice.skip, watch) if reads else 0
         limit = choice.limit if gamma > 0 else None

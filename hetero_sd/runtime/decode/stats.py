@@ -151,7 +151,8 @@ def comparison(
     for width, seconds in terms["verify_step"].items():
         rows.append(_row(f"target step, n={width}", "ms", seconds, verify.get(int(width))))
     rows.append(_row("sampling", "ms", terms["sampling"], predicted.sampling_s if predicted else None))
-    rows.append(_row("dispatch", "ms", terms["dispatch"], predicted.dispatch_s if predicted else None))
+    loop = None if predicted is None else predicted.dispatch_s + (predicted.turn_s if measured["drafted"] else 0.0)
+    rows.append(_row("dispatch", "ms", terms["dispatch"], loop))
     rows.append(_row("wait for drafts", "ms", terms["wait"], overlap.wait_s if overlap else None))
     rows.append(_row("hand-over", "us", terms["hand_over"], overlap.hand_over_s if overlap else None))
     return rows

@@ -8,11 +8,13 @@ from costmodel.roofline import CpuSlice, GpuSlice, Roofline
 from costmodel.schema.plan import Plan
 from hetero_sd.compile.plan import Overrides, make_plan
 from hetero_sd.compile.plan_prediction import acceptance_rate
+from hetero_sd.runtime.decode.predicted_run import expected_rounds
 from hetero_sd.runtime.decode.stats import comparison, summarise
 from hetero_sd.runtime.decode.trace import Round, Trace
 from passes.analysis.count_work import count_work
 from passes.testing import TinyDecoder
 from targets.boards import load_board
+from targets.device import Board
 
 
 def planned(gamma: int, place: str = "cpu", draft: bool = True) -> tuple[Plan, dict[str, Any]]:
@@ -57,6 +59,36 @@ def test_a_split_model_is_priced_by_its_segments() -> None:
     assert plan.prediction.verify_step_s[1] == pytest.approx(by_hand, rel=1e-5)
     whole, _ = planned(gamma=0, place="gpu", draft=False)
     assert whole.prediction.verify_step_s[1] != pytest.approx(by_hand, rel=1e-2)
+
+
+def test_what_turns_add_is_in_the_plan() -> None:
+    """Of a board that was calibrated: each row of --stats has its own, and the target alone has none."""
+    board = load_board("rk3588")
+    measured = {"round_cycles": 2.3e3, "turn_cycles": 23e3, "draft_turn_cycles": 46e3, "verify_turn_cycles": 69e3}
+    plans = []
+    for factors in ({"round_cycles": 2.3e3}, measured):
+        shapes = {role: count_work(TinyDecoder(layers=n).decoder(), role) for role, n in (("target", 2), ("draft", 1))}
+        facts = {name: {"value": value, "kind": "measured", "source": "here"} for name, value in factors.items()}
+        calibrated = Board.from_json({**board.to_json(), "factors": facts}, "here")
+        plans.append(make_plan(calibrated, shapes, 64, Overrides(gamma=3, place="cpu"))[0])
+    few, more = (plan.prediction for plan in plans)
+    assert more.turn_s == pytest.approx(10e-6, rel=1e-3)
+    assert few.draft_step_s is not None
+    assert more.draft_step_s is not None
+    assert more.draft_step_s - few.draft_step_s == pytest.approx(20e-6, rel=1e-3)
+    assert more.verify_step_s[4] - few.verify_step_s[4] == pytest.approx(30e-6, rel=1e-3)
+    assert more.verify_step_s[1] == few.verify_step_s[1]
+    assert more.dispatch_s == few.dispatch_s == pytest.approx(1e-6)
+    trace = Trace(token_ids=[1, 2, 3], rounds=[Round(3, 1, 0.03, 0.02, 0.0, 0.001)])
+    alone = Trace(token_ids=[1, 2, 3], rounds=[Round(0, 0, 0.0, 0.02, 0.0, 0.001)])
+    for ran, gamma, round_s in (
+        (trace, 3, 3 * more.draft_step_s + more.verify_step_s[4] + 11e-6),
+        (alone, 0, more.verify_step_s[1] + 1e-6),
+    ):
+        rows = {row["term"]: row["predicted"] for row in comparison(summarise([ran]), plans[1], [ran], gamma)}
+        assert rows["dispatch"] == pytest.approx(11e-3 if gamma else 1e-3, rel=1e-3)
+        rounds = expected_rounds(2, more.acceptance_rate or 0.0, gamma)[2]
+        assert rows["speed"] == pytest.approx(2 / (rounds * round_s), rel=1e-4)
 
 
 def test_without_a_drafter() -> None:

@@ -100,7 +100,9 @@ def test_figures_by_hand(pair: list[str], capsys: pytest.CaptureFixture[str], bo
     expected = sum(0.8**k for k in range(spoken["gamma"] + 1))
     assert spoken["tokens_per_round"] == pytest.approx(expected)
     parts = [spoken["round_s"][name] for name in ("draft", "verify", "other")]
-    loop = data["factors"]["round_cycles"] / (1e9 * load_board(board).clusters[0].frequency_ghz)
+    loop = (data["factors"]["round_cycles"] + data["factors"]["turn_cycles"]) / (
+        1e9 * load_board(board).clusters[0].frequency_ghz
+    )
     assert parts[2] == pytest.approx(loop)
     assert spoken["tokens_per_s"] == pytest.approx(expected / sum(parts))
     assert spoken["against_best"] == pytest.approx(spoken["tokens_per_s"] / data["baseline"]["tokens_per_s"])

@@ -98,7 +98,7 @@ class Slow(Still):
         return super().submit(ids, pos, outputs, last)
 
 
-@pytest.mark.parametrize("token_s", [0.001, 0.01, 0.05, 0.1])
+@pytest.mark.parametrize("token_s", [0.001, 0.012, 0.05, 0.1])  # 25 ms over each is no half
 def test_the_seconds_are_kept_whatever_a_step_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token_s: float
 ) -> None:
@@ -146,16 +146,6 @@ def test_one_slow_time_of_a_step_does_not_end_the_measurement(monkeypatch: pytes
     assert 38 < clock.now_s <= 40 + 1e-9
     seconds = steps[slow].point().seconds
     assert seconds == pytest.approx(0.05 * widths[slow])
-
-
-@pytest.mark.parametrize("draft", [None, Still()])
-def test_the_loop_is_what_is_no_step(draft: Still | None) -> None:
-    """Each look at the clock takes a second, and a round looks once after its steps; steps themselves take longer."""
-    clock = Clock(look_s=1.0)
-    model = Slow(clock, 100.0)
-    assert C.loop_cost_s(Models(model, draft), Budget(1e6, lambda: 0.0), clock) == 1.0
-    clock.look_s = 3.0
-    assert C.loop_cost_s(Models(model, draft), Budget(1e6, lambda: 0.0), clock) == 3.0
 
 
 @pytest.mark.slow

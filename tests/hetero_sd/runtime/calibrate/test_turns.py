@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hetero_sd.runtime.calibrate.budget import Budget
+from hetero_sd.runtime.calibrate.turns import TurnCosts, loop_cost_s
+from hetero_sd.runtime.model.protocol import Done, Model, Models
+
+TOKEN_S = 1e-3
+
+
+class Clock:
+    """Seconds that pass where a model computes, and a little each time somebody looks."""
+
+    def __init__(self, look_s: float = 0.0) -> None:
+        self.now_s, self.look_s, self.last = 0.0, look_s, ""
+
+    def __call__(self) -> float:
+        self.now_s += self.look_s
+        return self.now_s
+
+
+class Turning(Model):
+    """A model that takes longer where another one ran before it; it follows a token with itself, or with another."""
+
+    vocab, context, prefill_width = 8, 64, 16
+
+    def __init__(self, name: str, clock: Clock, cold_s: float = 0.0, step: int = 0, token_s: float = TOKEN_S) -> None:
+        self.name, self.clock, self.cold_s, self.step, self.token_s = name, clock, cold_s, step, token_s
+        self.widths = (1, 2, 4)
+
+    def submit(self, ids: Any, pos: int, outputs: Any = (), last: bool = False) -> Done:
+        self.clock.now_s += self.token_s * len(ids) + (self.cold_s if self.clock.last != self.name else 0.0)
+        self.clock.last = self.name
+        rows = ids[-1:] if last else ids
+        return Done(np.eye(self.vocab, dtype=np.float32)[[(token + self.step) % self.vocab for token in rows]])
+
+
+def turns(clock: Clock, target: Turning, draft: Turning | None, seconds: float = 1e3) -> TurnCosts:
+    found = TurnCosts(Models(target, draft), 0.0, clock)
+    found.take(Budget(seconds, lambda: clock.now_s))
+    return found
+
+
+def test_the_loop_is_what_is_no_step() -> None:
+    """Each look at the clock takes a second, and a round looks once after its step; the step itself takes longer."""
+    clock = Clock(look_s=1.0)
+    model = Turning("target", clock, token_s=100.0)
+    assert loop_cost_s(model, Budget(1e6, lambda: 0.0), clock) == 1.0
+    clock.look_s = 3.0
+    assert loop_cost_s(model, Budget(1e6, lambda: 0.0), clock) == 3.0
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("cold_s", [0.0, 5e-4])
+def test_steps_after_another_model_take_longer(cold_s: float, step: int) -> None:
+    """One of a round's draft steps is cold: all of it with one draft, a third a step with three; 0 the control.
+
+    Whether all drafts are accepted (step 0) or none (step 1) makes no difference: the drafter then takes in two tokens
+    first, as it does alone.
+    """
+    clock = Clock()
+    found = turns(clock, Turning("target", clock, cold_s, step), Turning("draft", clock, cold_s)).result()
+    assert found is not None
+    assert found.draft_s == pytest.approx((cold_s + cold_s / 3) / 2, abs=1e-9)
+    assert found.verify_s == pytest.approx(cold_s, abs=1e-9)
+    assert found.loop_s == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_loop_of_a_round_that_drafts() -> None:
+    """It looks at the clock before the drafts and after the verification, a plain one once."""
+    clock = Clock(look_s=1e-5)
+    found = turns(clock, Turning("target", clock), Turning("draft", clock)).result()
+    assert found is not None
+    assert found.loop_s == pytest.approx(2e-5)
+    costs = TurnCosts(Models(Turning("target", clock), Turning("draft", clock)), 1e-5, clock)
+    costs.take(Budget(1e3, lambda: clock.now_s))
+    shorter = costs.result()
+    assert shorter is not None
+    assert shorter.loop_s == pytest.approx(1e-5)  # what a plain loop takes is not counted twice
+
+
+def test_nothing_is_measured_where_it_would_not_matter_or_there_is_no_time() -> None:
+    clock = Clock()
+    assert turns(clock, Turning("target", clock), None).result() is None
+    assert turns(clock, Turning("target", clock, token_s=0.03), Turning("draft", clock)).result() is None
+    late, budget = TurnCosts(Models(Turning("target", clock), Turning("draft", clock)), 0.0, clock), Budget(1.0, clock)
+    clock.now_s += 1.1
+    late.take(budget)
+    assert late.result() is None
+    some = turns(clock, Turning("target", clock), Turning("draft", clock), seconds=1.0)
+    assert some.result() is not None
+    spent = clock.now_s
+    some.take(Budget(1.0, lambda: clock.now_s))
+    assert clock.now_s == spent  # its share of the time is used up

@@ -134,14 +134,21 @@ class Prices:
         return together_bytes_per_s(self.question.board, self.question.factors, shared_cluster(here, there))
 
     def round_costs(
-        self, target: DecoderSpec, placement: Placement, draft: DecoderSpec | None, drafter: Placement | None
+        self,
+        target: DecoderSpec,
+        placement: Placement,
+        draft: DecoderSpec | None,
+        drafter: Placement | None,
+        costs_of: Callable[[DecoderSpec, Placement], ModelCosts] | None = None,
     ) -> RoundCosts:
-        """The terms of a sequential round under placements of both models."""
-        costs, turns = self.costs(target), turns_of(self.roofline)
+        """The terms of a sequential round under placements of both models; `costs_of` None takes this question's."""
+        costs_of = costs_of or (lambda spec, where: self.costs(spec))
+        costs, turns = costs_of(target, placement), turns_of(self.roofline)
         one = two = 0.0
         in_turn = draft is not None and drafter is not None
         if draft is not None and drafter is not None:
-            one, two = (turns.draft_s + self.costs(draft).step_s(drafter, n) for n in (1, draft.after_acceptance))
+            drafts = costs_of(draft, drafter)
+            one, two = (turns.draft_s + drafts.step_s(drafter, n) for n in (1, draft.after_acceptance))
         return RoundCosts(
             draft_s=one,
             draft_two_s=two,

@@ -29,6 +29,7 @@ from costmodel.question import NGRAM, Decision, Variant, fastest, gb, rank, why_
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, all_cores, processors
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.speculative import (
+    Acceptance,
     all_accepted,
     expected_tokens,
 )
@@ -42,6 +43,13 @@ class Search(Prices):
         """The same question with other factors; operators and cycles, which they do not change, are counted once."""
         moved = Search(replace(self.question, factors=factors))
         moved.roofline, moved._counted = replace(self.roofline, factors=factors), self._counted
+        return moved
+
+    def with_alpha(self, alpha: Acceptance) -> Search:
+        """The same question with another acceptance, which changes no step."""
+        moved = Search(replace(self.question, alpha=alpha))
+        moved.roofline, moved._counted = self.roofline, self._counted
+        moved._costs, moved._loads = self._costs, self._loads
         return moved
 
     def decide(self) -> Decision:
@@ -61,7 +69,7 @@ class Search(Prices):
                 found += self._target_only(slices, q.target_place)
             found += self._speculative(slices)
         speeds = (v.tokens_per_s for v in found if v.memory.total_bytes <= self.free_bytes)
-        found += self._overlapped(max(speeds, default=0.0))
+        found += self.overlapped(max(speeds, default=0.0))
         found = [self._against(v, baseline) for v in _best_of_each(found)]
         names = " and ".join(specs[0].name for specs in (q.targets, q.drafts if q.gamma else ()) if specs)
         fitting = sorted(self._fitting(found, names), key=rank)
@@ -190,33 +198,39 @@ class Search(Prices):
         if place is not None or draft_place is not None or not (first[2].whole and second[2].whole):
             yield self.price(SEQUENTIAL, target, first[2], draft, second[2], gamma)
 
-    def _overlapped(self, tokens_per_s: float) -> Iterable[Variant]:
-        """Each model whole on a processor of its own, where cores are not given; the places as they are given.
-
-        Only those that may be faster than what was found, and than others on the same kinds of processors. Not two
-        groups of cores of one cluster: there both groups for each model in turn were faster wherever it was measured
-        (1.59 to 1.70x of the target alone for gamma 1 and 2 where overlapped rounds had 1.19 to 1.32x).
-        """
+    def overlapped_models(self) -> Iterable[tuple[DecoderSpec, DecoderSpec]]:
+        """Target and drafter of overlapped rounds; none where cores are given."""
         q = self.question
-        if not q.overlapped or q.cores is not None:
-            return
-        for target, draft in product(q.targets, q.drafts):
-            if draft not in q.drafts_of(target):
+        if q.overlapped and q.cores is None:
+            yield from ((target, draft) for target in q.targets for draft in q.drafts_of(target))
+
+    def overlapped_pairs(self, target: DecoderSpec, draft: DecoderSpec) -> Iterable[tuple[Placement, Placement]]:
+        """Each model whole on a processor of its own; the places as they are given.
+
+        Not two groups of cores of one cluster: there both groups for each model in turn were faster wherever it was
+        measured (1.59 to 1.70x of the target alone for gamma 1 and 2 where overlapped rounds had 1.19 to 1.32x).
+        """
+        q, slices = self.question, self.costs(target).slices
+        for here, there in sorted(product(slices, slices), key=lambda pair: -pair[0].threads):
+            apart = disjoint(here, there) and shared_cluster(here, there) is None
+            apart = apart and (draft.whole is None or all(isinstance(p, CpuSlice) for p in (here, there)))
+            pair = with_enqueuing_core(q.board, here, there) if apart else None
+            if pair is None:
                 continue
-            slices, best = self.costs(target).slices, defaultdict[tuple[str, str], float](lambda: tokens_per_s)
-            for here, there in sorted(product(slices, slices), key=lambda pair: -pair[0].threads):
-                apart = disjoint(here, there) and shared_cluster(here, there) is None
-                apart = apart and (draft.whole is None or all(isinstance(p, CpuSlice) for p in (here, there)))
-                pair = with_enqueuing_core(q.board, here, there) if apart else None
-                if pair is None:
-                    continue
-                placement, drafter = self.costs(target).whole(pair[0]), self.costs(draft).whole(pair[1])
-                given = ((q.target_place, placement.place(target)), (q.draft_place, drafter.place(draft)))
-                if any(place is not None and place != own for place, own in given):
-                    continue
+            placement, drafter = self.costs(target).whole(pair[0]), self.costs(draft).whole(pair[1])
+            given = ((q.target_place, placement.place(target)), (q.draft_place, drafter.place(draft)))
+            if all(place is None or place == own for place, own in given):
+                yield placement, drafter
+
+    def overlapped(self, tokens_per_s: float) -> Iterable[Variant]:
+        """Those that may be faster than what was found, and than others on the same kinds of processors."""
+        for target, draft in self.overlapped_models():
+            best = defaultdict[tuple[str, str], float](lambda: tokens_per_s)
+            for placement, drafter in self.overlapped_pairs(target, draft):
+                here, there = placement.segments[0].processor, drafter.segments[0].processor
                 kind, most = (here.family, there.family), 0.0
-                for gamma in q.gammas:
-                    most = max(most, self._at_most(target, pair[0], draft, pair[1], gamma))
+                for gamma in self.question.gammas:
+                    most = max(most, self._at_most(target, here, draft, there, gamma))
                     if most > best[kind]:
                         found = self.price(OVERLAPPED, target, placement, draft, drafter, gamma)
                         best[kind] = max(best[kind], found.tokens_per_s)

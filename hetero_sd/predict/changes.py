@@ -1,7 +1,7 @@
 """What would change a verdict: each input is moved until another way to run is as fast, the others kept.
 
-The ways are the kinds of variants of the decision with whole models, and the chosen one as it is; threads and draft
-lengths are chosen again at each value, of overlapped rounds the draft length near their own. An input's leverage is how
+The ways are the kinds of variants with whole models, and the chosen one as it is; threads and draft lengths are chosen
+again at each value. An input's leverage is how
 little it has to move, counted in its own error.
 """
 
@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Protocol
 
-from costmodel.contention import Load
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
@@ -22,13 +21,23 @@ from costmodel.schema.plan import OVERLAPPED, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, sequential_round
 from costmodel.uncertainty import numbers, used_processors
+from hetero_sd.predict.overlapped_ways import OverlappedWays
 
 MOST = 3
 _SPAN = 8.0  # an input is moved to an eighth and to eight times what it is
 _STEPS = 4  # of each direction, to find where the verdict flips
 _HALVINGS = 10
+_TRIES = 4
+_BESIDE = 0.02  # of a move
 _MOST_GAMMA = 8
 _ALPHA_STEP = 0.05
+
+
+class Verdict(Protocol):
+    """Whether the chosen kind is the fastest after a move, and the fastest other one."""
+
+    def __call__(self, move: float, /, every: bool = False) -> tuple[bool, Variant | None]:
+        """Judge; `every` looks at all overlapped rounds."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,12 @@ def what_would_change(
 ) -> tuple[Change, ...]:
     """The inputs with the most leverage on a decision, those that flip it first."""
     candidates = _one_of_each(decision)
-    if len(candidates) < 2:
+    if len(candidates) < 2 and decision.best.mode != OVERLAPPED:
         return ()
-    found = [_moved(search, candidates, given) for given in _inputs(search, candidates)]
+    meanwhile = OverlappedWays(search)
+    found = [_moved(search, candidates, meanwhile, given) for given in _inputs(search, candidates)]
     if isinstance(search.question.alpha, float) and any(v.draft is not None for v in candidates):
-        found.append(_moved_alpha(search, candidates, alphas))
+        found.append(_moved_alpha(search, candidates, meanwhile, alphas))
     return tuple(sorted(found, key=lambda c: c.errors)[:MOST])
 
 
@@ -88,12 +98,12 @@ def kind(variant: Variant) -> tuple[object, ...]:
 
 
 def _one_of_each(decision: Decision) -> list[Variant]:
-    """The fastest variant of each kind with whole models, the chosen one first, whatever it is."""
+    """The fastest variant of each kind that takes turns with whole models, the chosen one first, whatever it is."""
     found = {kind(decision.best): decision.best}
     for variant in decision.leading:
         drafter = variant.draft_placement
         whole = variant.target_placement.whole and (drafter is None or drafter.whole)
-        if whole:
+        if whole and variant.mode != OVERLAPPED:
             found.setdefault(kind(variant), variant)
     return list(found.values())
 
@@ -129,14 +139,14 @@ def _inputs(search: Search, candidates: Sequence[Variant]) -> list[_Input]:
     return found
 
 
-def _moved(search: Search, candidates: Sequence[Variant], given: _Input) -> Change:
-    def margin(exponent: float) -> tuple[float, Variant]:
+def _moved(search: Search, candidates: Sequence[Variant], meanwhile: OverlappedWays, given: _Input) -> Change:
+    def verdict(exponent: float, every: bool = False) -> tuple[bool, Variant | None]:
         q = search.question
         scaled = {name: getattr(q.factors, name) * math.exp(exponent) for name in given.factors}
-        return _margin(search, search.with_factors(replace(q.factors, **scaled)), given, candidates, None)
+        return _verdict(search, search.with_factors(replace(q.factors, **scaled)), given, candidates, meanwhile, every)
 
     end = math.log(_SPAN)
-    flip, to = _nearest(margin, [end * i / _STEPS for i in range(1, _STEPS + 1)])
+    flip, to = _nearest(verdict, [end * i / _STEPS for i in range(1, _STEPS + 1)])
     error = -math.log1p(-given.error)
     low, high = given.now / _SPAN, given.now * _SPAN
     if flip is None:
@@ -145,15 +155,21 @@ def _moved(search: Search, candidates: Sequence[Variant], given: _Input) -> Chan
     return Change(given.name, given.unit, given.now, at, low, high, to, abs(flip) / error)
 
 
-def _moved_alpha(search: Search, candidates: Sequence[Variant], alphas: tuple[Acceptance, Acceptance] | None) -> Change:
+def _moved_alpha(
+    search: Search,
+    candidates: Sequence[Variant],
+    meanwhile: OverlappedWays,
+    alphas: tuple[Acceptance, Acceptance] | None,
+) -> Change:
     now = search.question.alpha
     assert isinstance(now, float)
     steps = [_ALPHA_STEP * i for i in range(1, math.ceil(1 / _ALPHA_STEP) + 1)]
 
-    def margin(by: float) -> tuple[float, Variant]:
-        return _margin(search, search, None, candidates, min(1.0, max(0.0, now + by)))
+    def verdict(by: float, every: bool = False) -> tuple[bool, Variant | None]:
+        moved = search.with_alpha(min(1.0, max(0.0, now + by)))
+        return _verdict(moved, moved, None, candidates, meanwhile, every)
 
-    flip, to = _nearest(margin, steps)
+    flip, to = _nearest(verdict, steps)
     if flip is None:
         return Change("acceptance", "", now, None, 0.0, 1.0, "", math.inf)
     ends = (now, now) if alphas is None else tuple(a for a in alphas if isinstance(a, float))
@@ -162,65 +178,47 @@ def _moved_alpha(search: Search, candidates: Sequence[Variant], alphas: tuple[Ac
     return Change("acceptance", "", now, at, 0.0, 1.0, to, abs(flip) / error if error else math.inf)
 
 
-def _margin(
-    search: Search, moved: Search, given: _Input | None, candidates: Sequence[Variant], alpha: float | None
-) -> tuple[float, Variant]:
-    """log(speed of the chosen kind / speed of the fastest other one), and that other one."""
+def _verdict(
+    search: Search,
+    moved: Search,
+    given: _Input | None,
+    candidates: Sequence[Variant],
+    meanwhile: OverlappedWays,
+    every: bool,
+) -> tuple[bool, Variant | None]:
+    """Whether the chosen kind is the fastest, and the fastest other one; None where there is no other.
+
+    With `every` all overlapped rounds that may be faster are priced, else those near the last best.
+    """
 
     def costs_of(spec: DecoderSpec, placement: Placement) -> ModelCosts:
         on_gpu = [isinstance(s.processor, GpuSlice) for s in placement.segments]
         touched = given is not None and (any(on_gpu) if given.on_gpu else not all(on_gpu))
         return (moved if touched else search).costs(spec)
 
-    def load(spec: DecoderSpec, placement: Placement, n: int) -> Load:
-        ours = moved if costs_of(spec, placement) is moved.costs(spec) else search
-        return ours.load(spec, placement.segments[0].processor, n)
+    chosen = kind(candidates[0])
+    ways = [(_fastest(search, costs_of, v), v) for v in candidates if v.mode != OVERLAPPED]
+    turns = max((speed for speed, _ in ways), default=0.0)
+    beside = list(meanwhile.fastest(moved, turns))
+    if every and meanwhile.look_at_all(moved, max(turns, *(v.tokens_per_s for v in beside), 0.0)):
+        beside = list(meanwhile.fastest(moved, turns))
+    ways += [(v.tokens_per_s, v) for v in beside]
+    own = max((speed for speed, v in ways if kind(v) == chosen), default=0.0)
+    others = [(speed, v) for speed, v in ways if kind(v) != chosen]
+    best = max(others, key=lambda way: way[0], default=(0.0, None))
+    return own >= best[0], best[1]
 
-    speeds = [
-        _fastest_overlapped(search, load, v, alpha) if v.mode == OVERLAPPED else _fastest(search, costs_of, v, alpha)
-        for v in candidates
-    ]
-    best = max(range(1, len(speeds)), key=speeds.__getitem__)
-    return math.log(speeds[0] / speeds[best]), candidates[best]
 
-
-def _fastest(
-    search: Search, costs_of: Callable[[DecoderSpec, Placement], ModelCosts], variant: Variant, alpha: float | None
-) -> float:
+def _fastest(search: Search, costs_of: Callable[[DecoderSpec, Placement], ModelCosts], variant: Variant) -> float:
     """Tokens/s of a kind of variant with the threads and the draft length that are fastest."""
-    q, draft = search.question, variant.draft
+    q = search.question
     fixed = () if q.gamma is None else (q.gamma,)
     gammas = (0,) if variant.mode == TARGET_ONLY else fixed or tuple(range(1, _MOST_GAMMA + 1))
     speeds = []
     for target_place, draft_place in _placements(search, variant):
-        terms = search.round_costs(variant.target, target_place, draft, draft_place)
-        terms = replace(terms, verify_s=partial(costs_of(variant.target, target_place).step_s, target_place))
-        if draft is not None and draft_place is not None:
-            costs = costs_of(draft, draft_place)
-            one, two = (costs.step_s(draft_place, n) for n in (1, draft.after_acceptance))
-            terms = replace(terms, draft_s=one, draft_two_s=two)
-        speeds += [sequential_round(q.alpha if alpha is None else alpha, g, terms).tokens_per_s for g in gammas]
+        terms = search.round_costs(variant.target, target_place, variant.draft, draft_place, costs_of)
+        speeds += [sequential_round(q.alpha, gamma, terms).tokens_per_s for gamma in gammas]
     return max(speeds)
-
-
-def _fastest_overlapped(
-    search: Search, load: Callable[[DecoderSpec, Placement, int], Load], variant: Variant, alpha: float | None
-) -> float:
-    """Tokens/s of overlapped rounds on the variant's own cores, with its draft length and one more or less."""
-    q, target, draft = search.question, variant.target, variant.draft
-    here, there = variant.target_placement, variant.draft_placement
-    assert draft is not None
-    assert there is not None
-    near = (variant.gamma - 1, variant.gamma, variant.gamma + 1)
-    gammas = [g for g in near if 1 <= g <= _MOST_GAMMA] if q.gamma is None else [q.gamma]
-    processors = here.segments[0].processor, there.segments[0].processor
-    step, verify = load(draft, there, 1), partial(load, target, here)
-    given = q.alpha if alpha is None else alpha
-    rounds = [
-        search.overlapped_round(target, *processors, step, g, given, verify, 0 if variant.least == 0 else g)[1]
-        for g in gammas
-    ]
-    return max(r.tokens_per_s for r in rounds)
 
 
 def _placements(search: Search, variant: Variant) -> Iterator[tuple[Placement, Placement | None]]:
@@ -240,23 +238,39 @@ def _placements(search: Search, variant: Variant) -> Iterator[tuple[Placement, P
             yield search.costs(variant.target).whole(target), placed
 
 
-def _nearest(margin: Callable[[float], tuple[float, Variant]], steps: Sequence[float]) -> tuple[float | None, str]:
-    """The smallest move, up or down, at which the margin changes its sign, and what is as fast there."""
-    sign = margin(0.0)[0] >= 0
-    before = 0.0
+def _nearest(verdict: Verdict, steps: Sequence[float]) -> tuple[float | None, str]:
+    """The smallest move, up or down, at which the verdict is another one, and what is as fast there.
+
+    Both sides of it are looked at once more with every way to run; where one is not as it was said, all is done again
+    with what was found there.
+    """
+    for _ in range(_TRIES):
+        move, to = _next_flip(verdict, steps)
+        if move is None:
+            break
+        sides = [verdict(move * (1 + by), True)[0] for by in (-_BESIDE, _BESIDE)]
+        if sides[0] != sides[1] and sides[0] == verdict(0.0)[0]:
+            break
+    return move, to
+
+
+def _next_flip(verdict: Verdict, steps: Sequence[float]) -> tuple[float | None, str]:
+    now, before = verdict(0.0)[0], 0.0
     for step in steps:
         for way in (1.0, -1.0):
-            if (margin(way * step)[0] >= 0) != sign:
+            if verdict(way * step)[0] != now:
                 low, high = before, step
                 for _ in range(_HALVINGS):
                     middle = (low + high) / 2
-                    low, high = (middle, high) if (margin(way * middle)[0] >= 0) == sign else (low, middle)
-                return way * high, _words(margin(way * high)[1])
+                    low, high = (middle, high) if verdict(way * middle)[0] == now else (low, middle)
+                return way * high, _words(verdict(way * high)[1])
         before = step
     return None, ""
 
 
-def _words(variant: Variant) -> str:
+def _words(variant: Variant | None) -> str:
+    if variant is None:
+        return ""
     where = variant.target_placement.families
     target = f"{variant.target.name} on {' and '.join(dict.fromkeys(where))}"
     if variant.draft is None or variant.draft_placement is None:

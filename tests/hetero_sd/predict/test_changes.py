@@ -15,7 +15,7 @@ from hetero_sd.predict.changes import Change, kind, what_would_change
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.predict import predict
 from hetero_sd.predict.sentences import change_notes
-from targets.boards import load_board
+from targets.boards import board_names, load_board
 
 FACTORS = {
     "DRAM bandwidth": ("bandwidth", "bandwidth_one_thread"),
@@ -41,7 +41,7 @@ def moved(question: Question, change: Change, value: float) -> Question:
 
 
 def fastest_whole(question: Question) -> tuple[object, ...]:
-    """The kind of the fastest variant with whole models, by looking at every thread count and draft length."""
+    """The kind of the fastest variant with whole models that fits: every thread count, every draft length."""
     search, found = Search(question), []
     (target,), (draft,) = question.targets, question.drafts
     for group in search.groups():
@@ -55,26 +55,51 @@ def fastest_whole(question: Question) -> tuple[object, ...]:
         if shared_cluster(*pair) is None and (both := with_enqueuing_core(question.board, *pair)) is not None:
             place, drafter = search.costs(target).whole(both[0]), search.costs(draft).whole(both[1])
             found += [search.price("overlapped", target, place, draft, drafter, g) for g in range(1, 9)]
-    return kind(max(found, key=lambda v: v.tokens_per_s))
+    return kind(max((v for v in found if v.memory.total_bytes <= search.free_bytes), key=lambda v: v.tokens_per_s))
 
 
-@pytest.mark.parametrize(("board", "alpha"), [("rpi5", 0.8), ("imx95", 0.9), ("rpi5", 0.3), ("rk3588", 0.85)])
-def test_the_verdict_flips_where_it_is_said_to(board: str, alpha: float) -> None:
-    """Every whole placement on either side of the value: another answer beyond it, and the same before it."""
-    p = predict(pair(board, alpha))
-    search = p.search
-    decision = search.decide()
-    found = what_would_change(search, decision, p.alphas)
+def check_flips(question: Question) -> int:
+    """Every whole placement on either side of each value: another answer beyond, the same before; how many flip."""
+    p = predict(question)
+    decision = p.search.decide()
+    found = what_would_change(p.search, decision, p.alphas)
     assert 1 <= len(found) <= 3
     assert [c.errors for c in found] == sorted(c.errors for c in found)
     flips = [c for c in found if c.flips_at is not None]
-    assert flips
     for change in flips:
         assert change.flips_at is not None
-        ends = [moved(search.question, change, change.now + (change.flips_at - change.now) * s) for s in (0.97, 1.03)]
-        before, after = map(fastest_whole, ends)
+        ends = [change.now + (change.flips_at - change.now) * s for s in (0.97, 1.03)]
+        sides = [moved(p.search.question, change, min(change.high, max(change.low, end))) for end in ends]
+        before, after = map(fastest_whole, sides)
         assert before == kind(decision.best), change
         assert after != kind(decision.best), change
+    return len(flips)
+
+
+@pytest.mark.parametrize(
+    ("board", "alpha"),
+    [("rpi5", 0.8), ("imx95", 0.9), ("rpi5", 0.3), pytest.param("rk3588", 0.85, marks=pytest.mark.slow)],
+)
+def test_the_verdict_flips_where_it_is_said_to(board: str, alpha: float) -> None:
+    assert check_flips(pair(board, alpha)) >= 1
+
+
+BOARDS = [name for name in board_names() if not name.startswith("host")]
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("alpha", [0.4, 0.8])
+@pytest.mark.parametrize("board", BOARDS)
+def test_it_does_so_on_every_board(board: str, alpha: float) -> None:
+    """Of two pairs, where they fit the memory; in int4 one of them fits every board."""
+    models = [known_model(name, "int4") for name in ("Qwen2.5-1.5B", "Qwen2.5-0.5B")]
+    large = [known_model(name, "int4") for name in ("Llama-3.2-3B", "Llama-3.2-1B")]
+    flips = 0
+    for target, draft in (models, large):
+        question = Question(load_board(board), (target,), (draft,), alpha)
+        if target is models[0] or board != "imx93":
+            flips += check_flips(question)
+    assert flips >= 1
 
 
 def test_an_input_that_nothing_rests_on_flips_nothing() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from costmodel.schema.plan import LivePrediction
+from hetero_sd.runtime.decode.drafters.early_exit import EarlyExitDrafter
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
@@ -53,6 +54,7 @@ class Case:
         step_s: a plain step.
         confidence: tokens of text so far -> how confident the drafter is; None where it is not asked.
         confidence_steps: what telling it takes.
+        early_exit: the drafter reads nothing, it drafts in the target's cache.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Case:
     step_s: float = 0.01
     confidence: At | None = None
     confidence_steps: float = 0.0
+    early_exit: bool = False
 
 
 @dataclass
@@ -162,7 +165,8 @@ class _Done:
 class Run:
     """One policy on one case; all policies see the same text and the same coins.
 
-    `at_s` has the true time after each token, `waits_s` the time before each round's tokens.
+    `at_s` has the true time after each token, `started_s` that before the first prompt, and `waits_s` the time before
+    each round's tokens.
     """
 
     case: Case
@@ -172,6 +176,7 @@ class Run:
     coins: list[float] = field(init=False)
     tokens: list[int] = field(default_factory=list)
     at_s: list[float] = field(default_factory=list)
+    started_s: float = 0.0
     waits_s: list[float] = field(default_factory=list)
     traces: list[Trace] = field(default_factory=list)
     drafter: ModelDrafter = field(init=False)
@@ -189,9 +194,10 @@ class Run:
         begin = 0
         for length in self.case.answers:
             target, draft = SimulatedModel("target", self, begin), SimulatedModel("draft", self, begin)
-            self.drafter = ModelDrafter(draft, VOCAB, Sampling())
+            self.drafter = (EarlyExitDrafter if self.case.early_exit else ModelDrafter)(draft, VOCAB, Sampling())
             if isinstance(policy, LiveGamma) and not begin:
                 time_steps(Models(target, draft), policy, self.clock)
+                self.started_s = self.clock.true
             prompt = self.text[begin : begin + self.case.prompt]
             trace, request = Trace(clock=self.clock), Request(length)
             self.traces.append(trace)
@@ -213,7 +219,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """True time after the first `warm` tokens, prompts included."""
-        return self.at_s[-1] - self.at_s[self.case.warm - 1] if self.case.warm else self.at_s[-1]
+        return self.at_s[-1] - (self.at_s[self.case.warm - 1] if self.case.warm else self.started_s)
 
 
 def live_policy(case: Case) -> LiveGamma:
@@ -319,5 +325,6 @@ CASES = [
     Case("a step takes a second, nothing pays", 0.4, STEEP, always(0.4), plan_off=1.4, step_s=1.0),
     Case("long prompts, long answers", 0.1, FLAT, always(0.8), answers=(400,) * 3, prompt=600, chunk=0.8),
     Case("long prompts, short answers", 0.1, FLAT, always(0.8), answers=(30,) * 40, prompt=600, chunk=0.8),
+    Case("a poor early exit, from the start", 0.3, STAIRS, always(0.1), answers=(128,) * 3, warm=0, early_exit=True),
     Case("long prompts, a slow drafter", 0.45, STAIRS, always(0.7), answers=(256,) * 5, prompt=586, chunk=4.0),
 ]

@@ -32,6 +32,7 @@ class LivePrediction(Record):
         round_s: the loop around a round.
         chunk_s: what the drafter needs to read `chunk` tokens of text.
         chunk: tokens it reads at once.
+        alpha_tokens: judged tokens of a run that the acceptance counts for.
     """
 
     alpha: Share
@@ -40,6 +41,7 @@ class LivePrediction(Record):
     round_s: Positive
     chunk_s: Positive
     chunk: Annotated[int, Within(1, 1 << 20)]
+    alpha_tokens: Positive = 4.0
 
     def __post_init__(self) -> None:
         """Sort by width; a plain step must be among them."""

@@ -37,6 +37,11 @@ DRAFT_WIDTHS = (1, 2)
 _SHORT_WIDTHS = (1, 2, 4, 8)  # serve short prompts, and shorter rounds near the end
 _LIVE_ALPHAS = (0.6, 0.9)  # acceptances whose best draft lengths are compiled, too, for the run to choose from
 _MOST_LIVE = 8
+_ASSUMED_TOKENS, _GIVEN_TOKENS, _MEASURED_TOKENS = (
+    4.0,
+    8.0,
+    32.0,
+)  # as in `Overrides.alpha_tokens`
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,13 @@ class Overrides:
     widths: tuple[int, ...] = ()
     compiled: tuple[int, ...] = ()
     slots: int = 1
+
+    @property
+    def alpha_tokens(self) -> float:
+        """Judged tokens of a run that the acceptance counts for: few where it is assumed."""
+        if self.alpha_file is not None:
+            return _MEASURED_TOKENS
+        return _ASSUMED_TOKENS if self.alpha is None else _GIVEN_TOKENS
 
 
 def make_plan(
@@ -134,7 +146,7 @@ def _plan(
         free_bytes=available_bytes(board),
         drafter_bytes=draft_bytes,
     )
-    prediction = plan_prediction(asked, specs, placements, widths, DRAFT_WIDTHS, PREFILL_CHUNK)
+    prediction = plan_prediction(asked, specs, placements, widths, DRAFT_WIDTHS, PREFILL_CHUNK, overrides.alpha_tokens)
     overlap = plan_overlap(asked.search, best, specs, placements)
     pairs = list(zip(free.decision.leading, free.intervals, strict=True))
     variants = [planned_variant(v, sure) for v, sure in pairs]

@@ -24,6 +24,7 @@ def plan_prediction(
     target_widths: Sequence[int],
     draft_widths: Sequence[int],
     chunk: int,
+    alpha_tokens: float,
 ) -> PlanPrediction:
     """Seconds of the plan's steps at half of its context; a step of n tokens runs the narrowest entry that holds them.
 
@@ -34,6 +35,7 @@ def plan_prediction(
         target_widths: entry points of the target.
         draft_widths: entry points of the drafter.
         chunk: tokens that a prompt is read in.
+        alpha_tokens: judged tokens of a run that the acceptance counts for.
     """
     question, gamma = asked.question, asked.decision.best.gamma
     widths = {"target": sorted(target_widths), "draft": sorted(draft_widths)}
@@ -67,6 +69,7 @@ def plan_prediction(
             round_s=overhead,
             chunk_s=asked.search.costs(specs["draft"]).prompt_chunk_s(placements["draft"], chunk),
             chunk=chunk,
+            alpha_tokens=alpha_tokens,
         )
     return PlanPrediction(
         acceptance_rate=acceptance_rate(question.alpha, gamma) if gamma else None,

@@ -48,9 +48,14 @@ class LiveAcceptance:
     @property
     def mean(self) -> float:
         """The acceptance believed in."""
-        return self._long[0] / sum(self._long)
+        return self._long[0] / self.weight
+
+    @property
+    def weight(self) -> float:
+        """Judged tokens that it was learnt from, those that count for what was expected among them."""
+        return sum(self._long)
 
     @property
     def cautious(self) -> float:
         """One standard deviation less, of a proportion seen in as many judged tokens as are remembered."""
-        return max(0.0, self.mean - math.sqrt(self.mean * (1 - self.mean) / (sum(self._long) + 1)))
+        return max(0.0, self.mean - math.sqrt(self.mean * (1 - self.mean) / (self.weight + 1)))

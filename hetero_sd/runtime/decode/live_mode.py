@@ -3,7 +3,7 @@
 Taking turns, with the target alone among its draft lengths, is what `LiveGamma` decides; its expected speed is compared
 with that of overlapped rounds, which is the speed that was measured, and before any was measured the cost model's
 formula with the run's own times and acceptance. A text begins in the faster mode; an overlapped one that turns out to
-be slower, or that lost more than may be lost against the target alone, goes on by taking turns. What was left is tried
+be slower, or that lost what may be lost against the target alone, goes on by taking turns. What was left is tried
 again after 1, 2, 4, ... texts, where the formula still promises it.
 
 The same observations lead to the same decisions, and no decision changes greedy text.
@@ -18,7 +18,6 @@ from costmodel.early_verification import early_round
 from costmodel.schema.plan import OVERLAPPED, PlannedOverlap
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
-from hetero_sd.runtime.decode.loss_bank import ALLOWANCE_STEPS, LOSS_SHARE
 from hetero_sd.runtime.decode.trace import Round, Switch
 
 _WINDOW, _LEAST_ROUNDS = 32, 8  # rounds whose speed is believed; those that must be seen before a decision
@@ -36,13 +35,11 @@ class LiveMode:
         self.turns, self._overlap = turns, overlap
         self._seen: deque[tuple[int, float]] = deque(maxlen=_WINDOW)  # tokens and seconds of overlapped rounds
         self._texts_left, self._texts_next = 0, 1  # texts before the next try; and after the next failure
-        self._lost_s, self._passed_s = 0.0, 0.0  # against the target alone, in this text's overlapped rounds
-        self._rounds, self._tokens = 0, 0
+        self._rounds = 0  # of this text
 
     def begin(self, prompt_tokens: int, max_new_tokens: int) -> bool:
         """Whether a new text begins with overlapped rounds; then the turns know of it, too."""
-        self._lost_s = self._passed_s = 0.0
-        self._rounds = self._tokens = 0
+        self._rounds = 0
         if self._texts_left:
             self._texts_left -= 1
             if self._texts_left:
@@ -73,20 +70,19 @@ class LiveMode:
         """Learn from an overlapped round; the switch to taking turns, where it is time for that."""
         tokens, plain_s = finished.accepted + 1, self.turns.times.plain_s()
         self._seen.append((tokens, finished.total_s))
-        self.turns.observe_beside(finished)
-        self._rounds, self._tokens = self._rounds + 1, self._tokens + tokens
         took = min(finished.total_s, _PAUSE * self._times()[len(self._seen) // 2])
-        self._passed_s += took
-        self._lost_s += took - tokens * plain_s
-        if self._rounds < _LEAST_ROUNDS:
+        self.turns.observe_beside(finished, took if self._rounds else took - finished.wait_s)  # it read the prompt
+        self._rounds += 1
+        may_lose_s = self.turns.may_lose_s()
+        affordable = may_lose_s >= self._times()[len(self._seen) // 2] - plain_s
+        if affordable and self._rounds < _LEAST_ROUNDS:
             return None
         beside, turns = self.overlapped_tokens_per_s(), self.turns_tokens_per_s()
-        bank = ALLOWANCE_STEPS * plain_s + LOSS_SHARE * self._passed_s - self._lost_s
-        if beside >= _LEAVE_MARGIN * turns and bank >= 0:
+        if affordable and beside >= _LEAVE_MARGIN * turns:
             self._texts_next = 1
             return None
         self._texts_left, self._texts_next = self._texts_next, min(2 * self._texts_next, _MOST_TEXTS)
-        why = "taking turns is faster" if beside < _LEAVE_MARGIN * turns else "overlapping lost what may be lost"
+        why = "overlapping lost what may be lost" if not affordable else "taking turns is faster"
         return Switch(
             source=OVERLAPPED,
             before=self._overlap.gamma,
@@ -96,7 +92,7 @@ class LiveMode:
             plain_s=plain_s,
             round_s=sum(self._times()) / len(self._seen),
             speedup=beside * plain_s,
-            bank_s=bank,
+            bank_s=may_lose_s,
         )
 
     def _times(self) -> list[float]:

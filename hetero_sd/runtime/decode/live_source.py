@@ -21,6 +21,8 @@ class Source:
         skips: it reads only the end of a text that it has not read.
         left, period: rounds until the next decision, and how many there were after the last one.
         tokens_per_s: expected with that draft length, at the last decision.
+        risks_s: draft length -> what a round loses at most, at the last decision.
+        round_s: what a round of that draft length took, at the last decision.
         limit: of the present round; None where it has the draft length.
     """
 
@@ -30,6 +32,8 @@ class Source:
         self.skips = False
         self.left, self.period = 0, PERIOD
         self.tokens_per_s = 0.0
+        self.risks_s: dict[int, float] = {}
+        self.round_s = 0.0
         self.limit: DraftLimit | None = None
         self._stopping = Stopping() if stops else None
 

@@ -8,53 +8,19 @@ until they are seen again. A prediction is the plan's number, corrected by how f
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections import defaultdict
 from statistics import median, median_low
 
 from costmodel.schema.plan import LivePrediction
 from hetero_sd.runtime.decode.drafters import MODEL
+from hetero_sd.runtime.decode.seen import RECENT, WINDOW, Seen
 from hetero_sd.runtime.decode.trace import Round
 
-_WINDOW = 31  # observations of a time
-_RECENT, _DRIFT = 7, 0.2  # observations that show another speed of the processor, and how far off they are
+_DRIFT = 0.2  # how far off the last few are that show another speed of the processor
 _SURPRISE = 4.0  # standard errors that chance does not explain; those of a median are 1.25 times those of a mean
 _OPTIMISM = 0.9  # on what was seen long ago
-_MAD_TO_SD, _SPREAD = 1.4826, 0.05  # of a normal distribution; until some deviations were seen
+_SPREAD = 0.05  # until some deviations were seen
 _STALE_TOKENS = 500  # after which times count no longer
-
-
-class Seen:
-    """The last observations of a time; the median and its spread are computed once for each."""
-
-    def __init__(self, times: Iterable[float] = ()) -> None:
-        """Start with some."""
-        self.times = deque(times, maxlen=_WINDOW)
-        self._median: float | None = None
-        self._spread: float | None = None
-
-    def append(self, seconds: float) -> None:
-        """Add one, and forget the oldest."""
-        self.times.append(seconds)
-        self._median = self._spread = None
-
-    def __len__(self) -> int:
-        """How many are remembered."""
-        return len(self.times)
-
-    @property
-    def median(self) -> float:
-        """Seconds."""
-        if self._median is None:
-            self._median = median(self.times)
-        return self._median
-
-    @property
-    def spread(self) -> float:
-        """Relative standard deviation, from the median absolute deviation."""
-        if self._spread is None:
-            self._spread = _MAD_TO_SD * median([abs(t - self.median) for t in self.times]) / self.median
-        return self._spread
 
 
 class LiveTimes:
@@ -70,6 +36,7 @@ class LiveTimes:
         self._chunk = Seen()
         self._other = Seen()
         self._before: dict[int, float] = {}  # width -> plain steps that it took when it was last run
+        self._drafted_before: dict[str, float] = {}  # plain steps that a drafted token took
         self._fresh: set[int] = set()  # widths run since the last decision
         self._verified_at: dict[int, int] = {}  # width -> tokens of text when it was last run
         self._drafted_at: dict[str, int] = {}
@@ -110,19 +77,18 @@ class LiveTimes:
         Plain steps are forgotten: what all else is compared with is timed anew.
         """
         seen = list(self._verify[width].times)
-        if len(seen) < 2 * _RECENT:
+        if len(seen) < 2 * RECENT:
             return
-        change = median(seen[-_RECENT:]) / median(seen[:-_RECENT])
+        change = median(seen[-RECENT:]) / median(seen[:-RECENT])
         if abs(change - 1) < _DRIFT:
             return
-        by_chance = _SURPRISE * self._spread() * math.sqrt(1 / _RECENT + 1 / (len(seen) - _RECENT))
+        by_chance = _SURPRISE * self._spread() * math.sqrt(1 / RECENT + 1 / (len(seen) - RECENT))
         if abs(change - 1) < by_chance:
             return
         for other, times in self._verify.items():
-            self._verify[other] = Seen(seen[-_RECENT:] if other == width else [change * times.median])
+            self._verify[other] = Seen(seen[-RECENT:] if other == width else [change * times.median])
         if width != 1:
-            self._verify.pop(1, None)
-            self._verified_at.pop(1, None)
+            self.forget_plain()
 
     def settle(self, at: int) -> None:
         """Before a decision: follow the processor's speed, drop what was seen long before ``at`` tokens of text."""
@@ -133,9 +99,15 @@ class LiveTimes:
             self._before[width] = self._verify[width].median / self.step_s(1)
             del self._verified_at[width], self._verify[width]
         for source in [s for s, seen in self._drafted_at.items() if at - seen > _STALE_TOKENS]:
+            self._drafted_before[source] = self._draft[source].median / self.step_s(1)
             del self._drafted_at[source], self._draft[source]
             if source == MODEL:
                 self._chunk = Seen()
+
+    def forget_plain(self) -> None:
+        """Plain steps are timed anew: what all else is compared with."""
+        self._verify.pop(1, None)
+        self._verified_at.pop(1, None)
 
     def seen(self, width: int) -> int:
         """How often a step of the target was seen."""
@@ -145,23 +117,33 @@ class LiveTimes:
         """The entry point that verifies so many drafts; the widest where none is wide enough."""
         return next((w for w in self.widths if w > gamma), self.widths[-1])
 
+    def known(self, source: str, gamma: int) -> bool:
+        """Whether the steps of a round were seen."""
+        return self.seen(self.width(gamma)) > 0 and bool(self._draft.get(source))
+
     def step_s(self, width: int) -> float:
         """A step of the target: the median seen.
 
         One that was not seen is expected to take as many plain steps as long ago, or as the plan says; at least one and
-        at most n, and no more than a wider one. One that was seen once may have had a pause of the system.
+        at most n, and no more than a wider one. One that was seen a few times may have had a pause of the system.
         """
         seen = self._verify.get(width)
-        if seen and len(seen) > 1:
+        if seen and len(seen) >= RECENT:
             return seen.median
+        if seen and len(seen) > 1:
+            return min([seen.median, *(times.median for w, times in self._verify.items() if w > width)])
         expected = self._predicted.verify_s[width] * self._correction()
         if width > 1 and 1 in self._verify:
             plain = self._verify[1].median
             expected = self._before[width] * plain if width in self._before else expected
             expected = min(max(expected, plain), width * plain)
-        wider = [times.median for w, times in self._verify.items() if w > width and len(times) > 1]
-        expected = min([expected, *wider])
-        return (min([seen.median, *wider]) + expected) / 2 if seen else expected
+        most = [times.median for w, times in self._verify.items() if w > width and len(times) > 1]
+        expected = min([expected, *most])
+        if not seen:
+            return expected
+        if width > 1 and 1 in self._verify:
+            most.append(width * self._verify[1].median)
+        return (min([seen.median, *most]) + expected) / 2
 
     def hopeful_step_s(self, width: int) -> float:
         """A step of the target as fast as it may be: a standard error less than was seen.
@@ -175,15 +157,24 @@ class LiveTimes:
         narrower = [times.median for w, times in self._verify.items() if w < width]
         return max(narrower, default=self.step_s(width))
 
+    def most_step_s(self, width: int) -> float:
+        """A step of the target as long as it may be: one that was not seen, as long as narrower ones in a row."""
+        if self.seen(width) > 1:
+            return self.step_s(width)
+        rows = [-(-width // w) * self.step_s(w) for w in self._verify if self.seen(w) > 1]
+        return max(self.step_s(width), min(rows, default=0.0))
+
     def _spread(self) -> float:
         """Relative standard deviation of a step."""
-        found = [times.spread for times in self._verify.values() if len(times) >= _RECENT]
+        found = [times.spread for times in self._verify.values() if len(times) >= RECENT]
         return median(found) if found else _SPREAD
 
     def draft_s(self, source: str) -> float:
         """A drafted token."""
         if seen := self._draft.get(source):
             return seen.median
+        if source in self._drafted_before:
+            return self._drafted_before[source] * self.step_s(1)
         return self._predicted.draft_s * self._correction() if source == MODEL else 0.0
 
     def confidence_s(self) -> float:
@@ -198,9 +189,22 @@ class LiveTimes:
         """A round without drafts."""
         return self.step_s(1) + self.other_s()
 
+    def sure_plain_s(self) -> float:
+        """What a round without drafts takes at least: a standard error less than was seen, while few were seen."""
+        error = self._spread() * (1 / math.sqrt(self.seen(1) or 1) - 1 / math.sqrt(WINDOW))
+        return self.step_s(1) * (1 - error) + self.other_s()
+
     def round_s(self, source: str, gamma: int) -> float:
         """A round with drafts."""
         return gamma * self.draft_s(source) + self.step_s(self.width(gamma)) + self.other_s()
+
+    def risk_s(self, source: str, gamma: int) -> float:
+        """What a round loses at most against a plain step: all drafts are rejected."""
+        if not gamma:
+            return 0.0
+        verify = self.step_s if gamma == 1 else self.most_step_s
+        round_s = gamma * self.draft_s(source) + verify(self.width(gamma)) + self.other_s()
+        return max(0.0, round_s - self.sure_plain_s())
 
     def read_s(self, tokens: int) -> float:
         """What the drafter needs to read so many tokens in one go."""
@@ -214,7 +218,7 @@ class LiveTimes:
         return chunks * self.chunk if chunks else self._narrow
 
     def _chunk_s(self) -> float:
-        expected = self._predicted.chunk_s * self._correction()
+        expected = self._predicted.chunk_s * self.draft_s(MODEL) / self._predicted.draft_s
         return self._chunk.median if len(self._chunk) > 2 else median_low([*self._chunk.times, expected])
 
     def _chunks(self, tokens: int) -> int:

@@ -1,46 +1,67 @@
 """How much time drafting may lose against the target alone, and what it lost or gained so far.
 
-It holds 3 steps of the target at first and grows by 1.5 % of the time that passes, by half of that where tries fail
-again and again. Drafting that loses is paid from it, drafting that gains fills it.
+That is 1.5 % of the time that passes, half of that where tries fail again and again; the share of the first 100 steps
+of the target is there from the beginning, and no more comes until they have passed. Drafting that loses is paid from
+it, drafting that gains fills it. A round begins only where the bank holds what it may lose at most, all its drafts
+being rejected; so a run is never slower than the target alone by more than
+
+    1.5 % of its time, or of 100 steps + what was lent for reading,
+
+as long as rounds take what they are expected to take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-ALLOWANCE_STEPS = 3.0  # steps of the target that may be lost before anything was gained
-LOSS_SHARE = 0.015  # of the time, that may be lost on top
+LOSS_SHARE = 0.015  # of the time, that may be lost
+ADVANCE_STEPS = 100.0  # steps of the target, whose share may be lost before they were made
 _LEAST_SHARE, _BACK_OFF = 0.0075, 0.9  # every try that fails makes that share smaller, until one gains
 _MOST_BANKED_STEPS = 16.0
 _MOST_DEBT_STEPS = 8.0  # at the start of a text
 
 
 class LossBank:
-    """Seconds that may be lost; rounds are noted as they happen and paid for when they are settled.
-
-    Attributes:
-        floor_s: what the bank may fall to: below 0 by what was spent on reading that is to be repaid.
-    """
+    """Seconds that may be lost; rounds are noted as they happen and paid for when they are settled."""
 
     def __init__(self) -> None:
         """Nothing happened yet."""
-        self.floor_s = 0.0
         self._held_s: float | None = None
-        self._share = LOSS_SHARE
-        self._tokens, self._plain_rounds, self._read_s = 0, 0, 0.0  # since the last settlement
-        self._played: dict[tuple[str, int], int] = {}  # rounds since then, by source and drafted tokens
+        self._share, self._advance_s = LOSS_SHARE, 0.0
+        self._lent_s, self._credit_s = 0.0, 0.0  # for reading in this text; what may be lent yet
+        self._reserved_s = 0.0  # what the rounds since the last settlement may lose
+        self._tokens, self._plain_rounds, self._read_s = 0, 0, 0.0  # since then
+        self._beside_lost_s, self._beside_s = 0.0, 0.0  # of rounds that were drafted while the target verified
+        self._played: dict[tuple[str, int], int] = {}  # rounds, by source and drafted tokens
 
     @property
     def held_s(self) -> float:
-        """What may be lost, at the last settlement."""
+        """What may be lost, at the last settlement; what was lent is a debt."""
         return self._held_s or 0.0
+
+    @property
+    def free_s(self) -> float:
+        """What another round may lose."""
+        return self.held_s + self._lent_s - self._reserved_s
 
     def begin(self, plain_s: float, round_s: Callable[[str, int], float]) -> None:
         """A new text: debts of the one before are forgotten in part. The arguments are those of `settle`."""
-        self.floor_s = 0.0
+        self._lent_s = self._credit_s = 0.0
         if self._held_s is not None:
             self.settle(plain_s, round_s)
             self._held_s = max(self._held_s, -_MOST_DEBT_STEPS * plain_s)
+
+    def reserve(self, seconds: float) -> None:
+        """A round begins that may lose so much."""
+        self._reserved_s += max(0.0, seconds)
+
+    def pays_reading(self, seconds: float) -> bool:
+        """Whether reading may go on for so long."""
+        return seconds <= self._credit_s + max(0.0, self.free_s)
+
+    def lend(self, seconds: float) -> None:
+        """Reading that takes so long is expected to be repaid by the rest of the text, and may be a debt until then."""
+        self._credit_s = seconds
 
     def note_plain(self) -> None:
         """A plain step was made."""
@@ -51,8 +72,16 @@ class LossBank:
         self._played[source, gamma] = self._played.get((source, gamma), 0) + 1
         self._tokens += tokens
 
+    def note_beside(self, tokens: int, seconds: float, plain_s: float) -> None:
+        """A round that was drafted while the target verified."""
+        self._beside_s += seconds
+        self._beside_lost_s += seconds - tokens * plain_s
+
     def note_reading(self, seconds: float) -> None:
         """The drafter read text."""
+        lent = min(seconds, self._credit_s)
+        self._credit_s -= lent
+        self._lent_s += lent
         self._read_s += seconds
 
     def settle(self, plain_s: float, round_s: Callable[[str, int], float]) -> None:
@@ -64,11 +93,15 @@ class LossBank:
         """
         drafting = sum(count * round_s(*played) for played, count in self._played.items())
         if self._held_s is None:
-            self._held_s = ALLOWANCE_STEPS * plain_s
-        passed = drafting + self._plain_rounds * plain_s + self._read_s
-        self._held_s += self._share * passed + self._tokens * plain_s - drafting - self._read_s
-        self._held_s = min(self._held_s, _MOST_BANKED_STEPS * plain_s)
-        self._tokens, self._plain_rounds, self._read_s = 0, 0, 0.0
+            self._advance_s = ADVANCE_STEPS * plain_s
+            self._held_s = LOSS_SHARE * self._advance_s
+        passed = drafting + self._plain_rounds * plain_s + self._read_s + self._beside_s
+        lost = drafting - self._tokens * plain_s + self._read_s + self._beside_lost_s
+        in_advance = min(passed, self._advance_s)
+        self._advance_s -= in_advance
+        self._held_s = min(self._held_s + self._share * (passed - in_advance) - lost, _MOST_BANKED_STEPS * plain_s)
+        self._tokens, self._plain_rounds, self._read_s, self._reserved_s = 0, 0, 0.0, 0.0
+        self._beside_lost_s, self._beside_s = 0.0, 0.0
         self._played = {}
 
     def confirm(self) -> None:

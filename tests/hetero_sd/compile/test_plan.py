@@ -173,6 +173,18 @@ def test_measured_acceptance_and_factors_of_the_board_decide() -> None:
     assert 1.3 < ratio <= 2.0 / (1 - TIE_SHARE)  # a surer variant may be taken in a tie
 
 
+def test_an_acceptance_counts_for_more_where_it_was_measured() -> None:
+    board = load_board("imx95")
+    overrides = [
+        Overrides(),
+        Overrides(alpha=0.8),
+        Overrides(alpha_file=AlphaFile((0.8,), (0.7,), (0.9,), "measured, a.json")),
+    ]
+    live = [make_plan(board, PAIR, 256, given)[0].prediction.live for given in overrides]
+    counts = [0.0 if found is None else found.alpha_tokens for found in live]
+    assert 0 < counts[0] < counts[1] < counts[2]
+
+
 def test_vocabularies_padded_differently_share_a_tokenizer() -> None:
     padded = {**PAIR, "draft": shape("1B padded", 2048, 5, 32, 8192, 128320)}
     assert make_plan(load_board("imx95"), padded, 256)[0].mode == "sequential"

@@ -11,19 +11,77 @@ from hetero_sd.runtime.decode.trace import Round
 PREDICTED = LivePrediction(0.8, 0.001, {1: 0.01, 2: 0.011, 4: 0.012}, 1e-5, 0.005, 32)
 
 
-def test_a_width_that_was_seen_once_takes_no_longer_than_a_wider_one() -> None:
-    """The one time was a pause of the system; the negative control has no wider step to compare with."""
-    times, alone = LiveTimes(PREDICTED), LiveTimes(PREDICTED)
+def test_a_width_that_was_seen_a_few_times_takes_no_longer_than_a_wider_one() -> None:
+    """Those times were pauses of the system; the negative control has no other step to compare with."""
+    times, narrow, alone = LiveTimes(PREDICTED), LiveTimes(PREDICTED), LiveTimes(PREDICTED)
     for width in (1, 1, 4, 4):
         times.measured(width, PREDICTED.verify_s[width])
     for width in (1, 1):
-        alone.measured(width, PREDICTED.verify_s[width])
-    for some in (times, alone):
+        narrow.measured(width, PREDICTED.verify_s[width])
+    for some in (times, narrow, alone):
         some.measured(2, 1.0)
     assert 0.01 <= times.step_s(2) <= 0.012
+    assert narrow.step_s(2) <= 0.02  # two plain steps
     assert alone.step_s(2) > 0.4
+    for _ in range(5):
+        times.measured(2, 1.0)
+    assert times.step_s(2) == 0.012
     times.measured(2, 1.0)
-    assert times.step_s(2) == 1.0  # seen twice, it is believed
+    assert times.step_s(2) == 1.0  # seen seven times, it is believed
+
+
+def test_of_a_few_times_the_lower_one_counts() -> None:
+    times = LiveTimes(PREDICTED)
+    for seconds in (0.001, 0.005):
+        times.measured_draft(seconds)
+    assert times.draft_s("model") == 0.001
+    for seconds in (0.005,) * 5:
+        times.measured_draft(seconds)
+    assert times.draft_s("model") == 0.005
+
+
+def test_a_step_that_was_not_seen_takes_no_longer_than_narrower_ones_in_a_row() -> None:
+    times = LiveTimes(PREDICTED)
+    assert times.most_step_s(4) == 0.012  # nothing is known but the plan
+    for width, seconds in ((1, 0.010), (1, 0.010), (2, 0.013), (2, 0.013)):
+        times.measured(width, seconds)
+    assert times.step_s(4) < times.most_step_s(4) == 0.026
+    for _ in range(2):
+        times.measured(4, 0.012)
+    assert times.most_step_s(4) == times.step_s(4) == 0.012
+
+
+def test_a_round_risks_its_drafts_and_what_its_step_takes_beyond_a_plain_one() -> None:
+    times = LiveTimes(PREDICTED)
+    for _ in range(31):
+        times.measured(1, 0.010)
+    for _ in range(2):
+        times.measured(2, 0.012)
+        times.measured_draft(0.003)
+    assert times.risk_s("model", 0) == 0.0
+    assert times.risk_s("model", 1) == pytest.approx(0.003 + 0.002)
+    assert times.risk_s("model", 3) == pytest.approx(3 * 0.003 + 2 * 0.012 - 0.010)  # T(4) was not seen
+
+
+def test_a_plain_step_is_surely_less_than_what_was_seen_a_few_times() -> None:
+    times = LiveTimes(PREDICTED)
+    for _ in range(2):
+        times.measured(1, 0.010)
+    assert 0.95 * times.plain_s() < times.sure_plain_s() < 0.98 * times.plain_s()
+    for _ in range(31):
+        times.measured(1, 0.010)
+    assert times.sure_plain_s() == times.plain_s()
+
+
+def test_times_of_long_ago_count_in_plain_steps() -> None:
+    """The plan, which they take the place of, is off by ten."""
+    times = LiveTimes(LivePrediction(0.8, 0.01, {1: 0.01, 2: 0.011}, 1e-5, 0.005, 32))
+    for _ in range(2):
+        times.measured(1, 0.010)
+        times.measured_draft(0.001)
+    times.observe(Round(0, 0, 0.0, 0.010, 0.0, 0.0), 600)
+    times.settle(600)
+    assert times.draft_s("model") == pytest.approx(0.001)
 
 
 def test_what_telling_confidences_takes_is_no_part_of_a_draft_step() -> None:

@@ -45,7 +45,7 @@ def test_small_models_are_timed_at_every_width(off: float) -> None:
     target, draft, policy, took = timed(0.001, 0.001 * off)
     assert took <= BUDGET_S
     assert set(target.steps) == set(WIDTHS)
-    assert target.steps[:2] == [1, 4]  # a plain step, and the verification of the plan's draft length
+    assert target.steps[:4] == [1, 1, 2, 4]  # plain steps, the shortest drafts', and those of the plan's length
     assert draft.steps == [1] * len(draft.steps)
     assert policy.times.step_s(1) == pytest.approx(0.001)
     assert policy.times.step_s(4) == pytest.approx(0.0012)

@@ -134,5 +134,5 @@ def test_a_live_policy_learns_which_matches_pay(pair: Any) -> None:
         target, draft = pair(5, 0.5, states=97, vocab=64, context=256)
         trace = Trace(clock=lambda: 1e-5 * next(ticks))
         list(speculate(target, drafter_of("ngram", target, draft, request, pool), [1, 2, 3], request, policy, trace))
-    assert sum(r.accepted for r in trace.rounds) > 100
+    assert sum(r.accepted for r in trace.rounds) > 90
     assert any(s.source == "ngram-5" and s.after > 0 for s in trace.switches) or trace.rounds[5].source == "ngram-5"

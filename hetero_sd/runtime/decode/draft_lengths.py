@@ -1,0 +1,56 @@
+"""The draft lengths there are, how fast each is expected to be, and which can be paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from costmodel.speculative import RoundCosts, sequential_round
+from hetero_sd.runtime.decode.live_source import Source
+from hetero_sd.runtime.decode.live_times import LiveTimes
+
+BET = 0.5  # of what may be lost, that one round of a long draft, or reading, may lose
+_MARGIN, _START_MARGIN = 1.005, 1.01  # what another draft length must gain over the present one, and over none
+
+
+class DraftLengths:
+    """Those whose verification is compiled, 0 among them.
+
+    Attributes:
+        all: ascending.
+        drafting: without 0.
+    """
+
+    def __init__(self, times: LiveTimes, gammas: Iterable[int]) -> None:
+        """With the times of the run."""
+        self._times = times
+        self.all = sorted({0, *gammas})
+        self.drafting = self.all[1:]
+
+    def tokens_per_s(self, source: Source, gamma: int, hopeful: bool = False, alpha: float | None = None) -> float:
+        """Expected speed with a draft length; hopeful: as fast as it may be, given how often it was run."""
+        times, width = self._times, self._times.width(gamma)
+        draft, other = times.draft_s(source.name), times.other_s()
+        verify = times.hopeful_step_s(width) if hopeful and gamma else times.step_s(width)
+        costs = RoundCosts(draft, draft, lambda n: verify, other)
+        expected = sequential_round(source.acceptance.mean if alpha is None else alpha, gamma, costs)
+        return expected.tokens_per_s
+
+    def best(self, speeds: Mapping[int, float], before: int, among: Sequence[int]) -> int:
+        """The fastest draft length; the one before, where that is hardly slower."""
+        best = max(among, key=lambda g: (speeds[g], -g))
+        margin = _MARGIN if before else _START_MARGIN
+        return before if before in among and speeds[best] <= margin * speeds[before] else best
+
+    def payable(self, source: Source, speeds: Mapping[int, float], free_s: float) -> list[int]:
+        """Those of which some rounds may be lost; of the shortest, and of the shortest that pays, one round.
+
+        What a round of each risks is set in the source.
+        """
+        source.risks_s = {g: self._times.risk_s(source.name, g) for g in self.all}
+        paying = [g for g in self.drafting if speeds[g] > _START_MARGIN * speeds[0]]
+        once = {*self.drafting[:1], *paying[:1]}
+        return [g for g in self.all if source.risks_s[g] <= (1.0 if g in once else BET) * max(0.0, free_s)]
+
+    def longest(self, source: Source, free_s: float) -> int:
+        """The longest that can be paid for, or the one that was decided for."""
+        return max(g for g in self.all if g <= source.gamma or source.risks_s[g] <= BET * free_s)

@@ -227,7 +227,7 @@ def live_policy(case: Case) -> LiveGamma:
     off = [case.step_s * case.plan_off, case.step_s / case.plan_off]
     verify = {w: s * off[i % 2] for i, (w, s) in enumerate(case.verify.items())}
     predicted = LivePrediction(case.planned_alpha, case.draft * off[1], verify, 1e-5, case.chunk * off[1], CHUNK)
-    return LiveGamma(predicted, [w - 1 for w in verify], narrow=2, stops=case.confidence is not None)
+    return LiveGamma(predicted, [w - 1 for w in verify], narrow=2, stops=case.confidence is not None, only_model=True)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def choose_policy(
     live = None if plan is None or repeatable else plan.prediction.live if with_model else _without_model(plan)
     if plan is not None and live is not None:
         gammas = [width - 1 for width in live.verify_s if width <= MOST_GAMMA + 1]
-        return LiveGamma(live, gammas, planned, plan.draft_widths[-1], stop_drafts == AUTO)
+        return LiveGamma(live, gammas, planned, plan.draft_widths[-1], stop_drafts == AUTO, drafter == MODEL)
     if not with_model:
         return FixedGamma(_DEFAULT_GAMMA)
     return FixedGamma(planned) if planned else None

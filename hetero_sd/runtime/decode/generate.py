@@ -35,7 +35,7 @@ def generate(
         if trace.finish_reason:
             return
         watch = Stopwatch(trace.clock, trace.spans)
-        token = _next_token(target, [token], len(prompt) + len(trace.token_ids) - 1, request.sampling, watch, rng)
+        token = next_token(target, [token], len(prompt) + len(trace.token_ids) - 1, request.sampling, watch, rng)
         trace.rounds.append(watch.round(drafted=0, accepted=0))
 
 
@@ -44,13 +44,13 @@ def first_token(target: Model, prompt: Sequence[int], sampling: Sampling, trace:
     watch = Stopwatch(trace.clock, trace.spans)
     held = min(target.held(prompt), len(prompt) - 1)
     trace.prompt_tokens, trace.kept_tokens = len(prompt), held
-    token = _next_token(target, prompt[held:], held, sampling, watch, rng)
+    token = next_token(target, prompt[held:], held, sampling, watch, rng)
     watch.book("prefill")
     trace.prefill_s = sum(watch.booked.values())
     return token
 
 
-def _next_token(target: Model, ids: Sequence[int], pos: int, sampling: Sampling, watch: Stopwatch, rng: Rng) -> int:
+def next_token(target: Model, ids: Sequence[int], pos: int, sampling: Sampling, watch: Stopwatch, rng: Rng) -> int:
     """Feed ``ids`` at ``pos`` and choose what follows the last of them."""
     output = CHOICE if sampling.greedy else LOGITS
     row = target.submit(ids, pos, (output,), last=True).result()[output][0]

@@ -18,7 +18,7 @@ The same observations lead to the same decisions, and no decision changes the te
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from costmodel.schema.plan import LivePrediction
 from hetero_sd.runtime.decode.answer_length import AnswerLength
@@ -39,6 +39,7 @@ _TRIES = 2  # plain steps that must be seen first
 _PLAIN_PERIOD = 8  # rounds after which a decision not to draft is looked at again; to draft, PERIOD
 _LONGEST_PERIOD, _LONGEST_PLAIN_PERIOD = 16, 32  # every time it is confirmed, twice as many, at most
 _REFRESH_TOKENS, _FIRST_REFRESH = 256, 8  # tokens after which a plain step is timed again, at most; at first
+_LONGEST_REST = 64  # rounds until a source is looked at again that cannot be paid for
 _SLOWER = 1.4  # times what a round took, that says that the processor may have become slower
 _KNOWN = 24.0  # judged tokens with which an acceptance is known
 _FIRST_READING, _FIRST_READING_STEPS = 0.25, 4.0  # of the time to the first token, that reading may add; plain steps
@@ -54,6 +55,7 @@ class LiveGamma:
         start: int = 0,
         narrow: int = 1,
         stops: bool = False,
+        only_model: bool = False,
     ) -> None:
         """Start from the plan.
 
@@ -63,11 +65,13 @@ class LiveGamma:
             start: the draft length of the model's drafts until something is known.
             narrow: the widest step of the drafter, beside its chunks.
             stops: the model's drafts end before the draft length, or go on after it, by their confidence.
+            only_model: no other source will be offered.
         """
         self.times = LiveTimes(predicted, narrow)
         self._lengths = DraftLengths(self.times, gammas)
         start = max(g for g in self._lengths.all if g <= start)
         self._sources = {MODEL: Source(MODEL, LiveAcceptance(predicted.alpha, predicted.alpha_tokens), start, stops)}
+        self._only_model = only_model
         self._text = 0  # tokens of all texts
         self._bank = LossBank()
         self._since_plain = 0
@@ -129,6 +133,14 @@ class LiveGamma:
             return 0
         self._bank.note_reading(price)
         return offer.unread
+
+    def rests(self) -> bool:
+        """Whether the draft model does not draft, and that is not looked at again yet."""
+        source = self._sources[MODEL]
+        if not self._only_model or source.gamma or source.left <= 0 or self._switches:
+            return False
+        source.left -= 1
+        return True
 
     def choose(self, offers: Sequence[Offer]) -> Choice:
         """What the next round does: it drafts from the source that is expected to be fastest, or from none."""
@@ -203,7 +215,8 @@ class LiveGamma:
             source.round_s, source.left = 0.0, 0
             return []
         self._settle()
-        rich = self._bank.held_s >= _RICH_STEPS * self.times.plain_s()  # there is time to find out
+        plain_s = self.times.plain_s()
+        rich = self._bank.held_s >= _RICH_STEPS * plain_s  # there is time to find out
         hopeful = rich and not source.limited  # a limit would not draft so far
         speeds = {g: self._lengths.tokens_per_s(source, g, hopeful) for g in self._lengths.all}
         before, payable = source.gamma, self._lengths.payable(source, speeds, self._bank.free_s)
@@ -224,23 +237,12 @@ class LiveGamma:
             self._bank.confirm()
         elif before and not best and not wanted:
             self._bank.fail()
+        if len(payable) == 1 and self._lengths.drafting:
+            until_s = self._bank.time_until_s(source.risks_s[self._lengths.drafting[0]])
+            source.left = max(source.left, min(_LONGEST_REST, int(until_s / plain_s)))
         if best and not self.times.known(source.name, best):
             source.left = 1
-        return [] if best == before else [self._switch(source, before, why, speeds)]
-
-    def _switch(self, source: Source, before: int, why: str, speeds: Mapping[int, float]) -> Switch:
-        longer, plain_s = max(before, source.gamma), self.times.plain_s()
-        return Switch(
-            source=source.name,
-            before=before,
-            after=source.gamma,
-            why=why,
-            acceptance=source.acceptance.mean,
-            plain_s=plain_s,
-            round_s=self.times.round_s(source.name, longer),
-            speedup=speeds[longer] / speeds[0],
-            bank_s=self._bank.held_s,
-        )
+        return [] if best == before else [source.switch(before, why, self.times, speeds, self._bank.held_s)]
 
     def _refresh_tokens(self) -> int:
         """Tokens after which a plain step is timed again: a few, until it was seen more than a few times."""

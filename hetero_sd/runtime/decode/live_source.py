@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hetero_sd.runtime.decode.drafters import Offer
 from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
 from hetero_sd.runtime.decode.live_times import LiveTimes
 from hetero_sd.runtime.decode.stopping import DraftLimit, Prices, Stopping
-from hetero_sd.runtime.decode.trace import Round
+from hetero_sd.runtime.decode.trace import Round, Switch
 
 PERIOD = 4  # rounds after which a new draft length is looked at again
 
@@ -65,3 +67,18 @@ class Source:
         if self._stopping is not None and self.limit is not None and finished.confidences:
             self._stopping.observe(self.limit, finished.accepted)
         return self.acceptance.observe(finished.accepted, finished.drafted, at)
+
+    def switch(self, before: int, why: str, times: LiveTimes, speeds: Mapping[int, float], bank_s: float) -> Switch:
+        """The change from another draft length, with its numbers; ``speeds`` are those that were expected."""
+        longer, plain_s = max(before, self.gamma), times.plain_s()
+        return Switch(
+            source=self.name,
+            before=before,
+            after=self.gamma,
+            why=why,
+            acceptance=self.acceptance.mean,
+            plain_s=plain_s,
+            round_s=times.round_s(self.name, longer),
+            speedup=speeds[longer] / speeds[0],
+            bank_s=bank_s,
+        )

@@ -51,6 +51,11 @@ class LossBank:
             self.settle(plain_s, round_s)
             self._held_s = max(self._held_s, -_MOST_DEBT_STEPS * plain_s)
 
+    def time_until_s(self, seconds: float) -> float:
+        """How long plain steps fill it until another round may lose so much."""
+        missing = seconds - self.free_s
+        return self._advance_s + missing / self._share if missing > 0 else 0.0
+
     def reserve(self, seconds: float) -> None:
         """A round begins that may lose so much."""
         self._reserved_s += max(0.0, seconds)

@@ -44,6 +44,9 @@ class GammaPolicy(Protocol):
     def read_first(self, offers: Sequence[Offer], prefill_s: float) -> int:
         """Return how many tokens the drafter reads before the first token is shown, which took ``prefill_s``."""
 
+    def rests(self) -> bool:
+        """Whether the next round is a plain step, whatever could be drafted; nothing else is asked for it then."""
+
     def choose(self, offers: Sequence[Offer]) -> Choice:
         """Return what the next round does; ``offers`` are the drafter's, the best source first, or none."""
 
@@ -64,6 +67,10 @@ class FixedGamma:
     def read_first(self, offers: Sequence[Offer], prefill_s: float) -> int:
         """All of the prompt: it will be needed, and reading it later would be a pause after the first token."""
         return max((offer.unread for offer in offers), default=0) if self.gamma else 0
+
+    def rests(self) -> bool:
+        """Where nothing is ever drafted."""
+        return not self.gamma
 
     def choose(self, offers: Sequence[Offer]) -> Choice:
         """Return the fixed number, with all reading before."""

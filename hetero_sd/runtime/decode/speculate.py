@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from hetero_sd.runtime.decode.drafters import Draft, Drafter
-from hetero_sd.runtime.decode.generate import Request, first_token, record_token
+from hetero_sd.runtime.decode.generate import Request, first_token, next_token, record_token
 from hetero_sd.runtime.decode.policy import GammaPolicy
 from hetero_sd.runtime.decode.sampling import Distribution, Rng, Sampling, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch, Trace
@@ -62,6 +62,11 @@ def take_turns(
                 return
 
         watch = Stopwatch(trace.clock, trace.spans)
+        if policy.rests():
+            new_tokens = [next_token(target, tokens[-1:], len(tokens) - 1, request.sampling, watch, rng)]
+            trace.rounds.append(watch.round(drafted=0, accepted=0))
+            policy.observe(trace.rounds[-1])
+            continue
         offers = drafter.offers(tokens, watch)
         choice = policy.choose(offers)
         trace.switches += [replace(switch, tokens=len(trace.token_ids)) for switch in choice.switches]

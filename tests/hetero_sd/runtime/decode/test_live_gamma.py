@@ -122,6 +122,29 @@ def test_it_starts_from_the_given_length_and_from_what_was_timed() -> None:
     assert slow.choose(offer).gamma == 0
 
 
+@pytest.mark.parametrize("only_model", [True, False])
+def test_where_nothing_pays_most_rounds_ask_for_no_drafts(only_model: bool) -> None:
+    """Other sources may have drafts at any place in the text: then every round asks."""
+    case = sim.Case("useless", 0.5, sim.STEEP, sim.always(0.0), answers=(300,), noise=0.0, pauses=0.0)
+    policy = sim.live_policy(case)
+    policy._only_model = only_model
+    asked, choose = list[int](), policy.choose
+    policy.choose = lambda offers: (asked.append(1), choose(offers))[1]  # type: ignore[method-assign]
+    rounds = sim.Run(case, 0).play(policy).traces[0].rounds
+    assert len(rounds) >= 295
+    assert len(asked) < 40 if only_model else len(asked) == len(rounds)
+
+
+def test_plain_steps_are_timed_anew_where_rounds_become_slower_and_paid_for_after_that() -> None:
+    both = sim.from_token(300, 1.0, 3.0)
+    case = sim.Case("both", 0.1, sim.FLAT, sim.always(1.0), both, both, answers=(600,), noise=0.0, pauses=0.0)
+    policy = sim.live_policy(case)
+    rounds = sim.Run(case, 0).play(policy).traces[0].rounds
+    assert policy.times.plain_s() == pytest.approx(3 * case.step_s, rel=0.01)
+    assert sum(r.drafted == 0 for r in rounds) < 16
+    assert policy.may_lose_s() > 0
+
+
 def test_the_same_observations_lead_to_the_same_lengths() -> None:
     case = sim.Case("short", 0.2, sim.STAIRS, sim.always(0.7), answers=(300,), warm=0)
     one, same, other = (

@@ -29,6 +29,9 @@ class RandomGamma:
     def read_first(self, offers, prefill_s) -> int:
         return int(self._rng.integers(0, 6))
 
+    def rests(self) -> bool:
+        return not self._rng.integers(0, 8)
+
     def choose(self, offers) -> Choice:
         """Also reads pieces, before plain steps and before drafts that need all of the text."""
         gamma = int(self._rng.integers(0, 6))

@@ -33,6 +33,9 @@ class RandomReads:
     def read_first(self, offers: Sequence[Offer], prefill_s: float) -> int:
         return int(self._rng.integers(0, 4))
 
+    def rests(self) -> bool:
+        return not self._rng.integers(0, 6)
+
     def choose(self, offers: Sequence[Offer]) -> Choice:
         if not offers:
             return PLAIN

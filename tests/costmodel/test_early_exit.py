@@ -42,8 +42,8 @@ def test_a_step_takes_what_its_layers_and_the_head_take(published: Any, rk3588: 
         by_hand = sum(unit.total_s for unit in parts) + search.roofline.step_overhead(cores).total_s
         priced = search.price(SEQUENTIAL, whole, here, short, there, 2, alpha=0.0).round
         assert priced.draft_s == pytest.approx(2 * by_hand)
-        # the head has as many weights as 8 layers
-        assert search.costs(whole).step_s(here, 1) / by_hand == pytest.approx((30 + 8) / (LAYERS + 8), rel=0.1)
+        # the head has as many weights as 8 layers, which have norms and attention beside them
+        assert search.costs(whole).step_s(here, 1) / by_hand == pytest.approx((30 + 8) / (LAYERS + 8), rel=0.12)
 
 
 def test_its_weights_are_in_memory_once(published: Any, rk3588: Any) -> None:

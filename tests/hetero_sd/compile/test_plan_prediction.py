@@ -14,7 +14,7 @@ from hetero_sd.runtime.decode.trace import Round, Trace
 from passes.analysis.count_work import count_work
 from passes.testing import TinyDecoder
 from targets.boards import load_board
-from targets.device import Board
+from targets.read_board import board_from_json
 
 
 def planned(gamma: int, place: str = "cpu", draft: bool = True) -> tuple[Plan, dict[str, Any]]:
@@ -69,7 +69,7 @@ def test_what_turns_add_is_in_the_plan() -> None:
     for factors in ({"round_cycles": 2.3e3}, measured):
         shapes = {role: count_work(TinyDecoder(layers=n).decoder(), role) for role, n in (("target", 2), ("draft", 1))}
         facts = {name: {"value": value, "kind": "measured", "source": "here"} for name, value in factors.items()}
-        calibrated = Board.from_json({**board.to_json(), "factors": facts}, "here")
+        calibrated = board_from_json({**board.to_json(), "factors": facts}, "here")
         plans.append(make_plan(calibrated, shapes, 64, Overrides(gamma=3, place="cpu"))[0])
     few, more = (plan.prediction for plan in plans)
     assert more.turn_s == pytest.approx(10e-6, rel=1e-3)

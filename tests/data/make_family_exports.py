@@ -257,6 +257,7 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     # another cell as a tool saves it: onnxslim 0.1.98, onnxsim 0.8.1, onnxconverter-common 1.16.0
     "smollm-saved-onnxslim": ("smollm-optimum-fp32", "saved", dict(tool="onnxslim")),
     "qwen2-saved-onnxsim": ("qwen2-dynamo23-fp32", "saved", dict(tool="onnxsim")),
+    "bloom-saved-onnxsim": ("bloom-dynamo-fp32", "saved", dict(tool="onnxsim")),
     "gemma3-saved-fp16-onnxconverter": ("gemma3-dynamo-fp32", "saved", dict(tool="onnxconverter")),
 }  # fmt: skip
 

@@ -130,6 +130,7 @@ SAVED: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "falcon-saved-q4f16": ("falcon-legacy17-fp32", q4(then=float16())),
     "bloom-saved-q4f16": ("bloom-optimum-fp32", q4(then=float16())),
     "bloom-saved-extended": ("bloom-dynamo-fp32", at_level("EXTENDED")),
+    "cohere-saved-transformers": ("cohere-dynamo-fp32", transformers()),
     "mpt-saved-transformers": ("mpt-optimum-fp32", transformers()),
     "falcon-alibi-saved-extended": ("falcon-alibi-optimum-fp32", at_level("EXTENDED")),
     "phi3-saved-q4-extended": ("phi3-legacy17-fp32", q4(then=at_level("EXTENDED"))),

@@ -3,6 +3,7 @@
 w * ((x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps)) + b     decomposed, as exports before opset 17 have it; with or
                                                                 without b (Cohere)
 LayerNormalization(x, w)                                        b is a vector of zeros (StableLM, OLMo)
+RMSNormalization(x - mean(x), w)                                the same, as onnxruntime.transformers writes Cohere
 """
 
 from __future__ import annotations
@@ -11,9 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from passes.onnx.pass_context import Declined, Importing, PassLog, add_initializer, describe, emit, replace_uses
+from passes.onnx.pass_context import (
+    Declined,
+    Importing,
+    PassLog,
+    add_initializer,
+    attribute,
+    describe,
+    emit,
+    replace_uses,
+)
 from passes.onnx.prove.weight_expression import stored
 from passes.onnx.rewrite.fuse_rms_norm import check_epsilon, over_last_axis, root_mean_square
+
+_OF_SQUARES = {"RMSNormalization", "SimplifiedLayerNormalization"}
 
 
 def fuse_layer_norm(imp: Importing) -> PassLog:
@@ -25,6 +37,8 @@ def fuse_layer_norm(imp: Importing) -> PassLog:
                 matched += _decomposed(imp, node)
             elif node.op_type == "LayerNormalization" and not node.domain:
                 matched += _with_bias(imp, node)
+            elif node.op_type in _OF_SQUARES:
+                matched += _centred(imp, node)
         except Declined as reason:
             notes.append(f"{describe(node)}: {reason}")
     return PassLog("fuse_layer_norm", matched, tuple(notes))
@@ -39,14 +53,33 @@ def _with_bias(imp: Importing, node: Any) -> bool:
     return True
 
 
+def _centred(imp: Importing, norm: Any) -> bool:
+    """A norm by the mean of squares, of what its mean was taken from."""
+    x, scale = _what_is_centred(norm.inputs[0].producer()), stored(norm.inputs[1])
+    if x is None or scale is None or attribute(norm, "axis", -1) != -1 or any(v.uses() for v in norm.outputs[1:]):
+        return False
+    attributes = {"axis": -1, "epsilon": attribute(norm, "epsilon", 1e-5)}
+    inputs = [x, norm.inputs[1], _zeros(imp, f"{norm.outputs[0].name}.bias", scale)]
+    made = emit(norm, "LayerNormalization", inputs, attributes, outputs=[f"{norm.outputs[0].name}.norm"]).outputs[0]
+    replace_uses(norm.outputs[0], made)
+    return True
+
+
+def _what_is_centred(node: Any) -> Any:
+    """The x of Sub(x, ReduceMean(x)) over the last axis; None for any other node."""
+    if node is None or node.op_type != "Sub":
+        return None
+    x, average = node.inputs[0], node.inputs[1].producer()
+    if average is None or average.op_type != "ReduceMean" or average.inputs[0] is not x or not over_last_axis(average):
+        return None
+    return x
+
+
 def _decomposed(imp: Importing, mean: Any) -> bool:
     """From the mean of squares; the mean itself, and a mean of anything else, is none."""
     squares = mean.inputs[0].producer()
     centred = None if squares is None or squares.op_type not in ("Pow", "Mul") else squares.inputs[0].producer()
-    if centred is None or centred.op_type != "Sub":
-        return False
-    x, average = centred.inputs[0], centred.inputs[1].producer()
-    if average is None or average.op_type != "ReduceMean" or average.inputs[0] is not x or not over_last_axis(average):
+    if (x := _what_is_centred(centred)) is None:
         return False
     _, epsilon, scaled = root_mean_square(mean)
     weighted = [user for user, _ in scaled.outputs[0].uses()]

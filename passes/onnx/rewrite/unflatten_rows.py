@@ -4,7 +4,8 @@
     y = Add(MatMul(Relu(MatMul(LayerNormalization(flat), U)), V), flat)   ->   the same of x, without the Reshapes
     Reshape(y, [B, S, K])
 
-OPT does this around the feed-forward part. Each of the nodes computes a row from rows of the same place alone.
+OPT does this around the feed-forward part. Each of the nodes computes a row from rows of the same place alone. What
+sees flattened rows by head at once, [B, S, H, D], as onnxsim writes BLOOM, reads the same of [B, S, K].
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ def unflatten_rows(imp: Importing) -> PassLog:
     known = [(known_shapes(imp, p), p) for p in points(imp)] if reshapes else []
     flattening = [node for node in reshapes if all(_flattens(node.inputs[0], node.outputs[0], *k) for k in known)]
     back = {node for node in reshapes if all(_flattens(node.outputs[0], node.inputs[0], *k) for k in known)}
+    opening = {node for node in reshapes if all(_opens(node.inputs[0], node.outputs[0], *k) for k in known)}
     flat = {node.outputs[0]: node for node in flattening}
     if not flat:
         return PassLog("unflatten_rows", 0)
     for node in imp.graph:
         if any(v in flat for v in node.inputs) and _rowwise(node, flat):
             flat[node.outputs[0]] = node
-    while lost := {value for value in flat if not _stays(value, flat, back)}:
+    while lost := {value for value in flat if not _stays(value, flat, back | opening)}:
         for value in lost:
             flat.pop(value)
     matched = 0
@@ -53,6 +55,14 @@ def _flattens(wide: Any, flat: Any, known: dict[Any, Known], at: Point) -> bool:
         return False
     width = known[wide].shape[2]
     return (known[wide].shape[:2], known[flat].shape) == ((at.batch, at.new), (at.batch * at.new, width))
+
+
+def _opens(flat: Any, parts: Any, known: dict[Any, Known], at: Point) -> bool:
+    """Whether rows [B * S, K] are seen as [B, S, ...] with K in several dimensions."""
+    if flat not in known or parts not in known or len(known[parts].shape) < 4:
+        return False
+    rows, shape = known[flat].shape, known[parts].shape
+    return len(rows) == 2 and rows[0] == at.batch * at.new and shape[:2] == (at.batch, at.new)
 
 
 def _rowwise(node: Any, flat: dict[Any, Any]) -> bool:

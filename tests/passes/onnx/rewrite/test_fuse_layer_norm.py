@@ -40,6 +40,7 @@ def run(imp: Any) -> np.ndarray:
         (MEAN + "i = Reciprocal(r) n = Mul(d, i) k = Mul(w, n) y = Add(v, k)", "v"),
         (MEAN + "i = Div(one, r) n = Mul(d, i) y = Mul(w, n)", "y.bias"),  # Cohere
         ("y = LayerNormalization <epsilon = 0.00001> (x, w)", "y.bias"),
+        (CENTRED + "y = SimplifiedLayerNormalization <epsilon = 0.00001> (d, w)", "y.bias"),
     ],
 )
 def test_every_spelling_is_fused_and_keeps_its_numbers(body: str, bias: str) -> None:
@@ -62,6 +63,10 @@ def test_every_spelling_is_fused_and_keeps_its_numbers(body: str, bias: str) -> 
         MEAN + "n = Div(d, r) y = Mul(n, x)",
         "q = Pow(x, two) m = ReduceMean(q, last) a = Add(m, e) r = Sqrt(a) n = Div(x, r) y = Mul(n, w)",
         "y = LayerNormalization(x, w, v)",
+        CENTRED.replace("Sub(x, u)", "Sub(u, x)") + "y = SimplifiedLayerNormalization(d, w)",
+        CENTRED.replace("(x, last)", "(x, first)") + "y = SimplifiedLayerNormalization(d, w)",
+        CENTRED + "y = SimplifiedLayerNormalization <axis = 1> (d, w)",
+        "y = SimplifiedLayerNormalization(x, w)",
     ],
 )
 def test_what_is_none_is_left_alone(body: str) -> None:

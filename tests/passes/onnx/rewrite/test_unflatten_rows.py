@@ -48,6 +48,18 @@ def test_a_feed_forward_part_of_flattened_rows() -> None:
     assert not np.array_equal(run(imp), before)  # the negative control
 
 
+def test_flattened_rows_that_are_seen_by_head() -> None:
+    """The view stays: it reads rows as they come."""
+    heads = "b = Slice(like, i0, i2) h = Concat <axis = 0> (b, i2, i2) v4 = Reshape(a, h)"
+    imp = graph(FFN, f"{heads} t = Transpose <perm = [0, 1, 3, 2]> (v4) y = Reshape(t, like)")
+    before = run(imp)
+    assert run_pass(unflatten_rows, imp).matched == 1
+    assert "v4 = Reshape(a, h)" in lines(imp.graph)
+    assert "u = MatMul(n, m)" in lines(imp.graph)
+    assert not any("Reshape(x" in line for line in lines(imp.graph))
+    assert np.array_equal(run(imp), before)
+
+
 @pytest.mark.parametrize(
     ("body", "back"),
     [

@@ -37,6 +37,7 @@ _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "last_axis": ("axes of softmaxes and norms written as the last one", ()),
     "fold_constants": ("constants computed, idle nodes removed", ()),
     "lower_dequantize": ("dequantised weights made block-quantised matrix multiplications", ("DequantizeLinear",)),
+    "float_positions": ("position tables in blocks made tables of floats", ("GatherBlockQuantized",)),
     "blocks_of_columns": ("blocks of 4-bit codes cut so that each lies within a column", ("MatMulBnb4",)),
     "unfuse_onnxruntime": (
         "nodes of onnxruntime's optimiser written out",

@@ -27,6 +27,7 @@ from passes.onnx.rewrite.drop_fake_quantisation import drop_fake_quantisation
 from passes.onnx.rewrite.exact_quantised import exact_quantised
 from passes.onnx.rewrite.find_head_dim import find_head_dim
 from passes.onnx.rewrite.float_activations import float_activations
+from passes.onnx.rewrite.float_positions import float_positions
 from passes.onnx.rewrite.fold_constants import fold_constants
 from passes.onnx.rewrite.fuse_activations import fuse_activations
 from passes.onnx.rewrite.fuse_attention import fuse_attention
@@ -76,6 +77,7 @@ PIPELINE: list[Pass] = [
     last_axis,
     fold_constants,
     lower_dequantize,
+    float_positions,
     blocks_of_columns,
     unfuse_onnxruntime,
     check_logits,

@@ -254,7 +254,9 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "gemma2-genai11-fp32": ("gemma2", "genai11", dict(precision="fp32", **EAGER)),
     "gemma3-genai11-fp32": ("gemma3", "genai11", dict(precision="fp32")),
     "gemma3-genai11-int4": ("gemma3", "genai11", dict(precision="int4")),
-    # another cell as a tool saves it: onnxslim 0.1.98, onnxsim 0.8.1, onnxconverter-common 1.16.0
+    # another cell as a tool saves it: onnxslim 0.1.98, onnxsim 0.8.1, onnxconverter-common 1.16.0, olive-ai 0.13.0
+    "gpt2-saved-olive-rtn": ("gpt2-optimum-fp32", "saved", dict(tool="olive-rtn")),
+    "qwen2-saved-olive-rtn": ("qwen2-optimum-fp32", "saved", dict(tool="olive-rtn")),
     "smollm-saved-onnxslim": ("smollm-optimum-fp32", "saved", dict(tool="onnxslim")),
     "qwen2-saved-onnxsim": ("qwen2-dynamo23-fp32", "saved", dict(tool="onnxsim")),
     "bloom-saved-onnxsim": ("bloom-dynamo-fp32", "saved", dict(tool="onnxsim")),
@@ -448,12 +450,24 @@ def save_by(tool: str, source: Path, path: Path) -> None:
         import onnxsim
 
         proto, _ = onnxsim.simplify(proto)
+    elif tool == "olive-rtn":
+        proto = by_olive(source, dict(type="OnnxBlockWiseRtnQuantization", block_size=32, accuracy_level=4))
     else:
         from onnxconverter_common import float16
 
         proto = float16.convert_float_to_float16(proto, keep_io_types=False)
     strip(proto)
     onnx.save(proto, path)
+
+
+def by_olive(source: Path, settings: dict) -> onnx.ModelProto:
+    """What a pass of Olive makes of a file."""
+    from olive.workflows import run
+
+    with tempfile.TemporaryDirectory() as out:
+        model = dict(type="ONNXModel", model_path=str(source))
+        run(dict(input_model=model, passes=dict(only=settings), output_dir=out, cache_dir=f"{out}/cache"))
+        return onnx.load(Path(out) / "model.onnx")
 
 
 def make(name: str) -> None:

@@ -80,7 +80,7 @@ def _dequantise(imp: Importing, node: Any) -> bool:
     for user in matmuls:
         packed.matmul(user)
     for user in rows:
-        if _of_tokens(user.inputs[1]):
+        if of_tokens(user.inputs[1]):
             packed.rows(user, user.inputs[1])
         else:
             user.replace_input_with(0, packed.floats())
@@ -131,7 +131,7 @@ def _gemms(node: Any) -> None:
         user.graph.remove(user, safe=True)
 
 
-def _of_tokens(ids: Any) -> bool:
+def of_tokens(ids: Any) -> bool:
     """Whether indices are input_ids, in whatever shape."""
     while ids.producer() is not None and ids.producer().op_type in _SAME_NUMBERS:
         ids = ids.producer().inputs[0]

@@ -524,8 +524,9 @@ transformers 5.23 (OPT, Falcon, Nemotron, MPT: 5.24); "optimum-onnx" is 0.1.0; "
 the form QDQ with activations uint8, or of `16-bit`, of MatMul, Gemm and Gather or of `all-operators`; `bnb4` is
 `MatMulBnb4Quantizer` with the tables NF4 and FP4 in blocks of 64 unless it says otherwise. "Saved again by" is an
 export of another column as a tool left it: onnxruntime's optimiser at level `basic` or `extended`, the one of
-onnxruntime.`transformers`, `onnxslim`, `onnxsim`; `fp16` has inputs and outputs in float16, too, `casts` keeps them;
-`q4f16` is MatMulNBitsQuantizer's blocks in a graph of float16; `merged` is optimum's decoder_model_merged.onnx.
+onnxruntime.`transformers`, `onnxslim`, `onnxsim`, Olive 0.13 (`olive-rtn`: its blocks of 4 bits); `fp16` has inputs and
+outputs in float16, too, `casts` keeps them; `q4f16` is MatMulNBitsQuantizer's blocks in a graph of float16; `merged` is
+optimum's decoder_model_merged.onnx.
 """
 AFTER = """
 Whatever the file: batch size 1, keys and values in float32, weights as they are stored. Where a file rounds activations

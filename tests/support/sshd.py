@@ -74,8 +74,11 @@ class Sshd:
 
 
 @contextmanager
-def running_sshd(folder: Path) -> Iterator[Sshd]:
-    """Start one in a folder, for the user who runs the tests; python3 there is the one that runs them."""
+def running_sshd(folder: Path, python: Callable[[Path], str] | None = None) -> Iterator[Sshd]:
+    """Start one in a folder, for the user who runs the tests.
+
+    python3 there is the one that runs them, or what the shell command is that `python` gives for the home folder.
+    """
     program = Path("/usr/sbin/sshd")
     need(program.is_file(), "no sshd")
     need(os.geteuid() != 0 or Path("/run/sshd").is_dir(), "no folder /run/sshd, which sshd needs where root starts it")
@@ -86,7 +89,8 @@ def running_sshd(folder: Path) -> Iterator[Sshd]:
     made = Sshd(folder, relay)
     for path in (made.home, made.bin, folder / "python"):
         path.mkdir()
-    _script(folder / "python/python3", f"exec {sys.executable}")  # a link to it would not know its packages
+    # A link to the interpreter would not know its packages.
+    _script(folder / "python/python3", f"exec {sys.executable if python is None else python(made.home)}")
     for key in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
     public = " ".join((folder / "host_key.pub").read_text("utf-8").split()[:2])

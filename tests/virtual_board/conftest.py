@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ while [ "$1" != -- ]; do
 done
 shift
 mount -o remount,bind,ro "$root"
-exec chroot "$root" /qemu-aarch64-static "$@"
+exec unshare --root="$root" --wd="$WORKING" /qemu-aarch64-static "$@"
 """
 
 
@@ -73,7 +74,28 @@ class VirtualBoard:
                 has the instructions of cortex-a76.
             timeout_s: after this many seconds the program is killed.
         """
-        folders = {self.site: ("/site", True), **(mounts or {})}
+        environment = {**self._environment(cpu), "PYTHONPATH": "/site", "WORKING": "/", **(env or {})}
+        command = self._command(argv, {self.site: ("/site", True), **(mounts or {})})
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    def shell_python(self, home: Path) -> str:
+        """A shell command that is the board's Python, in the folder where it is called, with a home folder and no more.
+
+        It is the caller's, who gives it arguments; packages are those of a bundle.
+        """
+        variables = [
+            f"{name}={value}" for name, value in {**self._environment("cortex-a76"), "HOME": str(home)}.items()
+        ]
+        command = self._command(["/usr/bin/python3"], {home: (str(home), False)})
+        return shlex.join(["env", "-i", *variables]) + ' "WORKING=$PWD" ' + shlex.join(command)
+
+    @staticmethod
+    def _environment(cpu: str) -> dict[str, str]:
+        fixed = {"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**fixed, "TVM_USE_RUNTIME_LIB": "1", "QEMU_CPU": cpu}
+
+    def _command(self, argv: Sequence[str], folders: Mapping[Path, tuple[str, bool]]) -> list[str]:
+        """The command that enters the board; the variable WORKING is the folder there."""
         triples: list[str] = []
         for here, (there, read_only) in folders.items():
             assert PurePosixPath(there).is_absolute()
@@ -82,18 +104,7 @@ class VirtualBoard:
         namespaces = ["--mount", "--pid", "--fork", "--kill-child"]
         if os.geteuid() != 0:
             namespaces.append("--map-root-user")
-        environment = {
-            "PATH": _PATH,
-            "HOME": "/tmp",
-            "LANG": "C.UTF-8",
-            "PYTHONPATH": "/site",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "TVM_USE_RUNTIME_LIB": "1",
-            "QEMU_CPU": cpu,
-            **(env or {}),
-        }
-        command = ["unshare", *namespaces, "sh", "-c", _ENTER, "sh", str(self.root), *triples, "--", *argv]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+        return ["unshare", *namespaces, "sh", "-c", _ENTER, "sh", str(self.root), *triples, "--", *argv]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Predictions for many pairs, boards, acceptances and contexts: a table, one row a point."""
+"""Predictions for many pairs, boards, types of KV cache, acceptances and contexts: a table, one row a point."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.decoder import DecoderSpec
+from costmodel.format import RUNTIME_KV
 from costmodel.question import Question, factors_of
 from costmodel.search import Search
 from costmodel.ties import settle_ties
@@ -21,7 +22,7 @@ from targets.boards import load_board
 from targets.errors import UserError
 
 COLUMNS = (
-    *("target", "draft", "board", "alpha", "context", "mode", "gamma", "target_format", "target_on", "draft_on"),
+    *("target", "draft", "board", "alpha", "context", "kv", "mode", "gamma", "target_format", "target_on", "draft_on"),
     *("tokens_per_s", "low", "high", "against_same", "against_best", "memory_gb", "problem"),
 )
 MOST_POINTS = 100_000
@@ -32,7 +33,7 @@ Rows = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What the user asks: every pair on every board, at every context and acceptance.
+    """What the user asks: every pair on every board, with every KV cache, at every context and acceptance.
 
     Attributes:
         pairs: of each the target, an ONNX file or a config.json, and such a drafter, an early exit, or None.
@@ -40,6 +41,7 @@ class SweepRequest:
         alphas: acceptances of a drafted token.
         contexts: tokens in the KV cache.
         weights: formats that the weights of a config.json are considered in.
+        kvs: types of the KV cache.
     """
 
     pairs: tuple[tuple[Path, Path | EarlyExit | None], ...]
@@ -47,6 +49,7 @@ class SweepRequest:
     alphas: tuple[float, ...]
     contexts: tuple[int, ...]
     weights: tuple[str, ...]
+    kvs: tuple[str, ...] = RUNTIME_KV[:1]
 
 
 def sweep(request: SweepRequest, track: Callable[[Sequence[Any]], Iterable[Any]] = iter) -> Rows:
@@ -57,13 +60,14 @@ def sweep(request: SweepRequest, track: Callable[[Sequence[Any]], Iterable[Any]]
     """
     check_formats(request.weights)
     boards = [load_board(name) for name in request.boards]
-    pairs = [_specs(*pair, request.weights, max(request.contexts)) for pair in request.pairs]
+    longest = max(request.contexts)
+    pairs = [(kv, _specs(*pair, request.weights, longest, kv)) for pair in request.pairs for kv in request.kvs]
     points = [(pair, b, c, a) for pair in pairs for b in boards for c in request.contexts for a in request.alphas]
     if len(points) > MOST_POINTS:
         raise UserError(f"{len(points)} points are more than {MOST_POINTS}; give fewer values")
     return [
-        sweep_point(targets, drafts, board, alpha, context)
-        for (targets, drafts), board, context, alpha in track(points)
+        {**sweep_point(targets, drafts, board, alpha, context), "kv": kv}
+        for (kv, (targets, drafts)), board, context, alpha in track(points)
     ]
 
 
@@ -112,10 +116,10 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _specs(
-    target: Path, draft: Path | EarlyExit | None, formats: Sequence[str], context: int
+    target: Path, draft: Path | EarlyExit | None, formats: Sequence[str], context: int, kv: str
 ) -> tuple[tuple[DecoderSpec, ...], tuple[DecoderSpec, ...]]:
     """The specs of target and drafter."""
-    targets = load_specs(target, formats, context)
+    targets = load_specs(target, formats, context, kv=kv)
     if isinstance(draft, EarlyExit):
         return targets, tuple(draft.spec(spec) for spec in targets)
-    return targets, () if draft is None else load_specs(draft, formats, context)
+    return targets, () if draft is None else load_specs(draft, formats, context, kv=kv)

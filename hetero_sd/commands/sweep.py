@@ -1,4 +1,4 @@
-"""`hetero-sd sweep`: predictions for many pairs, boards, acceptances and contexts, as CSV."""
+"""`hetero-sd sweep`: predictions for many pairs, boards, KV caches, acceptances and contexts, as CSV."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from costmodel.format import KV_BYTES, RUNTIME_KV
 from hetero_sd.commands.parser import Subparsers, add_variant, subcommand
 from hetero_sd.early_exit import SCHEME, EarlyExit
 from hetero_sd.predict.request import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CONTEXT
@@ -18,7 +19,7 @@ EXAMPLE = """\
 example:
   hetero-sd sweep --pair 3b/config.json,1b/config.json --board imx95,rk3588 --alpha 0.6,0.7,0.8 --out sweep.csv
   hetero-sd sweep --pair 3b/config.json,1b/config.json --board rk3588 --alpha 0.3,0.4,0.5,0.6,0.7,0.8,0.9 \\
-    --context 128,512,2048,4096 --out sweep.csv --report sweep.html
+    --context 128,512,2048,4096 --kv float32,float16 --out sweep.csv --report sweep.html
 """
 
 
@@ -37,9 +38,13 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument("--alpha", metavar="P[,P]", default=str(DEFAULT_ALPHA), help="acceptances (default 0.8)")
     p.add_argument("--context", metavar="N[,N]", default=str(DEFAULT_CONTEXT), help="contexts (default 512)")
     p.add_argument("--weights", metavar="F[,F]", default="float16", help="formats of a config.json's weights")
+    p.add_argument("--kv", metavar="F[,F]", default=RUNTIME_KV[0], help=f"of the KV cache: {', '.join(KV_BYTES)}")
     p.add_argument("--out", metavar="FILE.csv", type=Path, required=True, help="the table")
     p.add_argument(
-        "--report", metavar="FILE.html", type=Path, help="a page, too: maps over acceptance and context, one a board"
+        "--report",
+        metavar="FILE.html",
+        type=Path,
+        help="a page, too: maps over acceptance and context, one a board and KV cache",
     )
     p.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -80,6 +85,7 @@ def request_of(options: argparse.Namespace) -> SweepRequest:
         alphas=tuple(_numbers(options.alpha, "--alpha", 0.0, 1.0)),
         contexts=tuple(int(c) for c in _numbers(options.context, "--context", 1, LARGEST_CONTEXT, whole=True)),
         weights=tuple(options.weights.split(",")),
+        kvs=tuple(options.kv.split(",")),
     )
 
 

@@ -1,4 +1,4 @@
-"""The page of `hetero-sd sweep --report`: a map for each pair and board, and where the verdict changes."""
+"""The page of `hetero-sd sweep --report`: a map for each pair, board and KV cache, and where the verdict changes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ Row = dict[str, Any]
 
 def sweep_page(rows: Rows) -> str:
     """The page of a sweep's rows."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+    several = len({row["kv"] for row in rows}) > 1
     for row in rows:
-        groups.setdefault((row["target"], row["draft"], row["board"]), []).append(row)
+        cache = f", KV cache in {row['kv']}" if several else ""
+        groups.setdefault((row["target"], row["draft"], row["board"], cache), []).append(row)
     maps = [_map(*key, group, i) for i, (key, group) in enumerate(groups.items())]
     return render("sweep.html.jinja", maps=maps, points=f"{len(rows):,}")
 
@@ -36,8 +38,8 @@ def verdict_runs(rows: Rows) -> list[list[Row]]:
     return [list(run) for _, run in groupby(ordered, key=verdict_of)]
 
 
-def _map(target: str, draft: str, board: str, rows: list[Row], number: int) -> dict[str, Any]:
-    title = f"{target} with {draft} on {board}" if draft else f"{target} on {board}"
+def _map(target: str, draft: str, board: str, cache: str, rows: list[Row], number: int) -> dict[str, Any]:
+    title = f"{target} with {draft} on {board}{cache}" if draft else f"{target} on {board}{cache}"
     problems = list(dict.fromkeys(row["problem"] for row in rows if row["problem"]))
     found = {(row["context"], row["alpha"]): row for row in rows if not row["problem"]}
     if not found:

@@ -39,6 +39,17 @@ def test_a_row_for_every_point(pair: str, tmp_path: Path, capsys: pytest.Capture
     assert all(float(r["low"]) < float(r["tokens_per_s"]) < float(r["high"]) for r in fits)
 
 
+def test_a_kv_cache_of_half_the_bytes_is_faster_in_long_contexts(pair: str, tmp_path: Path) -> None:
+    out = tmp_path / "sweep.csv"
+    values = ["--board", "rpi5", "--alpha", "0.5", "--context", "64,8192", "--weights", "int4"]
+    values += ["--kv", "float32,float16"]
+    assert main(["sweep", "--pair", pair, *values, "--out", str(out), "--quiet"]) == 0
+    speed = {(r["kv"], r["context"]): float(r["tokens_per_s"]) for r in csv.DictReader(out.open())}
+    assert len(speed) == 4
+    assert speed["float16", "8192"] > 1.05 * speed["float32", "8192"]
+    assert speed["float16", "64"] == pytest.approx(speed["float32", "64"], rel=0.02)
+
+
 def test_an_early_exit_is_a_drafter(pair: str, tmp_path: Path) -> None:
     out, target = tmp_path / "sweep.csv", pair.partition(",")[0]
     values = ["--board", "rpi5", "--alpha", "0.9", "--weights", "int4,float16"]
@@ -61,6 +72,7 @@ def test_an_early_exit_is_a_drafter(pair: str, tmp_path: Path) -> None:
         (["--pair", "a,b,c"], "give TARGET or TARGET,DRAFT"),
         (["--pair", "a,early-exit:x"], "--pair: 'early-exit:x' names no layer: give early-exit:K"),
         (["--weights", "int2"], "--weights 'int2'"),
+        (["--kv", "float32,int2"], "--kv 'int2' is not a type of KV cache"),
     ],
 )
 def test_mistakes_end_in_one_line(

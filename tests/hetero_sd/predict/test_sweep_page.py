@@ -12,11 +12,13 @@ ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CONTEXTS = (128, 512, 2048, 4096)
 
 
-def row(alpha: float, context: int, board: str = "rk3588", pays_from: float = 0.6) -> dict[str, Any]:
+def row(
+    alpha: float, context: int, board: str = "rk3588", pays_from: float = 0.6, kv: str = "float32"
+) -> dict[str, Any]:
     """A point at which drafting pays from an acceptance on, later in long contexts."""
     drafts = alpha >= pays_from + (0.2 if context > 1000 else 0.0)
     return {
-        "target": "Llama <b>3B", "draft": "Llama-1B", "board": board, "alpha": alpha, "context": context,
+        "target": "Llama <b>3B", "draft": "Llama-1B", "board": board, "alpha": alpha, "context": context, "kv": kv,
         "mode": "sequential" if drafts else "target-only", "gamma": round(10 * alpha) - 4 if drafts else 0,
         "target_format": "int4", "target_on": "a76 x4", "draft_on": "a76 x4" if drafts else "",
         "tokens_per_s": 1234.5 * (1 + alpha * drafts), "low": 1.0, "high": 2.0, "against_same": 1.0,
@@ -50,6 +52,11 @@ def test_what_the_page_says() -> None:
     assert "stroke-width: 2.5" not in same
     nothing = [r | {"problem": "fits no memory"} for r in rows(board="rk3566")]
     assert sweep_page(rows() + nothing).count("fits no memory") == 1
+    assert "KV cache in" not in page
+    both = sweep_page(rows() + rows(kv="float16", pays_from=2.0))
+    assert "Llama-1B on rk3588, KV cache in float16</h2>" in both
+    assert both.count("The same everywhere") == 1
+    assert both.count("2 verdicts;") == 1
 
 
 @pytest.mark.parametrize(

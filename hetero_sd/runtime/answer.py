@@ -32,7 +32,8 @@ class RunFacts:
     """What an answer says of the run beside its own measurements.
 
     Attributes:
-        mode: "target-only", "live" where the draft length follows what is measured, "speculative" or "overlapped".
+        mode: "target-only", "live" where the draft length follows what is measured, "speculative" or "overlapped";
+            "batched" beside others (serve/batch_engine.py).
         seed: of the sampling; None for the best tokens.
         plan: what was predicted.
         gamma: drafted tokens of every round, where that is fixed and its speed is predicted.

@@ -23,7 +23,7 @@ from requirements import only_where
 
 from hetero_sd.runtime.manifest import read_manifest, write_manifest
 from hetero_sd.runtime.run import main
-from hetero_sd.runtime.serve.serve import ServeRequest, bind, serve
+from hetero_sd.runtime.serve.serve import ServeRequest, bind, serve, slots_at_a_time
 from hetero_sd.runtime.session import Options, Session
 from targets.errors import UserError
 
@@ -121,6 +121,13 @@ def test_the_client_understands_the_errors(client: openai.OpenAI) -> None:
         client.completions.create(model="gpt", prompt=TEXT)
     with pytest.raises(openai.AuthenticationError, match="the token is missing or wrong"):
         client.with_options(api_key="other").models.list()
+
+
+def test_slots_are_for_sessions_that_draft_nothing(letters: Callable[..., Session]) -> None:
+    slots: Any = object()
+    assert slots_at_a_time(letters(slots=slots)) is slots
+    assert slots_at_a_time(letters(slots=slots, drafts=True)) is None
+    assert slots_at_a_time(letters()) is None
 
 
 @pytest.mark.slow

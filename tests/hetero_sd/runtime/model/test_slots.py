@@ -12,11 +12,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hetero_sd.runtime.manifest import Bundle
+from costmodel.format import FLOAT, INT8
+from costmodel.place import Place, ReasonedPlace
+from hetero_sd.compile.build import ModelRequest, Sizes, build_model
+from hetero_sd.runtime.manifest import Bundle, write_manifest
 from hetero_sd.runtime.model.model import CompiledModel
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, ContextFull, Row
+from passes.onnx import canonicalise
+from targets.boards import load_board
 from targets.errors import UserError
 
+DATA = Path(__file__).resolve().parents[3] / "data"
 SLOTS, CONTEXT = 6, 64
 
 
@@ -106,3 +112,38 @@ def test_what_no_kernel_would_check_is_refused(model: CompiledModel) -> None:
         model.rows([Row(0, 0, 1), Row(0, 0, 2)])
     with pytest.raises(ValueError, match="slots are 0 to 5: -1"):
         model.slot(-1).submit([1], 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("export", "kv"),
+    [
+        ("exports/llama-genai-int4", "float16"),  # int8 activations
+        ("families/gpt2-dynamo-fp32", "float32"),  # learned positions
+        pytest.param("families/gemma2-genai-full-cache-fp32", "float16", marks=pytest.mark.deep),  # windows, soft caps
+        pytest.param("families/gptj-dynamo-fp32", "float32", marks=pytest.mark.deep),  # rotated pairs of neighbours
+    ],
+)
+def test_other_decoders(export: str, kv: str, tmp_path: Path) -> None:
+    """Six rows of three texts, two of each, the longest beyond any window."""
+    decoder = canonicalise(DATA / export / "model.onnx", CONTEXT)
+    activations = INT8 if decoder.facts.int8_activations else FLOAT
+    core, sizes = load_board("host", measure=False).clusters[0].core, Sizes(CONTEXT, (1, 4), 16, slots=3)
+    place = ReasonedPlace(Place("cpu"))
+    request = ModelRequest("target", decoder, core, place, sizes, activations=activations, kv=kv)
+    write_manifest(tmp_path, {"target": build_model(request, tmp_path).facts})
+    model = CompiledModel("target", Bundle(tmp_path))
+    lengths = (50, 3, 20)
+    texts = [np.random.default_rng(i).integers(0, model.vocab, n).tolist() for i, n in enumerate(lengths)]
+    for slot, text in enumerate(texts):
+        model.slot(slot).submit(text[:-2], 0, last=True).result()
+    places = [(slot, len(text) - back) for back in (2, 1) for slot, text in enumerate(texts)]
+    found = [
+        model.rows([Row(s, pos, texts[s][pos]) for s, pos in part])[LOGITS].copy() for part in (places[:3], places[3:])
+    ]
+    found += [model.rows([Row(s, pos, texts[s][pos]) for s, pos in places])[LOGITS].copy()]
+    alone = [model.forward(text, 0).copy() for text in texts]
+    expected = np.stack([alone[slot][pos] for slot, pos in places])
+    assert np.array_equal(np.concatenate(found[:2]), expected)
+    assert np.array_equal(found[2], expected)  # several rows of a text in one call
+    assert not np.array_equal(found[2][::-1], expected)  # the negative control

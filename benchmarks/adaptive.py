@@ -39,7 +39,7 @@ def simulated(seeds: int) -> list[dict[str, Any]]:
 
 def real(repeats: int, threads: int, scratch: Path) -> list[dict[str, Any]]:
     """Rows of the example pair: a policy that lasts over all turns, and one that is new in each."""
-    from speculation import PAIR, compile_pair
+    from draft_lengths import PAIR, compile_pair
 
     bundle_folder = compile_pair(scratch, "host")
     from hetero_sd.runtime.model.threads import prepare_environment

@@ -1,168 +1,159 @@
-"""Speculative decoding of the example pair on this machine: speed-up over the target alone, for each draft length.
+"""Every way to draft, predicted beside measured, in one table: medians over alternating runs.
 
-The row "live" is the length that the run decides itself (hetero_sd/runtime/decode/live_gamma.py). The rows below it
-draft from n-grams, live too: "ngram, new" with an empty pool for each repeat, "ngram, again" with one that has read and
-generated the same sentences before, "both, again" beside the draft model.
+    python benchmarks/speculation.py [--quick] [--chat FOLDER] [--repeats 7] [--only TEXT] [--json]
 
-    python benchmarks/speculation.py [--repeats 7] [--threads 1] [--svg FILE] [--json]
+Pairs: the example pair, and one of 150 M and 19 M parameters in float16 and int8 with random weights, of which the
+target's later layers add so little that the drafter, its first layer, is mostly right. Where: the target on one core
+and the drafter on the other; the drafter on PoCL, pinned to the other core. Beside them both cores for each model in
+turn ("in turn"). With --chat, the folder that examples/chat/export.py wrote: n-grams on texts that repeat and on free
+ones (benchmarks/texts), and the first 10 layers as a drafter. --quick takes small models and few texts: the whole table
+in some minutes. Draft lengths one by one: benchmarks/draft_lengths.py.
 
-All draft lengths are taken in turn in one process and compared within a round, because the machine is shared and
-absolute times drift. The text is checked to be the same for all of them.
+The text is checked to be the same for all ways of a case. "off" is the prediction over what was measured, "auto" what
+the run decides, which "best" compares with the fastest fixed way.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAIR = ROOT / "examples" / "translation"
-GAMMAS = range(9)  # 0: the target alone
-LIVE = (
-    "live"  # the length is decided while it runs; what was learned stays from one repeat to the next, as in a session
-)
-NGRAM = {"ngram, new": "ngram", "ngram, again": "ngram", "both, again": "model+ngram"}
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from speculation_cases import Case, cases  # noqa: E402
+
+WORKER = ROOT / "benchmarks" / "speculation_worker.py"
 
 
-def compile_pair(folder: Path, board: str) -> Path:
-    """The example pair with an entry point for every width up to gamma + 1."""
-    from hetero_sd.compile.compile import CompileRequest, compile_bundle
+def compile_case(case: Case, out: Path) -> dict[str, Any]:
+    """Its bundle; what the plan decided."""
+    from hetero_sd.compile.compile import compile_bundle
     from hetero_sd.progress import Progress
 
-    request = CompileRequest(
-        target=PAIR / "target" / "model.onnx",
-        draft=PAIR / "draft" / "model.onnx",
-        tokenizer=PAIR,
-        board=board,
-        out=folder / "bundle",
-        context=128,
-        target_widths=tuple(g + 1 for g in GAMMAS),
-    )
-    compile_bundle(request, Progress())
-    return folder / "bundle"
+    plan = compile_bundle(case.request(out), Progress(quiet=True)).plan
+    planned = {"mode": plan.mode, "gamma": plan.gamma, "tokens_per_s": plan.prediction.tokens_per_s}
+    return {**planned, "overlapped_tokens_per_s": None if plan.overlap is None else plan.overlap.tokens_per_s}
 
 
-def run_round(
-    models: Any, prompts: list[list[int]], eos: frozenset[int], choice: int | str, policy: Any, pool: Any
-) -> dict[str, Any]:
-    """Translate all prompts with one draft length, or with a live policy."""
-    from hetero_sd.runtime.decode.generate import Request
-    from hetero_sd.runtime.decode.policy import FixedGamma
-    from hetero_sd.runtime.decode.stats import summarise
-    from hetero_sd.runtime.decode.trace import Trace
-    from hetero_sd.runtime.session import Session
+def measure(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
+    """The plan, and all repeats of all processes in turn: name of the way -> one record a repeat."""
+    plan, prompts = compile_case(case, folder / "bundle"), folder / "prompts.jsonl"
+    prompts.write_text("\n".join(map(json.dumps, case.prompts)), "utf-8")
+    env = {**os.environ, "POCL_CACHE_DIR": str(folder / "pocl"), "PYTHONPATH": str(ROOT)}
+    given = ["--prompts", str(prompts), "--gammas", ",".join(map(str, case.gammas)), "--new", str(case.new)]
+    given += [] if case.threads is None else ["--threads", str(case.threads)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder / "bundle"), "--how", how, *given],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        for how in case.hows
+    ]
+    found: dict[str, list[dict[str, Any]]] = {}
+    try:
+        for turn in range(repeats + 1):
+            for how, worker in zip(case.hows, workers, strict=True):
+                assert worker.stdin is not None
+                assert worker.stdout is not None
+                worker.stdin.write("go\n")
+                worker.stdin.flush()
+                line = worker.stdout.readline()
+                if not line:
+                    raise SystemExit(f"{case.name}: the process for {how} ended with {worker.wait()}")
+                for way, record in json.loads(line).items() if turn else ():  # the first turn warms up
+                    found.setdefault(way if how == case.hows[0] else f"{way}, in turn", []).append(record)
+    finally:
+        for worker in workers:
+            if worker.stdin is not None:
+                worker.stdin.close()
+            worker.wait()
+    texts = [record["texts"] for records in found.values() for record in records]
+    if any(text != texts[0] for text in texts):
+        raise SystemExit(f"{case.name}: the texts differ between the ways")
+    return {"case": case.name, "plan": plan, "ways": rows(found)}
 
-    if isinstance(choice, int):
-        policy = FixedGamma(choice) if choice else None
-    session = Session(models, None, Request(90, eos), policy=policy, drafter=NGRAM.get(str(choice), "model"), pool=pool)
-    traces, texts = [], []
-    for ids in prompts:
-        traces.append(Trace())
-        texts.append(list(session.stream(ids, traces[-1])))
-    stats = summarise(traces)
-    return {"gamma": choice, "tokens": texts, **{k: stats[k] for k in ("tokens_per_s", "acceptance_rate", "gammas")}}
+
+def rows(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for each way: medians over the repeats, ratios within each."""
+
+    def ratio(way: str, other: str) -> float | None:
+        pairs = zip(found[way], found.get(other, ()), strict=False)
+        return statistics.median([a["speed"] / b["speed"] for a, b in pairs]) if other in found else None
+
+    fixed = [way for way in found if not way.startswith(("auto", "ngram"))]
+    best = max(fixed, key=lambda way: statistics.median(r["speed"] for r in found[way]))
+    table = []
+    for way, records in found.items():
+        words = way.replace(",", "").split()
+        suffix = ", in turn" if way.endswith("in turn") else ""
+        guesses = [r["predicted"] / r["speed"] for r in records if r["predicted"] is not None]
+        table.append(
+            {
+                "way": way,
+                "speed": statistics.median(r["speed"] for r in records),
+                "predicted": statistics.median(guesses) if guesses else None,
+                "over alone": ratio(way, "alone"),
+                "over sequential": ratio(way, f"sequential {words[1]}{suffix}") if words[0] == "overlapped" else None,
+                "over best": ratio(way, best) if way not in fixed else None,
+                "best": way == best,
+                "accepted": records[0]["accepted"],
+            }
+        )
+    return table
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """A case's part of the table."""
+    plan = result["plan"]
+    beside = plan["overlapped_tokens_per_s"]
+    more = "" if beside is None else f", overlapped {beside:.0f}"
+    lines = [
+        f"\n{result['case']}; plan: {plan['mode']}, {plan['gamma']} drafts, {plan['tokens_per_s']:.0f} tokens/s{more}",
+        "| way | tokens/s | predicted, off | over alone | over sequential | over best | accepted |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["ways"]:
+        off = row["predicted"]
+        cells = [f"{row['way']}{' (best)' if row['best'] else ''}", f"{row['speed']:.0f}"]
+        cells.append("" if off is None else f"{off * row['speed']:.0f}, {100 * (off - 1):+.0f} %")
+        names = ("over alone", "over sequential", "over best", "accepted")
+        cells += ["" if row[name] is None else f"{row[name]:.2f}" for name in names]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> int:
     """Run the benchmark and print the table."""
-    parser = argparse.ArgumentParser(description="speculative decoding of the example pair, every draft length in turn")
-    parser.add_argument("--repeats", type=int, default=7, help="rounds over all draft lengths (default 7)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: the models are small)")
-    parser.add_argument("--svg", type=Path, help="write the chart to this file")
+    parser = argparse.ArgumentParser(description="every way to draft, predicted beside measured")
+    parser.add_argument("--repeats", type=int, help="turns over all ways of a case (default 7, quick 3)")
+    parser.add_argument("--quick", action="store_true", help="small models, few texts")
+    parser.add_argument("--chat", type=Path, metavar="FOLDER", help="what examples/chat/export.py wrote")
+    parser.add_argument("--only", metavar="TEXT", default="", help="cases whose names have this text")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    from hetero_sd.runtime.model.threads import prepare_environment
-
+    results = []
     with tempfile.TemporaryDirectory() as scratch:
-        bundle_folder = compile_pair(Path(scratch), "host")
-        prepare_environment(options.threads)
-        from hetero_sd.runtime.decode.choose_policy import choose_policy
-        from hetero_sd.runtime.load import load_text
-        from hetero_sd.runtime.manifest import Bundle
-        from hetero_sd.runtime.model.model import load_models
-
-        bundle = Bundle(bundle_folder)
-        models, text = load_models(bundle), load_text(bundle)
-        assert text is not None
-        prompts = [text.encode_prompt(line) for line in (PAIR / "prompts.txt").read_text("utf-8").splitlines()]
-        from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
-        from hetero_sd.runtime.decode.live_gamma import LiveGamma
-        from hetero_sd.runtime.decode.start_times import time_steps
-
-        lengths: list[int | str] = [*GAMMAS, LIVE, *NGRAM]
-        policies = {name: choose_policy("auto", None, bundle.plan, NGRAM.get(name, "model")) for name in (LIVE, *NGRAM)}
-        pools = {name: NgramPool() for name in NGRAM}
-        for name, policy in policies.items():
-            assert isinstance(policy, LiveGamma)
-            time_steps(models, policy)
-            if name in NGRAM:
-                run_round(models, prompts, text.eos_ids, name, policy, pools[name])  # what "again" has seen
-        rounds = []
-        for _ in range(options.repeats):
-            pools["ngram, new"] = NgramPool()
-            rounds.append(
-                [
-                    run_round(models, prompts, text.eos_ids, g, policies.get(str(g)), pools.get(str(g), NgramPool()))
-                    for g in lengths
-                ]
-            )
-    if any(run["tokens"] != rounds[0][0]["tokens"] for one in rounds for run in one):
-        print("the texts differ between draft lengths", file=sys.stderr)
-        return 1
-    table = []
-    for i, gamma in enumerate(lengths):
-        ratios = sorted(one[i]["tokens_per_s"] / one[0]["tokens_per_s"] for one in rounds)
-        table.append(
-            {
-                "gamma": gamma,
-                "tokens_per_s": statistics.median(one[i]["tokens_per_s"] for one in rounds),
-                "speedup": statistics.median(ratios),
-                "least": ratios[0],
-                "most": ratios[-1],
-                "acceptance_rate": rounds[0][i]["acceptance_rate"],
-                "rounds_by_length": rounds[-1][i]["gammas"],
-            }
-        )
-    if options.svg:
-        options.svg.write_text(chart(table[: len(GAMMAS)], options), "utf-8")
-    print(json.dumps(table, indent=1) if options.json else as_text(table, options, len(prompts)))
+        for i, case in enumerate(cases(Path(scratch), options.quick, options.chat)):
+            if options.only in case.name:
+                folder = Path(scratch) / str(i)
+                folder.mkdir()
+                results.append(measure(case, folder, options.repeats or (3 if options.quick else 7)))
+                if not options.json:
+                    print(as_text(results[-1]), flush=True)
+    if options.json:
+        print(json.dumps(results, indent=1))
     return 0
-
-
-def as_text(table: list[dict[str, Any]], options: argparse.Namespace, sentences: int) -> str:
-    """The table for people."""
-    lines = [
-        f"{sentences} sentences, {options.threads} thread(s), {options.repeats} rounds in turn, the same text in all",
-        "       gamma  tokens/s  speed-up  least to most   acceptance",
-    ]
-    for row in table:
-        alpha = "-" if row["acceptance_rate"] is None else f"{row['acceptance_rate']:.3f}"
-        lines.append(
-            f"{row['gamma']:>12}  {row['tokens_per_s']:>8.0f}  {row['speedup']:>7.2f}x  "
-            f"{row['least']:.2f} to {row['most']:.2f}    {alpha:>8}"
-        )
-    for row in table[len(GAMMAS) :]:
-        used = ", ".join(f"{gamma} in {count}" for gamma, count in row["rounds_by_length"].items())
-        lines.append(f"{row['gamma']}, last repeat: {used} rounds")
-    return "\n".join(lines)
-
-
-def chart(table: list[dict[str, Any]], options: argparse.Namespace) -> str:
-    """Speed-up over draft length as SVG, with the spread of the rounds."""
-    from hetero_sd.predict.charts import Axis, columns_with_range
-    from hetero_sd.predict.figure import standalone
-
-    threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
-    most = max(1.5, *(row["most"] for row in table))
-    title = f"speed-up over the target alone, example pair, x86-64 host, {threads}"
-    axes = Axis("drafted tokens a round (gamma)", -0.6, len(table) - 0.4), Axis(title, 0.0, 1.05 * most)
-    columns = [(str(row["gamma"]), row["speedup"], row["least"], row["most"]) for row in table]
-    return standalone(columns_with_range("speed-up over draft length", *axes, columns))
 
 
 if __name__ == "__main__":

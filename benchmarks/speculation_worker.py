@@ -75,6 +75,7 @@ class Worker:
         self.prompts = [text.encode_prompt(json.loads(line)) for line in lines]
         self.request = Request(options.new, text.eos_ids)
         self.models = with_shared_rows(self.loaded, self.loaded)
+        self.apart: Callable[[], None] = lambda: None  # moves the models to CPUs of their own
         self.ways: dict[str, Callable[[], Any]] = {ALONE: lambda: self.session(None)}
         if options.how == "text":
             self._add_text_ways()
@@ -116,6 +117,7 @@ class Worker:
         if usable is not None:
             plan = self.bundle.plan
             overlap = resources.enter_context(overlapping(self.loaded, plan, usable, 1, 0, lambda line: None))
+            self.apart = overlap.sides.apart
             for g in self.gammas:
                 for least in (0, g):
                     beside = replace(overlap, gamma=g, least=least)
@@ -134,6 +136,7 @@ class Worker:
 
         found: dict[str, Any] = {}
         for name, make in self.ways.items():
+            self.apart()
             session, traces = make(), [Trace() for _ in self.prompts]
             texts = [list(session.stream(ids, trace)) for ids, trace in zip(self.prompts, traces, strict=True)]
             found[name] = {"texts": texts, "stats": summarise(traces)}

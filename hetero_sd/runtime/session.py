@@ -200,6 +200,7 @@ class Session:
         overlap = self.overlap
         if seeded and not greedy and overlap is not None and overlap.live is not None:
             planned = self.plan is not None and self.plan.mode == OVERLAPPED
+            overlap.sides.together()
             overlap = replace(overlap, live=None) if planned else None
         ran = replace(self, request=request, policy=policy, overlap=overlap)
         self._current = Answer(
@@ -265,10 +266,13 @@ class Session:
         return Request(most, self.request.eos_ids, sampling), seed is not None
 
     def _begins_overlapped(self, prompt_tokens: int) -> bool:
-        live = None if self.overlap is None else self.overlap.live
-        if live is None:
-            return self.overlap is not None
-        return live.begin(prompt_tokens, self.request.max_new_tokens)
+        """Whether the text begins with overlapped rounds; the models are moved to the CPUs for that."""
+        if self.overlap is None:
+            return False
+        live = self.overlap.live
+        begins = live is None or live.begin(prompt_tokens, self.request.max_new_tokens)
+        (self.overlap.sides.apart if begins else self.overlap.sides.together)()
+        return begins
 
     def stream(self, ids: list[int], trace: Trace) -> Iterator[int]:
         """Return the generated ids one by one, and record the run in ``trace``."""

@@ -48,14 +48,54 @@ def why_not_apart(models: Models, plan: Plan, usable: Sequence[int]) -> str | No
     return None
 
 
+class Sides:
+    """Where both models compute: on CPUs of their own while they work at once, on all of them while they take turns.
+
+    Attributes:
+        draft_cpus: the drafter's own; none where the models do not use CPUs of their own.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is moved."""
+        self.draft_cpus: list[int] = []
+
+    def apart(self) -> None:
+        """Move the calling thread and both models to their own CPUs."""
+
+    def together(self) -> None:
+        """Move them to where they were loaded."""
+
+
+class _TwoSides(Sides):
+    def __init__(self, target: Any, draft: Any, cpus: tuple[list[int], list[int]], planned: bool) -> None:
+        ours, self.draft_cpus = cpus
+        own = [{"threads": len(some)} if planned else {} for some in cpus]
+        self._all = sorted(os.sched_getaffinity(0))
+        both = [(model, self._all, {"threads": model.threads}) for model in (target, draft)]
+        self._moves = {True: [(target, ours, own[0]), (draft, self.draft_cpus, own[1])], False: both}
+        self._callers, self._apart = {True: ours, False: self._all}, False
+
+    def apart(self) -> None:
+        self._move(True)
+
+    def together(self) -> None:
+        self._move(False)
+
+    def _move(self, apart: bool) -> None:
+        os.sched_setaffinity(0, self._callers[apart])
+        if apart != self._apart:
+            for model, cpus, more in self._moves[apart]:
+                model.stay_on(cpus, **more)
+        self._apart = apart
+
+
 @contextmanager
 def side_by_side(
     models: Models, plan: Plan | None, usable: Sequence[int], note: Callable[[str], None]
-) -> Iterator[list[int]]:
-    """Keep the calling thread and the target on its CPUs, and the drafter's kernels on its own; give the drafter's.
+) -> Iterator[Sides]:
+    """Keep the calling thread and the target on its CPUs, and the drafter's kernels on its own; all until the end.
 
-    The thread that runs the drafter must stay on those, too; none where the models do not use CPUs of their own. The
-    calling thread goes back afterwards.
+    The thread that runs the drafter must stay on those, too.
 
     Args:
         models: both, as they were loaded.
@@ -65,25 +105,23 @@ def side_by_side(
     """
     target, draft = _movable(models.target), _movable(models.draft)
     if target is None or draft is None or not hasattr(os, "sched_setaffinity"):
-        yield []
+        yield Sides()
         return
-    before = os.sched_getaffinity(0)
     planned = plan is not None and plan.overlap is not None and why_not_apart(models, plan, usable) is None
     if planned and plan is not None and plan.overlap is not None:
         ours, drafters = list(plan.overlap.target_cpus), list(plan.overlap.draft_cpus)
     else:
         ours, drafters = divide_cpus(usable, () if plan is None else plan.cpu_ids, target.processor == HOST)
-    os.sched_setaffinity(0, ours)
+    sides = _TwoSides(target, draft, (ours, drafters), planned)
     try:
-        for model, cpus in ((target, ours), (draft, drafters)):
-            model.stay_on(cpus, **({"threads": len(cpus)} if planned else {}))
+        sides.apart()
         if ours == drafters:
             note(f"target and drafter share CPU {ours[0]}: one waits while the other computes there")
         elif why := next((m.why_tvms_pool for m in (target, draft) if m.why_tvms_pool is not None), None):
             note(f"target and drafter share the CPUs, because TVM's thread pool serves both: {why}")
-        yield drafters
+        yield sides
     finally:
-        os.sched_setaffinity(0, before)
+        sides.together()
 
 
 def _movable(model: Model | None) -> Any:

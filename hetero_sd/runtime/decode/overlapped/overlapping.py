@@ -26,5 +26,5 @@ def overlapping(
         least: drafts that the target waits for.
         note: told, in one line, where both models run on the same CPUs.
     """
-    with side_by_side(models, plan, usable, note) as cpus, DraftThread(cpus) as thread:
-        yield Overlap(thread, gamma, least)
+    with side_by_side(models, plan, usable, note) as sides, DraftThread(sides.draft_cpus) as thread:
+        yield Overlap(thread, gamma, least, sides=sides)

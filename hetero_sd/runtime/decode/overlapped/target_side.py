@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hetero_sd.runtime.decode.drafters import MODEL, Draft, Drafter
 from hetero_sd.runtime.decode.generate import Request, first_token, record_token
@@ -14,6 +14,7 @@ from hetero_sd.runtime.decode.sampling import Distribution, Rng
 from hetero_sd.runtime.decode.speculate import take_turns, verify
 from hetero_sd.runtime.decode.trace import Span, Stopwatch, Trace
 from hetero_sd.runtime.model.protocol import Model
+from hetero_sd.runtime.model.side_by_side import Sides
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Overlap:
         gamma: drafts that are verified at a time, at most; at least 1.
         least: drafts that the target waits for; sampling waits for all.
         live: decides whether a text begins like this, and ends it where taking turns is faster; None: every text.
+        sides: where the models compute, which change with the mode.
     """
 
     thread: DraftThread
     gamma: int
     least: int = 0
     live: LiveMode | None = None
+    sides: Sides = field(default_factory=Sides)
 
 
 def speculate_overlapped(
@@ -92,6 +95,7 @@ def speculate_overlapped(
                 arrived.take(message, tokens)
     if left and overlap.live is not None:
         drafter.keep(len(tokens))  # the drafter had judged all of it, and went on
+        overlap.sides.together()
         turns = overlap.live.turns
         yield from take_turns(target, drafter, tokens, new_tokens, request, turns, trace, rng)
 

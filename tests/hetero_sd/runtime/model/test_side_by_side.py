@@ -41,7 +41,7 @@ class Fake:
 
     def __init__(self, why_tvms_pool: str | None = None) -> None:
         self.processor, self.why_tvms_pool, self.cpus = "cpu", why_tvms_pool, list[int]()
-        self.threads, self.on_fallback = 0, False
+        self.threads, self.on_fallback = 7, False
 
     def stay_on(self, cpus: list[int], threads: int = 0) -> None:
         self.cpus, self.threads = list(cpus), threads
@@ -52,11 +52,34 @@ def test_the_calling_thread_stays_there_until_the_end() -> None:
     only_where(len(usable) > 1, "one core: there is nothing to divide")
     target, draft, notes = Fake(), Fake(), list[str]()
     models: Any = Models(target, draft)  # type: ignore[arg-type]
-    with side_by_side(models, None, usable, notes.append) as cpus:
-        assert cpus == draft.cpus == usable[-1:]
+    with side_by_side(models, None, usable, notes.append) as sides:
+        assert sides.draft_cpus == draft.cpus == usable[-1:]
         assert target.cpus == sorted(os.sched_getaffinity(0)) == usable[:-1]
     assert sorted(os.sched_getaffinity(0)) == usable
     assert notes == []
+
+
+def test_models_that_take_turns_have_all_cpus_and_threads_again() -> None:
+    usable = sorted(os.sched_getaffinity(0))
+    only_where(len(usable) > 1, "one core: there is nothing to divide")
+    overlap = PlannedOverlap(3, 0, tuple(usable[1:]), (usable[0],), "cpu", 1.0, 1.0, 0.0, 0.0, 2.0, 9.0)
+    target, draft = Fake(), Fake()
+    models: Any = Models(target, draft)  # type: ignore[arg-type]
+    plan = some_plan(mode="overlapped", overlap=overlap)
+    with side_by_side(models, plan, usable, print) as sides:
+        for _ in range(2):
+            sides.together()
+            assert target.cpus == draft.cpus == sorted(os.sched_getaffinity(0)) == usable
+            assert (target.threads, draft.threads) == (7, 7)
+            sides.apart()
+            assert (target.cpus, draft.cpus) == (usable[1:], usable[:1])
+            assert (target.threads, draft.threads) == (len(usable) - 1, 1)
+            assert sorted(os.sched_getaffinity(0)) == usable[1:]
+            moved, target.cpus = target.cpus, []
+            sides.apart()
+            assert target.cpus == []  # nothing is moved that is there
+            target.cpus = moved
+    assert target.cpus == draft.cpus == usable
 
 
 def test_sharing_is_said_in_one_line() -> None:
@@ -81,8 +104,8 @@ def test_a_plan_says_which_cpus_and_how_many_threads() -> None:
     plan = some_plan(mode="overlapped", overlap=overlap)
     target, draft, notes = Fake(), Fake(), list[str]()
     models: Any = Models(target, draft)  # type: ignore[arg-type]
-    with side_by_side(models, plan, usable, notes.append) as cpus:
-        assert cpus == draft.cpus == [usable[0]]
+    with side_by_side(models, plan, usable, notes.append) as sides:
+        assert sides.draft_cpus == draft.cpus == [usable[0]]
         assert target.cpus == sorted(os.sched_getaffinity(0)) == usable[1:]
         assert (target.threads, draft.threads) == (len(usable) - 1, 1)
     assert notes == []

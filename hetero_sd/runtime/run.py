@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hetero_sd.runtime.answer import Answer, run_stats
@@ -37,7 +40,7 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
 
     0 done, 1 the doctor found a problem, 2 a mistake of the user, 3 the GPU failed or the target's logits are not
     finite, 70 an internal error (each of them one line on standard error; HSD_DEBUG=1 shows the traceback of the
-    last), 130 interrupted, 141 the reader of the output left.
+    last), 130 interrupted, 141 the reader of the output left, 143 terminated.
 
     Args:
         folder: the bundle.
@@ -59,7 +62,8 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
             return code
         if options.opencl_lib is not None:
             os.environ["HSD_OPENCL_LIB"] = options.opencl_lib
-        _run(Path(folder), options, load)
+        with _terminable():
+            _run(Path(folder), options, load)
         sys.stdout.flush()
         return 0
     except (UserError, BundleRefused) as error:
@@ -71,6 +75,9 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
+    except _Terminated:
+        print(file=sys.stderr)
+        return 143
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         return 141
@@ -81,6 +88,27 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
     except BaseException as error:  # a panic in the tokenizers library is no Exception
         settle_output()
         return report("run.py", "running the bundle", error)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does: what was said stays, threads are joined."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # no other thread may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(folder: Path, options: RunRequest, load: Loader | None) -> None:

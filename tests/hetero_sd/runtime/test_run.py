@@ -496,35 +496,43 @@ def test_the_launcher_runs_a_bundle_that_cannot_be_written(device):
     assert sorted(device.rglob("*")) == before
 
 
-def test_a_reader_that_leaves_early_is_no_error(device):
-    process = command(device, "--prompt", "hello", "--max-new-tokens", "3500")
-    assert process.stdout.read(3) == b"aaa"
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
+WAYS = {
+    "alone": [],
+    "taking turns": ["--mode", "sequential", "--gamma", "3"],
+    "n-grams": ["--drafter", "ngram"],
+    "overlapped": ["--mode", "overlapped", "--least", "0"],
+    "overlapped, waits": ["--mode", "overlapped", "--least", "3"],
+}
 
 
-def test_interrupt_while_generating(device):
-    process = command(device, "--prompt", "hello", "--max-new-tokens", "3500")
-    assert process.stdout.read(3) == b"aaa"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate()[1] == b"\n"
-    assert process.returncode == 130
-
-
-@pytest.mark.parametrize("least", ["0", "3"])
-def test_interrupt_while_drafting_beside_the_target(device, least):
-    """Wherever it comes: in a step, in the wait for drafts, or while the text is shown."""
-    code = device / "python/hetero_sd/runtime/model/model.py"
-    for path in (code, device, device / "manifest.json"):
-        path.chmod(0o755)
-    code.write_text(TOY.replace("Models(Toy())", "Models(Toy(), Toy())"))
-    write_bundle(device)
-    process = command(device, "--prompt", "hello", "--max-new-tokens", "3500", "--mode", "overlapped", "--least", least)
+@pytest.fixture(params=WAYS)
+def answering(device, request):
+    """A process that has begun a long answer, in every way to draft."""
+    if request.param != "alone":
+        code = device / "python/hetero_sd/runtime/model/model.py"
+        for path in (code, device, device / "manifest.json"):
+            path.chmod(0o755)
+        code.write_text(TOY.replace("Models(Toy())", "Models(Toy(), Toy())"))
+        write_bundle(device)
+    process = command(device, "--prompt", "hello", "--max-new-tokens", "3500", *WAYS[request.param])
     assert process.stdout.read(9) == b"aaaaaaaaa"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=300)[1] == b"\n"
-    assert process.returncode == 130
+    return process
+
+
+def test_a_reader_that_leaves_early_is_no_error(answering):
+    answering.stdout.close()
+    assert answering.stderr.read() == b""
+    assert answering.wait(timeout=300) == 141
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_and_keeps_its_text(answering, number, code):
+    """Wherever it comes: in a step, in the wait for drafts, or while the text is shown."""
+    answering.send_signal(number)
+    out, said = answering.communicate(timeout=300)
+    assert said == b"\n"
+    assert answering.returncode == code
+    assert set(out) <= set(b"a")
 
 
 def test_the_launcher_names_a_missing_package(device):

@@ -10,9 +10,12 @@ from hetero_sd.runtime.decode.drafters import MODEL, Draft, Drafter, GoOn, Offer
 from hetero_sd.runtime.decode.sampling import Distribution, Rng, Sampling, best_probability, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, NotFiniteError
-from targets.backend import HOST
+from targets.backend import HOST, ProcessorFailed
+from targets.errors import last_line
+from targets.opencl.runtime import OpenCLError
 
 _ALWAYS_READ = 4  # first tokens of a text
+_FAILURES = (NotFiniteError, ProcessorFailed, OpenCLError)  # of a drafter, which the target goes on without
 
 
 class ModelDrafter(Drafter):
@@ -59,8 +62,8 @@ class ModelDrafter(Drafter):
         try:
             self._model.submit(self._known(ids), self._length - self.skipped, last=True).result()
             self._length, self.skipped = end, self.skipped + skip
-        except NotFiniteError as error:
-            self.lost = str(error)
+        except _FAILURES as error:
+            self._lose(error)
         watch.book("catch_up")
         return len(ids)
 
@@ -87,8 +90,8 @@ class ModelDrafter(Drafter):
                 watch.book("confidence")
                 if not wanted:
                     break
-        except NotFiniteError as error:
-            self.lost = str(error)
+        except _FAILURES as error:
+            self._lose(error)
         watch.book("draft")
         return Draft(drafted, q)
 
@@ -110,6 +113,10 @@ class ModelDrafter(Drafter):
         token = rng.draw(q[-1])
         watch.book("sampling")
         return token, float(q[-1][token])
+
+    def _lose(self, error: Exception) -> None:
+        said = isinstance(error, NotFiniteError)
+        self.lost = str(error) if said else f"the drafter's processor failed: {last_line(error)}"
 
     def keep(self, length: int) -> None:
         """Roll the cache back to the first ``length`` tokens; the text agrees with the drafts up to there."""

@@ -13,9 +13,6 @@ from hetero_sd.runtime.decode.drafters import Drafter
 from hetero_sd.runtime.decode.overlapped.draft_side import DraftSide
 from hetero_sd.runtime.decode.overlapped.messages import Begin, End, Ended, Failed, ToDrafter, ToTarget, Verdict
 from hetero_sd.runtime.decode.sampling import Rng
-from targets.backend import ProcessorFailed
-from targets.errors import last_line
-from targets.opencl.runtime import OpenCLError
 
 
 class DraftThread:
@@ -98,8 +95,6 @@ class DraftThread:
                     side.judge(message, self._clock() - message.sent_s if waits else None)
                 while self._inbox.empty() and side.work():
                     pass
-            except (ProcessorFailed, OpenCLError) as error:
-                side.lose(f"the drafter's processor failed: {last_line(error)}")
             except BaseException as error:  # whatever it is, the target must not wait for drafts
                 side = None
                 self._outbox.put(Failed(text, error))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetero_sd.runtime.decode.drafters import MODEL, Offer
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
-from hetero_sd.runtime.decode.policy import PLAIN, Choice
+from hetero_sd.runtime.decode.policy import PLAIN, Choice, FixedGamma
 from hetero_sd.runtime.decode.sampling import Rng, Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Round, Stopwatch, Trace
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix
+from hetero_sd.runtime.model.protocol import Model
+from targets.backend import ProcessorFailed
+from targets.opencl.runtime import OpenCLError
 
 WATCH = Stopwatch()
 TEXT = [1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4]
@@ -118,3 +123,36 @@ def test_skipped_text_makes_other_drafts(pair) -> None:
             drafts.append(drafter.propose(TEXT, MODEL, 6, Stopwatch(), Rng(0)).tokens)
         differing += drafts[0] != drafts[1]
     assert differing >= 5
+
+
+class Failing(Model):
+    """A drafter whose processor fails after some steps."""
+
+    def __init__(self, model: Any, steps: int, error: Exception) -> None:
+        self._model, self._left, self._error = model, steps, error
+        self.vocab, self.context, self.name = model.vocab, model.context, model.name
+
+    def submit(self, *given: Any, **more: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise self._error
+        return self._model.submit(*given, **more)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 9])
+def test_a_processor_that_fails_leaves_the_target_alone(pair: Any, steps: int) -> None:
+    """At the prompt, at the first draft, in the middle; another error is no processor's and ends the run."""
+    target, draft = pair(3, 0.0)
+    wanted = list(generate(target, [1, 2, 3], Request(40), Trace()))
+    for error in (ProcessorFailed("clFinish: -36"), OpenCLError("clFinish: -36"), ZeroDivisionError("a fault of ours")):
+        trace = Trace()
+        drafter = ModelDrafter(Failing(draft, steps, error), target.vocab, Sampling())
+        stream = speculate(target, drafter, [1, 2, 3], Request(40), FixedGamma(3), trace)
+        if isinstance(error, ZeroDivisionError):
+            with pytest.raises(ZeroDivisionError):
+                list(stream)
+            continue
+        assert list(stream) == wanted
+        assert trace.lost_drafter == "the drafter's processor failed: clFinish: -36"
+        assert (sum(r.drafted for r in trace.rounds) > 0) == (steps > 1)
+        assert trace.rounds[-1].drafted == 0

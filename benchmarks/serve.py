@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="rounds in turn (default 3)")
     parser.add_argument("--model", type=Path, help="an ONNX decoder; default: 100M parameters, random")
     parser.add_argument("--format", choices=("float32", "int8", "int4"), default="int8", help="of those weights")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     os.environ["TVM_NUM_THREADS"] = str(options.threads)

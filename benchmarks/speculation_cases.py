@@ -44,10 +44,10 @@ def board_with_pocl(path: Path) -> str:
     """A board file: this machine, with a GPU as an RK3566 has one, for which PoCL stands."""
     from hetero_sd.calibrate import to_toml
     from targets.boards import load_board
-    from targets.device import Board
+    from targets.read_board import board_from_json
 
     host, gpu = load_board("host", measure=False).to_json(), load_board("rk3566").to_json()["gpu"]
-    path.write_text(to_toml(Board.from_json({**host, "gpu": gpu, "name": "host-with-pocl"})), "utf-8")
+    path.write_text(to_toml(board_from_json({**host, "gpu": gpu, "name": "host-with-pocl"})), "utf-8")
     return str(path)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from targets.errors import UserError, lacks_memory
+from targets.errors import UserError, lacks_memory, wanting
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 USER_EXIT_CODE = 2
@@ -39,7 +39,8 @@ def report(program: str, doing: str, error: BaseException) -> int:
         program: the command's name, the line begins with it.
         doing: what it was doing, where no `step` says more.
         error: the exception. One of the operating system (no space, no permission) and a lack of memory are no fault of
-            this project: they are said like a mistake of the user, with exit code 2.
+            this project, also where a library says them in an error of its own: they are said like a mistake of the
+            user, with exit code 2.
     """
     show_traceback(error)
     doing = getattr(error, _STEP, doing)
@@ -49,6 +50,9 @@ def report(program: str, doing: str, error: BaseException) -> int:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         print(f"{program}: error: {where}{error.strerror} ({doing})", file=sys.stderr)
+        return USER_EXIT_CODE
+    if (lacking := wanting(str(error))) is not None:
+        print(f"{program}: error: {one_line(lacking)} ({doing})", file=sys.stderr)
         return USER_EXIT_CODE
     shown = one_line(f"{type(error).__name__}: {error}")
     print(

@@ -63,6 +63,10 @@ def test_a_panic_is_no_exception_and_said_too(monkeypatch, capsys):
         (OSError(28, "No space left on device", "/a/b"), "/a/b: No space left on device"),
         (MemoryError(), "out of memory"),
         (OSError(12, "Cannot allocate memory", "/a/b"), "out of memory"),
+        (
+            RuntimeError("Traceback\n  Cannot open file: a.o No space left on device\n"),
+            "Cannot open file: a.o No space left on device",
+        ),
     ],
 )
 def test_what_the_machine_lacks_is_no_internal_error(error, said, monkeypatch, capsys):

@@ -31,8 +31,8 @@ class Factors:
             for all that a round adds to its steps; 1 us measured of the target alone).
         turn_cycles: processor cycles that the loop takes longer where a drafter takes turns with the target.
         draft_turn_cycles: processor cycles that a draft step takes longer there than after itself: tokens change, the
-            other model's step took the caches next to the core, and Python draws (5 to 10 us measured on Zen 5).
-        verify_turn_cycles: the same of the target's step (10 to 20 us measured there).
+            other model's step took the caches next to the core, and Python draws (6 to 12 us measured on Zen 5).
+        verify_turn_cycles: the same of the target's step (5 to 15 us measured there).
         hand_over_cycles: processor cycles from a message of one thread until the other, which waits for it, has it, and
             back (8 us one way with Python's queues measured on x86-64; about 40 us explain whole rounds there).
         sampling_cycles: processor cycles to turn one logit into a probability when sampling (numpy, float64; assumed).

@@ -92,6 +92,8 @@ class LossBank:
     def settle(self, plain_s: float, round_s: Callable[[str, int], float]) -> None:
         """Pay for what was noted, in typical times: a pause of the system costs nothing.
 
+        Rounds pay no more than was reserved for them: what is beyond it, the processors did that became slower.
+
         Args:
             plain_s: of a plain step.
             round_s: (source, drafted tokens) -> seconds of a round.
@@ -101,7 +103,7 @@ class LossBank:
             self._advance_s = ADVANCE_STEPS * plain_s
             self._held_s = LOSS_SHARE * self._advance_s
         passed = drafting + self._plain_rounds * plain_s + self._read_s + self._beside_s
-        lost = drafting - self._tokens * plain_s + self._read_s + self._beside_lost_s
+        lost = min(drafting - self._tokens * plain_s, self._reserved_s) + self._read_s + self._beside_lost_s
         in_advance = min(passed, self._advance_s)
         self._advance_s -= in_advance
         self._held_s = min(self._held_s + self._share * (passed - in_advance) - lost, _MOST_BANKED_STEPS * plain_s)

@@ -52,6 +52,7 @@ def test_the_share_of_the_first_steps_is_there_in_advance() -> None:
 def test_a_round_pays_for_what_it_takes_beyond_its_tokens(tokens: int, change_s: float) -> None:
     bank = after_the_advance()
     before = settled(bank)
+    bank.reserve(0.015)
     bank.note_drafted("model", 3, tokens)
     assert settled(bank) - before == pytest.approx(change_s + LOSS_SHARE * 0.025)
 
@@ -72,6 +73,10 @@ def test_what_rounds_may_lose_is_kept_until_they_are_paid_for() -> None:
     bank.note_drafted("model", 3, 2)
     settled(bank)
     assert bank.free_s == bank.held_s == pytest.approx(begin - 0.005)
+    bank.reserve(0.002)  # the round takes longer than was expected when it began
+    bank.note_drafted("model", 3, 1)
+    settled(bank)
+    assert bank.free_s == bank.held_s == pytest.approx(begin - 0.007)
 
 
 def test_reading_that_is_repaid_is_lent_once() -> None:

@@ -121,6 +121,7 @@ def test_what_no_kernel_would_check_is_refused(model: CompiledModel) -> None:
         ("exports/llama-genai-int4", "float16"),  # int8 activations
         ("families/gpt2-dynamo-fp32", "float32"),  # learned positions
         pytest.param("families/gemma2-genai-full-cache-fp32", "float16", marks=pytest.mark.deep),  # windows, soft caps
+        pytest.param("families/bloom-legacy17-fp32", "float32", marks=pytest.mark.deep),  # ALiBi
         pytest.param("families/gptj-dynamo-fp32", "float32", marks=pytest.mark.deep),  # rotated pairs of neighbours
     ],
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 from tvm.script import tirx as T
 
 from targets.cpu.dot import DOTS, STEP, dot_of
@@ -142,6 +143,7 @@ def linear_int(
     lines = panel // _LINE  # of one row of q
     asked = -(-of_step * lines // (groups * row_tiles))  # lines that one tile asks for
     ragged = columns % panel != 0
+    prefetch = T.llvm_lookup_intrinsic_id("llvm.prefetch")
 
     def of_step_and_row(values: Any, s: Any, row: Any) -> Any:
         place = s * n + row
@@ -158,18 +160,25 @@ def linear_int(
 
     def ask(q: Any, g: Any, word: Any, first: Any) -> None:
         """Ask for lines of one step from `first` on, in the order of columns: a tile's own, a chunk before it."""
-        prefetch = T.llvm_lookup_intrinsic_id("llvm.prefetch")
         for place in (first + i for i in range(asked)):
             row, line = (T.floormod(place, of_step), T.floordiv(place, of_step)) if lines > 1 else (place, 0)
             T.evaluate(
                 T.call_llvm_intrin(prefetch, T.address_of(q[g, word + row, line * _LINE]), 0, 3, 1, dtype="void")
             )
 
+    def ask_scales(values: Any, dtype: str, g: Any, row: Any, column: Any) -> None:
+        """Ask for the scales or the zero points of a tile's columns: they are a stream of their own."""
+        for first in range(0, side * lanes, 64 // np.dtype(dtype).itemsize):
+            place = T.address_of(values[g, row, column + first])
+            T.evaluate(T.call_llvm_intrin(prefetch, place, 0, 3, 1, dtype="void"))
+
     def step(acc: Any, r: Any, j: Any, s: Any, g: Any, given: tuple[Any, ...]) -> None:
         """Add step s to tile (r, j) of acc, whose rows are rows of the activations; ask for weights that come later."""
         x, x_scale, total, q, scale, zero = given
         ask(q, g, (s + _AHEAD) * of_step, (j * row_tiles + r) * asked)
         kept, column = r * rows, j * side * lanes
+        for values, dtype in ((scale, scale_dtype), (zero, zero_dtype))[: 1 + zeros]:
+            ask_scales(values, dtype, g, (s + _AHEAD) * STEP // block, column)
         at = [T.min(r * rows, n - rows) + m for m in range(rows)]
         of_row = [T.bind(of_step_and_row(x_scale, s, row)) for row in at]
         totals = [T.bind(of_step_and_row(total, s, row)) for row in at]

@@ -98,7 +98,7 @@ def test_vectors_of_256_bits(loops: Any, bits: int) -> None:
 def test_zero_points(loops: Any, core: Core) -> None:
     for n in (1, 4, 8):
         for loop in multiplying_loops(loops, loops.Kernel(core, 4, n, zeros=True)):
-            assert loop.stack <= 0.06 * len(loop.instructions), n
+            assert loop.stack <= 0.07 * len(loop.instructions), n  # addresses
 
 
 def test_a_tile_that_is_too_large_shows(loops: Any, monkeypatch: pytest.MonkeyPatch) -> None:

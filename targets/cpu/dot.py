@@ -62,7 +62,7 @@ class IntegerDot:
 _INT8, _WIDENED = {4: "int8", 8: "int8"}, {4: "int8", 8: "int16"}
 _SDOT = IntegerDot("sdot", 4, _INT8, {4: 8, 8: 0}, {4: 12, 8: 12}, {4: 2, 8: 2}, (4, 2, 1, 1, 1, 1, 1, 1))
 _VNNI = IntegerDot(
-    "vnni 512", 16, _INT8, {4: 8, 8: 8}, {4: 11, 8: 11}, {4: 8, 8: 8}, (4, 4, 2, 2, 1, 1, 1, 1), codes=21, unsigned=True
+    "vnni 512", 16, _INT8, {4: 8, 8: 8}, {4: 11, 8: 11}, {4: 8, 8: 8}, (4, 4, 1, 1, 1, 1, 1, 1), codes=21, unsigned=True
 )
 _SMMLA = IntegerDot("smmla", 4, _INT8, {4: 16, 8: 8}, {4: 9, 8: 9}, {4: 2, 8: 2}, (4, 4, 2, 2, 1, 1, 1, 1), "sdot")
 DOTS = {

@@ -82,7 +82,7 @@ def test_long_prompts_of_short_answers_are_not_read_whole() -> None:
 
 
 def test_tries_cost_no_more_than_their_share() -> None:
-    """Nothing pays: what is lost is the allowance at the start and 1.5 % of the time."""
+    """Nothing pays: what is lost is 1.5 % of the time."""
     case = sim.Case("nothing pays", 0.3, sim.STEEP, sim.always(0.3), chunk=0.1, answers=(3000,))
     live = sim.Run(case, 0).play(sim.live_policy(case))
     alone = sim.Run(case, 0).play(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from costmodel.speculative import RoundCosts, sequential_round
+from costmodel.speculative import expected_tokens
 from hetero_sd.runtime.decode.live_source import Source
 from hetero_sd.runtime.decode.live_times import LiveTimes
 
@@ -31,9 +31,8 @@ class DraftLengths:
         times, width = self._times, self._times.width(gamma)
         draft, other = times.draft_s(source.name), times.other_s()
         verify = times.hopeful_step_s(width) if hopeful and gamma else times.step_s(width)
-        costs = RoundCosts(draft, draft, lambda n: verify, other)
-        expected = sequential_round(source.acceptance.mean if alpha is None else alpha, gamma, costs)
-        return expected.tokens_per_s
+        tokens = expected_tokens(source.acceptance.mean if alpha is None else alpha, gamma)
+        return tokens / (gamma * draft + verify + other)
 
     def best(self, speeds: Mapping[int, float], before: int, among: Sequence[int]) -> int:
         """The fastest draft length; the one before, where that is hardly slower."""
@@ -46,7 +45,7 @@ class DraftLengths:
 
         What a round of each risks is set in the source.
         """
-        source.risks_s = {g: self._times.risk_s(source.name, g) for g in self.all}
+        source.risks_s = self._times.risks_s(source.name, self.all)
         paying = [g for g in self.drafting if speeds[g] > _START_MARGIN * speeds[0]]
         once = {*self.drafting[:1], *paying[:1]}
         return [g for g in self.all if source.risks_s[g] <= (1.0 if g in once else BET) * max(0.0, free_s)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from statistics import median, median_low
 
 from costmodel.schema.plan import LivePrediction
@@ -159,7 +160,7 @@ class LiveTimes:
 
     def most_step_s(self, width: int) -> float:
         """A step of the target as long as it may be: one that was not seen, as long as narrower ones in a row."""
-        if self.seen(width) > 1:
+        if len(self._verify.get(width, ())) > 1:
             return self.step_s(width)
         rows = [-(-width // w) * self.step_s(w) for w in self._verify if self.seen(w) > 1]
         return max(self.step_s(width), min(rows, default=0.0))
@@ -198,13 +199,14 @@ class LiveTimes:
         """A round with drafts."""
         return gamma * self.draft_s(source) + self.step_s(self.width(gamma)) + self.other_s()
 
-    def risk_s(self, source: str, gamma: int) -> float:
-        """What a round loses at most against a plain step: all drafts are rejected."""
-        if not gamma:
-            return 0.0
-        verify = self.step_s if gamma == 1 else self.most_step_s
-        round_s = gamma * self.draft_s(source) + verify(self.width(gamma)) + self.other_s()
-        return max(0.0, round_s - self.sure_plain_s())
+    def risks_s(self, source: str, gammas: Sequence[int]) -> dict[int, float]:
+        """What a round of each draft length loses at most against a plain step: all drafts are rejected."""
+        draft, plain, risks = self.draft_s(source), self.sure_plain_s() - self.other_s(), {0: 0.0}
+        for gamma in gammas:
+            if gamma:
+                verify_s = (self.step_s if gamma == 1 else self.most_step_s)(self.width(gamma))
+                risks[gamma] = max(0.0, gamma * draft + verify_s - plain)
+        return risks
 
     def read_s(self, tokens: int) -> float:
         """What the drafter needs to read so many tokens in one go."""

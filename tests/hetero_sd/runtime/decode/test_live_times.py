@@ -58,9 +58,10 @@ def test_a_round_risks_its_drafts_and_what_its_step_takes_beyond_a_plain_one() -
     for _ in range(2):
         times.measured(2, 0.012)
         times.measured_draft(0.003)
-    assert times.risk_s("model", 0) == 0.0
-    assert times.risk_s("model", 1) == pytest.approx(0.003 + 0.002)
-    assert times.risk_s("model", 3) == pytest.approx(3 * 0.003 + 2 * 0.012 - 0.010)  # T(4) was not seen
+    risks_s = times.risks_s("model", [0, 1, 3])
+    assert risks_s[0] == 0.0
+    assert risks_s[1] == pytest.approx(0.003 + 0.002)
+    assert risks_s[3] == pytest.approx(3 * 0.003 + 2 * 0.012 - 0.010)  # T(4) was not seen
 
 
 def test_a_plain_step_is_surely_less_than_what_was_seen_a_few_times() -> None:

@@ -124,8 +124,8 @@ class Backend(ABC):
         """
         from tvm import relax
 
-        from targets import vm_code
         from targets.cpu.linker import link_function
+        from targets.kernels import vm_code
         from targets.kernels.denied_memory import no_memory_denied
 
         with no_memory_denied():

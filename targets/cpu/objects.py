@@ -76,9 +76,9 @@ def build_library(mod: Any, core: Core, path: Path, kernels: CpuKernels, progres
     import tvm
     from tvm import relax
 
-    from targets import vm_code
     from targets.cpu.linker import link_function
     from targets.cpu.target import tvm_target
+    from targets.kernels import vm_code
 
     target = tvm_target(core)
     pipeline = tvm.transform.Sequential([_declare(), vm_code.pipeline(), _call_by_name()])

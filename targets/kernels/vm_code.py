@@ -7,8 +7,6 @@ for all of them, and drops it after its last use; at its start it compares the t
     - arguments are not compared: each kernel compares those it is given, and what a library was compiled for is
       compared with the manifest and the weights when it is loaded (hetero_sd/runtime/model/library_facts.py);
     - tuples that nobody reads are not made.
-
-Imports TVM.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
-from targets.vm_code import ShortenVmCode, pipeline
+from targets.kernels.vm_code import ShortenVmCode, pipeline
 
 
 @I.ir_module(s_tir=True)

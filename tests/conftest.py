@@ -5,6 +5,7 @@ The OpenCL runtime is built once; a missing driver is a printed reason.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import tempfile
@@ -75,13 +76,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
-@pytest.fixture(autouse=True)
-def _environment() -> Iterator[None]:
-    """Take back what a test sets: run.py sets TVM's variables, and a later test's child process would see them."""
+@contextlib.contextmanager
+def _kept_environment() -> Iterator[None]:
     before = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment_of_a_file() -> Iterator[None]:
+    """Take back what the fixtures of a file set."""
+    with _kept_environment():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Take back what a test sets: run.py sets TVM's variables, and a later test's child process would see them."""
+    with _kept_environment():
+        yield
 
 
 @pytest.fixture(scope="session")

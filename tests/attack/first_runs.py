@@ -39,7 +39,7 @@ def _compile(bundle: Path) -> None:
     compile_module.load_board = lambda name, measure: host_with_gpu()
     try:
         export, tokenizer = EXPORTS / "llama-drafter-dynamo-fp32" / "model.onnx", EXPORTS / "llama-dynamo-fp32"
-        options = ["--tokenizer", tokenizer, "--board", "any", "--context", "64", "--place", "gpu", "--out", bundle]
+        options = ["--tokenizer", tokenizer, "--board", "host", "--context", "64", "--place", "gpu", "--out", bundle]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             assert cli.main([*map(str, ["compile", export, *options])]) == 0
     finally:

@@ -96,7 +96,7 @@ def compiled(
     out: Path, place: str, monkeypatch: pytest.MonkeyPatch, export: Path = LLAMA, draft: bool = True, *options: str
 ) -> Path:
     monkeypatch.setattr(compile_module, "load_board", lambda name, measure: host_with_gpu())
-    args = ["compile", str(export / "model.onnx"), "--tokenizer", str(export), "--board", "any", "--context", "64"]
+    args = ["compile", str(export / "model.onnx"), "--tokenizer", str(export), "--board", "host", "--context", "64"]
     args += ["--draft", str(DRAFT / "model.onnx"), "--gamma", "2"] if draft else []
     assert main([*args, "--place", place, "--out", str(out), *options]) == 0
     return out

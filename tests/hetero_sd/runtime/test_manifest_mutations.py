@@ -79,7 +79,7 @@ def mutable_split(opencl: Any, worker: Any, tmp_path_factory: pytest.TempPathFac
     """Both models on CPU and GPU, with the CPU alone to fall back on."""
     out, exports = tmp_path_factory.mktemp("split") / "bundle", ROOT / "tests/data/exports"
     target, draft = exports / "llama-dynamo-fp32", exports / "llama-drafter-dynamo-fp32"
-    options = ["--tokenizer", target, "--board", "any", "--context", "64", "--gamma", "1", "--place", "gpu:ffn"]
+    options = ["--tokenizer", target, "--board", "host", "--context", "64", "--gamma", "1", "--place", "gpu:ffn"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compile_module, "load_board", lambda name, measure: host_with_gpu())
         command = ["compile", target / "model.onnx", "--draft", draft / "model.onnx", *options, "--out", out]

@@ -477,6 +477,7 @@ def load_models(bundle, huge_pages):
 
 
 def command(folder, *arguments, **more):
+    """A process of a bundle; what started the tests may ignore Ctrl-C (as a shell's background does), it does not."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "TVM"))}
     return subprocess.Popen(
         [sys.executable, str(folder / "run.py"), *arguments],
@@ -484,6 +485,7 @@ def command(folder, *arguments, **more):
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **more,
     )
 

@@ -37,7 +37,6 @@ EXPORTS = {
 QUICK = ("nb-gpt2", "llama-dynamo-fp32", "qwen3-genai-int4", "phi3-packed", "g-gather-int4", "qwen2-ort-dynamic-uint8")
 LOST_HEAD = ("llama-genai-int4-block128", "llama-genai-int4-kquant")
 REFUSED = (
-    "bloom-legacy17-fp32",
     "llama-ort-static-16-bit",
     "llama-ort-static-all-operators",
     "gemma2-genai-fp32",

@@ -24,7 +24,7 @@ def bundle(opencl: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two") / "bundle"
     target, draft = (EXPORTS / name for name in ("llama-dynamo-fp32", "llama-drafter-dynamo-fp32"))
     models = ["compile", str(target / "model.onnx"), "--draft", str(draft / "model.onnx"), "--tokenizer", str(target)]
-    given = ["--board", "any", "--context", "80", "--gamma", str(GAMMA), "--place", "target=cpu,draft=gpu"]
+    given = ["--board", "host", "--context", "80", "--gamma", str(GAMMA), "--place", "target=cpu,draft=gpu"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compile_module, "load_board", lambda name, measure: host_with_gpu())
         assert main([*models, *given, "--out", str(out)]) == 0

@@ -225,7 +225,7 @@ def place(mutant: Mutant) -> str:
 
 
 # Exports that the importer refuses as they are.
-REFUSED = {"bloom-legacy17-fp32", "gemma2-genai-fp32", "mixtral-legacy17-fp32", "qwen2-genai-int4-asymmetric"}
+REFUSED = {"gemma2-genai-fp32", "mixtral-legacy17-fp32", "qwen2-genai-int4-asymmetric"}
 
 
 @pytest.mark.deep

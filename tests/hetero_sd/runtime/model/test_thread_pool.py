@@ -319,7 +319,12 @@ def test_bits_do_not_depend_on_pool_threads_or_tasks(bundle: Path, monkeypatch: 
             for model in models.values():
                 model.pool.set(threads, tasks)
                 assert np.array_equal(all_logits(model).view(np.uint32), wanted.view(np.uint32)), (threads, tasks)
-    assert models["target"].thread_facts["worker_share"] > 0
+    for _ in range(1000):  # on a busy machine the caller may be done before a worker wakes
+        if models["target"].thread_facts["worker_share"] > 0:
+            break
+        all_logits(models["target"])
+    else:
+        pytest.fail("no worker ever took a task")
     other = wanted.copy()
     other[0, 0] = np.nextafter(other[0, 0], np.float32(np.inf))
     assert not np.array_equal(other.view(np.uint32), wanted.view(np.uint32))  # negative control: one bit

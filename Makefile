@@ -28,7 +28,7 @@ chat: setup ## download a small real model, compile it for this machine, and tal
 test: setup ## run the tests but for the deep ones (12 minutes on two Zen 5 cores, 30 on older ones; an emulated board where it can be built)
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not deep'
 
-deep: setup ## run the deep tests: 10,000 damaged files, every coverage cell, long emulated runs (17 and 40 minutes)
+deep: setup ## run the deep tests: 10,000 damaged files, every coverage cell, long emulated runs, a fuzzer's ten minutes (20 on two Zen 5 cores)
 	$(BIN)/python -m pytest $(PARALLEL) -m deep
 
 check: setup ## ruff, mypy and `make test`

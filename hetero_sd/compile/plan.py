@@ -37,11 +37,7 @@ DRAFT_WIDTHS = (1, 2)
 _SHORT_WIDTHS = (1, 2, 4, 8)  # serve short prompts, and shorter rounds near the end
 _LIVE_ALPHAS = (0.6, 0.9)  # acceptances whose best draft lengths are compiled, too, for the run to choose from
 _MOST_LIVE = 8
-_ASSUMED_TOKENS, _GIVEN_TOKENS, _MEASURED_TOKENS = (
-    4.0,
-    8.0,
-    32.0,
-)  # as in `Overrides.alpha_tokens`
+_ASSUMED_TOKENS, _GIVEN_TOKENS, _MEASURED_TOKENS = 4.0, 8.0, 32.0  # of `Overrides.alpha_tokens`
 
 
 @dataclass(frozen=True)

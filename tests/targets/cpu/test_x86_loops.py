@@ -82,6 +82,8 @@ def test_vectors_of_512_bits(loops: Any, core: Core, bits: int) -> None:
         unpack = 12 if core.llvm_cpu == "cascadelake" and bits == 4 else dot.unpack[bits]
         assert loop.count(*UNPACK) == vectors * unpack
         assert loop.count("vpdpbusd", *SCALE) == vectors * rows * dot.row[bits]
+        scales = -(-vectors * dot.columns * 2 // 64)  # cache lines of float16; those of weights are `bits` a vector
+        assert loop.count("prefetcht0") == vectors * bits + scales
 
 
 @pytest.mark.slow

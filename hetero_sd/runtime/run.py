@@ -157,6 +157,7 @@ def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:
         _answer_options(options),
         usable_cpus(),
         options.keep_rows or 0,
+        None if options.time_between_tokens is None else options.time_between_tokens / 1e3,
     )
     settings = _settings(options)
     if bundle.target.slots > 1:

@@ -69,6 +69,8 @@ class CompiledModel(Model):
         self.int8_activations, self.float16_caches = facts.activations == INT8, facts.caches.dtype == "float16"
         self.quantised = facts.quantised
         self.slots = facts.slots
+        self.row_widths = (1, *facts.row_widths)
+        self.read_widths = tuple(sorted({*facts.widths, facts.prefill_width}))
         self._row_steps = RowSteps(facts.row_widths) if facts.row_widths else None
         self._steps = Steps(name, self.widths, facts.prefill_width, facts.context)
         self.weights = weights or Weights(bundle.path(facts.weights, hashed=False), huge_pages)

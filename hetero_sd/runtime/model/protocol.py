@@ -135,12 +135,15 @@ class Slots(Protocol):
 
     Attributes:
         cache: its rows; None where they cannot be had.
+        row_widths: rows of the calls that :meth:`rows` makes, ascending from 1; more rows take several calls.
+        read_widths: tokens of the calls that feed a prompt to a slot, ascending; the widest is a chunk.
     """
 
     vocab: int
     context: int
     slots: int
-    prefill_width: int
+    row_widths: Sequence[int]
+    read_widths: Sequence[int]
     name: str
     cache: SlotCache | None = None
 

@@ -104,6 +104,11 @@ class SlotPool:
         self.shared_rows += rows - own
         return rows - own
 
+    def worth_waiting_for(self, ids: Sequence[int], others: Sequence[int]) -> int:
+        """Rows of a text with these ``ids`` that one with ``others`` will hold; 0 where `share` has none of them."""
+        rows = min(common(others, ids), len(ids) - 1)
+        return rows if self._blocks is not None and rows >= _LEAST_SHARED else 0
+
     def _most_held(self, ids: Sequence[int]) -> tuple[int, Slot | None]:
         """The most of the first ``ids`` that is held, and the slot that does; None for a text that has none."""
         source = max(self.every, key=lambda slot: slot.held(ids))

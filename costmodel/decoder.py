@@ -15,6 +15,7 @@ from costmodel.format import F32, FLOAT, INT8, Format
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
 from targets.cpu.dot import takes_codes
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV, KV_FORMATS
 
 TABLES = ("embedding", "positions")  # read one row a token
 NONLINEARITIES = ("silu_mul", "gelu_mul", "gelu", "relu", "squared_relu", "tanh")
@@ -111,7 +112,7 @@ class DecoderSpec:
         name: for people.
         operators: in the order of a step.
         tied: embedding and head share one matrix.
-        kv_bytes_per_value: of the KV cache.
+        kv: how keys and values are stored, a name of targets/kv_format.py.
         whole: the decoder whose first layers it is, and whose weights it reads (costmodel/early_exit.py); None: it has
             weights of its own.
     """
@@ -119,7 +120,7 @@ class DecoderSpec:
     name: str
     operators: tuple[Operator, ...]
     tied: bool
-    kv_bytes_per_value: int = F32
+    kv: str = DEFAULT_KV
     whole: DecoderSpec | None = None
 
     def __post_init__(self) -> None:
@@ -271,8 +272,8 @@ class DecoderSpec:
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of the KV cache for that many tokens: keys and values of every layer."""
-        values = sum(2 * op.kv_heads * op.head_dim for op in self.attentions)
-        return values * self.kv_bytes_per_value * tokens
+        stored = KV_FORMATS[self.kv]
+        return tokens * sum(op.kv_heads * stored.token_bytes(op.head_dim) for op in self.attentions)
 
 
 def _with_codes(op: Operator) -> Operator:

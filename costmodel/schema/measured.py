@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
-from costmodel.schema.model import QuantisedFacts, Role, Size
+from costmodel.schema.model import KvName, QuantisedFacts, Role, Size
 from costmodel.schema.plan import MOST_THREADS, Cpu
 from costmodel.schema.record import Entries, OneOf, Record, SchemaError, Within
 from targets.backend import names
@@ -188,7 +188,7 @@ class Measured(Record):
         gpu: what it costs; None where no model runs there.
         region_cost_s: what a parallel region adds, by threads; empty where it was not measured.
         int8_activations: the models whose kernels multiplied int8 activations.
-        float16_caches: the models whose keys and values were stored in float16.
+        kv_caches: how the models' keys and values were stored.
         quantised: how the weights of the models were quantised; without those whose weights are the export's own.
         points: the timed steps.
         not_measured: the steps that there was no time for.
@@ -209,7 +209,7 @@ class Measured(Record):
     gpu: MeasuredGpu | None
     region_cost_s: dict[Annotated[int, Within(2, MOST_THREADS)], Annotated[float, Within(0, 1)]]
     int8_activations: tuple[Role, ...]
-    float16_caches: tuple[Role, ...]
+    kv_caches: dict[Role, KvName]
     quantised: dict[Role, QuantisedFacts]
     points: tuple[MeasuredPoint, ...]
     not_measured: tuple[MeasuredStep, ...]

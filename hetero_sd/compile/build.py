@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from costmodel.format import FLOAT, RUNTIME_KV
+from costmodel.format import FLOAT
 from costmodel.place import ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
 from costmodel.schema.model import CacheFacts, ModelFacts, QuantisedFacts, SegmentFacts
@@ -27,6 +27,7 @@ from passes.relax.cache_in_place import key_shape, value_shape
 from passes.relax.make_entries import step_name
 from targets.backend import HOST, Progress, backend
 from targets.device import Core, Gpu
+from targets.kv_format import DEFAULT_KV
 
 _ROWS, _MOST_ROWS = (2, 4), 8
 
@@ -106,7 +107,7 @@ class ModelRequest:
     dump: Path | None = None
     subgraphs: Path | None = None
     activations: str = FLOAT
-    kv: str = RUNTIME_KV[0]
+    kv: str = DEFAULT_KV
     quantised: QuantisedFacts | None = None
     tokenizer: TokenizerFacts | None = None
     weights_of: str = ""
@@ -167,7 +168,7 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
         caches=CacheFacts(
             dtype=request.kv,
             key_shape={
-                p: (sizes.slots, *key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context)[1:])
+                p: (sizes.slots, *key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context, request.kv)[1:])
                 for p in lowered.modules
             },
             value_shape=(sizes.slots, *value_shape(facts.kv_heads, facts.head_dim, sizes.context)[1:]),

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from costmodel.format import RUNTIME_KV
 from costmodel.schema.model import MOST_SLOTS
 from costmodel.schema.plan import Plan
 from costmodel.speculative import MOST_GAMMA, check_acceptance
@@ -40,6 +39,7 @@ from targets.backend import backend
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV
 from targets.opencl.runtime import machine
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class CompileRequest:
         alpha_file: what `hetero-sd acceptance` measured, in place of it.
         factors: factors of a calibration, in place of the board's.
         activations: FLOAT or INT8 for block-quantised matrix multiplications; None takes what the ONNX file allows.
-        kv: of RUNTIME_KV, the type in which keys and values are stored.
+        kv: of KV_FORMATS, the type in which keys and values are stored.
         cpu_fallback: a model with a part on the GPU is compiled for the CPU, too, for when the GPU fails.
         subgraphs: folder for each model's segments as ONNX files, or None.
         quantise: of float weights, of both models: a format or a file (hetero_sd/quantisation/recipes.py), or None.
@@ -95,7 +95,7 @@ class CompileRequest:
     alpha_file: Path | None = None
     factors: Path | None = None
     activations: str | None = None
-    kv: str = RUNTIME_KV[0]
+    kv: str = DEFAULT_KV
     cpu_fallback: bool = True
     subgraphs: Path | None = None
     quantise: str | None = None

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
-from costmodel.format import RUNTIME_KV
 from costmodel.question import Question
 from costmodel.roofline import CpuSlice
 from costmodel.speculative import MOST_GAMMA
@@ -16,9 +15,9 @@ from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, with_activations
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.like import like
-from hetero_sd.predict.weight_formats import kv_bytes
 from targets.device import Board
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV, kv_format
 
 DEFAULT_ALPHA = 0.8
 DEFAULT_NGRAM_MATCH = 0.5  # assumed: on code and on corrections of a text more, on free text less
@@ -66,7 +65,7 @@ class PredictRequest:
     new_tokens: int | None = None
     weights: tuple[str, ...] | None = None
     head: str | None = None
-    kv: str = RUNTIME_KV[0]
+    kv: str = DEFAULT_KV
     activations: str | None = None
     threads: str | None = None
     place: str | None = None
@@ -131,7 +130,7 @@ def check(request: PredictRequest) -> PredictRequest:
         raise UserError(f"--gamma {request.gamma}: it must lie between 0 and {MOST_GAMMA}")
     request = replace(request, weights=DEFAULT_WEIGHTS if request.weights is None else request.weights)
     check_formats(request.formats, request.head)
-    kv_bytes(request.kv)
+    kv_format(request.kv)
     return request
 
 

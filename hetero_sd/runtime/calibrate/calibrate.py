@@ -109,7 +109,7 @@ def calibrate(
         gpu=costs,
         region_cost_s=_region_cost_s(here),
         int8_activations=tuple(model.name for model in here if getattr(model, "int8_activations", False)),
-        float16_caches=tuple(model.name for model in here if getattr(model, "float16_caches", False)),
+        kv_caches={model.name: stored for model in here if (stored := getattr(model, "kv", None)) is not None},
         quantised={m.name: facts for m in here if (facts := getattr(m, "quantised", None)) is not None},
         points=tuple(step.point() for step in timed),
         not_measured=tuple(step.facts for step in [*steps[False], *steps[True]] if not step.samples),

@@ -80,15 +80,15 @@ def test_head_and_blocks() -> None:
 def test_a_kv_type(models: dict[str, Path]) -> None:
     whole, half, quarter = (asked(models, kv=kv, context=4096).decision.best for kv in ("float32", "float16", "int8"))
     row = 28 * 2 * 2 * 128  # layers, keys and values, heads, values
-    assert whole.memory.kv_bytes == 2 * half.memory.kv_bytes == 4 * quarter.memory.kv_bytes > 0
+    assert whole.memory.kv_bytes == 2 * half.memory.kv_bytes > 0
+    assert 0.5 < quarter.memory.kv_bytes / half.memory.kv_bytes < 0.53  # a scale beside the codes of a head
     assert whole.target.kv_bytes(10) == 10 * 4 * row
-    assert (half.target.kv_bytes(10), quarter.target.kv_bytes(10)) == (10 * 2 * row, 10 * row)
+    assert (half.target.kv_bytes(10), quarter.target.kv_bytes(10)) == (10 * 2 * row, 10 * row * (128 + 4) // 128)
     assert len({v.tokens_per_s for v in (whole, half, quarter)}) == 3
-    said = " ".join(asked(models, kv="int8").assumed)
-    assert "this version stores float32 or float16, so this is a what-if" in said
-    halves = asked(models, kv="float16")
-    assert "what-if" not in " ".join(halves.assumed)
-    assert "--kv float16" in str(halves.command)
+    for kv in ("float16", "int8"):
+        given = asked(models, kv=kv)
+        assert f"KV cache in {kv} (--kv)" in " ".join(given.assumed)
+        assert f"--kv {kv}" in str(given.command)
     assert "--kv" not in str(asked(models).command)
 
 

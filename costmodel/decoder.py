@@ -19,6 +19,7 @@ from targets.errors import UserError
 TABLES = ("embedding", "positions")  # read one row a token
 NONLINEARITIES = ("silu_mul", "gelu_mul", "gelu", "relu", "squared_relu", "tanh")
 NORMS = ("rms_norm", "add_rms_norm", "layer_norm")
+_NEW_ROWS = ("attention", "add", "scale", "take", *NORMS, *NONLINEARITIES)  # what linears after them read is another's
 KINDS = (
     *TABLES,
     *("linear", "bias", "add", "scale", "take", "rope", "attention", "argmax"),
@@ -43,7 +44,8 @@ class Operator:
         window: keys that an attention sees, 0 for all.
         softcap: an attention's scores pass through tanh.
         alibi: something is added to an attention's scores by the distance of the key.
-        activations: what a linear reads on a CPU, FLOAT or INT8; other processors read floats.
+        activations: what a linear reads, FLOAT or INT8.
+        makes_codes: no linear before it reads the same rows, so its int8 codes are made for it.
     """
 
     kind: str
@@ -60,6 +62,7 @@ class Operator:
     softcap: bool = False
     alibi: bool = False
     activations: str = FLOAT
+    makes_codes: bool = False
 
     def __post_init__(self) -> None:
         """Refuse kinds and sizes that no kernel has."""
@@ -207,12 +210,20 @@ class DecoderSpec:
 
     @cached_property
     def activations(self) -> str:
-        """INT8 where any matrix multiplication reads codes on a CPU."""
+        """INT8 where any matrix multiplication reads codes."""
         return INT8 if any(op.activations == INT8 for op in self.operators) else FLOAT
 
     def with_int8_activations(self) -> DecoderSpec:
-        """The same decoder, where a CPU makes int8 codes of what it multiplies with block-quantised weights."""
-        return replace(self, operators=tuple(_with_codes(op) for op in self.operators))
+        """The same decoder, which makes int8 codes of what it multiplies with block-quantised weights."""
+        made, last = list[Operator](), None
+        for op in map(_with_codes, self.operators):
+            if op.kind in _NEW_ROWS and op.groups == 1:
+                last = None
+            elif op.activations == INT8:
+                op = replace(op, makes_codes=(op.part, op.k) != last)
+                last = op.part, op.k
+            made.append(op)
+        return replace(self, operators=tuple(made))
 
     # -- weights --------------------------------------------------------------------------------------------------
 

@@ -37,7 +37,6 @@ from hetero_sd.runtime.load import check_machine
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.threads import choose_threads
 from hetero_sd.runtime.saved_logits import SavedLogits, read_logits
-from targets.backend import HOST
 from targets.errors import UserError
 
 Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -166,8 +165,7 @@ def verify_bundle(request: VerifyRequest) -> VerifyResult:
     scale = max(float(np.abs(r).max()) for r, _ in pairs)
     bound = logit_bound(scale, facts.widest_sum, facts.layers)
     quantised = "" if recipe is None else recipe.text
-    on_cpu = any(segment.processor == HOST for segment in facts.chain)
-    codes, kv = facts.activations if on_cpu else FLOAT, facts.caches.dtype
+    codes, kv = facts.activations, facts.caches.dtype
     said: tuple[str, ...] = ("activations are int8 codes",) if codes != FLOAT else ()
     said += (f"keys and values are stored in {kv}",) if kv != RUNTIME_KV[0] else ()
     if not said:

@@ -187,7 +187,7 @@ class Measured(Record):
         bandwidths: of each cluster and the GPU, alone and two together.
         gpu: what it costs; None where no model runs there.
         region_cost_s: what a parallel region adds, by threads; empty where it was not measured.
-        int8_activations: the models whose CPU kernels multiplied int8 activations.
+        int8_activations: the models whose kernels multiplied int8 activations.
         float16_caches: the models whose keys and values were stored in float16.
         quantised: how the weights of the models were quantised; without those whose weights are the export's own.
         points: the timed steps.

@@ -54,7 +54,7 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument(
         "--activations",
         choices=(FLOAT, INT8),
-        help="what int4 and int8 weights are multiplied with on the CPU (default: int8 where the ONNX file allows it, "
+        help="what int4 and int8 weights are multiplied with (default: int8 where the ONNX file allows it, "
         "and with --quantise)",
     )
     p.add_argument(

@@ -81,7 +81,7 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument(
         "--activations",
         choices=(FLOAT, INT8),
-        help="what int4 and int8 weights are multiplied with on a CPU (default: int8 where an ONNX file allows it, and "
+        help="what int4 and int8 weights are multiplied with (default: int8 where an ONNX file allows it, and "
         "for a config.json)",
     )
     p.add_argument("--kv", metavar="F", default=RUNTIME_KV[0], help=f"of the KV cache: {', '.join(KV_BYTES)}")

@@ -88,7 +88,7 @@ class ModelRequest:
         fallback: add the whole model for the CPU to a placement that needs another processor.
         dump: folder for the IR after each phase, or None.
         subgraphs: folder for the segments as ONNX files, or None.
-        activations: FLOAT or INT8, for the CPU's kernels.
+        activations: FLOAT or INT8, for block-quantised matrix multiplications.
         kv: the type in which keys and values are stored.
         quantised: how the weights were quantised; None: they are the export's own.
         weights_of: the model whose weights it reads: its own name, or one that was built before and has all of them.

@@ -75,8 +75,7 @@ def import_models(
             f"--activations {INT8}: no model has int4 or int8 weights in blocks of a multiple of 32; leave it out"
         )
     notes += tuple(
-        f"{role}: int8 activations on the CPU, as {_allows(role, path, quantisation)}; "
-        f"--activations {FLOAT} multiplies floats"
+        f"{role}: int8 activations, as {_allows(role, path, quantisation)}; --activations {FLOAT} multiplies floats"
         for role, path in sources.items()
         if activations is None and imported[role][1].activations == INT8
     )

@@ -44,7 +44,7 @@ def _stored(spec: DecoderSpec) -> str:
     layers, head = spec.linears(spec.attentions[0].part)[0].format, spec.head.format
     formats = f"{format_text(layers)}, head {head.dtype if head.dtype != layers.dtype else 'the same'}"
     read = spec.weight_bytes - (0 if spec.tied else spec.embedding.matrix_bytes)
-    codes = "; int8 activations on a CPU (--activations)" if spec.activations == INT8 else ""
+    codes = "; int8 activations (--activations)" if spec.activations == INT8 else ""
     return f"{spec.name}: {formats} (--weights, --head), {size(read)} of weights read a step{codes}"
 
 

@@ -108,7 +108,7 @@ def pair_specs(
 
 
 def with_activations(spec: DecoderSpec, activations: str | None) -> DecoderSpec:
-    """The decoder with FLOAT or INT8 activations on a CPU; None is INT8 where a kernel has them."""
+    """The decoder with FLOAT or INT8 activations; None is INT8 where a kernel has them."""
     return spec if activations == FLOAT else spec.with_int8_activations()
 
 

@@ -45,7 +45,7 @@ class PredictRequest:
         weights: formats that the weights of a config.json are considered in; None is float16, or what `like` says.
         head: format of its head; None is what `weights` says.
         kv: type of the KV caches.
-        activations: FLOAT or INT8 for int4 and int8 weights on a CPU; None is as load_specs takes it.
+        activations: FLOAT or INT8 for int4 and int8 weights; None is as load_specs takes it.
         threads: ``4`` or ``a76:4``: threads of a cluster (the first one); None decides it.
         place: a rule of hetero_sd/compile/place.py; None decides it.
         gamma: drafted tokens a round; None decides it.

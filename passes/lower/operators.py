@@ -83,8 +83,12 @@ def _linear_nbits(call: Any, stored: Stored) -> Sizes:
 
 def _linear_int(call: Any, stored: Stored) -> Sizes:
     codes, _, _, _, scale, zero = call.args
-    _, n, k = sizes(codes)
-    return {"n": n, "k": k, "columns": int(call.attrs["columns"]), **_quantised(call.attrs, scale, zero, stored)}
+    return {
+        "n": sizes(codes)[1],
+        "k": int(call.attrs["k"]),
+        "columns": int(call.attrs["columns"]),
+        **_quantised(call.attrs, scale, zero, stored),
+    }
 
 
 def _quantise_rows(call: Any, stored: Stored) -> Sizes:

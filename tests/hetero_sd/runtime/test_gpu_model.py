@@ -213,3 +213,30 @@ def test_a_value_that_both_processors_use(opencl: Any, tmp_path: Path, released:
         on_cpu, split = (models[place].forward(ids, 0) for place in ("cpu", "gpu:ffn"))
         assert np.abs(split - on_cpu).max() < 1e-4 * np.abs(on_cpu).max()
     assert np.abs(models["gpu:ffn"].forward([1, 4, 3], 0) - on_cpu).max() > 1e-2 * np.abs(on_cpu).max()
+
+
+@pytest.mark.slow
+def test_int8_activations_wherever_a_part_runs(opencl: Any, tmp_path: Path, released: None) -> None:
+    """One arithmetic for a model: nearer to the rounded reference than that is to floats, whole or split."""
+    from hetero_sd.compile.build import ModelRequest, Sizes, build_model
+    from hetero_sd.compile.bundle import copy_opencl_runtime
+    from hetero_sd.reference import ReferenceModel
+    from hetero_sd.runtime.model.model import load_models
+    from passes.onnx import canonicalise
+
+    export = EXPORT.parent.with_name("llama-genai-int4") / "model.onnx"
+    board, gpu = load_board("host", measure=False), load_board("rk3566").gpu
+    ids = [5, 1, 9, 200, 31, 7, 7, 12]
+    rounded = ReferenceModel(export, threads=1, activations="int8").forward(ids)
+    step = np.sqrt(np.square(ReferenceModel(export, threads=1).forward(ids) - rounded).mean())
+    for place, activations in (("gpu", "int8"), ("gpu:ffn", "int8"), ("gpu", "float")):
+        folder = tmp_path / f"{place.replace(':', '_')}_{activations}"
+        runtime = copy_opencl_runtime(folder / "python", board.isa)
+        where, sizes = ReasonedPlace(Place.parse(place)), Sizes(CONTEXT, (1,), 8)
+        given = ("target", canonicalise(export, CONTEXT), board.clusters[0].core, where, sizes, gpu, runtime)
+        request = ModelRequest(*given, activations=activations)
+        write_manifest(folder, {"target": build_model(request, folder).facts})
+        model = load_models(Bundle(folder)).target
+        rows = np.concatenate([model.forward([token], pos).copy() for pos, token in enumerate(ids)])
+        off = np.sqrt(np.square(rows - rounded).mean()) / step
+        assert off < 0.2 if activations == "int8" else off > 0.8, place  # the negative control: floats

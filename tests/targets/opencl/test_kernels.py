@@ -515,7 +515,8 @@ def test_oclgrind_finds_nothing_in_any_kernel(runtime_library: Path, factories: 
     need_program("oclgrind")
     log, used = tmp_path / "log", tmp_path / "used"
     checks = ("--data-races", "--uninitialized", "--build-options", "-cl-opt-disable", "--log", str(log))
-    pytest_ = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", __file__)
+    files = (__file__, str(Path(__file__).with_name("test_linear_int.py")))
+    pytest_ = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", *files)
     which = "SMALL or take or activations or layer_norm or test_embedding"
     environment = {**os.environ, "HSD_OPENCL_RUNTIME": str(runtime_library), "HSD_TEST_KERNELS_USED": str(used)}
     done = subprocess.run(

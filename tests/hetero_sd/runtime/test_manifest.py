@@ -304,7 +304,7 @@ def test_malformed_entries_are_refused(folder, facts):
     refused(folder, r"manifest.json: files.run.py(.bytes|.sha256|:| ).*: build the bundle again")
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 2, 3, 4, 6, "5", 5.0, True])
+@pytest.mark.parametrize("version", [None, 0, 1, 2, 3, 4, 5, 7, "6", 6.0, True])
 def test_another_format_is_refused_with_what_to_do(folder, version):
     edit(folder, lambda m: (m.update(format_version=version), m.pop("files")))  # its other keys may be other ones
     refused(folder, "has format_version .*, this version of hetero-sd reads 6: build the bundle again with this v")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from costmodel.place import ReasonedPlace
+from costmodel.schema.batch import BatchPrediction
 from costmodel.schema.model import Role, Size, Slots, Widths
 from costmodel.schema.record import Entries, OneOf, Record, SchemaError, Within
 from costmodel.speculative import MOST_GAMMA
@@ -66,6 +67,7 @@ class PlanPrediction(Record):
         prompt_start_s: the first chunk of a prompt, before which there is nothing; None takes prompt_chunk_s.
         sampling_s, dispatch_s: the rest of a round.
         turn_s: what dispatch takes longer in a round that drafts.
+        slot_calls: calls of a target with slots; None where it has one.
         context: tokens in the caches.
         live: what live decisions start from; None without a drafter.
     """
@@ -84,6 +86,7 @@ class PlanPrediction(Record):
     live: LivePrediction | None = None
     prompt_start_s: NotNegative | None = None
     turn_s: NotNegative = 0.0
+    slot_calls: BatchPrediction | None = None
 
     def first_token_s(self, prompt_tokens: int, chunk: int) -> float:
         """Seconds from a prompt to its first token: whole chunks, then a step, or a chunk, for the rest.

@@ -31,6 +31,7 @@ VARIANTS = {
     "plain": {},
     "float16 tied": {"dtype": "float16", "tied": True},
     "qk norm and bias": {"qk_norm": True, "qkv_bias": True},
+    "2 bit": {"bits": 2},
     "4 bit": {"bits": 4},
     "8 bit": {"bits": 8},
 }

@@ -22,6 +22,7 @@ from hetero_sd.runtime.model.protocol import (
     Outputs,
     Pending,
     Row,
+    SlotCache,
 )
 from hetero_sd.runtime.model.segments import Chain
 from hetero_sd.runtime.model.slots import RowSteps, SlotModel
@@ -68,6 +69,8 @@ class CompiledModel(Model):
         self.int8_activations, self.float16_caches = facts.activations == INT8, facts.caches.dtype == "float16"
         self.quantised = facts.quantised
         self.slots = facts.slots
+        self.row_widths = (1, *facts.row_widths)
+        self.read_widths = tuple(sorted({*facts.widths, facts.prefill_width}))
         self._row_steps = RowSteps(facts.row_widths) if facts.row_widths else None
         self._steps = Steps(name, self.widths, facts.prefill_width, facts.context)
         self.weights = weights or Weights(bundle.path(facts.weights, hashed=False), huge_pages)
@@ -102,6 +105,11 @@ class CompiledModel(Model):
         share = counts["worker_tasks"] / counts["tasks"] if counts and counts["tasks"] else None
         pool = "tvm" if self.pool is None else "ours"
         return {"threads": self.threads, "pool": pool, "why_tvms": self.why_tvms_pool, "worker_share": share}
+
+    @property
+    def cache(self) -> SlotCache | None:
+        """The rows of its slots, where it has several."""
+        return self._chain.pages
 
     @property
     def on_fallback(self) -> bool:

@@ -15,7 +15,7 @@ from targets.cpu.dot import STEP
 from targets.opencl.tile import GpuTile
 
 MALI, SMALL = GpuTile(), GpuTile(group=5)
-FEW = (CASES[1], CASES[4])  # 4 bit with zero points, 8 bit without
+FEW = (CASES[1], CASES[4], CASES[9])  # 4 and 2 bit with zero points, 8 bit without
 Run = Any  # the fixture's Kernels, see conftest.py
 
 # What a driver with an extension has; a wrong one shows that it was called.

@@ -174,9 +174,9 @@ def shared_prefix(session: Session, requests: int, repeats: int) -> list[dict[st
                 "prompt_tokens_read": read,
                 "prefix_saved": 1 - (read - requests * OWN) / (all_of_them - requests * OWN),
                 "apart_s": apart.wall_s,
-                "shared_s": shared.wall_s,
+                "in_common_s": shared.wall_s,
                 "apart_cpu_s": apart.cpu_s,
-                "shared_cpu_s": shared.cpu_s,
+                "in_common_cpu_s": shared.cpu_s,
             }
         )
     return found
@@ -252,8 +252,8 @@ def main() -> None:
     print(f"{'':34}{'apart':>12}{'in common':>12}{'ratio':>8}")
     for name, apart, common in (
         ("prompt tokens read", "prompt_tokens_read_apart", "prompt_tokens_read"),
-        ("seconds", "apart_s", "shared_s"),
-        ("CPU seconds", "apart_cpu_s", "shared_cpu_s"),
+        ("seconds", "apart_s", "in_common_s"),
+        ("CPU seconds", "apart_cpu_s", "in_common_cpu_s"),
     ):
         ratio = statistics.median(r[apart] / r[common] for r in prefixes)
         print(f"{name:34}{shared[apart]:>12.2f}{shared[common]:>12.2f}{ratio:>8.2f}")

@@ -38,7 +38,7 @@ class IntegerKernels:
 
 def _widening(core: Core) -> float:
     """A core with 64-bit pipes reaches another share of its rate than one with 128-bit pipes."""
-    one, two = 2.7 / _ONE_PIPE, 4.15 / _TWO_PIPES
+    one, two = 2.6 / _ONE_PIPE, 4.0 / _TWO_PIPES
     return core.fp32_flops_per_cycle * (one if core.fp32_flops_per_cycle <= _ONE_PIPE else two)
 
 
@@ -50,13 +50,13 @@ KERNELS = {
     ),
     ROWS: IntegerKernels(
         "row by row, with dot products: 5.1 operations a cycle on a Cortex-A76 or Neoverse N1, in proportion to the "
-        "float32 rate on others (4.0, 5.9 and 7.1 by prompts on a Pi 5: llamafile 0.6.2 and llama.cpp of 2024-03, "
+        "float32 rate on others (3.9, 5.7 and 6.9 by prompts on a Pi 5: llamafile 0.6.2 and llama.cpp of 2024-03, "
         "justine.lol/matmul, llama.cpp of 2024, edge-llm-leaderboard; 4.3 on a Graviton2: candle pull request 3723)",
         lambda core: 5.1 * core.fp32_flops_per_cycle / _TWO_PIPES,
     ),
     WIDENING: IntegerKernels(
-        "row by row, without dot products: 2.7 operations a cycle on a Cortex-A72 (2.4 to 2.8: TinyLlama-1.1B in Q8_0 "
-        "reads 9 to 10 tokens/s of a prompt on a Pi 4, justine.lol/matmul), 4.15 on a Neoverse N1 (Qwen2.5-0.5B in "
+        "row by row, without dot products: 2.6 operations a cycle on a Cortex-A72 (2.3 to 2.7: TinyLlama-1.1B in Q8_0 "
+        "reads 9 to 10 tokens/s of a prompt on a Pi 4, justine.lol/matmul), 4.0 on a Neoverse N1 (Qwen2.5-0.5B in "
         "Q4_0, 34.75 tokens/s with two threads at 3.0 GHz: llama.cpp pull request 10889)",
         _widening,
     ),

@@ -190,8 +190,8 @@ class CompiledModel(Model):
             raise error
         self._take_over(f"the {self._chain.accelerators[0].upper()} failed: {last_line(error)}")
         if pos:
-            calls = self._steps.plan(self._fed[:pos], 0, last=True)
-            self._steps.fetch(self._chain, calls, self._steps.start(self._chain, calls), (CHOICE,))
+            calls = self._steps.plan(self._fed[:pos], 0, last=True, fills=True)
+            self._steps.fetch(self._chain, calls, self._steps.start(self._chain, calls), ())
 
     def _take_over(self, reason: str) -> None:
         self._chain = self._load(self._facts.fallback)

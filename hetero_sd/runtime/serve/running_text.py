@@ -93,11 +93,12 @@ class RunningText:
         slot, done = self._slot, self.past
         chunk = self._tokens[done : min(done + most, self._prompt)]
         ends = done + len(chunk) == self._prompt
-        output = LOGITS if ends and not self._request.sampling.greedy else CHOICE
-        row = slot.model.submit(chunk, done, (output,), last=True).result()[output][0]
+        output = CHOICE if self._request.sampling.greedy else LOGITS
+        found = slot.model.submit(chunk, done, (output,) if ends else (), last=True).result()
         slot.tokens += chunk
         if not ends:
             return []
+        row = found[output][0]
         return [int(row) if output == CHOICE else self._draw(row)]
 
     def rows(self, riding: int = 1, drafted: Sequence[int] = ()) -> list[Row]:

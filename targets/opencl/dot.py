@@ -29,7 +29,7 @@ class GpuDot:
     zero: float = 3.0
 
 
-DOT = GpuDot(unpack={4: 12, 8: 0}, row=8 + 3)
+DOT = GpuDot(unpack={2: 14, 4: 12, 8: 0}, row=8 + 3)
 # bytes become numbers of 16 bits, two at a time; then 2 products, an addition, and two with conversions for 4 codes
-PLAIN = GpuDot(unpack={4: 12 + 16, 8: 16}, row=8 * 6 + 3)
+PLAIN = GpuDot(unpack={2: 14 + 16, 4: 12 + 16, 8: 16}, row=8 * 6 + 3)
 CODES_OF_A_VALUE = 8.0  # issue slots that make the code of one value

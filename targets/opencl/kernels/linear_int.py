@@ -126,10 +126,10 @@ def linear_int(
     blocks, per, steps, per_block = -(-columns // panel), panel // wide, k // STEP, block // STEP
     items, row_tiles = blocks * per, -(-n // rows)
     groups, k_blocks, words = -(-items // size), -(-k // block), k * bits // 32
-    part = bits // 2  # words of weights in half a step
+    parts, part = 8 // bits, bits // 2  # codes in a byte, words of weights in half a step
     zero_shape, ragged = (blocks, k_blocks, panel) if zeros else (1, 1, 1), columns % panel != 0
     half_scale, half_zero = scale_dtype == "float16", zeros and zero_dtype == "float16"
-    middle, codes_of_word, mask = 1 << (bits - 1), 8 // bits, 0x01010101 * ((1 << bits) - 1)
+    middle, mask = 1 << (bits - 1), 0x01010101 * ((1 << bits) - 1)
 
     @T.prim_func(s_tir=True)
     def linear_int(
@@ -183,27 +183,25 @@ def linear_int(
                                     for v in T.vectorized(wide):
                                         sums[m, v] = (
                                             total[0, T.min(vr * rows + m, n - 1), kb * per_block + s] * -middle
-                                            if bits < 8
+                                            if parts > 1
                                             else 0
                                         )
                                 for h in T.unroll(2):
                                     for i in T.unroll(part):
                                         for v in T.vectorized(wide):
-                                            weights[i * codes_of_word, v] = q[
+                                            weights[i * parts, v] = q[
                                                 vi // per,
                                                 (kb * per_block + s) * bits + h * part + i,
                                                 vi % per * wide + v,
                                             ]
-                                        if bits < 8:
-                                            for p in T.unroll(1, codes_of_word):
+                                        if parts > 1:
+                                            for j in T.unroll(parts - 1):
                                                 for v in T.vectorized(wide):
-                                                    weights[i * codes_of_word + p, v] = T.shift_right(
-                                                        weights[i * codes_of_word, v], T.Cast("uint32", p * bits)
+                                                    weights[i * parts + j + 1, v] = T.shift_right(
+                                                        weights[i * parts, v], T.Cast("uint32", bits * (j + 1))
                                                     ) & T.uint32(mask)
                                             for v in T.vectorized(wide):
-                                                weights[i * codes_of_word, v] = weights[
-                                                    i * codes_of_word, v
-                                                ] & T.uint32(mask)
+                                                weights[i * parts, v] = weights[i * parts, v] & T.uint32(mask)
                                     for m in T.unroll(rows):
                                         for e in T.vectorized(_HALF):
                                             xs[e] = x[

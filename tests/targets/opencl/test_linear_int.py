@@ -15,19 +15,22 @@ from targets.cpu.dot import STEP
 from targets.opencl.tile import GpuTile
 
 MALI, SMALL = GpuTile(), GpuTile(group=5)
-FEW = (CASES[1], CASES[4])  # 4 bit with zero points, 8 bit without
+FEW = (CASES[1], CASES[4], CASES[9])  # 4 and 2 bit with zero points, 8 bit without
 Run = Any  # the fixture's Kernels, see conftest.py
 
 # What a driver with an extension has; a wrong one shows that it was called.
 ARM = """
+#define HSD_HAS_cl_arm_integer_dot_product_accumulate_int8
 #define cl_arm_integer_dot_product_accumulate_int8 1
 int arm_dot_acc(char4 a, char4 b, int c) { return c + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 """
 ARM_WITHOUT_SUMS = """
+#define HSD_HAS_cl_arm_integer_dot_product_int8
 #define cl_arm_integer_dot_product_int8 1
 int arm_dot(char4 a, char4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 """
 KHRONOS = """
+#define HSD_HAS_cl_khr_integer_dot_product
 #define cl_khr_integer_dot_product 1
 int dot_4x8packed_ss_int(uint a, uint b) {
   int sum = 0;
@@ -142,8 +145,7 @@ def test_a_compiler_of_opencl_c_takes_the_calls(run: Run, extension: str, tmp_pa
 
     clang = need_program("clang", "clang-14")
     function = EXTENSIONS[extension][0]
-    others = "".join(f"#undef {name}\n" for name in EXTENSIONS if name != extension)
-    (tmp_path / "k.cl").write_text(others + run.source(linear_int(MALI, 1, *FEW[0].format)))
+    (tmp_path / "k.cl").write_text(f"#define HSD_HAS_{extension}\n" + run.source(linear_int(MALI, 1, *FEW[0].format)))
     options = ("-x", "cl", "-cl-std=CL3.0", "-Xclang", "-finclude-default-header", "-target", "spir64", "-Werror")
     command = [clang, *options, "-S", "-emit-llvm", str(tmp_path / "k.cl"), "-o", "-"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

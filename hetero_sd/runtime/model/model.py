@@ -22,6 +22,7 @@ from hetero_sd.runtime.model.protocol import (
     Outputs,
     Pending,
     Row,
+    SlotCache,
 )
 from hetero_sd.runtime.model.segments import Chain
 from hetero_sd.runtime.model.slots import RowSteps, SlotModel
@@ -102,6 +103,11 @@ class CompiledModel(Model):
         share = counts["worker_tasks"] / counts["tasks"] if counts and counts["tasks"] else None
         pool = "tvm" if self.pool is None else "ours"
         return {"threads": self.threads, "pool": pool, "why_tvms": self.why_tvms_pool, "worker_share": share}
+
+    @property
+    def cache(self) -> SlotCache | None:
+        """The rows of its slots, where it has several."""
+        return self._chain.pages
 
     @property
     def on_fallback(self) -> bool:

@@ -97,14 +97,52 @@ class Row:
     token: int
 
 
+class SlotCache(Protocol):
+    """The KV rows of slots, whose memory is in blocks: a block of a slot is as many rows, and any block can be there.
+
+    Attributes:
+        slots, context: of the model.
+        block_rows: rows of a block; where it is the context, blocks cannot be mapped.
+        blocks: numbers of blocks, from 0; at first slot s has those from s * `blocks_of_slot` on, in order.
+    """
+
+    slots: int
+    context: int
+    block_rows: int
+    blocks: int
+
+    @property
+    def blocks_of_slot(self) -> int:
+        """Blocks that a slot has."""
+        return self.context // self.block_rows
+
+    def map(self, slot: int, first: int, blocks: Sequence[int]) -> None:
+        """Put blocks into a slot, from its block ``first`` on; what was there keeps its rows.
+
+        Raises:
+            MemoryError: the system does not allow it.
+        """
+
+    def read(self, slot: int, begin: int, end: int) -> list[npt.NDArray[Any]]:
+        """Copies of a slot's rows, of each cache ``[kv_heads, ...]``; there may be more before and after them."""
+
+    def write(self, slot: int, begin: int, rows: Sequence[npt.NDArray[Any]]) -> None:
+        """Put rows that `read` returned with the same ``begin`` into a slot."""
+
+
 class Slots(Protocol):
-    """A decoder whose KV cache has slots, each of ``context`` rows, for sequences that go on side by side."""
+    """A decoder whose KV cache has slots, each of ``context`` rows, for sequences that go on side by side.
+
+    Attributes:
+        cache: its rows; None where they cannot be had.
+    """
 
     vocab: int
     context: int
     slots: int
     prefill_width: int
     name: str
+    cache: SlotCache | None = None
 
     def slot(self, slot: int) -> Model:
         """One of them, as a model of its own."""

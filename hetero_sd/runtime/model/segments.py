@@ -17,6 +17,7 @@ import numpy.typing as npt
 from costmodel.schema.model import ModelFacts, SegmentFacts
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model import library_facts
+from hetero_sd.runtime.model.cache_pages import CachePages
 from hetero_sd.runtime.model.library_facts import check_library, check_weights
 from hetero_sd.runtime.model.weights import Weights
 from targets import elf
@@ -44,6 +45,7 @@ class Chain:
         for segment in segments:
             tensors = _checked(bundle, facts, segment.processor, machines[segment.processor])
             check_weights(weights, facts.weights, tensors, segment.params)
+        self.pages: CachePages | None = None  # the caches, where they have several slots
         self._segments = [_Loaded(s, facts, machines[s.processor], self._fixed(s, facts, weights)) for s in segments]
         self._kept: dict[tuple[str, str, str], Any] = {}
         self.alone = self._segments[0] if len(self._segments) == 1 and not self.accelerators else None
@@ -154,7 +156,11 @@ class Chain:
         shapes = [facts.caches.key_shape[segment.processor], facts.caches.value_shape] * len(segment.layers)
         try:
             dtype = kind.parameter_type(facts.caches.dtype)
-            caches = [tvm.runtime.empty(shape, dtype, device) for shape in shapes]
+            if facts.slots > 1 and segment.processor == HOST:
+                self.pages = CachePages(shapes, dtype, facts.context)
+                caches = [tvm.runtime.from_dlpack(array) for array in self.pages.arrays]
+            else:
+                caches = [tvm.runtime.empty(shape, dtype, device) for shape in shapes]
             params = [(p if isinstance(p, str) else p.name, weights.part(p)) for p in segment.params]
             return [*caches, *(kind.import_weight(part, name, device) for name, part in params)]
         except Exception as error:

@@ -1,14 +1,19 @@
-"""Which slots of a model are free, and what text each of them holds.
+"""Which slots of a model are free, what text each of them holds, and which rows they have in common.
 
-A sequence takes the free slot that holds most of its beginning, so that turns of a conversation are read from where
-they are new (as kept_prefix.py does for one sequence).
+A row depends on the tokens up to it alone, bit for bit however they were fed (protocol.py). So what one text has read
+another one that begins with the same tokens need not read: it takes the rows over. Whole blocks are shared
+(cache_blocks.py), the rows of the last block that both have are copied. A sequence takes the free slot that holds most
+of its beginning, and the beginnings of texts that lose their slot are kept while there are blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hetero_sd.runtime.model.cache_blocks import CacheBlocks
 from hetero_sd.runtime.model.protocol import Slots
+
+_LEAST_SHARED = 8  # rows that are worth the copies of a block
 
 
 class Slot:
@@ -17,31 +22,36 @@ class Slot:
     Attributes:
         number: of the slot.
         model: of the sequence alone.
-        tokens: whose rows are whole.
+        tokens: whose rows are whole; only a SlotPool makes them fewer.
+        used: when it was taken, by a count.
     """
 
     def __init__(self, slots: Slots, number: int) -> None:
         """Nothing is known of its rows."""
         self.number, self.model = number, slots.slot(number)
         self.tokens: list[int] = []
+        self.used = 0
 
     def held(self, ids: Sequence[int]) -> int:
         """How many of the first ``ids`` it holds."""
-        same = 0
-        for row, token in zip(self.tokens, ids, strict=False):
-            if row != token:
-                break
-            same += 1
-        return same
+        return common(self.tokens, ids)
 
 
 class SlotPool:
     """The slots of a model."""
 
-    def __init__(self, slots: Slots) -> None:
-        """All of them are free; nothing else feeds the model from here on."""
+    def __init__(self, slots: Slots, kept_rows: int = 0) -> None:
+        """All of them are free; nothing else feeds the model from here on.
+
+        Args:
+            slots: of the model.
+            kept_rows: for texts that have no slot any more, beside what sharing saves.
+        """
         self.every = [Slot(slots, number) for number in range(slots.slots)]
         self._free = [*self.every]
+        self._blocks = None if slots.cache is None else CacheBlocks(slots.cache, kept_rows)
+        self._count = 0
+        self.shared_rows = 0  # that were taken over from other slots so far
 
     @property
     def free(self) -> int:
@@ -50,20 +60,67 @@ class SlotPool:
 
     @property
     def kept_rows(self) -> int:
-        """Rows that hold a text, of all slots."""
-        return sum(len(slot.tokens) for slot in self.every)
+        """Rows that hold a text, of all slots; those that several have in common count once."""
+        rows = sum(len(slot.tokens) for slot in self.every)
+        return rows if self._blocks is None else rows - self._blocks.rows_in_common + self._blocks.kept_rows
 
     def take(self, ids: Sequence[int]) -> Slot:
         """A free slot for a text that begins with ``ids``, of which there must be one.
 
         It keeps the rows of their common beginning, less the last of ``ids``, which gives the next token; of slots that
-        hold equally much the one is taken that loses least.
+        hold equally much the one is taken that loses least, or else was not used for longest. Rows that others hold
+        are had by `share`.
         """
-        found = max(self._free, key=lambda slot: (slot.held(ids), -len(slot.tokens)))
+        elsewhere = self._most_held(ids)[0]
+        found = max(self._free, key=lambda slot: (self._of_own(slot, ids, elsewhere), -len(slot.tokens), -slot.used))
         self._free.remove(found)
-        del found.tokens[min(found.held(ids), len(ids) - 1) :]
+        self._count += 1
+        rows = min(found.held(ids), len(ids) - 1)
+        if self._blocks is not None and rows < len(found.tokens):
+            self._blocks.touch(ids, self._count)
+            self._blocks.cut(found.number, found.tokens, rows, found.used)
+        del found.tokens[rows:]
+        found.used = self._count
         return found
+
+    def _of_own(self, slot: Slot, ids: Sequence[int], elsewhere: int) -> int:
+        """Rows that only this slot saves; a little more than others hold is not worth the text that it holds."""
+        held = slot.held(ids)
+        return held if held >= elsewhere or self._blocks is None else 0
+
+    def share(self, slot: Slot, ids: Sequence[int]) -> int:
+        """Take over rows of the beginning of ``ids`` that others hold, less the last of them; how many there were."""
+        if self._blocks is None:
+            return 0
+        rows, source = self._most_held(ids)
+        rows, own = min(rows, len(ids) - 1), len(slot.tokens)
+        if rows < own + _LEAST_SHARED or slot.tokens != list(ids[:own]):
+            return 0
+        if source is None:
+            rows = self._blocks.take_kept(slot.number, ids, own, rows)
+        else:
+            self._blocks.share(source.number, slot.number, own, rows)
+        slot.tokens[own:] = ids[own:rows]
+        self.shared_rows += rows - own
+        return rows - own
+
+    def _most_held(self, ids: Sequence[int]) -> tuple[int, Slot | None]:
+        """The most of the first ``ids`` that is held, and the slot that does; None for a text that has none."""
+        source = max(self.every, key=lambda slot: slot.held(ids))
+        kept = 0 if self._blocks is None else self._blocks.held(ids)
+        held = source.held(ids)
+        return (held, source) if held >= kept else (kept, None)
 
     def give_back(self, slot: Slot) -> None:
         """A sequence ends; its rows are kept until another one needs them."""
         self._free.append(slot)
+
+
+def common(tokens: Sequence[int], ids: Sequence[int]) -> int:
+    """How many tokens two texts begin with in common."""
+    same = 0
+    for token, other in zip(tokens, ids, strict=False):
+        if token != other:
+            break
+        same += 1
+    return same

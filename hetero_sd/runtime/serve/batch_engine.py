@@ -2,17 +2,19 @@
 
 Requests join and leave between steps. A step feeds one chunk of a prompt, of the request that came first among those
 that are read, and then one row of every text that is generated: so a text waits for one chunk at most between two of
-its tokens. Nothing is drafted. A text's tokens are those that it would have alone, whatever runs beside it.
+its tokens. Nothing is drafted. A text's tokens are those that it would have alone, whatever runs beside it. What others
+have read of a prompt is not read again; so the answers to one request, each in a slot of its own, read it once.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Slots
 from hetero_sd.runtime.model.slot_pool import Slot, SlotPool
-from hetero_sd.runtime.serve.counts import Snapshot
+from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
 from hetero_sd.runtime.serve.engine import ChoiceEnded, Ended, Event, GenerationRequest, Started, TextPiece
 from hetero_sd.runtime.serve.jobs import ENDS, EngineJob, Jobs, encode, failure_of, took_too_long
 from hetero_sd.runtime.serve.running_text import RunningText
@@ -32,9 +34,10 @@ class BatchEngine:
             answer_s: after which a request is ended, counted from its turn.
         """
         self._session, self._slots, self._answer_s = session, slots, answer_s
-        self._pool = SlotPool(slots)
+        self._pool = SlotPool(slots, slots.context)
         self._jobs = Jobs(most_waiting, slots.slots)
         self._work: list[_AtWork] = []  # in order of arrival
+        self._more: _Asked | None = None  # the request some choices of which have no slot yet
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Event], None]) -> EngineJob:
         """See :meth:`hetero_sd.runtime.serve.engine.Engine.submit`."""
@@ -52,115 +55,147 @@ class BatchEngine:
         """Answer requests until :meth:`stop`; those that run or wait then are told."""
         try:
             while not self._jobs.stopping:
-                if not self._work:
+                if not self._work and self._more is None:
                     self._jobs.wait()
                 self._end_what_nobody_waits_for()
                 self._admit()
                 self._read()
                 self._generate()
         finally:
-            for work in [*self._work]:
-                self._leave(work, ENDS)
+            for asked in self._asked():
+                self._leave(asked, ENDS)
             self._jobs.close()
+
+    def _asked(self) -> list[_Asked]:
+        """The requests at work."""
+        found = [*dict.fromkeys(work.asked for work in self._work)]
+        return found if self._more is None or self._more in found else [*found, self._more]
 
     def _end_what_nobody_waits_for(self) -> None:
         now_s = time.monotonic()
-        for work in [*self._work]:
-            if work.job.cancelled:
-                self._leave(work, ENDS)
-            elif now_s > work.deadline_s:
-                self._leave(work, took_too_long(self._answer_s))
+        for asked in self._asked():
+            if asked.job.cancelled:
+                self._leave(asked, ENDS)
+            elif now_s > asked.deadline_s:
+                self._leave(asked, took_too_long(self._answer_s))
 
     def _admit(self) -> None:
-        """Begin requests while there are free slots."""
-        while self._pool.free and (job := self._jobs.take()) is not None:
+        """Begin requests, each choice in a slot, while there are free ones."""
+        while self._pool.free and (asked := self._more or self._next()) is not None:
+            try:
+                text = self._begin(asked)
+            except Exception as error:
+                self._leave(asked, failure_of(error))
+                continue
+            if not asked.begun:
+                asked.job.deliver(Started(len(asked.ids)))
+            self._work.append(text)
+            asked.begun += 1
+            self._more = asked if asked.begun < asked.job.request.choices else None
+
+    def _next(self) -> _Asked | None:
+        """The request whose turn it is; None where none waits."""
+        while (job := self._jobs.take()) is not None:
             try:
                 ids = encode(self._session, job.request.prompt)
-                slot = self._pool.take(ids)
             except Exception as error:
                 self._jobs.end(job, failure_of(error))
-                continue
-            work = _AtWork(job, ids, slot, time.monotonic() + self._answer_s)
-            self._work.append(work)
-            try:
-                self._begin(work, 0)
-            except Exception as error:
-                self._leave(work, failure_of(error))
             else:
-                job.deliver(Started(len(ids)))
+                return _Asked(job, ids, time.monotonic() + self._answer_s)
+        return None
 
-    def _begin(self, work: _AtWork, choice: int) -> None:
-        work.choice = choice
-        work.text = RunningText(self._session, work.slot, work.ids, work.job.request, choice)
-        self._jobs.tally.begin(work.text)
+    def _begin(self, asked: _Asked) -> _AtWork:
+        slot = self._pool.take(asked.ids)
+        try:
+            text = RunningText(self._session, slot, asked.ids, asked.job.request, asked.begun)
+        except Exception:
+            self._pool.give_back(slot)
+            raise
+        self._jobs.tally.begin(text)
+        return _AtWork(asked, slot, asked.begun, text)
 
     def _read(self) -> None:
         """One chunk of the first prompt that has one."""
-        work = next((work for work in self._work if work.running.reading), None)
-        if work is None:
+        for work in self._work:
+            if work.text.reading:
+                work.text.trace.kept_tokens += self._pool.share(work.slot, work.asked.ids)
+            if work.text.reading:
+                break
+        else:
             return
         try:
-            token = work.running.read(self._slots.prefill_width)
+            token = work.text.read(self._slots.prefill_width)
             if token is not None:
                 self._take(work, token)
         except Exception as error:
-            self._leave(work, failure_of(error))
+            self._leave(work.asked, failure_of(error))
 
     def _generate(self) -> None:
         """One row of every text that is not being read."""
-        batch = [work for work in self._work if not work.running.reading]
+        batch = [work for work in self._work if not work.text.reading]
         if not batch:
             return
         try:
-            made = self._slots.rows([work.running.row for work in batch])
+            made = self._slots.rows([work.text.row for work in batch])
         except Exception as error:
             failed = failure_of(error)
-            for work in batch:
-                self._leave(work, failed)
+            for asked in dict.fromkeys(work.asked for work in batch):
+                self._leave(asked, failed)
             return
         for work, choice, logits in zip(batch, made[CHOICE].tolist(), made[LOGITS], strict=True):
+            if work not in self._work:
+                continue  # another choice of its request failed
             try:
                 if choice < 0:
-                    raise NotFiniteError(self._slots.name, f" after {work.running.row.pos + 1} tokens")
-                self._take(work, work.running.choose(choice, logits))
+                    raise NotFiniteError(self._slots.name, f" after {work.text.row.pos + 1} tokens")
+                self._take(work, work.text.choose(choice, logits))
             except Exception as error:
-                self._leave(work, failure_of(error))
+                self._leave(work.asked, failure_of(error))
 
     def _take(self, work: _AtWork, token: int) -> None:
-        """Deliver what a token completes, and go on with the request's next choice, or end it."""
-        text = work.running
+        """Deliver what a token completes, and end the choice where it is the last one."""
+        text, asked = work.text, work.asked
         for piece in text.take(token):
             if piece.text:
-                work.job.deliver(TextPiece(work.choice, piece.text))
+                asked.job.deliver(TextPiece(work.choice, piece.text))
         if text.stop_reason is None:
             return
-        work.text = None
-        work.job.deliver(ChoiceEnded(work.choice, text.stop_reason, self._jobs.tally.end(text)))
-        if work.choice + 1 == work.job.request.choices:
-            self._leave(work, Ended())
-            return
-        del work.slot.tokens[min(work.slot.held(work.ids), len(work.ids) - 1) :]
-        self._begin(work, work.choice + 1)
+        asked.job.deliver(ChoiceEnded(work.choice, text.stop_reason, self._free(work)))
+        asked.ended += 1
+        if asked.ended == asked.job.request.choices:
+            self._leave(asked, Ended())
 
-    def _leave(self, work: _AtWork, last: Event) -> None:
-        """Give the slot back, and say how the request ended."""
-        if work.text is not None:
-            self._jobs.tally.end(work.text)
-            work.text = None
+    def _free(self, work: _AtWork) -> TokenCounts:
+        """Give the slot of a choice back; what it counted."""
         self._work.remove(work)
         self._pool.give_back(work.slot)
-        self._jobs.end(work.job, last)
+        return self._jobs.tally.end(work.text)
+
+    def _leave(self, asked: _Asked, last: Event) -> None:
+        """Give the slots of a request back, and say how it ended."""
+        for work in [work for work in self._work if work.asked is asked]:
+            self._free(work)
+        if self._more is asked:
+            self._more = None
+        self._jobs.end(asked.job, last)
 
 
+@dataclass(eq=False)
+class _Asked:
+    """A request at work, and how many of its choices were begun and have ended."""
+
+    job: EngineJob
+    ids: Sequence[int]
+    deadline_s: float
+    begun: int = 0
+    ended: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class _AtWork:
-    """A request that has a slot, and the choice that is generated."""
+    """A choice that is generated in a slot."""
 
-    def __init__(self, job: EngineJob, ids: Sequence[int], slot: Slot, deadline_s: float) -> None:
-        self.job, self.ids, self.slot, self.deadline_s = job, ids, slot, deadline_s
-        self.choice = 0
-        self.text: RunningText | None = None
-
-    @property
-    def running(self) -> RunningText:
-        assert self.text is not None
-        return self.text
+    asked: _Asked
+    slot: Slot
+    choice: int
+    text: RunningText

@@ -1,15 +1,24 @@
-"""Taking slots and giving them back."""
+"""Taking slots and giving them back, and rows that texts have in common."""
 
 from __future__ import annotations
 
+import mmap
+import zlib
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from hetero_sd.runtime.model.slot_pool import SlotPool
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hetero_sd.runtime.model.cache_blocks import CacheBlocks
+from hetero_sd.runtime.model.cache_pages import CachePages
+from hetero_sd.runtime.model.slot_pool import Slot, SlotPool
 
 
 def pool(slots: int) -> SlotPool:
-    model: Any = SimpleNamespace(slots=slots, slot=lambda number: f"model {number}")
+    model: Any = SimpleNamespace(slots=slots, slot=lambda number: f"model {number}", cache=None)
     return SlotPool(model)
 
 
@@ -36,3 +45,121 @@ def test_the_slot_that_holds_most_is_taken_and_else_the_one_that_loses_least() -
     slots.give_back(first)
     again = slots.take([1, 2, 3])  # the last token of a text is fed again, for what follows it
     assert (again.number, again.tokens) == (0, [1, 2])
+
+
+class Rows:
+    """A model whose cache has a row of numbers for every token: what it stands for shows whether rows are right."""
+
+    def __init__(self, slots: int, mapped: bool = True) -> None:
+        dim, width = (mmap.PAGESIZE // 4 // 4, "float32") if mapped else (1, "float32")  # 4 rows fill a page
+        self.cache = CachePages([(slots, 1, CONTEXT, dim)], width, CONTEXT)
+        self.slots, self.context = slots, CONTEXT
+        self.read = 0
+
+    def slot(self, number: int) -> int:
+        return number
+
+    def feed(self, slot: Slot, ids: Sequence[int]) -> None:
+        """Write rows that depend on all tokens before, as a model does, and what a chunk pads beyond them."""
+        for token in ids:
+            slot.tokens.append(token)
+            self.cache.arrays[0][slot.number, 0, len(slot.tokens) - 1] = state(slot.tokens)
+            self.read += 1
+        self.cache.arrays[0][slot.number, 0, len(slot.tokens) : len(slot.tokens) + 3] = -1
+
+    def check(self, pool: SlotPool) -> None:
+        """Every slot has the rows of its text."""
+        for slot in pool.every:
+            found = self.cache.arrays[0][slot.number, 0, : len(slot.tokens), 0]
+            assert found.tolist() == [state(slot.tokens[: i + 1]) for i in range(len(slot.tokens))], slot.number
+
+
+def state(tokens: Sequence[int]) -> int:
+    """A number that says which tokens they are."""
+    return int(zlib.crc32(bytes(tokens)) % 1_000_003)
+
+
+CONTEXT = 40
+texts = st.lists(st.integers(0, 1), min_size=1, max_size=30)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("take"), st.integers(0, 3), texts, st.integers(0, 9)),
+        st.tuples(st.just("end"), st.integers(0, 9)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+BEGINNINGS = [[0] * 13, [1, 0] * 10, [0] * 13 + [1] * 9, [1]]
+
+
+def run(steps: Sequence[Any], model: Rows, kept_rows: int) -> SlotPool:
+    """Texts that begin alike take slots, go on and end."""
+    pool = SlotPool(model, kept_rows)  # type: ignore[arg-type]
+    at_work: list[tuple[Slot, list[int]]] = []
+    for kind, *step in steps:
+        if kind == "take" and pool.free:
+            ids = [*BEGINNINGS[step[0]], *step[1]][:CONTEXT]
+            slot = pool.take(ids)
+            pool.share(slot, ids)
+            model.check(pool)
+            model.feed(slot, ids[len(slot.tokens) :])
+            model.feed(slot, list(range(2, 2 + step[2]))[: CONTEXT - len(slot.tokens)])
+            at_work.append((slot, ids))
+        elif kind == "end" and at_work:
+            pool.give_back(at_work.pop(step[0] % len(at_work))[0])
+        model.check(pool)
+        assert model.cache.block_rows == CONTEXT or pool.kept_rows <= 3 * CONTEXT + kept_rows
+    return pool
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=steps, mapped=st.booleans(), kept_rows=st.sampled_from([0, 8, CONTEXT]))
+def test_every_slot_has_the_rows_of_its_text(steps: Sequence[Any], mapped: bool, kept_rows: int) -> None:
+    run(steps, Rows(3, mapped), kept_rows)
+
+
+def test_without_copies_before_writes_rows_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control."""
+    steps = [("take", 0, [1, 1, 1], 0), ("take", 0, [0, 0, 1], 5), ("end", 1), ("take", 3, [1, 1], 9)]
+    run(steps, Rows(2), 0)
+    monkeypatch.setattr(CacheBlocks, "_make_own", lambda *arguments: None)
+    with pytest.raises(AssertionError):
+        run(steps, Rows(2), 0)
+
+
+def test_a_beginning_that_eight_have_is_read_once() -> None:
+    model = Rows(8)
+    pool = SlotPool(model)  # type: ignore[arg-type]
+    shared, taken = list(range(50, 50 + 21)), []
+    for number in range(8):
+        ids = [*shared, number, number]
+        slot = pool.take(ids)
+        assert pool.share(slot, ids) == (21 if number else 0)
+        model.feed(slot, ids[len(slot.tokens) :])
+        taken.append(slot)
+    model.check(pool)
+    assert model.read == 21 + 8 * 2  # not 8 * 23
+    assert pool.kept_rows == 8 * 23 - 7 * 20  # five blocks of four rows, which all have; the next row is a copy
+    assert pool.shared_rows == 7 * 21
+    for slot in taken:
+        pool.give_back(slot)
+    other = pool.take([9, *shared])
+    assert pool.share(other, [9, *shared]) == 0
+
+
+def test_texts_without_a_slot_are_kept_within_the_bound() -> None:
+    model = Rows(1)
+    pool = SlotPool(model, kept_rows=16)  # type: ignore[arg-type]
+
+    def ask(first: int) -> int:
+        ids = [*range(first, first + 9), 1]
+        slot = pool.take(ids)
+        taken_over = pool.share(slot, ids)
+        model.feed(slot, ids[len(slot.tokens) :])
+        model.check(pool)
+        pool.give_back(slot)
+        return taken_over
+
+    assert [ask(first) for first in (10, 30, 10, 30)] == [0, 0, 8, 8]  # two blocks of four rows, one text at a time
+    assert [ask(first) for first in (50, 30, 10)] == [0, 8, 0]  # that of 10 made room
+    assert SlotPool(model).kept_rows == 0  # type: ignore[arg-type]

@@ -82,6 +82,8 @@ def test_a_head_without_padding_is_left_alone(padded) -> None:
 class TwoSlots:
     """Two toys as the slots of one model."""
 
+    cache = None
+
     def __init__(self, models) -> None:
         self.models, self.slots, self.prefill_width = models, len(models), 4
         self.vocab, self.context, self.name = models[0].vocab, models[0].context, "toy"

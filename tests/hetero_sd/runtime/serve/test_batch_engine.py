@@ -409,6 +409,107 @@ def test_a_compiled_target_under_load(compiled: Session) -> None:
     assert len({text for text, _, _ in expected}) > 10
 
 
+class Counting(Slots):
+    """Slots that count what is fed: tokens in chunks, and rows."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots, self.cache = slots, slots.cache
+        self.vocab, self.context, self.name = slots.vocab, slots.context, slots.name
+        self.slots, self.prefill_width = slots.slots, slots.prefill_width
+        self.read, self.written = 0, 0
+
+    def slot(self, slot: int) -> Model:
+        return _CountedSlot(self, self._slots.slot(slot))
+
+    def rows(self, rows: Sequence[Row]) -> Outputs:
+        self.written += len(rows)
+        return self._slots.rows(rows)
+
+
+class _CountedSlot(Model):
+    def __init__(self, counts: Counting, model: Model) -> None:
+        self._counts, self._model = counts, model
+        self.vocab, self.context, self.name = model.vocab, model.context, model.name
+
+    def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
+        self._counts.read += len(ids)
+        return self._model.submit(ids, pos, outputs, last)
+
+
+def alone(session: Session, ids: list[int], options: Any) -> str:
+    return session.answer(ids, **options).read()
+
+
+def test_a_beginning_in_common_is_read_once_and_changes_no_bit(compiled: Session) -> None:
+    """Twelve requests of 45 tokens in common and two of their own, in six slots: 45 + 12 * 2 are fed, not 12 * 47."""
+    rng = np.random.default_rng(5)
+    shared = rng.integers(0, 500, 45).tolist()
+    asked: list[tuple[list[int], Any]] = [
+        ([*shared, i, i], {"max_new_tokens": 9, "temperature": 0.8 * (i % 2), "seed": i}) for i in range(12)
+    ]
+    expected = [alone(compiled, ids, options) for ids, options in asked]
+    assert compiled.slots is not None
+    slots = Counting(compiled.slots)
+    engine = BatchEngine(compiled, slots, 16, 60.0)
+    clients = run_all(engine, *(GenerationRequest(ids, options) for ids, options in asked))
+    assert [client.text() for client in clients] == expected
+    assert slots.read == 45 + 12 * 2
+    ended = [event for client in clients for event in client.events if isinstance(event, ChoiceEnded)]
+    assert [event.counts.kept for event in ended] == [0] + [45] * 11
+    assert slots.written == sum(event.counts.generated - 1 for event in ended)
+    assert engine.snapshot().cache_rows_used < 6 * (47 + 8) - 4 * 32  # a block of 32 rows lies in memory once
+    without = Counting(compiled.slots)
+    without.cache = None  # the negative control: rows cannot be had from other slots
+    run_all(BatchEngine(compiled, without, 16, 60.0), *(GenerationRequest(ids, options) for ids, options in asked))
+    assert without.read >= 6 * 47
+
+
+def test_the_answers_to_one_request_read_its_prompt_once(compiled: Session) -> None:
+    """Nine choices in six slots."""
+    prompt, options = np.random.default_rng(6).integers(0, 500, 40).tolist(), {"max_new_tokens": 6, "temperature": 0.9}
+    expected = [alone(compiled, prompt, {**options, "seed": 3 + i}) for i in range(9)]
+    assert compiled.slots is not None
+    slots = Counting(compiled.slots)
+    [client] = run_all(
+        BatchEngine(compiled, slots, 16, 60.0), GenerationRequest(prompt, {**options, "seed": 3}, choices=9)
+    )
+    assert [client.text(i) for i in range(9)] == expected
+    assert len(set(expected)) > 3
+    assert slots.read + slots.written == 40 + 8 + 9 * 5  # the last token of the prompt gives each its own first one
+    assert [isinstance(event, Started) for event in client.events].count(True) == 1
+
+
+def test_a_choice_that_fails_ends_its_request_and_no_other(letters: Letters) -> None:
+    engine = engine_of(letters, 4)
+    toys_of(engine).fault = ValueError("once")
+    bad, good = run_all(
+        engine,
+        GenerationRequest("hello", {"max_new_tokens": 9}, choices=3),
+        GenerationRequest("b" * 30, {"max_new_tokens": 5}),
+    )
+    assert bad.failed.kind == FAULT
+    assert sum(isinstance(event, (Ended, Failed)) for event in bad.events) == 1
+    assert good.text() == letters(chats=False).generate("b" * 30, max_new_tokens=5).read()
+    assert engine._pool.free == 4
+
+
+def test_a_cancelled_request_begins_no_more_choices(letters: Letters) -> None:
+    engine = engine_of(letters, 2)
+
+    def leave(client: Client) -> None:
+        if len(client.text()) == 3:
+            job.cancel()
+        if isinstance(client.last, Failed):
+            engine.stop()
+
+    client = Client(leave)
+    job = engine.submit(GenerationRequest("hello", {"max_new_tokens": 50}, choices=5), client)
+    engine.run()
+    assert {event.choice for event in client.events if isinstance(event, TextPiece)} <= {0, 1}
+    assert engine.snapshot().outcomes["cancelled"] == 1
+    assert engine._pool.free == 2
+
+
 @pytest.mark.slow
 def test_memory_stays_flat_over_two_thousand_requests(tiny_slots: Path) -> None:
     """In a process of its own: what other tests left behind comes and goes in the memory of this one."""

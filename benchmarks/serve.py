@@ -4,8 +4,10 @@
 
 The engines of `run.py --serve` without HTTP: random prompts, greedy, 64 tokens each. In turn, in one process: one after
 the other, together, and together while one more prompt of 192 tokens is read beside them. The texts of all three are
-compared. Quote ratios of one run: the machine is shared and absolute times drift. Where others compute, too, a step
-that is longer than a time slice waits for them in its middle; CPU time with one thread then says more than the clock.
+compared. Then as many requests that begin with the same 512 tokens, with their rows in common and without: how many
+tokens of the prompts are read. Quote ratios of one run: the machine is shared and absolute times drift. Where others
+compute, too, a step that is longer than a time slice waits for them in its middle; CPU time with one thread then says
+more than the clock.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from hetero_sd.runtime.model.protocol import Slots
     from hetero_sd.runtime.session import Session
 
-CONTEXT, CHUNK, PROMPT, NEW, LONG_PROMPT = 512, 32, 64, 64, 192
+CONTEXT, CHUNK, PROMPT, NEW, LONG_PROMPT = 640, 32, 64, 64, 192
+SHARED, OWN = 512, 16  # tokens that prompts begin with in common, and those after them
 
 
 def session_of(model: Path, folder: Path, slots: int) -> Session:
@@ -137,6 +141,56 @@ def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, floa
     return found
 
 
+def shared_prefix(session: Session, requests: int, repeats: int) -> list[dict[str, float]]:
+    """Prompts with a beginning in common, with its rows in common and in turn without."""
+    from hetero_sd.runtime.serve.batch_engine import BatchEngine
+
+    assert session.slots is not None
+    found = []
+    for repeat in range(repeats + 1):
+        rng = np.random.default_rng(100 + repeat)
+        vocab = session.models.target.vocab
+        beginning = rng.integers(0, vocab, SHARED).tolist()
+        prompts = [[*beginning, *rng.integers(0, vocab, OWN).tolist()] for _ in range(requests)]
+        measured, counts = [], []
+        for slots in (session.slots, WithoutSharing(session.slots)):
+            engine = BatchEngine(session, slots, requests, 600.0)
+            measured.append(measure(engine, prompts))
+            counts.append(engine.snapshot().tokens)
+        shared, apart = measured
+        if shared.texts != apart.texts:
+            raise SystemExit("the texts differ")
+        if not repeat:
+            continue
+        read, all_of_them = counts[0].prompt - counts[0].kept, counts[1].prompt - counts[1].kept
+        found.append(
+            {
+                "prompt_tokens_read_apart": all_of_them,
+                "prompt_tokens_read": read,
+                "prefix_saved": 1 - (read - requests * OWN) / (all_of_them - requests * OWN),
+                "apart_s": apart.wall_s,
+                "shared_s": shared.wall_s,
+                "apart_cpu_s": apart.cpu_s,
+                "shared_cpu_s": shared.cpu_s,
+            }
+        )
+    return found
+
+
+class WithoutSharing:
+    """Slots whose rows no other slot can have."""
+
+    cache = None
+
+    def __init__(self, slots: Slots) -> None:
+        """Wrap the slots of a model."""
+        self._slots = slots
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is theirs."""
+        return getattr(self._slots, name)
+
+
 def main() -> None:
     """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description="requests in slots against one after the other")
@@ -158,6 +212,7 @@ def main() -> None:
             write_llama(model, LLAMA_100M, options.format)
         session = session_of(model, Path(scratch) / "bundle", options.requests)
         measured = rounds(session, options.requests, options.repeats)
+        prefixes = shared_prefix(session, options.requests, options.repeats)
     core = load_board("host", measure=False).clusters[0].core.name
     median = {name: statistics.median(r[name] for r in measured) for name in measured[0]}
     ratios = {
@@ -166,7 +221,8 @@ def main() -> None:
         "gap": statistics.median(r["together_gap_ms"] / r["alone_gap_ms"] for r in measured),
     }
     if options.json:
-        print(json.dumps({"core": core, "rounds": measured, "median": median, "ratios": ratios}, indent=1))
+        found = {"core": core, "rounds": measured, "median": median, "ratios": ratios, "shared_prefix": prefixes}
+        print(json.dumps(found, indent=1))
         return
     said = f"{core}, {options.threads} threads, {options.format if options.model is None else options.model.name}"
     print(f"{said}: {options.requests} requests of {PROMPT} + {NEW} tokens, {options.repeats} rounds in turn, medians")
@@ -179,6 +235,17 @@ def main() -> None:
     print(f"{'ms between tokens, median':34}{gaps[0]:>12.2f}{gaps[1]:>12.2f}{ratios['gap']:>8.2f}")
     print(f"{'the longest':34}{'':>12}{median['together_longest_gap_ms']:>12.2f}")
     print(f"{f'beside a prompt of {LONG_PROMPT} tokens':34}{'':>12}{median['beside_a_prompt_longest_gap_ms']:>12.2f}")
+    shared = {name: statistics.median(r[name] for r in prefixes) for name in prefixes[0]}
+    print(f"{options.requests} prompts of {SHARED} tokens in common and {OWN} of their own, {NEW} tokens written")
+    print(f"{'':34}{'apart':>12}{'in common':>12}{'ratio':>8}")
+    for name, apart, common in (
+        ("prompt tokens read", "prompt_tokens_read_apart", "prompt_tokens_read"),
+        ("seconds", "apart_s", "shared_s"),
+        ("CPU seconds", "apart_cpu_s", "shared_cpu_s"),
+    ):
+        ratio = statistics.median(r[apart] / r[common] for r in prefixes)
+        print(f"{name:34}{shared[apart]:>12.2f}{shared[common]:>12.2f}{ratio:>8.2f}")
+    print(f"{'of the beginnings not read':34}{'':>12}{100 * shared['prefix_saved']:>11.1f}%")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ class RunRequest:
         host, port: that the server listens on; None takes the defaults of serve/options.py.
         token: that the requests must carry; None where none is asked for.
         queue: requests that wait while one is answered; None takes the default there.
+        keep_rows: of the KV cache, for beginnings of texts without a slot; None is none beside what sharing saves.
     """
 
     prompt: str | None
@@ -104,6 +105,7 @@ class RunRequest:
     port: int | None
     token: str | None
     queue: int | None
+    keep_rows: int | None
 
 
 class _Parser(argparse.ArgumentParser):

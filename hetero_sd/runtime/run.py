@@ -155,6 +155,7 @@ def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:
         int((bundle.folder / MANIFEST).stat().st_mtime),
         _answer_options(options),
         usable_cpus(),
+        options.keep_rows or 0,
     )
     settings = _settings(options)
     if bundle.target.slots > 1:

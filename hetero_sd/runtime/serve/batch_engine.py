@@ -24,7 +24,7 @@ from hetero_sd.runtime.session import Session
 class BatchEngine:
     """Implements the Engine protocol."""
 
-    def __init__(self, session: Session, slots: Slots, most_waiting: int, answer_s: float) -> None:
+    def __init__(self, session: Session, slots: Slots, most_waiting: int, answer_s: float, keep_rows: int = 0) -> None:
         """Begin with an empty queue.
 
         Args:
@@ -32,9 +32,10 @@ class BatchEngine:
             slots: of its target.
             most_waiting: requests that wait while all slots are taken.
             answer_s: after which a request is ended, counted from its turn.
+            keep_rows: for beginnings of texts that have no slot any more, beside what sharing saves.
         """
         self._session, self._slots, self._answer_s = session, slots, answer_s
-        self._pool = SlotPool(slots, slots.context)
+        self._pool = SlotPool(slots, keep_rows)
         self._jobs = Jobs(most_waiting, slots.slots)
         self._work: list[_AtWork] = []  # in order of arrival
         self._more: _Asked | None = None  # the request some choices of which have no slot yet

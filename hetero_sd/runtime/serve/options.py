@@ -37,6 +37,13 @@ def add_server_options(group: Any, whole: Callable[[int, int], Callable[[str], i
         type=whole(0, 10000),
         help=f"with --serve: requests that may wait for their turn (default {DEFAULT_QUEUE})",
     )
+    group.add_argument(
+        "--keep-rows",
+        metavar="N",
+        type=whole(0, 1 << 24),
+        help="with --serve and a bundle of --slots: memory for N more rows of the KV cache, in which beginnings of "
+        "texts are kept that lost their slot (default 0: in what shared beginnings save)",
+    )
 
 
 def mode_with_slots(options: RunRequest, slots: int, has_draft: bool) -> str:
@@ -63,9 +70,9 @@ def check_server_options(options: RunRequest) -> None:
         UserError: two options contradict each other, or the token cannot be sent.
     """
     if not options.serve:
-        for name in ("host", "port", "token", "queue"):
+        for name in ("host", "port", "token", "queue", "keep_rows"):
             if getattr(options, name) is not None:
-                raise UserError(f"--{name} belongs to --serve: leave it out, or give that")
+                raise UserError(f"--{name.replace('_', '-')} belongs to --serve: leave it out, or give that")
         return
     for name, given in (
         ("prompt", options.prompt is not None),

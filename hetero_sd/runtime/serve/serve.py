@@ -43,6 +43,7 @@ class ServeRequest:
         made_s: when the bundle was made, seconds since 1970.
         defaults: for what requests leave out.
         cpus: that HTTP may use, where the models are kept on a cluster of them; none leaves that to the system.
+        keep_rows: of the KV cache, for texts that have no slot any more.
     """
 
     host: str
@@ -53,6 +54,7 @@ class ServeRequest:
     made_s: int
     defaults: Options
     cpus: Sequence[int] = ()
+    keep_rows: int = 0
 
 
 def bind(request: ServeRequest) -> socket.socket:
@@ -93,7 +95,7 @@ def serve(session: Session, request: ServeRequest, bound: socket.socket, limits:
     if slots is None:
         engine = SessionEngine(session, request.most_waiting, limits.answer_s)
     else:
-        engine = BatchEngine(session, slots, request.most_waiting, limits.answer_s)
+        engine = BatchEngine(session, slots, request.most_waiting, limits.answer_s, request.keep_rows)
     server = Server(engine, request.model, request.made_s, request.defaults, limits)
     access = Access(request.token, is_loopback(request.host))
     http = http_thread(server.app(access), bound, limits, engine.stop, request.cpus)

@@ -23,6 +23,7 @@ def test_options_of_a_server() -> None:
         ("--port 80", "--port belongs to --serve"),
         ("--token x", "--token belongs to --serve"),
         ("--queue 3", "--queue belongs to --serve"),
+        ("--keep-rows 3", "--keep-rows belongs to --serve"),
         ("--serve --port 65536", "not a whole number from 0 to 65535"),
         ("--serve --queue -1", "not a whole number from 0"),
         ("--serve --prompt x", "--prompt contradicts --serve"),

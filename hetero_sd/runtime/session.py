@@ -25,8 +25,10 @@ from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import Models, Slots
 from hetero_sd.runtime.model.shared_rows import SharedRows
+from hetero_sd.runtime.saved_state import load_state, save_state
 from hetero_sd.runtime.text.chat_template import SYSTEM, USER, Chat, Message
 from hetero_sd.runtime.text.prompts import Prompt, given_chat, prompt_of_text
 from hetero_sd.runtime.text.tokenizer import Text
@@ -71,7 +73,8 @@ class Session:
     texts into the chat template, ``system`` is the system message of chats that have none. ``repeatable`` is the
     policy where samples have a seed: it decides nothing from times. ``plan`` is what was predicted. ``resources`` end
     with the session, which is a context manager. ``slots`` are those of the target, of which all else uses the first
-    one, where it has several. With ``spans`` the traces of the answers say when everything was done.
+    one, where it has several. ``bundle_hash`` is the SHA-256 of the bundle's manifest. With ``spans`` the traces of the
+    answers say when everything was done.
     """
 
     models: Models
@@ -87,6 +90,7 @@ class Session:
     plan: Plan | None = None
     overlap: Overlap | None = None
     slots: Slots | None = None
+    bundle_hash: str = ""
     spans: bool = False
     resources: ExitStack = field(default_factory=ExitStack, repr=False)
     _current: Answer | None = field(default=None, init=False, repr=False)
@@ -219,6 +223,29 @@ class Session:
             ),
         )
         return self._current
+
+    def save_state(self, path: Path) -> None:
+        """Write what the target has read last, prompt and answer, so that `load_state` need not read it.
+
+        Raises:
+            UserError: nothing was read, or the file cannot be written.
+        """
+        save_state(path, self._kept_target(), self.bundle_hash)
+
+    def load_state(self, path: Path) -> int:
+        """Take what `save_state` wrote: a text that begins with it is read from there on. Returns its tokens' number.
+
+        Raises:
+            UserError: the file is none of `save_state`, of another bundle or processor, or damaged.
+        """
+        if self._current is not None:
+            self._current.close()
+        return load_state(path, self._kept_target(), self.bundle_hash)
+
+    def _kept_target(self) -> KeptPrefix:
+        target = self.models.target
+        assert isinstance(target, KeptPrefix)
+        return target
 
     @property
     def mode(self) -> str:

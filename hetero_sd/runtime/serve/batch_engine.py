@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Slots
 from hetero_sd.runtime.model.slot_pool import Slot, SlotPool
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
@@ -36,6 +37,8 @@ class BatchEngine:
         """
         self._session, self._slots, self._answer_s = session, slots, answer_s
         self._pool = SlotPool(slots, keep_rows)
+        if isinstance(session.models.target, KeptPrefix):
+            self._pool.every[0].tokens = session.models.target.hand_over()
         self._jobs = Jobs(most_waiting, slots.slots)
         self._work: list[_AtWork] = []  # in order of arrival
         self._more: _Asked | None = None  # the request some choices of which have no slot yet

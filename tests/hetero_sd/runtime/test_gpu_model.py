@@ -213,3 +213,16 @@ def test_a_value_that_both_processors_use(opencl: Any, tmp_path: Path, released:
         on_cpu, split = (models[place].forward(ids, 0) for place in ("cpu", "gpu:ffn"))
         assert np.abs(split - on_cpu).max() < 1e-4 * np.abs(on_cpu).max()
     assert np.abs(models["gpu:ffn"].forward([1, 4, 3], 0) - on_cpu).max() > 1e-2 * np.abs(on_cpu).max()
+
+
+def test_rows_that_were_read_go_on_bit_for_bit(model: Any) -> None:
+    """What --save-state takes and --load-state puts back."""
+    ids = [5, 3, 9, 200, 17, 8]
+    model.submit(ids, 0, last=True).result()
+    rows = model.read_rows(6)
+    expected = model.forward([7], 6).copy()
+    assert [(str(a.dtype), a.shape) for a in rows] == model.rows_layout(6)
+    model.submit([1, 2, 3, 4, 5, 6], 0, last=True).result()
+    assert not np.array_equal(model.forward([7], 6), expected)  # the negative control
+    model.write_rows(ids, rows)
+    assert np.array_equal(model.forward([7], 6), expected)

@@ -94,7 +94,7 @@ class SlotPool:
             return 0
         rows, source = self._most_held(ids)
         rows, own = min(rows, len(ids) - 1), len(slot.tokens)
-        if rows < own + _LEAST_SHARED or slot.tokens != list(ids[:own]):
+        if not worth_sharing(slot, ids, ids[:rows]) or slot.tokens != list(ids[:own]):
             return 0
         if source is None:
             rows = self._blocks.take_kept(slot.number, ids, own, rows)
@@ -114,6 +114,11 @@ class SlotPool:
     def give_back(self, slot: Slot) -> None:
         """A sequence ends; its rows are kept until another one needs them."""
         self._free.append(slot)
+
+
+def worth_sharing(slot: Slot, ids: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether a slot's text ``ids`` has enough in common with another one that it does not hold yet."""
+    return min(common(ids, others), len(ids) - 1) >= len(slot.tokens) + _LEAST_SHARED
 
 
 def common(tokens: Sequence[int], ids: Sequence[int]) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Slots
-from hetero_sd.runtime.model.slot_pool import Slot, SlotPool
+from hetero_sd.runtime.model.slot_pool import Slot, SlotPool, worth_sharing
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
 from hetero_sd.runtime.serve.engine import ChoiceEnded, Ended, Event, GenerationRequest, Started, TextPiece
 from hetero_sd.runtime.serve.jobs import ENDS, EngineJob, Jobs, encode, failure_of, took_too_long
@@ -118,14 +118,25 @@ class BatchEngine:
         self._jobs.tally.begin(text)
         return _AtWork(asked, slot, asked.begun, text)
 
+    def _readable(self) -> list[_AtWork]:
+        """Those whose prompts are to be read, in order of arrival, after they have what others hold of them.
+
+        One that begins as an earlier one that is still read waits for these rows.
+        """
+        found: list[_AtWork] = []
+        for work in (work for work in self._work if work.text.reading):
+            ids = work.asked.ids
+            if any(worth_sharing(work.slot, ids, earlier.asked.ids) for earlier in found):
+                continue
+            work.text.trace.kept_tokens += self._pool.share(work.slot, ids)
+            if work.text.reading:
+                found.append(work)
+        return found
+
     def _read(self) -> None:
         """One chunk of the first prompt that has one."""
-        for work in self._work:
-            if work.text.reading:
-                work.text.trace.kept_tokens += self._pool.share(work.slot, work.asked.ids)
-            if work.text.reading:
-                break
-        else:
+        work = next(iter(self._readable()), None)
+        if work is None:
             return
         try:
             token = work.text.read(self._slots.prefill_width)

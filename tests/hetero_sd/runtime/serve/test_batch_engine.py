@@ -472,6 +472,25 @@ def test_a_beginning_in_common_is_read_once_and_changes_no_bit(compiled: Session
     assert without.read >= 6 * 47
 
 
+def test_who_waits_for_rows_that_an_earlier_one_reads(compiled: Session) -> None:
+    """Prompts with a beginning in common wait for the first of them; others do not, nor those with seven tokens."""
+    forget(compiled)
+    assert compiled.slots is not None
+    engine = BatchEngine(compiled, compiled.slots, 16, 60.0)
+    shared = list(range(10, 50))
+    for prompt in ([*shared, 1], [*shared, 2], [3, *shared], [*shared[:7], 3, 4], [*shared[:8], 5, 6]):
+        engine.submit(GenerationRequest(prompt), lambda event: None)
+    engine._admit()
+    assert [work.asked.ids[-1] for work in engine._readable()] == [1, 49, 4]
+    engine._read()  # a chunk of 32
+    assert [work.asked.ids[-1] for work in engine._readable()] == [1, 49, 4]
+    engine._read()
+    assert [work.asked.ids[-1] for work in engine._readable()] == [49, 4, 6]
+    assert [work.text.trace.kept_tokens for work in engine._work] == [0, 40, 0, 0, 8]
+    engine.stop()
+    engine.run()
+
+
 def test_the_answers_to_one_request_read_its_prompt_once(compiled: Session) -> None:
     """Nine choices in six slots."""
     prompt, options = np.random.default_rng(6).integers(0, 500, 40).tolist(), {"max_new_tokens": 6, "temperature": 0.9}

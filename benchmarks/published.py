@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from costmodel.engine import ENGINES
-from hetero_sd.predict.check import Checked, check_boards, contradictions, goals, missed, summary
+from hetero_sd.predict.check import Checked, check_boards, contradictions, goals, kinds, missed, summary
 
 PAGE = Path(__file__).with_name("published.md")
 
@@ -31,7 +31,8 @@ def page() -> str:
         sources = list(dict.fromkeys(row.published.source for row in rows))
         lines += [f"## Kernels: {engine}", "", f"{what[0].upper()}{what[1:]}.", ""]
         lines += _table(rows, sources)
-        lines += ["", *(f"* {line}" for line in [*summary(rows), *goals(rows), *missed(rows)]), ""]
+        said = [*kinds(rows, engine), *summary(rows), *goals(rows), *missed(rows)]
+        lines += ["", *(f"* {line}" for line in said), ""]
     lines += ["## Measurements that contradict each other", ""]
     lines += [*(f"* {line}" for line in contradictions(rows)), ""]
     lines += ["## Sources", ""]

@@ -28,6 +28,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from hetero_sd.runtime.model.protocol import Slots
+    from hetero_sd.runtime.serve.batch_counts import BatchCounts
+    from hetero_sd.runtime.serve.batch_engine import BatchEngine
     from hetero_sd.runtime.session import Session
 
 CONTEXT, CHUNK, PROMPT, NEW, LONG_PROMPT = 640, 32, 64, 64, 192
@@ -121,7 +123,8 @@ def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, floa
         longer = rng.integers(0, vocab, LONG_PROMPT).tolist()
         alone = measure(SessionEngine(session, requests, 600.0), prompts)
         forget(session)
-        together = measure(BatchEngine(session, session.slots, requests, 600.0), prompts)
+        batch = BatchEngine(session, session.slots, requests, 600.0)
+        together = measure(batch, prompts)
         beside = measure(BatchEngine(session, session.slots, requests, 600.0), [*prompts[1:], longer])
         if together.texts != alone.texts or beside.texts[:-1] != alone.texts[1:]:
             raise SystemExit("the texts differ")
@@ -137,6 +140,8 @@ def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, floa
                 "together_gap_ms": statistics.median(gaps_ms(together.times)),
                 "together_longest_gap_ms": max(gaps_ms(together.times)),
                 "beside_a_prompt_longest_gap_ms": max(gaps_ms(beside.times[:-1])),
+                "scheduling_share": engine_counts(batch).scheduling_share,
+                "calls_share": engine_counts(batch).calls_s / engine_counts(batch).busy_s,
             }
         )
     return found
@@ -171,9 +176,9 @@ def shared_prefix(session: Session, requests: int, repeats: int) -> list[dict[st
                 "prompt_tokens_read": read,
                 "prefix_saved": 1 - (read - requests * OWN) / (all_of_them - requests * OWN),
                 "apart_s": apart.wall_s,
-                "shared_s": shared.wall_s,
+                "in_common_s": shared.wall_s,
                 "apart_cpu_s": apart.cpu_s,
-                "shared_cpu_s": shared.cpu_s,
+                "in_common_cpu_s": shared.cpu_s,
             }
         )
     return found
@@ -197,6 +202,13 @@ class WithoutSharing:
     def __getattr__(self, name: str) -> Any:
         """All else is theirs."""
         return getattr(self._slots, name)
+
+
+def engine_counts(engine: BatchEngine) -> BatchCounts:
+    """What its rounds did."""
+    counts = engine.snapshot().batch
+    assert counts is not None
+    return counts
 
 
 def main() -> None:
@@ -248,12 +260,14 @@ def main() -> None:
     print(f"{'':34}{'apart':>12}{'in common':>12}{'ratio':>8}")
     for name, apart, common in (
         ("prompt tokens read", "prompt_tokens_read_apart", "prompt_tokens_read"),
-        ("seconds", "apart_s", "shared_s"),
-        ("CPU seconds", "apart_cpu_s", "shared_cpu_s"),
+        ("seconds", "apart_s", "in_common_s"),
+        ("CPU seconds", "apart_cpu_s", "in_common_cpu_s"),
     ):
         ratio = statistics.median(r[apart] / r[common] for r in prefixes)
         print(f"{name:34}{shared[apart]:>12.2f}{shared[common]:>12.2f}{ratio:>8.2f}")
     print(f"{'of the beginnings not read':34}{'':>12}{100 * shared['prefix_saved']:>11.1f}%")
+    shares = 100 * median["scheduling_share"], 100 * median["calls_share"]
+    print(f"of the time together, scheduling takes {shares[0]:.2f} %, the target's calls {shares[1]:.1f} %")
 
 
 if __name__ == "__main__":

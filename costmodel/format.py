@@ -36,6 +36,7 @@ WEIGHT_TYPES = {
     "bfloat16": WeightType(16, gpu_unpack=1.0),
     "int8": WeightType(8, True, cpu_unpack=4.0, gpu_unpack=4.0),  # widen, to float, subtract zero, scale
     "int4": WeightType(4, True, cpu_unpack=6.0, gpu_unpack=5.0),  # mask or shift first, widen twice on the CPU
+    "int2": WeightType(2, True, cpu_unpack=6.0, gpu_unpack=5.0),
     # a table of 16 numbers: NEON shift, mask, multiply, add, TBL of 4 registers, scale; GPU 4 tests, 15 selects
     "nf4": WeightType(4, True, cpu_unpack=9.0, gpu_unpack=22.0),
     "fp4": WeightType(4, True, cpu_unpack=9.0, gpu_unpack=22.0),

@@ -40,54 +40,67 @@ class ModelCosts:
         """
         self.roofline, self.spec, self.context = roofline, spec, context
         self.slices = processors(roofline.board)
-        self._units: dict[tuple[str, int], list[Estimate]] = {}
+        self._units: dict[tuple[str, int, int | None], list[Estimate]] = {}
         self._whole_s: dict[tuple[str, str, int], float] = {}
         self._counted = {} if counted is None else counted
 
-    def units(self, processor: Processor, n: int) -> list[Estimate]:
-        """Each unit of a step of n tokens on a processor."""
-        key = (processor.name, n)
+    def units(self, processor: Processor, n: int, rows: int | None = None) -> list[Estimate]:
+        """Each unit of a step of n tokens on a processor; `rows` of them beyond the last attention (step_units)."""
+        key = (processor.name, n, rows)
         if key not in self._units:
-            self._units[key] = self.roofline.units(self.counted(n), processor)
+            self._units[key] = self.roofline.units(self.counted(n, rows), processor)
         return self._units[key]
 
-    def counted(self, n: int) -> list[tuple[Op, ...]]:
-        """The operators of a step of n tokens."""
+    def counted(self, n: int, rows: int | None = None) -> list[tuple[Op, ...]]:
+        """The operators of a step of n tokens, `rows` of them beyond the last attention (step_units)."""
+        if rows is not None:
+            return step_units(self.spec, n, self.context, 1, rows)
         if n not in self._counted:  # once, because equal layers are recognised by identity
             self._counted[n] = step_units(self.spec, n, self.context)
         return self._counted[n]
 
-    def step(self, placement: Placement, n: int) -> Estimate:
-        """A step of n tokens under a placement: units, the call of each segment, borders."""
+    def step(self, placement: Placement, n: int, rows: int | None = None) -> Estimate:
+        """A step of n tokens under a placement: units, the call of each segment, borders.
+
+        With `rows` a chunk of a prompt: 1 with a row of logits, cut in the segment with the head; 0 without, up to the
+        last attention.
+        """
         estimate, before = Estimate(), None
         for segment in placement.segments:
+            if rows == 0 and not self._runs(segment, n):
+                continue
             if before is None or before.name != segment.processor.name:
                 estimate = estimate + self.roofline.step_overhead(segment.processor)
             if before is not None:
                 estimate = estimate + self.roofline.border(before, segment.processor, n * self.spec.hidden)
-            for unit in self.segment_units(segment, n):
+            cut = rows if rows == 0 or segment is placement.segments[-1] else None
+            for unit in self.segment_units(segment, n, cut):
                 estimate = estimate + unit
             before = segment.processor
         return estimate
 
-    def prompt_chunk_s(self, placement: Placement, tokens: int) -> float:
-        """Seconds of a chunk of a prompt: a step of so many tokens with the logits of one row."""
-        last = placement.segments[-1].processor
-        one_row = self.roofline.units(step_units(self.spec, tokens, self.context, 1, 1), last)[-1]
-        return self.step(placement, tokens).total_s - self.units(last, tokens)[-1].total_s + one_row.total_s
+    def prompt_chunk_s(self, placement: Placement, tokens: int, fills: bool = False) -> float:
+        """Seconds of a chunk of a prompt: the last one, with the logits of one row, or one before it, which `fills`."""
+        return self.step(placement, tokens, 0 if fills else 1).total_s
 
-    def segment_units(self, segment: Segment, n: int) -> list[Estimate]:
-        """The units of a segment in a step of n tokens, or the one part of a layer."""
+    def _runs(self, segment: Segment, n: int) -> bool:
+        """Whether it has anything of a step without results."""
+        units = self.counted(n, 0)[segment.start : segment.end]
+        return any(segment.part in ("", op.operator.part.kind) for unit in units for op in unit)
+
+    def segment_units(self, segment: Segment, n: int, rows: int | None = None) -> list[Estimate]:
+        """The units of a segment in a step of n tokens, or the one part of a layer; `rows` as in `units`."""
         if not segment.part:
-            return self.units(segment.processor, n)[segment.start : segment.end]
-        key = (segment.processor.name, -n)  # of parts of layers
+            return self.units(segment.processor, n, rows)[segment.start : segment.end]
+        key = (segment.processor.name, -n, rows)  # of parts of layers
         if key not in self._units:
             parts: dict[int, list[tuple[Op, ...]]] = {}
-            for unit in self.counted(n):
+            counted = self.counted(n, rows)
+            for unit in counted:
                 if id(unit) not in parts:
                     ffn = tuple(op for op in unit if op.operator.part.kind == FFN)
                     parts[id(unit)] = [tuple(op for op in unit if op.operator.part.kind != FFN), ffn]
-            split = [part for unit in self.counted(n) for part in parts[id(unit)]]
+            split = [part for unit in counted for part in parts[id(unit)]]
             self._units[key] = self.roofline.units(split, segment.processor)
         return [self._units[key][2 * segment.start + (segment.part == FFN)]]
 

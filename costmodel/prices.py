@@ -38,7 +38,7 @@ class Prices:
         """
         question.check()
         self.question = question
-        self.roofline = roofline_of(question.engine, question.board, question.factors)
+        self.roofline = roofline_of(question.engine, question.kernels, question.board, question.factors)
         self.free_bytes = available_bytes(question.board)
         self._costs: dict[int, ModelCosts] = {}
         self._counted: dict[int, dict[int, list[tuple[Op, ...]]]] = {}

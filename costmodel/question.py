@@ -55,6 +55,7 @@ class Question:
         gamma: the draft length, where it is given; None decides it.
         target_place, draft_place: the rule of each model, where it is given; None decides it.
         engine: whose kernels are assumed, a name of ENGINES of engine.py.
+        kernels: the kind of that engine's, a name of KERNELS there; None is what the core allows.
         widths: the target's entry points, where they are compiled already: no other step verifies; empty is any.
         slots: sequences that the target's KV caches hold.
         one_tokenizer: the models are known to share it, so the rows of their tables may be padded differently.
@@ -79,6 +80,7 @@ class Question:
     draft_place: Place | None = None
     one_tokenizer: bool = False
     engine: str = OURS
+    kernels: str | None = None
     widths: tuple[int, ...] = ()
     slots: int = 1
 

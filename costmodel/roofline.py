@@ -195,7 +195,7 @@ class Roofline:
         return total([self.step_overhead(processor), *units])
 
     def prompt(self, spec: DecoderSpec, processor: Processor, tokens: int, past: int, chunk: int) -> Estimate:
-        """A prompt of some tokens after `past`, in whole chunks, each with the logits of one row."""
+        """A prompt of some tokens after `past`, in whole chunks, the last one with the logits of one row."""
         return self.chunks(prompt_units(spec, tokens, past, chunk), processor)
 
     def chunks(self, steps: Sequence[list[tuple[Op, ...]]], processor: Processor) -> Estimate:
@@ -330,7 +330,8 @@ class Roofline:
 
 def prompt_units(spec: DecoderSpec, tokens: int, past: int, chunk: int) -> list[list[tuple[Op, ...]]]:
     """The counted chunks of a prompt, as `Roofline.prompt` prices them."""
-    return [step_units(spec, chunk, start, 1, 1) for start in range(past, past + tokens, chunk)]
+    end = past + tokens
+    return [step_units(spec, chunk, start, 1, int(start + chunk >= end)) for start in range(past, end, chunk)]
 
 
 def dram_bytes(units: list[tuple[Op, ...]]) -> float:

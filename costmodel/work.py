@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from costmodel.decoder import NORMS, TABLES, DecoderSpec, Operator
+from costmodel.decoder import TABLES, DecoderSpec, Operator
 from costmodel.format import F32, KV_BYTES
-from costmodel.place import HEAD
 from targets.errors import UserError
 
 _BIAS = 2.0  # of a score
@@ -133,7 +132,7 @@ def totals(ops: Iterable[Op]) -> Totals:
 
 
 def step_units(
-    spec: DecoderSpec, n: int, past: int, batch: int = 1, head_rows: int | None = None
+    spec: DecoderSpec, n: int, past: int, batch: int = 1, result_rows: int | None = None
 ) -> list[tuple[Op, ...]]:
     """The operators of each unit (embedding, layers, head) of a step; units that are alike are one object.
 
@@ -142,37 +141,41 @@ def step_units(
         n: new tokens of each sequence.
         past: tokens in the KV cache before them.
         batch: sequences; their rows share one read of the weights.
-        head_rows: rows of logits of each sequence; None is n, a prompt chunk needs 1.
+        result_rows: rows of each sequence beyond the last attention: n where None, 1 for the last chunk of a prompt,
+            and 0, which leaves those operators out, for the chunks before it.
 
     Raises:
         UserError: n or batch below 1, past below 0.
     """
     if n < 1 or batch < 1 or past < 0:
         raise UserError(f"a step has n >= 1, batch >= 1, past >= 0; this one has {n}, {batch}, {past}")
-    logits = (n if head_rows is None else head_rows) * batch
+    rows = n * batch
     counted: dict[int, tuple[Op, ...]] = {}
     units = []
     for unit in spec.units:
         if id(unit) not in counted:
-            counted[id(unit)] = tuple(_count(op, spec, n, past, batch, logits) for op in unit)
+            counted[id(unit)] = tuple(_count(op, spec, n, past, batch, rows) for op in unit)
         units.append(counted[id(unit)])
+    if result_rows is not None:
+        whole, rows = units[-2], result_rows * batch
+        cut = 1 + next(i for i, op in enumerate(whole) if op.kind == "attention")
+        after = [_count(op, spec, n, past, batch, rows) for op in (*spec.units[-2][cut:], *spec.units[-1]) if rows]
+        layer = len(whole) - cut if rows else 0
+        units[-2:] = [(*whole[:cut], *after[:layer]), tuple(after[layer:])]
     return units
 
 
-def step_ops(spec: DecoderSpec, n: int, past: int, batch: int = 1, head_rows: int | None = None) -> list[Op]:
+def step_ops(spec: DecoderSpec, n: int, past: int, batch: int = 1, result_rows: int | None = None) -> list[Op]:
     """The operators of a step in order; see `step_units`. Those of layers name layer 0 where layers are alike."""
-    return [op for unit in step_units(spec, n, past, batch, head_rows) for op in unit]
+    return [op for unit in step_units(spec, n, past, batch, result_rows) for op in unit]
 
 
-def _count(op: Operator, spec: DecoderSpec, n: int, past: int, batch: int, logits: int) -> Op:
-    rows = n * batch
+def _count(op: Operator, spec: DecoderSpec, n: int, past: int, batch: int, rows: int) -> Op:
     if op.kind in TABLES:
         table = Traffic("weights", op.format.dtype, rows * op.format.nbytes(op.columns, 1))
         return Op(op, rows, 0.0, (table, _activations(0, rows * op.columns)))
     if op.kind == "attention":
         return _attention(op, n, past, batch, spec.kv_bytes_per_value)
-    if op.part.kind == HEAD and op.kind not in NORMS and (op.kind != "linear" or op == spec.head):
-        rows = logits
     if op.kind == "linear":
         weights = Traffic("weights", op.format.dtype, op.matrix_bytes)
         values = _activations(rows * op.k, rows * op.columns)

@@ -15,6 +15,7 @@ from hetero_sd.commands.parser import Command, Parser
 from hetero_sd.runtime.internal_error import check_streams, report, settle_output, show_traceback
 from targets.errors import UserError
 from targets.host.calibrated import find
+from targets.memory import short_note
 
 COMMANDS: dict[str, Command] = {
     "compile": compile_command,
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if error.__cause__ is not None:
             show_traceback(error)
-        print(f"hetero-sd: error: {error}", file=sys.stderr)
+        print(f"hetero-sd: error: {short_note()}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)

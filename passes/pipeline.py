@@ -138,6 +138,8 @@ def lower_decoder(
     if whole is not None:
         functions.setdefault(HOST, {}).update(whole.functions[HOST])
 
+    fills = [_last_with_layers(made.segments) for made in (parts, whole) if made is not None]
+
     modules, packed, params = {}, dict[str, PackedWeight](), dict[tuple[str, str], tuple[str, ...]]()
     sources = dict[str, Any]()
     for processor, made in sorted(functions.items()):
@@ -151,7 +153,7 @@ def lower_decoder(
         sources |= {new: imported.weights[old] for old, new in stored.items()}
         for var, func in mod.functions.items():
             params[processor, str(var.name_hint)] = tuple(stored[p.name] for p in weights_of(func))
-        mod = dump(f"4-entries-{processor}", _run(mod, MakeEntries(steps, prefill, slots, rows)))
+        mod = dump(f"4-entries-{processor}", _run(mod, MakeEntries(steps, prefill, slots, rows, fills)))
         integers = [QuantiseActivations(kind, tile)] if activations == INT8 else []
         modules[processor] = dump(
             f"5-lower-{processor}", _run(mod, *integers, Lower(kind, tile, kernels.get(processor)))
@@ -163,6 +165,10 @@ def lower_decoder(
     back = lowered(whole.segments) if whole is not None else ()
     stored_once = list(packed.values())
     return LoweredDecoder(modules, lowered(parts.segments), back, stored_once, sources, placed, imported.origins)
+
+
+def _last_with_layers(segments: Sequence[Segment]) -> str:
+    return [segment.name for segment in segments if segment.layers][-1]
 
 
 def _store(made: Sequence[PackedWeight], packed: dict[str, PackedWeight], processor: str) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-
 
 class UserError(Exception):
     """Something the user gave is wrong; the message is one line: what is wrong, where, what to do.
@@ -27,15 +25,3 @@ _WANTING = (
 def wanting(text: str) -> str | None:
     """The first line of what a native program or library printed that says what the machine lacks, or None."""
     return next((line.strip() for line in text.splitlines() if any(said in line for said in _WANTING)), None)
-
-
-def lacks_memory(error: BaseException | None) -> bool:
-    """Whether an error comes from a lack of memory, which libraries say in errors of their own."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        denied = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        if denied or any(said in str(error) for said in ("bad_alloc", "out of memory")):
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False

@@ -111,22 +111,22 @@ def test_an_operator_is_a_name_an_entry_and_a_kernel(monkeypatch: pytest.MonkeyP
 
 
 def test_a_weight_type_is_priced_from_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two bits in blocks of 32 with float16 scales: 2.5 bits a weight against int4's 4.5, and one operation more."""
-    with pytest.raises(UserError, match="weight format 'int2' is not known"):
-        Format("int2", block=32, scale_dtype="float16")
-    monkeypatch.setitem(weight_formats.WEIGHT_TYPES, "int2", WeightType(2, True, cpu_unpack=7.0, gpu_unpack=6.0))
-    with pytest.raises(UserError, match="int8 and int4 and nf4 and fp4 and int2 have scales"):
-        Format("int2")
+    """Three bits in blocks of 32 with float16 scales: 3.5 bits a weight against int4's 4.5, and one operation more."""
+    with pytest.raises(UserError, match="weight format 'int3' is not known"):
+        Format("int3", block=32, scale_dtype="float16")
+    monkeypatch.setitem(weight_formats.WEIGHT_TYPES, "int3", WeightType(3, True, cpu_unpack=7.0, gpu_unpack=6.0))
+    with pytest.raises(UserError, match="int8 and int4 and int2 and nf4 and fp4 and int3 have scales"):
+        Format("int3")
     matrix_bytes, cycles, gpu_s = {}, {}, {}
     board = load_board("rk3588")
     gpu = next(p for p in processors(board) if isinstance(p, GpuSlice))
-    for name in ("int2", "int4"):
+    for name in ("int3", "int4"):
         stored = Format(name, block=32, scale_dtype="float16")
         spec = standard_decoder(name, Blocks(1024, 16, 8, 64, 4096, 32000, stored), [0], tied=True)
         op = next(op for op in step_ops(spec, 16, 128) if op.kind == "linear" and op.operator.columns == 4096)
         matrix_bytes[name] = op.operator.matrix_bytes
         cycles[name] = kernel_cycles(op, board.clusters[0].core, 1).cycles
         gpu_s[name] = Roofline(board).op(op, gpu)
-    assert matrix_bytes == {"int2": 1024 * 4096 * 5 // 16, "int4": 1024 * 4096 * 9 // 16}
-    assert cycles["int2"] != cycles["int4"]
-    assert gpu_s["int2"] != gpu_s["int4"]
+    assert matrix_bytes == {"int3": 1024 * 4096 * 7 // 16, "int4": 1024 * 4096 * 9 // 16}
+    assert cycles["int3"] != cycles["int4"]
+    assert gpu_s["int3"] != gpu_s["int4"]

@@ -11,7 +11,7 @@ from costmodel.schema.model import ModelFacts, Role, Size
 from costmodel.schema.plan import Plan
 from costmodel.schema.record import Entries, Record, SchemaError, Within, check_sha256
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 BLOCK_BYTES = 1 << 20
 _BLOCK_DIGITS = 32
 TokenId = Annotated[int, Within(0, (1 << 31) - 1)]

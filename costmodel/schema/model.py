@@ -124,7 +124,7 @@ class ModelFacts(Record):
         context: rows of the KV caches.
         widest_sum: the larger of hidden and FFN size, which bounds roundoff.
         widths: entry points step_<n>, ascending; 1 is among them.
-        prefill_width: entry point prefill_<n>.
+        prefill_width: entry points prefill_<n>, and fill_<n>, which has no results but rows of the caches.
         weight_dtype: stored format of most weights, for people.
         place: where its parts run.
         chain: the segments, in order.

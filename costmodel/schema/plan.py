@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from costmodel.place import ReasonedPlace
+from costmodel.schema.batch import BatchPrediction
 from costmodel.schema.model import Role, Size, Slots, Widths
 from costmodel.schema.record import Entries, OneOf, Record, SchemaError, Within
 from costmodel.speculative import MOST_GAMMA
@@ -62,10 +63,12 @@ class PlanPrediction(Record):
         tokens_per_s_interval: its range.
         draft_step_s: a step of the drafter; None without one.
         verify_step_s: new tokens -> a step of the target.
-        prompt_chunk_s: a chunk of a prompt through the target, with the logits of one row.
+        prompt_chunk_s: a chunk of a prompt through the target, without logits.
+        prompt_result_s: what the last chunk takes longer, for the logits of one row.
         prompt_start_s: the first chunk of a prompt, before which there is nothing; None takes prompt_chunk_s.
         sampling_s, dispatch_s: the rest of a round.
         turn_s: what dispatch takes longer in a round that drafts.
+        slot_calls: calls of a target with slots; None where it has one.
         context: tokens in the caches.
         live: what live decisions start from; None without a drafter.
     """
@@ -84,6 +87,8 @@ class PlanPrediction(Record):
     live: LivePrediction | None = None
     prompt_start_s: NotNegative | None = None
     turn_s: NotNegative = 0.0
+    slot_calls: BatchPrediction | None = None
+    prompt_result_s: NotNegative = 0.0
 
     def first_token_s(self, prompt_tokens: int, chunk: int) -> float:
         """Seconds from a prompt to its first token: whole chunks, then a step, or a chunk, for the rest.
@@ -92,7 +97,9 @@ class PlanPrediction(Record):
         """
         whole, rest = divmod(prompt_tokens, chunk)
         at = [self._chunk_s(i * chunk) for i in range(whole + 1)]
-        return sum(at[:whole]) + (self.verify_step_s.get(rest, at[whole]) if rest else 0.0)
+        if rest:
+            return sum(at[:whole]) + self.verify_step_s.get(rest, at[whole] + self.prompt_result_s)
+        return sum(at[:whole]) + self.prompt_result_s
 
     def _chunk_s(self, past: int) -> float:
         start = self.prompt_chunk_s if self.prompt_start_s is None else self.prompt_start_s

@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from hetero_sd.runtime.internal_error import EXIT_CODE, USER_EXIT_CODE, one_line
+from targets import memory
 from targets.errors import wanting
 
 _PR_SET_PDEATHSIG = 1
@@ -110,7 +110,7 @@ def _report(program: str, doing: str, code: int, said: str) -> int:
     if (lacking := wanting(said)) is not None:
         print(f"{program}: error: {one_line(lacking)} ({doing})", file=sys.stderr)
         return USER_EXIT_CODE
-    if number in _BY_THE_SYSTEM or (number in _WITHOUT_MEMORY and _memory_is_limited()):
+    if number in _BY_THE_SYSTEM or (number in _WITHOUT_MEMORY and memory.is_limited()):
         name = signal.Signals(number).name
         print(f"{program}: error: the system ended it ({name}): is there enough memory? ({doing})", file=sys.stderr)
         return USER_EXIT_CODE
@@ -118,15 +118,3 @@ def _report(program: str, doing: str, code: int, said: str) -> int:
     last = f": {one_line(lines[-1])}" if lines else ""
     print(f"{program}: internal error ({doing}): it ended by {how}{last}; HSD_DEBUG=1 shows more", file=sys.stderr)
     return EXIT_CODE
-
-
-def _memory_is_limited() -> bool:
-    """Whether the system denies a process memory; without a limit it ends one."""
-    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    if any(limit != resource.RLIM_INFINITY for limit in limits):
-        return True
-    try:
-        with open("/proc/sys/vm/overcommit_memory", encoding="ascii") as file:
-            return file.read().strip() == "2"
-    except OSError:
-        return False

@@ -74,7 +74,7 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument(
         "--weights",
         metavar="F[,F]",
-        help=f"formats of a config.json's weights: {', '.join(FORMAT_NAMES)} (default float16); int8 and int4 may end "
+        help=f"formats of a config.json's weights: {', '.join(FORMAT_NAMES)} (default float16); integers may end "
         "in :BLOCK, the weights that share a scale; q8_0 and q4_0 count bytes as GGUF files of these names",
     )
     p.add_argument("--head", metavar="F", help="format of a config.json's head (default: as --weights)")

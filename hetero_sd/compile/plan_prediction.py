@@ -60,6 +60,8 @@ def plan_prediction(
     best = asked.decision.best
     expected = best.round if best.mode == OVERLAPPED else sequential_round(question.alpha, gamma, terms)
     sure = asked.intervals[0]
+    costs, place = asked.search.costs(specs["target"]), placements["target"]
+    chunk_s = costs.prompt_chunk_s(place, chunk, fills=True)
     live = None
     if drafts:
         live = LivePrediction(
@@ -67,7 +69,7 @@ def plan_prediction(
             draft_s=one,
             verify_s={n: verify_s(n) + (turns.loop_s if n > 1 else 0.0) for n in widths["target"]},
             round_s=overhead,
-            chunk_s=asked.search.costs(specs["draft"]).prompt_chunk_s(placements["draft"], chunk),
+            chunk_s=asked.search.costs(specs["draft"]).prompt_chunk_s(placements["draft"], chunk, fills=True),
             chunk=chunk,
             alpha_tokens=alpha_tokens,
         )
@@ -79,13 +81,14 @@ def plan_prediction(
         tokens_per_s_interval=(sure.low, sure.high),
         draft_step_s=expected.draft_s / gamma if gamma and best.mode != OVERLAPPED else one if drafts else None,
         verify_step_s={n: verify_s(n) for n in range(1, widths["target"][-1] + 1)},
-        prompt_chunk_s=asked.search.costs(specs["target"]).prompt_chunk_s(placements["target"], chunk),
+        prompt_chunk_s=chunk_s,
         sampling_s=0.0,
         dispatch_s=overhead,
         turn_s=terms.turn_s,
         context=question.context,
         live=live,
-        prompt_start_s=empty.prompt_chunk_s(placements["target"], chunk),
+        prompt_start_s=empty.prompt_chunk_s(place, chunk, fills=True),
+        prompt_result_s=max(0.0, costs.prompt_chunk_s(place, chunk) - chunk_s),
     )
 
 

@@ -79,21 +79,18 @@ def answer_time(search: Search, variant: Variant, prompt_tokens: int, new_tokens
 
 
 def prompt_s(search: Search, spec: DecoderSpec, placement: Placement, tokens: int, chunk: int = CHUNK) -> float:
-    """Seconds to read a prompt in chunks of `chunk` tokens, the rest in a chunk of its own.
+    """Seconds to read a prompt in chunks of `chunk` tokens, the rest in a chunk of its own; the last one has logits.
 
     A few chunks are priced at their place in the prompt; those between cost what their neighbours say on average.
     """
-    whole, rest = divmod(tokens, chunk)
+    whole = (tokens - 1) // chunk
     count = min(whole, _SAMPLES)
     at = [round(i * (whole - 1) / max(1, count - 1)) for i in range(count)]
-    times = [_chunk_s(search, spec, placement, chunk, chunk * i) for i in at]
+    times = [ModelCosts(search.roofline, spec, chunk * i).prompt_chunk_s(placement, chunk, fills=True) for i in at]
     mean = sum(times) / max(1, count) if count in (0, whole) else _trapezoids(at, times) / (at[-1] - at[0])
-    return whole * mean + (_chunk_s(search, spec, placement, rest, chunk * whole) if rest else 0.0)
+    last = ModelCosts(search.roofline, spec, chunk * whole).prompt_chunk_s(placement, tokens - chunk * whole)
+    return whole * mean + last
 
 
 def _trapezoids(xs: list[int], ys: list[float]) -> float:
     return sum((xs[i + 1] - xs[i]) * (ys[i + 1] + ys[i]) / 2 for i in range(len(xs) - 1))
-
-
-def _chunk_s(search: Search, spec: DecoderSpec, placement: Placement, tokens: int, past: int) -> float:
-    return ModelCosts(search.roofline, spec, past).prompt_chunk_s(placement, tokens)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from costmodel.engine import ENGINES, GENERIC, OURS
+from costmodel.engine import ENGINES, GENERIC, KERNELS, OURS, kernels_of
 from costmodel.question import Question, factors_of
 from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import TARGET_ONLY
@@ -87,7 +87,14 @@ def check_one(board: Board, published: Published, engine: str) -> Checked:
     if published.threads > cluster.count:
         raise UserError(f"board {board.name}: {published.threads} threads on {cluster.count} cores of {cluster.name}")
     context = max(1, published.new_tokens // 2)
-    question = Question(board, (spec,), context=context, factors=factors_of(board), engine=engine, one_process=True)
+    question = Question(
+        *(board, (spec,)),
+        context=context,
+        factors=factors_of(board),
+        engine=engine,
+        kernels=published.kernels,
+        one_process=True,
+    )
     search = Search(question)
     placement = search.costs(spec).whole(CpuSlice(((cluster, published.threads),)))
     variant = search.price(TARGET_ONLY, spec, placement)
@@ -116,6 +123,8 @@ def check_text(rows: Sequence[Checked], engine: str) -> str:
             f"{_number(row.prefill_tokens_per_s):>9}{_number(p.prefill_tokens_per_s):>11}"
             f"{_ratio_text(row.prefill_ratio):>7}  [{1 + sources.index(p.source)}] {p.engine}"
         )
+    for text in kinds(rows, engine):
+        lines += ["", *textwrap.wrap(text, _WIDTH, subsequent_indent="  ")]
     lines += ["", *summary(rows), *goals(rows)]
     for text in [*missed(rows), *contradictions(rows)]:
         lines += textwrap.wrap(text, _WIDTH, subsequent_indent="  ")
@@ -173,6 +182,18 @@ def goals(rows: Sequence[Checked]) -> list[str]:
             met = f"{len(judged) - len(missed)} of {len(judged)} rows"
             lines.append(f"goal, decode within {100 * most:.0f} % {which}: {met}")
     return lines
+
+
+def kinds(rows: Sequence[Checked], engine: str) -> list[str]:
+    """The kinds of integer kernels that the generic engine is taken to have, and on which rows."""
+    if engine == OURS:
+        return []
+    used: dict[str, dict[str, None]] = {}
+    for row in rows:
+        p = row.published
+        kind = p.kernels or kernels_of(load_board(row.board).cluster(p.cluster).core)
+        used.setdefault(kind, {})[f"{p.engine} on {row.board}"] = None
+    return [f"{kind}: {KERNELS[kind].what}; taken for {', '.join(used[kind])}" for kind in KERNELS if kind in used]
 
 
 def missed(rows: Sequence[Checked]) -> list[str]:

@@ -1,7 +1,6 @@
 """A Hugging Face config.json -> DecoderSpec: what a model would cost, asked before exporting it.
 
-Sizes and switches as the `transformers` configurations of each family define them. Weights get the format that the
-user names, since a config.json does not say how an export will store them.
+Weights get the format that the user names, since a config.json does not say how an export will store them.
 """
 
 from __future__ import annotations
@@ -12,31 +11,13 @@ from typing import Any
 
 from costmodel.decoder import DecoderSpec
 from costmodel.format import RUNTIME_KV
-from costmodel.standard_decoder import BOTH, POST, Blocks, standard_decoder
+from costmodel.standard_decoder import Blocks, standard_decoder
 from hetero_sd.compile.hub_name import CONFIG, folder_name
+from hetero_sd.predict.families import FAMILIES, KEYS, SLIDING, Family, kv_heads, more_switches
 from hetero_sd.predict.weight_formats import StoredAs, kv_bytes, stored_as
 from targets.errors import UserError
 from targets.files import read_object
 
-_GEMMA = {"tied": True, "head_dim": 256, "nonlinearity": "gelu", "embedding_scaled": True}
-_FAMILIES: dict[str, dict[str, Any]] = {  # model_type -> what differs from a Llama
-    "llama": {},
-    "smollm": {},
-    "smollm3": {},
-    "mistral": {"window": "always"},
-    "qwen2": {"qkv_bias": True},
-    "qwen3": {"qk_norm": "head"},
-    "olmo2": {"qk_norm": "row", "norms": POST},
-    "granite": {"embedding_scaled": True, "residual_scaled": True, "logits_scaled": True},
-    "gemma": _GEMMA,
-    "gemma2": {**_GEMMA, "norms": BOTH, "window": "every second", "softcap": True, "head_softcap": True},
-    "gemma3_text": {**_GEMMA, "norms": BOTH, "window": "5 of 6", "qk_norm": "head"},
-    "phi3": {"packed": True, "window": "always"},
-}
-_SWITCHES = (
-    *("packed", "qk_norm", "norms", "nonlinearity", "softcap"),
-    *("embedding_scaled", "residual_scaled", "logits_scaled", "head_softcap"),
-)
 _MOST = {"layers": 1024, "width": 1 << 20, "vocab": 1 << 24}
 
 
@@ -61,17 +42,17 @@ def specs_from_table(
     config: Any, path: Path, formats: Sequence[str], head: str | None = None, kv: str = RUNTIME_KV[0]
 ) -> tuple[DecoderSpec, ...]:
     """The same for what a config.json holds; `path` is where it was found."""
-    if "text_config" in config and config.get("model_type") not in _FAMILIES:
+    if "text_config" in config and config.get("model_type") not in FAMILIES:
         config = config["text_config"]
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UserError(f"{path}: there is no model_type, so this is not a Hugging Face config.json")
     family = config["model_type"]
-    if family not in _FAMILIES:
-        raise UserError(f"{path}: model_type {family!r} is not known; known: {', '.join(_FAMILIES)}")
+    if family not in FAMILIES:
+        raise UserError(f"{path}: model_type {family!r} is not known; known: {', '.join(FAMILIES)}")
     if _whole(config, path, "num_local_experts", 0) or _whole(config, path, "num_experts", 0):
         raise UserError(f"{path}: a mixture of experts is not supported")
     name = _name(config, path)
-    return tuple(_shape(config, path, name, _FAMILIES[family], stored_as(f, head), kv_bytes(kv)) for f in formats)
+    return tuple(_shape(config, path, name, stored_as(f, head), kv_bytes(kv)) for f in formats)
 
 
 def _name(config: dict[str, Any], path: Path) -> str:
@@ -81,37 +62,55 @@ def _name(config: dict[str, Any], path: Path) -> str:
     return folder_name(path) if path.name == CONFIG else path.stem
 
 
-def _shape(
-    config: dict[str, Any], path: Path, name: str, family: dict[str, Any], stored: StoredAs, kv_bytes_per_value: int
-) -> DecoderSpec:
-    hidden = _whole(config, path, "hidden_size")
-    heads = _whole(config, path, "num_attention_heads")
-    kv_heads = _whole(config, path, "num_key_value_heads", heads)
-    if hidden % heads and "head_dim" not in config and "head_dim" not in family:
+def _shape(config: dict[str, Any], path: Path, name: str, stored: StoredAs, kv_bytes_per_value: int) -> DecoderSpec:
+    family = FAMILIES[config["model_type"]]
+    for key, value in family.refused.items():
+        if config.get(key, value) != value:
+            stated = f"{key} is {str(config[key])[:40]!r}"
+            raise UserError(f"{path}: {stated}, only {value!r} is known of {config['model_type']}: give an ONNX file")
+    hidden, heads, layers = (_size(config, path, size) for size in ("hidden", "heads", "layers"))
+    kv = kv_heads(config["model_type"], config, heads) or _whole(config, path, "num_key_value_heads", heads)
+    if hidden % heads and "head_dim" not in config and not family.head_dim:
         raise UserError(f"{path}: hidden_size {hidden} is not a multiple of {heads} heads, and head_dim is missing")
-    head_dim = _whole(config, path, "head_dim", family.get("head_dim", hidden // heads))
-    ffn, vocab = _whole(config, path, "intermediate_size"), _whole(config, path, "vocab_size", most=_MOST["vocab"])
-    layers = _whole(config, path, "num_hidden_layers", most=_MOST["layers"])
+    head_dim = _whole(config, path, "head_dim", family.head_dim or hidden // heads)
+    ffn, vocab = _ffn(config, path, family, hidden), _whole(config, path, "vocab_size", most=_MOST["vocab"])
+    width = _whole(config, path, "word_embed_proj_dim", hidden)
     sizes = (("hidden_size", hidden, stored.layers), ("intermediate_size", ffn, stored.layers))
-    for key, value, fmt in (*sizes, ("hidden_size", hidden, stored.head)):
+    for key, value, fmt in (*sizes, ("hidden_size", width, stored.head)):
         if fmt.block and value % fmt.block:
             raise UserError(f"{path}: {key} {value} is not a multiple of {fmt.block}, the block of {fmt.dtype} weights")
+    switches = {
+        **{switch: bool(config.get(key, missing)) for switch, (key, missing) in family.stated.items()},
+        **family.blocks,
+        **more_switches(config["model_type"], config),
+    }
     blocks = Blocks(
-        *(hidden, heads, kv_heads, head_dim, ffn, vocab, stored.layers, stored.head),
-        qkv_bias=bool(config.get("attention_bias", family.get("qkv_bias", False))),
-        out_bias=bool(config.get("attention_bias", False)),
-        ffn_bias=bool(config.get("mlp_bias", False)),
-        **{name: family[name] for name in _SWITCHES if name in family},
+        *(hidden, heads, kv, head_dim, ffn, vocab, stored.layers, stored.head),
+        embedding_width=0 if width == hidden else width,
+        positions=_size(config, path, "positions") if family.learned_positions else 0,
+        **switches,
     )
-    tied = bool(config.get("tie_word_embeddings", family.get("tied", False)))
-    windows = _windows(config, path, family, layers)
+    tied, windows = bool(config.get("tie_word_embeddings", family.tied)), _windows(config, path, family, layers)
+    turned = _turned(config, family, windows)
     try:
-        return standard_decoder(f"{name} {stored.name}", blocks, windows, tied, kv_bytes_per_value)
+        return standard_decoder(f"{name} {stored.name}", blocks, windows, tied, kv_bytes_per_value, turned)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _windows(config: dict[str, Any], path: Path, family: dict[str, Any], layers: int) -> list[int]:
+def _size(config: dict[str, Any], path: Path, size: str) -> int:
+    key = next((key for key in KEYS[size] if config.get(key) is not None), KEYS[size][0])
+    return _whole(config, path, key, most=_MOST.get(size, _MOST["width"]))
+
+
+def _ffn(config: dict[str, Any], path: Path, family: Family, hidden: int) -> int:
+    times = _whole(config, path, family.ffn_factor, family.ffn_times) if family.ffn_factor else family.ffn_times
+    if not family.ffn:
+        return times * hidden
+    return _whole(config, path, family.ffn, times * hidden if times else None)
+
+
+def _windows(config: dict[str, Any], path: Path, family: Family, layers: int) -> list[int]:
     """The sliding window of each layer, 0 for full attention: layer_types where stated, else the family's rule."""
     size = config.get("sliding_window")
     if size is None or config.get("use_sliding_window") is False:
@@ -120,11 +119,31 @@ def _windows(config: dict[str, Any], path: Path, family: dict[str, Any], layers:
     kinds = config.get("layer_types")
     if isinstance(kinds, list) and len(kinds) == layers:
         return [window if kind == "sliding_attention" else 0 for kind in kinds]
-    rule = family.get("window", "")
-    full = {"always": 0, "every second": 2, "5 of 6": int(config.get("sliding_window_pattern") or 6)}.get(rule)
+    pattern = config.get("sliding_window_pattern")
+    if isinstance(pattern, str):  # EXAONE's: one letter a layer
+        return [0 if pattern[i % len(pattern)] == "G" else window for i in range(layers)] if pattern else [0] * layers
+    every = {"5 of 6": 6, "3 of 4": 4}
+    rules = {"always": 0, "every second": 2, **every}
+    if family.window in every:
+        rules[family.window] = _whole(config, path, "sliding_window_pattern", every[family.window])
+    full = rules.get(family.window)
     if full is None:
         return [0] * layers
     return [0 if full and (i + 1) % full == 0 else window for i in range(layers)]
+
+
+def _turned(config: dict[str, Any], family: Family, windows: list[int]) -> list[bool] | None:
+    """Which layers have rope; None where all have it or none."""
+    if family.turned == SLIDING:
+        return [window > 0 for window in windows] if any(windows) else None
+    listed = config.get(family.turned) if family.turned else None
+    if isinstance(listed, list) and len(listed) == len(windows):
+        return [bool(turned) for turned in listed]
+    if family.turned:
+        every = config.get("no_rope_layer_interval")
+        every = every if isinstance(every, int) and every > 0 else 4
+        return [bool((i + 1) % every) for i in range(len(windows))]
+    return None
 
 
 def _whole(config: dict[str, Any], path: Path, key: str, default: int | None = None, most: int = _MOST["width"]) -> int:

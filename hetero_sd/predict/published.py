@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import targets.boards
+from costmodel.engine import KERNELS
 from targets.errors import UserError
 from targets.provenance import expect_table, refuse_unknown
 
 FOLDER = Path(targets.boards.__file__).parent / "published"
 LARGEST_FILE_BYTES = 256 * 1024
 _TEXTS = ("source", "engine", "model", "weights", "cluster")
-_MORE = ("threads", "decode_tokens_per_s", "prefill_tokens_per_s", "prompt_tokens", "new_tokens", "head", "kv")
+_MORE = (
+    "threads",
+    "decode_tokens_per_s",
+    "prefill_tokens_per_s",
+    "prompt_tokens",
+    "new_tokens",
+    "head",
+    "kv",
+    "kernels",
+)
 _NOTES = ("note", "reason")
 _MOST_TOKENS = 1 << 20
 
@@ -35,6 +45,7 @@ class Published:
         cluster, threads: where it ran.
         prompt_tokens, new_tokens: of the benchmark; decoding starts with an empty cache.
         decode_tokens_per_s, prefill_tokens_per_s: what was measured; None where it was not.
+        kernels: what its engine multiplies quantised weights with, a name of costmodel.engine.KERNELS, where known.
         note: what a reader must know.
         reason: why a prediction cannot be near it, where that is known.
     """
@@ -51,6 +62,7 @@ class Published:
     new_tokens: int
     head: str | None
     kv: str
+    kernels: str | None
     note: str
     reason: str
 
@@ -121,6 +133,9 @@ def _rows(entry: object, at: str, where: str, sources: Mapping[str, Any]) -> lis
     source = sources.get(table["source"])
     if not isinstance(source, str) or not source.strip():
         raise UserError(f"{where}: {at}.source {table['source']!r} is none of the file's sources: {', '.join(sources)}")
+    kernels = _text(table, "kernels", at, where) or None
+    if kernels not in (None, *KERNELS):
+        raise UserError(f"{where}: {at}.kernels {kernels!r} is none of {', '.join(KERNELS)}")
     threads = _numbers(table, "threads", at, where)
     speeds = {n: _numbers(table, n, at, where) for n in ("decode_tokens_per_s", "prefill_tokens_per_s") if n in table}
     if not speeds or any(len(values) != len(threads) for values in speeds.values()):
@@ -146,6 +161,7 @@ def _rows(entry: object, at: str, where: str, sources: Mapping[str, Any]) -> lis
             new_tokens=new,
             head=_text(table, "head", at, where) or None,
             kv=_text(table, "kv", at, where) or "float16",
+            kernels=kernels,
             note=_text(table, "note", at, where),
             reason=_text(table, "reason", at, where),
         )

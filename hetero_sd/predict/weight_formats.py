@@ -10,7 +10,7 @@ from targets.errors import UserError
 
 BLOCK = 32
 _PLAIN = {"float32": Format("float32"), "float16": Format("float16")}
-_BLOCKED = ("int8", "int4")
+_BLOCKED = ("int8", "int4", "int2")
 _GGUF = {"q8_0": ("int8", "int8"), "q4_0": ("int4", "int8")}  # layers, head: llama.cpp keeps the head of Q4_0 in Q8_0
 FORMAT_NAMES = (*_PLAIN, *_BLOCKED, *_GGUF)
 _LARGEST_BLOCK = 1 << 16
@@ -34,9 +34,9 @@ class StoredAs:
 def stored_as(weights: str, head: str | None = None) -> StoredAs:
     """The formats that the values of --weights and --head name.
 
-    A value is one of FORMAT_NAMES; int8 and int4 may end in ``:N``, the weights that share a float16 scale (32 where
-    nothing is said). ``q4_0`` and ``q8_0`` count bytes as GGUF files of that name store them: 18 and 34 bytes for 32
-    weights, the head in Q8_0.
+    A value is one of FORMAT_NAMES; those of integers may end in ``:N``, the weights that share a float16 scale (32
+    where nothing is said). ``q4_0`` and ``q8_0`` count bytes as GGUF files of that name store them: 18 and 34 bytes for
+    32 weights, the head in Q8_0.
 
     Raises:
         UserError: a name that is not known, or a block that is no number of weights.
@@ -74,9 +74,7 @@ def _format(text: str, option: str) -> Format:
         return _PLAIN[name]
     if name not in _BLOCKED:
         known = (*_PLAIN, *_BLOCKED, *(_GGUF if option == "--weights" else ()))
-        raise UserError(
-            f"{option} {text!r} is not a format; formats: {', '.join(known)}; int8 and int4 may end in :BLOCK"
-        )
+        raise UserError(f"{option} {text!r} is not a format; formats: {', '.join(known)}; integers may end in :BLOCK")
     size = BLOCK if block is None else int(block)
     if not 2 <= size <= _LARGEST_BLOCK:
         raise UserError(f"{option} {text!r}: a block has 2 to {_LARGEST_BLOCK} weights")

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from targets.errors import UserError, lacks_memory, wanting
+from targets.errors import UserError, wanting
+from targets.memory import lacks_memory, short_note
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 USER_EXIT_CODE = 2
@@ -55,6 +56,9 @@ def report(program: str, doing: str, error: BaseException) -> int:
         print(f"{program}: error: {one_line(lacking)} ({doing})", file=sys.stderr)
         return USER_EXIT_CODE
     shown = one_line(f"{type(error).__name__}: {error}")
+    if note := short_note():
+        print(f"{program}: error: {note}{shown} ({doing})", file=sys.stderr)
+        return USER_EXIT_CODE
     print(
         f"{program}: internal error ({doing}): {shown}{_place(error)}; this is a fault of hetero-sd: please report it "
         "with what HSD_DEBUG=1 prints (CONTRIBUTING.md says where)",

@@ -70,6 +70,7 @@ class RunRequest:
         token: that the requests must carry; None where none is asked for.
         queue: requests that wait while one is answered; None takes the default there.
         keep_rows: of the KV cache, for beginnings of texts without a slot; None is none beside what sharing saves.
+        time_between_tokens: milliseconds that a running text waits at most; None is some steps of one text alone.
     """
 
     prompt: str | None
@@ -110,6 +111,7 @@ class RunRequest:
     token: str | None
     queue: int | None
     keep_rows: int | None
+    time_between_tokens: float | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -241,7 +243,7 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
         type=Path,
         help="write what the target has read at the end, prompt and answer, for --load-state",
     )
-    add_server_options(parser.add_argument_group("server"), _whole)
+    add_server_options(parser.add_argument_group("server"), _whole, _real)
     given = vars(parser.parse_args(arguments))
     request = RunRequest(**{**given, "stop": tuple(given["stop"])})
     _check(request)

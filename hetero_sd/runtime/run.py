@@ -32,6 +32,7 @@ from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_prompts
 from hetero_sd.runtime.trust import BundleRefused, check_signature
 from targets.errors import UserError
 from targets.files import write_text
+from targets.memory import short_note
 from targets.opencl.runtime import OpenCLError
 
 
@@ -67,7 +68,7 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
         sys.stdout.flush()
         return 0
     except (UserError, BundleRefused) as error:
-        print(f"run.py: error: {error}", file=sys.stderr)
+        print(f"run.py: error: {short_note()}{error}", file=sys.stderr)
         return 3 if isinstance(error, NotFiniteError) else 2
     except OpenCLError as error:
         print(f"run.py: error: the GPU failed: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
@@ -156,6 +157,7 @@ def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:
         _answer_options(options),
         usable_cpus(),
         options.keep_rows or 0,
+        None if options.time_between_tokens is None else options.time_between_tokens / 1e3,
     )
     settings = _settings(options)
     if bundle.target.slots > 1:

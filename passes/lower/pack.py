@@ -15,6 +15,7 @@ import numpy.typing as npt
 import tvm
 from tvm import relax
 
+from passes.packed_codes import unpack_codes
 from passes.place.partition import weights_of
 from passes.relax import dialect as D
 from passes.relax.rebuild import bindings, each_function, rebuild
@@ -60,14 +61,6 @@ def to_panels(w: Array, panel: int) -> Array:
     return out
 
 
-def unpack_bits(q: Array, bits: int, width: int) -> Array:
-    """uint8 [N, ...] with 8 / bits values in a byte, low bits first -> uint8 [N, width]."""
-    q = q.reshape(q.shape[0], -1)
-    if bits == 4:
-        q = np.stack([q & 15, q >> 4], axis=-1).reshape(q.shape[0], -1)
-    return q[:, :width]
-
-
 def swap_nibbles(q: Array, swap: bool = True) -> Array:
     """Bytes with the low four bits high and the high ones low, or as they are."""
     return q >> 4 | q << 4 if swap else q
@@ -77,15 +70,18 @@ def pack_quantised(q: Array, bits: int, k: int, panel: int) -> Array:
     """MatMulNBits' B [N, blocks, bytes] -> words [ceil(N / panel), ceil(K / steps), panel] of steps = 32 / bits values.
 
     A word has a column's next values of k. Of its bytes t = 0..3, lowest first, 8 bit: value t less 128 in two's
-    complement; 4 bit: value t in the low and value t + 4 in the high nibble. What lies past K is not read.
+    complement; 4 bit: value t in the low and value t + 4 in the high nibble; 2 bit: value t + 4 p in bits 2 p and
+    2 p + 1. What lies past K is not read.
     """
     steps = 32 // bits
-    values = unpack_bits(q, bits, k)
+    values = unpack_codes(q, bits, k)
     n, groups = len(values), -(-k // steps)
     padded = np.zeros((n, groups * steps), np.uint8)
     padded[:, :k] = values
     parts = padded.reshape(n, groups, steps // 4, 4)
-    octets = parts[:, :, 0] ^ 128 if bits == 8 else parts[:, :, 0] | (parts[:, :, 1] << 4)
+    octets = parts[:, :, 0] ^ (128 if bits == 8 else 0)
+    for part in range(1, 8 // bits):
+        octets |= parts[:, :, part] << part * bits
     return to_panels(np.ascontiguousarray(octets).view("<u4")[..., 0].T, panel)
 
 
@@ -163,5 +159,5 @@ class PackWeights:
             name,
             packed,
             dtype,
-            lambda z: to_panels(unpack_bits(z.reshape(n, -1), bits, k_blocks).T, panel),
+            lambda z: to_panels(unpack_codes(z.reshape(n, -1), bits, k_blocks).T, panel),
         )

@@ -50,7 +50,8 @@ from passes.onnx.rewrite.unfuse_onnxruntime import unfuse_onnxruntime
 from passes.onnx.rewrite.ungroup_packed import ungroup_packed
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from passes.onnx.rewrite.widen_bfloat16 import widen_bfloat16
-from targets.errors import UserError, lacks_memory
+from targets.errors import UserError
+from targets.memory import lacks_memory
 
 __all__ = [
     "LONGEST_CONTEXT",

@@ -1,12 +1,14 @@
 """Entry points by width: one function per segment and number of new tokens, all over the same caches and weights.
 
     step_<n>(ids[1, n], pos, caches, weights)         -> (logits[1, n, vocab], ids[1, n])   the greedy choice beside
-    prefill_<n>(ids[1, n], pos, row, caches, weights) -> (logits[1, 1, vocab], ids[1, 1])   head on row `row` only
+    prefill_<n>(ids[1, n], pos, row, caches, weights) -> (logits[1, 1, vocab], ids[1, 1])   those of row `row` only
+    fill_<n>(ids[1, n], pos, caches, weights)         -> (o,)                               caches only
     rows_<n>(ids[1, n], slot[n], pos[n], caches of all slots, weights)                      as step_<n>, each row in its
                                                                                             slot (rows_of_sequences.py)
 
-The entries of a segment s0 are s0_step_<n> and so on; `row` is a parameter of the segment with the head only. Widths
-are bound, so all storage is planned ahead; symbolic widths would allocate at every call.
+The entries of a segment s0 are s0_step_<n> and so on; `row` is a parameter of the segment with the head only, and only
+the last segment with layers has a fill_<n>: those before it are run by prefill_<n> in either case. Widths are bound, so
+all storage is planned ahead; symbolic widths would allocate at every call.
 """
 
 from __future__ import annotations
@@ -19,10 +21,9 @@ from tvm import relax
 
 from passes.place.partition import WHOLE
 from passes.relax import dialect as D
-from passes.relax.rebuild import bindings, rebuild
+from passes.relax.prompt_entries import fill, one_row
+from passes.relax.rebuild import bindings
 from passes.relax.rows_of_sequences import rows_of_sequences
-
-_HEADS = ("hsd.linear", "hsd.linear_nbits")
 
 
 def step_name(n: int, segment: str = WHOLE) -> str:
@@ -35,6 +36,11 @@ def prefill_name(n: int, segment: str = WHOLE) -> str:
     return f"prefill_{n}" if segment == WHOLE else f"{segment}_prefill_{n}"
 
 
+def fill_name(n: int, segment: str = WHOLE) -> str:
+    """Name of the entry point for a prompt chunk of n tokens without logits."""
+    return f"fill_{n}" if segment == WHOLE else f"{segment}_fill_{n}"
+
+
 def rows_name(n: int, segment: str = WHOLE) -> str:
     """Name of the entry point for n rows of several sequences."""
     return f"rows_{n}" if segment == WHOLE else f"{segment}_rows_{n}"
@@ -42,10 +48,21 @@ def rows_name(n: int, segment: str = WHOLE) -> str:
 
 @tvm.transform.module_pass(opt_level=0, name="MakeEntries")
 class MakeEntries:
-    """Specialise every segment to the widths of `steps` and of `rows`, and to one prefill chunk."""
+    """Specialise every segment to the widths of `steps` and of `rows`, and to one prefill chunk.
 
-    def __init__(self, steps: Sequence[int], prefill: int, slots: int = 1, rows: Sequence[int] = ()):
+    `fills` are the segments that have the last layer of a model.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[int],
+        prefill: int,
+        slots: int = 1,
+        rows: Sequence[int] = (),
+        fills: Sequence[str] = (WHOLE,),
+    ):
         self.steps, self.prefill, self.slots, self.rows = tuple(steps), prefill, slots, tuple(rows)
+        self.fills = fills
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
         """Replace the segments by their entry points."""
@@ -53,12 +70,14 @@ class MakeEntries:
         for var, func in mod.functions.items():
             segment = str(var.name_hint)
             chooses = any(D.op_name(b.value) == "hsd.argmax" for b in bindings(func))
-            at_prefill = _one_row(func) if chooses else func
             entries = [(step_name(n, segment), func, n) for n in self.steps]
+            entries.append((prefill_name(self.prefill, segment), one_row(func) if chooses else func, self.prefill))
+            if segment in self.fills:
+                entries.append((fill_name(self.prefill, segment), fill(func), self.prefill))
             if self.rows:
                 of_sequences = rows_of_sequences(func, self.slots)
                 entries += [(rows_name(n, segment), of_sequences, n) for n in self.rows]
-            for name, body, n in [*entries, (prefill_name(self.prefill, segment), at_prefill, self.prefill)]:
+            for name, body, n in entries:
                 out[tvm.ir.GlobalVar(name)] = _at_width(body, n, name)
         return tvm.IRModule(out)
 
@@ -67,21 +86,3 @@ def _at_width(func: Any, n: int, name: str) -> Any:
     alone = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     bound = relax.transform.BindSymbolicVars({"n": n}, "main")(alone)["main"]
     return relax.utils.copy_with_new_vars(bound).with_attr("global_symbol", name)
-
-
-def _one_row(func: Any) -> Any:
-    """The head (the last linear) reads row `row` of its input only."""
-    row = relax.Var("row", tvm.ir.PrimType("int64"))
-    left = sum(D.op_name(b.value) in _HEADS for b in bindings(func))
-
-    def head(bb: Any, call: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left:
-            return call
-        x = bb.emit(D.take_row(call.args[0], row))
-        return relax.Call(call.op, [x, *call.args[1:]], call.attrs)
-
-    at = 1 + next(i for i, p in enumerate(func.params) if p.name == "pos")
-    params = [*func.params[:at], row, *func.params[at:]]
-    return rebuild(func, params, table=dict.fromkeys(_HEADS, head))

@@ -10,13 +10,12 @@ named as in the ONNX file and are never loaded here: `RelaxDecoder.weights` hold
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import relax, tirx
 
-from passes.lower.check_finite import check_attributes
 from passes.onnx import Decoder, DecoderFacts
 from passes.onnx.label_parts import computed_nodes
 from passes.onnx.pass_context import describe
@@ -25,6 +24,7 @@ from passes.onnx.rewrite.blocks_of_columns import BNB4_TABLES
 from passes.onnx.rewrite.local_functions import DOMAIN
 from passes.onnx.rewrite.write_attention import seen_keys
 from passes.relax import dialect as D
+from passes.relax.emitter import Emitter, Value
 from targets.errors import UserError
 
 
@@ -45,80 +45,35 @@ class RelaxDecoder:
     origins: tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class _Value:
-    """What an ONNX value became: an expression [1, n, width], seen as `groups` equal parts of a row."""
-
-    expr: Any
-    groups: int = 1
-
-
-@dataclass
-class _Emitter:
-    bb: Any
-    n: Any
-    past: Any
-    values: dict[str, _Value] = field(default_factory=dict)
-    params: dict[str, Any] = field(default_factory=dict)
-    weights: dict[str, Any] = field(default_factory=dict)
-    node: Any = None
-    origins: list[Any] = field(default_factory=list)
-
-    def expr(self, value: Any) -> Any:
-        """The [1, n, width] expression of an ONNX value computed so far."""
-        return self.values[value.name].expr
-
-    def weight(self, value: Any) -> tuple[Any, bool]:
-        """(parameter, transposed) of a weight expression: an initialiser behind Cast, Transpose or Reshape."""
-        transposed = False
-        while value.producer() is not None:
-            node = value.producer()
-            transposed ^= node.op_type == "Transpose"
-            value = node.inputs[0]
-        name = value.name
-        if name not in self.params:
-            tensor = value.const_value
-            self.weights[name] = tensor
-            self.params[name] = relax.Var(name, D.tensor([int(d) for d in tensor.shape], str(tensor.dtype.numpy())))
-        return self.params[name], transposed
-
-    def emit(self, call: Any) -> Any:
-        """Bind a call in the function and return its variable."""
-        if isinstance(call, relax.Call) and call.attrs is not None:
-            check_attributes(dict(call.attrs.items()), self.node)
-        self.origins.append(self.node)
-        return self.bb.emit(call)
-
-
 def _attr(node: Any, name: str, default: Any = None) -> Any:
     return node.attributes[name].value if name in node.attributes else default
 
 
-def _gather(e: _Emitter, node: Any) -> _Value:
+def _gather(e: Emitter, node: Any) -> Value:
     w, transposed = e.weight(node.inputs[0])
     if node.inputs[1].name != "input_ids":  # positions, which are past, past + 1, ... here
         ids = e.values["input_ids"].expr
-        return _Value(e.emit(D.learned_positions(w, ids, relax.prim_value(e.past))))
+        return Value(e.emit(D.learned_positions(w, ids, relax.prim_value(e.past))))
     rows, columns = (int(d) for d in D.shape_of(w))
     vocab, width = (columns, rows) if transposed else (rows, columns)
     layout = "KN" if transposed else "NK"
-    return _Value(e.emit(D.embedding(w, e.expr(node.inputs[1]), layout=layout, vocab=vocab, width=width)))
+    return Value(e.emit(D.embedding(w, e.expr(node.inputs[1]), layout=layout, vocab=vocab, width=width)))
 
 
-def _zero_point(e: _Emitter, node: Any, i: int) -> tuple[Any, int]:
+def _zero_point(e: Emitter, node: Any, i: int) -> tuple[Any, int]:
     """The zero-point parameter of a quantised node, or a one-element stand-in where the format implies it."""
     if len(node.inputs) > i and node.inputs[i] is not None:
         return e.weight(node.inputs[i])[0], 1
     return relax.const(np.zeros((1, 1, 1), np.uint8)), 0
 
 
-def _embedding_nbits(e: _Emitter, node: Any) -> _Value:
+def _embedding_nbits(e: Emitter, node: Any) -> Value:
     q, scale = e.weight(node.inputs[0])[0], e.weight(node.inputs[2])[0]
     zero, zeros = _zero_point(e, node, 3)
     bits, block = _attr(node, "bits", 4), _attr(node, "block_size", 128)
     vocab = int(D.shape_of(q)[0])
     width = int(np.prod([int(d) for d in D.shape_of(q)[1:]])) * 8 // bits
-    return _Value(
+    return Value(
         e.emit(
             D.embedding_nbits(
                 *(q, scale, zero, e.expr(node.inputs[1])),
@@ -129,14 +84,14 @@ def _embedding_nbits(e: _Emitter, node: Any) -> _Value:
     )
 
 
-def _matmul(e: _Emitter, node: Any) -> _Value:
+def _matmul(e: Emitter, node: Any) -> Value:
     w, transposed = e.weight(node.inputs[1])
     rows, columns = (int(d) for d in D.shape_of(w))
     layout, columns = ("NK", rows) if transposed else ("KN", columns)
-    return _Value(e.emit(D.linear(e.expr(node.inputs[0]), w, layout=layout, columns=columns)))
+    return Value(e.emit(D.linear(e.expr(node.inputs[0]), w, layout=layout, columns=columns)))
 
 
-def _matmul_nbits(e: _Emitter, node: Any) -> _Value:
+def _matmul_nbits(e: Emitter, node: Any) -> Value:
     q, scale = e.weight(node.inputs[1])[0], e.weight(node.inputs[2])[0]
     zero, zeros = _zero_point(e, node, 3)
     sizes = dict(
@@ -149,73 +104,73 @@ def _matmul_nbits(e: _Emitter, node: Any) -> _Value:
     y = e.emit(D.linear_nbits(e.expr(node.inputs[0]), q, scale, zero, layout="NK", **sizes))
     if len(node.inputs) > 5 and node.inputs[5] is not None:
         y = e.emit(relax.op.add(y, e.weight(node.inputs[5])[0]))
-    return _Value(y)
+    return Value(y)
 
 
-def _matmul_bnb4(e: _Emitter, node: Any) -> _Value:
+def _matmul_bnb4(e: Emitter, node: Any) -> Value:
     q, scale = (e.weight(v)[0] for v in node.inputs[1:3])
     sizes = dict(block=_attr(node, "block_size"), columns=_attr(node, "N"), k=_attr(node, "K"))
     table = BNB4_TABLES[_attr(node, "quant_type")]
     none = relax.const(np.zeros((1, 1, 1), np.uint8))
     call = D.linear_nbits(e.expr(node.inputs[0]), q, scale, none, layout="NK", bits=4, zeros=0, table=table, **sizes)
-    return _Value(e.emit(call))
+    return Value(e.emit(call))
 
 
-def _add(e: _Emitter, node: Any) -> _Value:
+def _add(e: Emitter, node: Any) -> Value:
     a, b = node.inputs
     if a.name not in e.values:
         a, b = b, a
     other = e.expr(b) if b.name in e.values else e.weight(b)[0]
-    return _Value(e.emit(relax.op.add(e.expr(a), other)))
+    return Value(e.emit(relax.op.add(e.expr(a), other)))
 
 
-def _multiply(e: _Emitter, node: Any) -> _Value:
+def _multiply(e: Emitter, node: Any) -> Value:
     for value, other in (node.inputs, node.inputs[::-1]):
         if is_weight(other):  # a factor: the vocabulary has only one-element ones
             factor = float(other.const_value.numpy().reshape(-1)[0])
-            return _Value(e.emit(D.scale(e.expr(value), factor=factor)))
-    return _Value(e.emit(relax.op.multiply(*(e.expr(i) for i in node.inputs))))
+            return Value(e.emit(D.scale(e.expr(value), factor=factor)))
+    return Value(e.emit(relax.op.multiply(*(e.expr(i) for i in node.inputs))))
 
 
-def _sigmoid(e: _Emitter, node: Any) -> _Value:
-    return _Value(e.emit(relax.op.sigmoid(e.expr(node.inputs[0]))))
+def _sigmoid(e: Emitter, node: Any) -> Value:
+    return Value(e.emit(relax.op.sigmoid(e.expr(node.inputs[0]))))
 
 
-def _gelu(e: _Emitter, node: Any) -> _Value:
+def _gelu(e: Emitter, node: Any) -> Value:
     if node.domain:  # the function of the canonical form, whose constants are those of the export
         constants = {name: _attr(node, name) for name in ("slope", "cubic")}
-        return _Value(e.emit(D.gelu(e.expr(node.inputs[0]), tanh=1, **constants)))
-    return _Value(e.emit(D.gelu(e.expr(node.inputs[0]), tanh=int(_attr(node, "approximate", "none") == "tanh"))))
+        return Value(e.emit(D.gelu(e.expr(node.inputs[0]), tanh=1, **constants)))
+    return Value(e.emit(D.gelu(e.expr(node.inputs[0]), tanh=int(_attr(node, "approximate", "none") == "tanh"))))
 
 
-def _relu(e: _Emitter, node: Any) -> _Value:
-    return _Value(e.emit((D.squared_relu if node.domain else D.relu)(e.expr(node.inputs[0]))))
+def _relu(e: Emitter, node: Any) -> Value:
+    return Value(e.emit((D.squared_relu if node.domain else D.relu)(e.expr(node.inputs[0]))))
 
 
-def _tanh(e: _Emitter, node: Any) -> _Value:
-    return _Value(e.emit(D.tanh(e.expr(node.inputs[0]))))
+def _tanh(e: Emitter, node: Any) -> Value:
+    return Value(e.emit(D.tanh(e.expr(node.inputs[0]))))
 
 
-def _layer_norm(e: _Emitter, node: Any) -> _Value:
+def _layer_norm(e: Emitter, node: Any) -> Value:
     w, b = (e.weight(v)[0] for v in node.inputs[1:3])
-    return _Value(e.emit(D.layer_norm(e.expr(node.inputs[0]), w, b, eps=_attr(node, "epsilon", 1e-5))))
+    return Value(e.emit(D.layer_norm(e.expr(node.inputs[0]), w, b, eps=_attr(node, "epsilon", 1e-5))))
 
 
-def _rms_norm(e: _Emitter, node: Any) -> _Value:
+def _rms_norm(e: Emitter, node: Any) -> Value:
     x = e.values[node.inputs[0].name]
     w, _ = e.weight(node.inputs[1])
     call = D.rms_norm(x.expr, w, groups=x.groups, eps=_attr(node, "epsilon", 1e-5))
-    return _Value(e.emit(call), x.groups)
+    return Value(e.emit(call), x.groups)
 
 
-def _reshape(e: _Emitter, node: Any) -> _Value:
+def _reshape(e: Emitter, node: Any) -> Value:
     """[1, n, heads * dim] <-> [1, n, heads, dim] changes only how a row is seen."""
     x = e.values[node.inputs[0].name]
     shape = [int(d) for d in node.inputs[1].const_value.numpy()]
-    return _Value(x.expr, shape[2] if len(shape) == 4 else 1)
+    return Value(x.expr, shape[2] if len(shape) == 4 else 1)
 
 
-def _rope(e: _Emitter, node: Any) -> _Value:
+def _rope(e: Emitter, node: Any) -> Value:
     x = e.expr(node.inputs[0])
     cos, sin = e.weight(node.inputs[1])[0], e.weight(node.inputs[2])[0]
     attrs = dict(
@@ -223,10 +178,10 @@ def _rope(e: _Emitter, node: Any) -> _Value:
         rotary_dim=2 * int(D.shape_of(cos)[1]),
         interleaved=_attr(node, "interleaved", 0),
     )
-    return _Value(e.emit(D.rope(x, cos, sin, relax.prim_value(e.past), **attrs)))
+    return Value(e.emit(D.rope(x, cos, sin, relax.prim_value(e.past), **attrs)))
 
 
-def _attention(e: _Emitter, node: Any) -> tuple[_Value, ...]:
+def _attention(e: Emitter, node: Any) -> tuple[Value, ...]:
     q, k, v, _, past_k, past_v = node.inputs[:6]
     window, slopes = seen_keys(node)
     attrs = dict(
@@ -238,19 +193,19 @@ def _attention(e: _Emitter, node: Any) -> tuple[_Value, ...]:
         **({"slopes": slopes} if slopes else {}),
     )
     both = e.emit(D.attention(*(e.expr(i) for i in (q, k, v, past_k, past_v)), **attrs))
-    return tuple(_Value(e.emit(relax.TupleGetItem(both, i))) for i in range(3))
+    return tuple(Value(e.emit(relax.TupleGetItem(both, i))) for i in range(3))
 
 
-def _split(e: _Emitter, node: Any) -> tuple[_Value, ...]:
+def _split(e: Emitter, node: Any) -> tuple[Value, ...]:
     sizes = [int(s) for s in node.inputs[1].const_value.numpy()]
     x, out, start = e.expr(node.inputs[0]), [], 0
     for size in sizes:
-        out.append(_Value(e.emit(D.take_columns(x, start=start, width=size))))
+        out.append(Value(e.emit(D.take_columns(x, start=start, width=size))))
         start += size
     return tuple(out)
 
 
-_EMIT: dict[tuple[str, str], Callable[[_Emitter, Any], Any]] = {
+_EMIT: dict[tuple[str, str], Callable[[Emitter, Any], Any]] = {
     ("", "Gather"): _gather,
     ("com.microsoft", "GatherBlockQuantized"): _embedding_nbits,
     ("", "MatMul"): _matmul,
@@ -288,7 +243,7 @@ def onnx_to_relax(decoder: Decoder) -> RelaxDecoder:
         for kind in ("key", "value")
     ]
     bb = relax.BlockBuilder()
-    e = _Emitter(bb, n, past, {v.name: _Value(v) for v in (ids, *caches)})
+    e = Emitter(bb, n, past, {v.name: Value(v) for v in (ids, *caches)})
     with bb.function("main"):
         with bb.dataflow():
             for node in computed_nodes(graph):

@@ -1,7 +1,7 @@
 """How cores multiply int8 activations with block-quantised weights: what TVM is not needed for.
 
 Counts are of vector instructions in the loops of targets/cpu/kernels/linear_int.py, whose sums neon_dot.py,
-pmadd_dot.py and vnni_dot.py make. Those of VNNI are of cores with GFNI, which moves 4-bit codes down at once.
+pmadd_dot.py and vnni_dot.py make. Those of VNNI are of cores with GFNI, which moves codes of 2 and 4 bits down at once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class IntegerDot:
 
     def offset(self, bits: int) -> int:
         """What the multiplied codes of weights are larger than the whole numbers that are meant, q - 2^(bits - 1)."""
-        return 1 << (bits - 1) if bits == 4 or self.unsigned else 0
+        return 1 << (bits - 1) if bits < 8 or self.unsigned else 0
 
     def tile_rows(self, n: int) -> int:
         """Rows of a tile when n are computed: equal tiles, the last of which may overlap the one before it."""
@@ -59,23 +59,45 @@ class IntegerDot:
         return rows + rows % 2 if self.pairs else rows
 
 
-_INT8, _WIDENED = {4: "int8", 8: "int8"}, {4: "int8", 8: "int16"}
-_SDOT = IntegerDot("sdot", 4, _INT8, {4: 8, 8: 0}, {4: 12, 8: 12}, {4: 2, 8: 2}, (4, 2, 1, 1, 1, 1, 1, 1))
-_VNNI = IntegerDot(
-    "vnni 512", 16, _INT8, {4: 8, 8: 8}, {4: 11, 8: 11}, {4: 8, 8: 8}, (4, 4, 1, 1, 1, 1, 1, 1), codes=21, unsigned=True
+_INT8, _WIDENED = {2: "int8", 4: "int8", 8: "int8"}, {2: "int8", 4: "int8", 8: "int16"}
+_SDOT = IntegerDot(
+    "sdot", 4, _INT8, {2: 12, 4: 8, 8: 0}, {2: 12, 4: 12, 8: 12}, {2: 2, 4: 2, 8: 2}, (4, 2, 1, 1, 1, 1, 1, 1)
 )
-_SMMLA = IntegerDot("smmla", 4, _INT8, {4: 16, 8: 8}, {4: 9, 8: 9}, {4: 2, 8: 2}, (4, 4, 2, 2, 1, 1, 1, 1), "sdot")
+_SMMLA = IntegerDot(
+    "smmla", 4, _INT8, {2: 20, 4: 16, 8: 8}, {2: 9, 4: 9, 8: 9}, {2: 2, 4: 2, 8: 2}, (4, 4, 2, 2, 1, 1, 1, 1), "sdot"
+)
+_SMULL = IntegerDot("smull", 4, _INT8, {2: 24, 4: 16, 8: 0}, {2: 23, 4: 23, 8: 28}, {2: 4, 4: 4, 8: 4}, (4, 2))
+_PMADD = IntegerDot(
+    "pmadd",
+    8,
+    _WIDENED,
+    {2: 14, 4: 12, 8: 16},
+    {2: 20, 4: 20, 8: 36},
+    {2: 8, 4: 8, 8: 8},
+    (2, 1, 1, 1),
+    by_step=True,
+    codes=27,
+)
+_VNNI = IntegerDot(
+    "vnni 512",
+    16,
+    _INT8,
+    {2: 12, 4: 8, 8: 8},
+    {2: 11, 4: 11, 8: 11},
+    {2: 8, 4: 8, 8: 8},
+    (4, 4, 1, 1, 1, 1, 1, 1),
+    codes=21,
+    unsigned=True,
+)
 DOTS = {
-    "pmadd": IntegerDot(
-        "pmadd", 8, _WIDENED, {4: 12, 8: 16}, {4: 20, 8: 36}, {4: 8, 8: 8}, (2, 1, 1, 1), by_step=True, codes=27
-    ),
+    "pmadd": _PMADD,
     "sdot": _SDOT,
-    "sdot in order": replace(_SDOT, row_loads={4: 1, 8: 1}, side=(4, 4, 2, 2, 1, 1, 1, 1)),
+    "sdot in order": replace(_SDOT, row_loads={2: 1, 4: 1, 8: 1}, side=(4, 4, 2, 2, 1, 1, 1, 1)),
     "smmla": _SMMLA,
     "smmla in order": replace(_SMMLA, alone="sdot in order"),
     "vnni 256": replace(_VNNI, instruction="vnni 256", columns=8, side=(2, 2, 1, 1), by_step=True),
     "vnni 512": _VNNI,
-    "smull": IntegerDot("smull", 4, _INT8, {4: 16, 8: 0}, {4: 23, 8: 28}, {4: 4, 8: 4}, (4, 2)),
+    "smull": _SMULL,
 }
 
 

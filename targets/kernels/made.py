@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from targets.errors import lacks_memory
+from targets.memory import lacks_memory
 
 
 def made(maker: Callable[..., Any], tile: Any, sizes: dict[str, Any]) -> Any:

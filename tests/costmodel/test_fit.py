@@ -130,10 +130,10 @@ def test_gpu_points_move_the_gpu_alone(found: Fit, make_decoder: Any, rk3588: An
 
 
 def test_a_prompt_is_a_point(published: Any, rk3588: Any) -> None:
-    """Two chunks with one row of logits each cost less than their steps with all rows."""
+    """A chunk with one row of logits costs less than its step with all rows, one before another still less."""
     shape = published["SmolLM2-135M"]()
     step = Point(shape, "a76", 1, 32, 0, 1.0, 11.0)
     whole = predict_point(rk3588, Factors(), replace(step, n=64, chunk=32))
     parts = [predict_point(rk3588, Factors(), replace(step, past=past, chunk=32)) for past in (0, 32)]
-    assert whole == pytest.approx(sum(parts))
+    assert 0.95 * parts[0] < whole - parts[1] < 0.99 * parts[0]
     assert parts[0] < predict_point(rk3588, Factors(), step)

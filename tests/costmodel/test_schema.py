@@ -17,7 +17,7 @@ from json_places import at, places
 from schema_records import RECORDS
 
 from costmodel.place import Place, ReasonedPlace, Registered
-from costmodel.schema import manifest, measured, model, plan
+from costmodel.schema import batch, manifest, measured, model, plan
 from costmodel.schema.manifest import BlockHashes, FileFacts, Manifest, TokenizerFacts, refused_version
 from costmodel.schema.model import ModelFacts, SegmentFacts, WeightSlice
 from costmodel.schema.plan import Plan
@@ -92,6 +92,7 @@ REPAIRS: dict[type[Record], Any] = {
         "draft_cpus": (min({*range(len(target_cpus) + 1)} - {*target_cpus}),),
     },
     plan.LivePrediction: lambda verify_s, **found: {**found, "verify_s": {**verify_s, 1: 0.5}},
+    batch.BatchPrediction: lambda row_calls, **found: {**found, "row_calls": {**row_calls, 1: (0.5, 0.0)}},
     BlockHashes: lambda blake2b: {"blake2b": tuple(hashlib.md5(text.encode()).hexdigest() for text in blake2b)},
     FileFacts: lambda sha256, **found: {**found, "sha256": hashlib.sha256(sha256.encode()).hexdigest()},
     model.QuantisedFacts: lambda export_sha256, **found: {

@@ -369,6 +369,26 @@ def test_a_chunk_of_a_prompt_needs_the_head_for_one_row(published: Any) -> None:
     found = costs.prompt_chunk_s(whole, 32)
     assert found == pytest.approx(costs.roofline.prompt(spec, whole.segments[0].processor, 32, 64, 32).total_s)
     assert found < 0.9 * costs.step_s(whole, 32)  # the negative control: the head for all 32 rows
+    both = costs.roofline.prompt(spec, whole.segments[0].processor, 64, 64, 32).total_s
+    after = ModelCosts(costs.roofline, spec, 96).prompt_chunk_s(whole, 32)
+    assert costs.prompt_chunk_s(whole, 32, fills=True) + after == pytest.approx(both)
+
+
+def test_a_chunk_without_results_runs_up_to_the_last_attention(published: Any) -> None:
+    """What follows on other processors has no part in it, and no border is crossed to it."""
+    board, spec = load_board("imx95"), published["SmolLM2-135M"]()
+    costs = ModelCosts(Roofline(board), spec, 64)
+    assert board.gpu is not None
+    cores, gpu = CpuSlice(((board.clusters[0], 6),)), GpuSlice(board.gpu, board.clusters[0])
+    placement = costs.placed(Place.parse("gpu:ffn"), cores, gpu)
+    ran = placement.segments[:-2]  # all but the last FFN and the head
+    assert (ran[-1].part, len(placement.segments)) == ("attention", 2 * spec.layers + 2)
+    units = sum(u.total_s for s in ran for u in costs.segment_units(s, 32, 0))
+    calls = sum(costs.roofline.step_overhead(s.processor).total_s for s in ran[1:])  # the first two are one call
+    borders = sum(costs.roofline.border(a.processor, b.processor, 32 * spec.hidden).total_s for a, b in pairwise(ran))
+    fills = costs.step(placement, 32, 0).total_s
+    assert fills == pytest.approx(units + calls + borders)
+    assert fills < costs.prompt_chunk_s(placement, 32) < costs.step_s(placement, 32)
 
 
 def test_other_factors_share_what_they_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,10 +99,26 @@ def test_batch_multiplies_kv_but_not_weights(published: Any) -> None:
 
 def test_a_prompt_chunk_needs_one_row_of_logits(published: Any) -> None:
     shape = published["SmolLM2-135M"]()
-    chunk = of_layer(step_ops(shape, 32, 0, head_rows=1))
+    chunk = of_layer(step_ops(shape, 32, 0, result_rows=1))
     assert chunk["head"].flops == 2 * 576 * 49152
     assert chunk["argmax"].flops == 49152
-    assert chunk["down"].flops == 32 * 2 * 576 * 1536
+    assert (chunk["k"].rows, chunk["attention"].rows, chunk["down"].rows) == (32, 32, 1)  # of the last layer
+    before = step_units(shape, 32, 0, result_rows=1)[-3]
+    assert {op.rows for op in before} == {32}
+    assert step_units(shape, 32, 0, 3, 1)[-1][-1].rows == 3  # one of each sequence
+
+
+def test_a_chunk_without_results_ends_with_the_last_attention(published: Any) -> None:
+    shape = published["SmolLM2-135M"]()
+    *before, layer, head = step_units(shape, 32, 16, result_rows=0)
+    assert head == ()
+    assert layer[-1].kind == "attention"
+    whole = step_units(shape, 32, 16)
+    assert before == whole[:-2]
+    assert layer == whole[-2][: len(layer)]
+    with_row = step_units(shape, 32, 16, result_rows=1)[-2]
+    assert len(with_row) == len(whole[-2])
+    assert with_row[: len(layer)] == layer
 
 
 def test_sliding_window_bounds_the_keys(make_decoder: Any) -> None:

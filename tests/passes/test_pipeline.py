@@ -31,6 +31,7 @@ VARIANTS = {
     "plain": {},
     "float16 tied": {"dtype": "float16", "tied": True},
     "qk norm and bias": {"qk_norm": True, "qkv_bias": True},
+    "2 bit": {"bits": 2},
     "4 bit": {"bits": 4},
     "8 bit": {"bits": 8},
 }
@@ -47,9 +48,9 @@ class Compiled:
         shapes = [(1, kv, CONTEXT // lanes, dim, lanes), (1, kv, CONTEXT, dim)] * tiny.layers
         self.caches = [tvm.runtime.tensor(np.full(s, np.nan, np.float32)) for s in shapes]
 
-    def run(self, name: str, ids: list[int], *scalars: int) -> tuple[Array, Array]:
+    def run(self, name: str, ids: list[int], *scalars: int) -> list[Array]:
         out = self.vm[name](tvm.runtime.tensor(np.array([ids])), *scalars, *self.caches, *self.params)
-        return out[0].numpy()[0], out[1].numpy()[0]
+        return [tensor.numpy()[0] for tensor in out]
 
     def logits(self, ids: list[int], parts: list[int]) -> Array:
         rows, pos = [], 0
@@ -84,6 +85,9 @@ def test_equals_onnxruntime(variant: str, tmp_path: Path) -> None:
     row, best = ours.run(f"prefill_{PREFILL}", ids[:8], 0, 5)
     assert np.array_equal(row[0], whole[5])
     assert int(best[0]) == int(whole[5].argmax())
+    ours.logits([5] * 14, [8, 3, 3])  # other rows, which a fill writes over
+    ours.run(f"fill_{PREFILL}", ids[:8], 0)
+    assert np.array_equal(ours.run("step_3", ids[8:11], 8)[0], whole[8:11])
 
     ours.logits(ids, [8, 3])  # rollback: other tokens from row 9 on, then the first ones again
     ours.run("step_3", [1, 2, 3], 9)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import tvm
 from tvm import relax, tirx
 
@@ -18,6 +19,8 @@ from passes.relax.fuse_add_norm import FuseAddNorm
 from passes.relax.fuse_gated_ffn import FuseGatedFfn
 from passes.relax.make_entries import MakeEntries
 from passes.relax.rebuild import bindings
+from passes.relax.translate import onnx_to_relax
+from passes.testing import TinyDecoder
 from targets.cpu.tile import CpuTile
 
 TILE = CpuTile(lanes=8, panel=16, accumulators=12, dot="pmadd")
@@ -157,7 +160,7 @@ def test_cache_in_place_turns_caches_into_buffers() -> None:
 def test_make_entries_binds_widths_and_cuts_the_head_to_one_row() -> None:
     mod = MakeEntries([1, 5], 8)(CacheInPlace(TILE, 40)(segment_module()))
     names = sorted(gv.name_hint for gv in mod.get_global_vars())
-    assert names == ["prefill_8", "step_1", "step_5"]
+    assert names == ["fill_8", "prefill_8", "step_1", "step_5"]
     logits, ids = mod["step_5"].ret_ty.fields
     assert dims(logits) == [1, 5, 50]
     assert dims(ids) == [1, 5]
@@ -165,6 +168,35 @@ def test_make_entries_binds_widths_and_cuts_the_head_to_one_row() -> None:
     assert [p.name for p in mod["prefill_8"].params][:3] == ["input_ids", "pos", "row"]
     logits, ids = mod["prefill_8"].ret_ty.fields
     assert dims(logits) == [1, 1, 50]
+    assert operators(mod, "fill_8")[-1] == "hsd.attention_cached"
+    assert [p.name for p in mod["fill_8"].params][:2] == ["input_ids", "pos"]
+    assert len(mod["fill_8"].params) == len(mod["step_1"].params)
+    assert [dims(ty) for ty in mod["fill_8"].ret_ty.fields] == [[1, 8, 64]]
+    other = MakeEntries([1], 8, fills=())(CacheInPlace(TILE, 40)(segment_module()))  # a segment before the last layer
+    assert sorted(gv.name_hint for gv in other.get_global_vars()) == ["prefill_8", "step_1"]
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_what_no_attention_reads_is_computed_for_one_row(parallel: bool) -> None:
+    """Of a layer, also where the feed-forward part stands beside attention: its residual and result are rows."""
+    tiny = TinyDecoder(layers=2, parallel=parallel)
+    main = DecoderInterface()(onnx_to_relax(tiny.decoder()).mod)["main"]
+    whole = tvm.IRModule(partition(main, ["cpu"] * len(bindings(main))).functions["cpu"])
+    mod = MakeEntries([8], 8)(CacheInPlace(TILE, 40)(FuseGatedFfn()(whole)))
+
+    def rows(entry: str) -> list[tuple[str, int]]:
+        found = [(D.op_name(b.value), b.var.ty) for b in bindings(mod[entry]) if D.op_name(b.value)]
+        return [(name, dims(ty.fields[0] if isinstance(ty, relax.TupleType) else ty)[1]) for name, ty in found]
+
+    every, cut, filled = (rows(entry) for entry in ("step_8", "prefill_8", "fill_8"))
+    last = max(i for i, (name, _) in enumerate(cut) if name == "hsd.attention_cached")
+    assert {n for _, n in cut[: last + 1]} == {8}
+    later = [name for name, n in cut[last + 1 :] if n == 1]
+    assert len(later) == len(cut) - last - 1
+    assert later.count("hsd.take_row") == 2  # what attention gives, and the residual stream or the norm of both parts
+    assert [name for name in later if name != "hsd.take_row"] == [name for name, _ in every[-len(later) + 2 :]]
+    assert filled == cut[: len(filled)]
+    assert filled[-1][0] == "hsd.attention_cached"
 
 
 def test_rows_of_sequences_have_slots_and_positions_of_their_own() -> None:
@@ -181,7 +213,7 @@ def test_rows_of_sequences_have_slots_and_positions_of_their_own() -> None:
     assert calls["hsd.rope_rows"].args[3].same_as(pos)
     assert all(a.same_as(b) for a, b in zip(calls["hsd.attention_rows"].args[5:], (slot, pos), strict=True))
     without = MakeEntries([1], 8)(before)
-    assert sorted(gv.name_hint for gv in without.get_global_vars()) == ["prefill_8", "step_1"]
+    assert sorted(gv.name_hint for gv in without.get_global_vars()) == ["fill_8", "prefill_8", "step_1"]
     for name in ("prefill_8", "step_1"):  # what one sequence alone has is the same
         assert_same(tvm.IRModule({"main": mod[name]}), tvm.IRModule({"main": without[name]}))
 

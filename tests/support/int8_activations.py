@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from passes.lower.pack import pack_quantised, to_panels
+from passes.packed_codes import pack_codes
 from targets.cpu.dot import DOTS, STEP, dot_of
 from targets.cpu.tile import CpuTile
 
@@ -141,11 +142,10 @@ class Case:
         """The arguments of linear_int in front of its output: codes, scale and total of the rows; q, scale, zero."""
         dot, panel = DOTS[dot_of(tile.dot, n)], tile.panel
         values, scale, zero = self.weights()
-        raw = values if self.bits == 8 else values[:, ::2] | (values[:, 1::2] << 4)
         codes, x_scale, total = stored(self.rows(n), tile)
         return (
             *(codes.astype(dot.activations[self.bits])[None], x_scale[None], total[None]),
-            pack_quantised(raw, self.bits, self.k, panel),
+            pack_quantised(pack_codes(values, self.bits), self.bits, self.k, panel),
             to_panels(scale.T, panel),
             np.zeros((1, 1, 1), np.uint8) if zero is None else to_panels(zero.T, panel),
         )
@@ -161,6 +161,7 @@ CASES = [
         ("float32", "float32", 32),
     )
 ]
+CASES += [Case(2, scale_dtype="float32"), Case(2, scale_dtype="float16", zero_dtype="uint8", block=32)]
 LONG = Case(
     4, k=1120, columns=24, block=32, scale_dtype="float16", zero_dtype="uint8"
 )  # more than a cache holds at once

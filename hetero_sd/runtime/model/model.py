@@ -73,6 +73,8 @@ class CompiledModel(Model):
         self.int8_activations, self.float16_caches = facts.activations == INT8, facts.caches.dtype == "float16"
         self.quantised = facts.quantised
         self.slots = facts.slots
+        self.row_widths = (1, *facts.row_widths)
+        self.read_widths = tuple(sorted({*facts.widths, facts.prefill_width}))
         self._row_steps = RowSteps(facts.row_widths) if facts.row_widths else None
         self._steps = Steps(name, self.widths, facts.prefill_width, facts.context)
         self.weights = weights or Weights(bundle.path(facts.weights, hashed=False), huge_pages)
@@ -209,8 +211,8 @@ class CompiledModel(Model):
             raise error
         self._take_over(f"the {self._chain.accelerators[0].upper()} failed: {last_line(error)}")
         if pos:
-            calls = self._steps.plan(self._fed[:pos], 0, last=True)
-            self._steps.fetch(self._chain, calls, self._steps.start(self._chain, calls), (CHOICE,))
+            calls = self._steps.plan(self._fed[:pos], 0, last=True, fills=True)
+            self._steps.fetch(self._chain, calls, self._steps.start(self._chain, calls), ())
 
     def _take_over(self, reason: str) -> None:
         self._chain = self._load(self._facts.fallback)

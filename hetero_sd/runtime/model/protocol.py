@@ -37,7 +37,7 @@ class Pending(Protocol):
         """Wait for the step and return what was asked for; every call returns the same.
 
         Raises:
-            NotFiniteError: a logit of the step's rows is NaN or infinite.
+            NotFiniteError: a logit of the rows that were computed for the result is NaN or infinite.
         """
 
 
@@ -62,7 +62,7 @@ class Model(Protocol):
             ids: the n tokens.
             pos: rows of the cache before them.
             outputs: any of :data:`LOGITS`, float32 ``[n, vocab]``, and :data:`CHOICE`, the best id of each row, int64
-                ``[n]``; ties go to the lowest id.
+                ``[n]``; ties go to the lowest id. With none the rows of the cache are all that is wanted.
             last: only the last row is wanted, so that the head is computed for few rows; the results have one row.
 
         Raises:
@@ -147,12 +147,15 @@ class Slots(Protocol):
 
     Attributes:
         cache: its rows; None where they cannot be had.
+        row_widths: rows of the calls that :meth:`rows` makes, ascending from 1; more rows take several calls.
+        read_widths: tokens of the calls that feed a prompt to a slot, ascending; the widest is a chunk.
     """
 
     vocab: int
     context: int
     slots: int
-    prefill_width: int
+    row_widths: Sequence[int]
+    read_widths: Sequence[int]
     name: str
     cache: SlotCache | None = None
 

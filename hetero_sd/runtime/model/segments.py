@@ -19,11 +19,13 @@ from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model import library_facts
 from hetero_sd.runtime.model.cache_pages import CachePages
 from hetero_sd.runtime.model.library_facts import check_library, check_weights
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS
 from hetero_sd.runtime.model.weights import Weights
 from targets import elf
 from targets.backend import HOST, Backend, ProcessorFailed, backend
 from targets.errors import UserError, last_line
 
+FILL = "fill_"  # with a width, the entry point that writes caches only
 _TVM_LIBRARY = "__tvm_ffi__library_bin"  # the symbol under which TVM finds what is packed into a library
 
 
@@ -46,7 +48,12 @@ class Chain:
             tensors = _checked(bundle, facts, segment.processor, machines[segment.processor])
             check_weights(weights, facts.weights, tensors, segment.params)
         self.pages: CachePages | None = None  # the caches, where they have several slots
-        self._segments = [_Loaded(s, facts, machines[s.processor], self._fixed(s, facts, weights)) for s in segments]
+        cached = max(i for i, s in enumerate(segments) if s.layers)
+        self._segments = [
+            _Loaded(s, facts, machines[s.processor], self._fixed(s, facts, weights), i == cached)
+            for i, s in enumerate(segments)
+        ]
+        self._filled = self._segments[: cached + 1]
         self._kept: dict[tuple[str, str, str], Any] = {}
         self.alone = self._segments[0] if len(self._segments) == 1 and not self.accelerators else None
         self._slots: list[list[Any]] = []  # of each slot what `alone` has of the first
@@ -58,7 +65,7 @@ class Chain:
             self.alone.fixed = self._slots[0]
         self._own_rows = None if self.alone is None else self.alone.caches
 
-    def run(self, entry: str, ids: Any, pos: int, row: int | None = None, slot: int = 0) -> tuple[Any, Any]:
+    def run(self, entry: str, ids: Any, pos: int, row: int | None = None, slot: int = 0) -> tuple[Any, ...]:
         """Run an entry point, for example "step_4".
 
         Args:
@@ -69,7 +76,7 @@ class Chain:
             slot: of the caches.
 
         Returns:
-            (logits, choice) as tensors of the processor that computed them.
+            (logits, choice) as tensors of the processor that computed them; of fill_<n> one tensor, to wait for.
         """
         if self.alone is not None:
             more = () if row is None else (row,)
@@ -78,8 +85,10 @@ class Chain:
         values: dict[str, tuple[str, Any]] = {"input_ids": (HOST, ids)}
         crossed: dict[tuple[str, str], Any] = {}
         lent: dict[str, tuple[Backend, Any]] = {}  # by name: values that the host sees on the processor that has them
+        fills = entry.startswith(FILL)
+        segments, results = (self._filled, (FILL,)) if fills else (self._segments, (LOGITS, CHOICE))
         try:
-            for segment in self._segments:
+            for segment in segments:
                 here, arguments = segment.facts.processor, []
                 for name in segment.facts.inputs:
                     home, tensor = values[name]
@@ -94,11 +103,12 @@ class Chain:
                     arguments.append(tensor if home == here else crossed[name, here])
                 more = () if row is None or not segment.facts.chooses else (row,)
                 made = segment.entries[entry](*arguments, pos, *more, *segment.fixed)
-                values.update((name, (here, t)) for name, t in zip(segment.facts.outputs, made, strict=True))
+                names = results if fills and segment is segments[-1] else segment.facts.outputs
+                values.update((name, (here, t)) for name, t in zip(names, made, strict=True))
         finally:
             for owner, tensor in lent.values():
                 owner.end_view(tensor)
-        return values["logits"][1], values["choice"][1]
+        return tuple(values[name][1] for name in results)
 
     def run_rows(self, entry: str, ids: Any, slots: Any, positions: Any) -> tuple[Any, Any]:
         """Run an entry point whose rows are each at a position of a slot, tensors int64 [n]; as `run`."""
@@ -132,6 +142,11 @@ class Chain:
     def is_on_cpu(self, tensor: Any) -> bool:
         """Whether `host` gives its own memory."""
         return not self.accelerators or str(tensor.device).startswith("cpu")
+
+    def wait(self, tensor: Any) -> None:
+        """Wait for the kernels that make a result."""
+        if self.accelerators:
+            tensor.device.sync()
 
     def _to_device(self, name: str, entry: str, tensor: Any, processor: str) -> Any:
         """The host's value on another processor, in the memory that is kept for it."""
@@ -187,12 +202,14 @@ def slot_views(caches: Sequence[Any], slot: int) -> list[Any]:
 class _Loaded:
     """A segment with its entry points, caches and weights."""
 
-    def __init__(self, facts: SegmentFacts, model: ModelFacts, machine: Any, fixed: list[Any]) -> None:
+    def __init__(self, facts: SegmentFacts, model: ModelFacts, machine: Any, fixed: list[Any], fills: bool) -> None:
+        """Find the entry points; the last segment with layers `fills`, those before it do what they do in a prefill."""
         self.facts, self.fixed = facts, fixed
-        names = [*(f"step_{n}" for n in model.widths), f"prefill_{model.prefill_width}"]
-        names += [f"rows_{n}" for n in model.row_widths]
+        prefill, fill = f"prefill_{model.prefill_width}", f"{FILL}{model.prefill_width}"
+        names = [*(f"step_{n}" for n in model.widths), *(f"rows_{n}" for n in model.row_widths), prefill]
         try:
             self.entries = {name: machine[facts.prefix + name] for name in names}
+            self.entries[fill] = machine[facts.prefix + fill] if fills else self.entries[prefill]
         except Exception as error:
             library = model.libraries[facts.processor]
             raise UserError(

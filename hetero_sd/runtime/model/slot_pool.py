@@ -94,7 +94,7 @@ class SlotPool:
             return 0
         rows, source = self._most_held(ids)
         rows, own = min(rows, len(ids) - 1), len(slot.tokens)
-        if not worth_sharing(slot, ids, ids[:rows]) or slot.tokens != list(ids[:own]):
+        if rows < own + _LEAST_SHARED or slot.tokens != list(ids[:own]):
             return 0
         if source is None:
             rows = self._blocks.take_kept(slot.number, ids, own, rows)
@@ -103,6 +103,11 @@ class SlotPool:
         slot.tokens[own:] = ids[own:rows]
         self.shared_rows += rows - own
         return rows - own
+
+    def worth_waiting_for(self, ids: Sequence[int], others: Sequence[int]) -> int:
+        """Rows of a text with these ``ids`` that one with ``others`` will hold; 0 where `share` has none of them."""
+        rows = min(common(others, ids), len(ids) - 1)
+        return rows if self._blocks is not None and rows >= _LEAST_SHARED else 0
 
     def _most_held(self, ids: Sequence[int]) -> tuple[int, Slot | None]:
         """The most of the first ``ids`` that is held, and the slot that does; None for a text that has none."""
@@ -114,11 +119,6 @@ class SlotPool:
     def give_back(self, slot: Slot) -> None:
         """A sequence ends; its rows are kept until another one needs them."""
         self._free.append(slot)
-
-
-def worth_sharing(slot: Slot, ids: Sequence[int], others: Sequence[int]) -> bool:
-    """Whether a slot's text ``ids`` has enough in common with another one that it does not hold yet."""
-    return min(common(ids, others), len(ids) - 1) >= len(slot.tokens) + _LEAST_SHARED
 
 
 def common(tokens: Sequence[int], ids: Sequence[int]) -> int:

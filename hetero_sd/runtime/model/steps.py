@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Outputs
-from hetero_sd.runtime.model.segments import Chain
+from hetero_sd.runtime.model.segments import FILL, Chain
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Call:
         pos: rows of the caches before.
         row: of a prompt chunk, the row that logits are computed for.
         slot: of the caches.
+        fills: it writes caches only.
     """
 
     entry: str
@@ -33,6 +34,7 @@ class Call:
     pos: int
     row: int | None = None
     slot: int = 0
+    fills: bool = False
 
     @property
     def rows(self) -> int:
@@ -49,14 +51,14 @@ class Steps:
         Args:
             name: of the model, for messages.
             widths: entry points step_<n>, ascending; 1 is among them.
-            chunk: entry point prefill_<n>.
+            chunk: entry points prefill_<n> and fill_<n>.
             context: rows of the caches.
         """
         self._name, self._widths, self._chunk, self._context = name, widths, chunk, context
         self._inputs = {n: shared_numbers(1, n) for n in {*widths, chunk}}
 
-    def start(self, chain: Chain, calls: Sequence[Call]) -> list[tuple[Any, Any]]:
-        """(logits, choice) of calls of entry points, as tensors of the processor that computes them."""
+    def start(self, chain: Chain, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
+        """What calls of entry points give (Chain.run), as tensors of the processor that computes them."""
         made = []
         for call in calls:
             numbers, tensor = self._inputs[call.width]
@@ -66,14 +68,18 @@ class Steps:
         return made
 
     def fetch(
-        self, chain: Chain, calls: Sequence[Call], made: Sequence[tuple[Any, Any]], outputs: Sequence[str]
+        self, chain: Chain, calls: Sequence[Call], made: Sequence[tuple[Any, ...]], outputs: Sequence[str]
     ) -> list[Outputs]:
-        """Wait for calls and return their rows that count.
+        """Wait for calls and return their rows that count, of those that have any.
 
         A choice below 0 says that a logit of its row is not finite (targets/*/kernels/argmax.py).
         """
         fetched: list[Outputs] = []
-        for call, (logits, choice) in zip(calls, made, strict=True):
+        for call, tensors in zip(calls, made, strict=True):
+            if call.fills:
+                chain.wait(tensors[0])
+                continue
+            logits, choice = tensors
             rows = call.rows
             choices = chain.host(choice)[0][:rows]
             for i, best in enumerate(choices.tolist()):
@@ -83,16 +89,27 @@ class Steps:
             fetched.append({CHOICE: choices, **({LOGITS: chain.host(logits)[0][:rows]} if LOGITS in outputs else {})})
         return fetched
 
-    def plan(self, ids: Sequence[int], pos: int, last: bool, slot: int = 0) -> list[Call]:
-        """The calls of entry points that feed ids; with `last` long texts go through the prompt's entry point."""
-        calls, done, most = [], 0, self._widths[-1]
+    def plan(self, ids: Sequence[int], pos: int, last: bool, slot: int = 0, fills: bool = False) -> list[Call]:
+        """The calls of entry points that feed ids.
+
+        Args:
+            ids: the tokens.
+            pos: rows of the caches before them.
+            last: the last row is wanted, so long texts go through the prompt's entry points.
+            slot: of the caches.
+            fills: no row is wanted.
+        """
+        calls, done, most = list[Call](), 0, self._widths[-1]
         while done < len(ids):
             part, at = list(ids[done : done + self._chunk]), pos + done
-            if not last or len(part) <= most or at + self._chunk > self._context:
+            wanted = not fills and done + len(part) == len(ids)
+            if not (last or fills) or len(part) <= most or at + self._chunk > self._context:
                 part = part[:most]
                 calls += self._narrow(part, at, slot)
-            else:
+            elif wanted:
                 calls.append(Call(f"prefill_{self._chunk}", part, self._chunk, at, len(part) - 1, slot))
+            else:
+                calls.append(Call(f"{FILL}{self._chunk}", part, self._chunk, at, slot=slot, fills=True))
             done += len(part)
         return calls
 
@@ -130,15 +147,15 @@ class RunningStep:
             recover: puts other segments, with the text up to a position, in place of those that failed, or raises.
             ids: the tokens.
             pos: rows of the caches before them.
-            outputs: what the result has.
+            outputs: what the result has; none: only rows of the caches are wanted.
             last: the result has the last row only.
             slot: of the caches.
         """
         self._steps, self._chain, self._recover = steps, chain, recover
         self._pos, self._outputs, self._last = pos, outputs, last
-        self._calls = steps.plan(ids, pos, last, slot)
+        self._calls = steps.plan(ids, pos, last, slot, fills=not outputs)
         self._error: Exception | None = None
-        self._made: list[tuple[Any, Any]] | None = None
+        self._made: list[tuple[Any, ...]] | None = None
         self._found: Outputs | None = None
         try:
             self._made = steps.start(chain(), self._calls)

@@ -88,7 +88,7 @@ class SlotsWithinVocabulary(Slots):
         """Wrap a model whose head has at least `vocab` rows."""
         self._model, self.vocab = slots, vocab
         self.context, self.slots, self.name = slots.context, slots.slots, slots.name
-        self.prefill_width, self.cache = slots.prefill_width, slots.cache
+        self.row_widths, self.read_widths, self.cache = slots.row_widths, slots.read_widths, slots.cache
 
     def slot(self, slot: int) -> Model:
         """See :meth:`hetero_sd.runtime.model.protocol.Slots.slot`."""

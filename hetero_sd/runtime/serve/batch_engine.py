@@ -1,31 +1,45 @@
 """Several answers at a time, each in a slot of the target: an Engine whose thread is the caller's of :meth:`run`.
 
-Requests join and leave between steps. A step feeds one chunk of a prompt, of the request that came first among those
-that are read, and then one row of every text that is generated: so a text waits for one chunk at most between two of
-its tokens. Nothing is drafted. A text's tokens are those that it would have alone, whatever runs beside it. What others
-have read of a prompt is not read again; so the answers to one request, each in a slot of its own, read it once.
+Requests join and leave between rounds. A round reads as much of the prompts as the time between tokens allows
+(scheduler.py), in order of arrival, and then feeds a row of every text that is generated. A text's tokens are those
+that it would have alone, whatever runs beside it. What others have read of a prompt is not read again; so the answers
+to one request, each in a slot of its own, read it once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy.typing as npt
+
+from costmodel.batch import Unread
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix
-from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Slots
-from hetero_sd.runtime.model.slot_pool import Slot, SlotPool, worth_sharing
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Row, Slots
+from hetero_sd.runtime.model.slot_pool import Slot, SlotPool
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
 from hetero_sd.runtime.serve.engine import ChoiceEnded, Ended, Event, GenerationRequest, Started, TextPiece
 from hetero_sd.runtime.serve.jobs import ENDS, EngineJob, Jobs, encode, failure_of, took_too_long
 from hetero_sd.runtime.serve.running_text import RunningText
+from hetero_sd.runtime.serve.scheduler import Scheduler
 from hetero_sd.runtime.session import Session
 
 
 class BatchEngine:
     """Implements the Engine protocol."""
 
-    def __init__(self, session: Session, slots: Slots, most_waiting: int, answer_s: float, keep_rows: int = 0) -> None:
+    def __init__(
+        self,
+        session: Session,
+        slots: Slots,
+        most_waiting: int,
+        answer_s: float,
+        keep_rows: int = 0,
+        between_tokens_s: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         """Begin with an empty queue.
 
         Args:
@@ -34,8 +48,13 @@ class BatchEngine:
             most_waiting: requests that wait while all slots are taken.
             answer_s: after which a request is ended, counted from its turn.
             keep_rows: for beginnings of texts that have no slot any more, beside what sharing saves.
+            between_tokens_s: that a running text waits at most between its tokens; None is BOUND_STEPS steps of one
+                text alone (costmodel/batch.py).
+            clock: gives seconds, for the times of rounds.
         """
         self._session, self._slots, self._answer_s = session, slots, answer_s
+        predicted = None if session.plan is None else session.plan.prediction.slot_calls
+        self._scheduler, self._clock = Scheduler(slots, predicted, between_tokens_s, clock), clock
         self._pool = SlotPool(slots, keep_rows)
         if isinstance(session.models.target, KeptPrefix):
             self._pool.every[0].tokens = session.models.target.hand_over()
@@ -49,7 +68,8 @@ class BatchEngine:
 
     def snapshot(self) -> Snapshot:
         """See :meth:`hetero_sd.runtime.serve.engine.Engine.snapshot`; the rows are those of all slots."""
-        return self._jobs.snapshot(self._slots.slots * self._slots.context, self._pool.kept_rows)
+        rows = self._slots.slots * self._slots.context
+        return replace(self._jobs.snapshot(rows, self._pool.kept_rows), batch=replace(self._scheduler.counts))
 
     def stop(self) -> None:
         """Make :meth:`run` return soon; what runs is ended. For signal handlers, too: it takes no lock."""
@@ -61,10 +81,10 @@ class BatchEngine:
             while not self._jobs.stopping:
                 if not self._work and self._more is None:
                     self._jobs.wait()
-                self._end_what_nobody_waits_for()
-                self._admit()
-                self._read()
-                self._generate()
+                with self._scheduler.round():
+                    self._end_what_nobody_waits_for()
+                    self._admit()
+                    self._round()
         finally:
             for asked in self._asked():
                 self._leave(asked, ENDS)
@@ -85,7 +105,7 @@ class BatchEngine:
 
     def _admit(self) -> None:
         """Begin requests, each choice in a slot, while there are free ones."""
-        while self._pool.free and (asked := self._more or self._next()) is not None:
+        while self._may_begin() and (asked := self._more or self._next()) is not None:
             try:
                 text = self._begin(asked)
             except Exception as error:
@@ -96,6 +116,9 @@ class BatchEngine:
             self._work.append(text)
             asked.begun += 1
             self._more = asked if asked.begun < asked.job.request.choices else None
+
+    def _may_begin(self) -> bool:
+        return self._pool.free > 0 and self._scheduler.admits(len(self._work))
 
     def _next(self) -> _Asked | None:
         """The request whose turn it is; None where none waits."""
@@ -116,63 +139,77 @@ class BatchEngine:
             self._pool.give_back(slot)
             raise
         self._jobs.tally.begin(text)
-        return _AtWork(asked, slot, asked.begun, text)
+        read = [(work, self._pool.worth_waiting_for(asked.ids, work.asked.ids)) for work in self._work]
+        return _AtWork(asked, slot, asked.begun, text, [(work, rows) for work, rows in read if rows])
 
-    def _readable(self) -> list[_AtWork]:
-        """Those whose prompts are to be read, in order of arrival, after they have what others hold of them.
+    def _round(self) -> None:
+        """Read of prompts what fits, then feed the rows of all texts that run."""
+        prompts = [work for work in self._work if work.text.reading and not self._waits(work)]
+        for work in prompts:
+            work.text.trace.kept_tokens += self._pool.share(work.slot, work.asked.ids)
+        prompts = [work for work in prompts if work.text.reading]
+        running = [work.text.past for work in self._work if not work.text.reading]
+        unread = [Unread(work.text.past, work.text.unread) for work in prompts]
+        planned = self._scheduler.reading(unread, running)
+        for i, tokens in planned.pieces:
+            self._read(prompts[i], tokens)
+        self._scheduler.counts.riding_tokens += sum(tokens for _, tokens in planned.riding)
+        riding = {id(prompts[i]): tokens for i, tokens in planned.riding}
+        batch = [work for work in self._work if not work.text.reading or id(work) in riding]
+        if batch:
+            self._feed(batch, [work.text.rows(riding.get(id(work), 1)) for work in batch])
 
-        One that begins as an earlier one that is still read waits for these rows.
-        """
-        found: list[_AtWork] = []
-        for work in (work for work in self._work if work.text.reading):
-            ids = work.asked.ids
-            if any(worth_sharing(work.slot, ids, earlier.asked.ids) for earlier in found):
-                continue
-            work.text.trace.kept_tokens += self._pool.share(work.slot, ids)
-            if work.text.reading:
-                found.append(work)
-        return found
+    def _waits(self, work: _AtWork) -> bool:
+        """Whether a text that came before is reading rows that this one will take over."""
+        past = work.text.past
+        if any(past < rows and other in self._work and other.text.past < rows for other, rows in work.behind):
+            return True
+        work.behind.clear()
+        return False
 
-    def _read(self) -> None:
-        """One chunk of the first prompt that has one."""
-        work = next(iter(self._readable()), None)
-        if work is None:
+    def _read(self, work: _AtWork, tokens: int) -> None:
+        """A piece of a prompt, unless its request has ended in this round."""
+        if work not in self._work:
             return
         try:
-            token = work.text.read(self._slots.prefill_width)
-            if token is not None:
-                self._take(work, token)
+            past = work.text.past
+            self._take(work, self._scheduler.read(work.text.read, tokens, past))
         except Exception as error:
             self._leave(work.asked, failure_of(error))
 
-    def _generate(self) -> None:
-        """One row of every text that is not being read."""
-        batch = [work for work in self._work if not work.text.reading]
-        if not batch:
-            return
+    def _feed(self, batch: Sequence[_AtWork], rows: Sequence[Sequence[Row]]) -> None:
+        """The rows of some texts, and what follows from them."""
         try:
-            made = self._slots.rows([work.text.row for work in batch])
+            made = [*_by_row(self._scheduler.rows([row for of_text in rows for row in of_text]))]
         except Exception as error:
             failed = failure_of(error)
             for asked in dict.fromkeys(work.asked for work in batch):
                 self._leave(asked, failed)
             return
-        for work, choice, logits in zip(batch, made[CHOICE].tolist(), made[LOGITS], strict=True):
+        done = 0
+        for work, fed in zip(batch, rows, strict=True):
+            choices, logits = zip(*made[done : done + len(fed)], strict=True)
+            done += len(fed)
             if work not in self._work:
                 continue  # another choice of its request failed
             try:
-                if choice < 0:
-                    raise NotFiniteError(self._slots.name, f" after {work.text.row.pos + 1} tokens")
-                self._take(work, work.text.choose(choice, logits))
+                self._take(work, work.text.choose(choices, logits, self._slots.name))
             except Exception as error:
                 self._leave(work.asked, failure_of(error))
 
-    def _take(self, work: _AtWork, token: int) -> None:
-        """Deliver what a token completes, and end the choice where it is the last one."""
-        text, asked = work.text, work.asked
-        for piece in text.take(token):
+    def _take(self, work: _AtWork, tokens: Sequence[int]) -> None:
+        """Deliver what tokens complete, and end the choice where one is the last."""
+        if not tokens:
+            return
+        text, asked, now_s = work.text, work.asked, self._clock()
+        if text.told_s is not None:
+            self._scheduler.counts.gap(now_s - text.told_s)
+        text.told_s = now_s
+        before = len(text.trace.token_ids)
+        for piece in text.take(tokens):
             if piece.text:
                 asked.job.deliver(TextPiece(work.choice, piece.text))
+        self._scheduler.counts.tokens += len(text.trace.token_ids) - before
         if text.stop_reason is None:
             return
         asked.job.deliver(ChoiceEnded(work.choice, text.stop_reason, self._free(work)))
@@ -208,9 +245,16 @@ class _Asked:
 
 @dataclass(frozen=True, eq=False)
 class _AtWork:
-    """A choice that is generated in a slot."""
+    """A choice that is generated in a slot; and texts that came before, with the rows that it will have of theirs."""
 
     asked: _Asked
     slot: Slot
     choice: int
     text: RunningText
+    behind: list[tuple[_AtWork, int]]
+
+
+def _by_row(calls: Iterator[Mapping[str, Any]]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """The choice and the logits of each row."""
+    for made in calls:
+        yield from zip(made[CHOICE].tolist(), made[LOGITS], strict=True)

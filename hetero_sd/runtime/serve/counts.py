@@ -10,6 +10,7 @@ from typing import Any
 
 from hetero_sd.runtime.answer import Generation, run_stats
 from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.serve.batch_counts import BatchCounts
 
 OUTCOMES = "answered", "cancelled", "refused", "failed", "queue_full"
 ANSWERED, CANCELLED, NOT_ASKED_RIGHT, NOT_ANSWERED, QUEUE_FULL = OUTCOMES
@@ -69,6 +70,7 @@ class Snapshot:
         running, waiting, most_waiting: requests.
         cache_rows, cache_rows_used: of the target's KV cache.
         recent: what `run.py --stats` measures, of the latest answers; None before the first.
+        batch: the rounds, where several are answered at a time.
     """
 
     outcomes: Mapping[str, int]
@@ -80,6 +82,7 @@ class Snapshot:
     cache_rows: int
     cache_rows_used: int
     recent: Mapping[str, Any] | None
+    batch: BatchCounts | None = None
 
 
 @dataclass

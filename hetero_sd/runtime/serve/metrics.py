@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.counts import Snapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,7 +45,33 @@ def metrics_text(snapshot: Snapshot) -> str:
             {'source="measured"': _seconds(first[0]), 'source="predicted"': _seconds(first[1])},
         ),
     ]
-    return "".join(lines)
+    return "".join([*lines, *([] if snapshot.batch is None else _batch(snapshot.batch))])
+
+
+def _batch(batch: BatchCounts) -> list[str]:
+    """The rounds of an engine that answers several at a time."""
+    host_s = batch.busy_s - batch.calls_s - batch.scheduling_s
+    seconds = {"calls": batch.calls_s, "scheduling": batch.scheduling_s, "rest": host_s}
+    tokens_of_prompts = {'how="alone"': batch.read_tokens, 'how="beside_texts"': batch.riding_tokens}
+    speeds = {'source="measured"': _over(batch.tokens, batch.busy_s), 'source="predicted"': None}
+    if batch.predicted_s:
+        speeds['source="predicted"'] = batch.tokens / batch.predicted_s
+    return [
+        _counter("batch_rounds", "Rounds that called the target.", {"": batch.rounds}),
+        _counter("batch_rows", "Rows of several texts that were computed.", {"": batch.rows}),
+        _counter("batch_row_places", "Rows that the calls for them had room for.", {"": batch.computed_rows}),
+        _counter("batch_prompt_tokens", "Tokens of prompts, by how they were read.", tokens_of_prompts),
+        _counter("batch_seconds", "Time of the rounds.", {f'part="{name}"': value for name, value in seconds.items()}),
+        _counter("batch_gaps", "Times between two tokens of a text.", {"": batch.gaps}),
+        _counter("batch_late_gaps", "Those that were longer than the bound.", {"": batch.late_gaps}),
+        _gauge("batch_bound_seconds", "That a text waits at most for its next token.", {"": batch.bound_s}),
+        _gauge("batch_longest_gap_seconds", "The longest time between two tokens.", {"": batch.longest_gap_s}),
+        _gauge("batch_tokens_per_second", "Tokens of all texts in the time of the rounds.", speeds),
+    ]
+
+
+def _over(count: int, seconds: float) -> float | None:
+    return count / seconds if seconds else None
 
 
 def _measured(recent: Mapping[str, Any] | None, term: str) -> tuple[float | None, float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from costmodel.batch import BOUND_STEPS
 from hetero_sd.runtime.decode.choose_policy import ALONE, AUTO
 from hetero_sd.runtime.load import note
 from targets.errors import UserError
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 LOOPBACK, DEFAULT_PORT, DEFAULT_QUEUE = "127.0.0.1", 8080, 16
 
 
-def add_server_options(group: Any, whole: Callable[[int, int], Callable[[str], int]]) -> None:
-    """Add them to a group of argparse's; `whole` makes a reader of whole numbers in a range."""
+def add_server_options(
+    group: Any, whole: Callable[[int, int], Callable[[str], int]], real: Callable[[float], Callable[[str], float]]
+) -> None:
+    """Add them to a group of argparse's; `whole` makes a reader of whole numbers in a range, `real` of others."""
     group.add_argument(
         "--serve",
         action="store_true",
@@ -30,6 +33,13 @@ def add_server_options(group: Any, whole: Callable[[int, int], Callable[[str], i
     )
     group.add_argument(
         "--token", metavar="T", help="with --serve: ask for this token; other machines are answered with one only"
+    )
+    group.add_argument(
+        "--time-between-tokens",
+        metavar="MS",
+        type=real(0.001),
+        help="with --serve and slots: a text that is being written waits at most so long for its next token while "
+        f"prompts are read (default: {BOUND_STEPS:g} steps of one text alone)",
     )
     group.add_argument(
         "--queue",
@@ -70,9 +80,9 @@ def check_server_options(options: RunRequest) -> None:
         UserError: two options contradict each other, or the token cannot be sent.
     """
     if not options.serve:
-        for name in ("host", "port", "token", "queue", "keep_rows"):
-            if getattr(options, name) is not None:
-                raise UserError(f"--{name.replace('_', '-')} belongs to --serve: leave it out, or give that")
+        for name in ("host", "port", "token", "queue", "keep-rows", "time-between-tokens"):
+            if getattr(options, name.replace("-", "_")) is not None:
+                raise UserError(f"--{name} belongs to --serve: leave it out, or give that")
         return
     for name, given in (
         ("prompt", options.prompt is not None),

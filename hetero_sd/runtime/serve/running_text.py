@@ -1,4 +1,10 @@
-"""One answer of a batch: its text so far, and how its next token is chosen, as decode/generate.py chooses it."""
+"""One answer of a batch: its text so far, and how its next tokens are chosen, as decode/generate.py chooses them.
+
+A token is drawn from the target's distribution by the request's own seed, one draw a token, whether it was drafted or
+not; a draft is accepted where it is that token. So the text is the one of the target alone with that seed, whatever is
+drafted and whatever runs beside it, and a draft x is accepted with probability p(x), as speculative sampling accepts
+what is drafted without chance.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,7 @@ from hetero_sd.runtime.answer import Piece, Pieces, RunFacts
 from hetero_sd.runtime.decode.generate import Request, record_token
 from hetero_sd.runtime.decode.sampling import Rng, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch, Trace
-from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Row
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Row
 from hetero_sd.runtime.model.slot_pool import Slot
 from hetero_sd.runtime.serve.engine import GenerationRequest
 from hetero_sd.runtime.session import Options, Session
@@ -25,6 +31,7 @@ class RunningText:
     Attributes:
         trace: the record; a round is the time since the token before, whatever else was computed in it.
         facts: of the run; nothing was predicted for it.
+        told_s: when its last token was known, by the engine's clock; None before the first.
     """
 
     def __init__(self, session: Session, slot: Slot, ids: Sequence[int], asked: GenerationRequest, choice: int) -> None:
@@ -46,14 +53,16 @@ class RunningText:
             options["seed"] = seed + choice
         self._request: Request = session.request_of(options)[0]
         sampling = self._request.sampling
-        self._slot, self._ids, self._context = slot, list(ids), session.context
+        self._slot, self._context = slot, session.context
+        self._prompt, self._tokens = len(ids), list(ids)
         self.trace = Trace(prompt_tokens=len(ids), kept_tokens=len(slot.tokens))
         self.facts = RunFacts(BATCHED, None if sampling.greedy else sampling.seed)
+        self.told_s: float | None = None
         self._rng = Rng(sampling.seed)
         decode = session.text.decode if session.text is not None else None
         self._pieces = Pieces(decode, options.get("stop", session.stops), self.trace)
         self._watch = Stopwatch(self.trace.clock)
-        self._last = self._ids[-1]
+        self._fed: list[int] = []  # tokens of the rows that are computed
 
     @property
     def stop_reason(self) -> str | None:
@@ -63,46 +72,75 @@ class RunningText:
     @property
     def reading(self) -> bool:
         """Whether more than one token is to be fed before the next one is known."""
-        return len(self._slot.tokens) < len(self._ids) - 1
+        return self.unread > 1
 
     @property
-    def row(self) -> Row:
-        """What is to be fed where it is not reading."""
-        return Row(self._slot.number, len(self._slot.tokens), self._last)
+    def unread(self) -> int:
+        """Tokens of the prompt that are to be fed before the first one is known."""
+        return max(0, self._prompt - self.past)
 
-    def read(self, most: int) -> int | None:
-        """Feed as many tokens of the prompt; the token that follows it, or None where more are left.
+    @property
+    def past(self) -> int:
+        """Rows that its slot holds."""
+        return len(self._slot.tokens)
+
+    def read(self, most: int) -> list[int]:
+        """Feed as many tokens of the prompt; the token that follows it, or nothing where more are left.
 
         Raises:
             NotFiniteError: a logit is NaN or infinite.
         """
-        slot, done = self._slot, len(self._slot.tokens)
-        chunk = self._ids[done : done + most]
-        ends = done + len(chunk) == len(self._ids)
-        output = LOGITS if ends and not self._request.sampling.greedy else CHOICE
-        row = slot.model.submit(chunk, done, (output,), last=True).result()[output][0]
+        slot, done = self._slot, self.past
+        chunk = self._tokens[done : min(done + most, self._prompt)]
+        ends = done + len(chunk) == self._prompt
+        output = CHOICE if self._request.sampling.greedy else LOGITS
+        found = slot.model.submit(chunk, done, (output,) if ends else (), last=True).result()
         slot.tokens += chunk
         if not ends:
-            return None
-        return int(row) if output == CHOICE else self._draw(row)
+            return []
+        row = found[output][0]
+        return [int(row) if output == CHOICE else self._draw(row)]
 
-    def choose(self, choice: int, logits: npt.NDArray[Any]) -> int:
-        """The token that follows the row that was fed."""
-        self._slot.tokens.append(self._last)
-        return choice if self._request.sampling.greedy else self._draw(logits)
+    def rows(self, riding: int = 1, drafted: Sequence[int] = ()) -> list[Row]:
+        """What is fed: so many tokens of the prompt, or the last token and what was drafted after it."""
+        fed = self._tokens[self.past : self.past + riding] if self.reading else [self._tokens[-1], *drafted]
+        self._fed = fed
+        return [Row(self._slot.number, self.past + i, token) for i, token in enumerate(fed)]
 
-    def take(self, token: int) -> list[Piece]:
-        """Go on with a token; what it completes, and at the end what was held back."""
-        trace = self.trace
-        record_token(token, self._request, self._context, trace)
+    def choose(self, choices: Sequence[int], logits: Sequence[npt.NDArray[Any]], model: str) -> list[int]:
+        """The tokens that follow, by the rows that were fed: the drafts that are accepted, and the one after them.
+
+        Raises:
+            NotFiniteError: a logit of a row that counts is NaN or infinite.
+        """
+        found: list[int] = []
+        for i, (token, choice) in enumerate(zip(self._fed, choices, strict=True)):
+            if choice < 0:
+                raise NotFiniteError(model, f" after {self.past + 1} tokens")
+            self._slot.tokens.append(token)
+            if self.past < self._prompt:
+                continue
+            found.append(choice if self._request.sampling.greedy else self._draw(logits[i]))
+            if i + 1 < len(self._fed) and self._fed[i + 1] != found[-1]:
+                break
+        return found
+
+    def take(self, tokens: Sequence[int]) -> list[Piece]:
+        """Go on with tokens of a round; what they complete, and at the end what was held back."""
+        trace, first = self.trace, not self.trace.token_ids
+        drafted, found = max(0, len(self._fed) - 1), list[Piece | None]()
+        for token in tokens:
+            record_token(token, self._request, self._context, trace)
+            self._tokens.append(token)
+            found.append(self._pieces.feed(token))
+            if trace.finish_reason is not None:
+                break
         self._watch.book("verify")
-        if len(trace.token_ids) == 1:
+        if first:
             trace.prefill_s = sum(self._watch.booked.values())
         else:
-            trace.rounds.append(self._watch.round(drafted=0, accepted=0))
+            trace.rounds.append(self._watch.round(drafted, len(tokens) - 1))
         self._watch = Stopwatch(trace.clock)
-        self._last = token
-        found = [self._pieces.feed(token)]
         if trace.finish_reason is not None and not self._pieces.stopped:
             found.append(self._pieces.flush())
         return [piece for piece in found if piece is not None]

@@ -44,6 +44,7 @@ class ServeRequest:
         defaults: for what requests leave out.
         cpus: that HTTP may use, where the models are kept on a cluster of them; none leaves that to the system.
         keep_rows: of the KV cache, for texts that have no slot any more.
+        between_tokens_s: that a text waits at most while prompts of others are read; None leaves that to the engine.
     """
 
     host: str
@@ -55,6 +56,7 @@ class ServeRequest:
     defaults: Options
     cpus: Sequence[int] = ()
     keep_rows: int = 0
+    between_tokens_s: float | None = None
 
 
 def bind(request: ServeRequest) -> socket.socket:
@@ -95,7 +97,8 @@ def serve(session: Session, request: ServeRequest, bound: socket.socket, limits:
     if slots is None:
         engine = SessionEngine(session, request.most_waiting, limits.answer_s)
     else:
-        engine = BatchEngine(session, slots, request.most_waiting, limits.answer_s, request.keep_rows)
+        bounds = request.most_waiting, limits.answer_s, request.keep_rows, request.between_tokens_s
+        engine = BatchEngine(session, slots, *bounds)
     server = Server(engine, request.model, request.made_s, request.defaults, limits)
     access = Access(request.token, is_loopback(request.host))
     http = http_thread(server.app(access), bound, limits, engine.stop, request.cpus)

@@ -63,10 +63,9 @@ def _compute(make: Callable[[], str], write_end: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
         with open("/proc/self/statm", encoding="ascii") as file:
             pages = int(file.read().split()[0])
-        most = pages * os.sysconf("SC_PAGE_SIZE") + _MOST_MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(MOST_SECONDS) + 1, int(MOST_SECONDS) + 1))  # a parent was killed
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _limit(resource.RLIMIT_AS, pages * os.sysconf("SC_PAGE_SIZE") + _MOST_MEMORY_BYTES)
+        _limit(resource.RLIMIT_CPU, int(MOST_SECONDS) + 1)  # a parent was killed
+        _limit(resource.RLIMIT_CORE, 0)
         try:
             answer = _MADE + make().encode("utf-8")
         except MemoryError:
@@ -77,6 +76,12 @@ def _compute(make: Callable[[], str], write_end: int) -> None:
             answer = answer[os.write(write_end, answer) :]
     finally:
         os._exit(0)
+
+
+def _limit(kind: int, most: int) -> None:
+    """Lower a limit of this process; one that is lower already stays."""
+    least = min((most, *(limit for limit in resource.getrlimit(kind) if limit != resource.RLIM_INFINITY)))
+    resource.setrlimit(kind, (least, least))
 
 
 def _read(read_end: int, deadline: float, seconds: float, most_bytes: int) -> bytes:

@@ -10,6 +10,7 @@ from passes.onnx.pass_context import WRITTEN, attribute, constant, describe
 from passes.onnx.prove.gate import gate_of, is_gate_alone, sigmoid_of_silu
 from passes.onnx.prove.weight_expression import initializer_of, is_weight, stored, weight_operator
 from passes.onnx.rewrite.local_functions import DOMAIN
+from passes.packed_codes import BITS
 
 _SMALLEST_BLOCK = 16
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # bfloat16 was widened
@@ -35,15 +36,15 @@ def _nbits(node: Any) -> str:
     if len(node.inputs) > 4 and node.inputs[4] is not None:
         return "g_idx (act-order quantisation) is not supported"
     bits, block, k, n = (attribute(node, name, 4) for name in ("bits", "block_size", "K", "N"))
-    if bits not in (4, 8):
+    if bits not in BITS:
         return f"{bits} bits are not supported"
     if block < _SMALLEST_BLOCK or block & (block - 1):
         return f"blocks of {block} are not a power of two from {_SMALLEST_BLOCK} on"
     blocks = -(-k // block)
     packed, zeros = (ir.DataType.UINT8,), n * -(-blocks * bits // 8)
     if len(node.inputs) > 3 and is_weight(node.inputs[3]) and _tensor(node.inputs[3]).dtype in _FLOATS:
-        if bits != 4:
-            return f"zero points that are fractions with {bits} bits: onnxruntime has them with 4 bits only"
+        if bits == 8:
+            return "zero points that are fractions with 8 bits: onnxruntime has them with 2 and 4 bits only"
         zeros = n * blocks  # as HQQ writes them, one for each scale
     sizes = [n * blocks * (block * bits // 8), n * blocks, zeros, None, n]
     for value, size, types in zip(
@@ -89,7 +90,7 @@ def _gather_quantized(node: Any) -> str:
     if len(data.shape) < 2 or len(scales.shape) != 2 or data.shape[0] != scales.shape[0] or not data.size:
         return f"a weight {list(data.shape)} with scales {list(scales.shape)}"
     bits, block = attribute(node, "bits", 4), attribute(node, "block_size", 128)
-    if bits not in (4, 8):
+    if bits not in BITS:
         return f"{bits} bits are not supported"
     if data.dtype != ir.DataType.UINT8:
         return f"its weight is of type {data.dtype.name}; UINT8, INT4 and UINT4 are supported"

@@ -16,6 +16,7 @@ from passes.onnx.pass_context import Importing, PassLog, attribute, emit, replac
 from passes.onnx.prove.weight_expression import initializer_of, is_weight
 from passes.onnx.rewrite.lower_dequantize import of_tokens
 from passes.onnx.rewrite.quantise_weights import lazy_weight
+from passes.packed_codes import BITS, unpack_codes
 
 
 def float_positions(imp: Importing) -> PassLog:
@@ -34,7 +35,7 @@ def _rewrite(imp: Importing, node: Any) -> bool:
     q, scale, *zero = [initializer_of(v).const_value for v in weights]
     bits, block = attribute(node, "bits", 4), attribute(node, "block_size", 128)
     axes = attribute(node, "gather_axis", 0), attribute(node, "quantize_axis", 1)
-    if q.dtype != ir.DataType.UINT8 or bits not in (4, 8) or len(q.shape) != 2 or axes not in ((0, 1), (0, -1)):
+    if q.dtype != ir.DataType.UINT8 or bits not in BITS or len(q.shape) != 2 or axes not in ((0, 1), (0, -1)):
         return False  # refused with the reason by check_vocabulary
     rows, width = int(q.shape[0]), int(q.shape[1]) * 8 // bits
     if tuple(scale.shape) != (rows, -(-width // block)):
@@ -54,6 +55,5 @@ def _rewrite(imp: Importing, node: Any) -> bool:
 
 
 def _codes(packed: np.ndarray, bits: int) -> np.ndarray:
-    """int16 numbers of bytes that hold one, or two with the first in the low bits."""
-    codes = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
-    return codes.astype(np.int16)
+    """int16 numbers of bytes that hold one or more."""
+    return unpack_codes(packed, bits, packed.shape[1] * 8 // bits).astype(np.int16)

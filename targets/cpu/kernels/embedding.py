@@ -66,7 +66,7 @@ def embedding_nbits(
                     T.cast(
                         (
                             (q[ids[0, vm] // panel, vi // steps, ids[0, vm] % panel] ^ T.uint32(flipped))
-                            >> T.cast(vi % 4 * 8 + vi % steps // 4 * 4, "uint32")
+                            >> T.cast(vi % 4 * 8 + vi % steps // 4 * bits, "uint32")
                         )
                         & T.uint32(mask),
                         "float32",

@@ -25,23 +25,26 @@ class Weights:
     bits: int
 
     def codes(self, i: int, columns: int = 4, first: int = 0) -> list[Any]:
-        """Codes in word i, 4 of k for each of these columns, in order of k; 4-bit words have two such vectors.
+        """Codes in word i, 4 of k for each of these columns, in order of k: 8 / bits such vectors.
 
-        They are unsigned (4 bit), or the code less 128 (8 bit), in int8 lanes.
+        They are unsigned (2 and 4 bit), or the code less 128 (8 bit), in int8 lanes.
         """
         words, lanes = self.q[self.panel, self.word + i, T.ramp(self.column + first, 1, columns)], 4 * columns
         if self.bits == 8:
             return [T.bind(T.reinterpret(words, dtype=f"int8x{lanes}"))]
         octets = T.bind(T.reinterpret(words, dtype=f"uint8x{lanes}"))
-        low = octets & T.broadcast(T.uint8(15), lanes)
-        high = T.shift_right(octets, T.broadcast(T.uint8(4), lanes))
-        return [T.bind(T.reinterpret(half, dtype=f"int8x{lanes}")) for half in (low, high)]
+        shifts = [T.broadcast(T.uint8(shift), lanes) for shift in range(self.bits, 8, self.bits)]
+        parts = [octets, *(T.shift_right(octets, shift) for shift in shifts)]
+        mask = T.broadcast(T.uint8((1 << self.bits) - 1), lanes)
+        codes = [*(part & mask for part in parts[:-1]), parts[-1]]
+        return [T.bind(T.reinterpret(part, dtype=f"int8x{lanes}")) for part in codes]
 
     def eight(self, i: int, columns: int = 4, first: int = 0) -> list[Any]:
         """Two vectors of codes, 8 of k for each of these columns, from 8 * i on."""
-        if self.bits == 4:
-            return self.codes(i, columns, first)
-        return [*self.codes(2 * i, columns, first), *self.codes(2 * i + 1, columns, first)]
+        if self.bits == 8:
+            return [*self.codes(2 * i, columns, first), *self.codes(2 * i + 1, columns, first)]
+        word, part = divmod(8 * i, 32 // self.bits)
+        return self.codes(word, columns, first)[part // 4 :][:2]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Matrix multiplication with block-quantised weights, unpacked inside the kernel: correct at every width.
 
-Weights q are unsigned 4 or 8 bit with one scale and one zero point per `block` values of k and column:
+Weights q are unsigned 2, 4 or 8 bit with one scale and one zero point per `block` values of k and column:
 w = (q - zero) * scale in float32, exactly as onnxruntime's MatMulNBits at accuracy level 0 dequantises. With a table
 of targets/kernels/code_tables.py, w = table[q] * scale, as MatMulBnb4 does.
 
 Packed layout, for panels of `panel` columns (columns past N hold zero scales):
   q     [blocks, ceil(K / steps), panel] uint32: a word holds `steps` = 32 / bits values of a column along k. Of byte t,
         lowest first, 8 bit: value t less 128 in two's complement; 4 bit: value t in the low, value t + 4 in the high
-        nibble
+        nibble; 2 bit: values t, t + 4, t + 8, t + 12, the first in the lowest bits
   scale [blocks, K / block, panel]
   zero  [blocks, K / block, panel] uint8, float16 or float32, only where the model has zero points (else 2^(bits-1))
 """
@@ -81,7 +81,7 @@ def linear_nbits(
                                     if permuted:
                                         w[T.ramp(j * lanes, 1, lanes)] = find(
                                             q[vg, kb * per_block + i, T.ramp(j * lanes, 1, lanes)],
-                                            step % 4 * 8 + step // 4 * 4,
+                                            step % 4 * 8 + step // 4 * bits,
                                             table,
                                         ) * T.cast(scale[vg, kb, T.ramp(j * lanes, 1, lanes)], f"float32x{lanes}")
                                     else:
@@ -90,7 +90,7 @@ def linear_nbits(
                                                 T.cast(
                                                     (
                                                         (q[vg, kb * per_block + i, j * lanes + v] ^ T.uint32(flipped))
-                                                        >> T.uint32(step % 4 * 8 + step // 4 * 4)
+                                                        >> T.uint32(step % 4 * 8 + step // 4 * bits)
                                                     )
                                                     & T.uint32(mask),
                                                     "int32",

@@ -5,8 +5,8 @@ cores can run as it stands: operands are unpacked once for all rows, and sums th
 
   sdot   with the dot product instructions: 4 columns x 4 of k, the activations by lane
   smmla  with the int8 matrix instructions: 2 columns x 8 of k, times pairs of rows
-  smull  without either: 2 columns x 4 of k, products of 16 bits. Of 4-bit codes (at most 15 * 127) all 8 of a lane are
-         added in 16 bits, of 8-bit codes (at most 128 * 127) two
+  smull  without either: 2 columns x 4 of k, products of 16 bits. Of 2- and 4-bit codes (at most 15 * 127) all 8 of a
+         lane are added in 16 bits, of 8-bit codes (at most 128 * 127) two
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def smull(vectors: list[Weights], given: Activations) -> list[list[Any]]:
             operands = weights.eight(i, 2, first)
             for m, x in enumerate(xs):
                 low, high = (_call("smull.v8i16", *pair, dtype="int16x8") for pair in zip(operands, x, strict=True))
-                if weights.bits == 4:
+                if weights.bits < 8:
                     chain[m] = T.bind(_plus(chain[m], low) + high)
                 else:
                     chain[m] = T.bind(_plus(chain[m], _widened(T.bind(low + high))))
-    if vectors[0].bits == 4:
+    if vectors[0].bits < 8:
         chains = [[_widened(narrow) for narrow in chain] for chain in chains]
     pairs = [zip(*chains[h : h + 2], strict=True) for h in range(0, len(chains), 2)]
     return [

@@ -1,7 +1,7 @@
 """Exact dot products of 32 activations with quantised weights on x86-64 with AVX2, for a tile of rows and columns.
 
-  4 bit  vpmaddubsw of unsigned codes; all 16 products of a column and byte pair (at most 15 * 127) fit into 16 bits
-  8 bit  vpmaddwd of codes and activations widened to 16 bits, half a vector of columns at a time
+  2, 4 bit  vpmaddubsw of unsigned codes; all 16 products of a column and byte pair (at most 15 * 127) fit into 16 bits
+  8 bit     vpmaddwd of codes and activations widened to 16 bits, half a vector of columns at a time
 
 A word's operands are unpacked once and multiplied with all rows before the next word's, so that they stay in registers.
 """
@@ -19,16 +19,17 @@ _LANES = 8  # columns of a vector
 
 def pmadd(vectors: list[Weights], given: Activations) -> list[list[Any]]:
     """The sums of each vector and row."""
-    return [_four(weights, given) if weights.bits == 4 else _eight(weights, given) for weights in vectors]
+    return [_eight(weights, given) if weights.bits == 8 else _unsigned(weights, given) for weights in vectors]
 
 
-def _four(weights: Weights, given: Activations) -> list[Any]:
+def _unsigned(weights: Weights, given: Activations) -> list[Any]:
     totals: list[Any] = [None] * len(given.rows)
-    for i in range(4):
-        for half, codes in enumerate(weights.codes(i, _LANES)):
+    vectors = 8 // weights.bits  # of a word
+    for i in range(weights.bits):
+        for part, codes in enumerate(weights.codes(i, _LANES)):
             unsigned = T.bind(T.reinterpret(codes, dtype="uint8x32"))
             for m, row in enumerate(given.rows):
-                four = T.reinterpret(given.part(row, 8 * i + 4 * half, 4), dtype="int32")
+                four = T.reinterpret(given.part(row, 4 * (vectors * i + part), 4), dtype="int32")
                 x = T.reinterpret(T.broadcast(four, _LANES), dtype="int8x32")
                 totals[m] = _plus(totals[m], _call("pmadd.ub.sw", unsigned, x, dtype="int16x16"))
     ones = T.broadcast(T.int16(1), 16)

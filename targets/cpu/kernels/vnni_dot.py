@@ -1,8 +1,8 @@
 """Exact dot products of 32 int8 activations with quantised weights on x86-64 with VNNI, for a tile of rows and columns.
 
 vpdpbusd adds four products of unsigned with signed bytes to a 32-bit sum, without saturation. Weights are the unsigned
-side: 4-bit codes as they are, 8-bit ones, which are stored less 128, with the highest bit flipped back. A row's four
-codes are the same for all columns: the instruction reads them from memory and repeats them itself.
+side: 2- and 4-bit codes as they are, 8-bit ones, which are stored less 128, with the highest bit flipped back. A row's
+four codes are the same for all columns: the instruction reads them from memory and repeats them itself.
 """
 
 from __future__ import annotations

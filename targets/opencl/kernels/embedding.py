@@ -90,7 +90,7 @@ def embedding_nbits(
                         "float32",
                         (
                             (q[row[0] // panel, vi % width // steps, row[0] % panel] ^ T.uint32(flipped))
-                            >> T.Cast("uint32", vi % width % 4 * 8 + vi % width % steps // 4 * 4)
+                            >> T.Cast("uint32", vi % width % 4 * 8 + vi % width % steps // 4 * bits)
                         )
                         & T.uint32(mask),
                     )

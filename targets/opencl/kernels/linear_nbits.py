@@ -105,7 +105,7 @@ def linear_nbits(
                                                 (
                                                     word[v]
                                                     >> T.cast(
-                                                        (ko * unroll + ki) % 4 * 8 + (ko * unroll + ki) // 4 * 4,
+                                                        (ko * unroll + ki) % 4 * 8 + (ko * unroll + ki) // 4 * bits,
                                                         "uint32",
                                                     )
                                                 )

@@ -71,8 +71,8 @@ def test_an_early_exit_is_a_drafter(pair: str, tmp_path: Path) -> None:
         (["--board", "rpi6"], "board 'rpi6' is not known"),
         (["--pair", "a,b,c"], "give TARGET or TARGET,DRAFT"),
         (["--pair", "a,early-exit:x"], "--pair: 'early-exit:x' names no layer: give early-exit:K"),
-        (["--weights", "int2"], "--weights 'int2'"),
-        (["--kv", "float32,int2"], "--kv 'int2' is not a type of KV cache"),
+        (["--weights", "int3"], "--weights 'int3'"),
+        (["--kv", "float32,int3"], "--kv 'int3' is not a type of KV cache"),
     ],
 )
 def test_mistakes_end_in_one_line(

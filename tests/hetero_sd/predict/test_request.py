@@ -167,13 +167,16 @@ def test_the_time_of_a_prompt_is_that_of_its_chunks(tokens: int) -> None:
     spec = known_model("Qwen2.5-0.5B", "int8")
     search = Search(Question(load_board("rpi5"), (spec,), context=512))
     placement = search.costs(spec).whole(search.costs(spec).slices[3])
-    whole, rest = divmod(tokens, 32)
-    sizes = [32] * whole + [rest] * bool(rest)
-    exact = sum(
-        ModelCosts(search.roofline, spec, 32 * i).prompt_chunk_s(placement, size) for i, size in enumerate(sizes)
-    )
+    sizes = [min(32, tokens - past) for past in range(0, tokens, 32)]
+
+    def chunks_s(*pasts: int) -> float:
+        chunks = list(zip(pasts, sizes, strict=True))
+        costs = [(ModelCosts(search.roofline, spec, past), size) for past, size in chunks]
+        return sum(c.prompt_chunk_s(placement, size, fills=c is not costs[-1][0]) for c, size in costs)
+
+    exact = chunks_s(*range(0, tokens, 32))
     assert prompt_s(search, spec, placement, tokens) == pytest.approx(exact, rel=1e-3)
-    start = sum(ModelCosts(search.roofline, spec, 0).prompt_chunk_s(placement, size) for size in sizes)
+    start = chunks_s(*[0] * len(sizes))
     assert (start == pytest.approx(exact, rel=1e-3)) == (tokens <= 32)
 
 

@@ -14,6 +14,9 @@ from hetero_sd.runtime import run
 from hetero_sd.runtime.internal_error import EXIT_CODE, report, step
 from hetero_sd.runtime.launcher import launcher
 from hetero_sd.runtime.manifest import write_manifest
+from hetero_sd.runtime.text.chat_template import Chat, ChatTemplate
+from targets import memory
+from targets.errors import UserError
 from targets.opencl.runtime import machine
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -73,6 +76,47 @@ def test_what_the_machine_lacks_is_no_internal_error(error, said, monkeypatch, c
     monkeypatch.setattr(cli.doctor, "run", fails(error))
     assert cli.main(["doctor"]) == 2
     assert capsys.readouterr().err == f"hetero-sd: error: {said} (doctor)\n"
+
+
+def test_errors_where_memory_is_short_say_so_first(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "is_short", lambda size: True)
+    monkeypatch.setattr(cli.doctor, "run", fails(UserError("model.onnx: the shape of val_2 is unknown")))
+    assert cli.main(["doctor"]) == 2
+    said = "out of memory? less than 64 MiB are left of what the system allows; it ended with: "
+    assert capsys.readouterr().err == f"hetero-sd: error: {said}model.onnx: the shape of val_2 is unknown\n"
+    monkeypatch.setattr(cli.doctor, "run", fails(SystemError("error return without exception set")))
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err == (
+        f"hetero-sd: error: {said}SystemError: error return without exception set (doctor)\n"
+    )
+
+
+def test_a_library_that_cannot_be_imported_where_memory_is_limited(tmp_path, monkeypatch, capsys):
+    """Python 3.12 loses the MemoryError of a source that it compiles: what comes out of the import is a SystemError."""
+    (tmp_path / "jinja2").mkdir()
+    (tmp_path / "jinja2" / "__init__.py").write_text("raise SystemError('error return without exception set')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "jinja2"]:
+        monkeypatch.delitem(sys.modules, name)
+    template = ChatTemplate("{{ messages[0].content }}", {})
+    monkeypatch.setattr(run, "_run", lambda *_: template.render(Chat([{"role": "user", "content": "x"}])))
+    for limited, code, said in [(True, 2, "error: out of memory (running"), (False, 70, "internal error (running")]:
+        monkeypatch.setattr(memory, "is_limited", lambda limited=limited: limited)
+        assert run.main(tmp_path, ["--prompt", "x"]) == code
+        err = capsys.readouterr().err
+        assert err.startswith(f"run.py: {said}")
+        assert err.count("\n") == 1
+
+
+def test_commands_that_may_have_too_little_to_begin_with(tmp_path):
+    (tmp_path / "run.py").write_text(launcher(machine(), "host"))
+    write_manifest(tmp_path)
+    for program, command in (("run.py", [tmp_path / "run.py"]), ("hetero-sd", ["-m", "hetero_sd", "doctor"])):
+        for kib in (20_000, 100_000):
+            limited = ["sh", "-c", f'ulimit -v {kib}; exec "$0" "$@"', sys.executable, *command]
+            done = subprocess.run(limited, capture_output=True, text=True, cwd=ROOT, check=False)
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+            assert done.stderr.startswith(f"{program}: error: out of memory: the system allows this process less than")
 
 
 def test_interrupts_and_exits_are_as_before(monkeypatch):

@@ -121,12 +121,12 @@ def test_alibi_by_hand() -> None:
 
 
 def test_projections_by_hand() -> None:
-    """opt-350m's embedding is narrower than its layers; of a prompt chunk the head alone computes one row."""
+    """opt-350m's embedding is narrower than its layers; a prompt chunk computes one row beyond the last attention."""
     shape = counted("opt-350m-dynamo-fp32")
     assert (shape.embedding.columns, shape.hidden, shape.head.k, shape.vocab) == (16, 32, 16, 64)
-    linears = [op for op in step_ops(shape, 3, 5, head_rows=1) if op.kind == "linear"]
+    linears = [op for op in step_ops(shape, 3, 5, result_rows=1) if op.kind == "linear"]
     found = {op.name: (op.rows, op.operator.k, op.operator.columns) for op in (linears[0], *linears[-2:])}
-    assert found == {"project_in": (3, 16, 32), "project_out": (3, 32, 16), "head": (1, 16, 64)}
+    assert found == {"project_in": (3, 16, 32), "project_out": (1, 32, 16), "head": (1, 16, 64)}
 
 
 def test_gemma2_by_hand() -> None:

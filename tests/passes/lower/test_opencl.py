@@ -22,6 +22,7 @@ CONTEXT, STEPS, PREFILL = 64, (1, 3, 8), 8
 VARIANTS: dict[str, dict[str, Any]] = {
     "float16 tied": {"dtype": "float16", "tied": True},
     "qk norm and bias": {"qk_norm": True, "qkv_bias": True},
+    "2 bit": {"bits": 2},
     "4 bit": {"bits": 4},
     "8 bit, odd sizes": {"bits": 8, "head_dim": 8, "heads": 6, "kv_heads": 3, "vocab": 53},
 }

@@ -217,7 +217,7 @@ def test_saved_by_onnxruntime(name: str, level: str, tmp_path: Path) -> None:
     assert worst(decoder, ReferenceModel(path, threads=1)) < BOUND
 
 
-def zero_points(dtype: str, block: int) -> Callable[[Any], None]:
+def zero_points(dtype: str, block: int, bits: int = 4) -> Callable[[Any], None]:
     """The head of an export as a MatMulNBits whose zero points are of a type; 64 inputs in blocks."""
 
     def change(graph: Any) -> None:
@@ -226,12 +226,12 @@ def zero_points(dtype: str, block: int) -> Callable[[Any], None]:
         vocab, k = 512, 64
         blocks = -(-k // block)
         numbers = {
-            "uint8": rng.integers(0, 256, (vocab * -(-blocks // 2),)).astype(np.uint8),
-            "float32": rng.uniform(4, 11, vocab * blocks).astype(np.float32),
+            "uint8": rng.integers(0, 256, (vocab * -(-blocks * bits // 8),)).astype(np.uint8),
+            "float32": rng.uniform(4, 11, vocab * blocks).astype(np.float32) * (1 << bits) / 16,
             "float16 matrix": rng.uniform(4, 11, (vocab, blocks)).astype(np.float16),
         }[dtype]
         scales = rng.uniform(0.01, 0.02, numbers.shape if "matrix" in dtype else vocab * blocks)
-        q = rng.integers(0, 256, (vocab, blocks, block // 2)).astype(np.uint8)
+        q = rng.integers(0, 256, (vocab, blocks, block * bits // 8)).astype(np.uint8)
         for name, x in (("q", q), ("s", scales.astype(np.float16 if "16" in dtype else np.float32)), ("z", numbers)):
             graph.initializer.append(numpy_helper.from_array(x, f"head.{name}"))
         names, x = [f"head.{n}" for n in "qsz"], head.input[0]
@@ -242,7 +242,7 @@ def zero_points(dtype: str, block: int) -> Callable[[Any], None]:
         graph.node.remove(head)
         out = "logits16" if "16" in dtype else "logits"
         made = helper.make_node(
-            "MatMulNBits", [x, *names], [out], domain="com.microsoft", K=k, N=vocab, bits=4, block_size=block
+            "MatMulNBits", [x, *names], [out], domain="com.microsoft", K=k, N=vocab, bits=bits, block_size=block
         )
         graph.node.insert(at, made)
         if "16" in dtype:
@@ -256,17 +256,29 @@ def with_contrib(change: Callable[[Any], None], graph_holder: Any) -> None:
     change(graph_holder.graph)
 
 
-@pytest.mark.parametrize(("dtype", "block"), [("uint8", 64), ("uint8", 16), ("float32", 32), ("float16 matrix", 16)])
-def test_zero_points_of_every_storage(tmp_path: Path, dtype: str, block: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "block", "bits"),
+    [
+        ("uint8", 64, 4),
+        ("uint8", 16, 4),
+        ("float32", 32, 4),
+        ("float16 matrix", 16, 4),
+        ("uint8", 64, 2),
+        ("uint8", 16, 2),
+        ("float32", 32, 2),
+    ],
+)
+def test_zero_points_of_every_storage(tmp_path: Path, dtype: str, block: int, bits: int) -> None:
     """Packed bytes (an odd number of blocks too), or fractions of either type."""
     proto = onnx.load(LLAMA)
-    with_contrib(zero_points(dtype, block), proto)
+    with_contrib(zero_points(dtype, block, bits), proto)
     path = tmp_path / "model.onnx"
     onnx.save(proto, path)
     decoder = canonicalise(path, CONTEXT)
     reference = ReferenceModel(path, threads=1)
     assert worst(decoder, reference) < BOUND
-    assert count_work(decoder, "").head.format.zero_dtype == dtype.split()[0]
+    stored = count_work(decoder, "").head.format
+    assert (stored.dtype, stored.zero_dtype) == (f"int{bits}", dtype.split()[0])
 
 
 def test_zero_points_of_another_type_are_refused(tmp_path: Path) -> None:
@@ -281,18 +293,20 @@ def test_zero_points_of_another_type_are_refused(tmp_path: Path) -> None:
 
 
 INT4 = [(TensorProto.INT4, False), (TensorProto.INT4, True), (TensorProto.UINT4, False), (TensorProto.UINT4, True)]
+INT2 = [(TensorProto.INT2, True), (TensorProto.UINT2, False)]
 
 
-def four_bits(kind: int, zeros: bool, gather: bool) -> Callable[[Any], None]:
-    """The embedding as a 4-bit table: GatherBlockQuantized, or a Gather of a DequantizeLinear."""
+def quantised_table(kind: int, zeros: bool, gather: bool) -> Callable[[Any], None]:
+    """The embedding as a table of 2 or 4 bits: GatherBlockQuantized, or a Gather of a DequantizeLinear."""
 
     def change(proto: Any) -> None:
         graph, rng = proto.graph, np.random.default_rng(1)
         old = next(n for n in graph.node if n.op_type == "Gather" and n.input[1] == "input_ids")
         vocab, width, block = 512, 64, 32
+        few = kind in (TensorProto.INT2, TensorProto.UINT2)
         shapes = {"q": (vocab, width), **({"z": (vocab, width // block)} if zeros else {})}
         for name, shape in shapes.items():
-            raw = rng.integers(0, 256, int(np.prod(shape)) // 2).astype(np.uint8).tobytes()
+            raw = rng.integers(0, 256, int(np.prod(shape)) // (4 if few else 2)).astype(np.uint8).tobytes()
             graph.initializer.append(TensorProto(name=f"table.{name}", data_type=kind, dims=shape, raw_data=raw))
         scales = rng.uniform(0.05, 0.1, (vocab, width // block)).astype(np.float32)
         graph.initializer.append(numpy_helper.from_array(scales, "table.s"))
@@ -311,17 +325,20 @@ def four_bits(kind: int, zeros: bool, gather: bool) -> Callable[[Any], None]:
             made = helper.make_node("DequantizeLinear", inputs, ["table"], axis=1, block_size=block)
             graph.node.insert(at, made)
         for entry in proto.opset_import:
-            entry.version = max(entry.version, 21) if entry.domain == "" else entry.version
+            entry.version = max(entry.version, 25 if few else 21) if entry.domain == "" else entry.version
+        proto.ir_version = 12 if few else proto.ir_version
 
     return change
 
 
-@pytest.mark.parametrize("gather", [True, False], ids=["gather", "dequantize"])
-@pytest.mark.parametrize(("kind", "zeros"), INT4)
-def test_four_bit_tables(tmp_path: Path, kind: int, zeros: bool, gather: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "zeros", "gather"),
+    [(*case, gather) for case in INT4 for gather in (True, False)] + [(*case, False) for case in INT2],
+)
+def test_tables_of_few_bits(tmp_path: Path, kind: int, zeros: bool, gather: bool) -> None:
     proto = onnx.load(LLAMA)
     with_contrib(lambda graph: None, proto)
-    four_bits(kind, zeros, gather)(proto)
+    quantised_table(kind, zeros, gather)(proto)
     path = tmp_path / "model.onnx"
     onnx.save(proto, path)
     decoder = canonicalise(path, CONTEXT)
@@ -332,14 +349,19 @@ def test_four_bit_tables(tmp_path: Path, kind: int, zeros: bool, gather: bool) -
         assert worst(decoder, reference) > BOUND
 
 
-@pytest.mark.parametrize(("kind", "name"), [(TensorProto.UINT2, "UINT2"), (TensorProto.INT2, "INT2")])
-def test_two_bits_are_refused_by_name(tmp_path: Path, kind: int, name: str) -> None:
-    proto = onnx.load(LLAMA)
-    with_contrib(lambda graph: None, proto)
-    four_bits(TensorProto.INT4, False, False)(proto)
-    table = next(t for t in proto.graph.initializer if t.name == "table.q")
-    table.data_type, table.raw_data = kind, table.raw_data[: len(table.raw_data) // 2]
+@pytest.mark.slow
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_two_bits_of_onnxruntimes_quantiser(tmp_path: Path, symmetric: bool) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=symmetric, accuracy_level=4, bits=2)
+    quantizer = MatMulNBitsQuantizer(onnx.load(LLAMA), algo_config=config)
+    quantizer.process()
     path = tmp_path / "model.onnx"
-    onnx.save(proto, path)
-    with pytest.raises(UserError, match=rf"a weight of type {name}; INT4, UINT4, INT8, UINT8 are supported"):
-        canonicalise(path, CONTEXT)
+    quantizer.model.save_model_to_file(str(path))
+    decoder, reference = canonicalise(path, CONTEXT), ReferenceModel(path, threads=1)
+    assert worst(decoder, reference) < BOUND
+    assert decoder.facts.weight_dtype == "int2"
+    matrix = next(n for n in decoder.model.graph if n.op_type == "MatMulNBits")
+    with scaled(initializer_of(matrix.inputs[2]), 1.01):
+        assert worst(decoder, reference) > BOUND

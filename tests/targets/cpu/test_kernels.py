@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pytest
 import tvm
 
-from passes.lower.pack import pack_quantised, swap_nibbles, to_panels, unpack_bits
+from passes.lower.pack import pack_quantised, swap_nibbles, to_panels
+from passes.packed_codes import pack_codes, unpack_codes
 from targets.boards import load_board
 from targets.cpu.kernels.argmax import argmax
 from targets.cpu.kernels.attention import attention_cached
@@ -96,21 +97,15 @@ def quantised(bits: int, k: int, columns: int, block: int, zeros: bool) -> tuple
     scale = rng.uniform(0.01, 0.1, (columns, blocks)).astype(F32)
     zero = rng.integers(0, 1 << bits, (columns, blocks)).astype(np.uint8)
 
-    def bytes_of(v: Array) -> Array:
-        if bits == 8:
-            return v
-        v = np.pad(v, ((0, 0), (0, v.shape[1] % 2)))
-        packed: Array = v[:, ::2] | (v[:, 1::2] << 4)
-        return packed
-
     z = zero if zeros else np.full_like(zero, 1 << (bits - 1))
     w = (values.astype(F32) - np.repeat(z, block, 1).astype(F32)) * np.repeat(scale, block, 1)
-    onnx = {"q": bytes_of(values).reshape(columns, blocks, block // per), "scale": scale, "zero": bytes_of(zero)}
+    q, packed_zero = pack_codes(values, bits).reshape(columns, blocks, block // per), pack_codes(zero, bits)
+    onnx = {"q": q, "scale": scale, "zero": packed_zero}
     return onnx, w[:, :k]
 
 
 @TILES
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize(("k", "block"), [SLOW(64, 32), SLOW(96, 128), (80, 32), SLOW(600, 1024)])
 def test_linear_and_embedding_nbits(tile: CpuTile, bits: int, zeros: bool, k: int, block: int) -> None:
@@ -118,8 +113,8 @@ def test_linear_and_embedding_nbits(tile: CpuTile, bits: int, zeros: bool, k: in
     onnx, w = quantised(bits, k, columns, block, zeros)
     q = pack_quantised(onnx["q"], bits, k, tile.panel)
     scale = to_panels(onnx["scale"].T, tile.panel)
-    values = onnx["zero"] if bits == 8 else np.stack([onnx["zero"] & 15, onnx["zero"] >> 4], -1).reshape(columns, -1)
-    zero = to_panels(values[:, : scale.shape[1]].T, tile.panel) if zeros else np.zeros((1, 1, 1), np.uint8)
+    values = unpack_codes(onnx["zero"], bits, scale.shape[1])
+    zero = to_panels(values.T, tile.panel) if zeros else np.zeros((1, 1, 1), np.uint8)
     outputs = []
     for n in (1, 3, 5):
         func = linear_nbits(tile, n, k, columns, bits, block, "float32", zeros)
@@ -170,7 +165,7 @@ def test_zero_points_that_are_fractions(tile: CpuTile, zero_dtype: str) -> None:
     bits, k, columns, block = 4, 80, 40, 32
     onnx, _ = quantised(bits, k, columns, block, zeros=False)
     fractions = (7 + 3 * normal(columns, 3, seed=4)).astype(zero_dtype)
-    codes = unpack_bits(onnx["q"], bits, k).astype(F32)
+    codes = unpack_codes(onnx["q"], bits, k).astype(F32)
     w = (codes - np.repeat(fractions.astype(F32), block, 1)[:, :k]) * np.repeat(onnx["scale"], block, 1)[:, :k]
     q, scale = pack_quantised(onnx["q"], bits, k, tile.panel), to_panels(onnx["scale"].T, tile.panel)
     zero, rows, outputs = to_panels(fractions.T, tile.panel), normal(1, 5, k), []

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from requirements import need_program
 
+from passes.packed_codes import pack_codes
 from targets.boards import load_board
 from targets.opencl.tile import GpuTile, gpu_tile
 
@@ -74,7 +75,7 @@ def quantised(bits: int, k: int, columns: int, block: int, zeros: bool) -> tuple
     values = rng.integers(0, 1 << bits, (columns, blocks * block)).astype(np.uint8)
     scale = rng.uniform(0.01, 0.1, (columns, blocks)).astype(F32)
     zero = rng.integers(0, 1 << bits, (columns, blocks)).astype(np.uint8)
-    q = values if bits == 8 else values[:, ::2] | (values[:, 1::2] << 4)
+    q = pack_codes(values, bits)
     z = zero if zeros else np.full_like(zero, 1 << (bits - 1))
     w = (values.astype(F32) - np.repeat(z, block, 1).astype(F32)) * np.repeat(scale, block, 1)
     return {"q": q.reshape(columns, blocks, block // per), "scale": scale, "zero": zero}, w[:, :k]
@@ -87,6 +88,8 @@ def quantised(bits: int, k: int, columns: int, block: int, zeros: bool) -> tuple
         (SMALL, 4, True, 80, 32, "float16"),
         (MALI, 8, True, 80, 32, "float32"),
         (SMALL, 8, False, 96, 128, "float16"),
+        (MALI, 2, False, 96, 128, "float16"),
+        (SMALL, 2, True, 80, 32, "float32"),
     ],
     ids=tile_name,
 )
@@ -150,14 +153,15 @@ def test_linear_with_codes_of_a_table(run: Run, tile: GpuTile, table: str) -> No
 @pytest.mark.parametrize(("tile", "zero_dtype"), [(MALI, "float32"), (SMALL, "float16")], ids=tile_name)
 def test_zero_points_that_are_fractions(run: Run, tile: GpuTile, zero_dtype: str) -> None:
     """HQQ's: a weight is (q - zero) * scale in float32; three blocks a column, the last one short."""
-    from passes.lower.pack import pack_quantised, to_panels, unpack_bits
+    from passes.lower.pack import pack_quantised, to_panels
+    from passes.packed_codes import unpack_codes
     from targets.opencl.kernels.embedding import embedding_nbits
     from targets.opencl.kernels.linear_nbits import linear_nbits
 
     bits, k, columns, block = 4, 80, 41, 32
     onnx, _ = quantised(bits, k, columns, block, zeros=False)
     fractions = (7 + 3 * normal(columns, 3, seed=4)).astype(zero_dtype)
-    codes = unpack_bits(onnx["q"], bits, k).astype(F32)
+    codes = unpack_codes(onnx["q"], bits, k).astype(F32)
     w = (codes - np.repeat(fractions.astype(F32), block, 1)[:, :k]) * np.repeat(onnx["scale"], block, 1)[:, :k]
     q, scale = pack_quantised(onnx["q"], bits, k, tile.panel), to_panels(onnx["scale"].T, tile.panel)
     zero, rows, outputs = to_panels(fractions.T, tile.panel), normal(1, 5, k), []

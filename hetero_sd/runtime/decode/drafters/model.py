@@ -60,7 +60,7 @@ class ModelDrafter(Drafter):
         if not ids or self.lost:
             return 0
         try:
-            self._model.submit(self._known(ids), self._length - self.skipped, last=True).result()
+            self._model.submit(self._known(ids), self._length - self.skipped, ()).result()
             self._length, self.skipped = end, self.skipped + skip
         except _FAILURES as error:
             self._lose(error)

@@ -117,6 +117,8 @@ def test_time_to_first_token_is_predicted_from_chunks():
     # in chunks of 32 tokens: two and a step of 4; one for 12, more than any step; exactly one; a step of one token
     lengths = (68, 12, 32, 1)
     assert [prediction.first_token_s(n, 32) for n in lengths] == pytest.approx([0.43, 0.2, 0.2, 0.01])
+    logits = replace(prediction, prompt_result_s=0.05)  # of the last chunk alone
+    assert [logits.first_token_s(n, 32) for n in (*lengths, 64)] == pytest.approx([0.43, 0.25, 0.25, 0.01, 0.45])
     plan = some_plan(prediction=prediction)  # a_trace has a prompt of 5: a chunk
     row = stats_json([a_trace()], plan)["predicted_vs_measured"][0]
     assert (row["term"], row["measured"], row["predicted"]) == ("time to first token", 500.0, 200.0)

@@ -85,7 +85,7 @@ class TwoSlots:
     cache = None
 
     def __init__(self, models) -> None:
-        self.models, self.slots, self.prefill_width = models, len(models), 4
+        self.models, self.slots, self.row_widths, self.read_widths = models, len(models), (1, 2), (1, 4)
         self.vocab, self.context, self.name = models[0].vocab, models[0].context, "toy"
 
     def slot(self, slot):
@@ -105,7 +105,7 @@ def test_slots_answer_with_ids_of_the_tokenizer(pair) -> None:
     assert slots_of(whole, None) is slots_of(whole, TARGET_ROWS) is whole
     cut = slots_of(whole, IDS)
     assert cut is not None
-    assert (cut.vocab, cut.slots, cut.prefill_width) == (IDS, 2, 4)
+    assert (cut.vocab, cut.slots, cut.row_widths, cut.read_widths) == (IDS, 2, (1, 2), (1, 4))
     texts = [[1, 2, 3, 4, 5, 0], [5, 4, 3, 2, 1, 1]]
     expected = [alone.argmax(text, 0).tolist() for text in texts]
     assert [cut.slot(slot).argmax(text, 0).tolist() for slot, text in enumerate(texts)] == expected

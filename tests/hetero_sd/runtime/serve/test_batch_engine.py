@@ -8,18 +8,23 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bundles import some_plan, some_prediction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from costmodel.batch import BOUND_STEPS
+from costmodel.schema.batch import BatchPrediction
 from hetero_sd.runtime.load import load_folder
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Outputs, Pending, Row, Slots
+from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.batch_engine import BatchEngine
 from hetero_sd.runtime.serve.engine import (
     ENDING,
@@ -44,12 +49,17 @@ Letters = Callable[..., Session]
 
 
 class ToySlots(Slots):
-    """A toy model for each slot; knows what every call fed. A token `poison` gives logits that are not finite."""
+    """A toy model for each slot; knows what every call fed. A token `poison` gives logits that are not finite.
 
-    def __init__(self, made: Sequence[Model], poison: int | None = None) -> None:
+    Attributes:
+        now_s: a clock that only calls advance: by 2 s with a row more of a second each stair, by `chunk_s`.
+    """
+
+    def __init__(self, made: Sequence[Model], poison: int | None = None, chunk_s: float = 6.0) -> None:
         first, self._made, self._poison = made[0], made, poison
+        self.now_s, self.chunk_s = 0.0, chunk_s
         self.vocab, self.context, self.name = first.vocab, first.context, first.name
-        self.slots, self.prefill_width = len(made), 8
+        self.slots, self.row_widths, self.read_widths = len(made), (1, 2, 4, 8), (1, 8)
         self.calls: list[Any] = []  # (slot, tokens) of chunks, the slots of rows
         self.fault: Exception | None = None
 
@@ -61,6 +71,7 @@ class ToySlots(Slots):
             fault, self.fault = self.fault, None
             raise fault
         self.calls.append([row.slot for row in rows])
+        self.now_s += rows_s(len(rows))
         logits = np.concatenate([self._made[r.slot].forward([r.token], r.pos) for r in rows])
         bad = np.array([row.token == self._poison for row in rows])
         return {LOGITS: logits, CHOICE: np.where(bad, -1, logits.argmax(-1))}
@@ -73,13 +84,32 @@ class _Chunks(Model):
 
     def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
         self._slots.calls.append((self._number, len(ids)))
+        self._slots.now_s += self._slots.chunk_s if len(ids) > 1 else rows_s(1)
         return self._model.submit(ids, pos, outputs, last)
 
 
-def engine_of(letters: Letters, slots: int = 3, waiting: int = 16, answer_s: float = 60.0, **more: Any) -> BatchEngine:
+def rows_s(rows: int) -> float:
+    """Seconds of a call of so many rows, by a ToySlots' clock."""
+    return 2.0 + 0.25 * (rows - 1).bit_length()
+
+
+CALLS = BatchPrediction({n: (rows_s(n), 0.0) for n in (1, 2, 4, 8)}, {1: (2.0, 0.0), 8: (6.0, 0.0)})
+
+
+def engine_of(
+    letters: Letters,
+    slots: int = 3,
+    waiting: int = 16,
+    answer_s: float = 60.0,
+    between_tokens_s: float | None = None,
+    **more: Any,
+) -> BatchEngine:
     session = letters(chats=more.pop("chats", True))
-    toys = [letters(chats=False).models.target.model for _ in range(slots)]  # type: ignore[attr-defined]
-    return BatchEngine(session, ToySlots(toys, **more), waiting, answer_s)
+    calls = more.pop("calls", None)
+    session.plan = None if calls is None else some_plan(prediction=some_prediction(slot_calls=calls))
+    models = [letters(chats=False).models.target.model for _ in range(slots)]  # type: ignore[attr-defined]
+    toys = ToySlots(models, **more)
+    return BatchEngine(session, toys, waiting, answer_s, 0, between_tokens_s, lambda: toys.now_s)
 
 
 def toys_of(engine: BatchEngine) -> ToySlots:
@@ -155,7 +185,7 @@ def test_texts_are_those_of_single_runs_at_every_load(letters: Letters, slots: i
         found.append((client.text(), ended.reason, ended.counts.generated))
     assert found == expected
     assert {reason for _, reason, _ in found} == {"length", "stop", "context"}
-    assert min(slots, 4) <= max(len(call) for call in toys_of(engine).calls if isinstance(call, list)) <= slots
+    assert min(slots, 4) <= max(len(set(call)) for call in toys_of(engine).calls if isinstance(call, list)) <= slots
     snapshot = engine.snapshot()
     assert (snapshot.outcomes["answered"], snapshot.running, snapshot.waiting) == (8, 0, 0)
     assert snapshot.tokens.generated == sum(n for _, _, n in expected)
@@ -228,19 +258,84 @@ def session_letters(tmp_path_factory: pytest.TempPathFactory, tokenizers_by_kind
     return make
 
 
-def test_a_running_text_waits_for_one_chunk_at_most(letters: Letters) -> None:
-    engine = engine_of(letters, 2)
-    run_all(
-        engine,
-        GenerationRequest("a", {"max_new_tokens": 60}),
-        GenerationRequest("b" * 100, {"max_new_tokens": 2}),
-    )
-    calls = toys_of(engine).calls
-    chunks = [call for call in calls if isinstance(call, tuple)]
-    assert [n for _, n in chunks] == [8] * 12 + [4]
-    assert all(isinstance(after, list) for call, after in pairwise(calls) if call in chunks)
-    assert calls.count([0, 1]) == 1  # the prompt's last chunk gives its first token
-    assert sum(0 in call for call in calls if isinstance(call, list)) == 60
+def beside_a_prompt(
+    letters: Letters, bound_s: float | None, chunk_s: float = 6.0, calls: BatchPrediction | None = CALLS
+) -> BatchEngine:
+    """While three texts are written a prompt of 100 tokens comes."""
+    engine = engine_of(letters, 4, between_tokens_s=bound_s, chunk_s=chunk_s, calls=calls)
+    clients: list[Client] = []
+
+    def ask(text: str, new: int) -> None:
+        clients.append(Client(heard))
+        engine.submit(GenerationRequest(text, {"max_new_tokens": new}), clients[-1])
+
+    def heard(client: Client) -> None:
+        if client is clients[0] and len(client.text()) == 5 and len(clients) == 3:
+            ask("d" * 100, 2)
+        if all(isinstance(one.last, Ended) for one in clients if one.events) and len(clients) == 4:
+            engine.stop()
+
+    for text in "abc":
+        ask(text, 110)
+    engine.run()
+    return engine
+
+
+def counts_of(engine: BatchEngine) -> BatchCounts:
+    counts = engine.snapshot().batch
+    assert counts is not None
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("bound_s", "read_at_once", "longest_s"),
+    [(9.0, 8, 8.5), (15.0, 16, 14.5), (3.0, 1, 2.75), (2.5, 1, 2.5)],  # with a chunk, with two, with rows alone
+)
+def test_no_running_text_waits_longer_than_the_bound(
+    letters: Letters, bound_s: float, read_at_once: int, longest_s: float
+) -> None:
+    engine = beside_a_prompt(letters, bound_s)
+    counts, calls = counts_of(engine), toys_of(engine).calls
+    assert (counts.late_gaps, counts.gaps, counts.longest_gap_s) == (0, 3 * 109 + 1, longest_s)
+    assert counts.read_tokens + counts.riding_tokens in (99, 100)  # the last token may be a row as any other
+    between = [[n for _, n in group] for rows, group in groupby(calls, lambda c: isinstance(c, list)) if not rows]
+    assert max(map(sum, between), default=1) == read_at_once
+    assert counts_of(beside_a_prompt(letters, 50.0)).longest_gap_s > bound_s  # the negative control
+
+
+def test_times_that_are_seen_correct_those_of_the_plan(letters: Letters) -> None:
+    """The plan has chunks in a twelfth of their time: one round is late, and no other."""
+    wrong = replace(CALLS, read_calls={1: (2.0, 0.0), 8: (0.5, 0.0)})
+    counts = counts_of(beside_a_prompt(letters, 9.0, calls=wrong))
+    assert (counts.late_gaps, counts.longest_gap_s) == (3, 2.5 + 13 * 6.0)  # 13 pieces were thought to fit
+    assert counts.predicted_s < counts.calls_s
+    counts = counts_of(beside_a_prompt(letters, 9.0))
+    assert counts.predicted_s == pytest.approx(counts.calls_s)
+
+
+@pytest.mark.parametrize("calls", [CALLS, None])
+def test_the_bound_is_some_steps_of_one_text_where_nobody_gives_it(
+    letters: Letters, calls: BatchPrediction | None
+) -> None:
+    engine = engine_of(letters, 2, calls=calls)
+    run_all(engine, GenerationRequest("a", {"max_new_tokens": 60}))
+    assert counts_of(engine).bound_s == pytest.approx(BOUND_STEPS * 2.0)
+
+
+def test_a_text_that_ends_gives_its_row_back_at_once(letters: Letters) -> None:
+    engine = engine_of(letters, 3)
+    run_all(engine, *(GenerationRequest(text, {"max_new_tokens": n}) for text, n in (("a", 4), ("b", 9), ("c", 9))))
+    rows = [len(call) for call in toys_of(engine).calls if isinstance(call, list)]
+    assert rows == [3] * 4 + [2] * 5
+
+
+def test_no_more_texts_are_begun_than_the_bound_allows(letters: Letters) -> None:
+    """Two rows take 2.25 s, three 2.5: with a bound between them the third text waits in the queue."""
+    requests = [GenerationRequest(text, {"max_new_tokens": 9}) for text in "abcde"]
+    for bound_s, most in ((2.3, 2), (2.6, 4)):
+        engine = engine_of(letters, 5, between_tokens_s=bound_s, calls=CALLS)
+        assert all(client.last == Ended() for client in run_all(engine, *requests))
+        assert max(len(call) for call in toys_of(engine).calls if isinstance(call, list)) == most
 
 
 def test_a_text_that_a_slot_holds_is_not_read_again(letters: Letters) -> None:
@@ -416,7 +511,7 @@ class Counting(Slots):
     def __init__(self, slots: Slots) -> None:
         self._slots, self.cache = slots, slots.cache
         self.vocab, self.context, self.name = slots.vocab, slots.context, slots.name
-        self.slots, self.prefill_width = slots.slots, slots.prefill_width
+        self.slots, self.row_widths, self.read_widths = slots.slots, slots.row_widths, slots.read_widths
         self.read, self.written = 0, 0
 
     def slot(self, slot: int) -> Model:
@@ -461,34 +556,14 @@ def test_a_beginning_in_common_is_read_once_and_changes_no_bit(compiled: Session
     engine = BatchEngine(compiled, slots, 16, 60.0)
     clients = run_all(engine, *(GenerationRequest(ids, options) for ids, options in asked))
     assert [client.text() for client in clients] == expected
-    assert slots.read == 45 + 12 * 2
     ended = [event for client in clients for event in client.events if isinstance(event, ChoiceEnded)]
     assert [event.counts.kept for event in ended] == [0] + [45] * 11
-    assert slots.written == sum(event.counts.generated - 1 for event in ended)
+    assert slots.read + slots.written == 45 + 12 * 2 + sum(event.counts.generated - 1 for event in ended)
     assert engine.snapshot().cache_rows_used < 6 * (47 + 8) - 4 * 32  # a block of 32 rows lies in memory once
     without = Counting(compiled.slots)
     without.cache = None  # the negative control: rows cannot be had from other slots
     run_all(BatchEngine(compiled, without, 16, 60.0), *(GenerationRequest(ids, options) for ids, options in asked))
-    assert without.read >= 6 * 47
-
-
-def test_who_waits_for_rows_that_an_earlier_one_reads(compiled: Session) -> None:
-    """Prompts with a beginning in common wait for the first of them; others do not, nor those with seven tokens."""
-    forget(compiled)
-    assert compiled.slots is not None
-    engine = BatchEngine(compiled, compiled.slots, 16, 60.0)
-    shared = list(range(10, 50))
-    for prompt in ([*shared, 1], [*shared, 2], [3, *shared], [*shared[:7], 3, 4], [*shared[:8], 5, 6]):
-        engine.submit(GenerationRequest(prompt), lambda event: None)
-    engine._admit()
-    assert [work.asked.ids[-1] for work in engine._readable()] == [1, 49, 4]
-    engine._read()  # a chunk of 32
-    assert [work.asked.ids[-1] for work in engine._readable()] == [1, 49, 4]
-    engine._read()
-    assert [work.asked.ids[-1] for work in engine._readable()] == [49, 4, 6]
-    assert [work.text.trace.kept_tokens for work in engine._work] == [0, 40, 0, 0, 8]
-    engine.stop()
-    engine.run()
+    assert without.read + without.written - slots.read - slots.written >= 5 * 45
 
 
 def test_the_answers_to_one_request_read_its_prompt_once(compiled: Session) -> None:
@@ -508,11 +583,10 @@ def test_the_answers_to_one_request_read_its_prompt_once(compiled: Session) -> N
 
 
 def test_a_choice_that_fails_ends_its_request_and_no_other(letters: Letters) -> None:
-    engine = engine_of(letters, 4)
-    toys_of(engine).fault = ValueError("once")
+    engine = engine_of(letters, 4, poison=70)
     bad, good = run_all(
         engine,
-        GenerationRequest("hello", {"max_new_tokens": 9}, choices=3),
+        GenerationRequest([70], {"max_new_tokens": 9}, choices=3),
         GenerationRequest("b" * 30, {"max_new_tokens": 5}),
     )
     assert bad.failed.kind == FAULT

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from bundles import some_plan, some_prediction
 
+from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
 from hetero_sd.runtime.serve.engine import GenerationRequest, QueueFull
 from hetero_sd.runtime.serve.metrics import metrics_text
@@ -93,3 +95,21 @@ def test_numbers_are_those_of_the_answers(letters: Callable[..., Session]) -> No
     assert found["seconds_per_token", "predicted"] == pytest.approx(1 / 50)
     assert found["acceptance_rate", "measured"] == 1.0  # both models are the same
     assert found["acceptance_rate", "predicted"] == 0.8
+
+
+def test_the_rounds_of_several_at_a_time() -> None:
+    counts = BatchCounts(
+        rounds=10, rows=60, computed_rows=80, read_tokens=64, riding_tokens=5, tokens=50, busy_s=4.0, calls_s=3.5,
+        scheduling_s=0.1, predicted_s=5.0, bound_s=0.3, gaps=40, late_gaps=1, longest_gap_s=0.35,
+    )  # fmt: skip
+    zero = Snapshot({}, TokenCounts(), 0.0, 0, 0, 4, 64, 0, None)
+    found = read(metrics_text(replace(zero, batch=counts)))
+    assert (found["batch_tokens_per_second", "measured"], found["batch_tokens_per_second", "predicted"]) == (12.5, 10.0)
+    parts = [found["batch_seconds_total", part] for part in ("calls", "scheduling", "rest")]
+    assert parts == pytest.approx([3.5, 0.1, 0.4])
+    assert (found["batch_rows_total", ""], found["batch_row_places_total", ""]) == (60, 80)
+    assert found["batch_prompt_tokens_total", "beside_texts"] == 5
+    assert (found["batch_gaps_total", ""], found["batch_late_gaps_total", ""]) == (40, 1)
+    nothing = read(metrics_text(replace(zero, batch=BatchCounts())))
+    assert not [key for key in nothing if key[0] == "batch_tokens_per_second"]
+    assert not [key for key in read(metrics_text(zero)) if key[0].startswith("batch")]

@@ -24,6 +24,8 @@ def test_options_of_a_server() -> None:
         ("--token x", "--token belongs to --serve"),
         ("--queue 3", "--queue belongs to --serve"),
         ("--keep-rows 3", "--keep-rows belongs to --serve"),
+        ("--time-between-tokens 50", "--time-between-tokens belongs to --serve"),
+        ("--serve --time-between-tokens 0", "not a number >= 0.001"),
         ("--serve --port 65536", "not a whole number from 0 to 65535"),
         ("--serve --queue -1", "not a whole number from 0"),
         ("--serve --prompt x", "--prompt contradicts --serve"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -53,6 +55,18 @@ def test_what_ends_a_program(make: Callable[[], str], said: str, monkeypatch: py
     (child,) = children
     with pytest.raises(ChildProcessError):  # it was waited for
         os.waitpid(child, os.WNOHANG)
+
+
+def test_where_the_user_may_have_less_memory_than_the_bound() -> None:
+    """`ulimit -v`: it is not raised, and the text is made."""
+    script = """
+import resource
+from hetero_sd.runtime.text.bounded_call import bounded_text
+resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
+print(bounded_text(lambda: str(resource.getrlimit(resource.RLIMIT_AS)), seconds=60.0))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (f"({300 << 20}, {300 << 20})\n", "")
 
 
 def test_its_text() -> None:

@@ -20,6 +20,7 @@ from hetero_sd.runtime.decode.drafters.ngram import NgramDrafter
 from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
+from hetero_sd.runtime.decode.logprobs import MOST_TOP, Logprobs
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap, speculate_overlapped
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 from hetero_sd.runtime.decode.sampling import Sampling
@@ -48,6 +49,7 @@ class Options(TypedDict, total=False):
         top_p: sample among the best tokens of that mass, above 0 and at most 1 (1).
         seed: makes samples repeatable; None takes another one each time (None).
         stop: texts before which it ends (none).
+        logprobs: most probable tokens that are kept with each token, 20 at most; None keeps no probabilities (None).
     """
 
     max_new_tokens: int
@@ -56,6 +58,7 @@ class Options(TypedDict, total=False):
     top_p: float
     seed: int | None
     stop: Sequence[str]
+    logprobs: int | None
 
 
 class PromptTooLong(UserError):
@@ -200,7 +203,7 @@ class Session:
         request, seeded = self.request_of(options)
         greedy = request.sampling.greedy
         policy = self.repeatable if seeded and not greedy else self.policy
-        trace = Trace(spans=[] if self.spans else None)
+        trace = Trace(spans=[] if self.spans else None, logprobs=logprobs_of(options))
         overlap = self.overlap
         if seeded and not greedy and overlap is not None and overlap.live is not None:
             planned = self.plan is not None and self.plan.mode == OVERLAPPED
@@ -287,6 +290,7 @@ class Session:
             ("seed must not be negative", sampling.seed >= 0),
             ("stop is one text, give a list", not isinstance(options.get("stop", ()), str)),
             ("stop has an empty text", "" not in options.get("stop", ())),
+            (f"logprobs must be 0 to {MOST_TOP}", 0 <= (options.get("logprobs") or 0) <= MOST_TOP),
         ):
             if not holds:
                 raise UserError(name)
@@ -317,3 +321,9 @@ class Session:
             return generate(target, ids, self.request, trace)
         drafter = drafters[0] if len(drafters) == 1 else EitherDrafter(*drafters)
         return speculate(target, drafter, ids, self.request, self.policy, trace)
+
+
+def logprobs_of(options: Options) -> Logprobs | None:
+    """Where the probabilities of an answer's tokens are kept, if they are asked for."""
+    top = options.get("logprobs")
+    return None if top is None else Logprobs(top)

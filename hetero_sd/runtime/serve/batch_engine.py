@@ -207,8 +207,9 @@ class BatchEngine:
         text.told_s = now_s
         before = len(text.trace.token_ids)
         for piece in text.take(tokens):
+            shown = () if text.shown is None else text.shown.of(piece)
             if piece.text:
-                asked.job.deliver(TextPiece(work.choice, piece.text))
+                asked.job.deliver(TextPiece(work.choice, piece.text, shown))
         self._scheduler.counts.tokens += len(text.trace.token_ids) - before
         if text.stop_reason is None:
             return

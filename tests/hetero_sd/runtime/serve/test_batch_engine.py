@@ -505,6 +505,32 @@ def test_a_compiled_target_under_load(compiled: Session) -> None:
     assert len({text for text, _, _ in expected}) > 10
 
 
+def test_logprobs_under_load_are_those_of_single_runs(compiled: Session) -> None:
+    rng = np.random.default_rng(2)
+    asked: list[tuple[list[int], Any]] = [
+        (
+            rng.integers(0, 500, 5 + 13 * i % 40).tolist(),
+            {"max_new_tokens": 7, "logprobs": 2, "temperature": 0.9 * (i % 2), "seed": i},
+        )
+        for i in range(9)
+    ]
+    expected = []
+    for ids, options in asked:
+        answer = compiled.answer(list(ids), **options)
+        text = answer.read()
+        expected.append((text, [one.logprob for one in answer.logprobs]))
+    assert compiled.slots is not None
+    engine = BatchEngine(compiled, compiled.slots, 16, 60.0)
+    clients = run_all(engine, *(GenerationRequest(ids, options) for ids, options in asked))
+    for client, (text, logprobs) in zip(clients, expected, strict=True):
+        told = [token for event in client.events if isinstance(event, TextPiece) for token in event.tokens]
+        assert client.text() == text
+        assert [token.logprob for token in told] == logprobs[: len(told)]  # the same bits
+        assert len(told) >= len(logprobs) - 1  # of the end of text none is told
+        assert all(len(token.top) == 2 for token in told)
+    assert expected[0][1] != expected[2][1]
+
+
 class Counting(Slots):
     """Slots that count what is fed: tokens in chunks, and rows."""
 

@@ -122,6 +122,7 @@ def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, floa
         prompts = [rng.integers(0, vocab, PROMPT).tolist() for _ in range(requests)]
         longer = rng.integers(0, vocab, LONG_PROMPT).tolist()
         alone = measure(SessionEngine(session, requests, 600.0), prompts)
+        forget(session)
         batch = BatchEngine(session, session.slots, requests, 600.0)
         together = measure(batch, prompts)
         beside = measure(BatchEngine(session, session.slots, requests, 600.0), [*prompts[1:], longer])
@@ -159,6 +160,7 @@ def shared_prefix(session: Session, requests: int, repeats: int) -> list[dict[st
         prompts = [[*beginning, *rng.integers(0, vocab, OWN).tolist()] for _ in range(requests)]
         measured, counts = [], []
         for slots in (session.slots, WithoutSharing(session.slots)):
+            forget(session)
             engine = BatchEngine(session, slots, requests, 600.0)
             measured.append(measure(engine, prompts))
             counts.append(engine.snapshot().tokens)
@@ -180,6 +182,12 @@ def shared_prefix(session: Session, requests: int, repeats: int) -> list[dict[st
             }
         )
     return found
+
+
+def forget(session: Session) -> None:
+    """Let no engine begin with what the session has read."""
+    target: Any = session.models.target
+    target.forget(0)
 
 
 class WithoutSharing:

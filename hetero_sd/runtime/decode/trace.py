@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from hetero_sd.runtime.decode.logprobs import Logprobs
+
 
 @dataclass(frozen=True)
 class Round:
@@ -88,7 +90,7 @@ class Trace:
     some round on; None where it was not. ``switches`` are the changes of the draft length. Where the drafter goes on
     while the target verifies, ``draft_steps_s`` are its steps that made a draft, and ``hand_overs_s`` the times from
     sending a message until the other thread, which waited for it, had it. ``spans`` says when all that was; None where
-    nobody asked. ``clock`` gives seconds.
+    nobody asked; nor ``logprobs``, those of the tokens. ``clock`` gives seconds.
     """
 
     prompt_tokens: int = 0
@@ -104,6 +106,7 @@ class Trace:
     draft_steps_s: list[float] = field(default_factory=list)
     hand_overs_s: list[float] = field(default_factory=list)
     spans: list[Span] | None = field(default=None, repr=False)
+    logprobs: Logprobs | None = field(default=None, repr=False)
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
 
     @property

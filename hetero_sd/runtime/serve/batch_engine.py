@@ -16,6 +16,7 @@ from typing import Any
 import numpy.typing as npt
 
 from costmodel.batch import Unread
+from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Row, Slots
 from hetero_sd.runtime.model.slot_pool import Slot, SlotPool
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
@@ -55,6 +56,8 @@ class BatchEngine:
         predicted = None if session.plan is None else session.plan.prediction.slot_calls
         self._scheduler, self._clock = Scheduler(slots, predicted, between_tokens_s, clock), clock
         self._pool = SlotPool(slots, keep_rows)
+        if isinstance(session.models.target, KeptPrefix):
+            self._pool.every[0].tokens = session.models.target.hand_over()
         self._jobs = Jobs(most_waiting, slots.slots)
         self._work: list[_AtWork] = []  # in order of arrival
         self._more: _Asked | None = None  # the request some choices of which have no slot yet
@@ -204,8 +207,9 @@ class BatchEngine:
         text.told_s = now_s
         before = len(text.trace.token_ids)
         for piece in text.take(tokens):
+            shown = () if text.shown is None else text.shown.of(piece)
             if piece.text:
-                asked.job.deliver(TextPiece(work.choice, piece.text))
+                asked.job.deliver(TextPiece(work.choice, piece.text, shown))
         self._scheduler.counts.tokens += len(text.trace.token_ids) - before
         if text.stop_reason is None:
             return

@@ -91,6 +91,7 @@ def check_server_options(options: RunRequest) -> None:
         ("stats", options.stats),
         ("save-logits", options.save_logits is not None),
         ("trace", options.trace is not None),
+        ("save-state", options.save_state is not None),
         ("calibrate", options.calibrate is not None),
         ("doctor", options.doctor),
     ):

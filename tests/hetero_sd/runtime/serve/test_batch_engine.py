@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from costmodel.batch import BOUND_STEPS
 from costmodel.schema.batch import BatchPrediction
 from hetero_sd.runtime.load import load_folder
+from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Outputs, Pending, Row, Slots
 from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.batch_engine import BatchEngine
@@ -106,7 +107,7 @@ def engine_of(
     session = letters(chats=more.pop("chats", True))
     calls = more.pop("calls", None)
     session.plan = None if calls is None else some_plan(prediction=some_prediction(slot_calls=calls))
-    models = [letters(chats=False).models.target._model for _ in range(slots)]  # type: ignore[attr-defined]
+    models = [letters(chats=False).models.target.model for _ in range(slots)]  # type: ignore[attr-defined]
     toys = ToySlots(models, **more)
     return BatchEngine(session, toys, waiting, answer_s, 0, between_tokens_s, lambda: toys.now_s)
 
@@ -504,6 +505,32 @@ def test_a_compiled_target_under_load(compiled: Session) -> None:
     assert len({text for text, _, _ in expected}) > 10
 
 
+def test_logprobs_under_load_are_those_of_single_runs(compiled: Session) -> None:
+    rng = np.random.default_rng(2)
+    asked: list[tuple[list[int], Any]] = [
+        (
+            rng.integers(0, 500, 5 + 13 * i % 40).tolist(),
+            {"max_new_tokens": 7, "logprobs": 2, "temperature": 0.9 * (i % 2), "seed": i},
+        )
+        for i in range(9)
+    ]
+    expected = []
+    for ids, options in asked:
+        answer = compiled.answer(list(ids), **options)
+        text = answer.read()
+        expected.append((text, [one.logprob for one in answer.logprobs]))
+    assert compiled.slots is not None
+    engine = BatchEngine(compiled, compiled.slots, 16, 60.0)
+    clients = run_all(engine, *(GenerationRequest(ids, options) for ids, options in asked))
+    for client, (text, logprobs) in zip(clients, expected, strict=True):
+        told = [token for event in client.events if isinstance(event, TextPiece) for token in event.tokens]
+        assert client.text() == text
+        assert [token.logprob for token in told] == logprobs[: len(told)]  # the same bits
+        assert len(told) >= len(logprobs) - 1  # of the end of text none is told
+        assert all(len(token.top) == 2 for token in told)
+    assert expected[0][1] != expected[2][1]
+
+
 class Counting(Slots):
     """Slots that count what is fed: tokens in chunks, and rows."""
 
@@ -535,6 +562,12 @@ def alone(session: Session, ids: list[int], options: Any) -> str:
     return session.answer(ids, **options).read()
 
 
+def forget(session: Session) -> None:
+    """An engine would begin with what the session has read."""
+    assert isinstance(session.models.target, KeptPrefix)
+    session.models.target.forget(0)
+
+
 def test_a_beginning_in_common_is_read_once_and_changes_no_bit(compiled: Session) -> None:
     """Twelve requests of 45 tokens in common and two of their own, in six slots: 45 + 12 * 2 are fed, not 12 * 47."""
     rng = np.random.default_rng(5)
@@ -543,6 +576,7 @@ def test_a_beginning_in_common_is_read_once_and_changes_no_bit(compiled: Session
         ([*shared, i, i], {"max_new_tokens": 9, "temperature": 0.8 * (i % 2), "seed": i}) for i in range(12)
     ]
     expected = [alone(compiled, ids, options) for ids, options in asked]
+    forget(compiled)
     assert compiled.slots is not None
     slots = Counting(compiled.slots)
     engine = BatchEngine(compiled, slots, 16, 60.0)
@@ -562,6 +596,7 @@ def test_the_answers_to_one_request_read_its_prompt_once(compiled: Session) -> N
     """Nine choices in six slots."""
     prompt, options = np.random.default_rng(6).integers(0, 500, 40).tolist(), {"max_new_tokens": 6, "temperature": 0.9}
     expected = [alone(compiled, prompt, {**options, "seed": 3 + i}) for i in range(9)]
+    forget(compiled)
     assert compiled.slots is not None
     slots = Counting(compiled.slots)
     [client] = run_all(

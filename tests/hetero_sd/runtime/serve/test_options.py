@@ -34,6 +34,7 @@ def test_options_of_a_server() -> None:
         ("--serve --stats", "--stats contradicts --serve"),
         ("--serve --trace x", "--trace contradicts --serve"),
         ("--serve --save-logits x", "--save-logits contradicts --serve"),
+        ("--serve --save-state x", "--save-state contradicts --serve"),
         ("--serve --calibrate x", "--calibrate contradicts --serve"),
         ("--serve --doctor", "--doctor contradicts --serve"),
         ("--serve --token=", "--token: give printable ASCII"),

@@ -102,7 +102,7 @@ class Scheduler:
             took = self._clock() - begin
             self._count(took, self._times.observe_rows(part, past, took))
             self.counts.rows += part
-            self.counts.computed_rows += self._times.width(part)
+            self.counts.computed_rows += self._times.predicted.row_width(part)
             done += part
             yield made
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.batch import BOUND_STEPS
+from costmodel.batch_throughput import Requests, throughput
 from costmodel.schema.batch import BatchPrediction
 from hetero_sd.runtime.load import load_folder
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix
@@ -503,6 +504,9 @@ def test_a_compiled_target_under_load(compiled: Session) -> None:
         found.append((client.text(), ended.reason, ended.counts.generated))
     assert found == expected
     assert len({text for text, _, _ in expected}) > 10
+    counts = counts_of(engine)
+    assert counts.predicted_s > 0  # the plan has the very calls of the model
+    assert counts.tokens == sum(n for _, _, n in expected)
 
 
 def test_logprobs_under_load_are_those_of_single_runs(compiled: Session) -> None:
@@ -650,3 +654,32 @@ def test_memory_stays_flat_over_two_thousand_requests(tiny_slots: Path) -> None:
     assert (seen["answered"] + seen["cancelled"], seen["failed"]) == (2300, 0)
     assert seen["heap_bytes"] < 500_000  # 250 bytes a request
     assert seen["control_heap_bytes"] > 1_900_000  # the negative control: 1,000 bytes kept of each
+
+
+@pytest.mark.parametrize(
+    ("asked", "slots", "bound_s"),
+    [
+        (Requests(8, 30, 20), 8, 9.0),
+        (Requests(7, 33, 12), 3, 20.0),
+        (Requests(5, 1, 9), 5, 2.6),
+        (Requests(4, 100, 6), 4, None),
+    ],
+)
+def test_rounds_take_what_the_cost_model_counts_out(
+    letters: Letters, asked: Requests, slots: int, bound_s: float | None
+) -> None:
+    """On the clock of the calls the engine takes exactly as long as predicted; with other calls it does not."""
+    engine = engine_of(letters, slots, between_tokens_s=bound_s, calls=CALLS)
+    prompts = [[70 + i] * asked.prompt_tokens for i in range(asked.count)]
+    run_all(engine, *(GenerationRequest(ids, {"max_new_tokens": asked.new_tokens}) for ids in prompts))
+    counts, found = counts_of(engine), throughput(asked, slots, CALLS, bound_s)
+    assert counts.tokens == asked.count * asked.new_tokens
+    assert counts.busy_s == pytest.approx(found.seconds)
+    assert counts.longest_gap_s == pytest.approx(found.longest_gap_s)
+    assert counts.rows / counts.computed_rows == pytest.approx(found.rows_filled)
+    slower = BatchPrediction(
+        {n: (1.1 * s, 0.0) for n, (s, _) in CALLS.row_calls.items()},
+        {n: (1.1 * s, 0.0) for n, (s, _) in CALLS.read_calls.items()},
+    )
+    again = throughput(asked, slots, slower, None if bound_s is None else 1.1 * bound_s)
+    assert again.seconds == pytest.approx(1.1 * counts.busy_s)  # the negative control

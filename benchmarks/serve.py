@@ -128,10 +128,10 @@ def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, floa
         longer = rng.integers(0, vocab, LONG_PROMPT).tolist()
         alone = measure(SessionEngine(session, requests, 600.0), prompts)
         forget(session)
-        batch = BatchEngine(session, session.slots, requests, 600.0)
+        batch = BatchEngine(session, session.slots, requests, 600.0, drafts=True)
         together = measure(batch, prompts)
         counted = throughput(Requests(requests, PROMPT, NEW), requests, measured_calls(session.slots))
-        beside = measure(BatchEngine(session, session.slots, requests, 600.0), [*prompts[1:], longer])
+        beside = measure(BatchEngine(session, session.slots, requests, 600.0, drafts=True), [*prompts[1:], longer])
         if together.texts != alone.texts or beside.texts[:-1] != alone.texts[1:]:
             raise SystemExit("the texts differ")
         if not repeat:

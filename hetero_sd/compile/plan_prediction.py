@@ -93,6 +93,8 @@ def plan_prediction(
         dispatch_s=overhead,
         turn_s=terms.turn_s,
         slot_calls=calls,
+        start_s=roofline.text_start_s(),
+        turn_start_s=turns.start_s if drafts else 0.0,
         context=question.context,
         live=live,
         prompt_start_s=empty.prompt_chunk_s(place, chunk, fills=True),

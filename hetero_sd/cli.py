@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if error.__cause__ is not None:
             show_traceback(error)
-        print(f"hetero-sd: error: {short_note()}{error}", file=sys.stderr)
+        print(f"hetero-sd: error: {short_note(error)}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)

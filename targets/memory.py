@@ -39,10 +39,11 @@ def is_short(size: int) -> bool:
     return False
 
 
-def short_note() -> str:
-    """What stands before an error's text that may come of the lack of memory; "" while there is some."""
-    left = f"less than {SHORT_BYTES >> 20} MiB are left of what the system allows"
-    return f"out of memory? {left}; it ended with: " if is_short(SHORT_BYTES) else ""
+def short_note(error: BaseException) -> str:
+    """What stands before an error's text that may come of the lack of memory; "" while there is some, or it says so."""
+    if lacks_memory(error) or not is_short(SHORT_BYTES):
+        return ""
+    return f"out of memory? less than {SHORT_BYTES >> 20} MiB are left of what the system allows; it ended with: "
 
 
 def lacks_memory(error: BaseException | None) -> bool:

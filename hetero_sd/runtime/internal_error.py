@@ -56,7 +56,7 @@ def report(program: str, doing: str, error: BaseException) -> int:
         print(f"{program}: error: {one_line(lacking)} ({doing})", file=sys.stderr)
         return USER_EXIT_CODE
     shown = one_line(f"{type(error).__name__}: {error}")
-    if note := short_note():
+    if note := short_note(error):
         print(f"{program}: error: {note}{shown} ({doing})", file=sys.stderr)
         return USER_EXIT_CODE
     print(

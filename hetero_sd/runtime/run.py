@@ -69,7 +69,7 @@ def main(folder: str | Path, arguments: Sequence[str] | None = None, load: Loade
         sys.stdout.flush()
         return 0
     except (UserError, BundleRefused) as error:
-        print(f"run.py: error: {short_note()}{error}", file=sys.stderr)
+        print(f"run.py: error: {short_note(error)}{error}", file=sys.stderr)
         return 3 if isinstance(error, NotFiniteError) else 2
     except OpenCLError as error:
         print(f"run.py: error: the GPU failed: {str(error).strip().splitlines()[-1]}", file=sys.stderr)

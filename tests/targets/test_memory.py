@@ -16,6 +16,7 @@ from types import CodeType, ModuleType
 import pytest
 
 from targets import memory
+from targets.errors import UserError
 
 NAME = "hsd_library_of_a_test"
 
@@ -78,13 +79,17 @@ def test_outside_an_import_the_error_alone_says_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_limit_is_seen() -> None:
-    script = "import resource; from targets import memory; "
-    script += (
-        "resource.setrlimit(resource.RLIMIT_AS, ({0}, {0})); print(memory.is_limited(), bool(memory.short_note()))"
-    )
+    script = "import resource; from targets import memory; resource.setrlimit(resource.RLIMIT_AS, ({0}, {0})); "
+    script += "print(memory.is_limited(), memory.short_note(KeyError()) != '')"
     for most, said in [(1 << 45, "True False\n"), (memory.SHORT_BYTES, "True True\n")]:
         command = [sys.executable, "-c", script.format(most)]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == said
     if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         assert not memory.is_short(1 << 20)
     assert memory.is_short(os.sysconf("SC_PAGE_SIZE") << 50)
+
+
+def test_what_says_memory_already_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "is_short", lambda size: True)
+    assert memory.short_note(UserError("a.onnx: tie_equal_head: out of memory")) == ""
+    assert memory.short_note(UserError("a.onnx: the shape of val_2 is unknown")).startswith("out of memory?")

@@ -55,6 +55,8 @@ def normalise_io_names(imp: Importing) -> PassLog:
         rank = None if value.shape is None else len(value.shape)
         if name is None or name in found or rank != (2 if name in INTEGERS else 4):
             kind = next((text for word, text in _KINDS if word in str(value.name).lower()), "")
+            if "mask" in str(value.name) and rank == 4:
+                kind = " (a mask has one number for each token of the text, [batch, tokens])"
             raise UserError(
                 f"input {value.name!r} of rank {rank} is none of input_ids, attention_mask, position_ids or a "
                 f"key/value cache{kind}; export the plain text-generation-with-past decoder"

@@ -9,7 +9,20 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from targets.device import Core
 from targets.errors import UserError
+
+
+def overhead_range(core: Core) -> tuple[float, float]:
+    """Least and most times as many cycles as the overheads' defaults on a core that was never calibrated.
+
+    The defaults are of one Zen 5 core, whose code is Python, TVM's virtual machine and the system's. 7-zip with one
+    thread does 1340 MIPS a GHz on a Cortex-A76 (RK3588), 1000 on a Cortex-A72 (RK3399, Pi 4) and 750 on a Cortex-A53
+    (S5P6818; ThomasKaiser/sbc-bench, Sorted-Results.md); that a Zen 5 does up to twice as many as the first is assumed.
+    """
+    if core.isa != "aarch64":
+        return 0.5, 2.0
+    return 0.5, 4.0 if core.in_order else 3.0
 
 
 @dataclass(frozen=True)

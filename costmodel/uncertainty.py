@@ -3,9 +3,10 @@
 A number with a range may lie anywhere in it; of the others a measured one may be 5 % off, one of a data sheet
 10 % (silicon under load keeps less), an assumed one 30 %. The factors of CPU kernels are 10 % sure, the arithmetic of
 those for AArch64, which ran under emulation only, 30 %, those of GPU kernels, which nobody measured, 40 %; factors that
-a calibration of this board fitted are 5 % sure, overheads 20 %. An acceptance that is assumed may be 0.15 off, one that
-the user states 0.05; one that was measured has its own bounds. In logarithms, so that an interval is a factor up and
-down; terms are taken as independent.
+a calibration of this board fitted are 5 % sure, overheads 20 %; others may be half of their defaults, which are of one
+x86-64 core, or two to four times as many, by core (`overhead_range`). An acceptance that is assumed may be 0.15 off,
+one that the user states 0.05; one that was measured has its own bounds. In logarithms, so that an interval is a factor
+up and down; terms are taken as independent.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from costmodel.factors import overhead_range
 from costmodel.question import Variant
 from costmodel.roofline import CpuSlice, GpuSlice, Processor
 from costmodel.schema.plan import Influence
@@ -25,7 +27,6 @@ _KERNELS = 0.10
 _EMULATED = 0.30
 _UNMEASURED = 0.40
 ALPHA_ERROR = {"assumed": 0.15, "given": 0.05}
-_OVERHEADS = 0.50
 _SLOWER = ("compute",)  # factors that multiply a time whose number in the board is a rate
 _RATES = {"one_thread": "bandwidth_one_thread", "all_threads": "bandwidth"}
 _FITTED, _FITTED_OVERHEADS = 0.05, 0.20
@@ -146,10 +147,19 @@ def numbers(board: Board, variant: Variant) -> list[Unsure]:
     found = list(terms.values())
     hand_over = ("hand_over_cycles",) if variant.mode == "overlapped" else ()
     turns = ("turn_cycles", "draft_turn_cycles", "verify_turn_cycles") if variant.draft is not None else ()
+    least, most = _overheads(board, variant)
     for name in ("dispatch_cycles", "step_cycles", "round_cycles", *turns, *hand_over):
-        off = -math.log1p(-(_FITTED_OVERHEADS if name in fitted else _OVERHEADS))
-        found.append(Unsure(f"factor {name}", name, off, off))
+        off = -math.log1p(-_FITTED_OVERHEADS)
+        down, up = (off, off) if name in fitted else (-math.log(least), math.log(most))
+        found.append(Unsure(f"factor {name}", name, down, up))
     return found
+
+
+def _overheads(board: Board, variant: Variant) -> tuple[float, float]:
+    """Least and most times the default overheads on the cores that are used; the loop runs on the first cluster."""
+    used = [cluster for p in used_processors(variant) if isinstance(p, CpuSlice) for cluster, _ in p.parts]
+    ranges = [overhead_range(cluster.core) for cluster in (board.clusters[0], *used)]
+    return min(least for least, _ in ranges), max(most for _, most in ranges)
 
 
 def number_errors(board: Board, path: str) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +45,22 @@ def test_a_range_decides_how_far_a_number_is_off(published: Any, imx95: Any) -> 
     assert below[1] < without[1]
     assert without[0] == pytest.approx(without[1], rel=0.02)  # the control: no range, as far up as down
     assert below[0] > 1.5 * below[1]
+
+
+def test_overheads_of_a_board_that_was_never_calibrated(published: Any) -> None:
+    """Half to thrice the default on out-of-order Arm cores, four times on in-order ones, a fifth where it is fitted."""
+    for name, most in (("rpi5", 3.0), ("rk3566", 4.0), ("host", 2.0)):
+        board = load_board(name, measure=False, calibrated=False)
+        search = Search(Question(board, (published["Llama-3.2-1B"](),)))
+        variant = search.decide().best
+        off = {n.factor: (n.down, n.up) for n in numbers(board, variant)}
+        assert off["dispatch_cycles"] == pytest.approx((math.log(2), math.log(most)))
+        assert off["step_cycles"] == off["dispatch_cycles"]
+        fitted = {"factors.step_cycles": Provenance("measured", "here")}
+        known = replace(board, factors={"step_cycles": 1e5}, provenance=board.provenance | fitted)
+        sure = {n.factor: n.up for n in numbers(known, variant)}
+        assert sure["step_cycles"] == pytest.approx(-math.log(0.8))
+        assert sure["dispatch_cycles"] == pytest.approx(math.log(most))  # the control: only that one is
 
 
 @pytest.mark.parametrize("name", ["imx95", "rk3588", "rk3566", "rk3568"])

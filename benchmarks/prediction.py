@@ -1,16 +1,19 @@
 """Predicted beside measured, term by term, on this machine: steps of several models, rounds and speed-ups of pairs.
 
-    python benchmarks/prediction.py [--folder DIR] [--only build|measure|report] [--parts 2] [--repeats 8]
+    python benchmarks/prediction.py [--folder DIR] [--only build|measure|report] [--minutes 22]
 
 The fit sees some models at some widths; the table judges other models at other widths (prediction_cases.py). Steps:
-1 M to 270 M parameters, float32 and float16, contexts 16 to 512, one and two threads, and PoCL, which stands in for a
-GPU, with its one worker pinned to a core. All points are taken in turn, the bandwidth beside each, in `parts` processes
-of `repeats` passes; unstable points stay in the table and are left out of the errors. Rounds are real speculative
-generation by the bundle's runtime, with the acceptance that the pairs have: the drafter is the target's first layers
-and its head. Beside the error stands that of a plain roofline: bytes over the bandwidth measured, the same for every n.
+1 M to 270 M parameters, float32, float16, int8 and int4, contexts 16 to 512, one and two threads, and PoCL, which
+stands in for a GPU, with its one worker pinned to a core. All points are taken in turn, the bandwidth beside each, in
+`parts` processes of `repeats` passes; then those that are not stable are taken again, up to thrice as often, while the
+time lasts. Points that stay unstable are in the table and are left out of the errors. Rounds are real speculative
+generation by the bundle's runtime, in turn, overlapped and from n-grams, with the acceptance that the pairs have: a
+drafter is the target's first layers and its head. Beside the error stands that of a plain roofline: bytes over the
+bandwidth measured, the same for every n.
 
-Writes benchmarks/prediction.md and prediction.json. About 20 minutes on an idle machine, and as many to build the
-bundles the first time. What was measured stays in the folder; measuring goes on where it stopped.
+Writes benchmarks/prediction.md and prediction.json. Measuring takes about --minutes on an idle machine, which each
+process has a share of; building the bundles takes as long again, the first time. What was measured stays in the folder:
+measuring goes on where it stopped, within a process, too.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 from prediction_cases import CASES, CONTEXT, PAIRS, build_all, write_models  # noqa: E402
 
+STEPS_SHARE = 6  # times as much of the time as a pair has: all models are in one process
+
 
 def jobs(parts: int) -> list[tuple[str, list[str]]]:
     """(file, arguments) of every process that measures, all of one part before the next."""
@@ -42,13 +47,16 @@ def jobs(parts: int) -> list[tuple[str, list[str]]]:
     return found
 
 
-def measure(folder: Path, parts: int, repeats: int) -> None:
-    """Run every process whose file is not complete, or which another version wrote."""
-    for name, arguments in jobs(parts):
+def measure(folder: Path, parts: int, repeats: int, minutes: float) -> None:
+    """Run every process whose file is not complete, or which another version wrote, with its share of the time."""
+    todo = jobs(parts)
+    share_s = 60 * minutes / sum(STEPS_SHARE if name.startswith("steps-") else 1 for name, _ in todo)
+    for name, arguments in todo:
         if complete(folder / "measured" / name, repeats):
             continue
-        start = time.monotonic()
-        command = [sys.executable, str(HERE / "prediction_worker.py"), *arguments, str(folder), str(repeats)]
+        start, seconds = time.monotonic(), share_s * (STEPS_SHARE if name.startswith("steps-") else 1)
+        given = [*arguments, str(folder), str(repeats), f"{seconds:.0f}"]
+        command = [sys.executable, str(HERE / "prediction_worker.py"), *given]
         done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
         if done.returncode:
@@ -56,10 +64,13 @@ def measure(folder: Path, parts: int, repeats: int) -> None:
 
 
 def complete(path: Path, repeats: int) -> bool:
-    """Whether a file holds so many passes, as this version reads them."""
+    """Whether a file holds so many passes, as this version reads them, and its process came to its end."""
     from prediction_table import OldFileError, read_steps
 
-    if not path.is_file() or json.loads(path.read_text("utf-8"))["passes"] < repeats:
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text("utf-8"))
+    if found["passes"] < repeats or not found.get("finished", False):
         return False
     try:
         return not path.name.startswith("steps-") or bool(read_steps(path))
@@ -100,14 +111,17 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "prediction", help="bundles and measurements")
     parser.add_argument("--only", choices=("build", "measure", "report"), help="one phase instead of all")
     parser.add_argument("--parts", type=int, default=2, help="processes for each kind of point (default 2)")
-    parser.add_argument("--repeats", type=int, default=8, help="passes of each process (default 8)")
+    parser.add_argument("--repeats", type=int, default=5, help="passes of each process, at least (default 5)")
+    parser.add_argument(
+        "--minutes", type=float, default=22, help="of measuring, about, on an idle machine (default 22)"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="where prediction.md and prediction.json go")
     options = parser.parse_args()
     folder = options.folder.resolve()
     if options.only in (None, "build"):
         build_all(folder)
     if options.only in (None, "measure"):
-        measure(folder, options.parts, options.repeats)
+        measure(folder, options.parts, options.repeats, options.minutes)
     if options.only in (None, "report"):
         from prediction_table import OldFileError, evaluate
         from prediction_text import text

@@ -22,7 +22,7 @@ class Case:
 
     Attributes:
         sizes: of passes.synthetic.LlamaShape.
-        dtype: of the weights.
+        dtype: of the weights; with int4 and int8 the CPU multiplies int8 activations.
         fitted: calibration's; the others are only predicted.
         gpu: it is also built for OpenCL.
         steps: its steps are measured (a drafter's or target's may be left to the rounds).
@@ -61,6 +61,8 @@ CASES: dict[str, Case] = {
     "c9h": Case(llama(6, 320, 5, 5, 896, 4000), "float16", fitted=True, gpu=True),
     "c20": Case(llama(6, 512, 8, 4, 1408, 6000), fitted=True, gpu=True, scaled=(2, 0.05)),
     "c20d": Case(llama(2, 512, 8, 4, 1408, 6000), fitted=True, steps=False),
+    "c20q4": Case(llama(6, 512, 8, 4, 1408, 6000), "int4", fitted=True),
+    "c20q8": Case(llama(6, 512, 8, 4, 1408, 6000), "int8", fitted=True),
     "c70h": Case(llama(10, 768, 12, 4, 2048, 10000), "float16", fitted=True),
     # evaluation
     "e1": Case({**_SMALL, "layers": 1}, gpu=True),
@@ -69,29 +71,44 @@ CASES: dict[str, Case] = {
     "e38": Case(_MIDDLE, gpu=True, scaled=(1, 0.02)),
     "e20": Case({**_MIDDLE, "layers": 6}, steps=False),
     "e38x": Case(_MIDDLE, steps=False, scaled=(6, 0.2)),
+    "e5q8": Case({**_MIDDLE, "layers": 1}, "int8", steps=False),
+    "e38q4": Case(_MIDDLE, "int4"),
+    "e38q8": Case(_MIDDLE, "int8", scaled=(1, 0.02)),
+    "e150q4": Case(_LARGE, "int4"),
     "e27h": Case({**_LARGE, "layers": 3}, "float16", steps=False),
     "e150h": Case(_LARGE, "float16", scaled=(3, 0.03)),
     "e270h": Case(_LARGEST, "float16"),
 }
 
 
+SEQUENTIAL, OVERLAPPED, NGRAM = "sequential", "overlapped", "n-gram"
+NOISE = 7
+
+
 @dataclass(frozen=True)
 class Pair:
-    """A drafter and a target, and where each runs: "1" or "2" threads, "cpu0", or "gpu" (PoCL, core 1)."""
+    """A drafter and a target, and where each runs: "1" or "2" threads, "cpu0", "cpu1", or "gpu" (PoCL, core 1).
+
+    Overlapped rounds wait for all drafts. Those of n-grams have no draft model, and are plain steps without a match;
+    they find the target's own answer, of which every NOISE-th token is another one.
+    """
 
     draft: str
     target: str
     draft_on: str
     target_on: str
     fitted: bool = False
+    mode: str = SEQUENTIAL
 
     @property
     def name(self) -> str:
         """For file names."""
-        return f"{self.draft}@{self.draft_on}-{self.target}@{self.target_on}"
+        mode = "" if self.mode == SEQUENTIAL else f"-{self.mode}"
+        return f"{self.draft}@{self.draft_on}-{self.target}@{self.target_on}{mode}"
 
 
 PAIRS = (
+    Pair("c1", "c3", "1", "1", fitted=True),  # of small steps, beside which what turns add is seen; little is accepted
     Pair("c20d", "c20", "1", "1", fitted=True),
     Pair("e1", "e6", "1", "1"),
     Pair("e5", "e38", "1", "1"),
@@ -101,6 +118,12 @@ PAIRS = (
     Pair("e1", "e6", "cpu0", "gpu"),
     Pair("e5", "e38", "cpu0", "gpu"),
     Pair("e1", "e6", "gpu", "cpu0"),
+    Pair("e5q8", "e38q8", "1", "1"),
+    Pair("e5", "e38", "cpu1", "cpu0", mode=OVERLAPPED),
+    Pair("e27h", "e150h", "cpu1", "cpu0", mode=OVERLAPPED),
+    Pair("e5", "e38", "cpu0", "gpu", mode=OVERLAPPED),
+    Pair("n-grams", "e38", "1", "1", mode=NGRAM),
+    Pair("n-grams", "e150h", "2", "2", mode=NGRAM),
 )
 
 

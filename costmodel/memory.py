@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from costmodel.decoder import DecoderSpec
 from costmodel.format import F32
+from costmodel.prompt_chunks import CHUNK
 from targets.device import Board
 
 PROCESS_BYTES = 150_000_000  # Python, numpy, TVM's runtime and two libraries; assumed
-PREFILL_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,20 @@ class Memory:
 
 
 def model_memory(
-    spec: DecoderSpec, context: int, weights: tuple[int, int], rows: int = PREFILL_ROWS, slots: int = 1
+    spec: DecoderSpec, context: int, weights: tuple[int, int], rows: int = CHUNK, slots: int = 1
 ) -> Memory:
     """What one model needs with `context` rows of KV cache in each slot; `rows` tokens are computed at once.
 
     `weights` are the bytes that the CPU and the GPU read (Placement.weight_bytes). Activations: the residual stream,
     q, k, v and the gated product of one layer, and the logits.
     """
+    return Memory(*weights, slots * spec.kv_bytes(context), rows_bytes(spec, rows) + F32 * rows * spec.vocab, 0)
+
+
+def rows_bytes(spec: DecoderSpec, rows: int) -> int:
+    """What a step of so many tokens computes with, less its logits."""
     heads = max(2 * op.head_dim * (op.heads + op.kv_heads) for op in spec.attentions)
-    width = 4 * spec.hidden + heads + 3 * spec.ffn + spec.vocab
-    return Memory(*weights, slots * spec.kv_bytes(context), F32 * rows * width, 0)
+    return F32 * rows * (4 * spec.hidden + heads + 3 * spec.ffn)
 
 
 def available_bytes(board: Board) -> int:

@@ -17,12 +17,12 @@ from datetime import date
 from pathlib import Path
 
 from costmodel.place import Place, ReasonedPlace
+from costmodel.prompt_chunks import CHUNK
 from costmodel.schema.manifest import TokenizerFacts
 from costmodel.schema.plan import Plan
 from hetero_sd.calibrate import Calibrated, CalibrateRequest, calibrate, check_drafter, sources_of, to_toml
 from hetero_sd.compile.build import ModelRequest, Sizes, build_model
 from hetero_sd.compile.bundle import copy_device_python, write_launcher
-from hetero_sd.compile.context import PREFILL_CHUNK
 from hetero_sd.compile.plan import Overrides, make_plan
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.inputs import pair_specs
@@ -153,7 +153,7 @@ def _small_pair(work: Path, progress: Progress) -> HostRequest:
             write_llama(paths[role], shape, "float16", seed=1)
             decoder = canonicalise(paths[role], _CONTEXT)
             whole = ReasonedPlace(Place(HOST))
-            asked = ModelRequest(role, decoder, core, whole, Sizes(_CONTEXT, widths, PREFILL_CHUNK))
+            asked = ModelRequest(role, decoder, core, whole, Sizes(_CONTEXT, widths, CHUNK))
             models[role] = build_model(asked, bundle).facts
     copy_device_python(bundle / "python")
     write_launcher(bundle, core.isa, "host")
@@ -180,7 +180,7 @@ def _plan_again(bundle: Bundle, request: HostRequest, board: Board) -> Plan:
     given = old.gamma if old.gamma_given else None
     live = old.prediction.live
     alpha = None if live is None else live.alpha
-    overrides = Overrides(given, alpha=alpha, compiled=old.target_widths, slots=old.slots)
+    overrides = Overrides(given, alpha=alpha, compiled=old.target_widths, slots=old.slots, chunks=old.prefill_widths)
     plan = make_plan(board, specs, old.context, overrides)[0]
     write_manifest(bundle.folder, manifest.models, plan, manifest.tokenizer, board.to_json())
     return plan

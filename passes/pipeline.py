@@ -107,6 +107,7 @@ def lower_decoder(
     kernels: Mapping[str, Kernels | None] = MappingProxyType({}),
     slots: int = 1,
     rows: Sequence[int] = (),
+    long_prefill: int | None = None,
 ) -> LoweredDecoder:
     """Run phases 0b to 5.
 
@@ -125,6 +126,7 @@ def lower_decoder(
         kernels: by processor, what knows kernels that were compiled before.
         slots: sequences that the caches hold.
         rows: widths of the entry points whose rows are of several sequences.
+        long_prefill: tokens of a second prompt chunk, or None.
 
     Raises:
         UserError: an operator is unknown or has no kernel, or the placement names layers that are not there.
@@ -139,6 +141,7 @@ def lower_decoder(
     if whole is not None:
         functions.setdefault(HOST, {}).update(whole.functions[HOST])
 
+    prefills = (prefill,) if long_prefill is None else (prefill, long_prefill)
     fills = [_last_with_layers(made.segments) for made in (parts, whole) if made is not None]
 
     modules, packed, params = {}, dict[str, PackedWeight](), dict[tuple[str, str], tuple[str, ...]]()
@@ -154,7 +157,7 @@ def lower_decoder(
         sources |= {new: imported.weights[old] for old, new in stored.items()}
         for var, func in mod.functions.items():
             params[processor, str(var.name_hint)] = tuple(stored[p.name] for p in weights_of(func))
-        mod = dump(f"4-entries-{processor}", _run(mod, MakeEntries(steps, prefill, slots, rows, fills)))
+        mod = dump(f"4-entries-{processor}", _run(mod, MakeEntries(steps, prefills, slots, rows, fills)))
         integers = [QuantiseActivations(kind, tile)] if activations == INT8 else []
         modules[processor] = dump(
             f"5-lower-{processor}", _run(mod, *integers, Lower(kind, tile, kernels.get(processor)))

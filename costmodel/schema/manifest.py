@@ -153,6 +153,7 @@ def _check_model(plan: Plan, model: ModelFacts) -> None:
     pairs = {
         "context": (plan.context, model.context),
         "prefill_width": (plan.prefill_width, model.prefill_width),
+        "long_prefill_width": (plan.long_prefill_width, model.long_prefill_width),
         f"{role}_widths": (plan.widths[role], model.widths),
         f"slots of the {role}": (plan.slots if role == "target" else 1, model.slots),
         f"places.{role}": (plan.places[role].place.text if role in plan.places else None, model.place.text),

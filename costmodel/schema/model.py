@@ -137,6 +137,7 @@ class ModelFacts(Record):
         opencl_runtime: path in the bundle of the library that gives TVM the GPU; None where no segment needs one.
         quantised: how its weights were quantised; None: they are the export's own.
         row_widths: entry points rows_<n>, whose rows are of several sequences; empty where the caches hold one.
+        long_prefill_width: of a second pair of entry points like those of prefill_width, or None.
     """
 
     unknown_keys_refused: ClassVar[bool] = True
@@ -158,6 +159,7 @@ class ModelFacts(Record):
     opencl_runtime: str | None = None
     quantised: QuantisedFacts | None = None
     row_widths: RowWidths = ()
+    long_prefill_width: Size | None = None
 
     def __post_init__(self) -> None:
         """Hold the fields against each other.
@@ -179,6 +181,13 @@ class ModelFacts(Record):
             raise SchemaError(f"caches of {self.slots} slots do not fit row_widths {list(self.row_widths)}")
         if self.row_widths and (len(self.chain) > 1 or set(self.libraries) != {HOST}):
             raise SchemaError("a model that is not whole on the CPU has row_widths")
+        if self.long_prefill_width is not None and not self.prefill_width < self.long_prefill_width <= self.context:
+            raise SchemaError(f"long_prefill_width is {self.long_prefill_width}")
+
+    @property
+    def prefill_widths(self) -> tuple[int, ...]:
+        """Tokens of prompt chunks, ascending."""
+        return (self.prefill_width, *((self.long_prefill_width,) if self.long_prefill_width else ()))
 
     @property
     def slots(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from costmodel.place import ReasonedPlace
+from costmodel.prompt_chunks import next_chunk
 from costmodel.schema.batch import BatchPrediction
 from costmodel.schema.model import Role, Size, Slots, Widths
 from costmodel.schema.record import Entries, OneOf, Record, SchemaError, Within
@@ -65,6 +66,7 @@ class PlanPrediction(Record):
         verify_step_s: new tokens -> a step of the target.
         prompt_chunk_s: a chunk of a prompt through the target, without logits.
         prompt_result_s: what the last chunk takes longer, for the logits of one row.
+        long_chunks_s: width of a wider chunk -> its seconds at the start of a prompt and after `context` tokens.
         prompt_start_s: the first chunk of a prompt, before which there is nothing; None takes prompt_chunk_s.
         sampling_s, dispatch_s: the rest of a round.
         turn_s: what dispatch takes longer in a round that drafts.
@@ -93,21 +95,26 @@ class PlanPrediction(Record):
     prompt_result_s: NotNegative = 0.0
     start_s: NotNegative = 0.0
     turn_start_s: NotNegative = 0.0
+    long_chunks_s: dict[Size, tuple[NotNegative, NotNegative]] = field(default_factory=dict)
 
     def first_token_s(self, prompt_tokens: int, chunk: int) -> float:
-        """Seconds from a prompt to its first token: whole chunks, then a step, or a chunk, for the rest.
+        """Seconds from a prompt to its first token: chunks, then a step, or a chunk, for the rest.
 
-        The time of a chunk grows evenly with the tokens before it.
+        `chunk` is the narrow one's tokens. The time of a chunk grows evenly with the tokens before it.
         """
-        whole, rest = divmod(prompt_tokens, chunk)
-        at = [self._chunk_s(i * chunk) for i in range(whole + 1)]
-        if rest:
-            return sum(at[:whole]) + self.verify_step_s.get(rest, at[whole] + self.prompt_result_s)
-        return sum(at[:whole]) + self.prompt_result_s
+        widths, past, seconds = sorted({chunk, *self.long_chunks_s}), 0, 0.0
+        while past < prompt_tokens:
+            left = prompt_tokens - past
+            if left in self.verify_step_s and left < chunk:
+                return seconds + self.verify_step_s[left]
+            width = next_chunk(left, widths)
+            seconds, past = seconds + self._chunk_s(width, past), past + width
+        return seconds + self.prompt_result_s
 
-    def _chunk_s(self, past: int) -> float:
+    def _chunk_s(self, width: int, past: int) -> float:
         start = self.prompt_chunk_s if self.prompt_start_s is None else self.prompt_start_s
-        return start + (self.prompt_chunk_s - start) * past / max(1, self.context)
+        first, later = self.long_chunks_s.get(width, (start, self.prompt_chunk_s))
+        return first + (later - first) * past / max(1, self.context)
 
 
 @dataclass(frozen=True)
@@ -270,6 +277,7 @@ class Plan(Record):
         prediction: what `run.py --stats` compares with, and what live decisions start from.
         overlap: how to draft while the target verifies: in mode overlapped, and where the run may choose it; else None.
         slots: sequences that the target's KV caches hold.
+        long_prefill_width: tokens of a second, wider prompt chunk, or None.
     """
 
     board: str
@@ -291,6 +299,12 @@ class Plan(Record):
     prediction: PlanPrediction = field(repr=False)
     overlap: PlannedOverlap | None = field(default=None, repr=False)
     slots: Slots = 1
+    long_prefill_width: Size | None = None
+
+    @property
+    def prefill_widths(self) -> tuple[int, ...]:
+        """Tokens of prompt chunks, ascending."""
+        return (self.prefill_width, *((self.long_prefill_width,) if self.long_prefill_width else ()))
 
     def __post_init__(self) -> None:
         """Hold the fields against each other.

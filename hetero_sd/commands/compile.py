@@ -73,6 +73,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="requests that run.py --serve answers at a time, each with KV caches of its own; more than 1 keeps the "
         "target on the CPU (default 1)",
     )
+    p.add_argument(
+        "--prompt-chunk",
+        metavar="N",
+        type=int,
+        help="tokens of a prompt that are read at a time; more than 32 beside 32 (default: the plan decides)",
+    )
     add_quantise(p)
     p.add_argument(
         "--prompts",
@@ -125,6 +131,7 @@ def run(options: argparse.Namespace) -> int:
         prompts=options.prompts,
         sign=options.sign,
         slots=options.slots,
+        prompt_chunk=options.prompt_chunk,
     )
     result = compile_bundle(request, Progress(quiet=options.json))
     print(compile_json(result) if options.json else compile_text(result, options.out))

@@ -59,12 +59,14 @@ class Sizes:
         steps: widths of the entry points, in new tokens.
         prefill: tokens of a prompt chunk.
         slots: sequences that the KV caches hold.
+        long_prefill: tokens of a second prompt chunk, or None.
     """
 
     context: int
     steps: tuple[int, ...]
     prefill: int
     slots: int = 1
+    long_prefill: int | None = None
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -136,7 +138,7 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
     lowered = lower_decoder(
         *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill),
         *(IrDump(dump), request.place.reason, request.fallback, request.activations, request.kv, kernels),
-        *(sizes.slots, sizes.rows),
+        *(sizes.slots, sizes.rows, sizes.long_prefill),
     )
     if request.subgraphs is not None:
         write_subgraphs(decoder, lowered.origins, lowered.placed, request.subgraphs)
@@ -174,6 +176,7 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
         activations=request.activations,
         quantised=request.quantised,
         row_widths=sizes.rows,
+        long_prefill_width=sizes.long_prefill,
         opencl_runtime=carried.relative_to(bundle).as_posix() if carried is not None else None,
     )
     kept = facts_json(described, [(p.name, p.dtype, p.shape) for p in lowered.packed], request.tokenizer)

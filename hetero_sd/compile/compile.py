@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from costmodel.prompt_chunks import CHUNK, LONGEST_CHUNK
 from costmodel.schema.model import MOST_SLOTS
 from costmodel.schema.plan import Plan
 from costmodel.speculative import MOST_GAMMA, check_acceptance
@@ -77,6 +78,7 @@ class CompileRequest:
         prompts: texts on which is measured what quantising costs; None takes ours.
         sign: private key to sign the manifest with, or None.
         slots: requests that `run.py --serve` answers at a time; several need as many KV caches of the target.
+        prompt_chunk: tokens of a prompt that are read at a time; None lets the plan decide.
     """
 
     target: Path
@@ -104,6 +106,7 @@ class CompileRequest:
     prompts: Path | None = None
     sign: Path | None = None
     slots: int = 1
+    prompt_chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,8 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
         raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
     if not 1 <= request.slots <= MOST_SLOTS:
         raise UserError(f"--slots {request.slots}: must be 1 to {MOST_SLOTS} requests at a time")
+    if request.prompt_chunk is not None and not 1 <= request.prompt_chunk <= LONGEST_CHUNK:
+        raise UserError(f"--prompt-chunk {request.prompt_chunk}: must be 1 to {LONGEST_CHUNK} tokens")
     refuse_existing(request.out)
     signer = None if request.sign is None else read_private_key(request.sign)
     overrides = _overrides(request)
@@ -225,7 +230,13 @@ def _overrides(request: CompileRequest) -> Overrides:
     return Overrides(
         *(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths),
         slots=request.slots,
+        chunks=_chunks(request.prompt_chunk),
     )
+
+
+def _chunks(asked: int | None) -> tuple[int, ...]:
+    """Widths of prompt chunks for what the user asks for; empty lets the plan decide."""
+    return () if asked is None else (asked,) if asked <= CHUNK else (CHUNK, asked)
 
 
 def _build(
@@ -252,7 +263,10 @@ def _build(
         decoder,
         core,
         place,
-        Sizes(plan.context, steps, plan.prefill_width, plan.slots if role == "target" else 1),
+        Sizes(
+            *(plan.context, steps, plan.prefill_width, plan.slots if role == "target" else 1),
+            long_prefill=plan.long_prefill_width,
+        ),
         gpu=board.gpu,
         runtime=opencl_runtime,
         fallback=request.cpu_fallback,

@@ -48,7 +48,7 @@ def _model_table(models: Mapping[str, BuiltModel]) -> list[str]:
         multiplied = f"{m.weight_dtype} x {m.activations}"
         kv = f"{m.caches.dtype} {_size(m.cache_bytes)}"
         rows = f", rows of {m.slots} requests {', '.join(map(str, m.row_widths))}" if m.row_widths else ""
-        entries = f"{widths} and prefill {m.prefill_width}{rows}"
+        entries = f"{widths} and prefill {', '.join(map(str, m.prefill_widths))}{rows}"
         lines.append(f"{role:8}{m.layers:>8}{multiplied:>17}{kv:>18}{sizes}  {entries}")
     return lines
 

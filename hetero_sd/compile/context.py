@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from costmodel.prompt_chunks import CHUNK
 from targets.cpu.tile import cpu_tile
 from targets.device import Board
 
 DEFAULT_CONTEXT = 1024
 MOST_CONTEXT = 128 * 1024
-PREFILL_CHUNK = 32
 
 
 def whole_context(board: Board, context: int) -> int:
     """Rows of KV cache for that many tokens: at least a prompt chunk, in whole tiles of every cluster's kernels."""
     lanes = max(cpu_tile(cluster.core).lanes for cluster in board.clusters)
-    return -(-max(context, PREFILL_CHUNK) // lanes) * lanes
+    return -(-max(context, CHUNK) // lanes) * lanes
 
 
 def rows_within(board: Board, positions: int) -> int:

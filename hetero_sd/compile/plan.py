@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
-from costmodel.memory import available_bytes
+from costmodel.memory import Memory, available_bytes
 from costmodel.place import Place
 from costmodel.placement import Placement
 from costmodel.question import Question, Variant
 from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.schema.plan import Plan, PlanMemory
 from costmodel.search import Search
-from hetero_sd.compile.context import PREFILL_CHUNK
 from hetero_sd.compile.place import place_models
+from hetero_sd.compile.plan_chunks import plan_chunks
 from hetero_sd.compile.plan_overlap import plan_overlap
 from hetero_sd.compile.plan_prediction import plan_prediction
 from hetero_sd.compile.reasons import places_of, reasons_of
@@ -53,6 +53,7 @@ class Overrides:
         widths: more entry points of the target.
         slots: sequences that the target's KV caches hold; several keep it on the CPU.
         compiled: the target's only entry points, where they are compiled already; drafts are as long as they allow.
+        chunks: widths of prompt chunks, ascending; empty decides.
     """
 
     gamma: int | None = None
@@ -63,6 +64,7 @@ class Overrides:
     widths: tuple[int, ...] = ()
     compiled: tuple[int, ...] = ()
     slots: int = 1
+    chunks: tuple[int, ...] = ()
 
     @property
     def alpha_tokens(self) -> float:
@@ -136,19 +138,22 @@ def _plan(
     draft_bytes = (
         asked.search.model_memory(specs["draft"], drafter, best.mode).total_bytes if drafter is not None else 0
     )
+    chunks = plan_chunks(asked.search, best, [specs[role] for role in placements], context, overrides.chunks)
+    used = best.memory + Memory(activation_bytes=chunks.activation_bytes)
     memory = PlanMemory(
-        **asdict(best.memory),
-        total_bytes=best.memory.total_bytes,
+        **asdict(used),
+        total_bytes=used.total_bytes,
         free_bytes=available_bytes(board),
         drafter_bytes=draft_bytes,
     )
     prediction = plan_prediction(
-        asked, specs, placements, widths, DRAFT_WIDTHS, PREFILL_CHUNK, overrides.alpha_tokens, context
+        *(asked, specs, placements, widths, DRAFT_WIDTHS, chunks.narrow, overrides.alpha_tokens, context, chunks.long)
     )
     overlap = plan_overlap(asked.search, best, specs, placements)
     pairs = list(zip(free.decision.leading, free.intervals, strict=True))
     variants = [planned_variant(v, sure) for v, sure in pairs]
     variants += [planned_variant(v, None) for v in free.decision.not_fitting]
+    reasons = reasons_of(asked, specs, placements, cluster, threads, overrides.gamma, overlap)
     given = [name for name, value in (("gamma", overrides.gamma), ("place", overrides.place)) if value is not None]
     return Plan(
         board=board.name,
@@ -161,15 +166,16 @@ def _plan(
         context=context,
         target_widths=widths,
         draft_widths=DRAFT_WIDTHS,
-        prefill_width=PREFILL_CHUNK,
+        prefill_width=chunks.narrow,
         given=tuple(given),
         verdict=plan_verdict(asked, free, given, "draft" in specs, draft_bytes, apart),
-        reasons=tuple(reasons_of(asked, specs, placements, cluster, threads, overrides.gamma, overlap)),
+        reasons=(*reasons, *chunks.reasons),
         variants=tuple(rounded(v) for v in variants),
         memory=memory,
         prediction=rounded(prediction),
         overlap=None if overlap is None else rounded(overlap),
         slots=overrides.slots,
+        long_prefill_width=chunks.long,
     )
 
 

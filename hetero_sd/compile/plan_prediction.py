@@ -27,6 +27,7 @@ def plan_prediction(
     chunk: int,
     alpha_tokens: float,
     cache_rows: int,
+    long: int | None = None,
 ) -> PlanPrediction:
     """Seconds of the plan's steps at half of its context; a step of n tokens runs the narrowest entry that holds them.
 
@@ -39,6 +40,7 @@ def plan_prediction(
         chunk: tokens that a prompt is read in.
         alpha_tokens: judged tokens of a run that the acceptance counts for.
         cache_rows: tokens that the caches have room for.
+        long: tokens of a wider chunk, or None.
     """
     question, gamma = asked.question, asked.decision.best.gamma
     widths = {"target": sorted(target_widths), "draft": sorted(draft_widths)}
@@ -98,8 +100,13 @@ def plan_prediction(
         context=question.context,
         live=live,
         prompt_start_s=empty.prompt_chunk_s(place, chunk, fills=True),
+        long_chunks_s={long: _from_start(empty, costs, place, long)} if long is not None else {},
         prompt_result_s=max(0.0, costs.prompt_chunk_s(place, chunk) - chunk_s),
     )
+
+
+def _from_start(empty: ModelCosts, later: ModelCosts, place: Placement, chunk: int) -> tuple[float, float]:
+    return empty.prompt_chunk_s(place, chunk, fills=True), later.prompt_chunk_s(place, chunk, fills=True)
 
 
 def acceptance_rate(alpha: Acceptance, gamma: int) -> float:

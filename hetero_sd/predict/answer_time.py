@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
+from costmodel.prompt_chunks import CHUNK, LONG_CHUNKS, next_chunk
 from costmodel.question import Variant
 from costmodel.schema.plan import OVERLAPPED
 from costmodel.search import Search
 from costmodel.turns import turns_of
 
-CHUNK = 32  # tokens that a bundle reads a prompt in (hetero_sd/compile/context.py)
+_WORTH, _NOTICED_S = 0.03, 0.02  # a wider chunk saves this share of a prompt's time, and as many seconds
+_ALIKE = 0.02
 _SAMPLES = 9  # chunks that are priced; the time of a chunk grows evenly with the tokens before it
 
 
@@ -70,28 +72,55 @@ def answer_time(search: Search, variant: Variant, prompt_tokens: int, new_tokens
     power = search.question.board.power
     reads = drafter is not None and (drafter.whole is None or variant.mode == OVERLAPPED)
     start_s = search.roofline.text_start_s() if drafter is None else turns_of(search.roofline).start_s
+    rows = search.question.cache_rows or 2 * search.question.context
+    long = long_chunk(search, variant.target, variant.target_placement, rows)
+    widths = (CHUNK,) if long is None else (CHUNK, long)
     return AnswerTime(
         prompt_tokens,
         new_tokens,
-        prompt_s(search, variant.target, variant.target_placement, prompt_tokens),
-        prompt_s(search, drafter, place, prompt_tokens) if reads and drafter and place else 0.0,
+        prompt_s(search, variant.target, variant.target_placement, prompt_tokens, widths),
+        prompt_s(search, drafter, place, prompt_tokens, widths) if reads and drafter and place else 0.0,
         start_s + (new_tokens - 1) / variant.tokens_per_s,
         None if power is None else power.decode_w,
     )
 
 
-def prompt_s(search: Search, spec: DecoderSpec, placement: Placement, tokens: int, chunk: int = CHUNK) -> float:
-    """Seconds to read a prompt in chunks of `chunk` tokens, the rest in a chunk of its own; the last one has logits.
+def long_chunk(search: Search, spec: DecoderSpec, placement: Placement, context: int) -> int | None:
+    """Tokens of a second, wider chunk that is worth its compilation, or None.
 
-    A few chunks are priced at their place in the prompt; those between cost what their neighbours say on average.
+    It is when it saves much of the time of a prompt that takes half of the context, and a time that is noticed; of two
+    that save about the same it is the narrower one. An eighth of the context at most is a chunk.
     """
-    whole = (tokens - 1) // chunk
+    tokens = context // 2
+    narrow_s = prompt_s(search, spec, placement, tokens)
+    times = {n: prompt_s(search, spec, placement, tokens, (CHUNK, n)) for n in LONG_CHUNKS if 8 * n <= context}
+    least_s = min(times.values(), default=narrow_s)
+    if least_s > (1 - _WORTH) * narrow_s or least_s > narrow_s - _NOTICED_S:
+        return None
+    return next(n for n, seconds in times.items() if seconds <= (1 + _ALIKE) * least_s)
+
+
+def prompt_s(
+    search: Search, spec: DecoderSpec, placement: Placement, tokens: int, widths: Sequence[int] = (CHUNK,)
+) -> float:
+    """Seconds to read a prompt in chunks of these widths, the rest in a chunk of its own; the last one has logits.
+
+    A few of the widest chunks are priced at their place in the prompt; those between cost what their neighbours say on
+    average.
+    """
+    width = widths[-1]
+    whole = (tokens - 1) // width
     count = min(whole, _SAMPLES)
     at = [round(i * (whole - 1) / max(1, count - 1)) for i in range(count)]
-    times = [ModelCosts(search.roofline, spec, chunk * i).prompt_chunk_s(placement, chunk, fills=True) for i in at]
+    times = [ModelCosts(search.roofline, spec, width * i).prompt_chunk_s(placement, width, fills=True) for i in at]
     mean = sum(times) / max(1, count) if count in (0, whole) else _trapezoids(at, times) / (at[-1] - at[0])
-    last = ModelCosts(search.roofline, spec, chunk * whole).prompt_chunk_s(placement, tokens - chunk * whole)
-    return whole * mean + last
+    seconds, past = whole * mean, width * whole
+    while past < tokens:
+        n = min(next_chunk(tokens - past, widths), tokens - past)
+        fills = past + n < tokens
+        seconds += ModelCosts(search.roofline, spec, past).prompt_chunk_s(placement, n, fills)
+        past += n
+    return seconds
 
 
 def _trapezoids(xs: list[int], ys: list[float]) -> float:

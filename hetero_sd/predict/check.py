@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from costmodel.engine import ENGINES, GENERIC, KERNELS, OURS, kernels_of
+from costmodel.prompt_chunks import CHUNK
 from costmodel.question import Question, factors_of
 from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.search import Search
 from costmodel.uncertainty import Interval, interval
-from hetero_sd.predict.answer_time import CHUNK, prompt_s
+from hetero_sd.predict.answer_time import prompt_s
 from hetero_sd.predict.inputs import with_activations
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.published import Published, boards_with_measurements, contradictions_on, published_on
@@ -102,7 +103,8 @@ def check_one(board: Board, published: Published, engine: str) -> Checked:
     prefill = None
     if published.prefill_tokens_per_s is not None:
         tokens = published.prompt_tokens
-        prefill = tokens / prompt_s(search, spec, placement, tokens, GENERIC.chunk if engine != OURS else CHUNK)
+        widths = (CHUNK if engine == OURS else GENERIC.chunk,)
+        prefill = tokens / prompt_s(search, spec, placement, tokens, widths)
     return Checked(board.name, published, decode, None if decode is None else variant.tokens_per_s, prefill)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from costmodel.batch_calls import predicted_calls
 from costmodel.batch_throughput import Requests, Throughput, throughput
+from costmodel.prompt_chunks import CHUNK
 from costmodel.question import NGRAM, Decision, Question, Variant
 from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
@@ -14,7 +15,7 @@ from costmodel.search import Search
 from costmodel.speculative import Acceptance, break_even_alpha
 from costmodel.ties import settle_ties
 from costmodel.uncertainty import Interval, Intervals, alpha_bounds
-from hetero_sd.predict.answer_time import CHUNK, AnswerTime, answer_time
+from hetero_sd.predict.answer_time import AnswerTime, answer_time
 from hetero_sd.predict.assumed import assumptions, compile_command
 from hetero_sd.predict.changes import Change, what_would_change
 from hetero_sd.predict.inputs import AlphaFile, read_alpha_file, read_factors

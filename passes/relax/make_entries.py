@@ -48,7 +48,7 @@ def rows_name(n: int, segment: str = WHOLE) -> str:
 
 @tvm.transform.module_pass(opt_level=0, name="MakeEntries")
 class MakeEntries:
-    """Specialise every segment to the widths of `steps` and of `rows`, and to one prefill chunk.
+    """Specialise every segment to the widths of `steps` and of `rows`, and to the `prefills` of prompt chunks.
 
     `fills` are the segments that have the last layer of a model.
     """
@@ -56,12 +56,12 @@ class MakeEntries:
     def __init__(
         self,
         steps: Sequence[int],
-        prefill: int,
+        prefills: Sequence[int],
         slots: int = 1,
         rows: Sequence[int] = (),
         fills: Sequence[str] = (WHOLE,),
     ):
-        self.steps, self.prefill, self.slots, self.rows = tuple(steps), prefill, slots, tuple(rows)
+        self.steps, self.prefills, self.slots, self.rows = tuple(steps), tuple(prefills), slots, tuple(rows)
         self.fills = fills
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
@@ -71,9 +71,11 @@ class MakeEntries:
             segment = str(var.name_hint)
             chooses = any(D.op_name(b.value) == "hsd.argmax" for b in bindings(func))
             entries = [(step_name(n, segment), func, n) for n in self.steps]
-            entries.append((prefill_name(self.prefill, segment), one_row(func) if chooses else func, self.prefill))
+            cut = one_row(func) if chooses else func
+            entries += [(prefill_name(n, segment), cut, n) for n in self.prefills]
             if segment in self.fills:
-                entries.append((fill_name(self.prefill, segment), fill(func), self.prefill))
+                filled = fill(func)
+                entries += [(fill_name(n, segment), filled, n) for n in self.prefills]
             if self.rows:
                 of_sequences = rows_of_sequences(func, self.slots)
                 entries += [(rows_name(n, segment), of_sequences, n) for n in self.rows]

@@ -275,6 +275,7 @@ def test_a_plan_is_held_against_itself(changes: dict[str, Any], message: str) ->
         ({"plan": some_plan(context=32)}, "plan.context is 32, models.target has 64"),
         ({"plan": some_plan(slots=2)}, "plan.slots of the target is 2, models.target has 1"),
         ({"plan": some_plan(prefill_width=8)}, "plan.prefill_width is 8, models.target has 32"),
+        ({"plan": some_plan(long_prefill_width=64)}, "plan.long_prefill_width is 64, models.target has None"),
         (
             {"plan": some_plan(target_widths=(1, 2, 4))},
             r"target_widths is \(1, 2, 4\), models.target has \(1, 4\)",

@@ -158,7 +158,7 @@ def test_cache_in_place_turns_caches_into_buffers() -> None:
 
 
 def test_make_entries_binds_widths_and_cuts_the_head_to_one_row() -> None:
-    mod = MakeEntries([1, 5], 8)(CacheInPlace(TILE, 40)(segment_module()))
+    mod = MakeEntries([1, 5], [8])(CacheInPlace(TILE, 40)(segment_module()))
     names = sorted(gv.name_hint for gv in mod.get_global_vars())
     assert names == ["fill_8", "prefill_8", "step_1", "step_5"]
     logits, ids = mod["step_5"].ret_ty.fields
@@ -172,7 +172,7 @@ def test_make_entries_binds_widths_and_cuts_the_head_to_one_row() -> None:
     assert [p.name for p in mod["fill_8"].params][:2] == ["input_ids", "pos"]
     assert len(mod["fill_8"].params) == len(mod["step_1"].params)
     assert [dims(ty) for ty in mod["fill_8"].ret_ty.fields] == [[1, 8, 64]]
-    other = MakeEntries([1], 8, fills=())(CacheInPlace(TILE, 40)(segment_module()))  # a segment before the last layer
+    other = MakeEntries([1], [8], fills=())(CacheInPlace(TILE, 40)(segment_module()))  # a segment before the last layer
     assert sorted(gv.name_hint for gv in other.get_global_vars()) == ["prefill_8", "step_1"]
 
 
@@ -182,7 +182,7 @@ def test_what_no_attention_reads_is_computed_for_one_row(parallel: bool) -> None
     tiny = TinyDecoder(layers=2, parallel=parallel)
     main = DecoderInterface()(onnx_to_relax(tiny.decoder()).mod)["main"]
     whole = tvm.IRModule(partition(main, ["cpu"] * len(bindings(main))).functions["cpu"])
-    mod = MakeEntries([8], 8)(CacheInPlace(TILE, 40)(FuseGatedFfn()(whole)))
+    mod = MakeEntries([8], [8])(CacheInPlace(TILE, 40)(FuseGatedFfn()(whole)))
 
     def rows(entry: str) -> list[tuple[str, int]]:
         found = [(D.op_name(b.value), b.var.ty) for b in bindings(mod[entry]) if D.op_name(b.value)]
@@ -201,7 +201,7 @@ def test_what_no_attention_reads_is_computed_for_one_row(parallel: bool) -> None
 
 def test_rows_of_sequences_have_slots_and_positions_of_their_own() -> None:
     before = CacheInPlace(TILE, 40)(segment_module())
-    mod = MakeEntries([1], 8, slots=3, rows=(2,))(before)
+    mod = MakeEntries([1], [8], slots=3, rows=(2,))(before)
     params = names_and_shapes(mod["rows_2"])
     assert list(params)[:5] == ["input_ids", "slot", "pos", "cache.0.key", "cache.0.value"]
     assert (params["slot"], params["pos"]) == ([2], [2])
@@ -212,7 +212,7 @@ def test_rows_of_sequences_have_slots_and_positions_of_their_own() -> None:
     slot, pos = mod["rows_2"].params[1:3]
     assert calls["hsd.rope_rows"].args[3].same_as(pos)
     assert all(a.same_as(b) for a, b in zip(calls["hsd.attention_rows"].args[5:], (slot, pos), strict=True))
-    without = MakeEntries([1], 8)(before)
+    without = MakeEntries([1], [8])(before)
     assert sorted(gv.name_hint for gv in without.get_global_vars()) == ["fill_8", "prefill_8", "step_1"]
     for name in ("prefill_8", "step_1"):  # what one sequence alone has is the same
         assert_same(tvm.IRModule({"main": mod[name]}), tvm.IRModule({"main": without[name]}))

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from costmodel.prompt_chunks import next_chunk
 from costmodel.schema.measured import (
     CALIBRATION_FORMAT,
     CpuState,
@@ -142,7 +143,10 @@ def shortfall(steps: list[Step], bandwidths: int, cases: int) -> list[str]:
 
 
 def steps_of(model: Any) -> list[Step]:
-    """The steps to time: every width at a short, a middle and two long contexts, and prompts of one and two chunks."""
+    """The steps to time: every width at a short, a middle and two long contexts, and prompts of one and two chunks.
+
+    Two narrow chunks are timed where the model does not read them as a wide one.
+    """
     longest = model.context - max(model.widths)
     contexts = sorted({min(16, longest), longest // 4, longest // 2, longest})
     model.extend([1] * longest, 0)  # caches hold numbers, not what memory happened to contain
@@ -152,9 +156,10 @@ def steps_of(model: Any) -> list[Step]:
         for past in contexts
         for n in model.widths
     ]
-    chunk = getattr(model, "prefill_width", 0)
-    for tokens in (chunk, 2 * chunk):
-        for past in (0, (model.context - 2 * chunk) // 2) if 0 < tokens <= model.context else ():
+    chunks = getattr(model, "prefill_widths", ())
+    for tokens, chunk in [(times * chunk, chunk) for chunk in chunks for times in (1, 2)]:
+        read = tokens <= model.context and next_chunk(tokens, chunks) == chunk
+        for past in sorted({0, max(0, model.context - 2 * chunk) // 2}) if read else ():
             facts = MeasuredStep(*place, tokens, past, chunk)
             steps.append(Step(facts, lambda n=tokens, past=past: model.extend([1] * n, past)))  # type: ignore[misc]
     return steps

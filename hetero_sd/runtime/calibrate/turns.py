@@ -129,7 +129,7 @@ def _prompt_tokens(target: Model, clock: Callable[[], float]) -> int:
     """
     if back_to_back_s(lambda: target.submit([1], 0, last=True).result(), clock) > _NOTICED_S:
         return _PROMPT
-    return max(_PROMPT + 1, min(getattr(target, "prefill_width", 0), target.context // 4))
+    return max(_PROMPT + 1, min(getattr(target, "prefill_widths", (0,))[0], target.context // 4))
 
 
 def _prompt(target: Model, tokens: int, text: int) -> list[int]:

@@ -69,14 +69,14 @@ class CompiledModel(Model):
         facts = check_models(bundle)[name]
         self.name, self.vocab, self.context = name, facts.vocab, facts.context
         self._facts, self._bundle, self._note = facts, bundle, note or (lambda _: None)
-        self.widths, self.prefill_width = tuple(facts.widths), facts.prefill_width
+        self.widths, self.prefill_widths = tuple(facts.widths), facts.prefill_widths
         self.int8_activations, self.kv = facts.activations == INT8, facts.caches.dtype
         self.quantised = facts.quantised
         self.slots = facts.slots
         self.row_widths = (1, *facts.row_widths)
         self.read_widths = tuple(sorted({*facts.widths, facts.prefill_width}))
         self._row_steps = RowSteps(facts.row_widths) if facts.row_widths else None
-        self._steps = Steps(name, self.widths, facts.prefill_width, facts.context)
+        self._steps = Steps(name, self.widths, facts.prefill_widths, facts.context)
         self.weights = weights or Weights(bundle.path(facts.weights, hashed=False), huge_pages)
         owner = "target" if facts.weights == bundle.target.weights else name
         if self.weights.metadata.get("model") != owner:

@@ -205,11 +205,12 @@ class _Loaded:
     def __init__(self, facts: SegmentFacts, model: ModelFacts, machine: Any, fixed: list[Any], fills: bool) -> None:
         """Find the entry points; the last segment with layers `fills`, those before it do what they do in a prefill."""
         self.facts, self.fixed = facts, fixed
-        prefill, fill = f"prefill_{model.prefill_width}", f"{FILL}{model.prefill_width}"
-        names = [*(f"step_{n}" for n in model.widths), *(f"rows_{n}" for n in model.row_widths), prefill]
+        chunks = {f"{FILL}{n}": f"prefill_{n}" for n in model.prefill_widths}
+        names = [*(f"step_{n}" for n in model.widths), *(f"rows_{n}" for n in model.row_widths), *chunks.values()]
         try:
             self.entries = {name: machine[facts.prefix + name] for name in names}
-            self.entries[fill] = machine[facts.prefix + fill] if fills else self.entries[prefill]
+            for fill, prefill in chunks.items():
+                self.entries[fill] = machine[facts.prefix + fill] if fills else self.entries[prefill]
         except Exception as error:
             library = model.libraries[facts.processor]
             raise UserError(

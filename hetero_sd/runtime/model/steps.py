@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from costmodel.prompt_chunks import next_chunk
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Outputs
 from hetero_sd.runtime.model.segments import FILL, Chain
 
@@ -45,17 +46,17 @@ class Call:
 class Steps:
     """What a model of some compiled widths does for a step; `plan`, `start`, `fetch` in that order."""
 
-    def __init__(self, name: str, widths: Sequence[int], chunk: int, context: int) -> None:
+    def __init__(self, name: str, widths: Sequence[int], chunks: Sequence[int], context: int) -> None:
         """Make the inputs of every entry point.
 
         Args:
             name: of the model, for messages.
             widths: entry points step_<n>, ascending; 1 is among them.
-            chunk: entry points prefill_<n> and fill_<n>.
+            chunks: entry points prefill_<n> and fill_<n>, ascending.
             context: rows of the caches.
         """
-        self._name, self._widths, self._chunk, self._context = name, widths, chunk, context
-        self._inputs = {n: shared_numbers(1, n) for n in {*widths, chunk}}
+        self._name, self._widths, self._chunks, self._context = name, widths, chunks, context
+        self._inputs = {n: shared_numbers(1, n) for n in {*widths, *chunks}}
 
     def start(self, chain: Chain, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
         """What calls of entry points give (Chain.run), as tensors of the processor that computes them."""
@@ -101,15 +102,18 @@ class Steps:
         """
         calls, done, most = list[Call](), 0, self._widths[-1]
         while done < len(ids):
-            part, at = list(ids[done : done + self._chunk]), pos + done
-            wanted = not fills and done + len(part) == len(ids)
-            if not (last or fills) or len(part) <= most or at + self._chunk > self._context:
-                part = part[:most]
+            left, at = len(ids) - done, pos + done
+            chunks = [n for n in self._chunks if at + n <= self._context]
+            if not (last or fills) or left <= most or not chunks:
+                part = list(ids[done : done + most])
                 calls += self._narrow(part, at, slot)
-            elif wanted:
-                calls.append(Call(f"prefill_{self._chunk}", part, self._chunk, at, len(part) - 1, slot))
             else:
-                calls.append(Call(f"{FILL}{self._chunk}", part, self._chunk, at, slot=slot, fills=True))
+                n = next_chunk(left, chunks)
+                part = list(ids[done : done + n])
+                if len(part) == left and not fills:
+                    calls.append(Call(f"prefill_{n}", part, n, at, left - 1, slot))
+                else:
+                    calls.append(Call(f"{FILL}{n}", part, n, at, slot=slot, fills=True))
             done += len(part)
         return calls
 

@@ -53,7 +53,29 @@ def test_it_is_the_search_of_what_one_process_can_run(board: str) -> None:
     assert plan.given == ()
     assert best.gamma + 1 in plan.target_widths
     assert f"{best.tokens_per_s:.2f} tokens/s predicted" in plan.verdict
-    assert plan.memory.total_bytes == best.memory.total_bytes < plan.memory.free_bytes
+    assert best.memory.total_bytes <= plan.memory.total_bytes < plan.memory.free_bytes
+
+
+def test_wide_chunks_of_a_prompt_where_they_are_worth_it() -> None:
+    """Float kernels read weights of four bits faster in wide chunks; a short context, or --prompt-chunk, has none."""
+    board = load_board("rpi5")
+    alone = {"target": TARGET}
+    plan, prediction = make_plan(board, alone, 2048)
+    assert plan.prefill_widths in ((32, 64), (32, 128))
+    assert plan.reasons[-1].startswith(f"prompts are read {plan.long_prefill_width} tokens at a time and what is left")
+    narrow, _ = make_plan(board, alone, 2048, Overrides(chunks=(32,)))
+    assert (narrow.prefill_widths, narrow.prediction.long_chunks_s) == ((32,), {})
+    assert plan.reasons[:-1] == narrow.reasons
+    assert narrow.memory.total_bytes == prediction.decision.best.memory.total_bytes
+    more = plan.memory.activation_bytes - narrow.memory.activation_bytes
+    assert plan.memory.total_bytes - narrow.memory.total_bytes == more > 0
+    fast, slow = (p.prediction.first_token_s(1024, 32) for p in (plan, narrow))
+    assert fast < 0.95 * slow
+    assert make_plan(board, alone, 256)[0].prefill_widths == (32,)
+    assert make_plan(board, alone, 256, Overrides(chunks=(32, 200)))[0].prefill_widths == (32, 200)
+    assert make_plan(board, alone, 256, Overrides(chunks=(8,)))[0].prefill_widths == (8,)
+    with pytest.raises(UserError, match="--prompt-chunk 300: the context has 256 tokens"):
+        make_plan(board, alone, 256, Overrides(chunks=(32, 300)))
 
 
 def test_slots_keep_the_target_on_the_cpu_and_count_its_caches() -> None:

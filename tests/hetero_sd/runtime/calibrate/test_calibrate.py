@@ -19,7 +19,7 @@ from targets.host import bandwidth
 class Still(Model):
     """A model whose steps take no time worth measuring; it keeps what it was asked."""
 
-    name, vocab, context, widths, prefill_width = "target", 8, 64, (1, 4), 16
+    name, vocab, context, widths, prefill_widths = "target", 8, 64, (1, 4), (16,)
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
@@ -65,6 +65,12 @@ def test_every_width_at_every_context(tmp_path: Path, monkeypatch: pytest.Monkey
     points = [(p.n, p.past) for p in result.points if not p.chunk]
     assert points == [(n, past) for past in (15, 16, 30, 60) for n in (1, 4)]
     assert [(p.n, p.past) for p in result.points if p.chunk == 16] == [(16, 0), (16, 16), (32, 0), (32, 16)]
+    wide = Still()
+    wide.prefill_widths = (16, 32)
+    assert [(s.facts.n, s.facts.past, s.facts.chunk) for s in C.steps_of(wide) if s.facts.chunk] == [
+        *((16, past, 16) for past in (0, 16)),  # two of them are one of the wide ones
+        *((32, 0, 32), (64, 0, 32)),
+    ]
     assert all(p.samples >= C.LEAST_REPEATS and p.low <= p.seconds <= p.high for p in result.points)
     assert all(p.processor == "cpu" for p in result.points)
     assert model.asked[0] == (60, 0)  # the caches are filled first

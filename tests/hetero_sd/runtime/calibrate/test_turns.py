@@ -27,7 +27,7 @@ class Clock:
 class Turning(Model):
     """A model that takes longer where another one ran before it; it follows a token with itself, or with another."""
 
-    vocab, context, prefill_width = 8, 64, 16
+    vocab, context, prefill_widths = 8, 64, (16,)
 
     def __init__(self, name: str, clock: Clock, cold_s: float = 0.0, step: int = 0, token_s: float = TOKEN_S) -> None:
         self.name, self.clock, self.cold_s, self.step, self.token_s = name, clock, cold_s, step, token_s

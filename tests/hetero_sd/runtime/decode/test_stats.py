@@ -134,6 +134,10 @@ def test_time_to_first_token_is_predicted_from_chunks():
     assert [prediction.first_token_s(n, 32) for n in lengths] == pytest.approx([0.43, 0.2, 0.2, 0.01])
     logits = replace(prediction, prompt_result_s=0.05)  # of the last chunk alone
     assert [logits.first_token_s(n, 32) for n in (*lengths, 64)] == pytest.approx([0.43, 0.25, 0.25, 0.01, 0.45])
+    wide = replace(prediction, context=64, long_chunks_s={64: (0.3, 0.34)})  # dearer after 64 tokens
+    assert [wide.first_token_s(n, 32) for n in (4, 32, 33, 68, 128, 160)] == pytest.approx(
+        [0.03, 0.2, 0.3, 0.33, 0.64, 0.84]
+    )
     plan = some_plan(prediction=prediction)  # a_trace has a prompt of 5: a chunk
     row = stats_json([a_trace()], plan)["predicted_vs_measured"][0]
     assert (row["term"], row["measured"], row["predicted"]) == ("time to first token", 500.0, 200.0)

@@ -126,10 +126,10 @@ def test_what_no_kernel_would_check_is_refused(model: CompiledModel) -> None:
     ],
 )
 def test_other_decoders(export: str, kv: str, tmp_path: Path) -> None:
-    """Six rows of three texts, two of each, the longest beyond any window."""
+    """Six rows of three texts, two of each, the longest beyond any window; they are read in chunks of 32 and 16."""
     decoder = canonicalise(DATA / export / "model.onnx", CONTEXT)
     activations = INT8 if decoder.facts.int8_activations else FLOAT
-    core, sizes = load_board("host", measure=False).clusters[0].core, Sizes(CONTEXT, (1, 4), 16, slots=3)
+    core, sizes = load_board("host", measure=False).clusters[0].core, Sizes(CONTEXT, (1, 4), 16, 3, long_prefill=32)
     place = ReasonedPlace(Place("cpu"))
     request = ModelRequest("target", decoder, core, place, sizes, activations=activations, kv=kv)
     write_manifest(tmp_path, {"target": build_model(request, tmp_path).facts})

@@ -1,12 +1,13 @@
-"""Decode speed of a 100M-parameter Llama on this machine, beside onnxruntime's CPU provider on the same file.
+"""Decode speed of a Llama with random weights, or of a file, on this machine, beside its peers on the same weights.
 
-    python benchmarks/decode.py [--format int4] [--repeats 9] [--model FILE.onnx] [--json]
+    python benchmarks/decode.py [--shape 1b] [--format int4] [--repeats 9] [--model FILE.onnx] [--json]
+    python benchmarks/decode.py --model FILE.onnx --gguf FILE.gguf --peer llama-bench=PATH --peer onnxruntime-genai
 
 Steps of 1, 4 and 8 tokens after 128, and a prompt of 128 tokens, of which onnxruntime makes the logits of every row.
 
-One process, taken in turn: memory bandwidth, ours, bandwidth, onnxruntime with and without spinning threads. Quote
-ratios of one run: the machine is shared and absolute times drift. onnxruntime runs with all graph optimisations and IO
-binding, past and present sharing one buffer, the best it offers.
+Taken in turn: memory bandwidth, ours, bandwidth, each peer (benchmarks/peers.py). Quote ratios of one run: the machine
+is shared and absolute times drift; where others compute on it, the ratio of the least times says more than that of
+medians.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,26 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+from peers import CONTEXT, NAMES, PAST, PROMPT, ROWS, WIDTHS, peers_of, samples
 
-WIDTHS = (1, 4, 8)
-CONTEXT = 256
-PAST = 128
-PROMPT = 128
-ROWS = {**{str(n): (n, PAST) for n in WIDTHS}, f"prompt {PROMPT}": (PROMPT, 0)}  # name -> (tokens, past)
-STEPS = 5
+CHUNKS = (32, 128)  # of prompts
 PAUSE_S = 0.15  # threads of onnxruntime and of TVM spin for a while after a run and would disturb the next one
 
 
 def measure(step: Callable[[], Any]) -> float:
     """Median seconds of one step, after one that is not counted."""
-    step()
-    times = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(samples(step))
 
 
 def bandwidth_reader(board: Any, count: int = 64 << 20) -> Callable[[], float]:
@@ -68,53 +59,6 @@ def bandwidth_reader(board: Any, count: int = 64 << 20) -> Callable[[], float]:
     return read
 
 
-class OrtDecoder:
-    """The ONNX file in onnxruntime, all graph optimisations on, everything bound once."""
-
-    def __init__(self, path: Path, threads: int, spinning: bool) -> None:
-        """Open the session; caches are shared between past and present where the graph's attention allows it."""
-        import onnxruntime as ort
-
-        self._ort = ort
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(path, load_external_data=False).graph
-        self.shared = any(node.op_type == "GroupQueryAttention" for node in graph.node)
-
-    def bind(self, n: int, past_rows: int) -> Callable[[], Any]:
-        """A step of n tokens after `past_rows` tokens."""
-        make = self._ort.OrtValue.ortvalue_from_numpy
-        binding = self.session.io_binding()
-        feeds = {
-            "input_ids": np.ones((1, n), np.int64),
-            "attention_mask": np.ones((1, past_rows + n), np.int64),
-            "position_ids": np.arange(past_rows, past_rows + n, dtype=np.int64)[None],
-        }
-        caches = {}
-        for value in self.session.get_inputs():
-            if value.name.startswith("past"):
-                rows = CONTEXT if self.shared else past_rows
-                dtype = np.float16 if value.type == "tensor(float16)" else np.float32
-                caches[value.name] = make(np.zeros((1, value.shape[1], rows, value.shape[3]), dtype))
-                binding.bind_ortvalue_input(value.name, caches[value.name])
-            else:
-                binding.bind_ortvalue_input(value.name, make(feeds[value.name]))
-        for value in self.session.get_outputs():
-            past = caches.get(value.name.replace("present", "past_key_values"))
-            if past is not None and self.shared:
-                out = past
-            else:
-                rows = past_rows + n if past is not None else n
-                dims = [1, value.shape[1], rows, value.shape[3]] if past is not None else [1, rows, value.shape[2]]
-                dtype = np.float16 if value.type == "tensor(float16)" else np.float32
-                out = self._ort.OrtValue.ortvalue_from_shape_and_type(dims, dtype)
-            binding.bind_ortvalue_output(value.name, out)
-        return lambda: self.session.run_with_iobinding(binding)
-
-
 def our_steps(model: Path, folder: Path, board: str) -> tuple[dict[str, Callable[[], Any]], int]:
     """Compile the file and return what ROWS names, and the bytes of weights that a step reads."""
     from costmodel.format import FLOAT, INT8
@@ -126,7 +70,10 @@ def our_steps(model: Path, folder: Path, board: str) -> tuple[dict[str, Callable
     from passes.onnx import canonicalise
     from targets.boards import load_board
 
-    core, sizes = load_board(board, measure=False).clusters[0].core, Sizes(CONTEXT, WIDTHS, 32)
+    core, sizes = (
+        load_board(board, measure=False).clusters[0].core,
+        Sizes(CONTEXT, WIDTHS, CHUNKS[0], long_prefill=CHUNKS[1]),
+    )
     decoder = canonicalise(model, CONTEXT)
     spec = count_work(decoder, model.name)
     activations = INT8 if decoder.facts.int8_activations else FLOAT
@@ -143,69 +90,79 @@ def our_steps(model: Path, folder: Path, board: str) -> tuple[dict[str, Callable
 
 def main() -> None:
     """Run the benchmark and print the table."""
-    parser = argparse.ArgumentParser(description="decode speed beside onnxruntime's CPU provider, same file, in turn")
+    from passes.synthetic import LLAMA_1B, LLAMA_100M, LLAMA_500M, write_llama
+
+    shapes = {"100m": LLAMA_100M, "500m": LLAMA_500M, "1b": LLAMA_1B}
+    parser = argparse.ArgumentParser(description="decode speed beside onnxruntime, genai and llama.cpp, in turn")
     parser.add_argument("--repeats", type=int, default=9, help="alternating rounds (default 9)")
-    parser.add_argument("--model", type=Path, help="an ONNX decoder; default: 100M parameters, random")
+    parser.add_argument("--model", type=Path, help="an ONNX decoder; default: random weights of --shape")
+    parser.add_argument("--shape", choices=shapes, default="100m", help="parameters (default 100m)")
     parser.add_argument("--format", choices=("float32", "int8", "int4"), default="float32", help="of those weights")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--peer",
+        action="append",
+        help=f"{', '.join(NAMES)}, repeatable; llama-bench=PATH is llama.cpp's (default: those that can be had)",
+    )
+    parser.add_argument("--gguf", type=Path, help="the same model for llama.cpp")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     os.environ["TVM_NUM_THREADS"] = str(options.threads)
-    from passes.synthetic import LLAMA_100M, write_llama
     from targets.boards import load_board
 
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model
         if model is None:
-            model = Path(scratch) / "llama100m.onnx"
-            write_llama(model, LLAMA_100M, options.format)
+            model = Path(scratch) / f"llama{options.shape}.onnx"
+            write_llama(model, shapes[options.shape], options.format)
+        peers, missing = peers_of(options.peer or NAMES, model, options.threads, Path(scratch) / "genai", options.gguf)
+        print(*missing, sep="\n", file=sys.stderr)
         ours, weight_bytes = our_steps(model, Path(scratch) / "bundle", "host")
-        peers = {"spinning": OrtDecoder(model, options.threads, True), "not": OrtDecoder(model, options.threads, False)}
-        bound = {name: {row: peer.bind(*what) for row, what in ROWS.items()} for name, peer in peers.items()}
         read_gb_per_s = bandwidth_reader(load_board("host", measure=False))
         rounds = []
         for _ in range(options.repeats):
             for n in ROWS:
                 before = read_gb_per_s()
-                row = {"n": n, "ours_s": measure(ours[n])}
-                row["gb_per_s"] = statistics.mean((before, read_gb_per_s()))
-                for name in peers:
-                    row[f"ort_{name}_s"] = measure(bound[name][n])
+                times = {"ours": samples(ours[n])}
+                bandwidth = statistics.mean((before, read_gb_per_s()))
+                for peer in peers:
+                    times[peer.name] = peer.times(n)
                     time.sleep(PAUSE_S)
-                rounds.append(row)
+                rounds.append({"n": n, "times_s": times, "gb_per_s": bandwidth})
     table = [summary(n, [r for r in rounds if r["n"] == n], weight_bytes) for n in ROWS]
     print(json.dumps({"rounds": rounds, "table": table}, indent=1) if options.json else text(table, options))
 
 
 def summary(n: str, rounds: list[dict[str, Any]], weight_bytes: int) -> dict[str, Any]:
-    """Medians over the rounds; ratios are formed within a round."""
+    """Medians over the rounds; ratios are a peer's time over ours: of the medians within a round, and of the least."""
     median = statistics.median
+    middles = [{name: median(times) for name, times in r["times_s"].items()} for r in rounds]
+    least = {name: min(min(r["times_s"][name]) for r in rounds) for name in middles[0]}
     return {
         "n": n,
-        "ours_ms": 1e3 * median(r["ours_s"] for r in rounds),
-        "ort_spinning_ms": 1e3 * median(r["ort_spinning_s"] for r in rounds),
-        "ort_not_spinning_ms": 1e3 * median(r["ort_not_s"] for r in rounds),
-        "ratio_spinning": median(r["ort_spinning_s"] / r["ours_s"] for r in rounds),
-        "ratio_not_spinning": median(r["ort_not_s"] / r["ours_s"] for r in rounds),
+        "ms": {name: 1e3 * median(m[name] for m in middles) for name in least},
+        "ratio": {name: median(m[name] / m["ours"] for m in middles) for name in least},
+        "least_ratio": {name: seconds / least["ours"] for name, seconds in least.items()},
         "gb_per_s": median(r["gb_per_s"] for r in rounds),
-        "share_of_bandwidth": median(weight_bytes / r["ours_s"] / 1e9 / r["gb_per_s"] for r in rounds),
-        "ort_share_of_bandwidth": median(weight_bytes / r["ort_spinning_s"] / 1e9 / r["gb_per_s"] for r in rounds),
+        "share_of_bandwidth": median(
+            weight_bytes / m["ours"] / 1e9 / r["gb_per_s"] for m, r in zip(middles, rounds, strict=True)
+        ),
     }
 
 
 def text(table: list[dict[str, Any]], options: argparse.Namespace) -> str:
     """The table for people."""
-    lines = [f"{options.threads} threads, {options.repeats} rounds in turn, medians; bandwidth read beside each sample"]
-    names = ("ours", "ORT spin", "no spin", "ratio", "no spin", "GB/s", "share", "ORT's")
-    lines.append(
-        f"{'n':>10} " + " ".join(f"{name:>{w}}" for name, w in zip(names, (9, 9, 9, 6, 8, 6, 5, 6), strict=True))
-    )
+    peers = [name for name in table[0]["ms"] if name != "ours"]
+    lines = [
+        f"{options.threads} threads, {options.repeats} rounds in turn; bandwidth read beside each sample",
+        "of each peer: median, its ratio to ours, the ratio of the least times",
+        f"{'n':>10} {'ours':>9} {'GB/s':>6} {'share':>6}" + "".join(f"{name:>25}" for name in peers),
+    ]
     for r in table:
-        lines.append(
-            f"{r['n']:>10} {r['ours_ms']:>6.1f} ms {r['ort_spinning_ms']:>6.1f} ms {r['ort_not_spinning_ms']:>6.1f} ms "
-            f"{r['ratio_spinning']:>6.2f} {r['ratio_not_spinning']:>8.2f} {r['gb_per_s']:>6.1f} "
-            f"{r['share_of_bandwidth']:>5.0%} {r['ort_share_of_bandwidth']:>6.0%}"
-        )
+        line = f"{r['n']:>10} {r['ms']['ours']:>6.1f} ms {r['gb_per_s']:>6.1f} {r['share_of_bandwidth']:>6.0%}"
+        for name in peers:
+            line += f"{r['ms'][name]:>10.1f} ms {r['ratio'][name]:>5.2f} {r['least_ratio'][name]:>5.2f}"
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -79,7 +79,7 @@ def model_file(name: str, scratch: Path) -> Path:
 
 def steps_of(model: Path, folder: Path, threads: int) -> dict[str, Step]:
     """A decoding step of each way to run the model; each of ours has a library of its own, as pools lie under one."""
-    from decode import OrtDecoder
+    from peers import OrtDecoder
 
     from costmodel.place import Place, ReasonedPlace
     from hetero_sd.compile.build import ModelRequest, Sizes, build_model

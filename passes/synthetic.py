@@ -49,6 +49,7 @@ class LlamaShape:
 
 
 LLAMA_100M = LlamaShape(layers=12, hidden=768, heads=12, kv_heads=4, ffn=2048, vocab=16000)
+LLAMA_500M = LlamaShape(layers=24, hidden=1280, heads=20, kv_heads=4, ffn=3584, vocab=32000)
 LLAMA_1B = LlamaShape(layers=16, hidden=2048, heads=32, kv_heads=8, ffn=8192, vocab=64128)
 LLAMA_3B = LlamaShape(layers=28, hidden=3072, heads=24, kv_heads=8, ffn=8192, vocab=128256)
 

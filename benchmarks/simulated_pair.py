@@ -30,6 +30,7 @@ FLAT = {1: 1.0, 2: 1.02, 3: 1.04, 4: 1.06, 5: 1.1, 6: 1.2, 8: 1.3}
 STEEP = {1: 1.0, 2: 1.35, 3: 1.7, 4: 2.0, 5: 2.4, 6: 2.8, 8: 3.6}
 STAIRS = {1: 1.0, 2: 1.05, 3: 1.1, 4: 1.12, 5: 1.6, 6: 1.65, 8: 1.7}
 CHUNK, VOCAB = 32, 50
+_TURNOVER = 0.3  # of steps, before which the machine may become busy or idle
 At = Callable[[int], float]
 
 
@@ -49,7 +50,8 @@ class Case:
         warm: tokens that are not judged.
         noise: relative standard deviation of a time.
         pauses: share of steps that take 5 times as long.
-        planned_alpha: what the plan believes.
+        busy: share of the time in which other work makes steps take up to 4 times as long, a few in a row.
+        planned_alpha, planned_tokens: what the plan believes, and judged tokens that it counts for.
         plan_off: the plan's times over the true ones; for every other width, and the drafter, the inverse.
         step_s: a plain step.
         confidence: tokens of text so far -> how confident the drafter is; None where it is not asked.
@@ -69,7 +71,9 @@ class Case:
     warm: int = 200
     noise: float = 0.05
     pauses: float = 0.02
+    busy: float = 0.0
     planned_alpha: float = 0.8
+    planned_tokens: float = 4.0
     plan_off: float = 1.0
     step_s: float = 0.01
     confidence: At | None = None
@@ -86,6 +90,7 @@ class Clock:
     now: float = 0.0
     true: float = 0.0
     rng: random.Random = field(init=False)
+    _busy: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         """Seed the noise."""
@@ -100,6 +105,10 @@ class Clock:
         seconds = steps * self.case.step_s
         self.true += seconds
         pause = 5.0 if self.rng.random() < self.case.pauses else 1.0
+        if self.rng.random() < _TURNOVER:
+            self._busy = self.rng.random() < self.case.busy
+        if self._busy:
+            pause *= self.rng.uniform(1.0, 4.0)
         self.now += seconds * pause * max(0.5, 1 + self.case.noise * self.rng.gauss(0, 1))
 
 
@@ -226,7 +235,9 @@ def live_policy(case: Case) -> LiveGamma:
     """A policy whose plan is wrong by as much as the case says."""
     off = [case.step_s * case.plan_off, case.step_s / case.plan_off]
     verify = {w: s * off[i % 2] for i, (w, s) in enumerate(case.verify.items())}
-    predicted = LivePrediction(case.planned_alpha, case.draft * off[1], verify, 1e-5, case.chunk * off[1], CHUNK)
+    predicted = LivePrediction(
+        case.planned_alpha, case.draft * off[1], verify, 1e-5, case.chunk * off[1], CHUNK, case.planned_tokens
+    )
     return LiveGamma(predicted, [w - 1 for w in verify], narrow=2, stops=case.confidence is not None, only_model=True)
 
 

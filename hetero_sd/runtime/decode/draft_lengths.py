@@ -9,7 +9,12 @@ from hetero_sd.runtime.decode.live_source import Source
 from hetero_sd.runtime.decode.live_times import LiveTimes
 
 BET = 0.5  # of what may be lost, that one round of a long draft, or reading, may lose
-_MARGIN, _START_MARGIN = 1.005, 1.01  # what another draft length must gain over the present one, and over none
+_KNOWN, _SURE_GAIN = 12, 1.02  # judged tokens with which an acceptance is known; a gain that needs no bank
+_MARGIN, _START_MARGIN, _LEAVE_MARGIN = (
+    1.005,
+    1.01,
+    1.01,
+)  # what another draft length must gain over the present one, and over none
 
 
 class DraftLengths:
@@ -25,19 +30,37 @@ class DraftLengths:
         self._times = times
         self.all = sorted({0, *gammas})
         self.drafting = self.all[1:]
+        self._widths = {gamma: times.width(gamma) for gamma in self.all}
 
-    def tokens_per_s(self, source: Source, gamma: int, hopeful: bool = False, alpha: float | None = None) -> float:
-        """Expected speed with a draft length; hopeful: as fast as it may be, given how often it was run."""
-        times, width = self._times, self._times.width(gamma)
-        draft, other = times.draft_s(source.name), times.other_s()
-        verify = times.hopeful_step_s(width) if hopeful and gamma else times.step_s(width)
+    def tokens_per_s(self, source: Source, gamma: int, alpha: float | None = None) -> float:
+        """Expected speed with a draft length."""
         tokens = expected_tokens(source.acceptance.mean if alpha is None else alpha, gamma)
-        return tokens / (gamma * draft + verify + other)
+        return tokens / self._times.round_s(source.name, gamma)
+
+    def speeds(self, source: Source, hopeful: bool = False, alpha: float | None = None) -> dict[int, float]:
+        """Expected speed with each draft length; hopeful: as fast as it may be, given how often it was run."""
+        times, found, drafted = self._times, dict[int, float](), 0
+        steps, draft_s, other_s = times.steps_s(hopeful), times.draft_s(source.name), times.other_s(True)
+        alpha = source.acceptance.mean if alpha is None else alpha
+        tokens = product = 1.0
+        for gamma in self.all:
+            while drafted < gamma:
+                product *= alpha
+                tokens += product
+                drafted += 1
+            found[gamma] = tokens / (gamma * draft_s + steps[self._widths[gamma]] + other_s)
+        found[0] = 1 / times.plain_s()
+        return found
+
+    def gain(self, source: Source, alpha: float) -> float:
+        """The speed of the best draft length, 0 among them, over plain steps, at an acceptance."""
+        speeds = self.speeds(source, alpha=alpha)
+        return max(speeds.values()) / speeds[0]
 
     def best(self, speeds: Mapping[int, float], before: int, among: Sequence[int]) -> int:
         """The fastest draft length; the one before, where that is hardly slower."""
         best = max(among, key=lambda g: (speeds[g], -g))
-        margin = _MARGIN if before else _START_MARGIN
+        margin = (_MARGIN if best else _LEAVE_MARGIN) if before else _START_MARGIN
         return before if before in among and speeds[best] <= margin * speeds[before] else best
 
     def payable(self, source: Source, speeds: Mapping[int, float], free_s: float) -> list[int]:
@@ -46,10 +69,13 @@ class DraftLengths:
         What a round of each risks is set in the source.
         """
         source.risks_s = self._times.risks_s(source.name, self.all)
+        source.pays = source.judged >= _KNOWN and self.gain(source, source.acceptance.cautious) > _SURE_GAIN
+        if source.pays:
+            return self.all
         paying = [g for g in self.drafting if speeds[g] > _START_MARGIN * speeds[0]]
         once = {*self.drafting[:1], *paying[:1]}
         return [g for g in self.all if source.risks_s[g] <= (1.0 if g in once else BET) * max(0.0, free_s)]
 
     def longest(self, source: Source, free_s: float) -> int:
         """The longest that can be paid for, or the one that was decided for."""
-        return max(g for g in self.all if g <= source.gamma or source.risks_s[g] <= BET * free_s)
+        return max(g for g in self.all if g <= source.gamma or source.pays or source.risks_s[g] <= BET * free_s)

@@ -58,4 +58,13 @@ class LiveAcceptance:
     @property
     def cautious(self) -> float:
         """One standard deviation less, of a proportion seen in as many judged tokens as are remembered."""
-        return max(0.0, self.mean - math.sqrt(self.mean * (1 - self.mean) / (self.weight + 1)))
+        return max(0.0, self.mean - self._deviation)
+
+    @property
+    def hopeful(self) -> float:
+        """One standard deviation more."""
+        return min(1.0, self.mean + self._deviation)
+
+    @property
+    def _deviation(self) -> float:
+        return math.sqrt(self.mean * (1 - self.mean) / (self.weight + 1))

@@ -4,10 +4,11 @@ Known at the start is what the plan predicts and what was timed before the first
 then gives times (live_times.py) and judged tokens (live_acceptance.py), and every few rounds the draft length with the
 most expected tokens a second is taken (costmodel/speculative.py), 0 among them, for each source of drafts.
 
-* Trying costs. A bank holds the time that may be lost against the target alone (loss_bank.py), and a round begins only
-  where the bank can pay for it with all its drafts rejected: the first drafts are short, those after drafts that were
-  accepted are longer. When drafting looks too slow it is still tried once the bank can pay for it, so that it comes
-  back when the text changes.
+* Trying costs. A bank holds the time that may be lost against the target alone (loss_bank.py), more where the plan's
+  acceptance was measured and promises much. A round begins only where the bank can pay for it with all its drafts
+  rejected, or where drafting surely pays: by an acceptance a standard deviation below what the run itself has shown.
+  When drafting looks too slow it is still tried once the bank can pay for it, so that it comes back when the text
+  changes. Before it is given up plain steps are timed anew: the machine may have become slower, not the drafts.
 * Reading costs. A drafter that has not seen the text must read it first. It does so when what is gained on the expected
   rest of the answer repays it, at an acceptance a standard deviation below the one believed in, or when the bank can
   pay for it. Where a quarter of the time to the first token is enough, or 4 plain steps, it reads before that token
@@ -27,21 +28,19 @@ from hetero_sd.runtime.decode.drafters import MODEL, Offer
 from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
 from hetero_sd.runtime.decode.live_source import PERIOD, Source
 from hetero_sd.runtime.decode.live_times import LiveTimes
-from hetero_sd.runtime.decode.loss_bank import LossBank
+from hetero_sd.runtime.decode.loss_bank import LossBank, promised_steps
 from hetero_sd.runtime.decode.policy import PLAIN, Choice
 from hetero_sd.runtime.decode.reading import SHORT_READING, next_piece
 from hetero_sd.runtime.decode.trace import Round, Switch
 from hetero_sd.runtime.decode.worth import Worth
 
-_RICH_STEPS = 4.0  # banked, with which draft lengths are explored
+_RICH_STEPS, _KNOWN = 4.0, 24.0  # banked, to explore draft lengths; judged tokens that tell an acceptance
 _OTHER_PRIOR, _OTHER_WEIGHT = 0.5, 4.0  # of a source that the plan does not know
 _TRIES = 2  # plain steps that must be seen first
 _PLAIN_PERIOD = 8  # rounds after which a decision not to draft is looked at again; to draft, PERIOD
 _LONGEST_PERIOD, _LONGEST_PLAIN_PERIOD = 16, 32  # every time it is confirmed, twice as many, at most
 _REFRESH_TOKENS, _FIRST_REFRESH = 256, 8  # tokens after which a plain step is timed again, at most; at first
 _LONGEST_REST = 64  # rounds until a source is looked at again that cannot be paid for
-_SLOWER = 1.4  # times what a round took, that says that the processor may have become slower
-_KNOWN = 24.0  # judged tokens with which an acceptance is known
 _FIRST_READING, _FIRST_READING_STEPS = 0.25, 4.0  # of the time to the first token, that reading may add; plain steps
 
 
@@ -73,8 +72,11 @@ class LiveGamma:
         self._sources = {MODEL: Source(MODEL, LiveAcceptance(predicted.alpha, predicted.alpha_tokens), start, stops)}
         self._only_model = only_model
         self._text = 0  # tokens of all texts
-        self._bank = LossBank()
+        model = self._sources[MODEL]
+        gain = self._lengths.gain(model, model.acceptance.cautious)
+        self._bank = LossBank(promised_steps(gain, predicted.alpha_tokens))
         self._since_plain = 0
+        self._retime = 0  # plain steps that are to be timed now
         self._switches = list[Switch]()  # not reported yet
         self._answer = AnswerLength()
         self._worth = Worth(self.times, self._lengths, self._bank, self._answer)
@@ -144,7 +146,7 @@ class LiveGamma:
 
     def choose(self, offers: Sequence[Offer]) -> Choice:
         """What the next round does: it drafts from the source that is expected to be fastest, or from none."""
-        if not offers or self._since_plain >= self._refresh_tokens() or self.times.seen(1) < _TRIES:
+        if not offers or self._retime or self._since_plain >= self._refresh_tokens() or self.times.seen(1) < _TRIES:
             return PLAIN
         switches, self._switches = self._switches, []
         best: tuple[Source, Offer] | None = None
@@ -156,24 +158,22 @@ class LiveGamma:
                 source.left -= 1
             elif best is None or source.tokens_per_s > best[0].tokens_per_s:
                 best = source, offer
-        if self.times.seen(1) < _TRIES:
-            return Choice(switches=tuple(switches))
-        if best is None:
+        if best is None or self._retime:
             return Choice(switches=tuple(switches))
         source, offer = best
-        reads = self.times.read_s(offer.unread) > SHORT_READING * self.times.plain_s()
+        reads = offer.unread and self.times.read_s(offer.unread) > SHORT_READING * self.times.plain_s()
         read, skip = next_piece(self.times, offer.unread, source.skips) if reads else (offer.unread, 0)
         if reads:
             goes_on = self._bank.pays_reading(self.times.read_s(read))
         else:
-            goes_on = source.risks_s[source.gamma] <= self._bank.free_s
+            goes_on = source.pays or source.risks_s[source.gamma] <= self._bank.free_s
         if not goes_on:
             switches += self._decide(source, offer)
-        if not source.gamma or self.times.seen(1) < _TRIES:
+        if not source.gamma or self._retime:
             return Choice(switches=tuple(switches))
         if reads:
             return Choice(source.name, 0, read, skip, tuple(switches))
-        gamma = source.begin_round(offer, self.times, self._lengths.longest(source, self._bank.free_s))
+        gamma = source.begin_round(offer, self.times, lambda: self._lengths.longest(source, self._bank.free_s))
         self._bank.reserve(source.risks_s[gamma])
         return Choice(source.name, gamma, offer.unread, switches=tuple(switches), limit=source.limit)
 
@@ -187,7 +187,7 @@ class LiveGamma:
             self._bank.note_reading(self.times.read_s(finished.read))
         if not finished.drafted:
             self._bank.note_plain()
-            self._since_plain = 0
+            self._since_plain, self._retime = 0, max(0, self._retime - 1)
             return
         source = self._source(finished.source)
         self._bank.note_drafted(source.name, finished.drafted, tokens)
@@ -210,29 +210,28 @@ class LiveGamma:
     def _decide(self, source: Source, offer: Offer) -> list[Switch]:
         """Set the draft length of a source; the switch, where it is another one."""
         self.times.settle(self._text)
-        if source.gamma and self.times.round_s(source.name, source.gamma) > _SLOWER * source.round_s > 0:
-            self.times.forget_plain()  # are plain steps slower, too? Nothing is paid for until that is known
-            source.round_s, source.left = 0.0, 0
-            return []
         self._settle()
         plain_s = self.times.plain_s()
         rich = self._bank.held_s >= _RICH_STEPS * plain_s  # there is time to find out
         hopeful = rich and not source.limited  # a limit would not draft so far
-        speeds = {g: self._lengths.tokens_per_s(source, g, hopeful) for g in self._lengths.all}
+        speeds = self._lengths.speeds(source, hopeful)
         before, payable = source.gamma, self._lengths.payable(source, speeds, self._bank.free_s)
         wanted, best = (self._lengths.best(speeds, before, among) for among in (self._lengths.all, payable))
         why = "drafting pays" if not before else "another length is faster" if best else "drafting loses"
         if wanted and not best and before:
             why = "drafting lost what may be lost"
-        if best == 0 and (not wanted or source.acceptance.weight < _KNOWN):  # else it saves for what pays
+        if before and not best and self._since_plain:
+            self._retime, source.left = _TRIES, 0  # is it the machine that is slower? Plain steps will say
+            return []
+        may_pay = not before or self._lengths.gain(source, source.acceptance.hopeful) > 1.0
+        if not best and may_pay and (not wanted or source.acceptance.weight < _KNOWN):  # else it saves for what pays
             best = self._worth.length_to_try(source, 0 if wanted else offer.unread, speeds, payable)
             why = "tried again" if best else why
-        if best and wanted and not self._worth.reading(source, wanted, offer.unread):
+        if best and wanted and not self._worth.reading(source, offer.unread):
             best, why = 0, "the rest of the answer does not repay reading"
         least, most = (PERIOD, _LONGEST_PERIOD) if best or wanted else (_PLAIN_PERIOD, _LONGEST_PLAIN_PERIOD)
         source.period = min(2 * source.period, most) if best == before else least
         source.gamma, source.left, source.tokens_per_s = best, source.period, speeds[best]
-        source.round_s = self.times.round_s(source.name, best)
         if best and best == before:
             self._bank.confirm()
         elif before and not best and not wanted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from hetero_sd.runtime.decode.drafters import Offer
 from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
@@ -24,7 +24,8 @@ class Source:
         left, period: rounds until the next decision, and how many there were after the last one.
         tokens_per_s: expected with that draft length, at the last decision.
         risks_s: draft length -> what a round loses at most, at the last decision.
-        round_s: what a round of that draft length took, at the last decision.
+        judged: drafted tokens that the target has judged in this run.
+        pays: it surely pays, whatever the bank holds, at the last decision.
         limit: of the present round; None where it has the draft length.
     """
 
@@ -35,7 +36,7 @@ class Source:
         self.left, self.period = 0, PERIOD
         self.tokens_per_s = 0.0
         self.risks_s: dict[int, float] = {}
-        self.round_s = 0.0
+        self.judged, self.pays = 0, False
         self.limit: DraftLimit | None = None
         self._stopping = Stopping() if stops else None
 
@@ -44,7 +45,7 @@ class Source:
         """Whether the present round may have another length than the draft length."""
         return self.limit is not None and not self.limit.learns
 
-    def begin_round(self, offer: Offer, times: LiveTimes, longest: int) -> int:
+    def begin_round(self, offer: Offer, times: LiveTimes, longest: Callable[[], int]) -> int:
         """Begin a round that drafts; tokens to draft, up to ``longest`` where the limit decides."""
         self.left -= 1
         limited, self.limit = self.limited, None
@@ -52,12 +53,12 @@ class Source:
             self.limit = self._stopping.limit(
                 lambda: Prices(
                     self.acceptance.mean,
-                    [times.round_s(self.name, gamma) for gamma in range(longest + 1)],
+                    [times.round_s(self.name, gamma) for gamma in range(longest() + 1)],
                     times.confidence_s(),
                 )
             )
         if self.limited:
-            return longest
+            return longest()
         if limited:  # the draft length was not run for a while
             self.left = min(self.left, PERIOD)
         return self.gamma
@@ -66,6 +67,7 @@ class Source:
         """Learn from a round that drafted, and ended after ``at`` tokens of text; whether the text has changed."""
         if self._stopping is not None and self.limit is not None and finished.confidences:
             self._stopping.observe(self.limit, finished.accepted)
+        self.judged += min(finished.accepted + 1, finished.drafted)
         return self.acceptance.observe(finished.accepted, finished.drafted, at)
 
     def switch(self, before: int, why: str, times: LiveTimes, speeds: Mapping[int, float], bank_s: float) -> Switch:

@@ -41,11 +41,12 @@ class Worth:
         rounds = PERIOD if reading > SHORT_READING * self._times.plain_s() else 1  # reading is to be worth it
         return best if rounds * max(loss, 0.0) + reading <= self._bank.free_s else 0
 
-    def reading(self, source: Source, gamma: int, unread: int) -> bool:
+    def reading(self, source: Source, unread: int) -> bool:
         """Whether what is gained on the rest of the text pays for what the drafter has to read first.
 
         That is all it has not read, or else only the end of it.
         """
+        gamma = max(self._lengths.drafting, key=lambda g: self._lengths.tokens_per_s(source, g))
         price, rounds = whole_text(self._times, unread, self.first)
         source.skips = False
         if price <= SHORT_READING * self._times.plain_s() or self._pays(source, gamma, price, rounds):

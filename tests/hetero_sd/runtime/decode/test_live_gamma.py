@@ -45,6 +45,30 @@ def test_a_policy_that_does_not_adapt_fails(name: str, gamma: int) -> None:
     assert judged.over_best > ALLOWED
 
 
+BUSY = [
+    sim.Case(f"{alpha}, busy", 0.2, sim.FLAT, sim.always(alpha), answers=(64,) * 12, planned_alpha=alpha, busy=0.5)
+    for alpha in (0.05, 0.8)
+]
+
+
+@pytest.mark.parametrize("case", BUSY, ids=lambda case: case.name)
+def test_other_work_on_the_machine_is_not_taken_for_slow_drafting(case: sim.Case) -> None:
+    """Half of the steps take up to four times as long; the time that is judged is that without."""
+    assert sim.judge(case).over_best <= 1.05
+
+
+@pytest.mark.parametrize("planned_tokens", [4.0, 32.0])
+def test_from_the_first_token_on_a_plan_that_is_right_is_believed_and_a_wrong_one_costs_little(
+    planned_tokens: float,
+) -> None:
+    """Three answers of 128 tokens, nothing left out; the plan's times are off by 1.2 this way and that."""
+    more = {"answers": (128,) * 3, "warm": 0, "plan_off": 1.2, "planned_tokens": planned_tokens}
+    right = sim.Case("right", 0.2, sim.FLAT, sim.always(0.8), planned_alpha=0.8, **more)
+    assert sim.judge(right).over_best <= 1.035
+    wrong = sim.Case("wrong", 0.3, sim.STAIRS, sim.always(0.1), planned_alpha=0.8, **more)
+    assert sim.judge(wrong).live <= 1.02
+
+
 def test_other_speeds_than_the_best_fixed_one_are_reached_where_the_text_changes() -> None:
     for name in ("acceptance falls midway", "the drafter becomes useless"):
         assert sim.judge(CASES[name], (0,)).over_best < 0.95

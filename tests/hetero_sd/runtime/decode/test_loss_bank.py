@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hetero_sd.runtime.decode.loss_bank import ADVANCE_STEPS, LOSS_SHARE, LossBank
+from hetero_sd.runtime.decode.loss_bank import ADVANCE_STEPS, LOSS_SHARE, LossBank, promised_steps
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 
 sys.path.append(str(Path(__file__).resolve().parents[4] / "benchmarks"))
@@ -48,6 +48,12 @@ def test_the_share_of_the_first_steps_is_there_in_advance() -> None:
     assert settled(bank) == pytest.approx(begin + LOSS_SHARE * 100 * PLAIN_S)  # paid for once
 
 
+def test_what_a_plan_promises_may_be_lost_beside_that_by_how_sure_it_is() -> None:
+    assert [promised_steps(1.5, tokens) for tokens in (4, 8, 32)] == pytest.approx([0.4, 0.8, 3.0])
+    assert promised_steps(1.05, 32) == 0.0
+    assert settled(LossBank(3.0)) == pytest.approx(settled(LossBank()) + 3.0 * PLAIN_S)
+
+
 @pytest.mark.parametrize(("tokens", "change_s"), [(1, -0.015), (2, -0.005), (4, 0.015)])
 def test_a_round_pays_for_what_it_takes_beyond_its_tokens(tokens: int, change_s: float) -> None:
     bank = after_the_advance()
@@ -76,7 +82,25 @@ def test_what_rounds_may_lose_is_kept_until_they_are_paid_for() -> None:
     bank.reserve(0.002)  # the round takes longer than was expected when it began
     bank.note_drafted("model", 3, 1)
     settled(bank)
-    assert bank.free_s == bank.held_s == pytest.approx(begin - 0.007)
+    assert bank.free_s == bank.held_s == pytest.approx(begin - 0.012)  # of 20 ms, what was reserved for both
+
+
+def test_what_was_lost_is_reckoned_again_when_plain_steps_turn_out_slower() -> None:
+    """Of the last 200 tokens; what lies before them stays."""
+    bank = LossBank()
+    begin = settled(bank)
+    bank.reserve(0.030)
+    bank.note_drafted("model", 3, 1)
+    assert settled(bank) == pytest.approx(begin - 0.015)
+    bank.note_plain()
+    bank.settle(0.020, round_s)
+    assert bank.held_s == pytest.approx(begin - 0.005)
+    for _ in range(200):
+        bank.note_plain()
+    bank.settle(0.020, round_s)
+    closed = bank.held_s
+    bank.settle(0.025, round_s)
+    assert bank.held_s == closed
 
 
 def test_reading_that_is_repaid_is_lent_once() -> None:
@@ -150,17 +174,20 @@ def lost_steps(case: sim.Case, policy: GammaPolicy) -> float:
 @settings(max_examples=80)
 @given(cases())
 def test_no_run_loses_more_than_its_share(case: sim.Case) -> None:
-    """1.5 % of the time, or of 100 steps; two steps more where not all could be timed before the first prompt."""
-    assert lost_steps(case, sim.live_policy(case)) <= (0.05 if case.step_s == 0.001 else 2.0)
+    """1.5 % of the time, or of 100 steps, and what a plan that promises much may lose beside it, 0.4 steps here.
+
+    Two and a half steps more where not all could be timed before the first prompt.
+    """
+    assert lost_steps(case, sim.live_policy(case)) <= (0.45 if case.step_s == 0.001 else 3.0)
 
 
 def test_a_length_that_does_not_follow_the_run_loses_more() -> None:
     """The negative control: also a policy whose bank begins with twice as much."""
     case = sim.Case("poor", 0.4, sim.STAIRS, sim.always(0.1), answers=(128,), warm=0, noise=0.0, early_exit=True)
-    assert lost_steps(case, sim.live_policy(case)) <= 0.05
+    assert lost_steps(case, sim.live_policy(case)) <= 0.45
     assert lost_steps(case, FixedGamma(1)) > 10
     rich = sim.live_policy(case)
-    rich._bank._held_s = 3.0 * LOSS_SHARE * ADVANCE_STEPS * case.step_s
+    rich._bank._more_steps = 2 * LOSS_SHARE * ADVANCE_STEPS
     assert lost_steps(case, rich) > 0.5
 
 

@@ -83,10 +83,10 @@ class Measured:
 
 def measure(engine: Any, prompts: Sequence[list[int]]) -> Measured:
     """Answer prompts that all wait when the engine starts."""
-    from hetero_sd.runtime.serve.engine import Ended, GenerationRequest, TextPiece
+    from hetero_sd.runtime.serve.engine import Ended, Failed, GenerationRequest, TextPiece
 
     times: list[list[float]] = [[] for _ in prompts]
-    texts, left = [""] * len(prompts), len(prompts)
+    texts, left, failed = [""] * len(prompts), len(prompts), list[str]()
 
     def deliver_to(i: int) -> Callable[[Any], None]:
         def deliver(event: Any) -> None:
@@ -94,8 +94,10 @@ def measure(engine: Any, prompts: Sequence[list[int]]) -> Measured:
             if isinstance(event, TextPiece):
                 times[i].append(time.perf_counter())
                 texts[i] += event.text
+            if isinstance(event, Failed):
+                failed.append(event.message)
             left -= isinstance(event, Ended)
-            if left == 0:
+            if left == 0 or failed:
                 engine.stop()
 
         return deliver
@@ -104,6 +106,8 @@ def measure(engine: Any, prompts: Sequence[list[int]]) -> Measured:
         engine.submit(GenerationRequest(prompt, {"max_new_tokens": NEW}), deliver_to(i))
     begin, begin_cpu = time.perf_counter(), time.process_time()
     engine.run()
+    if failed:
+        raise SystemExit(failed[0])
     return Measured(time.perf_counter() - begin, time.process_time() - begin_cpu, times, texts)
 
 
@@ -218,6 +222,8 @@ def measured_calls(target: CompiledModel, repeats: int = 7) -> BatchPrediction:
     from hetero_sd.runtime.model.protocol import Row
 
     begin, end = 16, 80
+    for slot in range(target.slots):
+        target.slot(slot).submit([1] * (end + target.prefill_width), 0, last=True).result()
     times: dict[tuple[str, int, int], list[float]] = {}
     for _ in range(repeats):
         for past in (begin, end):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from costmodel.batch_cores import batch_cores
 from costmodel.decoder import DecoderSpec
 from costmodel.memory import Memory, available_bytes
 from costmodel.place import Place
@@ -111,6 +112,8 @@ def make_plan(
         slots=overrides.slots,
         target_place=Place(HOST) if overrides.slots > 1 else None,
     )
+    if overrides.slots > 1:
+        free_question = replace(free_question, cores=batch_cores(free_question))
     if placed:
         question = replace(free_question, target_place=placed["target"], draft_place=placed.get("draft"))
     else:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from costmodel.batch_calls import predicted_calls
-from costmodel.batch_throughput import Requests, Throughput, throughput
-from costmodel.prompt_chunks import CHUNK
+from costmodel.batch_cores import batch_cores, batch_on
+from costmodel.batch_throughput import Requests, Throughput
 from costmodel.question import NGRAM, Decision, Question, Variant
 from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
@@ -22,8 +21,6 @@ from hetero_sd.predict.inputs import AlphaFile, read_alpha_file, read_factors
 from hetero_sd.predict.like import baseline_note, like
 from hetero_sd.predict.request import PredictRequest, check, question_of
 from targets.boards import load_board
-
-_WIDTHS = (1, 2, 4, 8)  # of the entry points that a bundle has beside those for drafts
 
 
 @dataclass(frozen=True)
@@ -85,6 +82,8 @@ def answer(request: PredictRequest) -> Prediction:
     measured = None if request.alpha_file is None else read_alpha_file(request.alpha_file, request.sampled)
     board = load_board(request.board)
     question = question_of(request, board, read_factors(request.factors, board), measured)
+    if question.slots > 1 and question.cores is None:
+        question = replace(question, cores=batch_cores(question))
     question.check()
     prediction = predict(question, measured, stated)
     best, (prompt, new, _) = prediction.decision.best, request.lengths
@@ -133,10 +132,9 @@ def _together(search: Search, best: Variant, asked: Requests) -> Throughput | No
     """What requests that come together get of the target; None of a single one."""
     if asked.count == 1:
         return None
-    rows = asked.prompt_tokens + asked.new_tokens
-    sizes = asked.count, _WIDTHS, CHUNK, rows
-    calls = predicted_calls(search.roofline, best.target, best.target_placement, *sizes)
-    return throughput(asked, asked.count, calls)
+    cores = best.target_placement.segments[0].processor
+    assert isinstance(cores, CpuSlice)
+    return batch_on(search.question, best.target, cores, asked)
 
 
 def fastest_alone(question: Question) -> Variant:

@@ -1,0 +1,39 @@
+"""The cores for several requests at a time: a call of many rows computes more for each byte that it reads.
+
+What is fastest for one text, where memory is the limit, is often one core or two; eight rows keep all of them busy.
+"""
+
+from __future__ import annotations
+
+from costmodel.batch_calls import predicted_calls
+from costmodel.batch_throughput import Requests, Throughput, throughput
+from costmodel.decoder import DecoderSpec
+from costmodel.model_costs import ModelCosts
+from costmodel.prompt_chunks import CHUNK
+from costmodel.question import Question
+from costmodel.roofline import CpuSlice, Roofline, processors
+
+WIDTHS = (1, 2, 4, 8)  # of the entry points that a bundle has beside those for drafts
+_TOKENS = 128  # of a prompt and of an answer
+_GAIN = 1.02  # that more cores must bring
+
+
+def batch_on(question: Question, target: DecoderSpec, cores: CpuSlice, asked: Requests) -> Throughput:
+    """What requests get that come together, a slot for each, with the target on some cores."""
+    roofline = Roofline(question.board, question.factors)
+    place = ModelCosts(roofline, target, 0).whole(cores)
+    rows = asked.prompt_tokens + asked.new_tokens
+    calls = predicted_calls(roofline, target, place, asked.count, WIDTHS, CHUNK, rows)
+    return throughput(asked, asked.count, calls)
+
+
+def batch_cores(question: Question) -> CpuSlice:
+    """The cores of one cluster on which the target answers as many requests as it has slots fastest.
+
+    Of those that are about as fast the first by the board's order, which has fewer threads.
+    """
+    tokens = max(1, min(_TOKENS, question.context))
+    asked, target = Requests(question.slots, tokens, tokens), question.targets[0]
+    slices = [p for p in processors(question.board) if isinstance(p, CpuSlice)]
+    speeds = [batch_on(question, target, cores, asked).tokens_per_s for cores in slices]
+    return next(cores for cores, speed in zip(slices, speeds, strict=True) if _GAIN * speed >= max(speeds))

@@ -1,6 +1,7 @@
 """Several requests together, in slots, against the same requests one after the other, on one bundle.
 
-    python benchmarks/serve.py [--requests 8] [--format int8] [--threads 2] [--repeats 3] [--model FILE.onnx] [--json]
+    python benchmarks/serve.py [--requests 8] [--format int8] [--kv float16] [--threads 2] [--repeats 3]
+                               [--model FILE.onnx] [--json]
 
 The engines of `run.py --serve` without HTTP: random prompts, greedy, 64 tokens each. In turn, in one process: one after
 the other, together, and together while one more prompt of 192 tokens is read beside them. The texts of all three are
@@ -27,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from costmodel.format import RUNTIME_KV
+
 if TYPE_CHECKING:
     from costmodel.schema.batch import BatchPrediction
     from hetero_sd.runtime.model.model import CompiledModel
@@ -39,7 +42,7 @@ CONTEXT, CHUNK, PROMPT, NEW, LONG_PROMPT = 640, 32, 64, 64, 192
 SHARED, OWN = 512, 16  # tokens that prompts begin with in common, and those after them
 
 
-def session_of(model: Path, folder: Path, slots: int) -> Session:
+def session_of(model: Path, folder: Path, slots: int, kv: str = RUNTIME_KV[0]) -> Session:
     """Compile the file for this machine, and load it without a tokenizer: every token is a piece."""
     from costmodel.format import FLOAT, INT8
     from costmodel.place import Place, ReasonedPlace
@@ -56,7 +59,7 @@ def session_of(model: Path, folder: Path, slots: int) -> Session:
     decoder = canonicalise(model, CONTEXT)
     activations = INT8 if decoder.facts.int8_activations else FLOAT
     place = ReasonedPlace(Place("cpu"))
-    built = build_model(ModelRequest("target", decoder, core, place, sizes, activations=activations), folder)
+    built = build_model(ModelRequest("target", decoder, core, place, sizes, activations=activations, kv=kv), folder)
     write_manifest(folder, {"target": built.facts})
     target = CompiledModel("target", Bundle(folder), huge_pages=True)
     text: Any = Numbers()
@@ -265,6 +268,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="rounds in turn (default 3)")
     parser.add_argument("--model", type=Path, help="an ONNX decoder; default: 100M parameters, random")
     parser.add_argument("--format", choices=("float32", "int8", "int4"), default="int8", help="of those weights")
+    parser.add_argument("--kv", choices=RUNTIME_KV, default=RUNTIME_KV[0], help="of the KV caches (default float32)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -277,7 +281,7 @@ def main() -> None:
         if model is None:
             model = Path(scratch) / "llama100m.onnx"
             write_llama(model, LLAMA_100M, options.format)
-        session = session_of(model, Path(scratch) / "bundle", options.requests)
+        session = session_of(model, Path(scratch) / "bundle", options.requests, options.kv)
         measured = rounds(session, options.requests, options.repeats)
         prefixes = shared_prefix(session, options.requests, options.repeats)
     core = load_board("host", measure=False).clusters[0].core.name
@@ -292,7 +296,8 @@ def main() -> None:
         found = {"core": core, "rounds": measured, "median": median, "ratios": ratios, "shared_prefix": prefixes}
         print(json.dumps(found, indent=1))
         return
-    said = f"{core}, {options.threads} threads, {options.format if options.model is None else options.model.name}"
+    weights = options.format if options.model is None else options.model.name
+    said = f"{core}, {options.threads} threads, {weights}, KV {options.kv}"
     print(f"{said}: {options.requests} requests of {PROMPT} + {NEW} tokens, {options.repeats} rounds in turn, medians")
     print(f"{'':34}{'one by one':>12}{'together':>12}{'ratio':>8}")
     speeds = median["alone_tokens_per_s"], median["together_tokens_per_s"]

@@ -6,7 +6,7 @@ What is fastest for one text, where memory is the limit, is often one core or tw
 from __future__ import annotations
 
 from costmodel.batch_calls import predicted_calls
-from costmodel.batch_throughput import Requests, Throughput, throughput
+from costmodel.batch_throughput import Drafting, Requests, Throughput, throughput
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.prompt_chunks import CHUNK
@@ -18,13 +18,15 @@ _TOKENS = 128  # of a prompt and of an answer
 _GAIN = 1.02  # that more cores must bring
 
 
-def batch_on(question: Question, target: DecoderSpec, cores: CpuSlice, asked: Requests) -> Throughput:
+def batch_on(
+    question: Question, target: DecoderSpec, cores: CpuSlice, asked: Requests, drafting: Drafting | None = None
+) -> Throughput:
     """What requests get that come together, a slot for each, with the target on some cores."""
     roofline = Roofline(question.board, question.factors)
     place = ModelCosts(roofline, target, 0).whole(cores)
     rows = asked.prompt_tokens + asked.new_tokens
     calls = predicted_calls(roofline, target, place, asked.count, WIDTHS, CHUNK, rows)
-    return throughput(asked, asked.count, calls)
+    return throughput(asked, asked.count, calls, drafting=drafting)
 
 
 def batch_cores(question: Question) -> CpuSlice:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from costmodel.batch import StepTimes
 
+MOST_DRAFTED = 7  # tokens of a text in a round
 _LIKELY = 0.95  # acceptance of drafts as good as they come
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from costmodel.batch_cores import batch_cores, batch_on
-from costmodel.batch_throughput import Requests, Throughput
+from costmodel.batch_throughput import Drafting, Requests, Throughput
 from costmodel.question import NGRAM, Decision, Question, Variant
 from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
@@ -90,7 +90,7 @@ def answer(request: PredictRequest) -> Prediction:
     found = replace(
         prediction,
         time=answer_time(prediction.search, best, prompt, new),
-        together=_together(prediction.search, best, Requests(request.requests, prompt, new)),
+        together=_together(prediction.search, best, Requests(request.requests, prompt, new), request),
         changes=what_would_change(prediction.search, prediction.decision, prediction.alphas),
         assumed=tuple(assumptions(request, prediction.search, best)),
     )
@@ -128,13 +128,14 @@ def predict(question: Question, measured: AlphaFile | None = None, alpha_given: 
     return replace(prediction, pays_from=break_even_alpha(gain_of(search, best, decision.baseline)))
 
 
-def _together(search: Search, best: Variant, asked: Requests) -> Throughput | None:
+def _together(search: Search, best: Variant, asked: Requests, request: PredictRequest) -> Throughput | None:
     """What requests that come together get of the target; None of a single one."""
     if asked.count == 1:
         return None
     cores = best.target_placement.segments[0].processor
     assert isinstance(cores, CpuSlice)
-    return batch_on(search.question, best.target, cores, asked)
+    drafting = None if request.ngram_alpha is None else Drafting(request.ngram_alpha, request.ngram_match)
+    return batch_on(search.question, best.target, cores, asked, drafting)
 
 
 def fastest_alone(question: Question) -> Variant:

@@ -87,9 +87,10 @@ def time_note(p: Prediction) -> list[str]:
 
 def together_note(t: Throughput, requests: int) -> str:
     """What several requests get that come together."""
+    drafts = f"{t.drafted_per_round:.2g} drafts a round" if t.drafted_per_round else "without drafts"
     gaps = f"{plain(1e3 * t.gap_s, 2)} ms between the tokens of a text, at most {plain(1e3 * t.longest_gap_s, 2)}"
     return (
-        f"{requests} requests together, without drafts: {rate(t.tokens_per_s)} tokens/s, prompts included, "
+        f"{requests} requests together, {drafts}: {rate(t.tokens_per_s)} tokens/s, prompts included, "
         f"{t.tokens_per_s / t.alone_tokens_per_s:.2f} x one after the other; {gaps}; the first token after "
         f"{wait(t.first_token_s)} on average; {100 * t.rows_filled:.0f} % of the rows are filled, prompts alone take "
         f"{100 * t.prompt_share:.0f} % of the time"

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from costmodel.batch_throughput import Requests, throughput
+from costmodel.batch_throughput import Drafting, Requests, throughput
 from costmodel.schema.batch import BatchPrediction
+from costmodel.speculative import RoundCosts, sequential_round
 
 ROWS = {1: (2.0, 0.01), 2: (2.2, 0.01), 4: (2.4, 0.01), 8: (3.0, 0.01)}
 CALLS = BatchPrediction(ROWS, {8: (3.0, 0.02), 32: (6.0, 0.05)}, 0.1)
@@ -48,6 +49,33 @@ def test_the_bound_holds_where_it_can_and_costs_throughput(bound_s: float) -> No
     found = throughput(asked, 8, calls, bound_s)
     assert found.longest_gap_s <= bound_s * 1.35  # rows are longer when the texts are: the plan is for the mean
     assert throughput(asked, 8, calls, 1000.0).longest_gap_s > bound_s  # the negative control
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.7, 0.9])
+def test_one_text_that_drafts_is_the_round_of_the_single_formula(alpha: float) -> None:
+    calls = replace(CALLS, row_calls={n: (s, 0.0) for n, (s, _) in ROWS.items()})
+    costs = RoundCosts(0.0, 0.0, lambda n: calls.row_call_s(calls.row_width(n), 0.0), dispatch_s=calls.round_s)
+    best = max((sequential_round(alpha, gamma, costs) for gamma in range(8)), key=lambda r: r.tokens_per_s)
+    found = throughput(Requests(1, 8, 4000), 1, calls, 100.0, Drafting(alpha))
+    assert found.gap_s == pytest.approx(1 / best.tokens_per_s, rel=0.01)
+    assert found.drafted_per_round == pytest.approx(best.gamma, rel=0.01)
+    plain = throughput(Requests(1, 8, 4000), 1, calls, 100.0)
+    assert found.tokens_per_s > plain.tokens_per_s
+    half = throughput(Requests(1, 8, 4000), 1, calls, 100.0, Drafting(alpha, 0.5))
+    assert plain.tokens_per_s < half.tokens_per_s < found.tokens_per_s
+
+
+def test_drafts_get_fewer_as_rows_fill() -> None:
+    each, gains = [], []
+    calls = replace(CALLS, row_calls={n: (s, 0.0) for n, (s, _) in ROWS.items()})
+    for count in (1, 2, 4, 8):
+        plain, drafting = (throughput(Requests(count, 8, 200), 8, calls, 100.0, d) for d in (None, Drafting(0.8)))
+        each.append(drafting.drafted_per_round / count)
+        gains.append(drafting.tokens_per_s / plain.tokens_per_s)
+    assert each == sorted(each, reverse=True)
+    assert gains == sorted(gains, reverse=True)
+    assert (each[0] > 3, gains[0] > 2) == (True, True)
+    assert (each[-1], gains[-1]) == (pytest.approx(0.0, abs=0.3), pytest.approx(1.0, abs=0.05))
 
 
 def test_more_requests_than_slots_wait() -> None:

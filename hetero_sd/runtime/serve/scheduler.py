@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from costmodel.batch import BOUND_STEPS, Reading, Unread, admits, plan_reading
-from costmodel.batch_drafts import Offer, drafts_may_pay, share_rows
+from costmodel.batch_drafts import MOST_DRAFTED, Offer, drafts_may_pay, share_rows
 from costmodel.schema.batch import BatchPrediction
 from hetero_sd.runtime.decode.seen import Seen
 from hetero_sd.runtime.model.protocol import Outputs, Row, Slots
 from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.batch_times import BatchTimes, calls_of
-from hetero_sd.runtime.serve.text_drafts import MOST_DRAFTED
 
 _SETTLED_ROUNDS = 32  # after which it is asked anew whether drafts could pay
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from costmodel.batch_drafts import Offer
+from costmodel.batch_drafts import MOST_DRAFTED, Offer
 from hetero_sd.runtime.decode.drafters.ngram import source
 from hetero_sd.runtime.decode.drafters.ngram_pool import Match, NgramPool
 from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
 
-MOST_DRAFTED = 7  # tokens of a text in a round
 POOL_TOKENS = 1 << 14  # that a slot remembers
 _EXPECTED, _WEIGHT = 0.5, 2.0  # acceptance of a source that was not seen, and judged tokens that it counts for
 _NOTHING = Offer(0.0, 0)

@@ -278,6 +278,9 @@ def test_several_requests_together(models: dict[str, Path]) -> None:
     kv = eight.decision.best.memory.kv_bytes / one.decision.best.memory.kv_bytes
     assert kv > 5  # eight of the target's caches, and one of the drafter's
     assert json.loads(predict_json(eight))["together"]["requests"] == 8
+    drafting = asked(models, requests=2, ngram_alpha=0.9, ngram_match=1.0, **lengths).together
+    assert drafting is not None
+    assert drafting.drafted_per_round > 0
 
 
 @pytest.mark.parametrize(

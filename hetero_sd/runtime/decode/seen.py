@@ -43,6 +43,11 @@ class Seen:
         return self._sorted[(len(self._sorted) - 1) // 10]
 
     @property
+    def median(self) -> float:
+        """Seconds: half of them took less; of an even number the lower of the two in the middle."""
+        return self._sorted[(len(self._sorted) - 1) // 2]
+
+    @property
     def spread(self) -> float:
         """Relative standard deviation of undisturbed times, from the lower quartile."""
         return _TO_SD * (self._sorted[(len(self._sorted) - 1) >> 2] / self.low - 1)

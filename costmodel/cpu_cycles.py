@@ -16,15 +16,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.decoder import NONLINEARITIES, NORMS, TABLES
-from costmodel.format import F32, INT8, KV_BYTES, Format
+from costmodel.format import F32, INT8, Format
 from costmodel.work import Op, visible_keys
 from targets.cpu.dot import DOTS, STEP, dot_of
 from targets.cpu.tile import SERIAL_WEIGHTS, CpuTile, cpu_tile
 from targets.device import Core
+from targets.kv_format import KV_FORMATS
 
 _FMA_LATENCY = 4.0
 _EXP = 18.0  # operations of lanes_exp
-_KV_CONVERSIONS = {"float32": 0.0, "float16": 1.0, "int8": 2.0}  # of a vector of a KV cache that is read
+_KV_SCALES = 2.0  # a score times its key's scale, a weight times its value's
 _ALIBI = 2.0  # the distance of the keys, and a multiply-add
 _DIVIDE = 8.0  # cycles of a vector division
 _SCALES = 2.0  # vector instructions for the scales of a step
@@ -160,28 +161,29 @@ def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
     # keys that any row of a tile sees
     spans = [visible_keys(op.past + t, op.operator.window) + cut.rows - 1 for t in range(0, n, cut.rows)]
     key_tiles = [-(-span // tile.lanes) for span in spans]
-    stored = next(t.dtype for t in op.traffic if t.kind == "kv")
-    share_of_float, conversions = KV_BYTES[stored] / F32, _KV_CONVERSIONS[stored]
+    stored = next(KV_FORMATS[t.dtype] for t in op.traffic if t.kind == "kv")
 
     def body(fma: float, read: float, other_loads: float, chain: float) -> float:
         """Cycles with so many vectors of keys or of values, which are converted to floats."""
-        load, convert = read * share_of_float + other_loads, read * conversions
-        if issue.converts and stored == "float16":
+        load, convert = read * stored.bytes / F32 + other_loads, read * stored.conversions
+        if issue.converts and stored.name == "float16":
             return max(issue.cycles(fma, 0, load, chain), convert / issue.converts)
         return issue.cycles(fma, convert, load, chain)
 
     score = head_dim * body(queries * cut.key_vectors, cut.key_vectors, queries, _FMA_LATENCY)
-    soften = queries * (_EXP + 8 + (_ALIBI if op.operator.alibi else 0)) / issue.fma
+    soften = (
+        queries * (_EXP + 8 + (_ALIBI if op.operator.alibi else 0) + (_KV_SCALES if stored.scales else 0)) / issue.fma
+    )
     sums = queries * cut.value_vectors
     spilled = sums if sums > tile.accumulators else 0  # accumulators that do not fit are loaded and stored each time
     beside, chain = queries + 2 * spilled, 1.0 if spilled else _FMA_LATENCY
     value = vectors / cut.value_vectors * body(sums, cut.value_vectors, beside, chain)
     scores = sum(-(-count // cut.key_vectors) for count in key_tiles) * score + sum(key_tiles) * soften
     of_head = op.batch * (scores + sum(spans) * value + n * share * vectors * _DIVIDE)
-    tasks = kv_heads * len(spans)
+    tasks = kv_heads * len(spans) * op.batch
     used = min(threads, tasks)
-    part = 2 * head_dim * KV_BYTES[stored] * max(spans)
-    return Cycles(-(-tasks // used) / len(spans) * of_head, used, len(spans), part)
+    part = stored.token_bytes(head_dim) * max(spans)
+    return Cycles(-(-tasks // used) / (len(spans) * op.batch) * of_head, used, len(spans), part)
 
 
 def _serial(op: Op, tile: CpuTile, issue: Issue) -> float:

@@ -15,10 +15,12 @@ from costmodel.format import F32, FLOAT, INT8, Format
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
 from targets.cpu.dot import takes_codes
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV, KV_FORMATS
 
 TABLES = ("embedding", "positions")  # read one row a token
 NONLINEARITIES = ("silu_mul", "gelu_mul", "gelu", "relu", "squared_relu", "tanh")
 NORMS = ("rms_norm", "add_rms_norm", "layer_norm")
+_NEW_ROWS = ("attention", "add", "scale", "take", *NORMS, *NONLINEARITIES)  # what linears after them read is another's
 KINDS = (
     *TABLES,
     *("linear", "bias", "add", "scale", "take", "rope", "attention", "argmax"),
@@ -43,7 +45,8 @@ class Operator:
         window: keys that an attention sees, 0 for all.
         softcap: an attention's scores pass through tanh.
         alibi: something is added to an attention's scores by the distance of the key.
-        activations: what a linear reads on a CPU, FLOAT or INT8; other processors read floats.
+        activations: what a linear reads, FLOAT or INT8.
+        makes_codes: no linear before it reads the same rows, so its int8 codes are made for it.
     """
 
     kind: str
@@ -60,6 +63,7 @@ class Operator:
     softcap: bool = False
     alibi: bool = False
     activations: str = FLOAT
+    makes_codes: bool = False
 
     def __post_init__(self) -> None:
         """Refuse kinds and sizes that no kernel has."""
@@ -108,7 +112,7 @@ class DecoderSpec:
         name: for people.
         operators: in the order of a step.
         tied: embedding and head share one matrix.
-        kv_bytes_per_value: of the KV cache.
+        kv: how keys and values are stored, a name of targets/kv_format.py.
         whole: the decoder whose first layers it is, and whose weights it reads (costmodel/early_exit.py); None: it has
             weights of its own.
     """
@@ -116,7 +120,7 @@ class DecoderSpec:
     name: str
     operators: tuple[Operator, ...]
     tied: bool
-    kv_bytes_per_value: int = F32
+    kv: str = DEFAULT_KV
     whole: DecoderSpec | None = None
 
     def __post_init__(self) -> None:
@@ -207,12 +211,20 @@ class DecoderSpec:
 
     @cached_property
     def activations(self) -> str:
-        """INT8 where any matrix multiplication reads codes on a CPU."""
+        """INT8 where any matrix multiplication reads codes."""
         return INT8 if any(op.activations == INT8 for op in self.operators) else FLOAT
 
     def with_int8_activations(self) -> DecoderSpec:
-        """The same decoder, where a CPU makes int8 codes of what it multiplies with block-quantised weights."""
-        return replace(self, operators=tuple(_with_codes(op) for op in self.operators))
+        """The same decoder, which makes int8 codes of what it multiplies with block-quantised weights."""
+        made, last = list[Operator](), None
+        for op in map(_with_codes, self.operators):
+            if op.kind in _NEW_ROWS and op.groups == 1:
+                last = None
+            elif op.activations == INT8:
+                op = replace(op, makes_codes=(op.part, op.k) != last)
+                last = op.part, op.k
+            made.append(op)
+        return replace(self, operators=tuple(made))
 
     # -- weights --------------------------------------------------------------------------------------------------
 
@@ -260,8 +272,8 @@ class DecoderSpec:
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of the KV cache for that many tokens: keys and values of every layer."""
-        values = sum(2 * op.kv_heads * op.head_dim for op in self.attentions)
-        return values * self.kv_bytes_per_value * tokens
+        stored = KV_FORMATS[self.kv]
+        return tokens * sum(op.kv_heads * stored.token_bytes(op.head_dim) for op in self.attentions)
 
 
 def _with_codes(op: Operator) -> Operator:

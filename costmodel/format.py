@@ -8,8 +8,6 @@ from targets.errors import UserError
 
 FLOAT, INT8 = "float", "int8"  # what block-quantised matrix multiplications read: floats, or codes made of them
 F32 = 4  # bytes of an activation, of a norm's and of a bias's weight
-KV_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a value of a KV cache
-RUNTIME_KV = ("float32", "float16")  # what this version's runtime stores, the default first
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,11 @@ from costmodel.cpu_cycles import Cycles, kernel_cycles
 from costmodel.decoder import NORMS, DecoderSpec
 from costmodel.estimate import Estimate, total
 from costmodel.factors import Factors
+from costmodel.format import INT8
 from costmodel.work import Op, step_units
+from targets.cpu.dot import STEP
 from targets.device import Board, Cluster, Core, Gpu
+from targets.opencl.dot import CODES_OF_A_VALUE, DOT, PLAIN
 from targets.opencl.tile import gpu_tile
 
 _GPU_KERNELS = {**dict.fromkeys(NORMS, 2), "attention": 3}  # of one operator (targets/opencl/kernels); others have one
@@ -231,6 +234,10 @@ class Roofline:
         """The decoding loop around a round, on the first cluster."""
         return self.factors.round_cycles / (self.board.clusters[0].frequency_ghz * 1e9)
 
+    def text_start_s(self) -> float:
+        """What the first steps of a text of one model take longer than later ones, all together."""
+        return self.factors.start_cycles / (self.board.clusters[0].frequency_ghz * 1e9)
+
     def hand_over_s(self) -> float:
         """From a miss of overlapped drafting until the drafter knows of it, and back, on the first cluster."""
         return self.factors.hand_over_cycles / (self.board.clusters[0].frequency_ghz * 1e9)
@@ -311,8 +318,11 @@ class Roofline:
         board counts two operations a slot.
         """
         f, gpu = self.factors, processor.gpu
-        flops, walks = op.flops, 1
-        if op.kind == "linear":
+        flops, walks, kernels = op.flops, 1, _GPU_KERNELS.get(op.kind, 1)
+        if op.kind == "linear" and op.operator.activations == INT8:
+            flops, walks = _integer_flops(op, gpu, f.gpu_item_steps)
+            kernels += op.operator.makes_codes
+        elif op.kind == "linear":
             stored, k, columns = op.operator.format, op.operator.k, op.operator.columns
             rows = gpu_tile(gpu).rows(op.rows, 8 if stored.bits < 32 else 4)
             walks = -(-op.rows // rows)
@@ -321,11 +331,23 @@ class Roofline:
         memory = read / (f.gpu_bandwidth * gpu.bandwidth_gb_per_s * 1e9)
         share = f.gpu_attention if op.kind == "attention" else f.gpu_compute
         compute = flops / (share * gpu.fp32_gflops * 1e9)
-        dispatch = f.gpu_dispatch * gpu.launch_overhead_s * _GPU_KERNELS.get(op.kind, 1)
+        dispatch = f.gpu_dispatch * gpu.launch_overhead_s * kernels
         exposed = (1 - f.gpu_overlap) * min(compute, memory)
         if compute > memory:
             return Estimate(compute, exposed, 0.0, dispatch)
         return Estimate(exposed, memory, 0.0, dispatch)
+
+
+def _integer_flops(op: Op, gpu: Gpu, item_steps: float) -> tuple[float, int]:
+    """(twice the issue slots, walks over the weights) of a matrix multiplication with int8 activations."""
+    k, columns, stored = op.operator.k, op.operator.columns, op.operator.format
+    dot = DOT if gpu.has_integer_dot else PLAIN
+    _, rows = gpu_tile(gpu).integer_tile(op.rows, stored.zeros)
+    walks = -(-op.rows // rows)
+    step = dot.unpack[stored.bits] + rows * (dot.row + (dot.zero_row if stored.zeros else 0.0))
+    scales = k / stored.block * (dot.scale + (dot.zero if stored.zeros else 0.0))
+    codes = CODES_OF_A_VALUE * op.rows * k if op.operator.makes_codes else 0.0
+    return 2.0 * (columns * walks * ((k + item_steps) / STEP * step + scales) + codes), walks
 
 
 def prompt_units(spec: DecoderSpec, tokens: int, past: int, chunk: int) -> list[list[tuple[Op, ...]]]:

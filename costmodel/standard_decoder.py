@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from costmodel.decoder import DecoderSpec, Operator
-from costmodel.format import F32, Format
+from costmodel.format import Format
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV
 
 PRE, POST, BOTH = "pre", "post", "both"
 ONE_NORM, TWO_NORMS = "one norm", "two norms"
@@ -92,7 +93,7 @@ def standard_decoder(
     blocks: Blocks,
     windows: Sequence[int],
     tied: bool,
-    kv_bytes_per_value: int = F32,
+    kv: str = DEFAULT_KV,
     turned: Sequence[bool] | None = None,
 ) -> DecoderSpec:
     """The decoder.
@@ -102,7 +103,7 @@ def standard_decoder(
         blocks: its sizes and switches.
         windows: for each layer the tokens that its attention sees, 0 for all.
         tied: embedding and head share one matrix.
-        kv_bytes_per_value: of the KV cache.
+        kv: how keys and values are stored, a name of targets/kv_format.py.
         turned: for each layer whether its q and k are turned by their positions (rope); None: all are where positions
             come in no other way.
 
@@ -121,7 +122,7 @@ def standard_decoder(
         operators += _attention(blocks, Part(ATTENTION, i), window, turned[i])
         operators += _ffn(blocks, Part(FFN, i), i + 1 == len(windows))
     operators += _head(blocks)
-    return DecoderSpec(name, tuple(operators), tied, kv_bytes_per_value)
+    return DecoderSpec(name, tuple(operators), tied, kv)
 
 
 def _embedding(b: Blocks, tied: bool) -> Iterator[Operator]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from costmodel.decoder import TABLES, DecoderSpec, Operator
-from costmodel.format import F32, KV_BYTES
+from costmodel.format import F32
 from targets.errors import UserError
+from targets.kv_format import KV_FORMATS, KvFormat
 
 _BIAS = 2.0  # of a score
 _NONLINEARITY = 20.0  # operations of a sigmoid, a GELU or a tanh, counted as its exp and division are written
@@ -175,7 +176,7 @@ def _count(op: Operator, spec: DecoderSpec, n: int, past: int, batch: int, rows:
         table = Traffic("weights", op.format.dtype, rows * op.format.nbytes(op.columns, 1))
         return Op(op, rows, 0.0, (table, _activations(0, rows * op.columns)))
     if op.kind == "attention":
-        return _attention(op, n, past, batch, spec.kv_bytes_per_value)
+        return _attention(op, n, past, batch, KV_FORMATS[spec.kv])
     if op.kind == "linear":
         weights = Traffic("weights", op.format.dtype, op.matrix_bytes)
         values = _activations(rows * op.k, rows * op.columns)
@@ -194,13 +195,12 @@ def _activations(read: float, written: float) -> Traffic:
     return Traffic("activations", "float32", F32 * read, F32 * written)
 
 
-def _attention(op: Operator, n: int, past: int, batch: int, bytes_per_value: int) -> Op:
+def _attention(op: Operator, n: int, past: int, batch: int, stored: KvFormat) -> Op:
     """Scores and weighted sum: 4 x heads x head_dim operations for a row's each visible key, a cap's tanh, a bias."""
     visible = sum(visible_keys(past + t, op.window) for t in range(n))
     span = past + n if not op.window else min(past + n, op.window + n - 1)
-    kv_values = 2 * op.kv_heads * op.head_dim
-    stored = next(name for name, size in KV_BYTES.items() if size == bytes_per_value)
-    kv = Traffic("kv", stored, batch * kv_values * bytes_per_value * span, batch * kv_values * bytes_per_value * n)
+    kv_values, token = 2 * op.kv_heads * op.head_dim, op.kv_heads * stored.token_bytes(op.head_dim)
+    kv = Traffic("kv", stored.name, batch * token * span, batch * token * n)
     q = op.heads * op.head_dim
     traffic = (kv, _activations(batch * n * (q + kv_values), batch * n * q))
     each = 4.0 * q + op.heads * ((_NONLINEARITY if op.softcap else 0.0) + (_BIAS if op.alibi else 0.0))

@@ -13,7 +13,7 @@ from typing import Any
 
 from costmodel.decoder import DecoderSpec
 from costmodel.fit import LEAST_POINTS, Fit, Point, fit
-from costmodel.format import FLOAT, KV_BYTES
+from costmodel.format import FLOAT
 from costmodel.question import factors_of
 from costmodel.schema.measured import GPU, MIXED, Measured
 from costmodel.schema.record import SchemaError
@@ -25,6 +25,7 @@ from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
 from targets.files import read_object
+from targets.kv_format import DEFAULT_KV
 
 LARGEST_BYTES = 4 << 20
 
@@ -163,8 +164,7 @@ def points_of(data: Measured, path: Path, specs: dict[str, DecoderSpec], cluster
             raise UserError(f"{path}: point {i} is of the {p.model}: give it with --{p.model}")
         where = (GPU, 1) if p.processor == GPU else (cluster, data.threads)
         spec = specs[p.model].with_int8_activations() if p.model in data.int8_activations else specs[p.model]
-        if p.model in data.float16_caches:
-            spec = replace(spec, kv_bytes_per_value=KV_BYTES["float16"])
+        spec = replace(spec, kv=data.kv_caches.get(p.model, DEFAULT_KV))
         found.append(Point(spec, *where, p.n, p.past, p.seconds, p.bandwidth_gb_per_s, p.stable, p.chunk))
     return found
 

@@ -18,26 +18,34 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from costmodel.format import FLOAT, INT8, RUNTIME_KV
+from costmodel.format import FLOAT, INT8
 from hetero_sd.early_exit import EarlyExit
+from hetero_sd.stored_kv import as_stored
 from passes.analysis.count_work import count_work
 from passes.onnx import canonicalise
 from passes.onnx.load.load import load
 from passes.onnx.pass_context import Importing, run_pass
 from passes.onnx.quantise.recipe import Recipe
+from passes.onnx.rewrite.cache_axes import cache_axes
 from passes.onnx.rewrite.drop_fake_quantisation import drop_fake_quantisation
 from passes.onnx.rewrite.exact_quantised import exact_quantised
 from passes.onnx.rewrite.fake_quantise import fake_quantise
 from passes.onnx.rewrite.find_head_dim import find_head_dim
 from passes.onnx.rewrite.float_activations import float_activations
 from passes.onnx.rewrite.normalise_io_names import normalise_io_names
+from passes.onnx.rewrite.plain_inputs import plain_inputs
 from passes.onnx.rewrite.round_activations import round_activations
 from passes.onnx.rewrite.unfuse_linear import unfuse_linear
+from passes.onnx.rewrite.unstack_caches import unstack_caches
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV
 
 _CHUNK = 256  # tokens run at a time, so that intermediate results stay bounded
 _AS_FLOATS = (
+    unstack_caches,
+    plain_inputs,
+    cache_axes,
     normalise_io_names,
     unfuse_linear,
     upcast_to_float32,
@@ -82,7 +90,7 @@ class ReferenceModel:
         activations: str = FLOAT,
         recipe: Recipe | None = None,
         scales: dict[Any, Any] | None = None,
-        kv: str = RUNTIME_KV[0],
+        kv: str = DEFAULT_KV,
     ) -> None:
         """Load the file.
 
@@ -108,14 +116,14 @@ class ReferenceModel:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         self.layers = imp.facts.layers
-        if kv != RUNTIME_KV[0] and not self.layers:
+        if kv != DEFAULT_KV and not self.layers:
             raise UserError(
                 f"{path}: an export without a cache cannot show what a KV cache in {kv} does; export with one"
             )
         self._kv_shape = (imp.facts.kv_heads, imp.facts.head_dim)
         self._dtypes = {v.name: v.dtype.numpy() for v in imp.graph.inputs}
         self._names = [v.name for v in imp.graph.outputs]
-        self._kv = np.dtype(kv)
+        self._kv = kv
         self._one_at_a_time = False
         self._session = make_session(imp.model, path, threads)
 
@@ -134,7 +142,7 @@ class ReferenceModel:
             return np.asarray(self.run(np.array([cache.tokens], np.int64))["logits"][0][-len(ids) :])
         logits, done = [], 0
         while done < len(ids):
-            rounds = self._kv != np.float32
+            rounds = self._kv != DEFAULT_KV
             width = 1 if rounds or (self._one_at_a_time and cache.length) else _CHUNK
             chunk = ids[done : done + width]
             try:
@@ -146,9 +154,7 @@ class ReferenceModel:
                 continue
             logits.append(outputs["logits"][0])
             past_names = {n: n.replace("present", "past_key_values") for n in outputs if n != "logits"}
-            with np.errstate(over="ignore"):  # infinite then, which the logits show
-                kept = {name: outputs[n].astype(self._kv).astype(np.float32) for n, name in past_names.items()}
-            cache.arrays.update(kept)
+            cache.arrays.update({name: as_stored(outputs[n], self._kv) for n, name in past_names.items()})
             done += len(chunk)
         return np.concatenate(logits)
 
@@ -203,7 +209,7 @@ class EarlyExitReference(ReferenceModel):
         self._kv_shape = (decoder.facts.kv_heads, decoder.facts.head_dim)
         self._dtypes = {v.name: v.dtype.numpy() for v in decoder.model.graph.inputs}
         self._names = [v.name for v in decoder.model.graph.outputs]
-        self._kv, self._one_at_a_time = np.dtype(RUNTIME_KV[0]), False
+        self._kv, self._one_at_a_time = DEFAULT_KV, False
         self._session = make_session(decoder.model, path)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.decoder import DecoderSpec
-from costmodel.format import RUNTIME_KV
 from costmodel.question import Question, factors_of
 from costmodel.search import Search
 from costmodel.ties import settle_ties
@@ -20,6 +19,7 @@ from hetero_sd.predict.inputs import check_formats, load_specs
 from hetero_sd.predict.predict import bundle_question
 from targets.boards import load_board
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV
 
 COLUMNS = (
     *("target", "draft", "board", "alpha", "context", "kv", "mode", "gamma", "target_format", "target_on", "draft_on"),
@@ -49,7 +49,7 @@ class SweepRequest:
     alphas: tuple[float, ...]
     contexts: tuple[int, ...]
     weights: tuple[str, ...]
-    kvs: tuple[str, ...] = RUNTIME_KV[:1]
+    kvs: tuple[str, ...] = (DEFAULT_KV,)
 
 
 def sweep(request: SweepRequest, track: Callable[[Sequence[Any]], Iterable[Any]] = iter) -> Rows:

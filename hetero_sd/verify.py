@@ -7,7 +7,7 @@ than twice the bound, and at most 1 % of rows closer than that (near-ties, where
 Of a target that `compile --quantise` quantised, the reference has the weights that quantising this file again gives.
 The manifest says by which recipe, and the file's SHA-256; nothing of the bundle's weights is used.
 
-A target with int8 activations or a KV cache in float16 is compared with the same float reference. Its bound is
+A target with int8 activations or a KV cache in float16 or int8 is compared with the same float reference. Its bound is
 measured: what the same rounding does to the reference (ReferenceModel with these), because two computations that round
 values on the way differ from each other by about as much as from the exact one: a last bit that differs moves some
 values over a rounding border, and after some layers the errors are two draws of one distribution. So the root mean
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from costmodel.format import FLOAT, RUNTIME_KV
+from costmodel.format import FLOAT
 from hetero_sd.quantisation.recipes import recipe_of
 from hetero_sd.reference import ReferenceModel
 from hetero_sd.run_here import sequences
@@ -37,8 +37,8 @@ from hetero_sd.runtime.load import check_machine
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.threads import choose_threads
 from hetero_sd.runtime.saved_logits import SavedLogits, read_logits
-from targets.backend import HOST
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV
 
 Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
@@ -166,10 +166,9 @@ def verify_bundle(request: VerifyRequest) -> VerifyResult:
     scale = max(float(np.abs(r).max()) for r, _ in pairs)
     bound = logit_bound(scale, facts.widest_sum, facts.layers)
     quantised = "" if recipe is None else recipe.text
-    on_cpu = any(segment.processor == HOST for segment in facts.chain)
-    codes, kv = facts.activations if on_cpu else FLOAT, facts.caches.dtype
+    codes, kv = facts.activations, facts.caches.dtype
     said: tuple[str, ...] = ("activations are int8 codes",) if codes != FLOAT else ()
-    said += (f"keys and values are stored in {kv}",) if kv != RUNTIME_KV[0] else ()
+    said += (f"keys and values are stored in {kv}",) if kv != DEFAULT_KV else ()
     if not said:
         return replace(compare(pairs, bound), quantised=quantised)
     rounding = ReferenceModel(request.against, activations=codes, kv=kv, **again)
@@ -190,7 +189,7 @@ def bounds_of_rounding(rounded: VerifyResult, bound: float) -> tuple[float, floa
     """
     if not math.isfinite(rounded.largest_error):
         raise UserError(
-            "with int8 activations or a KV cache in float16 as the bundle's, the reference's logits are not finite: "
+            "with int8 activations or a rounded KV cache as the bundle's, the reference's logits are not finite: "
             "compile with --activations float or --kv float32"
         )
     return (

@@ -38,6 +38,7 @@ from passes.relax.make_entries import MakeEntries
 from passes.relax.quantise_activations import QuantiseActivations
 from passes.relax.translate import onnx_to_relax
 from targets.backend import HOST, Kernels, Tile, backend
+from targets.kv_format import DEFAULT_KV
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def lower_decoder(
     why: str = "as given",
     fallback: bool = False,
     activations: str = FLOAT,
-    kv: str = "float32",
+    kv: str = DEFAULT_KV,
     kernels: Mapping[str, Kernels | None] = MappingProxyType({}),
     slots: int = 1,
     rows: Sequence[int] = (),
@@ -120,7 +121,7 @@ def lower_decoder(
         why: where the placement comes from, for its reasons.
         fallback: also compile the whole model for the CPU where the placement needs another processor.
         activations: INT8: block-quantised matrix multiplications get int8 activations where the processor has kernels.
-        kv: the type in which keys and values are stored, float32 or float16.
+        kv: the type in which keys and values are stored, of targets/kv_format.py.
         kernels: by processor, what knows kernels that were compiled before.
         slots: sequences that the caches hold.
         rows: widths of the entry points whose rows are of several sequences.

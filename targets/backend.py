@@ -97,7 +97,8 @@ class Backend(ABC):
         """How activations are stored as integers for weights of `bits` with a scale for `block` of k values.
 
         Returns:
-            (values that share a scale, type), or None: there is no kernel `linear_int` for such weights.
+            (values that share a scale, type), or None: there is no kernel `linear_int` for such weights. The type is of
+            one code, or uint32 for four of them, the first in the lowest byte.
         """
         return None
 

@@ -126,6 +126,8 @@ class Gpu:
         has_fp16: cl_khr_fp16.
         native_half: compile kernels that use it; a driver without it cannot build them. Without this fact float16 is
             converted as it is loaded, which every driver can.
+        has_integer_dot: products of four int8 with four are one instruction: cl_arm_integer_dot_product_int8 or
+            cl_khr_integer_dot_product. Kernels ask the driver; predictions ask this.
     """
 
     model: str = field(metadata=label())
@@ -140,6 +142,7 @@ class Gpu:
     max_work_group_size: int = field(metadata=within(1, 65536))
     has_fp16: bool = field(metadata=one_of())
     native_half: bool = field(default=False, metadata=one_of())
+    has_integer_dot: bool = field(default=False, metadata=one_of())
 
 
 @dataclass(frozen=True)

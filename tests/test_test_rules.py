@@ -23,6 +23,7 @@ CROSS_CUTTING = {
     "targets/cpu/test_x86_loops.py": "the integer kernels in assembly, for x86-64 cores with VNNI",
     "targets/cpu/test_linear_int.py": "kernels/linear_int.py on this machine",
     "targets/opencl/test_against_cpu.py": "kernels of two processors",
+    "targets/opencl/test_linear_int.py": "kernels/linear_int.py and integer_dot.py on a device",
     "targets/opencl/test_native_half.py": "kernels and tile: half arithmetic, compiled only",
     "targets/opencl/test_opencl_building.py": "runtime/building.py",
     "targets/opencl/test_opencl_processes.py": "opencl_runtime in processes of their own",

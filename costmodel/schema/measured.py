@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
-from costmodel.schema.model import QuantisedFacts, Role, Size
+from costmodel.schema.model import KvName, QuantisedFacts, Role, Size
 from costmodel.schema.plan import MOST_THREADS, Cpu
 from costmodel.schema.record import Entries, OneOf, Record, SchemaError, Within
 from targets.backend import names
@@ -167,11 +167,13 @@ class MeasuredTurns(Record):
         draft_s: each draft step.
         verify_s: the target's step.
         loop_s: the decoding loop, over that of the target alone.
+        start_s: all first rounds of a text together, over as many later ones.
     """
 
     draft_s: Annotated[float, Within(0, 1)]
     verify_s: Annotated[float, Within(0, 1)]
     loop_s: Annotated[float, Within(0, 1)]
+    start_s: Annotated[float, Within(0, 1)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,8 @@ class Measured(Record):
         bandwidths: of each cluster and the GPU, alone and two together.
         gpu: what it costs; None where no model runs there.
         region_cost_s: what a parallel region adds, by threads; empty where it was not measured.
-        int8_activations: the models whose CPU kernels multiplied int8 activations.
-        float16_caches: the models whose keys and values were stored in float16.
+        int8_activations: the models whose kernels multiplied int8 activations.
+        kv_caches: how the models' keys and values were stored.
         quantised: how the weights of the models were quantised; without those whose weights are the export's own.
         points: the timed steps.
         not_measured: the steps that there was no time for.
@@ -197,6 +199,7 @@ class Measured(Record):
         slowed: the last third of the samples took longer than the first.
         machine: its state before and after.
         loop_s: what the decoding loop adds to a step of the target alone; None where it was not measured.
+        start_s: what all first steps of a text of the target alone take longer than later ones, likewise.
         turns: what rounds of both models add to that; None where they were not measured.
     """
 
@@ -209,7 +212,7 @@ class Measured(Record):
     gpu: MeasuredGpu | None
     region_cost_s: dict[Annotated[int, Within(2, MOST_THREADS)], Annotated[float, Within(0, 1)]]
     int8_activations: tuple[Role, ...]
-    float16_caches: tuple[Role, ...]
+    kv_caches: dict[Role, KvName]
     quantised: dict[Role, QuantisedFacts]
     points: tuple[MeasuredPoint, ...]
     not_measured: tuple[MeasuredStep, ...]
@@ -218,6 +221,7 @@ class Measured(Record):
     slowed: bool
     machine: MachineStates
     loop_s: Annotated[float, Within(0, 1)] | None = None
+    start_s: Annotated[float, Within(0, 1)] | None = None
     turns: MeasuredTurns | None = None
 
     def __post_init__(self) -> None:

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from costmodel.format import FLOAT, INT8, KV_BYTES, RUNTIME_KV
+from costmodel.format import FLOAT, INT8
 from costmodel.place import Place, ProcessorName
 from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaError, Within, check_sha256
 from targets.backend import HOST, backend
+from targets.kv_format import KV_FORMATS
 
 MOST_LAYERS = 4096
 MOST_SLOTS = 64
@@ -21,6 +22,7 @@ Names = Annotated[tuple[str, ...], Entries(1, 64)]
 RowWidths = Annotated[tuple[Size, ...], Entries(0, 64), Ascending()]
 Slots = Annotated[int, Within(1, MOST_SLOTS)]
 Layer = Annotated[int, Within(0, MOST_LAYERS)]
+KvName = Annotated[str, OneOf(tuple(KV_FORMATS))]
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,13 @@ class CacheFacts(Record):
 
     Attributes:
         dtype: of their numbers.
-        key_shape: shape of a layer's key cache, by processor: [slots, kv_heads, context / l, head_dim, l].
+        key_shape: shape of a layer's key cache, by processor: [slots, kv_heads, context / l, head_dim + s, l]; s rows
+            of a tile hold scales (targets/kv_format.py).
         value_shape: of its value cache: [slots, kv_heads, context, head_dim].
     """
 
     unknown_keys_refused: ClassVar[bool] = True
-    dtype: Annotated[str, OneOf(RUNTIME_KV)]
+    dtype: KvName
     key_shape: dict[ProcessorName, Sizes]
     value_shape: Sizes
 
@@ -197,15 +200,18 @@ class ModelFacts(Record):
         """Memory of the chain's caches."""
         value = math.prod(self.caches.value_shape)
         keys = {p: math.prod(shape) for p, shape in self.caches.key_shape.items()}
-        return KV_BYTES[self.caches.dtype] * sum(len(s.layers) * (keys[s.processor] + value) for s in self.chain)
+        return KV_FORMATS[self.caches.dtype].bytes * sum(
+            len(s.layers) * (keys[s.processor] + value) for s in self.chain
+        )
 
 
 def _check_caches(caches: CacheFacts, context: int) -> None:
-    """A value cache [slots, kv_heads, context, head_dim], key caches [slots, kv_heads, context / l, head_dim, l]."""
+    """Values [slots, kv_heads, context, head_dim], keys [slots, kv_heads, context / l, head_dim + s, l]."""
     value = caches.value_shape
     if len(value) != 4 or value[2] != context:
         raise SchemaError(f"a value cache of shape {list(value)} does not hold a context of {context}")
     slots, heads, rows, width = value
+    width += KV_FORMATS[caches.dtype].scale_rows
     for shape in caches.key_shape.values():
         if len(shape) != 5 or (*shape[:2], shape[2] * shape[4], shape[3]) != (slots, heads, rows, width):
             raise SchemaError(f"a key cache of shape {list(shape)} does not fit a value cache of shape {list(value)}")

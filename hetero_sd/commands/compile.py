@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from costmodel.format import FLOAT, INT8, RUNTIME_KV
+from costmodel.format import FLOAT, INT8
 from hetero_sd.commands.parser import Subparsers, add_draft, add_quantise, add_variant, fetch_models, subcommand
 from hetero_sd.compile.place import RULES
 from targets.boards import board_names, load_board
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV, KV_FORMATS
 
 EXAMPLE = """\
 example:
@@ -54,14 +55,15 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument(
         "--activations",
         choices=(FLOAT, INT8),
-        help="what int4 and int8 weights are multiplied with on the CPU (default: int8 where the ONNX file allows it, "
+        help="what int4 and int8 weights are multiplied with (default: int8 where the ONNX file allows it, "
         "and with --quantise)",
     )
     p.add_argument(
         "--kv",
-        choices=RUNTIME_KV,
-        default=RUNTIME_KV[0],
-        help="what keys and values are stored in; float16 halves the KV caches and rounds (default %(default)s)",
+        choices=tuple(KV_FORMATS),
+        default=DEFAULT_KV,
+        help="what keys and values are stored in; float16 halves the KV caches and rounds, int8 leaves "
+        "about a quarter of them, with a scale for each head of a token (default %(default)s)",
     )
     p.add_argument(
         "--slots",

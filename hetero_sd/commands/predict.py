@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from costmodel.engine import ENGINES, OURS
-from costmodel.format import FLOAT, INT8, KV_BYTES, RUNTIME_KV
+from costmodel.format import FLOAT, INT8
 from hetero_sd.commands.parser import Subparsers, add_draft, add_variant, fetch_models, subcommand
 from hetero_sd.compile.place import RULES
 from hetero_sd.predict.like import LIKE
@@ -24,6 +24,7 @@ from hetero_sd.predict.weight_formats import FORMAT_NAMES
 from targets.boards import board_names
 from targets.errors import UserError
 from targets.files import check_writable, write_text
+from targets.kv_format import DEFAULT_KV, KV_FORMATS
 
 EXAMPLE = """\
 example:
@@ -81,11 +82,14 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument(
         "--activations",
         choices=(FLOAT, INT8),
-        help="what int4 and int8 weights are multiplied with on a CPU (default: int8 where an ONNX file allows it, and "
+        help="what int4 and int8 weights are multiplied with (default: int8 where an ONNX file allows it, and "
         "for a config.json)",
     )
-    p.add_argument("--kv", metavar="F", default=RUNTIME_KV[0], help=f"of the KV cache: {', '.join(KV_BYTES)}")
+    p.add_argument("--kv", metavar="F", default=DEFAULT_KV, help=f"of the KV cache: {', '.join(KV_FORMATS)}")
     p.add_argument("--like", metavar="NAME", help=f"a published configuration: {', '.join(LIKE)}")
+    p.add_argument(
+        "--requests", metavar="N", type=int, default=1, help="answered at a time, with `compile --slots N` (default 1)"
+    )
     p.add_argument("--sampled", action="store_true", help="tokens are sampled, not the best ones")
     p.add_argument("--factors", metavar="FILE", type=Path, help="factors of a calibration, in place of the board's")
     p.add_argument(
@@ -158,4 +162,5 @@ def request_of(options: argparse.Namespace) -> PredictRequest:
         like=options.like,
         sampled=options.sampled,
         factors=options.factors,
+        requests=options.requests,
     )

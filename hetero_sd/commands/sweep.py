@@ -6,7 +6,6 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from costmodel.format import KV_BYTES, RUNTIME_KV
 from hetero_sd.commands.parser import Subparsers, add_variant, subcommand
 from hetero_sd.early_exit import SCHEME, EarlyExit
 from hetero_sd.predict.request import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CONTEXT
@@ -14,6 +13,7 @@ from hetero_sd.sweep import SweepRequest, sweep, to_csv
 from targets.boards import board_names
 from targets.errors import UserError
 from targets.files import check_writable, write_text
+from targets.kv_format import DEFAULT_KV, KV_FORMATS
 
 EXAMPLE = """\
 example:
@@ -38,7 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument("--alpha", metavar="P[,P]", default=str(DEFAULT_ALPHA), help="acceptances (default 0.8)")
     p.add_argument("--context", metavar="N[,N]", default=str(DEFAULT_CONTEXT), help="contexts (default 512)")
     p.add_argument("--weights", metavar="F[,F]", default="float16", help="formats of a config.json's weights")
-    p.add_argument("--kv", metavar="F[,F]", default=RUNTIME_KV[0], help=f"of the KV cache: {', '.join(KV_BYTES)}")
+    p.add_argument("--kv", metavar="F[,F]", default=DEFAULT_KV, help=f"of the KV cache: {', '.join(KV_FORMATS)}")
     p.add_argument("--out", metavar="FILE.csv", type=Path, required=True, help="the table")
     p.add_argument(
         "--report",

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from costmodel.format import FLOAT, RUNTIME_KV
+from costmodel.batch_calls import row_widths
+from costmodel.format import FLOAT
 from costmodel.place import ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
 from costmodel.schema.model import CacheFacts, ModelFacts, QuantisedFacts, SegmentFacts
@@ -27,8 +28,7 @@ from passes.relax.cache_in_place import key_shape, value_shape
 from passes.relax.make_entries import step_name
 from targets.backend import HOST, Progress, backend
 from targets.device import Core, Gpu
-
-_ROWS, _MOST_ROWS = (2, 4), 8
+from targets.kv_format import DEFAULT_KV
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ class Sizes:
     @property
     def rows(self) -> tuple[int, ...]:
         """Widths of the entry points whose rows are of several sequences; more rows take several calls."""
-        most = min(self.slots, _MOST_ROWS)
-        return tuple(sorted({most, *(n for n in _ROWS if n < most)})) if self.slots > 1 else ()
+        return row_widths(self.slots)
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class ModelRequest:
         fallback: add the whole model for the CPU to a placement that needs another processor.
         dump: folder for the IR after each phase, or None.
         subgraphs: folder for the segments as ONNX files, or None.
-        activations: FLOAT or INT8, for the CPU's kernels.
+        activations: FLOAT or INT8, for block-quantised matrix multiplications.
         kv: the type in which keys and values are stored.
         quantised: how the weights were quantised; None: they are the export's own.
         weights_of: the model whose weights it reads: its own name, or one that was built before and has all of them.
@@ -106,7 +105,7 @@ class ModelRequest:
     dump: Path | None = None
     subgraphs: Path | None = None
     activations: str = FLOAT
-    kv: str = RUNTIME_KV[0]
+    kv: str = DEFAULT_KV
     quantised: QuantisedFacts | None = None
     tokenizer: TokenizerFacts | None = None
     weights_of: str = ""
@@ -167,7 +166,7 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
         caches=CacheFacts(
             dtype=request.kv,
             key_shape={
-                p: (sizes.slots, *key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context)[1:])
+                p: (sizes.slots, *key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context, request.kv)[1:])
                 for p in lowered.modules
             },
             value_shape=(sizes.slots, *value_shape(facts.kv_heads, facts.head_dim, sizes.context)[1:]),

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from costmodel.format import FLOAT, RUNTIME_KV
 from costmodel.schema.model import MOST_SLOTS
 from costmodel.schema.plan import Plan
 from costmodel.speculative import MOST_GAMMA, check_acceptance
@@ -36,14 +35,14 @@ from hetero_sd.quantisation.cost import QuantisationCost, encode_texts, measure_
 from hetero_sd.quantisation.recipes import Quantisation, facts_of
 from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.runtime.text.tokenizer import more_templates
-from targets.backend import HOST, backend
+from targets.backend import backend
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV
 from targets.opencl.runtime import machine
 
 if TYPE_CHECKING:
-    from costmodel.decoder import DecoderSpec
     from passes.onnx import Decoder
     from passes.onnx.quantise.recipe import Recipe
 
@@ -69,7 +68,7 @@ class CompileRequest:
         alpha_file: what `hetero-sd acceptance` measured, in place of it.
         factors: factors of a calibration, in place of the board's.
         activations: FLOAT or INT8 for block-quantised matrix multiplications; None takes what the ONNX file allows.
-        kv: of RUNTIME_KV, the type in which keys and values are stored.
+        kv: of KV_FORMATS, the type in which keys and values are stored.
         cpu_fallback: a model with a part on the GPU is compiled for the CPU, too, for when the GPU fails.
         subgraphs: folder for each model's segments as ONNX files, or None.
         quantise: of float weights, of both models: a format or a file (hetero_sd/quantisation/recipes.py), or None.
@@ -96,7 +95,7 @@ class CompileRequest:
     alpha_file: Path | None = None
     factors: Path | None = None
     activations: str | None = None
-    kv: str = RUNTIME_KV[0]
+    kv: str = DEFAULT_KV
     cpu_fallback: bool = True
     subgraphs: Path | None = None
     quantise: str | None = None
@@ -171,7 +170,7 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     plan, prediction = make_plan(board, specs, context, overrides)
     cost = None
     if texts is not None:
-        multiplied = {role: _multiplied(plan, role, spec) for role, spec in specs.items()}
+        multiplied = {role: spec.activations for role, spec in specs.items()}
         cost = measure_cost(sources, quantisation, multiplied, texts.within(context), progress)
 
     with new_bundle(request.out) as folder:
@@ -214,11 +213,6 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
     return CompileResult(
         plan, prediction, size, tokenizer, models, (*notes, *about_chats), board.isa == machine(), cost
     )
-
-
-def _multiplied(plan: Plan, role: str, spec: DecoderSpec) -> str:
-    """What the quantised weights are multiplied with where the plan runs the model; of a split one, on the CPU."""
-    return spec.activations if role in plan.places and HOST in plan.places[role].place.processors else FLOAT
 
 
 def _overrides(request: CompileRequest) -> Overrides:

@@ -9,12 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 
-from costmodel.format import FLOAT
 from hetero_sd.compile.build import BuiltModel
 from hetero_sd.compile.compile import CompileResult
 from hetero_sd.predict.text import variant_table
 from hetero_sd.quantisation.cost_text import cost_text
-from targets.backend import HOST
 
 _WIDTH = 118
 _MOST_VARIANTS = 3
@@ -47,8 +45,7 @@ def _model_table(models: Mapping[str, BuiltModel]) -> list[str]:
         m = built.facts
         widths = ", ".join(map(str, m.widths))
         sizes = "".join(f"{_size(n):>10}" for n in (built.source_bytes, built.weights_bytes, built.library_bytes))
-        on_cpu = any(segment.processor == HOST for segment in m.chain)
-        multiplied = f"{m.weight_dtype} x {m.activations if on_cpu else FLOAT}"
+        multiplied = f"{m.weight_dtype} x {m.activations}"
         kv = f"{m.caches.dtype} {_size(m.cache_bytes)}"
         rows = f", rows of {m.slots} requests {', '.join(map(str, m.row_widths))}" if m.row_widths else ""
         entries = f"{widths} and prefill {m.prefill_width}{rows}"

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costmodel.decoder import DecoderSpec
-from costmodel.format import FLOAT, INT8, KV_BYTES, RUNTIME_KV
+from costmodel.format import FLOAT, INT8
 from hetero_sd.compile.context import DEFAULT_CONTEXT, rows_within, whole_context
 from hetero_sd.compile.tokenizer_files import TokenizerFiles
 from hetero_sd.progress import Progress
 from hetero_sd.quantisation.recipes import Quantisation
 from targets.device import Board
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV
 
 if TYPE_CHECKING:
     from passes.onnx import Decoder
@@ -29,7 +30,7 @@ def import_models(
     activations: str | None,
     progress: Progress,
     quantisation: Quantisation | None = None,
-    kv: str = RUNTIME_KV[0],
+    kv: str = DEFAULT_KV,
 ) -> tuple[Imported, int, tuple[str, ...]]:
     """(the models by role, rows of their caches, what to tell the user): as many rows as all models have positions for.
 
@@ -59,7 +60,7 @@ def import_models(
             for role in sorted(sources, key=list(sources).index, reverse=True):
                 with progress.step(f"{role}: import {sources[role].name}"):
                     decoder, spec = _import(role, sources[role], context, tokenizer, activations, quantisation)
-                    imported[role] = decoder, replace(spec, kv_bytes_per_value=KV_BYTES[kv])
+                    imported[role] = decoder, replace(spec, kv=kv)
             done = True
         except ContextTooLong as error:
             rows = rows_within(board, error.longest)
@@ -75,8 +76,7 @@ def import_models(
             f"--activations {INT8}: no model has int4 or int8 weights in blocks of a multiple of 32; leave it out"
         )
     notes += tuple(
-        f"{role}: int8 activations on the CPU, as {_allows(role, path, quantisation)}; "
-        f"--activations {FLOAT} multiplies floats"
+        f"{role}: int8 activations, as {_allows(role, path, quantisation)}; --activations {FLOAT} multiplies floats"
         for role, path in sources.items()
         if activations is None and imported[role][1].activations == INT8
     )

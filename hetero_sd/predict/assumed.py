@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
-from costmodel.format import INT8, RUNTIME_KV
+from costmodel.format import INT8
 from costmodel.question import Question, Variant
 from costmodel.search import Search
 from hetero_sd.compile.hub_name import source_of
@@ -17,6 +17,7 @@ from hetero_sd.predict.like import like
 from hetero_sd.predict.request import PredictRequest
 from hetero_sd.predict.units import size
 from hetero_sd.predict.weight_formats import format_text
+from targets.kv_format import DEFAULT_KV
 
 
 def assumptions(request: PredictRequest, search: Search, best: Variant) -> Iterator[str]:
@@ -29,10 +30,8 @@ def assumptions(request: PredictRequest, search: Search, best: Variant) -> Itera
     for spec in (best.target, best.draft):
         if spec is not None:
             yield _stored(spec)
-    stored = " or ".join(RUNTIME_KV)
-    said = "" if request.kv in RUNTIME_KV else f"; this version stores {stored}, so this is a what-if"
     rows = search.question.cache_rows or context
-    yield f"KV cache in {request.kv} (--kv): {size(best.target.kv_bytes(rows))} for {rows} tokens of the target{said}"
+    yield f"KV cache in {request.kv} (--kv): {size(best.target.kv_bytes(rows))} for {rows} tokens of the target"
     if request.threads is not None:
         yield f"{request.threads} threads as given; a compiled bundle takes the number that is predicted to be fastest"
     if request.like is not None:
@@ -44,7 +43,7 @@ def _stored(spec: DecoderSpec) -> str:
     layers, head = spec.linears(spec.attentions[0].part)[0].format, spec.head.format
     formats = f"{format_text(layers)}, head {head.dtype if head.dtype != layers.dtype else 'the same'}"
     read = spec.weight_bytes - (0 if spec.tied else spec.embedding.matrix_bytes)
-    codes = "; int8 activations on a CPU (--activations)" if spec.activations == INT8 else ""
+    codes = "; int8 activations (--activations)" if spec.activations == INT8 else ""
     return f"{spec.name}: {formats} (--weights, --head), {size(read)} of weights read a step{codes}"
 
 
@@ -69,7 +68,9 @@ def compile_command(request: PredictRequest, best: Variant, question: Question) 
     open_ = any((path is None or path.suffix == ".json") and spec.activations == INT8 for path, spec in models)
     if request.activations is not None or open_:
         words += ["--activations", request.activations or INT8]
-    if request.kv != RUNTIME_KV[0] and request.kv in RUNTIME_KV:
+    if question.slots > 1:
+        words += ["--slots", str(question.slots)]
+    if request.kv != DEFAULT_KV:
         words += ["--kv", request.kv]
     return shlex.join([*words, "--out", "bundle"])
 

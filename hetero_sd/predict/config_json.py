@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.decoder import DecoderSpec
-from costmodel.format import RUNTIME_KV
 from costmodel.standard_decoder import Blocks, standard_decoder
 from hetero_sd.compile.hub_name import CONFIG, folder_name
 from hetero_sd.predict.families import FAMILIES, KEYS, SLIDING, Family, kv_heads, more_switches
-from hetero_sd.predict.weight_formats import StoredAs, kv_bytes, stored_as
+from hetero_sd.predict.weight_formats import StoredAs, stored_as
 from targets.errors import UserError
 from targets.files import read_object
+from targets.kv_format import DEFAULT_KV, kv_format
 
 _MOST = {"layers": 1024, "width": 1 << 20, "vocab": 1 << 24}
 
 
 def specs_from_config(
-    path: Path, formats: Sequence[str], head: str | None = None, kv: str = RUNTIME_KV[0]
+    path: Path, formats: Sequence[str], head: str | None = None, kv: str = DEFAULT_KV
 ) -> tuple[DecoderSpec, ...]:
     """The decoder of a config.json in each weight format.
 
@@ -30,7 +30,7 @@ def specs_from_config(
         path: the file.
         formats: as `stored_as` of weight_formats.py reads them.
         head: format of the head, and of an embedding that is the same matrix; None is what the format says.
-        kv: type of the KV cache, of KV_BYTES.
+        kv: type of the KV cache, a name of targets/kv_format.py.
 
     Raises:
         UserError: unreadable, of an unknown family, or with missing or contradictory sizes; a format that is not known.
@@ -39,7 +39,7 @@ def specs_from_config(
 
 
 def specs_from_table(
-    config: Any, path: Path, formats: Sequence[str], head: str | None = None, kv: str = RUNTIME_KV[0]
+    config: Any, path: Path, formats: Sequence[str], head: str | None = None, kv: str = DEFAULT_KV
 ) -> tuple[DecoderSpec, ...]:
     """The same for what a config.json holds; `path` is where it was found."""
     if "text_config" in config and config.get("model_type") not in FAMILIES:
@@ -52,7 +52,7 @@ def specs_from_table(
     if _whole(config, path, "num_local_experts", 0) or _whole(config, path, "num_experts", 0):
         raise UserError(f"{path}: a mixture of experts is not supported")
     name = _name(config, path)
-    return tuple(_shape(config, path, name, stored_as(f, head), kv_bytes(kv)) for f in formats)
+    return tuple(_shape(config, path, name, stored_as(f, head), kv_format(kv).name) for f in formats)
 
 
 def _name(config: dict[str, Any], path: Path) -> str:
@@ -62,7 +62,7 @@ def _name(config: dict[str, Any], path: Path) -> str:
     return folder_name(path) if path.name == CONFIG else path.stem
 
 
-def _shape(config: dict[str, Any], path: Path, name: str, stored: StoredAs, kv_bytes_per_value: int) -> DecoderSpec:
+def _shape(config: dict[str, Any], path: Path, name: str, stored: StoredAs, kv_type: str) -> DecoderSpec:
     family = FAMILIES[config["model_type"]]
     for key, value in family.refused.items():
         if config.get(key, value) != value:
@@ -93,7 +93,7 @@ def _shape(config: dict[str, Any], path: Path, name: str, stored: StoredAs, kv_b
     tied, windows = bool(config.get("tie_word_embeddings", family.tied)), _windows(config, path, family, layers)
     turned = _turned(config, family, windows)
     try:
-        return standard_decoder(f"{name} {stored.name}", blocks, windows, tied, kv_bytes_per_value, turned)
+        return standard_decoder(f"{name} {stored.name}", blocks, windows, tied, kv_type, turned)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
-from costmodel.format import FLOAT, INT8, RUNTIME_KV
+from costmodel.format import FLOAT, INT8
 from costmodel.question import factors_of
 from costmodel.schema.model import QuantisedFacts
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.compile.hub_name import folder_name
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.config_json import specs_from_config
-from hetero_sd.predict.weight_formats import kv_bytes, stored_as
+from hetero_sd.predict.weight_formats import stored_as
 from targets.device import Board
 from targets.errors import UserError
 from targets.files import read_object
+from targets.kv_format import DEFAULT_KV, kv_format
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def load_specs(
     formats: Sequence[str],
     context: int,
     head: str | None = None,
-    kv: str = RUNTIME_KV[0],
+    kv: str = DEFAULT_KV,
     activations: str | None = None,
     quantised: QuantisedFacts | None = None,
 ) -> tuple[DecoderSpec, ...]:
@@ -78,7 +79,7 @@ def load_specs(
     decoder = canonicalise(path, max(2, context), None if quantised is None else recipe_of(quantised, path))
     spec = count_work(decoder, f"{folder_name(path)}/{path.name}")
     allowed = INT8 if decoder.facts.int8_activations else FLOAT
-    return (replace(with_activations(spec, activations or allowed), kv_bytes_per_value=kv_bytes(kv)),)
+    return (replace(with_activations(spec, activations or allowed), kv=kv_format(kv).name),)
 
 
 def pair_specs(
@@ -86,7 +87,7 @@ def pair_specs(
     draft: Path | EarlyExit | None,
     context: int,
     activations: Mapping[str, str],
-    kv: str = RUNTIME_KV[0],
+    kv: str = DEFAULT_KV,
     quantised: Mapping[str, QuantisedFacts] | None = None,
 ) -> dict[str, DecoderSpec]:
     """Target and drafter that a bundle was compiled from, by role; a config.json in float32.
@@ -108,7 +109,7 @@ def pair_specs(
 
 
 def with_activations(spec: DecoderSpec, activations: str | None) -> DecoderSpec:
-    """The decoder with FLOAT or INT8 activations on a CPU; None is INT8 where a kernel has them."""
+    """The decoder with FLOAT or INT8 activations; None is INT8 where a kernel has them."""
     return spec if activations == FLOAT else spec.with_int8_activations()
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.decoder import DecoderSpec
-from costmodel.format import RUNTIME_KV
 from hetero_sd.predict.config_json import specs_from_table
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV
 
 
 def _sizes(model_type: str, hidden: int, ffn: int, heads: int, kv: int, layers: int, vocab: int, **more: Any) -> Any:
@@ -33,7 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def known_model(name: str, weights: str, head: str | None = None, kv: str = RUNTIME_KV[0]) -> DecoderSpec:
+def known_model(name: str, weights: str, head: str | None = None, kv: str = DEFAULT_KV) -> DecoderSpec:
     """The decoder of a model of CONFIGS.
 
     Raises:

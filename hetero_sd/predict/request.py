@@ -7,18 +7,20 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
-from costmodel.format import RUNTIME_KV
+from costmodel.place import Place
 from costmodel.question import Question
 from costmodel.roofline import CpuSlice
+from costmodel.schema.model import MOST_SLOTS
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.compile.place import place_models
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, with_activations
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.like import like
-from hetero_sd.predict.weight_formats import kv_bytes
+from targets.backend import HOST
 from targets.device import Board
 from targets.errors import UserError
+from targets.kv_format import DEFAULT_KV, kv_format
 
 DEFAULT_ALPHA = 0.8
 DEFAULT_NGRAM_MATCH = 0.5  # assumed: on code and on corrections of a text more, on free text less
@@ -45,13 +47,14 @@ class PredictRequest:
         weights: formats that the weights of a config.json are considered in; None is float16, or what `like` says.
         head: format of its head; None is what `weights` says.
         kv: type of the KV caches.
-        activations: FLOAT or INT8 for int4 and int8 weights on a CPU; None is as load_specs takes it.
+        activations: FLOAT or INT8 for int4 and int8 weights; None is as load_specs takes it.
         threads: ``4`` or ``a76:4``: threads of a cluster (the first one); None decides it.
         place: a rule of hetero_sd/compile/place.py; None decides it.
         gamma: drafted tokens a round; None decides it.
         like: a configuration of like.py; what is given beside it replaces its parts.
         sampled: tokens are sampled, not the best ones.
         factors: factors of a calibration, in place of the board's.
+        requests: that are answered at a time, by a target with as many slots.
     """
 
     target: Path | None
@@ -66,7 +69,7 @@ class PredictRequest:
     new_tokens: int | None = None
     weights: tuple[str, ...] | None = None
     head: str | None = None
-    kv: str = RUNTIME_KV[0]
+    kv: str = DEFAULT_KV
     activations: str | None = None
     threads: str | None = None
     place: str | None = None
@@ -74,6 +77,7 @@ class PredictRequest:
     like: str | None = None
     sampled: bool = False
     factors: Path | None = None
+    requests: int = 1
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -129,9 +133,13 @@ def check(request: PredictRequest) -> PredictRequest:
         raise UserError(f"--gamma {request.gamma}: there is no draft model; give --draft")
     if request.gamma is not None and not 0 <= request.gamma <= MOST_GAMMA:
         raise UserError(f"--gamma {request.gamma}: it must lie between 0 and {MOST_GAMMA}")
+    if not 1 <= request.requests <= MOST_SLOTS:
+        raise UserError(f"--requests {request.requests}: must be 1 to {MOST_SLOTS} at a time")
+    if request.requests > 1 and request.place not in (None, HOST):
+        raise UserError(f"--requests {request.requests} and --place {request.place}: slots are for the CPU alone")
     request = replace(request, weights=DEFAULT_WEIGHTS if request.weights is None else request.weights)
     check_formats(request.formats, request.head)
-    kv_bytes(request.kv)
+    kv_format(request.kv)
     return request
 
 
@@ -157,7 +165,8 @@ def question_of(request: PredictRequest, board: Board, factors: Factors, measure
         sampled=request.sampled,
         cores=None if request.threads is None else cores_of(board, request.threads),
         gamma=request.gamma or None,
-        target_place=placed.get("target"),
+        slots=request.requests,
+        target_place=Place(HOST) if request.requests > 1 else placed.get("target"),
         draft_place=None if request.gamma == 0 else placed.get("draft"),
     )
 

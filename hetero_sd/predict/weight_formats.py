@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from costmodel.format import KV_BYTES, Format
+from costmodel.format import Format
 from targets.errors import UserError
 
 BLOCK = 32
@@ -54,17 +54,6 @@ def format_text(stored: Format) -> str:
     return (
         f"{stored.dtype} in blocks of {stored.block} with {stored.scale_dtype} scales" if stored.block else stored.dtype
     )
-
-
-def kv_bytes(name: str) -> int:
-    """Bytes of a value of a KV cache.
-
-    Raises:
-        UserError: a name that is not known.
-    """
-    if name not in KV_BYTES:
-        raise UserError(f"--kv {name!r} is not a type of KV cache; types: {', '.join(KV_BYTES)}")
-    return KV_BYTES[name]
 
 
 def _format(text: str, option: str) -> Format:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hetero_sd.runtime.answer import Answer, run_stats
+from hetero_sd.runtime.decode.choose_policy import ALONE
 from hetero_sd.runtime.decode.chrome_trace import chrome_trace
 from hetero_sd.runtime.decode.stats import stats_table
 from hetero_sd.runtime.interactive import Interactive
@@ -177,10 +178,12 @@ def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:
         usable_cpus(),
         options.keep_rows or 0,
         None if options.time_between_tokens is None else options.time_between_tokens / 1e3,
+        options.mode not in ALONE,
     )
     settings = _settings(options)
     if bundle.target.slots > 1:
         settings["mode"] = mode_with_slots(options, bundle.target.slots, "draft" in bundle.models)
+        settings["drafter"] = None if settings["mode"] in ALONE else options.drafter
     with bind(request) as bound, load_session(bundle, text, settings, load) as session:
         if options.load_state is not None:
             session.load_state(options.load_state)

@@ -18,6 +18,7 @@ from passes.relax import dialect as D
 from targets.backend import HOST, Backend, Kernels
 from targets.errors import UserError
 from targets.kernels.made import made
+from targets.kv_format import DEFAULT_KV, KV_FORMATS
 
 Sizes = dict[str, Any]
 Stored = Callable[[Any], str]  # the type in which a backend reads a weight
@@ -83,8 +84,12 @@ def _linear_nbits(call: Any, stored: Stored) -> Sizes:
 
 def _linear_int(call: Any, stored: Stored) -> Sizes:
     codes, _, _, _, scale, zero = call.args
-    _, n, k = sizes(codes)
-    return {"n": n, "k": k, "columns": int(call.attrs["columns"]), **_quantised(call.attrs, scale, zero, stored)}
+    return {
+        "n": sizes(codes)[1],
+        "k": int(call.attrs["k"]),
+        "columns": int(call.attrs["columns"]),
+        **_quantised(call.attrs, scale, zero, stored),
+    }
 
 
 def _quantise_rows(call: Any, stored: Stored) -> Sizes:
@@ -125,8 +130,9 @@ def _attention(call: Any, stored: Stored) -> Sizes:
     scores = {key: float(call.attrs[key]) for key in ("scale", "softcap")}
     seen = {"context": context, "window": int(call.attrs["window"])}
     heads = {"heads": int(call.attrs["heads"]), "kv_heads": kv_heads, "head_dim": head_dim}
-    dtype = stored(values)
-    cache = {} if dtype == "float32" else {"cache": dtype}
+    dtype = str(values.ty.dtype)
+    dtype = dtype if dtype in KV_FORMATS else stored(values)
+    cache = {} if dtype == DEFAULT_KV else {"cache": dtype}
     rows = {"slots": slots} if D.op_name(call) == "hsd.attention_rows" else {}
     slopes = D.attention_slopes(call.attrs)
     biased = {"slopes": slopes} if slopes else {}

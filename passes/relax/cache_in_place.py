@@ -19,11 +19,12 @@ from tvm import relax
 from passes.relax import dialect as D
 from passes.relax.rebuild import each_function, rebuild
 from targets.backend import Tile
+from targets.kv_format import DEFAULT_KV, KV_FORMATS
 
 
-def key_shape(tile: Tile, kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:
-    """Shape of a key cache: tiles of `lanes` keys, keys in lanes."""
-    return (1, kv_heads, context // tile.lanes, head_dim, tile.lanes)
+def key_shape(tile: Tile, kv_heads: int, head_dim: int, context: int, kv: str = DEFAULT_KV) -> tuple[int, ...]:
+    """Shape of a key cache: tiles of `lanes` keys, keys in lanes, and scales where the type has them."""
+    return (1, kv_heads, context // tile.lanes, head_dim + KV_FORMATS[kv].scale_rows, tile.lanes)
 
 
 def value_shape(kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:
@@ -35,7 +36,7 @@ def value_shape(kv_heads: int, head_dim: int, context: int) -> tuple[int, ...]:
 class CacheInPlace:
     """Give every segment cache buffers of `dtype` for `context` tokens, and drop its cache outputs."""
 
-    def __init__(self, tile: Tile, context: int, dtype: str = "float32"):
+    def __init__(self, tile: Tile, context: int, dtype: str = DEFAULT_KV):
         self.tile, self.context, self.dtype = tile, context, dtype
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
@@ -51,7 +52,7 @@ class CacheInPlace:
             _, heads, _, dim = D.shape_of(p)
             name = p.name.replace("past_key_values", "cache")
             shape = (
-                key_shape(self.tile, int(heads), int(dim), self.context)
+                key_shape(self.tile, int(heads), int(dim), self.context, self.dtype)
                 if name.endswith(".key")
                 else value_shape(int(heads), int(dim), self.context)
             )

@@ -278,8 +278,9 @@ def _columns(attrs: Any, x: Any, *_: Any) -> Any:
 
 def _quantised_type(attrs: Any, x: Any) -> Any:
     *rows, width = shape_of(x)
-    steps = [*rows, width // int(attrs["step"])]
-    return tvm.ir.TupleType([tensor([*rows, width], str(attrs["dtype"])), tensor(steps), tensor(steps, "int32")])
+    steps, dtype = [*rows, width // int(attrs["step"])], str(attrs["dtype"])
+    codes = tensor([*rows, width // (4 if dtype == "uint32" else 1)], dtype)
+    return tvm.ir.TupleType([codes, tensor(steps), tensor(steps, "int32")])
 
 
 def _embedded(attrs: Any, *args: Any) -> Any:

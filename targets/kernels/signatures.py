@@ -43,7 +43,10 @@ class Makers:
 
     @staticmethod
     def quantise_rows(tile: Any, n: int, width: int, dtype: str) -> Any:
-        """(x[1, n, width], codes of `dtype`, scale[1, n, width / 32], total int32): activations as integers."""
+        """(x[1, n, width], codes of `dtype`, scale[1, n, width / 32], total int32): activations as integers.
+
+        The codes are [1, n, width], or [1, n, width / 4] of uint32, which holds four.
+        """
 
     @staticmethod
     def linear_int(
@@ -57,7 +60,7 @@ class Makers:
         zeros: bool,
         zero_dtype: str = "uint8",
     ) -> Any:
-        """(codes[1, n, k], scale, total, q, scale, zero, y[1, n, columns]): linear_nbits of what quantise_rows made."""
+        """(codes, scale, total, q, scale, zero, y[1, n, columns]): linear_nbits of quantise_rows' k codes."""
 
     @staticmethod
     def embedding(tile: Any, n: int, vocab: int, width: int, dtype: str) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from targets import elf
 from targets.backend import Backend, ProcessorFailed
+from targets.cpu.dot import STEP, takes_codes
 from targets.device import Board, Core, Gpu
 from targets.errors import UserError, last_line
 from targets.opencl.tile import GpuTile, gpu_tile
@@ -53,6 +54,10 @@ class OpenClBackend(Backend):
                 f"{dtype} weights have no GPU kernel: export the model in float32 or float16, or use --place cpu"
             )
         return "float16" if dtype == "uint16" else dtype
+
+    def activation_codes(self, tile: Any, bits: int, block: int, k: int) -> tuple[int, str] | None:
+        """As many values as the CPU's kernels add at a time, so that sums are scaled alike; four codes are a word."""
+        return (STEP, "uint32") if takes_codes(block, k) else None
 
     def tvm_target(self, core: Core) -> Any:
         """OpenCL for Mali."""

@@ -46,6 +46,17 @@ class GpuTile:
         tiles = -(-n // max(1, self.accumulators // each))
         return -(-n // tiles)
 
+    def integer_tile(self, n: int, zeros: bool) -> tuple[int, int]:
+        """Columns and rows of one work-item that multiplies int8 codes, when n rows are wanted.
+
+        Each result has a sum of integers beside it; half a step of weights and of one row's codes, 4 words each, and
+        the scales and zero points of the columns take registers, too.
+        """
+        most = {wide: (self.registers - 4 - wide * (5 + zeros)) // (2 * wide) for wide in (4, 2)}
+        wide = 4 if n <= most[4] else 2
+        tiles = -(-n // min(8, most[wide]))
+        return wide, -(-n // tiles)
+
     def unroll(self, steps: int, rows: int, columns: int, beside: int = 0) -> int:
         """Steps of k done together, a divisor of `steps`: their weights and activations fit with `beside` others."""
         free = self.registers - rows * columns - beside

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from costmodel.cpu_cycles import issue_of, kernel_cycles
 from costmodel.decoder import DecoderSpec, Operator
+from costmodel.estimate import Estimate
 from costmodel.factors import Factors
-from costmodel.format import Format
+from costmodel.format import INT8, Format
 from costmodel.place import EMBEDDING, FFN, HEAD, Part
 from costmodel.roofline import (
     CpuSlice,
@@ -277,3 +278,24 @@ def test_gpu_counts_slots_of_its_row_tiles(rk3588: Any) -> None:
     assert one.memory_s == pytest.approx((2 * weights + 4 * (2048 + 8192)) / 24.9e9)
     five = roofline.op(gate(5, Format("int4", 32, "float16")), gpu)
     assert five.compute_s == pytest.approx(2 * weights * (5 + 5) / 470e9)
+
+
+def test_gpu_counts_slots_of_integer_dot_products(rk3588: Any) -> None:
+    """Of 32 weights: 8 dot products and 3 more a row, 12 to unpack 4 bits; a scale; without the instruction more."""
+    gpu = GpuSlice(replace(rk3588.gpu, bandwidth_gb_per_s=100.0), rk3588.clusters[0])
+    roofline = Roofline(rk3588, replace(IDEAL, gpu_bandwidth=1.0, gpu_compute=1.0, gpu_item_steps=1e-9))
+    weights, stored = 2048 * 8192, Format("int4", 32, "float16")
+
+    def gates(rows: int, processor: GpuSlice = gpu, makes_codes: bool = False) -> Estimate:
+        op = gate(rows, stored)
+        operator = replace(op.operator, activations=INT8, makes_codes=makes_codes)
+        return roofline.op(replace(op, operator=operator), processor)
+
+    assert gates(8).compute_s == pytest.approx(2 * weights * (8 * 11 + 12 + 1) / 32 / 470e9)
+    assert gates(8).compute_s < 0.4 * roofline.op(gate(8, stored), gpu).compute_s
+    assert gates(9).compute_s > 1.2 * gates(8).compute_s  # two walks over the weights
+    made, shared = gates(1, makes_codes=True), gates(1)
+    assert made.dispatch_s == 2 * shared.dispatch_s  # a kernel makes the codes
+    assert made.total_s > shared.total_s
+    without = replace(gpu, gpu=replace(gpu.gpu, has_integer_dot=False))
+    assert gates(8, without).compute_s > 4 * gates(8).compute_s

@@ -47,6 +47,12 @@ def quantise(x: Array) -> tuple[Array, Array, Array]:
     return codes.reshape(x.shape), top[..., 0] * F32(1 / 127), codes.sum(-1, dtype=np.int32)
 
 
+def words(codes: Array) -> Array:
+    """Codes [n, k] as uint32 [n, k / 4], the first of four in the lowest byte."""
+    packed: Array = np.ascontiguousarray(codes.astype(np.int8)).view("<u4")
+    return packed
+
+
 def by_step(values: Array, length: int) -> Array:
     """Rows [n, k], filled step by step, `length` values of each row."""
     return values.reshape(len(values), -1, length).transpose(1, 0, 2).reshape(values.shape)
@@ -140,11 +146,20 @@ class Case:
 
     def inputs(self, tile: CpuTile, n: int) -> tuple[Array, ...]:
         """The arguments of linear_int in front of its output: codes, scale and total of the rows; q, scale, zero."""
-        dot, panel = DOTS[dot_of(tile.dot, n)], tile.panel
-        values, scale, zero = self.weights()
+        dot = DOTS[dot_of(tile.dot, n)]
         codes, x_scale, total = stored(self.rows(n), tile)
+        given = codes.astype(dot.activations[self.bits])[None], x_scale[None], total[None]
+        return *given, *self.packed(tile.panel)
+
+    def gpu_inputs(self, panel: int, n: int) -> tuple[Array, ...]:
+        """The same for OpenCL, whose codes are four to a word."""
+        codes, x_scale, total = quantise(self.rows(n))
+        return words(codes)[None], x_scale[None], total[None], *self.packed(panel)
+
+    def packed(self, panel: int) -> tuple[Array, Array, Array]:
+        """q, scale and zero in panels."""
+        values, scale, zero = self.weights()
         return (
-            *(codes.astype(dot.activations[self.bits])[None], x_scale[None], total[None]),
             pack_quantised(pack_codes(values, self.bits), self.bits, self.k, panel),
             to_panels(scale.T, panel),
             np.zeros((1, 1, 1), np.uint8) if zero is None else to_panels(zero.T, panel),

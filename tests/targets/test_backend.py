@@ -71,10 +71,9 @@ def test_makers_have_the_shared_signatures(kind: Backend) -> None:
 
     makers = kind.makers()
     assert set(makers) <= set(MAKERS)
-    integers = {"quantise_rows", "linear_int"}  # of processors that can have int8 activations
     sequences = {"rope_rows", "learned_positions_rows", "attention_rows"}  # of those that serve several requests
-    assert kind.name == "test" or set(MAKERS) - set(makers) in (set(), integers | sequences)
-    assert integers | sequences <= set(backend(HOST).makers())
+    assert kind.name == "test" or set(MAKERS) - set(makers) in (set(), sequences)
+    assert sequences <= set(backend(HOST).makers())
     for name, maker in makers.items():
         assert parameters(maker) == parameters(getattr(Makers, name)), name
     assert parameters(makers["linear"]) != parameters(makers["argmax"])  # the negative control

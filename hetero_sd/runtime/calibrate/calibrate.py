@@ -32,7 +32,7 @@ from hetero_sd.runtime.calibrate.bandwidths import cases_of, measure_bandwidths
 from hetero_sd.runtime.calibrate.budget import Budget
 from hetero_sd.runtime.calibrate.calibrate_gpu import GpuCosts
 from hetero_sd.runtime.calibrate.measure import LEAST_REPEATS, Step, take_turn
-from hetero_sd.runtime.calibrate.turns import TurnCosts, loop_cost_s
+from hetero_sd.runtime.calibrate.turns import TurnCosts, plain_costs_s
 from hetero_sd.runtime.model.protocol import Models
 from targets.errors import UserError
 from targets.files import check_writable, write_text
@@ -81,8 +81,8 @@ def calibrate(
     costs = None if gpu is None else MeasuredGpu(*gpu.launches(), gpu.hand_overs(), _device_facts())
 
     note("the decoding loop")
-    loop_s = loop_cost_s(models.target, budget, clock or time.perf_counter)
-    turns = TurnCosts(models, loop_s or 0.0, clock or time.perf_counter)
+    plain = plain_costs_s(models.target, budget, clock or time.perf_counter)
+    turns = TurnCosts(models, 0.0 if plain is None else plain[0], clock or time.perf_counter)
     steps = {True: [], False: []}  # type: dict[bool, list[Step]]
     for model in here:
         note(f"filling the caches of {model.name}")
@@ -109,7 +109,7 @@ def calibrate(
         gpu=costs,
         region_cost_s=_region_cost_s(here),
         int8_activations=tuple(model.name for model in here if getattr(model, "int8_activations", False)),
-        float16_caches=tuple(model.name for model in here if getattr(model, "float16_caches", False)),
+        kv_caches={model.name: stored for model in here if (stored := getattr(model, "kv", None)) is not None},
         quantised={m.name: facts for m in here if (facts := getattr(m, "quantised", None)) is not None},
         points=tuple(step.point() for step in timed),
         not_measured=tuple(step.facts for step in [*steps[False], *steps[True]] if not step.samples),
@@ -117,7 +117,8 @@ def calibrate(
         seconds=budget.spent_s,
         slowed=slowed(timed),
         machine=MachineStates(before, machine_state()),
-        loop_s=loop_s,
+        loop_s=None if plain is None else plain[0],
+        start_s=None if plain is None else plain[1],
         turns=turns.result(),
     )
     write_text(out, json.dumps(result.to_json(), indent=1) + "\n")

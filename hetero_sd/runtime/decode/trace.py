@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, NamedTuple
 
 from hetero_sd.runtime.decode.logprobs import Logprobs, TokenLogprob
@@ -41,6 +42,17 @@ class Round:
     def total_s(self) -> float:
         """Wall time of the round in seconds."""
         return self.draft_s + self.confidence_s + self.wait_s + self.verify_s + self.sampling_s + self.dispatch_s
+
+
+COLD_ROUNDS = 4  # at the start of a text, at most: a prompt went through the caches before them
+
+
+def first_rounds_s(rounds: Sequence[Round]) -> float | None:
+    """What the first rounds of a text took longer than as many later ones; None where few are alike."""
+    alike = [r.total_s for r in rounds if r.drafted == rounds[0].drafted]
+    if len(alike) < 2 * COLD_ROUNDS - 1:
+        return None
+    return sum(alike[:COLD_ROUNDS]) - COLD_ROUNDS * median(alike[COLD_ROUNDS:])
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class CompiledModel(Model):
         self.name, self.vocab, self.context = name, facts.vocab, facts.context
         self._facts, self._bundle, self._note = facts, bundle, note or (lambda _: None)
         self.widths, self.prefill_width = tuple(facts.widths), facts.prefill_width
-        self.int8_activations, self.float16_caches = facts.activations == INT8, facts.caches.dtype == "float16"
+        self.int8_activations, self.kv = facts.activations == INT8, facts.caches.dtype
         self.quantised = facts.quantised
         self.slots = facts.slots
         self.row_widths = (1, *facts.row_widths)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from costmodel.batch_drafts import Offer
 from hetero_sd.runtime.answer import Piece, Pieces, RunFacts
 from hetero_sd.runtime.decode.generate import Request, record_token, wanted
 from hetero_sd.runtime.decode.sampling import Rng, probabilities
@@ -21,6 +22,7 @@ from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Row
 from hetero_sd.runtime.model.slot_pool import Slot
 from hetero_sd.runtime.serve.engine import GenerationRequest
 from hetero_sd.runtime.serve.jobs import shown_tokens
+from hetero_sd.runtime.serve.text_drafts import TextDrafts
 from hetero_sd.runtime.session import Options, Session, logprobs_of
 
 BATCHED = "batched"  # the mode of such an answer
@@ -36,7 +38,15 @@ class RunningText:
         shown: its tokens for a client that asked for their probabilities.
     """
 
-    def __init__(self, session: Session, slot: Slot, ids: Sequence[int], asked: GenerationRequest, choice: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        slot: Slot,
+        ids: Sequence[int],
+        asked: GenerationRequest,
+        choice: int,
+        drafts: TextDrafts | None = None,
+    ) -> None:
         """Begin to read.
 
         Args:
@@ -45,6 +55,7 @@ class RunningText:
             ids: the prompt.
             asked: the request.
             choice: of the answers that are made for it.
+            drafts: makes its drafts; None: it has none.
 
         Raises:
             UserError: an option is out of range.
@@ -66,6 +77,7 @@ class RunningText:
         self._pieces = Pieces(decode, options.get("stop", session.stops), self.trace)
         self._watch = Stopwatch(self.trace.clock)
         self._fed: list[int] = []  # tokens of the rows that are computed
+        self._drafts = drafts
 
     @property
     def stop_reason(self) -> str | None:
@@ -104,6 +116,16 @@ class RunningText:
         row = found[LOGITS][0] if LOGITS in found else None
         return [self._follow(int(found[CHOICE][0]) if CHOICE in found else -1, row)]
 
+    def offer(self) -> Offer:
+        """What could be drafted; nothing before the first token."""
+        left = self._request.max_new_tokens - len(self.trace.token_ids) - 1  # the target adds one of its own
+        most = min(left, self._context - self.past - 1) if self.trace.token_ids else 0
+        return Offer(0.0, 0) if self._drafts is None else self._drafts.offer(self._tokens, most)
+
+    def draft(self, gamma: int) -> list[int]:
+        """So many tokens of what was offered."""
+        return [] if self._drafts is None else self._drafts.take(gamma)
+
     def rows(self, riding: int = 1, drafted: Sequence[int] = ()) -> list[Row]:
         """What is fed: so many tokens of the prompt, or the last token and what was drafted after it."""
         fed = self._tokens[self.past : self.past + riding] if self.reading else [self._tokens[-1], *drafted]
@@ -132,6 +154,9 @@ class RunningText:
         """Go on with tokens of a round; what they complete, and at the end what was held back."""
         trace, first = self.trace, not self.trace.token_ids
         drafted, found = max(0, len(self._fed) - 1), list[Piece | None]()
+        source = self._drafts.source if self._drafts is not None else ""
+        if self._drafts is not None:
+            self._drafts.learn(len(tokens) - 1, len(self._tokens) + len(tokens))
         for token in tokens:
             record_token(token, self._request, self._context, trace)
             self._tokens.append(token)
@@ -142,7 +167,7 @@ class RunningText:
         if first:
             trace.prefill_s = sum(self._watch.booked.values())
         else:
-            trace.rounds.append(self._watch.round(drafted, len(tokens) - 1))
+            trace.rounds.append(self._watch.round(drafted, len(tokens) - 1, source=source))
         self._watch = Stopwatch(trace.clock)
         if trace.finish_reason is not None and not self._pieces.stopped:
             found.append(self._pieces.flush())

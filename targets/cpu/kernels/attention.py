@@ -15,6 +15,7 @@ from tvm.script import tirx as T
 
 from targets.cpu.kernels.attention_tile import attention_parts
 from targets.cpu.tile import CpuTile
+from targets.kv_format import KV_FORMATS
 
 
 @functools.cache
@@ -35,7 +36,7 @@ def attention_cached(
 
     What the other arguments mean: `attention_parts`.
     """
-    lanes, tiles = tile.lanes, context // tile.lanes
+    lanes, tiles, key_rows = tile.lanes, context // tile.lanes, head_dim + KV_FORMATS[cache].scale_rows
     cut = tile.attention(n, heads // kv_heads, head_dim // tile.vector(head_dim))
     rows, row_tiles = cut.rows, n // cut.rows
     parts = attention_parts(tile, cut, heads, kv_heads, head_dim, context, scale, window, softcap, cache, slopes)
@@ -46,7 +47,7 @@ def attention_cached(
         q: T.Buffer((1, n, heads * head_dim), "float32"),
         k: T.Buffer((1, n, kv_heads * head_dim), "float32"),
         v: T.Buffer((1, n, kv_heads * head_dim), "float32"),
-        keys: T.Buffer((1, kv_heads, tiles, head_dim, lanes), cache),
+        keys: T.Buffer((1, kv_heads, tiles, key_rows, lanes), cache),
         values: T.Buffer((1, kv_heads, context, head_dim), cache),
         pos: T.int64,
         y: T.Buffer((1, n, heads * head_dim), "float32"),

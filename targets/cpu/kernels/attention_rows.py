@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 
 from targets.cpu.kernels.attention_tile import attention_parts
 from targets.cpu.tile import CpuTile
+from targets.kv_format import KV_FORMATS
 
 
 @functools.cache
@@ -35,7 +36,7 @@ def attention_rows(
 
     The caches have `slots` slots.
     """
-    lanes, tiles = tile.lanes, context // tile.lanes
+    lanes, tiles, key_rows = tile.lanes, context // tile.lanes, head_dim + KV_FORMATS[cache].scale_rows
     cut = tile.attention(1, heads // kv_heads, head_dim // tile.vector(head_dim))
     parts = attention_parts(tile, cut, heads, kv_heads, head_dim, context, scale, window, softcap, cache, slopes)
     append, attend = parts.append, parts.attend
@@ -45,7 +46,7 @@ def attention_rows(
         q: T.Buffer((1, n, heads * head_dim), "float32"),
         k: T.Buffer((1, n, kv_heads * head_dim), "float32"),
         v: T.Buffer((1, n, kv_heads * head_dim), "float32"),
-        keys: T.Buffer((slots, kv_heads, tiles, head_dim, lanes), cache),
+        keys: T.Buffer((slots, kv_heads, tiles, key_rows, lanes), cache),
         values: T.Buffer((slots, kv_heads, context, head_dim), cache),
         slot: T.Buffer((n,), "int64"),
         pos: T.Buffer((n,), "int64"),

@@ -1,7 +1,6 @@
 """What the attention kernels have in common: storing a new row's keys and values, and attending with a tile of rows.
 
-Cache layout, per slot and KV head: keys [context / lanes, head_dim, lanes] (keys in lanes, so a dot product needs no
-horizontal sum), values [context, head_dim]. A row at a position attends to the keys up to it (or the last `window` of
+The caches are laid out as kv_cache.py says. A row at a position attends to the keys up to it (or the last `window` of
 them) and to nothing else, so its bits do not depend on n, and stale rows beyond are never read into a result.
 
 Keys and values are read once for all queries of a tile, which are the rows times the heads that share the KV head.
@@ -16,8 +15,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from targets.cpu.kernels.kv_cache import kv_cache
 from targets.cpu.tile import AttentionTile, CpuTile
-from targets.kernels.vector_math import lanes_exp, lanes_tanh, of_head, value_with_key
+from targets.kernels.vector_math import lanes_exp, lanes_tanh, of_head
 
 _BLOCK = 64  # keys whose values are added to all of head_dim before the next ones: they stay in the level-1 cache
 
@@ -53,7 +53,7 @@ def attention_parts(
 
     window 0 means none: a row at position p sees key j iff j <= p, and j > p - window where there is one. softcap c
     > 0 replaces a score s by c * tanh(s / c). context must be a multiple of the lanes. `cache` is the type in which
-    keys and values are stored, float32 or float16: a row attends to the stored ones, its own among them.
+    keys and values are stored, a name of KV_FORMATS: a row attends to the stored ones, its own among them.
     `slopes`, one a head: ALiBi adds the head's to a score times (key - row), which is never positive.
     """
     lanes, share, part = tile.lanes, heads // kv_heads, tile.vector(head_dim)
@@ -65,27 +65,8 @@ def attention_parts(
     rows, side, wide = cut.rows, cut.key_vectors, cut.value_vectors
     queries = rows * share
     room = context + side * lanes
-
-    def stored(value: Any) -> Any:
-        """A float32 value as the caches have it."""
-        return T.Cast(cache, value) if cache != "float32" else value
-
-    def stored_value(v: Any, k: Any, row: Any, column: Any) -> Any:
-        """The same of a value, which shows what became of its key."""
-        value = v[0, row, column]
-        return stored(value_with_key(value, k[0, row, column])) if cache == "float16" else value
-
-    def read(value: Any) -> Any:
-        """A value of the caches as float32."""
-        return T.Cast("float32", value) if cache != "float32" else value
-
-    @T.inline
-    def append(k, v, keys, values, slot, head, row, position):  # type: ignore[no-untyped-def]
-        for d in T.serial(head_dim):
-            keys[slot, head, position // lanes, d, position % lanes] = stored(k[0, row, head * head_dim + d])
-        for d in T.unroll(vectors):
-            for i in T.vectorized(part):
-                values[slot, head, position, d * part + i] = stored_value(v, k, row, head * head_dim + d * part + i)
+    stored = kv_cache(tile, head_dim, cache)
+    number, key_scales, value_scales = stored.number, stored.key_scales, stored.value_scales
 
     @T.inline
     def attend(q, keys, values, y, slot, head, first, position):  # type: ignore[no-untyped-def]
@@ -124,7 +105,7 @@ def attention_parts(
                                         first + m // share,
                                         (head * share + m % share) * head_dim + do * unroll + di,
                                     ],
-                                    read(
+                                    number(
                                         keys[
                                             slot,
                                             head,
@@ -139,6 +120,10 @@ def attention_parts(
                 for j in T.unroll(side):
                     for i in T.vectorized(lanes):
                         dot[m, j * lanes + i] = dot[m, j * lanes + i] * T.float32(scale)
+                    if key_scales is not None:
+                        dot[m, T.Ramp(j * lanes, 1, lanes)] = dot[m, T.Ramp(j * lanes, 1, lanes)] * key_scales(
+                            keys, slot, head, T.min(origin + s * side + j, tiles - 1)
+                        )
                     if softcap > 0:
                         for i in T.vectorized(lanes):
                             dot[m, j * lanes + i] = T.float32(cap) * lanes_tanh(
@@ -182,6 +167,10 @@ def attention_parts(
                     )
                 for i in T.vectorized(lanes):
                     total[m, i] = total[m, i] + score[m, s * lanes + i]
+                if value_scales is not None:
+                    score[m, T.Ramp(s * lanes, 1, lanes)] = score[m, T.Ramp(s * lanes, 1, lanes)] * value_scales(
+                        keys, slot, head, origin + s
+                    )
         for m in T.unroll(queries):
             top[m] = T.float32(0)
             for i in T.unroll(lanes):
@@ -198,7 +187,7 @@ def attention_parts(
                                     m,
                                     T.max(position + m // share + 1 - reach, T.int64(0)) - origin * lanes + s,
                                 ],
-                                read(
+                                number(
                                     values[
                                         slot,
                                         head,
@@ -216,7 +205,7 @@ def attention_parts(
                             for i in T.vectorized(part):
                                 out[m, (dg * wide + j) * part + i] = T.fma(
                                     score[m, all_begin - origin * lanes + b * _BLOCK + s],
-                                    read(values[slot, head, all_begin + b * _BLOCK + s, (dg * wide + j) * part + i]),
+                                    number(values[slot, head, all_begin + b * _BLOCK + s, (dg * wide + j) * part + i]),
                                     out[m, (dg * wide + j) * part + i],
                                 )
         if rows > 1:
@@ -226,7 +215,7 @@ def attention_parts(
                         for i in T.vectorized(part):
                             out[m, d * part + i] = T.fma(
                                 score[m, all_end - origin * lanes + s],
-                                read(values[slot, head, all_end + s, d * part + i]),
+                                number(values[slot, head, all_end + s, d * part + i]),
                                 out[m, d * part + i],
                             )
         for m in T.unroll(queries):
@@ -236,4 +225,4 @@ def attention_parts(
                         out[m, d * part + i] / top[m]
                     )
 
-    return AttentionParts(append, attend)
+    return AttentionParts(stored.append, attend)

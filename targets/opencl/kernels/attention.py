@@ -7,8 +7,7 @@
 Rows of one work-item share each read of keys and values; heads that share them are neighbours. Blocks begin at
 multiples of 32 keys and a row sees keys 0 .. pos + t (or the last `window` of them) only, so its bits depend neither on
 n nor on stale rows. Many rows over a long context take several passes, so that the scratch memory stays below
-SCRATCH_BYTES. Caches: keys [kv heads, context / 4, head_dim, 4], values [kv heads, context, head_dim]. The caller
-checks pos + n <= context.
+SCRATCH_BYTES. The caches are laid out as kv_cache.py says. The caller checks pos + n <= context.
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from targets.kernels.vector_math import lanes_exp, lanes_tanh, of_head, value_with_key
-from targets.opencl.kernels import load_half, storage, store_half
+from targets.kernels.vector_math import lanes_exp, lanes_tanh, of_head
+from targets.kv_format import KV_FORMATS
+from targets.opencl.kernels import storage
+from targets.opencl.kernels.kv_cache import kv_cache
 from targets.opencl.tile import GpuTile
 
 KEYS = 32
@@ -55,7 +56,7 @@ def attention_cached(
 
     window 0 means none: row t sees key j iff j <= pos + t, and j > pos + t - window where there is one. softcap c
     > 0 replaces a score s by c * tanh(s / c). context must be a multiple of 4. The last two are scratch, r =
-    scratch_rows(n, heads, context). `cache` is the type in which keys and values are stored, float32 or float16.
+    scratch_rows(n, heads, context). `cache` is the type in which keys and values are stored, a name of KV_FORMATS.
     `slopes`, one a head: ALiBi adds the head's to a score times (key - row), which is never positive.
     """
     size, lanes, share = tile.group, tile.lanes, heads // kv_heads
@@ -64,7 +65,9 @@ def attention_cached(
     wide = tile.vector(head_dim)
     quads = head_dim // wide
     biased = len(slopes) > 0
-    cap, half = softcap if softcap > 0 else 1.0, cache == "float16"
+    cap = softcap if softcap > 0 else 1.0
+    stored, key_rows = kv_cache(lanes, head_dim, cache), head_dim + KV_FORMATS[cache].scale_rows
+    append, vector, key_scales, value_scales = stored.append, stored.vector, stored.key_scales, stored.value_scales
     rows_per_pass = scratch_rows(n, heads, context)
     passes = -(-n // rows_per_pass)
     score_rows, out_rows = tile.shared_rows(rows_per_pass, lanes), tile.shared_rows(rows_per_pass, 2 * wide)
@@ -102,7 +105,7 @@ def attention_cached(
         q: T.Buffer((1, n, heads * head_dim), "float32"),
         k: T.Buffer((1, n, kv_heads * head_dim), "float32"),
         v: T.Buffer((1, n, kv_heads * head_dim), "float32"),
-        keys: T.Buffer((1, kv_heads, tiles, head_dim, lanes), storage(cache)),
+        keys: T.Buffer((1, kv_heads, tiles, key_rows, lanes), storage(cache)),
         values: T.Buffer((1, kv_heads, context, head_dim), storage(cache)),
         pos: T.int64,
         y: T.Buffer((1, n, heads * head_dim), "float32"),
@@ -117,22 +120,7 @@ def attention_cached(
                     vh = T.axis.spatial(kv_heads, (g * size + t) // head_dim % kv_heads)
                     vd = T.axis.spatial(head_dim, (g * size + t) % head_dim)
                     T.where(g * size + t < new_items)
-                    if half:
-                        T.evaluate(
-                            store_half(
-                                k[0, vm, vh * head_dim + vd],
-                                *(keys, 0, vh, last(pos, vm) // lanes, vd, last(pos, vm) % lanes),
-                            )
-                        )
-                        T.evaluate(
-                            store_half(
-                                value_with_key(v[0, vm, vh * head_dim + vd], k[0, vm, vh * head_dim + vd]),
-                                *(values, 0, vh, last(pos, vm), vd),
-                            )
-                        )
-                    else:
-                        keys[0, vh, last(pos, vm) // lanes, vd, last(pos, vm) % lanes] = k[0, vm, vh * head_dim + vd]
-                        values[0, vh, last(pos, vm), vd] = v[0, vm, vh * head_dim + vd]
+                    append(k, v, keys, values, vm, vh, vd, last(pos, vm))
         for p in T.serial(passes):
             for g in T.thread_binding(score_groups, thread="blockIdx.y"):
                 for r in T.thread_binding(score_tiles, thread="blockIdx.x"):
@@ -159,16 +147,9 @@ def attention_cached(
                                             dot[m, i] = T.float32(0)
                                     for d in T.serial(head_dim // steps):
                                         for e in T.unroll(steps):
-                                            if half:
-                                                kk[e, T.Ramp(0, 1, lanes)] = load_half(
-                                                    *(keys, 0, vh // share, vb * per_block + s, d * steps + e, 0),
-                                                    lanes=lanes,
-                                                )
-                                            else:
-                                                for i in T.vectorized(lanes):
-                                                    kk[e, i] = keys[
-                                                        0, vh // share, vb * per_block + s, d * steps + e, i
-                                                    ]
+                                            kk[e, T.Ramp(0, 1, lanes)] = vector(
+                                                *(lanes, keys, 0, vh // share, vb * per_block + s, d * steps + e, 0)
+                                            )
                                         for m in T.unroll(score_rows):
                                             for e in T.vectorized(steps):
                                                 qq[e] = q[0, row(vp, vr, score_rows, m), vh * head_dim + d * steps + e]
@@ -178,6 +159,10 @@ def attention_cached(
                                     for m in T.unroll(score_rows):
                                         for i in T.vectorized(lanes):
                                             dot[m, i] = dot[m, i] * T.float32(scale)
+                                        if key_scales is not None:
+                                            dot[m, T.Ramp(0, 1, lanes)] = dot[m, T.Ramp(0, 1, lanes)] * key_scales(
+                                                keys, vh // share, vb * per_block + s
+                                            )
                                         if softcap > 0:
                                             for i in T.vectorized(lanes):
                                                 dot[m, i] = T.float32(cap) * lanes_tanh(dot[m, i] * T.float32(1 / cap))
@@ -214,6 +199,10 @@ def attention_cached(
                                                     dot[m, i] = T.float32(0)
                                             for i in T.vectorized(lanes):
                                                 total[i] = total[i] + dot[m, i]
+                                            if value_scales is not None:
+                                                dot[m, T.Ramp(0, 1, lanes)] = dot[
+                                                    m, T.Ramp(0, 1, lanes)
+                                                ] * value_scales(keys, vh // share, vb * per_block + s)
                                             for i in T.vectorized(lanes):
                                                 weights[vr * score_rows + m, vh, vb * KEYS + s * lanes + i] = dot[m, i]
                                         block[vr * score_rows + m, vh, vb, 0] = peak[m]
@@ -270,21 +259,10 @@ def attention_cached(
                                     )
                                     - key(pos, row(vp, vr, out_rows, 0), b, 0)
                                 ):
-                                    if half and wide > 1:
-                                        vv[T.Ramp(0, 1, wide)] = load_half(
-                                            *(values, 0, vh // share, key(pos, row(vp, vr, out_rows, 0), b, s)),
-                                            vd * wide,
-                                            lanes=wide,
-                                        )
-                                    elif half:
-                                        vv[0] = load_half(
-                                            *(values, 0, vh // share, key(pos, row(vp, vr, out_rows, 0), b, s)), vd
-                                        )
-                                    else:
-                                        for i in T.vectorized(wide):
-                                            vv[i] = values[
-                                                0, vh // share, key(pos, row(vp, vr, out_rows, 0), b, s), vd * wide + i
-                                            ]
+                                    vv[T.Ramp(0, 1, wide) if wide > 1 else 0] = vector(
+                                        *(wide, values, 0, vh // share, key(pos, row(vp, vr, out_rows, 0), b, s)),
+                                        vd * wide,
+                                    )
                                     for m in T.unroll(out_rows):
                                         if T.Not(
                                             hidden(

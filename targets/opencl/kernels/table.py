@@ -19,6 +19,7 @@ from targets.opencl.kernels.elementwise import (
 )
 from targets.opencl.kernels.embedding import embedding, embedding_nbits
 from targets.opencl.kernels.linear import linear
+from targets.opencl.kernels.linear_int import linear_int, quantise_rows
 from targets.opencl.kernels.linear_nbits import linear_nbits
 from targets.opencl.kernels.norm import add_rms_norm, layer_norm, rms_norm
 from targets.opencl.kernels.rope import rope
@@ -27,7 +28,8 @@ from targets.opencl.kernels.take import learned_positions, take_columns, take_ro
 MAKERS: dict[str, Any] = {
     maker.__name__: maker
     for maker in (
-        *(linear, linear_nbits, embedding, embedding_nbits, rms_norm, add_rms_norm, layer_norm),
+        *(linear, linear_nbits, linear_int, quantise_rows, embedding, embedding_nbits),
+        *(rms_norm, add_rms_norm, layer_norm),
         *(add, add_bias, silu_mul, gelu_mul, gelu, relu, squared_relu, tanh, scale),
         *(rope, learned_positions, attention_cached, argmax, take_row, take_columns),
     )

@@ -13,6 +13,7 @@ from hetero_sd.cli import main
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.verify import VerifyRequest, verify_bundle
 from targets.boards import load_board
+from targets.kv_format import KV_FORMATS
 
 ROOT = Path(__file__).resolve().parents[3]
 EXPORTS = ROOT / "tests" / "data" / "exports"
@@ -54,30 +55,33 @@ def test_every_export_compiles_and_verifies(export: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_keys_and_values_in_float16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Half the memory, logits as far from onnxruntime's as rounding does, and the same text with and without drafts."""
-    bundles = {}
-    for kv in ("float32", "float16"):
+def test_keys_and_values_that_are_rounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Less memory, logits as far from onnxruntime's as rounding does, and the same text with and without drafts."""
+    source, bundles, results = LLAMA / "model.onnx", {}, {}
+    for kv in KV_FORMATS:
         out = tmp_path / kv
-        assert main(compile_args(out, target=LLAMA / "model.onnx", draft=DRAFT / "model.onnx", kv=kv)) == 0
-        bundles[kv] = Bundle(out)
-    assert {facts.caches.dtype for facts in bundles["float16"].manifest.models.values()} == {"float16"}
-    assert 2 * bundles["float16"].target.cache_bytes == bundles["float32"].target.cache_bytes
-    plans = {kv: bundle.plan for kv, bundle in bundles.items()}
-    assert plans["float16"] is not None
-    assert plans["float32"] is not None
-    assert 2 * plans["float16"].memory.kv_bytes == plans["float32"].memory.kv_bytes
-    source = LLAMA / "model.onnx"
-    exact, rounded = (verify_bundle(VerifyRequest(tmp_path / kv, source)) for kv in ("float32", "float16"))
+        assert main(compile_args(out, target=source, draft=DRAFT / "model.onnx", kv=kv)) == 0
+        bundles[kv], results[kv] = Bundle(out), verify_bundle(VerifyRequest(out, source))
+    exact, whole = results.pop("float32"), bundles["float32"]
     assert exact.passed, exact
     assert exact.bound_rms is None
-    assert rounded.passed, rounded
-    assert rounded.bound_rms is not None
-    assert rounded.largest_error > 10 * exact.bound  # the negative control: floats would not pass so
-    capsys.readouterr()
-    assert main(["verify", str(tmp_path / "float16"), "--against", str(source)]) == 0
-    assert "keys and values are stored in float16: the bounds are" in capsys.readouterr().out
-    assert main(["audit", str(tmp_path / "float16")]) == 0
+    assert whole.plan is not None
+    heads, _, head_dim = whole.target.caches.value_shape[1:]
+    for kv, rounded in results.items():
+        bundle, stored = bundles[kv], KV_FORMATS[kv]
+        assert {facts.caches.dtype for facts in bundle.manifest.models.values()} == {kv}
+        tokens = heads * bundle.target.layers * bundle.target.context
+        assert bundle.target.cache_bytes == tokens * stored.token_bytes(head_dim) < whole.target.cache_bytes
+        assert bundle.plan is not None
+        assert bundle.plan.memory.kv_bytes < whole.plan.memory.kv_bytes
+        assert rounded.passed, rounded
+        assert rounded.bound_rms is not None
+        assert rounded.largest_error > 10 * exact.bound  # the negative control: floats would not pass so
+        capsys.readouterr()
+        assert main(["verify", str(tmp_path / kv), "--against", str(source)]) == 0
+        assert f"keys and values are stored in {kv}: the bounds are" in capsys.readouterr().out
+        assert main(["audit", str(tmp_path / kv)]) == 0
+    assert bundles["int8"].target.cache_bytes < bundles["float16"].target.cache_bytes
 
 
 @pytest.mark.slow

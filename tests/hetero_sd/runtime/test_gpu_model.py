@@ -215,6 +215,59 @@ def test_a_value_that_both_processors_use(opencl: Any, tmp_path: Path, released:
     assert np.abs(models["gpu:ffn"].forward([1, 4, 3], 0) - on_cpu).max() > 1e-2 * np.abs(on_cpu).max()
 
 
+@pytest.mark.slow
+def test_int8_activations_wherever_a_part_runs(opencl: Any, tmp_path: Path, released: None) -> None:
+    """One arithmetic for a model: nearer to the rounded reference than that is to floats, whole or split."""
+    from hetero_sd.compile.build import ModelRequest, Sizes, build_model
+    from hetero_sd.compile.bundle import copy_opencl_runtime
+    from hetero_sd.reference import ReferenceModel
+    from hetero_sd.runtime.model.model import load_models
+    from passes.onnx import canonicalise
+
+    export = EXPORT.parent.with_name("llama-genai-int4") / "model.onnx"
+    board, gpu = load_board("host", measure=False), load_board("rk3566").gpu
+    ids = [5, 1, 9, 200, 31, 7, 7, 12]
+    rounded = ReferenceModel(export, threads=1, activations="int8").forward(ids)
+    step = np.sqrt(np.square(ReferenceModel(export, threads=1).forward(ids) - rounded).mean())
+    for place, activations in (("gpu", "int8"), ("gpu:ffn", "int8"), ("gpu", "float")):
+        folder = tmp_path / f"{place.replace(':', '_')}_{activations}"
+        runtime = copy_opencl_runtime(folder / "python", board.isa)
+        where, sizes = ReasonedPlace(Place.parse(place)), Sizes(CONTEXT, (1,), 8)
+        given = ("target", canonicalise(export, CONTEXT), board.clusters[0].core, where, sizes, gpu, runtime)
+        request = ModelRequest(*given, activations=activations)
+        write_manifest(folder, {"target": build_model(request, folder).facts})
+        model = load_models(Bundle(folder)).target
+        rows = np.concatenate([model.forward([token], pos).copy() for pos, token in enumerate(ids)])
+        off = np.sqrt(np.square(rows - rounded).mean()) / step
+        assert off < 0.2 if activations == "int8" else off > 0.8, place  # the negative control: floats
+
+
+@pytest.mark.slow
+def test_caches_of_codes_on_either_processor(opencl: Any, tmp_path: Path, released: None) -> None:
+    """What the GPU computes with them is what the CPU does, and its rows do not depend on their number."""
+    from hetero_sd.compile.build import ModelRequest, Sizes, build_model
+    from hetero_sd.compile.bundle import copy_opencl_runtime
+    from hetero_sd.runtime.model.model import load_models
+    from passes.testing import TinyDecoder
+
+    board, gpu = load_board("host", measure=False), load_board("rk3566").gpu
+    decoder, sizes = TinyDecoder(layers=2).decoder(), Sizes(CONTEXT, (1, 3), 8)
+    models = {}
+    for place, kv in (("cpu", "float32"), ("cpu", "int8"), ("gpu", "int8")):
+        folder = tmp_path / f"{place}-{kv}"
+        runtime = copy_opencl_runtime(folder / "python", board.isa)
+        where, core = ReasonedPlace(Place.parse(place)), board.clusters[0].core
+        request = ModelRequest("target", decoder, core, where, sizes, gpu, runtime, kv=kv)
+        write_manifest(folder, {"target": build_model(request, folder).facts})
+        models[place, kv] = load_models(Bundle(folder)).target
+    ids = [1, 4, 2]
+    exact, on_cpu, on_gpu = (model.forward(ids, 0) for model in models.values())
+    assert np.abs(on_gpu - on_cpu).max() < 1e-4 * np.abs(on_cpu).max()
+    assert np.abs(on_gpu - exact).max() > 1e-3 * np.abs(on_cpu).max()
+    alone = [models["gpu", "int8"].forward(ids[t : t + 1], t) for t in range(3)]
+    assert np.array_equal(np.concatenate(alone), on_gpu)
+
+
 def test_rows_that_were_read_go_on_bit_for_bit(model: Any) -> None:
     """What --save-state takes and --load-state puts back."""
     ids = [5, 3, 9, 200, 17, 8]

@@ -127,6 +127,29 @@ def test_every_kernel_of_both_processors_is_understood() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_integer_kernels_of_a_gpu_read_each_weight_once_for_eight_rows(bits: int, zeros: bool) -> None:
+    """Nothing but the codes of the rows is read again: by each work-item, from a cache."""
+    from targets.opencl.kernels.linear_int import linear_int, quantise_rows
+
+    for n in range(1, 17):
+        tiles = 1 + (n > 8)
+        counted = count_traffic(linear_int(GPU, n, 128, 64, bits, 32, "float16", zeros))
+        t = by_name(counted)
+        assert t["q"].read_bytes == tiles * t["q"].needed_read_bytes == tiles * 128 * 64 * bits // 8
+        assert t["scale"].read_bytes == tiles * t["scale"].needed_read_bytes == tiles * 4 * 64 * 2
+        if zeros:
+            assert t["zero"].read_bytes == tiles * t["zero"].needed_read_bytes == tiles * 4 * 64
+        assert (t["x"].needed_read_bytes, t["y"].written_bytes) == (n * 128, n * 64 * 4)
+        if n in (1, 16):  # 4 or 2 columns a work-item
+            assert t["x"].read_bytes == n * 128 * 64 // (4 if n == 1 else 2)
+    t = by_name(count_traffic(quantise_rows(GPU, 2, 128, "uint32"), outputs=3))
+    assert (t["x"].read_bytes, t["x"].needed_read_bytes) == (2 * 128 * 4, 2 * 128 * 4)
+    written = [t[name].written_bytes for name in ("codes", "scale", "total")]
+    assert written == [2 * 128, 2 * 4 * 4, 2 * 4 * 4]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 def test_integer_kernels_read_each_weight_once_for_a_tile_of_rows(bits: int) -> None:
     from targets.cpu.kernels.linear_int import linear_int, quantise_rows
 

@@ -243,6 +243,7 @@ def test_the_list_with_int8_activations_is_what_the_lowering_calls(export: str) 
     assert called(mod) != listed(exact)
     uses = {use.name: use.calls for use in kernel_uses(mod[f"step_{N}"])}
     made = sum(calls for name, calls in uses.items() if name.startswith("quantise_rows"))
+    assert made == sum(op.makes_codes for op in shape.operators)
     assert 0 < made < sum(op.activations == INT8 for op in shape.operators)  # q, k and v share their codes
 
 

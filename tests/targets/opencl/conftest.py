@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Kernels:
         self.folder, self.loaded = folder, {}
         self.target = tvm.target.Target({"kind": "opencl", "device": "mali", "host": {"kind": "llvm"}})
         self.device = tvm.opencl()
+        self.after: list[Any] = []
 
     def source(self, func: Any) -> str:
         import tvm
@@ -46,21 +48,57 @@ class Kernels:
         bits = array.view(np.uint16) if array.dtype == np.float16 else array
         return tvm.runtime.tensor(np.ascontiguousarray(bits), self.device)
 
-    def __call__(self, func: Any, *args: Any, out: tuple[tuple[int, ...], str], scratch: Any = ()) -> Array:
-        """Call a kernel whose output follows `args`, and whose scratch outputs follow that."""
+    def __call__(
+        self,
+        func: Any,
+        *args: Any,
+        out: tuple[tuple[int, ...], str],
+        scratch: Any = (),
+        changed: dict[str, str] | None = None,
+    ) -> Array:
+        """Call a kernel whose output follows `args`, and whose scratch outputs follow that; all are kept in `after`.
+
+        `changed`: what is replaced in its source.
+        """
         import tvm
 
-        if id(func) not in self.loaded:  # the kernels are cached by their arguments, so their identity is a key
+        key = id(func), str(changed)  # the kernels are cached by their arguments, so their identity is a key
+        if key not in self.loaded:
             path = self.folder / f"{len(self.loaded)}.so"
-            tvm.compile(func.with_attr("global_symbol", "main"), target=self.target).export_library(
-                str(path), fcompile=host_link()
-            )
-            self.loaded[id(func)] = func, tvm.runtime.load_module(str(path))
+            with source_changed(changed or {}):
+                tvm.compile(func.with_attr("global_symbol", "main"), target=self.target).export_library(
+                    str(path), fcompile=host_link()
+                )
+            self.loaded[key] = func, tvm.runtime.load_module(str(path))
         tensors = [self.tensor(a) if isinstance(a, np.ndarray) else a for a in args]
-        after = [self.tensor(np.full(shape, 77, dtype)) for shape, dtype in (out, *scratch)]
-        self.loaded[id(func)][1]["main"](*tensors, *after)
-        result: Array = after[0].numpy()
+        self.after = [self.tensor(np.full(shape, 77, dtype)) for shape, dtype in (out, *scratch)]
+        self.loaded[key][1]["main"](*tensors, *self.after)
+        result: Array = self.after[0].numpy()
         return result
+
+
+@contextmanager
+def source_changed(changed: dict[str, str]) -> Iterator[None]:
+    """Replace text in the OpenCL C of kernels that are compiled inside."""
+    import tvm_ffi
+
+    import targets.opencl.kernels.integer_dot  # noqa: F401  (registers the function)
+
+    name = "tvm_callback_opencl_postproc"
+    before = tvm_ffi.get_global_func(name)
+
+    def change(source: str, target: Any) -> str:
+        text = str(before(source, target))
+        for old, new in changed.items():
+            assert old in text, old
+            text = text.replace(old, new)
+        return text
+
+    tvm_ffi.register_global_func(name, change, override=True)
+    try:
+        yield
+    finally:
+        tvm_ffi.register_global_func(name, before, override=True)
 
 
 USED = "HSD_TEST_KERNELS_USED"  # names a file: the fixture `run` writes there which kernels its tests made

@@ -57,6 +57,12 @@ void TestDevices() {
   CHECK(Message([] { GetDevice(2); }) == "there is no opencl:2, only 2 device(s)");
 }
 
+void TestPrologue() {
+  DeviceFacts facts;
+  facts.extensions = "cl_khr_fp16 cl_arm_integer_dot_product_int8 cl_khr_integer_dot_product_of_another_kind";
+  CHECK(Prologue(facts) == "#pragma OPENCL FP_CONTRACT OFF\n#define HSD_HAS_cl_arm_integer_dot_product_int8\n");
+}
+
 void TestBuffers() {
   Device& gpu = GetDevice(0);
   CHECK(Message([&] { Buffer(&gpu, (1 << 20) + 1); }) ==
@@ -299,6 +305,7 @@ void TestCache() {
 int main() {
   TestHash();
   TestDevices();
+  TestPrologue();
   g_live = reinterpret_cast<long (*)()>(
       dlsym(dlopen(std::getenv("HSD_OPENCL_LIB"), RTLD_NOW | RTLD_NOLOAD), "FakeLiveHandles"));
   GetDevice(0).Finish(GetDevice(0).Queue());

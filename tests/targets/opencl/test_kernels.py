@@ -293,6 +293,50 @@ def test_keys_and_values_in_float16(run: Run) -> None:
             assert not np.isfinite(y[4:, [5, dim + 5]]).any()
 
 
+def test_keys_and_values_in_int8(run: Run) -> None:
+    """Codes and scales are numpy's, and so the CPU's; a row attends to its own stored ones."""
+    from hetero_sd.stored_kv import as_stored, codes_of
+    from targets.opencl.kernels.attention import attention_cached, key_blocks
+
+    heads, kv_heads, dim, context, total = 4, 2, 6, 36, 34
+    q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
+    k[7, :dim], v[9, dim:] = 0, 1e-38  # nothing, and less than has a code
+    by_head = [x.reshape(total, kv_heads, dim) for x in (k, v)]
+
+    def in_steps(parts: list[int]) -> tuple[Array, Array, Array]:
+        keys = run.tensor(np.full((1, kv_heads, context // 4, dim + 8, 4), -1, np.int8))  # a scale of NaN
+        values = run.tensor(np.full((1, kv_heads, context, dim), -1, np.int8))
+        rows, pos = [], 0
+        for n in parts:
+            func = attention_cached(SMALL, n, heads, kv_heads, dim, context, 0.2, 0, 0.0, "int8")
+            part = [x[None, pos : pos + n] for x in (q, k, v)]
+            scratch = [((n, heads, context), "float32"), ((n, heads, key_blocks(context), 2), "float32")]
+            out = ((1, n, heads * dim), "float32")
+            rows.append(run(func, *part, keys, values, pos, out=out, scratch=scratch)[0])
+            pos += n
+        return np.concatenate(rows), keys.numpy()[0], values.numpy()[0]
+
+    whole, keys, values = in_steps([34])
+    codes = keys[:, :, :dim].transpose(0, 1, 3, 2).reshape(kv_heads, context, dim)[:, :total]
+    scales = np.ascontiguousarray(keys[:, :, dim:]).reshape(kv_heads, -1, 2, 16).view(F32)
+    for x, stored, which in zip(by_head, (codes, values[:, :total]), (0, 1), strict=True):
+        expected, scale = codes_of(x.transpose(1, 0, 2))
+        assert np.array_equal(stored, expected)
+        assert np.array_equal(scales[:, :, which].reshape(kv_heads, context)[:, :total], scale[..., 0])
+    rounded = [as_stored(x, "int8") for x in by_head]
+    queries = q.reshape(total, heads, dim)
+    np.testing.assert_allclose(whole, attention_reference(queries, *rounded, 0.2, 0, 0.0), atol=3e-6, rtol=0)
+    assert np.abs(whole - attention_reference(queries, *by_head, 0.2, 0, 0.0)).max() > 1e-3
+    assert np.array_equal(in_steps([1, 32, 1])[0], whole)
+    for spoiled in (k, v):
+        before, spoiled[4, 5] = spoiled[4, 5], np.inf
+        y = in_steps([1, 32, 1])[0].reshape(total, heads, dim)
+        assert not np.isfinite(y[4:, :2]).any()
+        assert np.isfinite(y[:4]).all()
+        assert np.isfinite(y[:, 2:]).all()
+        spoiled[4, 5] = before
+
+
 def test_attention_in_passes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from targets.opencl.kernels import attention
 
@@ -519,7 +563,8 @@ def test_oclgrind_finds_nothing_in_any_kernel(runtime_library: Path, factories: 
     need_program("oclgrind")
     log, used = tmp_path / "log", tmp_path / "used"
     checks = ("--data-races", "--uninitialized", "--build-options", "-cl-opt-disable", "--log", str(log))
-    pytest_ = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", __file__)
+    files = (__file__, str(Path(__file__).with_name("test_linear_int.py")))
+    pytest_ = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", *files)
     which = "SMALL or take or activations or layer_norm or test_embedding"
     environment = {**os.environ, "HSD_OPENCL_RUNTIME": str(runtime_library), "HSD_TEST_KERNELS_USED": str(used)}
     done = subprocess.run(

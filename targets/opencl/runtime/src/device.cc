@@ -110,10 +110,6 @@ std::vector<Device*> Find() {
 
 constexpr size_t kImportAlignment = 64;  // a line of Mali's cache, and what the kernels' vector loads expect
 
-bool Lists(const std::string& extensions, const std::string& name) {
-  return (" " + extensions + " ").find(" " + name + " ") != std::string::npos;
-}
-
 // $HSD_OPENCL_IMPORT=0 has every weight copied, for a driver that imports badly.
 bool MayImport() {
   const char* text = std::getenv("HSD_OPENCL_IMPORT");
@@ -123,7 +119,7 @@ bool MayImport() {
 // clImportMemoryARM, or nullptr where the device does not import memory of the host.
 void* FindImport(cl_platform_id platform, const DeviceFacts& facts) {
   const Api& cl = Cl();
-  bool listed = Lists(facts.extensions, "cl_arm_import_memory") && Lists(facts.extensions, "cl_arm_import_memory_host");
+  bool listed = HasExtension(facts, "cl_arm_import_memory") && HasExtension(facts, "cl_arm_import_memory_host");
   if (!listed || cl.clGetExtensionFunctionAddressForPlatform == nullptr) return nullptr;
   return cl.clGetExtensionFunctionAddressForPlatform(platform, "clImportMemoryARM");
 }
@@ -132,6 +128,10 @@ void* FindImport(cl_platform_id platform, const DeviceFacts& facts) {
 thread_local std::unordered_map<const Device*, cl_command_queue> t_queues;
 
 }  // namespace
+
+bool HasExtension(const DeviceFacts& facts, const std::string& name) {
+  return (" " + facts.extensions + " ").find(" " + name + " ") != std::string::npos;
+}
 
 Device::Device(cl_platform_id platform, cl_device_id device)
     : facts(FactsOf(platform, device)),

@@ -23,6 +23,9 @@ struct DeviceFacts {
   uint32_t compute_units = 0, clock_mhz = 0;
 };
 
+// Whether the device says that it has an extension. A compiler may define the name of one that the device lacks.
+bool HasExtension(const DeviceFacts& facts, const std::string& name);
+
 // One command of a profile, times in nanoseconds of the device's clock.
 struct Timing {
   std::string name;

@@ -12,7 +12,9 @@ namespace {
 // Part of the key. OpenCL C contracts a * b + c unless told not to; then a row's result would depend on how the
 // compiler saw the loop around it. Kernels write fma where they want it.
 constexpr char kOptions[] = "-cl-std=CL1.2";
-constexpr char kPrologue[] = "#pragma OPENCL FP_CONTRACT OFF\n";
+constexpr char kNoContraction[] = "#pragma OPENCL FP_CONTRACT OFF\n";
+constexpr const char* kAskedFor[] = {"cl_arm_integer_dot_product_accumulate_int8", "cl_arm_integer_dot_product_int8",
+                                     "cl_khr_integer_dot_product"};
 
 struct Held {
   cl_program program = nullptr;
@@ -33,7 +35,7 @@ std::string KeyOf(const DeviceFacts& facts, const std::string& source) {
                                   &facts.driver_version, &source}) {
     parts += std::to_string(part->size()) + ':' + *part;
   }
-  return Hex(Sha256(parts + kOptions + kPrologue));
+  return Hex(Sha256(parts + kOptions + Prologue(facts)));
 }
 
 std::string BuildLog(cl_program program, cl_device_id device) {
@@ -66,8 +68,9 @@ cl_program FromBinary(Device* device, const std::string& binary) {
 }
 
 cl_program FromSource(Device* device, const std::string& name, const std::string& source) {
-  const char* texts[] = {kPrologue, source.c_str()};
-  const size_t sizes[] = {sizeof(kPrologue) - 1, source.size()};
+  const std::string prologue = Prologue(device->facts);
+  const char* texts[] = {prologue.c_str(), source.c_str()};
+  const size_t sizes[] = {prologue.size(), source.size()};
   cl_program program = Cl().clCreateProgramWithSource(name.c_str(), device->Context(), 2, texts, sizes);
   cl_int status = Cl().clBuildProgram.Try(program, 1, &device->id, kOptions, nullptr, nullptr);
   if (status == CL_SUCCESS) return program;
@@ -107,6 +110,14 @@ cl_program Build(Device* device, const std::string& name, const std::string& sou
 }
 
 }  // namespace
+
+std::string Prologue(const DeviceFacts& facts) {
+  std::string text = kNoContraction;
+  for (const char* name : kAskedFor) {
+    if (HasExtension(facts, name)) text += std::string("#define HSD_HAS_") + name + "\n";
+  }
+  return text;
+}
 
 Kernel::Kernel(Device* device, const std::string& kernel_name, const std::string& source)
     : name(kernel_name), device_(device), program_key_(std::to_string(reinterpret_cast<uintptr_t>(device))) {

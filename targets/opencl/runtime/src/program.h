@@ -22,6 +22,10 @@ void SetCacheFolder(const std::string& folder);
 std::string CacheFolder();
 CacheCounts GetCacheCounts();
 
+// What stands before every source: no contraction of a * b + c, and HSD_HAS_<name> for those of the extensions that
+// kernels ask for (targets/opencl/kernels/integer_dot.py) that the device has.
+std::string Prologue(const DeviceFacts& facts);
+
 // A kernel in the OpenCL sense, with the lock that setting its arguments and enqueueing it needs.
 class Kernel {
  public:

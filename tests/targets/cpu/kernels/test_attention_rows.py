@@ -21,6 +21,7 @@ from targets.cpu.kernels.rope import rope, rope_rows
 from targets.cpu.kernels.take import learned_positions, learned_positions_rows
 from targets.cpu.target import tvm_target
 from targets.cpu.tile import CpuTile
+from targets.kv_format import KV_FORMATS
 
 Array = npt.NDArray[Any]
 AVX2 = CpuTile(lanes=8, panel=16, accumulators=12, dot="pmadd")
@@ -56,8 +57,9 @@ class Case:
 
     def caches(self, slots: int) -> tuple[Array, Array]:
         """Stale memory is NaN: nothing beyond the written rows may leak."""
-        lanes, stale = self.tile.lanes, np.dtype(self.cache).type(np.nan)
-        keys = np.full((slots, KV_HEADS, CONTEXT // lanes, DIM, lanes), stale)
+        kv, lanes = KV_FORMATS[self.cache], self.tile.lanes
+        stale = np.dtype(self.cache).type(-1 if kv.scales else np.nan)  # four bytes of -1 are a scale of NaN
+        keys = np.full((slots, KV_HEADS, CONTEXT // lanes, DIM + kv.scale_rows, lanes), stale)
         return keys, np.full((slots, KV_HEADS, CONTEXT, DIM), stale)
 
     def alone(self, qkv: Sequence[Array], keys: Any, values: Any, pos: int) -> Array:
@@ -84,6 +86,7 @@ def equal(a: Array, b: Array) -> bool:
 CASES = {
     "plain": Case(AVX2, 0, 0.0, "float32"),
     "window, softcap, float16": Case(AVX2, 9, 2.0, "float16"),
+    "codes": Case(AVX2, 0, 0.0, "int8"),
     "neon, window": Case(NEON, 5, 0.0, "float32"),
 }
 

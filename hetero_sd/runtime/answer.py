@@ -145,7 +145,7 @@ class Answer(Iterator[Piece]):
     @property
     def logprobs(self) -> list[TokenLogprob]:
         """Those of `token_ids`, where they were asked for."""
-        return self.trace.logprobs.of[: len(self.token_ids)] if self.trace.logprobs is not None else []
+        return self.trace.known_logprobs
 
     @property
     def stats(self) -> dict[str, Any]:

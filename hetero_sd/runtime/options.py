@@ -15,6 +15,7 @@ from hetero_sd.runtime.decode.choose_policy import ALONE, AUTO, DRAFTERS, STOP_D
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.serve.options import add_server_options, check_server_options
 from hetero_sd.runtime.text.prompts import prompt_of_text
+from hetero_sd.runtime.voting.options import add_vote_options, check_vote_options
 from targets.errors import UserError
 from targets.files import check_writable
 
@@ -65,6 +66,9 @@ class RunRequest:
         trace: the file to write a Chrome trace to, or None.
         load_state: a file of what was read before, or None.
         save_state: the file to write what was read last to, or None.
+        votes: answers to each prompt that are voted on; None makes one, which is printed.
+        votes_by: one of voting.options.WAYS; None is chains.
+        answer_pattern: a regular expression of what an answer says; None is its last line.
         serve: requests of HTTP clients are answered.
         host, port: that the server listens on; None takes the defaults of serve/options.py.
         token: that the requests must carry; None where none is asked for.
@@ -105,6 +109,9 @@ class RunRequest:
     trace: Path | None
     load_state: Path | None
     save_state: Path | None
+    votes: int | None
+    votes_by: str | None
+    answer_pattern: str | None
     serve: bool
     host: str | None
     port: int | None
@@ -174,6 +181,7 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
         help="what a conversation drops when the context is full: its oldest turns until half is free (default), "
         "all turns, or nothing: it stops",
     )
+    add_vote_options(how, _whole)
     run = parser.add_argument_group("execution")
     run.add_argument(
         "--mode",
@@ -274,6 +282,7 @@ def _check(options: RunRequest) -> None:
     if options.system is not None:
         prompt_of_text(options.system, "--system")
     check_server_options(options)
+    check_vote_options(options)
     if options.save_logits is not None:
         check_writable(options.save_logits)
     for out in (options.trace, options.save_state):

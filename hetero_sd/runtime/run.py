@@ -31,6 +31,9 @@ from hetero_sd.runtime.session import Options, Session
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_prompts
 from hetero_sd.runtime.trust import BundleRefused, check_signature
+from hetero_sd.runtime.voting.command import vote
+from hetero_sd.runtime.voting.options import CHAINS, REFINE, pattern_of
+from hetero_sd.runtime.voting.vote import Election
 from targets.errors import UserError
 from targets.files import write_text
 from targets.memory import short_note
@@ -134,8 +137,24 @@ def _run(folder: Path, options: RunRequest, load: Loader | None) -> None:
     text = load_text(bundle)
     if text is None and not options.json:
         raise UserError("the bundle has no tokenizer, so there is no text to show: give --json")
-    with load_session(bundle, text, _settings(options), load) as session:
-        _answer_all(session, given, options)
+    settings = _settings(options)
+    if options.votes is not None and bundle.target.slots > 1 and options.votes_by != REFINE:
+        settings["mode"] = mode_with_slots(options, bundle.target.slots, "draft" in bundle.models)
+    with load_session(bundle, text, settings, load) as session:
+        if options.votes is None or given is None:
+            _answer_all(session, given, options)
+        else:
+            _vote(session, given, options, options.votes)
+
+
+def _vote(session: Session, given: Sequence[Prompt], options: RunRequest, votes: int) -> None:
+    """Answer every prompt by a vote."""
+    if session.text is None:
+        raise UserError("the bundle has no tokenizer, so there is no text to vote on: compile it with --tokenizer")
+    if options.load_state is not None:
+        session.load_state(options.load_state)
+    pattern = None if options.answer_pattern is None else pattern_of(options.answer_pattern)
+    vote(session, given, Election(votes, options.votes_by or CHAINS, pattern, _answer_options(options)), options.json)
 
 
 def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
-from hetero_sd.runtime.decode.logprobs import Logprobs
+from hetero_sd.runtime.decode.logprobs import Logprobs, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,11 @@ class Trace:
     spans: list[Span] | None = field(default=None, repr=False)
     logprobs: Logprobs | None = field(default=None, repr=False)
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
+
+    @property
+    def known_logprobs(self) -> list[TokenLogprob]:
+        """Those of `token_ids`; none where nobody asked for them."""
+        return [] if self.logprobs is None else self.logprobs.of[: len(self.token_ids)]
 
     @property
     def decode_s(self) -> float:

@@ -28,6 +28,10 @@ _FIXED = 0x10  # MAP_FIXED of Linux, on all its processors but those that nobody
 _SPARE = 2  # the file has place for so many times the slots' rows; what nobody wrote takes no memory
 
 
+class RowsLost(BaseException):
+    """A part of a block was mapped and the rest was not: no text of any slot may go on, so that nobody catches this."""
+
+
 class CachePages(SlotCache):
     """Implements the SlotCache protocol."""
 
@@ -84,7 +88,7 @@ class CachePages(SlotCache):
                 offset = base + (home * heads + head) * extent + index * size
                 flags, protection = mmap.MAP_SHARED | _FIXED, mmap.PROT_READ | mmap.PROT_WRITE
                 if self._system.mmap(place, count * size, protection, flags, self._file, offset) != place:
-                    raise MemoryError(f"rows of the KV cache cannot be mapped: {os.strerror(ctypes.get_errno())}")
+                    raise RowsLost(f"rows of the KV cache cannot be mapped: {os.strerror(ctypes.get_errno())}")
 
     def read(self, slot: int, begin: int, end: int) -> list[npt.NDArray[Any]]:
         """See :meth:`hetero_sd.runtime.model.protocol.SlotCache.read`."""

@@ -132,7 +132,7 @@ class SlotCache(Protocol):
         """Put blocks into a slot, from its block ``first`` on; what was there keeps its rows.
 
         Raises:
-            MemoryError: the system does not allow it.
+            BaseException: the system does not allow it; the rows of all slots are lost.
         """
 
     def read(self, slot: int, begin: int, end: int) -> list[npt.NDArray[Any]]:

@@ -232,7 +232,7 @@ class BatchEngine:
         self._scheduler.counts.tokens += len(text.trace.token_ids) - before
         if text.stop_reason is None:
             return
-        asked.job.deliver(ChoiceEnded(work.choice, text.stop_reason, self._free(work)))
+        asked.job.deliver(ChoiceEnded(work.choice, text.stop_reason, self._free(work), text.trace.known_logprobs))
         asked.ended += 1
         if asked.ended == asked.job.request.choices:
             self._leave(asked, Ended())
@@ -272,6 +272,11 @@ class _AtWork:
     choice: int
     text: RunningText
     behind: list[tuple[_AtWork, int]]
+
+
+def slots_at_a_time(session: Session) -> Slots | None:
+    """The slots in which requests are answered at a time; None for one at a time: drafts are made for one alone."""
+    return session.slots if session.policy is None and session.overlap is None else None
 
 
 def _by_row(calls: Iterator[Mapping[str, Any]]) -> Iterator[tuple[int, npt.NDArray[Any]]]:

@@ -6,10 +6,11 @@ session_engine.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hetero_sd.runtime.decode.logprobs import TokenLogprob
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
 from hetero_sd.runtime.serve.shown_tokens import ShownToken
 from hetero_sd.runtime.session import Options
@@ -24,11 +25,13 @@ class GenerationRequest:
         prompt: a text that goes to the model as it is, token ids, or a conversation for the chat template.
         options: of every answer; what is left out is the engine's.
         choices: answers that are made; each but the first has the next higher seed.
+        show_tokens: pieces of text have their tokens, where `options` has logprobs.
     """
 
     prompt: str | list[int] | Chat
     options: Options = field(default_factory=Options)
     choices: int = 1
+    show_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Started:
 
 @dataclass(frozen=True)
 class TextPiece:
-    """More text of a choice, whole characters, and its tokens where their probabilities were asked for."""
+    """More text of a choice, whole characters, and its tokens where they were asked for."""
 
     choice: int
     text: str
@@ -49,11 +52,15 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class ChoiceEnded:
-    """A choice has all its text; `reason` is that of :attr:`hetero_sd.runtime.answer.Answer.stop_reason`."""
+    """A choice has all its text; `reason` is that of :attr:`hetero_sd.runtime.answer.Answer.stop_reason`.
+
+    `logprobs` are those of all its tokens, where they were asked for.
+    """
 
     choice: int
     reason: str
     counts: TokenCounts
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 @dataclass(frozen=True)

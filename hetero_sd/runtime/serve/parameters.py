@@ -107,7 +107,7 @@ def parse_request(given: Mapping[str, Any], chat: bool, model: str, defaults: Op
         options["logprobs"] = top
     body.take("user", text)  # says who asks, which changes nothing of the answer
     body.refuse_the_rest()
-    return Asked(GenerationRequest(prompt, options, choices), chat, stream, usage, top is not None)
+    return Asked(GenerationRequest(prompt, options, choices, top is not None), chat, stream, usage, top is not None)
 
 
 class _Body:

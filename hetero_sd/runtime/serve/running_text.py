@@ -69,7 +69,7 @@ class RunningText:
         self._slot, self._context = slot, session.context
         self._prompt, self._tokens = len(ids), list(ids)
         self.trace = Trace(prompt_tokens=len(ids), kept_tokens=len(slot.tokens), logprobs=logprobs_of(options))
-        self.shown = shown_tokens(session, self.trace)
+        self.shown = shown_tokens(session, self.trace) if asked.show_tokens else None
         self.facts = RunFacts(BATCHED, None if sampling.greedy else sampling.seed)
         self.told_s: float | None = None
         self._rng = Rng(sampling.seed)

@@ -18,10 +18,9 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from hetero_sd.runtime.model.protocol import Slots
 from hetero_sd.runtime.serve.access import Access, is_loopback
 from hetero_sd.runtime.serve.app import Server
-from hetero_sd.runtime.serve.batch_engine import BatchEngine
+from hetero_sd.runtime.serve.batch_engine import BatchEngine, slots_at_a_time
 from hetero_sd.runtime.serve.connections import bounded_protocol
 from hetero_sd.runtime.serve.limits import Limits
 from hetero_sd.runtime.serve.session_engine import SessionEngine
@@ -109,11 +108,6 @@ def serve(session: Session, request: ServeRequest, bound: socket.socket, limits:
         said = f"run.py: {request.model} is served at {url_of(bound)}{several} (Ctrl-C ends it)"
         print(said, file=sys.stderr, flush=True)
         engine.run()
-
-
-def slots_at_a_time(session: Session) -> Slots | None:
-    """The slots in which requests are answered at a time; None for one at a time: drafts are made for one alone."""
-    return session.slots if session.policy is None and session.overlap is None else None
 
 
 @contextmanager

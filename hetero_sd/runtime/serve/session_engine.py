@@ -19,7 +19,6 @@ from hetero_sd.runtime.serve.jobs import (
     shown_tokens,
     took_too_long,
 )
-from hetero_sd.runtime.serve.shown_tokens import ShownTokens
 from hetero_sd.runtime.session import Session
 from targets.opencl.runtime import OpenCLError
 
@@ -85,12 +84,13 @@ class SessionEngine:
             answer.interrupted = lambda: job.cancelled or self._jobs.stopping or time.monotonic() > deadline_s
             if choice == 0:
                 job.deliver(Started(len(ids)))
-            self._generate(job, choice, answer, shown_tokens(self._session, answer.trace))
+            self._generate(job, choice, answer)
             if answer.stop_reason is None:
                 return ENDS if self._jobs.stopping or job.cancelled else took_too_long(self._answer_s)
         return Ended()
 
-    def _generate(self, job: EngineJob, choice: int, answer: Answer, shown: ShownTokens | None) -> None:
+    def _generate(self, job: EngineJob, choice: int, answer: Answer) -> None:
+        shown = shown_tokens(self._session, answer.trace) if job.request.show_tokens else None
         tally = self._jobs.tally
         tally.begin(answer)
         try:
@@ -103,4 +103,4 @@ class SessionEngine:
         if answer.trace.lost_drafter is not None:
             note(f"{answer.trace.lost_drafter}; it was left out")
         if answer.stop_reason is not None:
-            job.deliver(ChoiceEnded(choice, answer.stop_reason, counts))
+            job.deliver(ChoiceEnded(choice, answer.stop_reason, counts, answer.logprobs))

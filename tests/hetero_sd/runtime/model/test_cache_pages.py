@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from requirements import only_where
 
 from hetero_sd.runtime.model import cache_pages
-from hetero_sd.runtime.model.cache_pages import CachePages
+from hetero_sd.runtime.model.cache_pages import CachePages, RowsLost
 
 SLOTS, HEADS, CONTEXT, DIM, LANES = 3, 2, 64, mmap.PAGESIZE // 32, 8
 SHAPES = [(SLOTS, HEADS, CONTEXT // LANES, DIM, LANES), (SLOTS, HEADS, CONTEXT, DIM)]  # a block has 8 rows of float32
@@ -87,6 +88,16 @@ def test_where_pages_do_not_fit_a_block_is_a_slot(monkeypatch: pytest.MonkeyPatc
     assert (pages.block_rows, pages.blocks) == (CONTEXT, SLOTS)
     assert all(array.ctypes.data % 64 == 0 for array in pages.arrays)
     assert rows_of(pages, 1) == [100 + row for row in range(CONTEXT)]
+
+
+def test_where_the_system_maps_no_more_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No text may go on with a block of which it has a part."""
+    only_where(hasattr(os, "memfd_create"), "pages are mapped on Linux")
+    pages = filled()
+    monkeypatch.setattr(pages, "_system", SimpleNamespace(mmap=lambda *arguments: -1))
+    with pytest.raises(RowsLost, match="rows of the KV cache cannot be mapped"):
+        pages.map(1, 0, [3])
+    assert not issubclass(RowsLost, Exception)  # which ends one request alone
 
 
 def test_memory_and_files_are_given_back() -> None:

@@ -18,6 +18,7 @@ from hetero_sd.compile.build import ModelRequest, Sizes, build_model
 from hetero_sd.runtime.manifest import Bundle, write_manifest
 from hetero_sd.runtime.model.model import CompiledModel
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, ContextFull, Row
+from hetero_sd.runtime.model.slot_pool import SlotPool
 from passes.onnx import canonicalise
 from targets.boards import load_board
 from targets.errors import UserError
@@ -71,6 +72,34 @@ def test_any_mix_of_rows_has_the_bits_of_each_alone(
         if row.pos:
             other = alone[(row.slot + 1) % SLOTS][row.pos]
             assert not np.array_equal(logits, other)  # the negative control
+
+
+@pytest.mark.parametrize("own", [0, 5, 9])
+def test_rows_in_common_have_the_bits_of_rows_of_their_own(model: CompiledModel, own: int) -> None:
+    """A block of 32 rows is shared and 9 rows are copied, into a slot with as many of them; then all slots go on."""
+    pool = SlotPool(model)
+    rng = np.random.default_rng(own)
+    shared = rng.integers(0, model.vocab, 41).tolist()
+    texts = [[*shared, *rng.integers(0, model.vocab, 6).tolist()] for _ in range(SLOTS)]
+    before = [pool.take([7] * 20) for _ in range(SLOTS)]
+    for slot in before:
+        slot.model.submit(shared[:own] or [1], 0, last=True).result()
+        slot.tokens += shared[:own]
+    for slot in before:
+        pool.give_back(slot)
+    slots = [pool.take(text) for text in texts]
+    slots[0].model.submit(texts[0][len(slots[0].tokens) :], len(slots[0].tokens), last=True).result()
+    slots[0].tokens[:] = texts[0]
+    assert [pool.share(slot, text) for slot, text in zip(slots[1:], texts[1:], strict=True)] == [41 - own] * 5
+    found = []
+    others = [(slot.number, text) for slot, text in zip(slots[1:], texts[1:], strict=True)]
+    for pos in range(41, 47):
+        found.append(model.rows([Row(number, pos, text[pos]) for number, text in others])[LOGITS].copy())
+    SlotPool(model)  # every slot has its own blocks again
+    for i, text in enumerate(texts[1:]):
+        alone = model.slot(0).forward(text, 0)[41:]
+        assert np.array_equal([logits[i] for logits in found], alone)
+        assert not np.array_equal([logits[i - 1] for logits in found], alone)  # the negative control
 
 
 def test_slots_do_not_touch_each_other(model: CompiledModel) -> None:

@@ -533,7 +533,7 @@ def test_logprobs_under_load_are_those_of_single_runs(compiled: Session) -> None
         expected.append((text, [one.logprob for one in answer.logprobs]))
     assert compiled.slots is not None
     engine = BatchEngine(compiled, compiled.slots, 16, 60.0)
-    clients = run_all(engine, *(GenerationRequest(ids, options) for ids, options in asked))
+    clients = run_all(engine, *(GenerationRequest(ids, options, show_tokens=True) for ids, options in asked))
     for client, (text, logprobs) in zip(clients, expected, strict=True):
         told = [token for event in client.events if isinstance(event, TextPiece) for token in event.tokens]
         assert client.text() == text

@@ -25,7 +25,8 @@ from requirements import only_where
 from hetero_sd.runtime.load import load_folder
 from hetero_sd.runtime.manifest import read_manifest, write_manifest
 from hetero_sd.runtime.run import main
-from hetero_sd.runtime.serve.serve import ServeRequest, bind, serve, slots_at_a_time
+from hetero_sd.runtime.serve.batch_engine import slots_at_a_time
+from hetero_sd.runtime.serve.serve import ServeRequest, bind, serve
 from hetero_sd.runtime.session import Options, Session
 from targets.errors import UserError
 

@@ -1,0 +1,1 @@
+"""Several answers to one prompt, and a vote on what they say."""

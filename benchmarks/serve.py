@@ -7,7 +7,8 @@ the other, together, and together while one more prompt of 192 tokens is read be
 compared. Then as many requests that begin with the same 512 tokens, with their rows in common and without: how many
 tokens of the prompts are read. Quote ratios of one run: the machine is shared and absolute times drift. Where others
 compute, too, a step that is longer than a time slice waits for them in its middle; CPU time with one thread then says
-more than the clock.
+more than the clock. Below it stands what the cost model's rounds (costmodel/batch_throughput.py) make of the CPU times
+of single calls.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from costmodel.schema.batch import BatchPrediction
+    from hetero_sd.runtime.model.model import CompiledModel
     from hetero_sd.runtime.model.protocol import Slots
     from hetero_sd.runtime.serve.batch_counts import BatchCounts
     from hetero_sd.runtime.serve.batch_engine import BatchEngine
@@ -111,10 +114,12 @@ def gaps_ms(times: Sequence[Sequence[float]]) -> list[float]:
 
 def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, float]]:
     """One after the other, together, and together beside a long prompt; in turn."""
+    from costmodel.batch_throughput import Requests, throughput
+    from hetero_sd.runtime.model.model import CompiledModel
     from hetero_sd.runtime.serve.batch_engine import BatchEngine
     from hetero_sd.runtime.serve.session_engine import SessionEngine
 
-    assert session.slots is not None
+    assert isinstance(session.slots, CompiledModel)
     found = []
     for repeat in range(repeats + 1):
         rng = np.random.default_rng(repeat)
@@ -122,9 +127,11 @@ def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, floa
         prompts = [rng.integers(0, vocab, PROMPT).tolist() for _ in range(requests)]
         longer = rng.integers(0, vocab, LONG_PROMPT).tolist()
         alone = measure(SessionEngine(session, requests, 600.0), prompts)
-        batch = BatchEngine(session, session.slots, requests, 600.0)
+        forget(session)
+        batch = BatchEngine(session, session.slots, requests, 600.0, drafts=True)
         together = measure(batch, prompts)
-        beside = measure(BatchEngine(session, session.slots, requests, 600.0), [*prompts[1:], longer])
+        counted = throughput(Requests(requests, PROMPT, NEW), requests, measured_calls(session.slots))
+        beside = measure(BatchEngine(session, session.slots, requests, 600.0, drafts=True), [*prompts[1:], longer])
         if together.texts != alone.texts or beside.texts[:-1] != alone.texts[1:]:
             raise SystemExit("the texts differ")
         if not repeat:
@@ -139,6 +146,8 @@ def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, floa
                 "together_gap_ms": statistics.median(gaps_ms(together.times)),
                 "together_longest_gap_ms": max(gaps_ms(together.times)),
                 "beside_a_prompt_longest_gap_ms": max(gaps_ms(beside.times[:-1])),
+                "counted_out_cpu_ms": 1e3 / counted.tokens_per_s,
+                "counted_out_alone_cpu_ms": 1e3 / counted.alone_tokens_per_s,
                 "scheduling_share": engine_counts(batch).scheduling_share,
                 "calls_share": engine_counts(batch).calls_s / engine_counts(batch).busy_s,
             }
@@ -159,6 +168,7 @@ def shared_prefix(session: Session, requests: int, repeats: int) -> list[dict[st
         prompts = [[*beginning, *rng.integers(0, vocab, OWN).tolist()] for _ in range(requests)]
         measured, counts = [], []
         for slots in (session.slots, WithoutSharing(session.slots)):
+            forget(session)
             engine = BatchEngine(session, slots, requests, 600.0)
             measured.append(measure(engine, prompts))
             counts.append(engine.snapshot().tokens)
@@ -182,6 +192,12 @@ def shared_prefix(session: Session, requests: int, repeats: int) -> list[dict[st
     return found
 
 
+def forget(session: Session) -> None:
+    """Let no engine begin with what the session has read."""
+    target: Any = session.models.target
+    target.forget(0)
+
+
 class WithoutSharing:
     """Slots whose rows no other slot can have."""
 
@@ -194,6 +210,39 @@ class WithoutSharing:
     def __getattr__(self, name: str) -> Any:
         """All else is theirs."""
         return getattr(self._slots, name)
+
+
+def measured_calls(target: CompiledModel, repeats: int = 7) -> BatchPrediction:
+    """CPU time of a model's calls after 16 and after 80 tokens: the median of some each, the widths in turn."""
+    from costmodel.schema.batch import BatchPrediction
+    from hetero_sd.runtime.model.protocol import Row
+
+    begin, end = 16, 80
+    times: dict[tuple[str, int, int], list[float]] = {}
+    for _ in range(repeats):
+        for past in (begin, end):
+            for n in target.row_widths:
+                rows = [Row(slot, past, 1) for slot in range(n)]
+                times.setdefault(("rows", n, past), []).append(seconds_of(lambda rows=rows: target.rows(rows)))
+            for n in target.read_widths:
+                feed = lambda n=n, past=past: target.submit([1] * n, past, last=True).result()  # noqa: E731
+                times.setdefault(("read", n, past), []).append(seconds_of(feed))
+
+    def line(kind: str, n: int, rows: int) -> tuple[float, float]:
+        low, high = (statistics.median(times[kind, n, past]) for past in (begin, end))
+        token = max(0.0, high - low) / (end - begin)
+        return low - token * begin, token / rows
+
+    return BatchPrediction(
+        {n: line("rows", n, n) for n in target.row_widths}, {n: line("read", n, 1) for n in target.read_widths}
+    )
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """CPU time that it takes."""
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
 
 
 def engine_counts(engine: BatchEngine) -> BatchCounts:
@@ -231,6 +280,7 @@ def main() -> None:
         "speed": statistics.median(r["together_tokens_per_s"] / r["alone_tokens_per_s"] for r in measured),
         "cpu": statistics.median(r["alone_cpu_ms"] / r["together_cpu_ms"] for r in measured),
         "gap": statistics.median(r["together_gap_ms"] / r["alone_gap_ms"] for r in measured),
+        "counted_out": statistics.median(r["counted_out_alone_cpu_ms"] / r["counted_out_cpu_ms"] for r in measured),
     }
     if options.json:
         found = {"core": core, "rounds": measured, "median": median, "ratios": ratios, "shared_prefix": prefixes}
@@ -243,6 +293,8 @@ def main() -> None:
     print(f"{'tokens/s, prompts included':34}{speeds[0]:>12.1f}{speeds[1]:>12.1f}{ratios['speed']:>8.2f}")
     cpu = median["alone_cpu_ms"], median["together_cpu_ms"]
     print(f"{'CPU ms a token':34}{cpu[0]:>12.2f}{cpu[1]:>12.2f}{ratios['cpu']:>8.2f}")
+    cpu = median["counted_out_alone_cpu_ms"], median["counted_out_cpu_ms"]
+    print(f"{'  counted out from its calls':34}{cpu[0]:>12.2f}{cpu[1]:>12.2f}{ratios['counted_out']:>8.2f}")
     gaps = median["alone_gap_ms"], median["together_gap_ms"]
     print(f"{'ms between tokens, median':34}{gaps[0]:>12.2f}{gaps[1]:>12.2f}{ratios['gap']:>8.2f}")
     print(f"{'the longest':34}{'':>12}{median['together_longest_gap_ms']:>12.2f}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-BOUND_STEPS = 6.0  # steps of one text alone that a running text waits at most between its tokens, where nobody says
+BOUND_STEPS = 10.0  # steps of one text alone that a running text waits at most between its tokens, where nobody says
 
 
 class StepTimes(Protocol):

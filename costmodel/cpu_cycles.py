@@ -180,10 +180,10 @@ def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
     value = vectors / cut.value_vectors * body(sums, cut.value_vectors, beside, chain)
     scores = sum(-(-count // cut.key_vectors) for count in key_tiles) * score + sum(key_tiles) * soften
     of_head = op.batch * (scores + sum(spans) * value + n * share * vectors * _DIVIDE)
-    tasks = kv_heads * len(spans)
+    tasks = kv_heads * len(spans) * op.batch
     used = min(threads, tasks)
     part = stored.token_bytes(head_dim) * max(spans)
-    return Cycles(-(-tasks // used) / len(spans) * of_head, used, len(spans), part)
+    return Cycles(-(-tasks // used) / (len(spans) * op.batch) * of_head, used, len(spans), part)
 
 
 def _serial(op: Op, tile: CpuTile, issue: Issue) -> float:

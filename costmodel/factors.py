@@ -33,6 +33,9 @@ class Factors:
         draft_turn_cycles: processor cycles that a draft step takes longer there than after itself: tokens change, the
             other model's step took the caches next to the core, and Python draws (6 to 12 us measured on Zen 5).
         verify_turn_cycles: the same of the target's step (5 to 15 us measured there).
+        start_cycles: processor cycles that the first steps of a text take longer than later ones, all together: the
+            prompt went through the caches before them (50 us measured on Zen 5 with a model of 5.8 M parameters).
+        turn_start_cycles: the same of the first rounds that draft (340 us measured there).
         hand_over_cycles: processor cycles from a message of one thread until the other, which waits for it, has it, and
             back (8 us one way with Python's queues measured on x86-64; about 40 us explain whole rounds there).
         sampling_cycles: processor cycles to turn one logit into a probability when sampling (numpy, float64; assumed).
@@ -70,6 +73,8 @@ class Factors:
     turn_cycles: float = 1.0
     draft_turn_cycles: float = 1.0
     verify_turn_cycles: float = 1.0
+    start_cycles: float = 1.0
+    turn_start_cycles: float = 1.0
     hand_over_cycles: float = 150_000.0
     sampling_cycles: float = 20.0
     cache_bytes_per_cycle: float = 8.0

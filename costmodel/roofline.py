@@ -234,6 +234,10 @@ class Roofline:
         """The decoding loop around a round, on the first cluster."""
         return self.factors.round_cycles / (self.board.clusters[0].frequency_ghz * 1e9)
 
+    def text_start_s(self) -> float:
+        """What the first steps of a text of one model take longer than later ones, all together."""
+        return self.factors.start_cycles / (self.board.clusters[0].frequency_ghz * 1e9)
+
     def hand_over_s(self) -> float:
         """From a miss of overlapped drafting until the drafter knows of it, and back, on the first cluster."""
         return self.factors.hand_over_cycles / (self.board.clusters[0].frequency_ghz * 1e9)

@@ -70,16 +70,22 @@ def with_gpu(board: Board, measured: Sequence[Measured]) -> Board:
 
 
 def measured_factors(board: Board, measured: Sequence[Measured]) -> dict[str, float]:
-    """Factors measured by themselves: the loop, two models in turn, two readers together, a queued kernel's launch."""
+    """Factors measured by themselves: the loop, two models in turn, two readers together, a queued kernel's launch.
+
+    Turns, and starts of texts, are those of most threads, which plans of two models take: more caches get cold.
+    """
     factors = {}
     hz, loops = board.clusters[0].frequency_ghz * 1e9, [m.loop_s for m in measured if m.loop_s]
     if loops:
         factors["round_cycles"] = max(1.0, min(loops) * hz)
-    turns = [m.turns for m in measured if m.turns is not None]
-    if turns:
+    by_threads = sorted(measured, key=lambda m: m.threads)
+    if starts := [m.start_s for m in by_threads if m.start_s is not None]:
+        factors["start_cycles"] = max(1.0, starts[-1] * hz)
+    if turns := [m.turns for m in by_threads if m.turns is not None]:
         factors["turn_cycles"] = max(1.0, min(t.loop_s for t in turns) * hz)
-        factors["draft_turn_cycles"] = max(1.0, min(t.draft_s for t in turns) * hz)
-        factors["verify_turn_cycles"] = max(1.0, min(t.verify_s for t in turns) * hz)
+        factors["draft_turn_cycles"] = max(1.0, turns[-1].draft_s * hz)
+        factors["verify_turn_cycles"] = max(1.0, turns[-1].verify_s * hz)
+        factors["turn_start_cycles"] = max(1.0, turns[-1].start_s * hz)
     peak = board.dram.peak_bandwidth_gb_per_s
     together = [sum(e.gb_per_s) for m in measured for e in m.bandwidths if len(e.readers) > 1]
     if together:

@@ -21,6 +21,9 @@ _POSITIONS = {
 }
 # what a pass looks for, and the operators that show where it found it
 _PASSES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "unstack_caches": ("caches in one tensor taken apart", ()),
+    "plain_inputs": ("inputs and outputs known by what reads and makes them, and casts of inputs left out", ("Cast",)),
+    "cache_axes": ("caches with their axes in another order turned", ("Transpose",)),
     "normalise_io_names": ("inputs and outputs renamed", ()),
     "pick_branch": ("branches decided for this context", ("If",)),
     "unfuse_linear": (

@@ -26,20 +26,26 @@ from passes.onnx import canonicalise
 from passes.onnx.load.load import load
 from passes.onnx.pass_context import Importing, run_pass
 from passes.onnx.quantise.recipe import Recipe
+from passes.onnx.rewrite.cache_axes import cache_axes
 from passes.onnx.rewrite.drop_fake_quantisation import drop_fake_quantisation
 from passes.onnx.rewrite.exact_quantised import exact_quantised
 from passes.onnx.rewrite.fake_quantise import fake_quantise
 from passes.onnx.rewrite.find_head_dim import find_head_dim
 from passes.onnx.rewrite.float_activations import float_activations
 from passes.onnx.rewrite.normalise_io_names import normalise_io_names
+from passes.onnx.rewrite.plain_inputs import plain_inputs
 from passes.onnx.rewrite.round_activations import round_activations
 from passes.onnx.rewrite.unfuse_linear import unfuse_linear
+from passes.onnx.rewrite.unstack_caches import unstack_caches
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from targets.errors import UserError
 from targets.kv_format import DEFAULT_KV
 
 _CHUNK = 256  # tokens run at a time, so that intermediate results stay bounded
 _AS_FLOATS = (
+    unstack_caches,
+    plain_inputs,
+    cache_axes,
     normalise_io_names,
     unfuse_linear,
     upcast_to_float32,

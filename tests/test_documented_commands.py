@@ -60,6 +60,7 @@ RUN = {  # run as it stands, in a folder with the pair and a bundle of it for th
     "hetero-sd inspect FILE.onnx --json",
     "hetero-sd predict target/config.json --draft draft/config.json --board imx95 --alpha 0.8 --report r.html",
     "hetero-sd predict --check",
+    "hetero-sd predict target/config.json --board rpi5 --weights int4 --requests 8",
     "hetero-sd acceptance target/model.onnx draft/model.onnx --tokenizer . --prompts prompts.txt",
     "hetero-sd acceptance target/model.onnx early-exit:1 --tokenizer . --prompts prompts.txt",
     "hetero-sd explain target/model.onnx --board imx95",

@@ -167,11 +167,13 @@ class MeasuredTurns(Record):
         draft_s: each draft step.
         verify_s: the target's step.
         loop_s: the decoding loop, over that of the target alone.
+        start_s: all first rounds of a text together, over as many later ones.
     """
 
     draft_s: Annotated[float, Within(0, 1)]
     verify_s: Annotated[float, Within(0, 1)]
     loop_s: Annotated[float, Within(0, 1)]
+    start_s: Annotated[float, Within(0, 1)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ class Measured(Record):
         slowed: the last third of the samples took longer than the first.
         machine: its state before and after.
         loop_s: what the decoding loop adds to a step of the target alone; None where it was not measured.
+        start_s: what all first steps of a text of the target alone take longer than later ones, likewise.
         turns: what rounds of both models add to that; None where they were not measured.
     """
 
@@ -218,6 +221,7 @@ class Measured(Record):
     slowed: bool
     machine: MachineStates
     loop_s: Annotated[float, Within(0, 1)] | None = None
+    start_s: Annotated[float, Within(0, 1)] | None = None
     turns: MeasuredTurns | None = None
 
     def __post_init__(self) -> None:

@@ -69,6 +69,8 @@ class PlanPrediction(Record):
         sampling_s, dispatch_s: the rest of a round.
         turn_s: what dispatch takes longer in a round that drafts.
         slot_calls: calls of a target with slots; None where it has one.
+        start_s: what the first steps of a text take longer than later ones, all together: after a prompt was read.
+        turn_start_s: the same of rounds that draft.
         context: tokens in the caches.
         live: what live decisions start from; None without a drafter.
     """
@@ -89,6 +91,8 @@ class PlanPrediction(Record):
     turn_s: NotNegative = 0.0
     slot_calls: BatchPrediction | None = None
     prompt_result_s: NotNegative = 0.0
+    start_s: NotNegative = 0.0
+    turn_start_s: NotNegative = 0.0
 
     def first_token_s(self, prompt_tokens: int, chunk: int) -> float:
         """Seconds from a prompt to its first token: whole chunks, then a step, or a chunk, for the rest.

@@ -27,7 +27,9 @@ from hetero_sd.runtime.manifest import Bundle
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-ACCEPTANCE = "0.85"  # of the pair, greedy: evaluate.py
+ACCEPTANCE = (
+    "0.82"  # of the pair, greedy, as run.py counts it: 0.821, 0.822, 0.805 with 1, 2, 4 drafts on held-out texts
+)
 TURNS = 3  # of every way to run the bundle
 
 
@@ -63,8 +65,8 @@ def side_by_side(label: str, term: str, answers: list[dict[str, Any]]) -> str:
 
 
 def speed_at_medians(stats: dict[str, Any]) -> float:
-    """Tokens per second if every step of an answer had taken as long as its median."""
-    median_s, seconds = stats["median_s"], 0.0
+    """Tokens per second if every step of an answer had taken as long as its median, the first ones what they took."""
+    median_s, seconds = stats["median_s"], stats["median_s"]["first_rounds"] or 0.0
     for gamma, rounds in stats["gammas"].items():
         steps = int(gamma) * (median_s["draft_step"] or 0.0) + median_s["verify_step"][str(int(gamma) + 1)]
         seconds += rounds * (steps + median_s["sampling"] + median_s["dispatch"])

@@ -87,6 +87,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     p.add_argument("--kv", metavar="F", default=DEFAULT_KV, help=f"of the KV cache: {', '.join(KV_FORMATS)}")
     p.add_argument("--like", metavar="NAME", help=f"a published configuration: {', '.join(LIKE)}")
+    p.add_argument(
+        "--requests", metavar="N", type=int, default=1, help="answered at a time, with `compile --slots N` (default 1)"
+    )
     p.add_argument("--sampled", action="store_true", help="tokens are sampled, not the best ones")
     p.add_argument("--factors", metavar="FILE", type=Path, help="factors of a calibration, in place of the board's")
     p.add_argument(
@@ -159,4 +162,5 @@ def request_of(options: argparse.Namespace) -> PredictRequest:
         like=options.like,
         sampled=options.sampled,
         factors=options.factors,
+        requests=options.requests,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from costmodel.batch_calls import row_widths
 from costmodel.format import FLOAT
 from costmodel.place import ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
@@ -28,8 +29,6 @@ from passes.relax.make_entries import step_name
 from targets.backend import HOST, Progress, backend
 from targets.device import Core, Gpu
 from targets.kv_format import DEFAULT_KV
-
-_ROWS, _MOST_ROWS = (2, 4), 8
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ class Sizes:
     @property
     def rows(self) -> tuple[int, ...]:
         """Widths of the entry points whose rows are of several sequences; more rows take several calls."""
-        most = min(self.slots, _MOST_ROWS)
-        return tuple(sorted({most, *(n for n in _ROWS if n < most)})) if self.slots > 1 else ()
+        return row_widths(self.slots)
 
 
 @dataclass(frozen=True)

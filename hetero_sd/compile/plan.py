@@ -136,7 +136,9 @@ def _plan(
         free_bytes=available_bytes(board),
         drafter_bytes=draft_bytes,
     )
-    prediction = plan_prediction(asked, specs, placements, widths, DRAFT_WIDTHS, PREFILL_CHUNK, overrides.alpha_tokens)
+    prediction = plan_prediction(
+        asked, specs, placements, widths, DRAFT_WIDTHS, PREFILL_CHUNK, overrides.alpha_tokens, context
+    )
     overlap = plan_overlap(asked.search, best, specs, placements)
     pairs = list(zip(free.decision.leading, free.intervals, strict=True))
     variants = [planned_variant(v, sure) for v, sure in pairs]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from costmodel.batch_calls import predicted_calls
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
@@ -25,6 +26,7 @@ def plan_prediction(
     draft_widths: Sequence[int],
     chunk: int,
     alpha_tokens: float,
+    cache_rows: int,
 ) -> PlanPrediction:
     """Seconds of the plan's steps at half of its context; a step of n tokens runs the narrowest entry that holds them.
 
@@ -36,6 +38,7 @@ def plan_prediction(
         draft_widths: entry points of the drafter.
         chunk: tokens that a prompt is read in.
         alpha_tokens: judged tokens of a run that the acceptance counts for.
+        cache_rows: tokens that the caches have room for.
     """
     question, gamma = asked.question, asked.decision.best.gamma
     widths = {"target": sorted(target_widths), "draft": sorted(draft_widths)}
@@ -73,6 +76,10 @@ def plan_prediction(
             chunk=chunk,
             alpha_tokens=alpha_tokens,
         )
+    calls = None
+    if question.slots > 1:
+        sizes = question.slots, widths["target"], chunk, cache_rows
+        calls = predicted_calls(roofline, specs["target"], placements["target"], *sizes)
     return PlanPrediction(
         acceptance_rate=acceptance_rate(question.alpha, gamma) if gamma else None,
         acceptance_source=asked.alpha_source if drafts else None,
@@ -85,6 +92,9 @@ def plan_prediction(
         sampling_s=0.0,
         dispatch_s=overhead,
         turn_s=terms.turn_s,
+        slot_calls=calls,
+        start_s=roofline.text_start_s(),
+        turn_start_s=turns.start_s if drafts else 0.0,
         context=question.context,
         live=live,
         prompt_start_s=empty.prompt_chunk_s(place, chunk, fills=True),

@@ -11,6 +11,7 @@ from costmodel.placement import Placement
 from costmodel.question import Variant
 from costmodel.schema.plan import OVERLAPPED
 from costmodel.search import Search
+from costmodel.turns import turns_of
 
 CHUNK = 32  # tokens that a bundle reads a prompt in (hetero_sd/compile/context.py)
 _SAMPLES = 9  # chunks that are priced; the time of a chunk grows evenly with the tokens before it
@@ -68,12 +69,13 @@ def answer_time(search: Search, variant: Variant, prompt_tokens: int, new_tokens
     drafter, place = variant.draft, variant.draft_placement
     power = search.question.board.power
     reads = drafter is not None and (drafter.whole is None or variant.mode == OVERLAPPED)
+    start_s = search.roofline.text_start_s() if drafter is None else turns_of(search.roofline).start_s
     return AnswerTime(
         prompt_tokens,
         new_tokens,
         prompt_s(search, variant.target, variant.target_placement, prompt_tokens),
         prompt_s(search, drafter, place, prompt_tokens) if reads and drafter and place else 0.0,
-        (new_tokens - 1) / variant.tokens_per_s,
+        start_s + (new_tokens - 1) / variant.tokens_per_s,
         None if power is None else power.decode_w,
     )
 

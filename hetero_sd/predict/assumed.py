@@ -68,6 +68,8 @@ def compile_command(request: PredictRequest, best: Variant, question: Question) 
     open_ = any((path is None or path.suffix == ".json") and spec.activations == INT8 for path, spec in models)
     if request.activations is not None or open_:
         words += ["--activations", request.activations or INT8]
+    if question.slots > 1:
+        words += ["--slots", str(question.slots)]
     if request.kv != DEFAULT_KV:
         words += ["--kv", request.kv]
     return shlex.join([*words, "--out", "bundle"])

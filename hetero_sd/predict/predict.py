@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from costmodel.batch_calls import predicted_calls
+from costmodel.batch_throughput import Requests, Throughput, throughput
 from costmodel.question import NGRAM, Decision, Question, Variant
 from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
@@ -12,13 +14,15 @@ from costmodel.search import Search
 from costmodel.speculative import Acceptance, break_even_alpha
 from costmodel.ties import settle_ties
 from costmodel.uncertainty import Interval, Intervals, alpha_bounds
-from hetero_sd.predict.answer_time import AnswerTime, answer_time
+from hetero_sd.predict.answer_time import CHUNK, AnswerTime, answer_time
 from hetero_sd.predict.assumed import assumptions, compile_command
 from hetero_sd.predict.changes import Change, what_would_change
 from hetero_sd.predict.inputs import AlphaFile, read_alpha_file, read_factors
 from hetero_sd.predict.like import baseline_note, like
 from hetero_sd.predict.request import PredictRequest, check, question_of
 from targets.boards import load_board
+
+_WIDTHS = (1, 2, 4, 8)  # of the entry points that a bundle has beside those for drafts
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Prediction:
         potential: what would be faster than the best and cannot be run yet, fastest first.
         alphas: the bounds of the acceptance.
         time: of a whole answer; this and what follows only where a request was answered.
+        together: what several requests at a time get, where they were asked for.
         changes: the inputs with the most leverage, and the value of each at which the verdict flips.
         assumed: what the request left open, and what was taken.
         command: what compiles the best variant.
@@ -48,6 +53,7 @@ class Prediction:
     potential: tuple[Variant, ...] = ()
     alphas: tuple[Acceptance, Acceptance] | None = None
     time: AnswerTime | None = None
+    together: Throughput | None = None
     changes: tuple[Change, ...] = ()
     assumed: tuple[str, ...] = ()
     command: str = ""
@@ -84,6 +90,7 @@ def answer(request: PredictRequest) -> Prediction:
     found = replace(
         prediction,
         time=answer_time(prediction.search, best, prompt, new),
+        together=_together(prediction.search, best, Requests(request.requests, prompt, new)),
         changes=what_would_change(prediction.search, prediction.decision, prediction.alphas),
         assumed=tuple(assumptions(request, prediction.search, best)),
     )
@@ -119,6 +126,16 @@ def predict(question: Question, measured: AlphaFile | None = None, alpha_given: 
     if best is None:
         return prediction
     return replace(prediction, pays_from=break_even_alpha(gain_of(search, best, decision.baseline)))
+
+
+def _together(search: Search, best: Variant, asked: Requests) -> Throughput | None:
+    """What requests that come together get of the target; None of a single one."""
+    if asked.count == 1:
+        return None
+    rows = asked.prompt_tokens + asked.new_tokens
+    sizes = asked.count, _WIDTHS, CHUNK, rows
+    calls = predicted_calls(search.roofline, best.target, best.target_placement, *sizes)
+    return throughput(asked, asked.count, calls)
 
 
 def fastest_alone(question: Question) -> Variant:

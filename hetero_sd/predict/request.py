@@ -7,14 +7,17 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
+from costmodel.place import Place
 from costmodel.question import Question
 from costmodel.roofline import CpuSlice
+from costmodel.schema.model import MOST_SLOTS
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.compile.place import place_models
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, with_activations
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.like import like
+from targets.backend import HOST
 from targets.device import Board
 from targets.errors import UserError
 from targets.kv_format import DEFAULT_KV, kv_format
@@ -51,6 +54,7 @@ class PredictRequest:
         like: a configuration of like.py; what is given beside it replaces its parts.
         sampled: tokens are sampled, not the best ones.
         factors: factors of a calibration, in place of the board's.
+        requests: that are answered at a time, by a target with as many slots.
     """
 
     target: Path | None
@@ -73,6 +77,7 @@ class PredictRequest:
     like: str | None = None
     sampled: bool = False
     factors: Path | None = None
+    requests: int = 1
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -128,6 +133,10 @@ def check(request: PredictRequest) -> PredictRequest:
         raise UserError(f"--gamma {request.gamma}: there is no draft model; give --draft")
     if request.gamma is not None and not 0 <= request.gamma <= MOST_GAMMA:
         raise UserError(f"--gamma {request.gamma}: it must lie between 0 and {MOST_GAMMA}")
+    if not 1 <= request.requests <= MOST_SLOTS:
+        raise UserError(f"--requests {request.requests}: must be 1 to {MOST_SLOTS} at a time")
+    if request.requests > 1 and request.place not in (None, HOST):
+        raise UserError(f"--requests {request.requests} and --place {request.place}: slots are for the CPU alone")
     request = replace(request, weights=DEFAULT_WEIGHTS if request.weights is None else request.weights)
     check_formats(request.formats, request.head)
     kv_format(request.kv)
@@ -156,7 +165,8 @@ def question_of(request: PredictRequest, board: Board, factors: Factors, measure
         sampled=request.sampled,
         cores=None if request.threads is None else cores_of(board, request.threads),
         gamma=request.gamma or None,
-        target_place=placed.get("target"),
+        slots=request.requests,
+        target_place=Place(HOST) if request.requests > 1 else placed.get("target"),
         draft_place=None if request.gamma == 0 else placed.get("draft"),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from costmodel.batch_throughput import Throughput
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
 from costmodel.question import Question, Variant, factors_of, gb
@@ -45,6 +46,8 @@ def notes(p: Prediction) -> list[str]:
     best, found = p.decision.best, time_note(p)
     if any(isinstance(s, GpuSlice) for s in used_processors(best)):
         found.append(gpu_note(p.question))
+    if p.together is not None:
+        found.append(together_note(p.together, p.question.slots))
     base = p.decision.baseline
     on = where_text(base.target_placement, base.target)
     found.append(
@@ -80,6 +83,17 @@ def time_note(p: Prediction) -> list[str]:
     if t.energy_j is not None and t.watts is not None:
         whole += f", {t.energy_j:.3g} J at {t.watts:g} W of the whole board"
     return [f"{prompt}; {whole}; {memory}"]
+
+
+def together_note(t: Throughput, requests: int) -> str:
+    """What several requests get that come together."""
+    gaps = f"{plain(1e3 * t.gap_s, 2)} ms between the tokens of a text, at most {plain(1e3 * t.longest_gap_s, 2)}"
+    return (
+        f"{requests} requests together, without drafts: {rate(t.tokens_per_s)} tokens/s, prompts included, "
+        f"{t.tokens_per_s / t.alone_tokens_per_s:.2f} x one after the other; {gaps}; the first token after "
+        f"{wait(t.first_token_s)} on average; {100 * t.rows_filled:.0f} % of the rows are filled, prompts alone take "
+        f"{100 * t.prompt_share:.0f} % of the time"
+    )
 
 
 def change_notes(p: Prediction) -> list[str]:

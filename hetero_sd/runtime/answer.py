@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from costmodel.schema.plan import Plan
+from hetero_sd.runtime.decode.logprobs import TokenLogprob
 from hetero_sd.runtime.decode.stats import stats_json
 from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.text.stream import Detokeniser, StopScanner
@@ -140,6 +141,11 @@ class Answer(Iterator[Piece]):
         "eos", "length" (max_new_tokens), "context" (the KV cache is full), or "stop" (a stop string).
         """
         return self.trace.finish_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        """Those of `token_ids`, where they were asked for."""
+        return self.trace.logprobs.of[: len(self.token_ids)] if self.trace.logprobs is not None else []
 
     @property
     def stats(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap
 from hetero_sd.runtime.decode.start_times import time_steps
 from hetero_sd.runtime.internal_error import step
-from hetero_sd.runtime.manifest import MANIFEST, Bundle
+from hetero_sd.runtime.manifest import MANIFEST, Bundle, hash_file
 from hetero_sd.runtime.model.kept_prefix import kept_prefixes
 from hetero_sd.runtime.model.protocol import Models, NotFiniteError
 from hetero_sd.runtime.model.shared_rows import with_shared_rows
@@ -153,6 +153,7 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
         repeatable=None if policy is None else choose_policy(mode, gamma, bundle.plan, drafter, repeatable=True),
         plan=bundle.plan,
         slots=slots_of(loaded.target, vocab),
+        bundle_hash=hash_file(bundle.folder / MANIFEST),
         overlap=_overlap(bundle, loaded, usable, settings, resources, live) if overlapped else None,
         resources=resources,
     )

@@ -63,6 +63,8 @@ class RunRequest:
         stats: measured and predicted times go to standard error.
         save_logits: the file to write the target's logits to, or None.
         trace: the file to write a Chrome trace to, or None.
+        load_state: a file of what was read before, or None.
+        save_state: the file to write what was read last to, or None.
         serve: requests of HTTP clients are answered.
         host, port: that the server listens on; None takes the defaults of serve/options.py.
         token: that the requests must carry; None where none is asked for.
@@ -101,6 +103,8 @@ class RunRequest:
     stats: bool
     save_logits: Path | None
     trace: Path | None
+    load_state: Path | None
+    save_state: Path | None
     serve: bool
     host: str | None
     port: int | None
@@ -209,6 +213,9 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
     run.add_argument(
         "--verify-key", metavar="PUB", help="check the manifest's signature with a public key, and all files"
     )
+    run.add_argument(
+        "--load-state", metavar="FILE", type=Path, help="begin with what --save-state wrote: it is not read again"
+    )
     run.add_argument("--calibrate", metavar="FILE", type=Path, help="measure for `hetero-sd calibrate`, and end")
     run.add_argument(
         "--calibrate-seconds", metavar="S", type=_whole(1, 600), default=120, help="time to measure (default 120)"
@@ -229,6 +236,12 @@ def parse_options(arguments: Sequence[str] | None) -> RunRequest:
         metavar="FILE",
         type=Path,
         help="write when each processor did what, for Perfetto or chrome://tracing",
+    )
+    out.add_argument(
+        "--save-state",
+        metavar="FILE",
+        type=Path,
+        help="write what the target has read at the end, prompt and answer, for --load-state",
     )
     add_server_options(parser.add_argument_group("server"), _whole, _real)
     given = vars(parser.parse_args(arguments))
@@ -263,8 +276,9 @@ def _check(options: RunRequest) -> None:
     check_server_options(options)
     if options.save_logits is not None:
         check_writable(options.save_logits)
-    if options.trace is not None:
-        check_writable(options.trace)
+    for out in (options.trace, options.save_state):
+        if out is not None:
+            check_writable(out)
 
 
 def _whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:

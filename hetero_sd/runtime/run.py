@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hetero_sd.runtime.answer import Answer, run_stats
+from hetero_sd.runtime.decode.choose_policy import ALONE
 from hetero_sd.runtime.decode.chrome_trace import chrome_trace
 from hetero_sd.runtime.decode.stats import stats_table
 from hetero_sd.runtime.interactive import Interactive
@@ -158,11 +159,15 @@ def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:
         usable_cpus(),
         options.keep_rows or 0,
         None if options.time_between_tokens is None else options.time_between_tokens / 1e3,
+        options.mode not in ALONE,
     )
     settings = _settings(options)
     if bundle.target.slots > 1:
         settings["mode"] = mode_with_slots(options, bundle.target.slots, "draft" in bundle.models)
+        settings["drafter"] = None if settings["mode"] in ALONE else options.drafter
     with bind(request) as bound, load_session(bundle, text, settings, load) as session:
+        if options.load_state is not None:
+            session.load_state(options.load_state)
         serve(session, request, bound)
 
 
@@ -179,6 +184,8 @@ def _answer_all(session: Session, given: list[Prompt] | None, options: RunReques
         if options.stats and given is None:
             print(stats_table(run_stats([answer])), file=sys.stderr)
 
+    if options.load_state is not None:
+        session.load_state(options.load_state)
     if given is None:
         Interactive(session, options.when_full, _answer_options(options), show).run()
     else:
@@ -190,6 +197,8 @@ def _answer_all(session: Session, given: list[Prompt] | None, options: RunReques
         board = session.plan.board if session.plan is not None else "this machine"
         found = chrome_trace([answer.trace for answer in answers], board, session.lanes)
         write_text(options.trace, json.dumps(found))
+    if options.save_state is not None:
+        session.save_state(options.save_state)
     if options.save_logits is not None:
         sequences = [(answer.prompt_ids, answer.token_ids) for answer in answers]
         save_logits(options.save_logits, session.models.target, sequences)

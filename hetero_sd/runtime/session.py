@@ -20,13 +20,16 @@ from hetero_sd.runtime.decode.drafters.ngram import NgramDrafter
 from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
+from hetero_sd.runtime.decode.logprobs import MOST_TOP, Logprobs
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap, speculate_overlapped
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 from hetero_sd.runtime.decode.sampling import Sampling
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import Models, Slots
 from hetero_sd.runtime.model.shared_rows import SharedRows
+from hetero_sd.runtime.saved_state import load_state, save_state
 from hetero_sd.runtime.text.chat_template import SYSTEM, USER, Chat, Message
 from hetero_sd.runtime.text.prompts import Prompt, given_chat, prompt_of_text
 from hetero_sd.runtime.text.tokenizer import Text
@@ -46,6 +49,7 @@ class Options(TypedDict, total=False):
         top_p: sample among the best tokens of that mass, above 0 and at most 1 (1).
         seed: makes samples repeatable; None takes another one each time (None).
         stop: texts before which it ends (none).
+        logprobs: most probable tokens that are kept with each token, 20 at most; None keeps no probabilities (None).
     """
 
     max_new_tokens: int
@@ -54,6 +58,7 @@ class Options(TypedDict, total=False):
     top_p: float
     seed: int | None
     stop: Sequence[str]
+    logprobs: int | None
 
 
 class PromptTooLong(UserError):
@@ -71,7 +76,8 @@ class Session:
     texts into the chat template, ``system`` is the system message of chats that have none. ``repeatable`` is the
     policy where samples have a seed: it decides nothing from times. ``plan`` is what was predicted. ``resources`` end
     with the session, which is a context manager. ``slots`` are those of the target, of which all else uses the first
-    one, where it has several. With ``spans`` the traces of the answers say when everything was done.
+    one, where it has several. ``bundle_hash`` is the SHA-256 of the bundle's manifest. With ``spans`` the traces of the
+    answers say when everything was done.
     """
 
     models: Models
@@ -87,6 +93,7 @@ class Session:
     plan: Plan | None = None
     overlap: Overlap | None = None
     slots: Slots | None = None
+    bundle_hash: str = ""
     spans: bool = False
     resources: ExitStack = field(default_factory=ExitStack, repr=False)
     _current: Answer | None = field(default=None, init=False, repr=False)
@@ -196,7 +203,7 @@ class Session:
         request, seeded = self.request_of(options)
         greedy = request.sampling.greedy
         policy = self.repeatable if seeded and not greedy else self.policy
-        trace = Trace(spans=[] if self.spans else None)
+        trace = Trace(spans=[] if self.spans else None, logprobs=logprobs_of(options))
         overlap = self.overlap
         if seeded and not greedy and overlap is not None and overlap.live is not None:
             planned = self.plan is not None and self.plan.mode == OVERLAPPED
@@ -219,6 +226,29 @@ class Session:
             ),
         )
         return self._current
+
+    def save_state(self, path: Path) -> None:
+        """Write what the target has read last, prompt and answer, so that `load_state` need not read it.
+
+        Raises:
+            UserError: nothing was read, or the file cannot be written.
+        """
+        save_state(path, self._kept_target(), self.bundle_hash)
+
+    def load_state(self, path: Path) -> int:
+        """Take what `save_state` wrote: a text that begins with it is read from there on. Returns its tokens' number.
+
+        Raises:
+            UserError: the file is none of `save_state`, of another bundle or processor, or damaged.
+        """
+        if self._current is not None:
+            self._current.close()
+        return load_state(path, self._kept_target(), self.bundle_hash)
+
+    def _kept_target(self) -> KeptPrefix:
+        target = self.models.target
+        assert isinstance(target, KeptPrefix)
+        return target
 
     @property
     def mode(self) -> str:
@@ -260,6 +290,7 @@ class Session:
             ("seed must not be negative", sampling.seed >= 0),
             ("stop is one text, give a list", not isinstance(options.get("stop", ()), str)),
             ("stop has an empty text", "" not in options.get("stop", ())),
+            (f"logprobs must be 0 to {MOST_TOP}", 0 <= (options.get("logprobs") or 0) <= MOST_TOP),
         ):
             if not holds:
                 raise UserError(name)
@@ -290,3 +321,9 @@ class Session:
             return generate(target, ids, self.request, trace)
         drafter = drafters[0] if len(drafters) == 1 else EitherDrafter(*drafters)
         return speculate(target, drafter, ids, self.request, self.policy, trace)
+
+
+def logprobs_of(options: Options) -> Logprobs | None:
+    """Where the probabilities of an answer's tokens are kept, if they are asked for."""
+    top = options.get("logprobs")
+    return None if top is None else Logprobs(top)

@@ -22,6 +22,7 @@ from passes.onnx.prove.context_limit import ContextTooLong, check_stated_positio
 from passes.onnx.quantise.recipe import Recipe
 from passes.onnx.rewrite.add_cache import add_cache
 from passes.onnx.rewrite.blocks_of_columns import blocks_of_columns
+from passes.onnx.rewrite.cache_axes import cache_axes
 from passes.onnx.rewrite.canonical_matmuls import canonical_matmuls
 from passes.onnx.rewrite.drop_fake_quantisation import drop_fake_quantisation
 from passes.onnx.rewrite.exact_quantised import exact_quantised
@@ -40,6 +41,7 @@ from passes.onnx.rewrite.lower_group_query import lower_group_query
 from passes.onnx.rewrite.norm_by_head import norm_by_head
 from passes.onnx.rewrite.normalise_io_names import normalise_io_names
 from passes.onnx.rewrite.pick_branch import pick_branch
+from passes.onnx.rewrite.plain_inputs import plain_inputs
 from passes.onnx.rewrite.quantise_weights import quantise_weights
 from passes.onnx.rewrite.resolve_shapes import resolve_shapes
 from passes.onnx.rewrite.split_packed import split_packed
@@ -48,6 +50,7 @@ from passes.onnx.rewrite.unflatten_rows import unflatten_rows
 from passes.onnx.rewrite.unfuse_linear import unfuse_linear
 from passes.onnx.rewrite.unfuse_onnxruntime import unfuse_onnxruntime
 from passes.onnx.rewrite.ungroup_packed import ungroup_packed
+from passes.onnx.rewrite.unstack_caches import unstack_caches
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from passes.onnx.rewrite.widen_bfloat16 import widen_bfloat16
 from targets.errors import UserError
@@ -66,6 +69,9 @@ __all__ = [
 ]
 
 PIPELINE: list[Pass] = [
+    unstack_caches,
+    plain_inputs,
+    cache_axes,
     normalise_io_names,
     pick_branch,
     unfuse_linear,

@@ -120,7 +120,8 @@ class Importing:
 Pass = Callable[[Importing], PassLog]
 
 
-_NAMING = ("normalise_io_names", "add_cache")  # the passes that may change which outputs the graph has
+# the passes that may change which inputs and outputs the graph has
+_NAMING = ("unstack_caches", "plain_inputs", "cache_axes", "normalise_io_names", "add_cache")
 
 
 def run_pass(run: Pass, imp: Importing) -> PassLog:

@@ -170,6 +170,8 @@ def infer_outputs(
     sizes = inputs[1] if node.op_type == "Split" and len(inputs) > 1 else None
     if sizes is not None and sizes.shape != (len(node.outputs),):  # ONNX's rule would end the process
         return unknown
+    if attribute(node, "batch_dims", 0) < 0:  # that of GatherND reads before its shapes
+        return unknown
     try:
         schema = onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain)
     except Exception:  # onnx raises its own SchemaError: an operator it does not know

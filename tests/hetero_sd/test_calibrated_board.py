@@ -133,10 +133,15 @@ def test_factors_that_were_measured_by_themselves() -> None:
     assert factors["gpu_dispatch"] == pytest.approx(5e-6 / 30e-6)
     assert measured_factors(board, [some_measured(bandwidths=(), gpu=None)]) == {}
     assert set(factors) <= set(Factors().to_json())
-    turns = [some_measured(turns=MeasuredTurns(by * 10e-6, by * 20e-6, 0.0)) for by in (1, 2)]
-    found = measured_factors(board, turns)  # the quieter run counts, and what is less than nothing is a cycle
-    assert found["draft_turn_cycles"] == pytest.approx(10e-6 * 2.3e9)
-    assert found["verify_turn_cycles"] == pytest.approx(20e-6 * 2.3e9)
+    turns = [
+        some_measured(threads=by, start_s=by * 5e-6, turns=MeasuredTurns(by * 10e-6, by * 20e-6, 0.0, by * 30e-6))
+        for by in (2, 1)
+    ]
+    found = measured_factors(board, turns)  # most threads count, and what is less than nothing is a cycle
+    assert found["draft_turn_cycles"] == pytest.approx(20e-6 * 2.3e9)
+    assert found["verify_turn_cycles"] == pytest.approx(40e-6 * 2.3e9)
+    assert found["turn_start_cycles"] == pytest.approx(60e-6 * 2.3e9)
+    assert found["start_cycles"] == pytest.approx(10e-6 * 2.3e9)
     assert found["turn_cycles"] == 1.0
     assert set(found) <= set(Factors().to_json())
 

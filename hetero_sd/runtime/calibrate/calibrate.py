@@ -32,7 +32,7 @@ from hetero_sd.runtime.calibrate.bandwidths import cases_of, measure_bandwidths
 from hetero_sd.runtime.calibrate.budget import Budget
 from hetero_sd.runtime.calibrate.calibrate_gpu import GpuCosts
 from hetero_sd.runtime.calibrate.measure import LEAST_REPEATS, Step, take_turn
-from hetero_sd.runtime.calibrate.turns import TurnCosts, loop_cost_s
+from hetero_sd.runtime.calibrate.turns import TurnCosts, plain_costs_s
 from hetero_sd.runtime.model.protocol import Models
 from targets.errors import UserError
 from targets.files import check_writable, write_text
@@ -81,8 +81,8 @@ def calibrate(
     costs = None if gpu is None else MeasuredGpu(*gpu.launches(), gpu.hand_overs(), _device_facts())
 
     note("the decoding loop")
-    loop_s = loop_cost_s(models.target, budget, clock or time.perf_counter)
-    turns = TurnCosts(models, loop_s or 0.0, clock or time.perf_counter)
+    plain = plain_costs_s(models.target, budget, clock or time.perf_counter)
+    turns = TurnCosts(models, 0.0 if plain is None else plain[0], clock or time.perf_counter)
     steps = {True: [], False: []}  # type: dict[bool, list[Step]]
     for model in here:
         note(f"filling the caches of {model.name}")
@@ -117,7 +117,8 @@ def calibrate(
         seconds=budget.spent_s,
         slowed=slowed(timed),
         machine=MachineStates(before, machine_state()),
-        loop_s=loop_s,
+        loop_s=None if plain is None else plain[0],
+        start_s=None if plain is None else plain[1],
         turns=turns.result(),
     )
     write_text(out, json.dumps(result.to_json(), indent=1) + "\n")

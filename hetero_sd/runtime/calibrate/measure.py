@@ -33,17 +33,8 @@ class Step:
     samples: list[tuple[float, float, float]] = field(default_factory=list)
 
     def time_s(self) -> float:
-        """Seconds of one run after others, which bring code and weights into the caches; short ones as a mean."""
-        start = time.perf_counter()
-        self.run()
-        first = time.perf_counter() - start
-        for _ in range(min(_MOST_BACK_TO_BACK, round(_WARM_S / max(first, 1e-9)))):
-            self.run()
-        times = max(1, min(_MOST_BACK_TO_BACK, round(_SHORTEST_S / max(first, 1e-9))))
-        start = time.perf_counter()
-        for _ in range(times):
-            self.run()
-        return (time.perf_counter() - start) / times
+        """Seconds of one run, as `back_to_back_s` has them."""
+        return back_to_back_s(self.run, time.perf_counter)
 
     def point(self, least: int = LEAST_REPEATS) -> MeasuredPoint:
         """Median of the steady samples; `stable` says whether there were enough of them and whether they agree."""
@@ -61,6 +52,20 @@ class Step:
             samples=len(kept),
             stable=len(steady) >= least and error <= _ERROR * median(times),
         )
+
+
+def back_to_back_s(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Seconds of one run after others, which bring code and weights into the caches; short ones as a mean."""
+    start = clock()
+    run()
+    first = clock() - start
+    for _ in range(min(_MOST_BACK_TO_BACK, round(_WARM_S / max(first, 1e-9)))):
+        run()
+    times = max(1, min(_MOST_BACK_TO_BACK, round(_SHORTEST_S / max(first, 1e-9))))
+    start = clock()
+    for _ in range(times):
+        run()
+    return (clock() - start) / times
 
 
 def take_turns(steps: Sequence[Step], read: Callable[[], float], more: Callable[[int], bool]) -> None:

@@ -3,41 +3,50 @@
 A step alone, again and again, finds its code, its weights and its embedding row in the caches next to the core. In a
 round another model ran before it, the token is another one, and the loop decides, calls and compares. Rounds and lone
 steps are timed in turn, so that a slow spell hits both; what rounds take longer is booked where the trace has it: a
-draft step, the target's step, the loop.
+draft step, the target's step, the loop. The first rounds of a text come after a prompt, which went through the caches;
+what they take longer than later ones is booked once for the text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
+from itertools import islice, pairwise
 from statistics import median
 
 from costmodel.schema.measured import MeasuredTurns
 from hetero_sd.runtime.calibrate.budget import Budget
+from hetero_sd.runtime.calibrate.measure import back_to_back_s
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.speculate import speculate
-from hetero_sd.runtime.decode.trace import Round, Trace
+from hetero_sd.runtime.decode.trace import COLD_ROUNDS, Round, Trace, first_rounds_s
 from hetero_sd.runtime.model.protocol import Model, Models
 
 _NEW_TOKENS = 40  # of a text
+_TEXTS = 9  # of the target alone
 _MOST_GAMMA = 3
-_ALONE = 9  # times that a lone step is run; the median counts
 _NOTICED_S = 20e-3  # in longer steps of the target the tens of microseconds that turns add are lost
-_PROMPT = [1, 1]
+_PROMPT = 2
 _LOOP_SHARE, _TURN_SHARE = 0.05, 0.15  # of the time at most
 
 
-def loop_cost_s(target: Model, budget: Budget, clock: Callable[[], float]) -> float | None:
-    """Median seconds of a plain round that are no step: of the target alone."""
-    trace = Trace(clock=clock)
+def plain_costs_s(target: Model, budget: Budget, clock: Callable[[], float]) -> tuple[float, float] | None:
+    """Of the target alone: median seconds of a plain round that are no step, and what a text's first ones add."""
+    loops, starts = list[float](), list[float]()
     end_s = budget.spent_s + _LOOP_SHARE * budget.seconds
-    for _ in generate(target, _PROMPT, _request(target), trace):
+    prompt = _prompt_tokens(target, clock)
+    for text in range(_TEXTS):
+        trace = Trace(clock=clock)
+        for _ in generate(target, _prompt(target, prompt, text), _request(target), trace):
+            if budget.spent_s > end_s:
+                break
+        loops += [r.dispatch_s for r in trace.rounds[2:]]  # the first ones read code and weights
+        if (start_s := first_rounds_s(trace.rounds)) is not None:
+            starts.append(start_s)
         if budget.spent_s > end_s:
             break
-    rounds = trace.rounds[2:]  # the first ones read code and weights
-    return median(r.dispatch_s for r in rounds) if rounds else None
+    return (median(loops), max(0.0, median(starts or [0.0]))) if loops else None
 
 
 class TurnCosts:
@@ -50,6 +59,7 @@ class TurnCosts:
         gammas = [n - 1 for n in widths if 2 <= n <= _MOST_GAMMA + 1]
         self._gammas = sorted({*gammas[:1], *gammas[-1:]})
         self._blocks: list[tuple[float, ...]] = []
+        self._texts, self._prompt = 0, _PROMPT
         self._spent_s = 0.0
 
     def take(self, budget: Budget) -> None:
@@ -58,8 +68,9 @@ class TurnCosts:
             return
         begin = budget.spent_s
         with budget.spend("turns"):
-            if not self._blocks and self._alone_s(self._models.target, 1, len(_PROMPT)) > _NOTICED_S:
-                self._gammas = []
+            if not self._blocks:
+                self._prompt = _prompt_tokens(self._models.target, self._clock)
+                self._gammas = self._gammas if self._prompt > _PROMPT else []
             found = [block for gamma in self._gammas if (block := self._block(gamma)) is not None]
         self._spent_s += budget.spent_s - begin
         if found:
@@ -69,22 +80,28 @@ class TurnCosts:
         """Medians over the blocks; None where there is none."""
         if not self._blocks:
             return None
-        draft, verify, loop = (max(0.0, median(block[i] for block in self._blocks)) for i in range(3))
-        return MeasuredTurns(draft, verify, max(0.0, loop - self._loop_s))
+        draft, verify, loop, start = (max(0.0, median(block[i] for block in self._blocks)) for i in range(4))
+        return MeasuredTurns(draft, verify, max(0.0, loop - self._loop_s), start)
 
-    def _block(self, gamma: int) -> tuple[float, float, float] | None:
-        """What rounds of gamma drafts take longer than lone steps: a draft step, the target's step; and their loop."""
+    def _block(self, gamma: int) -> tuple[float, float, float, float] | None:
+        """What rounds of gamma drafts take longer than lone steps: a draft step, the target's step; and their loop.
+
+        Then what the first rounds of the text take longer than later ones.
+        """
         target, draft, trace = self._models.target, self._models.draft, Trace(clock=self._clock)
         assert draft is not None
         request = _request(target)
         drafter = ModelDrafter(draft, target.vocab, request.sampling)
-        for _ in islice(speculate(target, drafter, _PROMPT, request, FixedGamma(gamma), trace), request.max_new_tokens):
+        self._texts += 1
+        prompt = _prompt(target, self._prompt, self._texts)
+        for _ in islice(speculate(target, drafter, prompt, request, FixedGamma(gamma), trace), request.max_new_tokens):
             pass
         # The first rounds read code and weights; what a draft step does depends on the round before.
-        rounds = [(old, r) for old, r in zip(trace.rounds[1:], trace.rounds[2:], strict=False) if r.drafted == gamma]
+        later = trace.rounds[COLD_ROUNDS:]
+        rounds = [(old, r) for old, r in pairwise(later) if r.drafted == gamma]
         if not rounds:
             return None
-        middle = (len(_PROMPT) + request.max_new_tokens) // 2
+        middle = self._prompt + request.max_new_tokens // 2
         one, two = (self._alone_s(draft, n, middle) for n in (1, 2))
         verify = self._alone_s(target, gamma + 1, middle)
 
@@ -97,17 +114,28 @@ class TurnCosts:
             median(drafts_longer(old, r) for old, r in rounds),
             median(r.verify_s for _, r in rounds) - verify,
             median(r.dispatch_s for _, r in rounds),
+            first_rounds_s(trace.rounds) or 0.0,
         )
 
     def _alone_s(self, model: Model, n: int, past: int) -> float:
-        """Median seconds of a step after itself."""
-        times = []
-        for _ in range(_ALONE + 1):
-            begin = self._clock()
-            model.submit([1] * n, past, last=True).result()
-            times.append(self._clock() - begin)
-        return median(times[1:])
+        """Seconds of a step after itself, timed as the steps that the cost model is fitted to."""
+        return back_to_back_s(lambda: model.submit([1] * n, past, last=True).result(), self._clock)
+
+
+def _prompt_tokens(target: Model, clock: Callable[[], float]) -> int:
+    """A chunk, which is read by the entry point of prompts; two tokens where steps are so long that it does not matter.
+
+    A prompt in the caches, and what it left out of them, costs tens of microseconds.
+    """
+    if back_to_back_s(lambda: target.submit([1], 0, last=True).result(), clock) > _NOTICED_S:
+        return _PROMPT
+    return max(_PROMPT + 1, min(getattr(target, "prefill_width", 0), target.context // 4))
+
+
+def _prompt(target: Model, tokens: int, text: int) -> list[int]:
+    """Another prompt for each text: what the caches hold of one is not read again."""
+    return [text % target.vocab] * tokens
 
 
 def _request(target: Model) -> Request:
-    return Request(max(1, min(_NEW_TOKENS, target.context - 8)))
+    return Request(max(1, min(_NEW_TOKENS, target.context * 3 // 4 - 8)))

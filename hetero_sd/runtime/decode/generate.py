@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from hetero_sd.runtime.decode.logprobs import Logprobs
 from hetero_sd.runtime.decode.sampling import Rng, Sampling, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch, Trace
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model
@@ -35,7 +36,8 @@ def generate(
         if trace.finish_reason:
             return
         watch = Stopwatch(trace.clock, trace.spans)
-        token = next_token(target, [token], len(prompt) + len(trace.token_ids) - 1, request.sampling, watch, rng)
+        pos = len(prompt) + len(trace.token_ids) - 1
+        token = next_token(target, [token], pos, request.sampling, watch, rng, trace.logprobs)
         trace.rounds.append(watch.round(drafted=0, accepted=0))
 
 
@@ -44,22 +46,37 @@ def first_token(target: Model, prompt: Sequence[int], sampling: Sampling, trace:
     watch = Stopwatch(trace.clock, trace.spans)
     held = min(target.held(prompt), len(prompt) - 1)
     trace.prompt_tokens, trace.kept_tokens = len(prompt), held
-    token = next_token(target, prompt[held:], held, sampling, watch, rng)
+    token = next_token(target, prompt[held:], held, sampling, watch, rng, trace.logprobs)
     watch.book("prefill")
     trace.prefill_s = sum(watch.booked.values())
     return token
 
 
-def next_token(target: Model, ids: Sequence[int], pos: int, sampling: Sampling, watch: Stopwatch, rng: Rng) -> int:
+def next_token(
+    target: Model,
+    ids: Sequence[int],
+    pos: int,
+    sampling: Sampling,
+    watch: Stopwatch,
+    rng: Rng,
+    logprobs: Logprobs | None = None,
+) -> int:
     """Feed ``ids`` at ``pos`` and choose what follows the last of them."""
-    output = CHOICE if sampling.greedy else LOGITS
-    row = target.submit(ids, pos, (output,), last=True).result()[output][0]
+    found = target.submit(ids, pos, wanted(sampling, logprobs), last=True).result()
     watch.book("verify")
-    if sampling.greedy:
-        return int(row)
-    token = rng.draw(probabilities(row, sampling))
-    watch.book("sampling")
+    token = int(found[CHOICE][0]) if sampling.greedy else rng.draw(probabilities(found[LOGITS][0], sampling))
+    if logprobs is not None:
+        logprobs.add(found[LOGITS], [token])
+    if LOGITS in found:
+        watch.book("sampling")
     return token
+
+
+def wanted(sampling: Sampling, logprobs: Logprobs | None) -> tuple[str, ...]:
+    """The outputs of a step that tokens are chosen by."""
+    if not sampling.greedy:
+        return (LOGITS,)
+    return (CHOICE,) if logprobs is None else (CHOICE, LOGITS)
 
 
 def record_token(token: int, request: Request, context: int, trace: Trace) -> None:

@@ -11,8 +11,8 @@ from hetero_sd.runtime.decode.trace import Trace
 def predicted_speed(plan: Plan, traces: Sequence[Trace], gamma: int) -> float | None:
     """Tokens per second after the first token of texts as long as these, with `gamma` drafted tokens in every round.
 
-    The plan's speed is that of a long text; of a short one the last round yields more than is needed. None where the
-    plan does not price such a round, or no text has two tokens.
+    The plan's speed is that of a long text; of a short one the last round yields more than is needed, and the first
+    ones take longer. None where the plan does not price such a round, or no text has two tokens.
     """
     prediction = plan.prediction
     verify = prediction.verify_step_s.get(gamma + 1)
@@ -24,10 +24,10 @@ def predicted_speed(plan: Plan, traces: Sequence[Trace], gamma: int) -> float | 
         return None
     round_s = gamma * (prediction.draft_step_s or 0.0) + verify + prediction.sampling_s + prediction.dispatch_s
     round_s += prediction.turn_s if gamma else 0.0
-    lengths = [len(trace.token_ids) - 1 for trace in traces]
+    lengths = [n for trace in traces if (n := len(trace.token_ids) - 1) > 0]
     needed = expected_rounds(max([0, *lengths]), alpha or 0.0, gamma)
-    rounds = sum(needed[max(0, n)] for n in lengths)
-    return sum(max(0, n) for n in lengths) / (rounds * round_s) if rounds else None
+    rounds, start_s = sum(needed[n] for n in lengths), prediction.turn_start_s if gamma else prediction.start_s
+    return sum(lengths) / (rounds * round_s + len(lengths) * start_s) if rounds else None
 
 
 def expected_rounds(most: int, alpha: float, gamma: int) -> list[float]:

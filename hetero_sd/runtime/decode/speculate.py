@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from hetero_sd.runtime.decode.drafters import Draft, Drafter
-from hetero_sd.runtime.decode.generate import Request, first_token, next_token, record_token
+from hetero_sd.runtime.decode.generate import Request, first_token, next_token, record_token, wanted
+from hetero_sd.runtime.decode.logprobs import Logprobs
 from hetero_sd.runtime.decode.policy import GammaPolicy
 from hetero_sd.runtime.decode.sampling import Distribution, Rng, Sampling, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch, Trace
@@ -63,7 +64,8 @@ def take_turns(
 
         watch = Stopwatch(trace.clock, trace.spans)
         if policy.rests():
-            new_tokens = [next_token(target, tokens[-1:], len(tokens) - 1, request.sampling, watch, rng)]
+            pos, sampling = len(tokens) - 1, request.sampling
+            new_tokens = [next_token(target, tokens[-1:], pos, sampling, watch, rng, trace.logprobs)]
             trace.rounds.append(watch.round(drafted=0, accepted=0))
             policy.observe(trace.rounds[-1])
             continue
@@ -83,7 +85,7 @@ def take_turns(
         limit = choice.limit if gamma > 0 else None
         draft = drafter.propose(tokens, choice.source, gamma, watch, rng, limit) if gamma > 0 else NO_DRAFT
         drafted = draft.tokens
-        accepted, extra = verify(target, tokens, draft, request.sampling, watch, rng)
+        accepted, extra = verify(target, tokens, draft, request.sampling, watch, rng, trace.logprobs)
         drafter.keep(len(tokens) + accepted)
         trace.lost_drafter = drafter.lost
         new_tokens = [*drafted[:accepted], extra]
@@ -106,18 +108,27 @@ def _read_first(drafter: Drafter, tokens: Sequence[int], policy: GammaPolicy, tr
 
 
 def verify(
-    target: Model, tokens: Sequence[int], draft: Draft, sampling: Sampling, watch: Stopwatch, rng: Rng
+    target: Model,
+    tokens: Sequence[int],
+    draft: Draft,
+    sampling: Sampling,
+    watch: Stopwatch,
+    rng: Rng,
+    logprobs: Logprobs | None = None,
 ) -> tuple[int, int]:
     """Return how many drafts that follow ``tokens`` the target accepts, and its own token after them: one pass."""
-    output = CHOICE if sampling.greedy else LOGITS
     fed = [tokens[-1], *draft.tokens]  # the target has not seen the last token yet
-    rows = target.submit(fed, len(tokens) - 1, (output,)).result()[output]
+    rows = target.submit(fed, len(tokens) - 1, wanted(sampling, logprobs)).result()
     watch.book("verify")
     if sampling.greedy:
-        return accept_greedy(rows, draft.tokens)
-    found = accept_sampled(rows, draft.tokens, draft.q, sampling, rng)
-    watch.book("sampling")
-    return found
+        accepted, extra = accept_greedy(rows[CHOICE], draft.tokens)
+    else:
+        accepted, extra = accept_sampled(rows[LOGITS], draft.tokens, draft.q, sampling, rng)
+    if logprobs is not None:
+        logprobs.add(rows[LOGITS], [*draft.tokens[:accepted], extra])
+    if LOGITS in rows:
+        watch.book("sampling")
+    return accepted, extra
 
 
 def accept_greedy(best: Sequence[int] | np.ndarray, drafted: Sequence[int]) -> tuple[int, int]:

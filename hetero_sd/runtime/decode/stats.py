@@ -12,7 +12,7 @@ from typing import Any
 from costmodel.schema.plan import Plan
 from hetero_sd.runtime.decode.predicted_run import predicted_first_token_s, predicted_speed
 from hetero_sd.runtime.decode.stopping import class_edges, confidence_class
-from hetero_sd.runtime.decode.trace import Round, Trace
+from hetero_sd.runtime.decode.trace import Round, Trace, first_rounds_s
 
 _Z_95 = NormalDist().inv_cdf(0.975)  # two-sided 95 % quantile of the normal distribution
 _MOST_SWITCHES = 12  # that --stats prints
@@ -24,12 +24,13 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
     Seconds throughout. ``tokens_per_s`` counts the tokens after the first one over the time they took. A term of
     ``median_s`` is the median over rounds: ``draft_step`` of the mean step of a round, ``verify_step`` by the number
     of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round; where the
-    drafter goes on while the target verifies, ``wait`` of a round and ``hand_over`` of a message. ``kept_tokens`` of
-    the prompts were in the target's cache already. ``gammas`` counts the rounds by drafted tokens, ``sources`` the
-    drafted and accepted tokens by what they were made from. ``switches`` are those of trace.Switch, ``generation``
-    counting the traces from 0. ``stopping`` is of the rounds whose drafts may have ended by the drafter's confidence:
-    ``calibration`` has, for the confidences ``[from, below]`` of a class, how many drafted tokens were judged and
-    accepted. None where there are no such rounds.
+    drafter goes on while the target verifies, ``wait`` of a round and ``hand_over`` of a message, else
+    ``first_rounds``: what those of a text took longer than later ones. ``kept_tokens`` of the prompts were in the
+    target's cache already. ``gammas`` counts the rounds by drafted tokens, ``sources`` the drafted and accepted tokens
+    by what they were made from. ``switches`` are those of trace.Switch, ``generation`` counting the traces from 0.
+    ``stopping`` is of the rounds whose drafts may have ended by the drafter's confidence: ``calibration`` has, for the
+    confidences ``[from, below]`` of a class, how many drafted tokens were judged and accepted. None where there are no
+    such rounds.
     """
     rounds = [r for trace in traces for r in trace.rounds]
     drafted = [r for r in rounds if r.drafted]
@@ -61,11 +62,16 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
             "sampling": _median([r.sampling_s for r in rounds]),
             "dispatch": _median([r.dispatch_s for r in rounds]),
             "wait": _median([r.wait_s for r in rounds]) if overlapped else None,
+            "first_rounds": None if overlapped else _median(_first_rounds(traces)),
             "hand_over": _median([s for trace in traces for s in trace.hand_overs_s]),
         },
         "stopping": _stopping(drafted),
         "switches": [{"generation": i, **asdict(s)} for i, trace in enumerate(traces) for s in trace.switches],
     }
+
+
+def _first_rounds(traces: Sequence[Trace]) -> list[float]:
+    return [s for trace in traces if trace.rounds and (s := first_rounds_s(trace.rounds)) is not None]
 
 
 def _tokens_per_round(rounds: Sequence[Round]) -> float | None:
@@ -153,6 +159,8 @@ def comparison(
     rows.append(_row("sampling", "ms", terms["sampling"], predicted.sampling_s if predicted else None))
     loop = None if predicted is None else predicted.dispatch_s + (predicted.turn_s if measured["drafted"] else 0.0)
     rows.append(_row("dispatch", "ms", terms["dispatch"], loop))
+    start = None if predicted is None else predicted.turn_start_s if measured["drafted"] else predicted.start_s
+    rows.append(_row("first rounds, more", "us", terms["first_rounds"], start))
     rows.append(_row("wait for drafts", "ms", terms["wait"], overlap.wait_s if overlap else None))
     rows.append(_row("hand-over", "us", terms["hand_over"], overlap.hand_over_s if overlap else None))
     return rows

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, NamedTuple
+
+from hetero_sd.runtime.decode.logprobs import Logprobs
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,17 @@ class Round:
     def total_s(self) -> float:
         """Wall time of the round in seconds."""
         return self.draft_s + self.confidence_s + self.wait_s + self.verify_s + self.sampling_s + self.dispatch_s
+
+
+COLD_ROUNDS = 4  # at the start of a text, at most: a prompt went through the caches before them
+
+
+def first_rounds_s(rounds: Sequence[Round]) -> float | None:
+    """What the first rounds of a text took longer than as many later ones; None where few are alike."""
+    alike = [r.total_s for r in rounds if r.drafted == rounds[0].drafted]
+    if len(alike) < 2 * COLD_ROUNDS - 1:
+        return None
+    return sum(alike[:COLD_ROUNDS]) - COLD_ROUNDS * median(alike[COLD_ROUNDS:])
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ class Trace:
     some round on; None where it was not. ``switches`` are the changes of the draft length. Where the drafter goes on
     while the target verifies, ``draft_steps_s`` are its steps that made a draft, and ``hand_overs_s`` the times from
     sending a message until the other thread, which waited for it, had it. ``spans`` says when all that was; None where
-    nobody asked. ``clock`` gives seconds.
+    nobody asked; nor ``logprobs``, those of the tokens. ``clock`` gives seconds.
     """
 
     prompt_tokens: int = 0
@@ -104,6 +118,7 @@ class Trace:
     draft_steps_s: list[float] = field(default_factory=list)
     hand_overs_s: list[float] = field(default_factory=list)
     spans: list[Span] | None = field(default=None, repr=False)
+    logprobs: Logprobs | None = field(default=None, repr=False)
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
 
     @property

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
+
 from hetero_sd.runtime.model.protocol import CHOICE, Model, Models, Outputs, Pending
 from hetero_sd.runtime.model.shared_rows import SharedRows
 from targets.backend import HOST
@@ -19,25 +21,42 @@ class KeptPrefix(Model):
 
     def __init__(self, model: Model) -> None:
         """Wrap a model that nothing else feeds from here on."""
-        self._model = model
+        self.model = model
         self.vocab, self.context, self.name = model.vocab, model.context, model.name
         self._rows: list[int] = []  # tokens whose rows are whole
 
     @property
     def processor(self) -> str:
         """See :attr:`hetero_sd.runtime.model.model.CompiledModel.processor`; the CPU's for a model that has none."""
-        return str(getattr(self._model, "processor", HOST))
+        return str(getattr(self.model, "processor", HOST))
 
     @property
     def thread_facts(self) -> dict[str, Any] | None:
         """See :attr:`hetero_sd.runtime.model.model.CompiledModel.thread_facts`; None for a model that has none."""
-        facts: dict[str, Any] | None = getattr(self._model, "thread_facts", None)
+        facts: dict[str, Any] | None = getattr(self.model, "thread_facts", None)
         return facts
 
     @property
     def kept_rows(self) -> int:
         """Rows of the cache that hold a text."""
         return len(self._rows)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of the text whose rows the cache holds."""
+        return list(self._rows)
+
+    def restore(self, ids: Sequence[int], rows: Sequence[npt.NDArray[Any]]) -> None:
+        """Put the rows of a text into the cache, from its first one on, that its `read_rows` returned."""
+        self._rows.clear()
+        self.model.write_rows(ids, rows)
+        self._rows += ids
+
+    def hand_over(self) -> list[int]:
+        """The text whose rows the cache holds, for another who feeds the model from here on; it is forgotten here."""
+        tokens = self.tokens
+        self.forget(0)
+        return tokens
 
     def held(self, ids: Sequence[int]) -> int:
         """See :meth:`hetero_sd.runtime.model.protocol.Model.held`."""
@@ -56,7 +75,7 @@ class KeptPrefix(Model):
         """See :meth:`hetero_sd.runtime.model.protocol.Model.submit`; rows count when their step has ended well."""
         known = len(self._rows) >= pos
         del self._rows[pos:]
-        step = self._model.submit(ids, pos, outputs, last)
+        step = self.model.submit(ids, pos, outputs, last)
         if known:
             self._rows += ids
         return _Kept(step, self._rows, pos)

@@ -10,10 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from costmodel.format import INT8
 from costmodel.schema.model import SegmentFacts
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.manifest_checks import check_models
+from hetero_sd.runtime.model.first_rows import first_rows, put_first_rows
 from hetero_sd.runtime.model.protocol import (
     CHOICE,
     ContextFull,
@@ -186,6 +190,23 @@ class CompiledModel(Model):
 
         self._running = RunningStep(self._steps, lambda: self._chain, recover, ids, pos, outputs, last, slot)
         return self._running
+
+    def rows_layout(self, count: int) -> list[tuple[str, tuple[int, ...]]]:
+        """See :meth:`hetero_sd.runtime.model.protocol.Model.rows_layout`."""
+        return [(str(rows.dtype), rows.shape) for rows in first_rows(self._chain, self.context, count)]
+
+    def read_rows(self, count: int) -> list[npt.NDArray[Any]]:
+        """See :meth:`hetero_sd.runtime.model.protocol.Model.read_rows`."""
+        if self._running is not None:
+            self._running.settle()
+        return [np.array(rows) for rows in first_rows(self._chain, self.context, count)]
+
+    def write_rows(self, ids: Sequence[int], rows: Sequence[npt.NDArray[Any]]) -> None:
+        """See :meth:`hetero_sd.runtime.model.protocol.Model.write_rows`."""
+        if self._running is not None:
+            self._running.settle()
+        put_first_rows(self._chain, rows)
+        self._fed[:] = ids
 
     def _check(self, ids: Sequence[int], pos: int, slot: int) -> None:
         """Refuse what the kernels would not check."""

@@ -73,6 +73,18 @@ class Model(Protocol):
         """How many of the first ``ids`` the cache holds already; a model that does not remember them holds none."""
         return 0
 
+    def rows_layout(self, count: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Type and shape of what `read_rows` returns; a model whose rows cannot be had has none."""
+        return []
+
+    def read_rows(self, count: int) -> list[npt.NDArray[Any]]:
+        """Copies of the first rows of each cache, ``[kv_heads, ...]``, after all steps; more may stand after them."""
+        return []
+
+    def write_rows(self, ids: Sequence[int], rows: Sequence[npt.NDArray[Any]]) -> None:
+        """Put rows that `read_rows` returned for the tokens ``ids`` into the caches."""
+        return None
+
     def forward(self, ids: Sequence[int], pos: int) -> npt.NDArray[np.float32]:
         """Submit, wait, and return the logits of every row."""
         logits: npt.NDArray[np.float32] = self.submit(ids, pos, (LOGITS,)).result()[LOGITS]

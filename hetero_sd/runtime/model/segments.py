@@ -138,11 +138,19 @@ class Chain:
         self.alone.caches = taken
         return True
 
+    @property
+    def caches(self) -> list[Any]:
+        """Keys and values of each layer, in order; of the first slot, where there are several."""
+        return [cache for segment in self._segments for cache in segment.caches]
+
     def host(self, tensor: Any) -> npt.NDArray[Any]:
         """A result as a numpy array: without a copy on the CPU, after waiting for the kernels elsewhere."""
-        on_cpu = not self.accelerators or str(tensor.device).startswith("cpu")
-        array: npt.NDArray[Any] = np.from_dlpack(tensor) if on_cpu else tensor.numpy()
+        array: npt.NDArray[Any] = np.from_dlpack(tensor) if self.is_on_cpu(tensor) else tensor.numpy()
         return array
+
+    def is_on_cpu(self, tensor: Any) -> bool:
+        """Whether `host` gives its own memory."""
+        return not self.accelerators or str(tensor.device).startswith("cpu")
 
     def wait(self, tensor: Any) -> None:
         """Wait for the kernels that make a result."""

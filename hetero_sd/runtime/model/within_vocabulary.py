@@ -44,6 +44,18 @@ class WithinVocabulary(Model):
         """See :meth:`hetero_sd.runtime.model.protocol.Model.submit`."""
         return _Cut(self._model, self.vocab, ids, pos, outputs, last)
 
+    def rows_layout(self, count: int) -> list[tuple[str, tuple[int, ...]]]:
+        """See :meth:`hetero_sd.runtime.model.protocol.Model.rows_layout`."""
+        return self._model.rows_layout(count)
+
+    def read_rows(self, count: int) -> list[npt.NDArray[Any]]:
+        """See :meth:`hetero_sd.runtime.model.protocol.Model.read_rows`."""
+        return self._model.read_rows(count)
+
+    def write_rows(self, ids: Sequence[int], rows: Sequence[npt.NDArray[Any]]) -> None:
+        """See :meth:`hetero_sd.runtime.model.protocol.Model.write_rows`."""
+        self._model.write_rows(ids, rows)
+
 
 class _Cut:
     """A step whose outputs are cut to the vocabulary; implements the Pending protocol."""

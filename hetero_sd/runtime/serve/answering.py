@@ -25,6 +25,7 @@ from hetero_sd.runtime.serve.engine import (
 from hetero_sd.runtime.serve.errors import ApiError, of_failure
 from hetero_sd.runtime.serve.parameters import Asked
 from hetero_sd.runtime.serve.replies import Reply, usage_of
+from hetero_sd.runtime.serve.shown_tokens import ShownToken
 
 _RETRY_AFTER_S = 1
 
@@ -81,37 +82,43 @@ class Answering(Response):
 
     async def _whole(self) -> dict[str, Any]:
         texts = [""] * self._asked.generation.choices
+        tokens: list[list[ShownToken] | None] = [[] if self._asked.logprobs else None for _ in texts]
         ended: list[ChoiceEnded] = []
         while not isinstance(event := await self._events.get(), Ended):
             if isinstance(event, Failed):
                 raise of_failure(event)
             if isinstance(event, TextPiece):
                 texts[event.choice] += event.text
+                if (of_choice := tokens[event.choice]) is not None:
+                    of_choice += event.tokens
             elif isinstance(event, ChoiceEnded):
                 ended.append(event)
         ended.sort(key=lambda one: one.choice)
-        return self._reply.whole(texts, [one.reason for one in ended], usage_of([one.counts for one in ended]))
+        usage = usage_of([one.counts for one in ended])
+        return self._reply.whole(texts, [one.reason for one in ended], usage, tokens)
 
     async def _stream(self, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        opened: set[int] = set()
-        counts: list[TokenCounts] = []
+        said: dict[int, int] = {}  # characters of each choice that has begun
+        counts: dict[int, TokenCounts] = {}
         while not isinstance(event := await self._events.get(), Ended):
             if isinstance(event, Failed):
                 await self._say(send, of_failure(event).to_json())
                 break
-            if isinstance(event, (TextPiece, ChoiceEnded)) and event.choice not in opened:
-                opened.add(event.choice)
+            if isinstance(event, (TextPiece, ChoiceEnded)) and event.choice not in said:
+                said[event.choice] = 0
                 await self._say(send, self._reply.opening(event.choice))
             if isinstance(event, TextPiece):
-                await self._say(send, self._reply.piece(event.choice, event.text))
+                tokens = event.tokens if self._asked.logprobs else None
+                await self._say(send, self._reply.piece(event.choice, event.text, tokens, said[event.choice]))
+                said[event.choice] += len(event.text)
             elif isinstance(event, ChoiceEnded):
-                counts.append(event.counts)
+                counts[event.choice] = event.counts
                 await self._say(send, self._reply.end(event.choice, event.reason))
         else:
             if self._asked.usage_in_stream:
-                await self._say(send, self._reply.usage(usage_of(counts)))
+                await self._say(send, self._reply.usage(usage_of([counts[choice] for choice in sorted(counts)])))
         await send(_body(b"data: [DONE]\n\n", more=False))
 
     async def _say(self, send: Send, what: Mapping[str, Any] | None) -> None:

@@ -1,9 +1,9 @@
 """Several answers at a time, each in a slot of the target: an Engine whose thread is the caller's of :meth:`run`.
 
 Requests join and leave between rounds. A round reads as much of the prompts as the time between tokens allows
-(scheduler.py), in order of arrival, and then feeds a row of every text that is generated. A text's tokens are those
-that it would have alone, whatever runs beside it. What others have read of a prompt is not read again; so the answers
-to one request, each in a slot of its own, read it once.
+(scheduler.py), in order of arrival, and then feeds a row of every text that is generated, and rows of drafts where that
+is faster. A text's tokens are those that it would have alone, whatever is drafted and whatever runs beside it. What
+others have read of a prompt is not read again; so the answers to one request, each in a slot of its own, read it once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 import numpy.typing as npt
 
 from costmodel.batch import Unread
+from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
+from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Row, Slots
 from hetero_sd.runtime.model.slot_pool import Slot, SlotPool
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
@@ -23,6 +25,7 @@ from hetero_sd.runtime.serve.engine import ChoiceEnded, Ended, Event, Generation
 from hetero_sd.runtime.serve.jobs import ENDS, EngineJob, Jobs, encode, failure_of, took_too_long
 from hetero_sd.runtime.serve.running_text import RunningText
 from hetero_sd.runtime.serve.scheduler import Scheduler
+from hetero_sd.runtime.serve.text_drafts import POOL_TOKENS, TextDrafts
 from hetero_sd.runtime.session import Session
 
 
@@ -38,6 +41,7 @@ class BatchEngine:
         keep_rows: int = 0,
         between_tokens_s: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        drafts: bool = False,
     ) -> None:
         """Begin with an empty queue.
 
@@ -50,11 +54,15 @@ class BatchEngine:
             between_tokens_s: that a running text waits at most between its tokens; None is BOUND_STEPS steps of one
                 text alone (costmodel/batch.py).
             clock: gives seconds, for the times of rounds.
+            drafts: tokens are drafted from what each slot has read and written, where that is faster.
         """
         self._session, self._slots, self._answer_s = session, slots, answer_s
         predicted = None if session.plan is None else session.plan.prediction.slot_calls
         self._scheduler, self._clock = Scheduler(slots, predicted, between_tokens_s, clock), clock
         self._pool = SlotPool(slots, keep_rows)
+        if isinstance(session.models.target, KeptPrefix):
+            self._pool.every[0].tokens = session.models.target.hand_over()
+        self._drafts, self._pools = drafts, dict[int, NgramPool]()  # by slot
         self._jobs = Jobs(most_waiting, slots.slots)
         self._work: list[_AtWork] = []  # in order of arrival
         self._more: _Asked | None = None  # the request some choices of which have no slot yet
@@ -129,9 +137,11 @@ class BatchEngine:
         return None
 
     def _begin(self, asked: _Asked) -> _AtWork:
-        slot = self._pool.take(asked.ids)
+        slot, drafts = self._pool.take(asked.ids), None
+        if self._drafts:
+            drafts = TextDrafts(self._pools.setdefault(slot.number, NgramPool(POOL_TOKENS)))
         try:
-            text = RunningText(self._session, slot, asked.ids, asked.job.request, asked.begun)
+            text = RunningText(self._session, slot, asked.ids, asked.job.request, asked.begun, drafts)
         except Exception:
             self._pool.give_back(slot)
             raise
@@ -154,7 +164,9 @@ class BatchEngine:
         riding = {id(prompts[i]): tokens for i, tokens in planned.riding}
         batch = [work for work in self._work if not work.text.reading or id(work) in riding]
         if batch:
-            self._feed(batch, [work.text.rows(riding.get(id(work), 1)) for work in batch])
+            drafts = self._draft([work for work in batch if not work.text.reading], sum(riding.values()))
+            rows = [work.text.rows(riding.get(id(work), 1), drafts.get(id(work), ())) for work in batch]
+            self._feed(batch, rows)
 
     def _waits(self, work: _AtWork) -> bool:
         """Whether a text that came before is reading rows that this one will take over."""
@@ -163,6 +175,16 @@ class BatchEngine:
             return True
         work.behind.clear()
         return False
+
+    def _draft(self, running: Sequence[_AtWork], riding: int) -> Mapping[int, Sequence[int]]:
+        """What is verified of texts beside so many rows of prompts, by the id of the text."""
+        if not self._drafts or not running or not self._scheduler.may_draft(len(running) + riding, len(running)):
+            return {}
+        offers = [work.text.offer() for work in running]
+        if not any(offer.most for offer in offers):
+            return {}
+        gammas = self._scheduler.drafted(offers, len(running) + riding)
+        return {id(work): work.text.draft(gamma) for work, gamma in zip(running, gammas, strict=True)}
 
     def _read(self, work: _AtWork, tokens: int) -> None:
         """A piece of a prompt, unless its request has ended in this round."""
@@ -204,8 +226,9 @@ class BatchEngine:
         text.told_s = now_s
         before = len(text.trace.token_ids)
         for piece in text.take(tokens):
+            shown = () if text.shown is None else text.shown.of(piece)
             if piece.text:
-                asked.job.deliver(TextPiece(work.choice, piece.text))
+                asked.job.deliver(TextPiece(work.choice, piece.text, shown))
         self._scheduler.counts.tokens += len(text.trace.token_ids) - before
         if text.stop_reason is None:
             return

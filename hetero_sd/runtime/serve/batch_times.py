@@ -6,14 +6,14 @@ off by as much as the others. Without a plan every call is expected to take as l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import median
 
+from costmodel.batch_calls import CallTimes
 from costmodel.schema.batch import BatchPrediction
 from hetero_sd.runtime.decode.seen import Seen
 from hetero_sd.runtime.model.protocol import Slots
 
-ROWS, READ = "rows", "read"
+_ROWS, _READ = "rows", "read"
 
 
 def calls_of(slots: Slots, predicted: BatchPrediction | None) -> BatchPrediction:
@@ -24,53 +24,33 @@ def calls_of(slots: Slots, predicted: BatchPrediction | None) -> BatchPrediction
     return BatchPrediction({n: (1.0, 0.0) for n in rows}, {n: (1.0, 0.0) for n in reads})
 
 
-class BatchTimes:
-    """Implements the StepTimes protocol of costmodel/batch.py.
-
-    Attributes:
-        past: tokens before a row, the mean of the running texts; set before every round.
-    """
+class BatchTimes(CallTimes):
+    """What calls take, as seen."""
 
     def __init__(self, predicted: BatchPrediction) -> None:
         """Nothing was seen."""
-        self._predicted = predicted
-        self.chunk, self.most_rows, self.past = predicted.chunk, predicted.most_rows, 0.0
+        super().__init__(predicted)
         self._seen: dict[tuple[str, int], Seen] = {}
         self._off: dict[tuple[str, int], float] = {}  # seen over predicted
         self._of_others = 1.0
 
-    def parts(self, rows: int) -> Sequence[int]:
-        """Rows of each call, of so many."""
-        whole, rest = divmod(rows, self.most_rows)
-        return [self.most_rows] * whole + ([rest] if rest else [])
+    def rows_off(self, width: int) -> float:
+        """See :meth:`costmodel.batch_calls.CallTimes.rows_off`."""
+        return self._off.get((_ROWS, width), self._of_others)
 
-    def width(self, rows: int) -> int:
-        """Rows of the call that is made for so many."""
-        return self._predicted.row_width(rows)
-
-    def rows_s(self, rows: int) -> float:
-        """See :meth:`costmodel.batch.StepTimes.rows_s`."""
-        whole, rest = divmod(rows, self.most_rows)
-        return whole * self._rows_call_s(self.most_rows) + (self._rows_call_s(rest) if rest else 0.0)
-
-    def read_s(self, tokens: int, past: int) -> float:
-        """See :meth:`costmodel.batch.StepTimes.read_s`."""
-        width = self._predicted.read_width(tokens)
-        return self._predicted.read_call_s(width, past) * self._off.get((READ, width), self._of_others)
+    def read_off(self, width: int) -> float:
+        """See :meth:`costmodel.batch_calls.CallTimes.read_off`."""
+        return self._off.get((_READ, width), self._of_others)
 
     def observe_rows(self, rows: int, past: float, seconds: float) -> float:
         """Learn from a call, of rows with so many tokens before them on average; what was predicted for it."""
-        width = self._predicted.row_width(rows)
-        return self._observe((ROWS, width), seconds, self._predicted.row_call_s(width, past))
+        width = self.predicted.row_width(rows)
+        return self._observe((_ROWS, width), seconds, self.predicted.row_call_s(width, past))
 
     def observe_read(self, tokens: int, past: int, seconds: float) -> float:
         """Learn from a call that read a piece of a prompt; what was predicted for it."""
-        width = self._predicted.read_width(tokens)
-        return self._observe((READ, width), seconds, self._predicted.read_call_s(width, past))
-
-    def _rows_call_s(self, rows: int) -> float:
-        width = self._predicted.row_width(rows)
-        return self._predicted.row_call_s(width, self.past) * self._off.get((ROWS, width), self._of_others)
+        width = self.predicted.read_width(tokens)
+        return self._observe((_READ, width), seconds, self.predicted.read_call_s(width, past))
 
     def _observe(self, call: tuple[str, int], seconds: float, predicted_s: float) -> float:
         seen = self._seen.setdefault(call, Seen())

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
+from hetero_sd.runtime.serve.shown_tokens import ShownToken
 from hetero_sd.runtime.session import Options
 from hetero_sd.runtime.text.chat_template import Chat
 
@@ -39,10 +40,11 @@ class Started:
 
 @dataclass(frozen=True)
 class TextPiece:
-    """More text of a choice, whole characters."""
+    """More text of a choice, whole characters, and its tokens where their probabilities were asked for."""
 
     choice: int
     text: str
+    tokens: tuple[ShownToken, ...] = ()
 
 
 @dataclass(frozen=True)

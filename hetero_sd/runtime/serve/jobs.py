@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.internal_error import report
 from hetero_sd.runtime.load import note
 from hetero_sd.runtime.model.protocol import NotFiniteError
@@ -34,6 +35,7 @@ from hetero_sd.runtime.serve.engine import (
     GenerationRequest,
     QueueFull,
 )
+from hetero_sd.runtime.serve.shown_tokens import ShownTokens, TokenTexts
 from hetero_sd.runtime.session import PromptTooLong, Session
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt
@@ -152,6 +154,14 @@ def encode(session: Session, prompt: str | list[int] | Chat) -> list[int]:
     if isinstance(prompt, str) and session.text is not None:
         prompt = session.text.encode(prompt)
     return session.encode(Prompt(prompt, where))
+
+
+def shown_tokens(session: Session, trace: Trace) -> ShownTokens | None:
+    """The tokens of an answer, for a client that asked for their probabilities."""
+    if trace.logprobs is None or session.text is None:
+        return None
+    texts = TokenTexts(session.text.decode, session.text.name_of)
+    return ShownTokens(texts, trace.logprobs)
 
 
 def failure_of(error: Exception) -> Failed:

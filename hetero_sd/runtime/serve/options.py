@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from costmodel.batch import BOUND_STEPS
-from hetero_sd.runtime.decode.choose_policy import ALONE, AUTO
+from hetero_sd.runtime.decode.choose_policy import ALONE, AUTO, NGRAM
 from hetero_sd.runtime.load import note
 from targets.errors import UserError
 
@@ -24,8 +24,8 @@ def add_server_options(
         "--serve",
         action="store_true",
         help="answer HTTP clients in OpenAI's form, and a browser; the options of generation hold where a request says "
-        "nothing; a bundle of `compile --slots S` answers S at a time and drafts nothing, unless --mode, --gamma or "
-        "--drafter says so (needs starlette and uvicorn)",
+        "nothing; a bundle of `compile --slots S` answers S at a time, unless --mode, --gamma or --drafter asks for "
+        "drafts that it makes for one alone (needs starlette and uvicorn)",
     )
     group.add_argument("--host", metavar="NAME", help=f"with --serve: listen there (default {LOOPBACK})")
     group.add_argument(
@@ -57,19 +57,22 @@ def add_server_options(
 
 
 def mode_with_slots(options: RunRequest, slots: int, has_draft: bool) -> str:
-    """The mode in which a bundle is served whose target has several slots: without drafts, unless they are asked for.
+    """The mode in which a bundle is served whose target has several slots: that without a drafter of the session.
 
-    Drafts are made for one request at a time.
+    Drafts of a model, or of a given length, are made for one request at a time, where they are asked for.
     """
-    asked = options.mode not in (AUTO, *ALONE) or options.gamma is not None or options.drafter is not None
+    asked = options.mode not in (AUTO, *ALONE) or options.gamma is not None or options.drafter not in (None, NGRAM)
     if asked:
         note(
-            f"with drafts one request is answered at a time; without --mode, --gamma and --drafter {slots} are, which "
-            "is what the bundle has slots for"
+            f"with such drafts one request is answered at a time; without --mode, --gamma and --drafter {slots} are, "
+            "which is what the bundle has slots for"
         )
         return options.mode
     if options.mode == AUTO and has_draft:
-        note(f"{slots} requests are answered at a time without drafts; --mode speculative drafts, for one at a time")
+        note(
+            f"{slots} requests are answered at a time, with drafts from their own texts; --mode speculative drafts "
+            "with the model, for one at a time"
+        )
     return ALONE[0]
 
 
@@ -91,6 +94,7 @@ def check_server_options(options: RunRequest) -> None:
         ("stats", options.stats),
         ("save-logits", options.save_logits is not None),
         ("trace", options.trace is not None),
+        ("save-state", options.save_state is not None),
         ("calibrate", options.calibrate is not None),
         ("doctor", options.doctor),
     ):

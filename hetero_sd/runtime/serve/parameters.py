@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from hetero_sd.runtime.decode.logprobs import MOST_TOP
 from hetero_sd.runtime.serve.engine import GenerationRequest
 from hetero_sd.runtime.serve.errors import ApiError
 from hetero_sd.runtime.serve.values import flag, json_object, real, share, stops, text, whole
@@ -17,12 +18,10 @@ from targets.errors import UserError
 
 _T = TypeVar("_T")
 MOST_CHOICES = 16
+MOST_TOP_OF_TEXTS = 5  # as in OpenAI's completions
 _MOST_TOKENS, _MOST_TEMPERATURE, _MOST_SEED = 2**31, 100.0, 2**62
-_NO_LOGPROBS = "the runtime does not keep the probabilities of what it generated"
 _NO_TOOLS = "calls of tools would stay text"
 _REFUSED = {  # known ones that ask for what there is not -> why not
-    "logprobs": _NO_LOGPROBS,
-    "top_logprobs": _NO_LOGPROBS,
     "tools": _NO_TOOLS,
     "tool_choice": _NO_TOOLS,
     "functions": _NO_TOOLS,
@@ -33,8 +32,6 @@ _ASK_FOR_NOTHING: dict[str, tuple[Any, ...]] = {  # values that mean the same as
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
-    "logprobs": (False,),  # 0 asks for that of each token
-    "top_logprobs": (0,),
     "tools": ([],),
     "response_format": ({"type": "text"},),
     "best_of": (1,),
@@ -53,12 +50,14 @@ class Asked:
         chat: the reply has messages.
         stream: it comes in pieces.
         usage_in_stream: with the counts of tokens at the end.
+        logprobs: with the probabilities of the tokens.
     """
 
     generation: GenerationRequest
     chat: bool
     stream: bool
     usage_in_stream: bool
+    logprobs: bool = False
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
@@ -103,9 +102,12 @@ def parse_request(given: Mapping[str, Any], chat: bool, model: str, defaults: Op
     choices = body.take("n", whole(1, MOST_CHOICES)) or 1
     usage = _stream_options(body, stream)
     options = _options(body, chat, defaults)
+    top = _logprobs(body, chat)
+    if top is not None:
+        options["logprobs"] = top
     body.take("user", text)  # says who asks, which changes nothing of the answer
     body.refuse_the_rest()
-    return Asked(GenerationRequest(prompt, options, choices), chat, stream, usage)
+    return Asked(GenerationRequest(prompt, options, choices), chat, stream, usage, top is not None)
 
 
 class _Body:
@@ -161,6 +163,20 @@ def _options(body: _Body, chat: bool, defaults: Options) -> Options:
                 message = f"{name} chooses among samples, and this server takes the best token: give temperature, too"
                 raise ApiError(400, message, name)
     return options
+
+
+def _logprobs(body: _Body, chat: bool) -> int | None:
+    """Most probable tokens that are told with each token; None where no probabilities are."""
+    if not chat:
+        asked = body.take("logprobs", lambda value: None if value is False else whole(0, MOST_TOP_OF_TEXTS)(value))
+        return None if asked is None else int(asked)
+    asked = body.take("logprobs", flag)
+    top = body.take("top_logprobs", whole(0, MOST_TOP))
+    if not asked:
+        if top:
+            raise ApiError(400, "top_logprobs belongs to logprobs: leave it out, or give that", "top_logprobs")
+        return None
+    return int(top or 0)
 
 
 def _stream_options(body: _Body, stream: bool) -> bool:

@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy.typing as npt
 
+from costmodel.batch_drafts import Offer
 from hetero_sd.runtime.answer import Piece, Pieces, RunFacts
-from hetero_sd.runtime.decode.generate import Request, record_token
+from hetero_sd.runtime.decode.generate import Request, record_token, wanted
 from hetero_sd.runtime.decode.sampling import Rng, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch, Trace
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Row
 from hetero_sd.runtime.model.slot_pool import Slot
 from hetero_sd.runtime.serve.engine import GenerationRequest
-from hetero_sd.runtime.session import Options, Session
+from hetero_sd.runtime.serve.jobs import shown_tokens
+from hetero_sd.runtime.serve.text_drafts import TextDrafts
+from hetero_sd.runtime.session import Options, Session, logprobs_of
 
 BATCHED = "batched"  # the mode of such an answer
 
@@ -32,9 +35,18 @@ class RunningText:
         trace: the record; a round is the time since the token before, whatever else was computed in it.
         facts: of the run; nothing was predicted for it.
         told_s: when its last token was known, by the engine's clock; None before the first.
+        shown: its tokens for a client that asked for their probabilities.
     """
 
-    def __init__(self, session: Session, slot: Slot, ids: Sequence[int], asked: GenerationRequest, choice: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        slot: Slot,
+        ids: Sequence[int],
+        asked: GenerationRequest,
+        choice: int,
+        drafts: TextDrafts | None = None,
+    ) -> None:
         """Begin to read.
 
         Args:
@@ -43,6 +55,7 @@ class RunningText:
             ids: the prompt.
             asked: the request.
             choice: of the answers that are made for it.
+            drafts: makes its drafts; None: it has none.
 
         Raises:
             UserError: an option is out of range.
@@ -55,7 +68,8 @@ class RunningText:
         sampling = self._request.sampling
         self._slot, self._context = slot, session.context
         self._prompt, self._tokens = len(ids), list(ids)
-        self.trace = Trace(prompt_tokens=len(ids), kept_tokens=len(slot.tokens))
+        self.trace = Trace(prompt_tokens=len(ids), kept_tokens=len(slot.tokens), logprobs=logprobs_of(options))
+        self.shown = shown_tokens(session, self.trace)
         self.facts = RunFacts(BATCHED, None if sampling.greedy else sampling.seed)
         self.told_s: float | None = None
         self._rng = Rng(sampling.seed)
@@ -63,6 +77,7 @@ class RunningText:
         self._pieces = Pieces(decode, options.get("stop", session.stops), self.trace)
         self._watch = Stopwatch(self.trace.clock)
         self._fed: list[int] = []  # tokens of the rows that are computed
+        self._drafts = drafts
 
     @property
     def stop_reason(self) -> str | None:
@@ -93,13 +108,23 @@ class RunningText:
         slot, done = self._slot, self.past
         chunk = self._tokens[done : min(done + most, self._prompt)]
         ends = done + len(chunk) == self._prompt
-        output = CHOICE if self._request.sampling.greedy else LOGITS
-        found = slot.model.submit(chunk, done, (output,) if ends else (), last=True).result()
+        outputs = wanted(self._request.sampling, self.trace.logprobs) if ends else ()
+        found = slot.model.submit(chunk, done, outputs, last=True).result()
         slot.tokens += chunk
         if not ends:
             return []
-        row = found[output][0]
-        return [int(row) if output == CHOICE else self._draw(row)]
+        row = found[LOGITS][0] if LOGITS in found else None
+        return [self._follow(int(found[CHOICE][0]) if CHOICE in found else -1, row)]
+
+    def offer(self) -> Offer:
+        """What could be drafted; nothing before the first token."""
+        left = self._request.max_new_tokens - len(self.trace.token_ids) - 1  # the target adds one of its own
+        most = min(left, self._context - self.past - 1) if self.trace.token_ids else 0
+        return Offer(0.0, 0) if self._drafts is None else self._drafts.offer(self._tokens, most)
+
+    def draft(self, gamma: int) -> list[int]:
+        """So many tokens of what was offered."""
+        return [] if self._drafts is None else self._drafts.take(gamma)
 
     def rows(self, riding: int = 1, drafted: Sequence[int] = ()) -> list[Row]:
         """What is fed: so many tokens of the prompt, or the last token and what was drafted after it."""
@@ -120,7 +145,7 @@ class RunningText:
             self._slot.tokens.append(token)
             if self.past < self._prompt:
                 continue
-            found.append(choice if self._request.sampling.greedy else self._draw(logits[i]))
+            found.append(self._follow(choice, logits[i]))
             if i + 1 < len(self._fed) and self._fed[i + 1] != found[-1]:
                 break
         return found
@@ -129,6 +154,9 @@ class RunningText:
         """Go on with tokens of a round; what they complete, and at the end what was held back."""
         trace, first = self.trace, not self.trace.token_ids
         drafted, found = max(0, len(self._fed) - 1), list[Piece | None]()
+        source = self._drafts.source if self._drafts is not None else ""
+        if self._drafts is not None:
+            self._drafts.learn(len(tokens) - 1, len(self._tokens) + len(tokens))
         for token in tokens:
             record_token(token, self._request, self._context, trace)
             self._tokens.append(token)
@@ -139,11 +167,19 @@ class RunningText:
         if first:
             trace.prefill_s = sum(self._watch.booked.values())
         else:
-            trace.rounds.append(self._watch.round(drafted, len(tokens) - 1))
+            trace.rounds.append(self._watch.round(drafted, len(tokens) - 1, source=source))
         self._watch = Stopwatch(trace.clock)
         if trace.finish_reason is not None and not self._pieces.stopped:
             found.append(self._pieces.flush())
         return [piece for piece in found if piece is not None]
 
-    def _draw(self, logits: npt.NDArray[Any]) -> int:
-        return self._rng.draw(probabilities(logits, self._request.sampling))
+    def _follow(self, best: int, logits: npt.NDArray[Any] | None) -> int:
+        """The token after a row, whose best one is known; its logits where they are needed."""
+        sampling, token = self._request.sampling, best
+        if logits is None:
+            return token
+        if not sampling.greedy:
+            token = self._rng.draw(probabilities(logits, sampling))
+        if self.trace.logprobs is not None:
+            self.trace.logprobs.add(logits[None], [token])
+        return token

@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from costmodel.batch import BOUND_STEPS, Reading, Unread, admits, plan_reading
+from costmodel.batch_drafts import Offer, drafts_may_pay, share_rows
 from costmodel.schema.batch import BatchPrediction
 from hetero_sd.runtime.decode.seen import Seen
 from hetero_sd.runtime.model.protocol import Outputs, Row, Slots
 from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.batch_times import BatchTimes, calls_of
+from hetero_sd.runtime.serve.text_drafts import MOST_DRAFTED
+
+_SETTLED_ROUNDS = 32  # after which it is asked anew whether drafts could pay
 
 
 class Scheduler:
@@ -39,18 +43,24 @@ class Scheduler:
         calls = calls_of(slots, predicted)
         self._predicts, self._round_s = calls is predicted, calls.round_s
         self._times, self.counts = BatchTimes(calls), BatchCounts()
-        self._other = Seen()
+        self._other, self._calls_before_s = Seen(), 0.0
+        self._may_pay: dict[tuple[int, int], tuple[int, bool]] = {}  # rows, texts -> in which round, and the answer
 
     @property
     def bound_s(self) -> float:
         """That a running text waits at most between two of its tokens."""
         return self._given_s if self._given_s is not None else BOUND_STEPS * self._times.rows_s(1)
 
+    @property
+    def _other_s(self) -> float:
+        """What a round takes beside its calls."""
+        return self._other.median if self._other else 0.0
+
     @contextmanager
     def round(self) -> Iterator[None]:
         """Account for the time of a round."""
         counts, begin = self.counts, self._clock()
-        before, calls = counts.calls_s, counts.rows + counts.read_tokens
+        self._calls_before_s, calls = counts.calls_s, counts.rows + counts.read_tokens
         try:
             yield
         finally:
@@ -59,7 +69,7 @@ class Scheduler:
             if counts.rows + counts.read_tokens > calls:
                 counts.rounds += 1
                 counts.predicted_s += self._round_s
-                self._other.append(took - (counts.calls_s - before))
+                self._other.append(took - (counts.calls_s - self._calls_before_s))
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
@@ -78,8 +88,22 @@ class Scheduler:
         with self._deciding():
             self._times.past = sum(pasts) / len(pasts) if pasts else 0.0
             self.counts.bound_s = self.bound_s
-            other = self._other.median if self._other else 0.0
-            return plan_reading(prompts, len(pasts), self.counts.bound_s - other, self._times)
+            return plan_reading(prompts, len(pasts), self.counts.bound_s - self._other_s, self._times)
+
+    def may_draft(self, rows: int, running: int) -> bool:
+        """Whether drafts could make a round faster that has so many rows without them."""
+        asked, pays = self._may_pay.get((rows, running), (-_SETTLED_ROUNDS, False))
+        if self.counts.rounds - asked >= _SETTLED_ROUNDS:
+            with self._deciding():
+                pays = drafts_may_pay(rows, running, self._other_s, MOST_DRAFTED, self._times)
+            self._may_pay[rows, running] = self.counts.rounds, pays
+        return pays
+
+    def drafted(self, offers: Sequence[Offer], rows: int) -> list[int]:
+        """Drafts of each running text that are verified in this round."""
+        with self._deciding():
+            other_s = self.counts.calls_s - self._calls_before_s + self._other_s
+            return share_rows(offers, rows, len(offers), other_s, self.bound_s, self._times)
 
     def read(self, feed: Callable[[int], list[int]], tokens: int, past: int) -> list[int]:
         """Feed a piece of a prompt with so many tokens before it; the token that follows, if any."""
@@ -102,7 +126,7 @@ class Scheduler:
             took = self._clock() - begin
             self._count(took, self._times.observe_rows(part, past, took))
             self.counts.rows += part
-            self.counts.computed_rows += self._times.width(part)
+            self.counts.computed_rows += self._times.predicted.row_width(part)
             done += part
             yield made
 

@@ -45,6 +45,7 @@ class ServeRequest:
         cpus: that HTTP may use, where the models are kept on a cluster of them; none leaves that to the system.
         keep_rows: of the KV cache, for texts that have no slot any more.
         between_tokens_s: that a text waits at most while prompts of others are read; None leaves that to the engine.
+        drafts: where several are answered at a time, texts draft from what they and their slots' texts before had.
     """
 
     host: str
@@ -57,6 +58,7 @@ class ServeRequest:
     cpus: Sequence[int] = ()
     keep_rows: int = 0
     between_tokens_s: float | None = None
+    drafts: bool = True
 
 
 def bind(request: ServeRequest) -> socket.socket:
@@ -98,7 +100,7 @@ def serve(session: Session, request: ServeRequest, bound: socket.socket, limits:
         engine = SessionEngine(session, request.most_waiting, limits.answer_s)
     else:
         bounds = request.most_waiting, limits.answer_s, request.keep_rows, request.between_tokens_s
-        engine = BatchEngine(session, slots, *bounds)
+        engine = BatchEngine(session, slots, *bounds, drafts=request.drafts)
     server = Server(engine, request.model, request.made_s, request.defaults, limits)
     access = Access(request.token, is_loopback(request.host))
     http = http_thread(server.app(access), bound, limits, engine.stop, request.cpus)

@@ -9,7 +9,17 @@ from hetero_sd.runtime.answer import Answer
 from hetero_sd.runtime.load import note
 from hetero_sd.runtime.serve.counts import Snapshot
 from hetero_sd.runtime.serve.engine import ChoiceEnded, Ended, Event, GenerationRequest, Started, TextPiece
-from hetero_sd.runtime.serve.jobs import AT_FAULT, ENDS, EngineJob, Jobs, encode, failure_of, took_too_long
+from hetero_sd.runtime.serve.jobs import (
+    AT_FAULT,
+    ENDS,
+    EngineJob,
+    Jobs,
+    encode,
+    failure_of,
+    shown_tokens,
+    took_too_long,
+)
+from hetero_sd.runtime.serve.shown_tokens import ShownTokens
 from hetero_sd.runtime.session import Session
 from targets.opencl.runtime import OpenCLError
 
@@ -75,18 +85,19 @@ class SessionEngine:
             answer.interrupted = lambda: job.cancelled or self._jobs.stopping or time.monotonic() > deadline_s
             if choice == 0:
                 job.deliver(Started(len(ids)))
-            self._generate(job, choice, answer)
+            self._generate(job, choice, answer, shown_tokens(self._session, answer.trace))
             if answer.stop_reason is None:
                 return ENDS if self._jobs.stopping or job.cancelled else took_too_long(self._answer_s)
         return Ended()
 
-    def _generate(self, job: EngineJob, choice: int, answer: Answer) -> None:
+    def _generate(self, job: EngineJob, choice: int, answer: Answer, shown: ShownTokens | None) -> None:
         tally = self._jobs.tally
         tally.begin(answer)
         try:
             for piece in answer:
+                tokens = () if shown is None else shown.of(piece)
                 if piece.text:
-                    job.deliver(TextPiece(choice, piece.text))
+                    job.deliver(TextPiece(choice, piece.text, tokens))
         finally:
             counts = tally.end(answer)
         if answer.trace.lost_drafter is not None:

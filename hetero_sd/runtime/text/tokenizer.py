@@ -108,6 +108,11 @@ class Text:
         """Return the text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def name_of(self, token: int) -> str | None:
+        """How the vocabulary names an id; None where it has none."""
+        found = self._tokenizer.id_to_token(token)
+        return None if found is None else str(found)
+
     def _special_token(self, key: str) -> str | None:
         """Return e.g. the bos_token of tokenizer_config.json."""
         return special_token(self._config, key)

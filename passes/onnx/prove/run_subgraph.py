@@ -41,7 +41,8 @@ class Piece:
         """
         feed = {v.name: np.asarray(x) for v, x in (cuts or {}).items()}
         for name in self.uses:
-            feed[name] = inputs[name] if name in inputs else default_input(self._imp, name, at)
+            given = inputs[name] if name in inputs else default_input(self._imp, name, at)
+            feed[name] = np.asarray(given, self._imp.input(name).dtype.numpy())
         if not self._session:  # a cut is the output
             return feed[self._output.name]
         self._check_sizes(at, feed)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from passes.onnx.pass_context import Importing, PassLog
 from targets.errors import UserError
 
-_INTEGERS = ("input_ids", "attention_mask", "position_ids")
+INTEGERS = ("input_ids", "attention_mask", "position_ids")
 _KINDS = [  # what an input's name tells of the model
     ("encoder", " (encoder-decoder models are not supported)"),
     ("decoder_input", " (encoder-decoder models are not supported)"),
@@ -51,9 +51,9 @@ def normalise_io_names(imp: Importing) -> PassLog:
     before = [v.name for v in (*graph.inputs, *graph.outputs)]
     found: dict[str, Any] = {}
     for value in graph.inputs:
-        name = next((n for n in _INTEGERS if n in str(value.name)), None) or _cache_name(value.name, "past_key_values")
+        name = known_input(value)
         rank = None if value.shape is None else len(value.shape)
-        if name is None or name in found or rank != (2 if name in _INTEGERS else 4):
+        if name is None or name in found or rank != (2 if name in INTEGERS else 4):
             kind = next((text for word, text in _KINDS if word in str(value.name).lower()), "")
             raise UserError(
                 f"input {value.name!r} of rank {rank} is none of input_ids, attention_mask, position_ids or a "
@@ -66,7 +66,7 @@ def normalise_io_names(imp: Importing) -> PassLog:
     made: dict[str, Any] = {}
     dropped = []
     for value in graph.outputs:
-        name = "logits" if "logits" in str(value.name) else _cache_name(value.name, "present")
+        name = known_output(value)
         if name is None or name in made:
             dropped.append(value.name)
         else:
@@ -84,6 +84,16 @@ def normalise_io_names(imp: Importing) -> PassLog:
     after = [v.name for v in (*graph.inputs, *graph.outputs)]
     notes = (f"dropped the outputs {', '.join(dropped)}",) if dropped else ()
     return PassLog("normalise_io_names", sum(a != b for a, b in zip(before, after, strict=False)), notes)
+
+
+def known_input(value: Any) -> str | None:
+    """The canonical name of an input, by its own."""
+    return next((n for n in INTEGERS if n in str(value.name)), None) or _cache_name(value.name, "past_key_values")
+
+
+def known_output(value: Any) -> str | None:
+    """The canonical name of an output, by its own."""
+    return "logits" if "logits" in str(value.name) else _cache_name(value.name, "present")
 
 
 def _cache_name(name: str, prefix: str) -> str | None:
@@ -107,7 +117,7 @@ def _layers(found: dict[str, Any], prefix: str) -> int:
 
 
 def _reorder(values: Any, found: dict[str, Any], layers: int, prefix: str) -> None:
-    order = [*_INTEGERS, "logits", *(f"{prefix}.{i}.{kind}" for i in range(layers) for kind in ("key", "value"))]
+    order = [*INTEGERS, "logits", *(f"{prefix}.{i}.{kind}" for i in range(layers) for kind in ("key", "value"))]
     kept = [(name, found[name]) for name in order if name in found]
     del values[:]
     for k, (_, value) in enumerate(kept):  # two steps: a new name may still be another value's old one

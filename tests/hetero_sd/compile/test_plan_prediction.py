@@ -65,6 +65,7 @@ def test_what_turns_add_is_in_the_plan() -> None:
     """Of a board that was calibrated: each row of --stats has its own, and the target alone has none."""
     board = load_board("rk3588")
     measured = {"round_cycles": 2.3e3, "turn_cycles": 23e3, "draft_turn_cycles": 46e3, "verify_turn_cycles": 69e3}
+    measured |= {"start_cycles": 115e3, "turn_start_cycles": 230e3}
     plans = []
     for factors in ({"round_cycles": 2.3e3}, measured):
         shapes = {role: count_work(TinyDecoder(layers=n).decoder(), role) for role, n in (("target", 2), ("draft", 1))}
@@ -78,6 +79,8 @@ def test_what_turns_add_is_in_the_plan() -> None:
     assert more.draft_step_s - few.draft_step_s == pytest.approx(20e-6, rel=1e-3)
     assert more.verify_step_s[4] - few.verify_step_s[4] == pytest.approx(30e-6, rel=1e-3)
     assert more.verify_step_s[1] == few.verify_step_s[1]
+    assert (more.start_s, more.turn_start_s) == pytest.approx((50e-6, 100e-6), rel=1e-3)
+    assert max(few.start_s, few.turn_start_s) < 1e-8
     assert more.dispatch_s == few.dispatch_s == pytest.approx(1e-6)
     trace = Trace(token_ids=[1, 2, 3], rounds=[Round(3, 1, 0.03, 0.02, 0.0, 0.001)])
     alone = Trace(token_ids=[1, 2, 3], rounds=[Round(0, 0, 0.0, 0.02, 0.0, 0.001)])
@@ -85,10 +88,11 @@ def test_what_turns_add_is_in_the_plan() -> None:
         (trace, 3, 3 * more.draft_step_s + more.verify_step_s[4] + 11e-6),
         (alone, 0, more.verify_step_s[1] + 1e-6),
     ):
+        start_s = 100e-6 if gamma else 50e-6
         rows = {row["term"]: row["predicted"] for row in comparison(summarise([ran]), plans[1], [ran], gamma)}
         assert rows["dispatch"] == pytest.approx(11e-3 if gamma else 1e-3, rel=1e-3)
         rounds = expected_rounds(2, more.acceptance_rate or 0.0, gamma)[2]
-        assert rows["speed"] == pytest.approx(2 / (rounds * round_s), rel=1e-4)
+        assert rows["speed"] == pytest.approx(2 / (rounds * round_s + start_s), rel=1e-4)
 
 
 def test_without_a_drafter() -> None:

@@ -20,6 +20,7 @@ from hetero_sd.predict.answer_time import answer_time, prompt_s
 from hetero_sd.predict.known_models import CONFIGS, known_model
 from hetero_sd.predict.predict import Prediction, answer
 from hetero_sd.predict.request import PredictRequest
+from hetero_sd.predict.text import predict_json, predict_text
 from targets.boards import load_board
 from targets.errors import UserError
 from targets.read_board import board_from_json
@@ -250,3 +251,42 @@ def test_the_command_is_one_that_compile_reads(models: dict[str, Path]) -> None:
     assert options.draft == models["Qwen2.5-0.5B"].with_name("model.onnx")
     given = (options.board, options.gamma, options.alpha, options.place, options.context)
     assert given == ("rk3588", 3, 0.7, "target=cpu,draft=gpu", 640)
+
+
+# -- several requests at a time ----------------------------------------------------------------------------------
+
+
+def test_several_requests_together(models: dict[str, Path]) -> None:
+    lengths = {"prompt_tokens": 64, "new_tokens": 64, "weights": ("int8",)}
+    one, eight = asked(models, **lengths), asked(models, requests=8, **lengths)
+    assert one.together is None
+    found, best = eight.together, eight.decision.best
+    assert found is not None
+    assert 1.2 < found.tokens_per_s / found.alone_tokens_per_s < 8
+    alone_s = (
+        prompt_s(eight.search, best.target, best.target_placement, 64)
+        + 63
+        / Search(replace(eight.question, drafts=()))
+        .price("target-only", best.target, best.target_placement)
+        .tokens_per_s
+    )
+    assert found.alone_s / 8 == pytest.approx(alone_s, rel=0.02)
+    said = predict_text(eight)
+    assert f"8 requests together, without drafts: {found.tokens_per_s:.2f} tokens/s" in " ".join(said.split())
+    assert "--slots 8" in eight.command
+    assert "requests together" not in predict_text(one)
+    kv = eight.decision.best.memory.kv_bytes / one.decision.best.memory.kv_bytes
+    assert kv > 5  # eight of the target's caches, and one of the drafter's
+    assert json.loads(predict_json(eight))["together"]["requests"] == 8
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"requests": 0}, "--requests 0: must be 1 to 64 at a time"),
+        ({"requests": 65}, "--requests 65: must be 1 to 64 at a time"),
+        ({"requests": 2, "place": "gpu"}, "--requests 2 and --place gpu: slots are for the CPU alone"),
+    ],
+)
+def test_requests_that_no_bundle_answers(models: dict[str, Path], more: dict[str, Any], message: str) -> None:
+    assert refusal(models, **more) == message

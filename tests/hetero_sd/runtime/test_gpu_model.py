@@ -266,3 +266,16 @@ def test_caches_of_codes_on_either_processor(opencl: Any, tmp_path: Path, releas
     assert np.abs(on_gpu - exact).max() > 1e-3 * np.abs(on_cpu).max()
     alone = [models["gpu", "int8"].forward(ids[t : t + 1], t) for t in range(3)]
     assert np.array_equal(np.concatenate(alone), on_gpu)
+
+
+def test_rows_that_were_read_go_on_bit_for_bit(model: Any) -> None:
+    """What --save-state takes and --load-state puts back."""
+    ids = [5, 3, 9, 200, 17, 8]
+    model.submit(ids, 0, last=True).result()
+    rows = model.read_rows(6)
+    expected = model.forward([7], 6).copy()
+    assert [(str(a.dtype), a.shape) for a in rows] == model.rows_layout(6)
+    model.submit([1, 2, 3, 4, 5, 6], 0, last=True).result()
+    assert not np.array_equal(model.forward([7], 6), expected)  # the negative control
+    model.write_rows(ids, rows)
+    assert np.array_equal(model.forward([7], 6), expected)

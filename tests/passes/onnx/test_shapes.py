@@ -44,3 +44,11 @@ def test_the_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for key in shapes._ANSWERS:
         shapes._ANSWERS[key] = [shapes.Known(1, (9, 9))]
     assert inferred("Concat <axis = 0> (a, c)", PAIR)[0] == (9, 9)
+
+
+def test_attributes_that_would_end_the_process() -> None:
+    gathered = "GatherND <batch_dims = {}> (a, n)"
+    constants = f"{PAIR}, int64[2,1,1] n = {{0, 1}}"
+    assert inferred(gathered.format(1), constants)[0] == (2, 1)
+    with pytest.raises(KeyError):  # unknown
+        inferred(gathered.format(-7), constants)

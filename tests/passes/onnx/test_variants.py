@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import other_forms
 import pytest
 
 from hetero_sd.reference import ReferenceModel
@@ -45,6 +46,60 @@ def check(path: Path) -> Decoder:
         expected = reference.run(feed["input_ids"], caches, feed["attention_mask"], feed["position_ids"])
         assert worst_difference(canonical.run(feed), expected, feed["attention_mask"], past) < 1e-5
     return decoder
+
+
+def numbered(place: str) -> Callable[[int, str], str]:
+    """Names that say neither layer nor kind: pairs of keys and values, by a number."""
+    return lambda layer, kind: place.format(2 * layer + (kind == "value"))
+
+
+FORMS: dict[str, Callable[[Any], None]] = {
+    "ids of 32 bits": lambda proto: other_forms.retyped(proto, "input_ids", onnx.TensorProto.INT32),
+    "a mask of truth values": lambda proto: other_forms.retyped(proto, "attention_mask", onnx.TensorProto.BOOL),
+    "a mask of floats": lambda proto: other_forms.retyped(proto, "attention_mask", onnx.TensorProto.FLOAT),
+    "length before heads": lambda proto: other_forms.turned(proto, (0, 2, 1, 3)),
+    "keys as columns": lambda proto: other_forms.turned(proto, (0, 1, 3, 2)),
+    "length first": lambda proto: other_forms.turned(proto, (2, 0, 1, 3)),
+    "a stack by layer": lambda proto: other_forms.stacked(proto, 2),
+    "one stack": lambda proto: other_forms.stacked(proto, 4),
+    "numbered caches": lambda proto: other_forms.named(proto, numbered("past.{}"), numbered("present.{}")),
+    "names without a meaning": lambda proto: other_forms.named(
+        proto, numbered("in_{}"), numbered("out_{}"), logits="out", input_ids="tokens", position_ids="pos"
+    ),
+    "an input that nothing reads": lambda proto: other_forms.with_input(
+        proto, "token_type_ids", onnx.TensorProto.INT64
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["qwen2-dynamo-fp32", "qwen3-genai-fp32"])
+@pytest.mark.parametrize("form", FORMS)
+def test_inputs_and_outputs_of_another_form(edited: Any, name: str, form: str) -> None:
+    path = edited(name, FORMS[form])
+    decoder, reference = canonicalise(path, 64), ReferenceModel(EXPORTS / name / "model.onnx", threads=1)
+    canonical = CanonicalModel(decoder.model)
+    feed = case(decoder.facts, 1, 3, 20)
+    caches = {n: x for n, x in feed.items() if n.startswith("past")}
+    given = (feed["input_ids"], caches, feed["attention_mask"], feed["position_ids"])
+    expected = reference.run(*given)
+    assert worst_difference(canonical.run(feed), expected, feed["attention_mask"], 20) < 1e-5
+    assert worst_difference(ReferenceModel(path, threads=1).run(*given), expected, feed["attention_mask"], 20) < 1e-5
+    swapped = dict(feed)
+    for layer in range(decoder.facts.layers):
+        key, value = (f"past_key_values.{layer}.{kind}" for kind in ("key", "value"))
+        swapped[key], swapped[value] = feed[value], feed[key]
+    assert worst_difference(canonical.run(swapped), expected, feed["attention_mask"], 20) > 1e-2
+
+
+def test_caches_whose_role_is_not_clear_are_refused(edited: Any) -> None:
+    def twice(proto: Any) -> None:
+        other_forms.named(proto, numbered("in_{}"), numbered("out_{}"))
+        extra = proto.graph.input.add()
+        extra.CopyFrom(next(v for v in proto.graph.input if v.name == "in_0"))
+        extra.name = "in_9"
+
+    with pytest.raises(UserError, match="input 'in_0' of rank 4 is none of"):
+        canonicalise(edited("qwen2-dynamo-fp32", twice), 64)
 
 
 def group_queries(proto: Any) -> list[Any]:

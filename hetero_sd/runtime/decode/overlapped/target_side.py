@@ -80,7 +80,7 @@ def speculate_overlapped(
             watch.book("wait")
             draft = Draft(arrived.tokens[:most], arrived.q[:most])
             drafted = draft.tokens
-            accepted, extra = verify(target, tokens, draft, sampling, watch, rng)
+            accepted, extra = verify(target, tokens, draft, sampling, watch, rng, trace.logprobs)
             arrived.judge(accepted, extra)
             new_tokens = [*drafted[:accepted], extra]
             trace.rounds.append(watch.round(len(drafted), accepted, source=MODEL if drafted else ""))

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hetero_sd.runtime.calibrate.budget import Budget
-from hetero_sd.runtime.calibrate.turns import TurnCosts, loop_cost_s
+from hetero_sd.runtime.calibrate.turns import TurnCosts, plain_costs_s
 from hetero_sd.runtime.model.protocol import Done, Model, Models
 
 TOKEN_S = 1e-3
@@ -39,6 +40,24 @@ class Turning(Model):
         return Done(np.eye(self.vocab, dtype=np.float32)[[(token + self.step) % self.vocab for token in rows]])
 
 
+class AfterPrompt(Turning):
+    """A model whose first three steps after a prompt take longer."""
+
+    def __init__(self, name: str, clock: Clock, first_s: float = 0.0, token_s: float = TOKEN_S) -> None:
+        super().__init__(name, clock, step=1, token_s=token_s)  # no draft is accepted, so that all rounds are alike
+        self.first_s, self.cold = first_s, 0
+        self.prompts = list[list[int]]()
+
+    def submit(self, ids: Any, pos: int, outputs: Any = (), last: bool = False) -> Done:
+        if len(ids) > max(self.widths):
+            self.cold = 3
+            self.prompts.append(list(ids))
+        elif self.cold:
+            self.cold -= 1
+            self.clock.now_s += self.first_s
+        return super().submit(ids, pos, outputs, last)
+
+
 def turns(clock: Clock, target: Turning, draft: Turning | None, seconds: float = 1e3) -> TurnCosts:
     found = TurnCosts(Models(target, draft), 0.0, clock)
     found.take(Budget(seconds, lambda: clock.now_s))
@@ -49,9 +68,34 @@ def test_the_loop_is_what_is_no_step() -> None:
     """Each look at the clock takes a second, and a round looks once after its step; the step itself takes longer."""
     clock = Clock(look_s=1.0)
     model = Turning("target", clock, token_s=100.0)
-    assert loop_cost_s(model, Budget(1e6, lambda: 0.0), clock) == 1.0
+    assert plain_costs_s(model, Budget(1e6, lambda: 0.0), clock) == (1.0, 0.0)
     clock.look_s = 3.0
-    assert loop_cost_s(model, Budget(1e6, lambda: 0.0), clock) == 3.0
+    assert plain_costs_s(model, Budget(1e6, lambda: 0.0), clock) == (3.0, 0.0)
+
+
+@pytest.mark.parametrize("cold_s", [0.0, 2e-3])
+def test_the_first_rounds_of_a_text_take_longer(cold_s: float) -> None:
+    """Three steps after a prompt of a chunk are cold, with a drafter as well; 0 is the control."""
+    clock = Clock()
+    plain = plain_costs_s(AfterPrompt("target", clock, first_s=cold_s), Budget(1e3, lambda: clock.now_s), clock)
+    assert plain is not None
+    assert plain[1] == pytest.approx(3 * cold_s, abs=1e-9)
+    found = turns(clock, AfterPrompt("target", clock, first_s=cold_s), Turning("draft", clock)).result()
+    assert found is not None
+    assert found.start_s == pytest.approx(3 * cold_s, abs=1e-9)
+    assert found.verify_s == pytest.approx(0.0, abs=1e-9)  # later rounds are none of it
+
+
+def test_prompts_differ_and_are_as_long_as_a_chunk() -> None:
+    clock = Clock()
+    model = AfterPrompt("target", clock)
+    assert plain_costs_s(model, Budget(1e3, lambda: clock.now_s), clock) is not None
+    assert len(model.prompts) > 1
+    assert {len(prompt) for prompt in model.prompts} == {Turning.prefill_width}
+    assert all(a != b for a, b in pairwise(model.prompts))
+    slow = AfterPrompt("target", clock, token_s=0.03)
+    assert plain_costs_s(slow, Budget(1e6, lambda: clock.now_s), clock) is not None
+    assert not slow.prompts  # two tokens only
 
 
 @pytest.mark.parametrize("step", [0, 1])

@@ -48,6 +48,13 @@ def test_the_speed_is_of_what_was_run() -> None:
     assert shown[None] == 99.0  # live draft lengths: the plan's
 
 
+def test_a_text_begins_with_longer_rounds() -> None:
+    cold = replace(PLAN, prediction=replace(PREDICTION, start_s=0.05, turn_start_s=0.2))
+    rounds = expected_rounds(17, 0.8, 3)[17]
+    assert predicted_speed(cold, [text(18), text(18)], 3) == pytest.approx(34 / (2 * rounds * 0.151 + 0.4))
+    assert predicted_speed(cold, [text(18), text(1)], 0) == pytest.approx(17 / (17 * 0.101 + 0.05))  # one has none
+
+
 def test_the_first_token_waits_for_what_the_drafter_reads() -> None:
     assert predicted_first_token_s(PLAN, text(3)) == pytest.approx(0.2)
     assert predicted_first_token_s(PLAN, text(3, read_first=20)) == pytest.approx(0.2 + LIVE.chunk_s)

@@ -71,10 +71,25 @@ def test_nothing_measured_is_none():
     got = stats_json([Trace(prompt_tokens=1, token_ids=[3], finish_reason="eos", prefill_s=0.1)], None)
     assert got["tokens_per_s"] is None
     assert got["acceptance_rate"] is None
-    names = ("draft_step", "sampling", "dispatch", "wait", "hand_over")
+    names = ("draft_step", "sampling", "dispatch", "wait", "first_rounds", "hand_over")
     assert got["median_s"] == {**dict.fromkeys(names), "verify_step": {}}
     assert "1 prompt tokens, 1 new tokens" in stats_table(got)
     json.dumps(got, allow_nan=False)
+
+
+def test_first_rounds_beside_later_ones() -> None:
+    """Three texts: the median of 0.3, 0.4 and 0.5 s more than four later rounds took; too short a text says nothing."""
+
+    def text(more: float, rounds: int = 9) -> Trace:
+        verify = [0.1 + more, *[0.1] * (rounds - 1)]
+        return Trace(1, token_ids=[1] * 20, rounds=[Round(2, 1, 0.02, s, 0, 0.01) for s in verify])
+
+    plan = some_plan(prediction=some_prediction(start_s=0.1, turn_start_s=0.2))
+    got = stats_json([text(0.3), text(0.5), text(0.4), text(9.0, rounds=6)], plan)
+    (row,) = (r for r in got["predicted_vs_measured"] if r["term"] == "first rounds, more")
+    assert (row["measured"], row["predicted"]) == pytest.approx((0.4e6, 0.2e6))
+    assert summarise([text(9.0, rounds=6)])["median_s"]["first_rounds"] is None
+    assert summarise([text(0.0)])["median_s"]["first_rounds"] == pytest.approx(0.0)
 
 
 def test_wilson_interval_of_a_textbook_case():

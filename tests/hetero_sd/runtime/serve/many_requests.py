@@ -22,7 +22,7 @@ WARM_UP, REQUESTS, BYTES_KEPT = 300, 2_000, 1_000
 def main(bundle: Path) -> dict[str, int]:
     with load_folder(bundle, {"mode": "off"}) as session:
         assert session.slots is not None
-        engine = BatchEngine(session, session.slots, 4, 600.0)
+        engine = BatchEngine(session, session.slots, 4, 600.0, drafts=True)
         rng, texts = np.random.default_rng(0), 0
 
         def serve(count: int) -> None:

@@ -20,8 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.batch import BOUND_STEPS
+from costmodel.batch_drafts import Offer
+from costmodel.batch_throughput import Requests, throughput
 from costmodel.schema.batch import BatchPrediction
+from hetero_sd.runtime.decode.drafters.ngram_pool import Match
+from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
 from hetero_sd.runtime.load import load_folder
+from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Outputs, Pending, Row, Slots
 from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.batch_engine import BatchEngine
@@ -41,6 +46,7 @@ from hetero_sd.runtime.serve.engine import (
     Started,
     TextPiece,
 )
+from hetero_sd.runtime.serve.text_drafts import TextDrafts
 from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text.chat_template import Chat
 
@@ -101,14 +107,15 @@ def engine_of(
     waiting: int = 16,
     answer_s: float = 60.0,
     between_tokens_s: float | None = None,
+    drafts: bool = False,
     **more: Any,
 ) -> BatchEngine:
     session = letters(chats=more.pop("chats", True))
     calls = more.pop("calls", None)
     session.plan = None if calls is None else some_plan(prediction=some_prediction(slot_calls=calls))
-    models = [letters(chats=False).models.target._model for _ in range(slots)]  # type: ignore[attr-defined]
+    models = [letters(chats=False).models.target.model for _ in range(slots)]  # type: ignore[attr-defined]
     toys = ToySlots(models, **more)
-    return BatchEngine(session, toys, waiting, answer_s, 0, between_tokens_s, lambda: toys.now_s)
+    return BatchEngine(session, toys, waiting, answer_s, 0, between_tokens_s, lambda: toys.now_s, drafts)
 
 
 def toys_of(engine: BatchEngine) -> ToySlots:
@@ -170,11 +177,12 @@ MIXED: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("drafts", [False, True])
 @pytest.mark.parametrize("slots", [1, 3, 8])
-def test_texts_are_those_of_single_runs_at_every_load(letters: Letters, slots: int) -> None:
+def test_texts_are_those_of_single_runs_at_every_load(letters: Letters, slots: int, drafts: bool) -> None:
     answers = [letters(chats=False).generate(prompt, **options) for prompt, options in MIXED]
     expected = [(answer.read(), answer.stop_reason, len(answer.token_ids)) for answer in answers]
-    engine = engine_of(letters, slots)
+    engine = engine_of(letters, slots, drafts=drafts)
     clients = run_all(engine, *(GenerationRequest(prompt, options) for prompt, options in MIXED))
     found = []
     for client, answer in zip(clients, answers, strict=True):
@@ -184,11 +192,12 @@ def test_texts_are_those_of_single_runs_at_every_load(letters: Letters, slots: i
         found.append((client.text(), ended.reason, ended.counts.generated))
     assert found == expected
     assert {reason for _, reason, _ in found} == {"length", "stop", "context"}
-    assert min(slots, 4) <= max(len(set(call)) for call in toys_of(engine).calls if isinstance(call, list)) <= slots
+    most = max(len(set(call)) for call in toys_of(engine).calls if isinstance(call, list))
+    assert min(slots, 4) <= most <= slots
     snapshot = engine.snapshot()
     assert (snapshot.outcomes["answered"], snapshot.running, snapshot.waiting) == (8, 0, 0)
     assert snapshot.tokens.generated == sum(n for _, _, n in expected)
-    assert snapshot.tokens.drafted == 0
+    assert (snapshot.tokens.drafted > 0, snapshot.tokens.accepted > 0) == (drafts, drafts)
     assert len({text for text, _, _ in found}) == 8  # the negative control: they are not all alike
 
 
@@ -197,12 +206,13 @@ def test_texts_are_those_of_single_runs_at_every_load(letters: Letters, slots: i
     starts=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 60)), min_size=1, max_size=10),
     slots=st.integers(1, 4),
     cancelled=st.sets(st.integers(0, 9)),
+    drafts=st.booleans(),
 )
 def test_requests_that_join_and_leave_at_any_time(
-    session_letters: Letters, starts: list[tuple[int, int]], slots: int, cancelled: set[int]
+    session_letters: Letters, starts: list[tuple[int, int]], slots: int, cancelled: set[int], drafts: bool
 ) -> None:
     """Request i is sent when as many pieces of text were delivered; some leave after their fifth."""
-    engine = engine_of(session_letters, slots)
+    engine = engine_of(session_letters, slots, drafts=drafts)
     expected = [session_letters(chats=False).generate(prompt, **options).read() for prompt, options in MIXED]
     pieces, sent, ended = 0, list[tuple[int, Client]](), 0
     jobs: dict[int, Any] = {}
@@ -494,7 +504,7 @@ def test_a_compiled_target_under_load(compiled: Session) -> None:
         answer = compiled.answer(ids, **options)
         expected.append((answer.read(), answer.stop_reason, len(answer.token_ids)))
     assert compiled.slots is not None
-    engine = BatchEngine(compiled, compiled.slots, 16, 60.0)
+    engine = BatchEngine(compiled, compiled.slots, 16, 60.0, drafts=True)
     found = []
     for client in run_all(engine, *(GenerationRequest(ids, options) for ids, options in asked)):
         ended = client.events[-2]
@@ -502,6 +512,35 @@ def test_a_compiled_target_under_load(compiled: Session) -> None:
         found.append((client.text(), ended.reason, ended.counts.generated))
     assert found == expected
     assert len({text for text, _, _ in expected}) > 10
+    counts = counts_of(engine)
+    assert counts.predicted_s > 0  # the plan has the very calls of the model
+    assert counts.tokens == sum(n for _, _, n in expected)
+
+
+def test_logprobs_under_load_are_those_of_single_runs(compiled: Session) -> None:
+    rng = np.random.default_rng(2)
+    asked: list[tuple[list[int], Any]] = [
+        (
+            rng.integers(0, 500, 5 + 13 * i % 40).tolist(),
+            {"max_new_tokens": 7, "logprobs": 2, "temperature": 0.9 * (i % 2), "seed": i},
+        )
+        for i in range(9)
+    ]
+    expected = []
+    for ids, options in asked:
+        answer = compiled.answer(list(ids), **options)
+        text = answer.read()
+        expected.append((text, [one.logprob for one in answer.logprobs]))
+    assert compiled.slots is not None
+    engine = BatchEngine(compiled, compiled.slots, 16, 60.0)
+    clients = run_all(engine, *(GenerationRequest(ids, options) for ids, options in asked))
+    for client, (text, logprobs) in zip(clients, expected, strict=True):
+        told = [token for event in client.events if isinstance(event, TextPiece) for token in event.tokens]
+        assert client.text() == text
+        assert [token.logprob for token in told] == logprobs[: len(told)]  # the same bits
+        assert len(told) >= len(logprobs) - 1  # of the end of text none is told
+        assert all(len(token.top) == 2 for token in told)
+    assert expected[0][1] != expected[2][1]
 
 
 class Counting(Slots):
@@ -535,6 +574,12 @@ def alone(session: Session, ids: list[int], options: Any) -> str:
     return session.answer(ids, **options).read()
 
 
+def forget(session: Session) -> None:
+    """An engine would begin with what the session has read."""
+    assert isinstance(session.models.target, KeptPrefix)
+    session.models.target.forget(0)
+
+
 def test_a_beginning_in_common_is_read_once_and_changes_no_bit(compiled: Session) -> None:
     """Twelve requests of 45 tokens in common and two of their own, in six slots: 45 + 12 * 2 are fed, not 12 * 47."""
     rng = np.random.default_rng(5)
@@ -543,6 +588,7 @@ def test_a_beginning_in_common_is_read_once_and_changes_no_bit(compiled: Session
         ([*shared, i, i], {"max_new_tokens": 9, "temperature": 0.8 * (i % 2), "seed": i}) for i in range(12)
     ]
     expected = [alone(compiled, ids, options) for ids, options in asked]
+    forget(compiled)
     assert compiled.slots is not None
     slots = Counting(compiled.slots)
     engine = BatchEngine(compiled, slots, 16, 60.0)
@@ -562,6 +608,7 @@ def test_the_answers_to_one_request_read_its_prompt_once(compiled: Session) -> N
     """Nine choices in six slots."""
     prompt, options = np.random.default_rng(6).integers(0, 500, 40).tolist(), {"max_new_tokens": 6, "temperature": 0.9}
     expected = [alone(compiled, prompt, {**options, "seed": 3 + i}) for i in range(9)]
+    forget(compiled)
     assert compiled.slots is not None
     slots = Counting(compiled.slots)
     [client] = run_all(
@@ -615,3 +662,70 @@ def test_memory_stays_flat_over_two_thousand_requests(tiny_slots: Path) -> None:
     assert (seen["answered"] + seen["cancelled"], seen["failed"]) == (2300, 0)
     assert seen["heap_bytes"] < 500_000  # 250 bytes a request
     assert seen["control_heap_bytes"] > 1_900_000  # the negative control: 1,000 bytes kept of each
+
+
+@pytest.mark.parametrize(
+    ("asked", "slots", "bound_s"),
+    [
+        (Requests(8, 30, 20), 8, 9.0),
+        (Requests(7, 33, 12), 3, 20.0),
+        (Requests(5, 1, 9), 5, 2.6),
+        (Requests(4, 100, 6), 4, None),
+    ],
+)
+def test_rounds_take_what_the_cost_model_counts_out(
+    letters: Letters, asked: Requests, slots: int, bound_s: float | None
+) -> None:
+    """On the clock of the calls the engine takes exactly as long as predicted; with other calls it does not."""
+    engine = engine_of(letters, slots, between_tokens_s=bound_s, calls=CALLS)
+    prompts = [[70 + i] * asked.prompt_tokens for i in range(asked.count)]
+    run_all(engine, *(GenerationRequest(ids, {"max_new_tokens": asked.new_tokens}) for ids in prompts))
+    counts, found = counts_of(engine), throughput(asked, slots, CALLS, bound_s)
+    assert counts.tokens == asked.count * asked.new_tokens
+    assert counts.busy_s == pytest.approx(found.seconds)
+    assert counts.longest_gap_s == pytest.approx(found.longest_gap_s)
+    assert counts.rows / counts.computed_rows == pytest.approx(found.rows_filled)
+    slower = BatchPrediction(
+        {n: (1.1 * s, 0.0) for n, (s, _) in CALLS.row_calls.items()},
+        {n: (1.1 * s, 0.0) for n, (s, _) in CALLS.read_calls.items()},
+    )
+    again = throughput(asked, slots, slower, None if bound_s is None else 1.1 * bound_s)
+    assert again.seconds == pytest.approx(1.1 * counts.busy_s)  # the negative control
+
+
+def test_drafts_make_fewer_rounds_where_rows_are_to_spare(letters: Letters) -> None:
+    """A text that repeats itself: alone it drafts, and beside seven others there is no row to spare."""
+    request = GenerationRequest("hello", {"max_new_tokens": 120})
+    for texts, drafting in ((1, True), (8, False)):
+        plain, with_drafts = (engine_of(letters, texts, calls=CALLS, drafts=drafts) for drafts in (False, True))
+        found = [[client.text() for client in run_all(e, *[request] * texts)] for e in (plain, with_drafts)]
+        assert found[0] == found[1]
+        counts, tokens = counts_of(with_drafts), with_drafts.snapshot().tokens
+        assert (tokens.accepted > 30) == drafting
+        assert (counts.busy_s < 0.9 * counts_of(plain).busy_s) == drafting
+        assert tokens.rounds + tokens.accepted == tokens.generated - texts
+
+
+class Guesses(TextDrafts):
+    """Drafts anything at all."""
+
+    rng = np.random.default_rng(0)
+
+    def offer(self, tokens: Sequence[int], most: int) -> Offer:
+        self._match = Match(2, self.rng.choice([*range(64, 70), tokens[-1]], max(0, min(most, 5))).tolist())
+        self._seen.setdefault("ngram-2", LiveAcceptance(0.5, 2.0))
+        return Offer(0.9, len(self._match.tokens))
+
+
+def test_whatever_is_drafted_a_seed_gives_the_text_of_the_target_alone(
+    letters: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the law of the samples is the target's, too: each token is drawn from its distribution, with that seed."""
+    monkeypatch.setattr("hetero_sd.runtime.serve.batch_engine.TextDrafts", Guesses)
+    asked: list[Any] = [{"max_new_tokens": 25, "temperature": 1.2, "seed": seed} for seed in range(12)]
+    alone = [letters(chats=False).generate("hello", **options).read() for options in asked]
+    engine = engine_of(letters, 2, calls=CALLS, drafts=True)
+    assert [client.text() for client in run_all(engine, *(GenerationRequest("hello", o) for o in asked))] == alone
+    tokens = engine.snapshot().tokens
+    assert 0 < tokens.accepted < tokens.drafted
+    assert len(set(alone)) == 12  # the negative control: other seeds give other texts

@@ -34,6 +34,7 @@ def test_options_of_a_server() -> None:
         ("--serve --stats", "--stats contradicts --serve"),
         ("--serve --trace x", "--trace contradicts --serve"),
         ("--serve --save-logits x", "--save-logits contradicts --serve"),
+        ("--serve --save-state x", "--save-state contradicts --serve"),
         ("--serve --calibrate x", "--calibrate contradicts --serve"),
         ("--serve --doctor", "--doctor contradicts --serve"),
         ("--serve --token=", "--token: give printable ASCII"),
@@ -51,12 +52,13 @@ def test_mistakes(arguments: str, said: str) -> None:
     ("arguments", "has_draft", "mode", "said"),
     [
         ("", False, "off", ""),
-        ("", True, "off", "4 requests are answered at a time without drafts; --mode speculative drafts"),
+        ("", True, "off", "4 requests are answered at a time, with drafts from their own texts; --mode"),
         ("--mode off", True, "off", ""),
         ("--mode target-only", True, "off", ""),
-        ("--mode speculative", True, "speculative", "with drafts one request is answered at a time"),
-        ("--gamma 3", True, "auto", "with drafts one request is answered at a time"),
-        ("--drafter ngram", False, "auto", "with drafts one request is answered at a time"),
+        ("--mode speculative", True, "speculative", "with such drafts one request is answered at a time"),
+        ("--gamma 3", True, "auto", "with such drafts one request is answered at a time"),
+        ("--drafter ngram", False, "off", ""),
+        ("--drafter model", True, "auto", "with such drafts one request is answered at a time"),
     ],
 )
 def test_slots_are_used_unless_drafts_are_asked_for(

@@ -43,6 +43,23 @@ def test_values_that_ask_for_nothing_are_as_good_as_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("chat", "body", "top"),
+    [
+        (False, {}, None),
+        (False, {"logprobs": False}, None),
+        (False, {"logprobs": 0}, 0),
+        (False, {"logprobs": 5}, 5),
+        (True, {"logprobs": False, "top_logprobs": 0}, None),
+        (True, {"logprobs": True}, 0),
+        (True, {"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_how_many_logprobs_are_told(chat: bool, body: dict[str, Any], top: int | None) -> None:
+    asked = parsed(chat, **body)
+    assert (asked.generation.options.get("logprobs"), asked.logprobs) == (top, top is not None)
+
+
+@pytest.mark.parametrize(
     ("prompt", "expected"),
     [("a", "a"), (["a"], "a"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2])],
 )
@@ -60,8 +77,9 @@ def test_parts_of_a_message_are_joined() -> None:
     ("body", "parameter", "said"),
     [
         ({"foo": 1}, "foo", "foo is not supported by this server; leave it out"),
-        ({"logprobs": 5}, "logprobs", "does not keep the probabilities"),
-        ({"logprobs": 0}, "logprobs", "does not keep the probabilities"),
+        ({"logprobs": 6}, "logprobs", "not a whole number from 0 to 5"),
+        ({"logprobs": True}, "logprobs", "not a whole number from 0 to 5"),
+        ({"top_logprobs": 1}, "top_logprobs", "not supported"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"best_of": 2}, "best_of", "not supported"),
         ({"best_of": True}, "best_of", "not supported"),
@@ -118,7 +136,10 @@ def test_a_completion_is_refused_by_name(body: dict[str, Any], parameter: str, s
         ),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "differ"),
         ({"tools": [{"type": "function"}]}, "tools", "calls of tools would stay text"),
-        ({"top_logprobs": 3, "logprobs": True}, "top_logprobs", "probabilities"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "not a whole number from 0 to 20"),
+        ({"top_logprobs": 3}, "top_logprobs", "belongs to logprobs"),
+        ({"top_logprobs": 3, "logprobs": False}, "top_logprobs", "belongs to logprobs"),
+        ({"logprobs": 3}, "logprobs", "not true or false"),
         ({"prompt": "hi"}, "prompt", "not supported"),
     ],
 )
@@ -131,7 +152,8 @@ def test_a_chat_is_refused_by_name(body: dict[str, Any], parameter: str, said: s
 
 _NAMES = st.sampled_from(
     "prompt messages model max_tokens max_completion_tokens temperature top_p top_k seed stop n stream stream_options "
-    "user logprobs tools best_of echo logit_bias response_format include_usage role content type text".split()
+    "user logprobs top_logprobs tools best_of echo logit_bias response_format include_usage role content type "
+    "text".split()
 )
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | _NAMES,

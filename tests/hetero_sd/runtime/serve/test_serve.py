@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from requirements import only_where
 
+from hetero_sd.runtime.load import load_folder
 from hetero_sd.runtime.manifest import read_manifest, write_manifest
 from hetero_sd.runtime.run import main
 from hetero_sd.runtime.serve.serve import ServeRequest, bind, serve, slots_at_a_time
@@ -109,10 +111,46 @@ def test_samples_with_a_seed_are_those_of_run(client: openai.OpenAI, expected: C
     assert texts[0] != texts[1]
 
 
+def test_the_client_has_logprobs(client: openai.OpenAI, bundle: Path) -> None:
+    """Those of the target's logits, for drafted tokens, too; the texts of the tokens are the text."""
+    reply = client.completions.create(model="pair", prompt=TEXT, logprobs=3, n=2, temperature=1.2, seed=7)
+    assert reply.usage is not None
+    assert reply.usage.speculation["drafted_tokens"] > 0  # type: ignore[attr-defined]
+    with load_folder(bundle, {}) as session:
+        assert session.text is not None
+        prompt = session.text.encode(TEXT)
+        for choice in reply.choices:
+            answer = session.answer(list(prompt), max_new_tokens=12, temperature=1.2, seed=7 + choice.index)
+            assert (answer.read(), len(answer.token_ids)) == (choice.text, 12)
+            told = choice.logprobs
+            assert told is not None
+            assert told.tokens is not None
+            assert told.text_offset == [len("".join(told.tokens[:i])) for i in range(12)]
+            logits = session.models.target.forward([*prompt, *answer.token_ids], 0)[len(prompt) - 1 : -1]
+            expected = logits.astype(np.float64)
+            expected -= np.log(np.exp(expected).sum(1, keepdims=True))
+            np.testing.assert_allclose(told.token_logprobs, expected[range(12), answer.token_ids], atol=1e-9)
+            assert told.top_logprobs is not None
+            for token, top, row in zip(answer.token_ids, told.top_logprobs, expected, strict=True):
+                assert max(top.values()) == pytest.approx(row.max())  # texts that are no characters are one key
+                assert set(np.round([*top.values()], 6)) <= set(np.round([*np.sort(row)[-3:], row[token]], 6))
+    messages: Any = [{"role": "user", "content": TEXT}]
+    asked: Any = {"model": "pair", "messages": messages, "logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**asked).choices[0]
+    pieces = [piece.choices[0] for piece in client.chat.completions.create(**asked, stream=True)]
+    assert whole.logprobs is not None
+    assert whole.logprobs.content is not None
+    streamed = [token for piece in pieces if piece.logprobs for token in piece.logprobs.content]
+    assert streamed == whole.logprobs.content
+    assert bytes(b for token in streamed for b in token.bytes or []).decode(errors="replace") == whole.message.content
+    assert all(token.top_logprobs[0].logprob == token.logprob for token in streamed)  # greedy takes the best
+    assert client.completions.create(model="pair", prompt=TEXT).choices[0].logprobs is None
+
+
 def test_the_client_understands_the_errors(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["pair"]
-    with pytest.raises(openai.BadRequestError, match="logprobs is not supported") as caught:
-        client.completions.create(model="pair", prompt=TEXT, logprobs=2)
+    with pytest.raises(openai.BadRequestError, match="logprobs is not a whole number from 0 to 5") as caught:
+        client.completions.create(model="pair", prompt=TEXT, logprobs=6)
     assert caught.value.param == "logprobs"
     with pytest.raises(openai.BadRequestError, match="the target's context is 64") as too_long:
         client.completions.create(model="pair", prompt="x " * 100)

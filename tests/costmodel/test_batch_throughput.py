@@ -1,0 +1,56 @@
+"""Requests that come together, counted out: against sums by hand, and what more rows, prompts and a bound do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from costmodel.batch_throughput import Requests, throughput
+from costmodel.schema.batch import BatchPrediction
+
+ROWS = {1: (2.0, 0.01), 2: (2.2, 0.01), 4: (2.4, 0.01), 8: (3.0, 0.01)}
+CALLS = BatchPrediction(ROWS, {8: (3.0, 0.02), 32: (6.0, 0.05)}, 0.1)
+
+
+def test_one_request_is_its_own_time() -> None:
+    """A prompt of 40 tokens in a chunk and a piece of 8, then four steps after 40 to 43 tokens; each with the loop."""
+    found = throughput(Requests(1, 40, 5), 1, CALLS, 100.0)
+    steps = [2.0 + 0.01 * past for past in (40, 41, 42, 43)]
+    reading = 6.0 + 3.0 + 0.02 * 32
+    assert found.seconds == pytest.approx(reading + sum(steps) + 5 * 0.1)
+    assert found.first_token_s == pytest.approx(reading + 2 * 0.1)
+    assert found.gap_s == pytest.approx(sum(steps) / 4 + 3 / 4 * 0.1)  # the first follows in the same round
+    assert found.prompt_share == pytest.approx(reading / found.seconds)
+    assert found.tokens_per_s == pytest.approx(found.alone_tokens_per_s, rel=0.02)
+
+
+def test_eight_requests_fill_the_rows_of_eight() -> None:
+    alone, together = (throughput(Requests(n, 1, 50), n, replace(CALLS, round_s=0.0), 100.0) for n in (1, 8))
+    assert together.rows_filled == 1.0
+    assert together.seconds == pytest.approx(50 * 3.0 + 0.08 * sum(range(50)))
+    assert together.alone_s == pytest.approx(8 * (alone.seconds - 2.0 + 3.0))  # alone a prompt of one token is read
+    seven = throughput(Requests(7, 1, 50), 8, CALLS, 100.0)
+    assert seven.rows_filled == pytest.approx(7 / 8)
+
+
+def test_attention_of_longer_contexts_and_prompts_take_time() -> None:
+    short, long = (throughput(Requests(8, n, 50), 8, CALLS) for n in (64, 640))
+    assert long.tokens_per_s < 0.5 * short.tokens_per_s
+    assert long.prompt_share > short.prompt_share
+    free = replace(CALLS, row_calls={n: (s, 0.0) for n, (s, _) in CALLS.row_calls.items()})
+    assert throughput(Requests(8, 640, 50), 8, free).seconds < long.seconds
+
+
+@pytest.mark.parametrize("bound_s", [9.5, 12.0, 30.0])
+def test_the_bound_holds_where_it_can_and_costs_throughput(bound_s: float) -> None:
+    asked, calls = Requests(12, 100, 40), replace(CALLS, round_s=0.0)
+    found = throughput(asked, 8, calls, bound_s)
+    assert found.longest_gap_s <= bound_s * 1.35  # rows are longer when the texts are: the plan is for the mean
+    assert throughput(asked, 8, calls, 1000.0).longest_gap_s > bound_s  # the negative control
+
+
+def test_more_requests_than_slots_wait() -> None:
+    few, many = (throughput(Requests(16, 8, 30), slots, CALLS, 100.0) for slots in (4, 16))
+    assert few.first_token_s > 2 * many.first_token_s
+    assert few.tokens_per_s < many.tokens_per_s

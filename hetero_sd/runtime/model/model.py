@@ -206,7 +206,7 @@ class CompiledModel(Model):
         if self._running is not None:
             self._running.settle()
         put_first_rows(self._chain, rows)
-        self._fed[:] = ids
+        self._fed[0] = list(ids)
 
     def _check(self, ids: Sequence[int], pos: int, slot: int) -> None:
         """Refuse what the kernels would not check."""

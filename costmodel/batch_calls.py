@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from costmodel.decoder import DecoderSpec
-from costmodel.estimate import total
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
 from costmodel.roofline import Roofline
@@ -30,7 +29,7 @@ def predicted_calls(
     chunk: int,
     context: int,
 ) -> BatchPrediction:
-    """The calls of a target that is whole on one processor; time grows evenly with the tokens before the rows.
+    """The calls of a target; time grows evenly with the tokens before the rows.
 
     Args:
         roofline: prices them.
@@ -41,11 +40,10 @@ def predicted_calls(
         chunk: tokens that a prompt is read in.
         context: rows of the caches.
     """
-    processor = placement.segments[0].processor
 
     def rows_s(width: int, past: int) -> float:
-        units = roofline.units(step_units(spec, 1, past, width), processor)
-        return total([roofline.step_overhead(processor), *units]).total_s
+        rows = {width: step_units(spec, 1, past, width)}
+        return ModelCosts(roofline, spec, past, rows).step(placement, width).total_s
 
     def read_s(width: int, past: int) -> float:
         costs = ModelCosts(roofline, spec, past)

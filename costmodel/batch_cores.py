@@ -9,6 +9,7 @@ from costmodel.batch_calls import predicted_calls
 from costmodel.batch_throughput import Drafting, Requests, Throughput, throughput
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
+from costmodel.placement import Placement
 from costmodel.prompt_chunks import CHUNK
 from costmodel.question import Question
 from costmodel.roofline import CpuSlice, Roofline, processors
@@ -19,13 +20,12 @@ _GAIN = 1.02  # that more cores must bring
 
 
 def batch_on(
-    question: Question, target: DecoderSpec, cores: CpuSlice, asked: Requests, drafting: Drafting | None = None
+    question: Question, target: DecoderSpec, placement: Placement, asked: Requests, drafting: Drafting | None = None
 ) -> Throughput:
-    """What requests get that come together, a slot for each, with the target on some cores."""
+    """What requests get that come together, a slot for each, with the target in some place."""
     roofline = Roofline(question.board, question.factors)
-    place = ModelCosts(roofline, target, 0).whole(cores)
     rows = asked.prompt_tokens + asked.new_tokens
-    calls = predicted_calls(roofline, target, place, asked.count, WIDTHS, CHUNK, rows)
+    calls = predicted_calls(roofline, target, placement, asked.count, WIDTHS, CHUNK, rows)
     return throughput(asked, asked.count, calls, drafting=drafting)
 
 
@@ -37,5 +37,6 @@ def batch_cores(question: Question) -> CpuSlice:
     tokens = max(1, min(_TOKENS, question.context))
     asked, target = Requests(question.slots, tokens, tokens), question.targets[0]
     slices = [p for p in processors(question.board) if isinstance(p, CpuSlice)]
-    speeds = [batch_on(question, target, cores, asked).tokens_per_s for cores in slices]
+    costs = ModelCosts(Roofline(question.board, question.factors), target, 0)
+    speeds = [batch_on(question, target, costs.whole(cores), asked).tokens_per_s for cores in slices]
     return next(cores for cores, speed in zip(slices, speeds, strict=True) if _GAIN * speed >= max(speeds))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from costmodel.format import FLOAT, INT8
 from costmodel.place import Place
 from hetero_sd.compile.context import DEFAULT_CONTEXT
 from hetero_sd.compile.place import refuse_missing
@@ -170,7 +171,8 @@ def _lower(decoder: Any, context: int, request: ExplainRequest, board: Board, pl
     from passes.pipeline import lower_decoder
 
     tiles = {name: backend(name).tile(board.clusters[0].core, board.gpu) for name in place.processors}
-    return lower_decoder(decoder, tiles, place, context, [request.width], request.width)
+    activations = INT8 if decoder.facts.int8_activations else FLOAT  # as compile takes them where nothing is said
+    return lower_decoder(decoder, tiles, place, context, [request.width], request.width, activations=activations)
 
 
 def _entries(lowered: Any, request: ExplainRequest) -> list[tuple[str, str, Any]]:

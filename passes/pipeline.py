@@ -157,7 +157,8 @@ def lower_decoder(
         sources |= {new: imported.weights[old] for old, new in stored.items()}
         for var, func in mod.functions.items():
             params[processor, str(var.name_hint)] = tuple(stored[p.name] for p in weights_of(func))
-        mod = dump(f"4-entries-{processor}", _run(mod, MakeEntries(steps, prefills, slots, rows, fills)))
+        entries = MakeEntries(steps, prefills, slots, rows, fills, told_slot=slots > 1 and not kind.slot_views)
+        mod = dump(f"4-entries-{processor}", _run(mod, entries))
         integers = [QuantiseActivations(kind, tile)] if activations == INT8 else []
         modules[processor] = dump(
             f"5-lower-{processor}", _run(mod, *integers, Lower(kind, tile, kernels.get(processor)))

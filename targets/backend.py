@@ -61,11 +61,13 @@ class Backend(ABC):
         half_as_bits: kernels get float16 weights and caches as uint16 of the same bits (passes/relax/half_as_bits.py).
         carries_runtime: a bundle that uses it carries the library that gives TVM the device, `opencl_runtime` in the
             manifest; only one kind can have one today.
+        slot_views: a slot's part of a cache is a tensor of its own (`slot_view`); else steps are told the slot.
     """
 
     name: ClassVar[str]
     half_as_bits: ClassVar[bool] = False
     carries_runtime: ClassVar[bool] = False
+    slot_views: ClassVar[bool] = False
 
     # compiling
 
@@ -179,6 +181,10 @@ class Backend(ABC):
     def end_view(self, tensor: Any) -> None:
         """Give a tensor back to the device, which writes it again."""
         return
+
+    def slot_view(self, tensor: Any, slot: int) -> Any:
+        """Of a cache [slots, ...] that of one slot, [1, ...] over the same memory; where there are `slot_views`."""
+        raise AssertionError(f"steps on {self.name} are told the slot")
 
     def parameter_type(self, dtype: str) -> str:
         """The type in which kernels get weights and caches of `dtype`."""

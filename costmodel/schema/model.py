@@ -179,8 +179,6 @@ class ModelFacts(Record):
             _check_segments(self.fallback, self.layers, (HOST,) if HOST in self.libraries else ())
         if self.slots > MOST_SLOTS or (self.slots > 1) != bool(self.row_widths):
             raise SchemaError(f"caches of {self.slots} slots do not fit row_widths {list(self.row_widths)}")
-        if self.row_widths and (len(self.chain) > 1 or set(self.libraries) != {HOST}):
-            raise SchemaError("a model that is not whole on the CPU has row_widths")
         if self.long_prefill_width is not None and not self.prefill_width < self.long_prefill_width <= self.context:
             raise SchemaError(f"long_prefill_width is {self.long_prefill_width}")
 

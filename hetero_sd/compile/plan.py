@@ -52,7 +52,7 @@ class Overrides:
         alpha_file: what `hetero-sd acceptance` measured, read.
         factors: a file of factors, in place of the board's.
         widths: more entry points of the target.
-        slots: sequences that the target's KV caches hold; several keep it on the CPU.
+        slots: sequences that the target's KV caches hold.
         compiled: the target's only entry points, where they are compiled already; drafts are as long as they allow.
         chunks: widths of prompt chunks, ascending; empty decides.
     """
@@ -92,11 +92,6 @@ def make_plan(
     overrides = overrides or Overrides()
     target, draft = specs["target"], specs.get("draft")
     placed = place_models(overrides.place, board, draft is not None) if overrides.place is not None else {}
-    if overrides.slots > 1 and placed.get("target", Place(HOST)) != Place(HOST):
-        raise UserError(
-            f"--slots {overrides.slots} and --place {overrides.place}: several requests at once have kernels for the "
-            "CPU alone: leave one out"
-        )
     measured = overrides.alpha_file
     free_question = Question(
         board=board,
@@ -110,7 +105,6 @@ def make_plan(
         one_tokenizer=True,
         widths=overrides.compiled,
         slots=overrides.slots,
-        target_place=Place(HOST) if overrides.slots > 1 else None,
     )
     if overrides.slots > 1:
         free_question = replace(free_question, cores=batch_cores(free_question))

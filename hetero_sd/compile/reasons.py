@@ -63,8 +63,8 @@ def reasons_of(
         one = specs["target"].kv_bytes(question.cache_rows or question.context)
         reasons.append(
             f"{question.slots} requests at a time with --serve, as given with --slots: the target's KV caches may take "
-            f"{question.slots} x {one / 1e6:.3g} MB, as far as texts fill them; it is kept on the CPU, on the cores "
-            "that are the fastest for so many together"
+            f"{question.slots} x {one / 1e6:.3g} MB, as far as texts fill them; CPU cores are those that are the "
+            "fastest for so many together"
         )
     return reasons
 

@@ -132,10 +132,8 @@ def _together(search: Search, best: Variant, asked: Requests, request: PredictRe
     """What requests that come together get of the target; None of a single one."""
     if asked.count == 1:
         return None
-    cores = best.target_placement.segments[0].processor
-    assert isinstance(cores, CpuSlice)
     drafting = None if request.ngram_alpha is None else Drafting(request.ngram_alpha, request.ngram_match)
-    return batch_on(search.question, best.target, cores, asked, drafting)
+    return batch_on(search.question, best.target, best.target_placement, asked, drafting)
 
 
 def fastest_alone(question: Question) -> Variant:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
-from costmodel.place import Place
 from costmodel.question import Question
 from costmodel.roofline import CpuSlice
 from costmodel.schema.model import MOST_SLOTS
@@ -17,7 +16,6 @@ from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, with_activations
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.like import like
-from targets.backend import HOST
 from targets.device import Board
 from targets.errors import UserError
 from targets.kv_format import DEFAULT_KV, kv_format
@@ -135,8 +133,6 @@ def check(request: PredictRequest) -> PredictRequest:
         raise UserError(f"--gamma {request.gamma}: it must lie between 0 and {MOST_GAMMA}")
     if not 1 <= request.requests <= MOST_SLOTS:
         raise UserError(f"--requests {request.requests}: must be 1 to {MOST_SLOTS} at a time")
-    if request.requests > 1 and request.place not in (None, HOST):
-        raise UserError(f"--requests {request.requests} and --place {request.place}: slots are for the CPU alone")
     request = replace(request, weights=DEFAULT_WEIGHTS if request.weights is None else request.weights)
     check_formats(request.formats, request.head)
     kv_format(request.kv)
@@ -166,7 +162,7 @@ def question_of(request: PredictRequest, board: Board, factors: Factors, measure
         cores=None if request.threads is None else cores_of(board, request.threads),
         gamma=request.gamma or None,
         slots=request.requests,
-        target_place=Place(HOST) if request.requests > 1 else placed.get("target"),
+        target_place=placed.get("target"),
         draft_place=None if request.gamma == 0 else placed.get("draft"),
     )
 

@@ -133,7 +133,7 @@ def _attention(call: Any, stored: Stored) -> Sizes:
     dtype = str(values.ty.dtype)
     dtype = dtype if dtype in KV_FORMATS else stored(values)
     cache = {} if dtype == DEFAULT_KV else {"cache": dtype}
-    rows = {"slots": slots} if D.op_name(call) == "hsd.attention_rows" else {}
+    rows = {"slots": slots} if D.op_name(call) != "hsd.attention_cached" else {}
     slopes = D.attention_slopes(call.attrs)
     biased = {"slopes": slopes} if slopes else {}
     return {"n": sizes(q)[1], **rows, **heads, **seen, **scores, **cache, **biased}
@@ -174,6 +174,7 @@ OPERATORS = {
     "hsd.attention_cached": Operator("attention_cached", _attention, "attention_{n}", places=(-1, 3, 4)),
     "hsd.learned_positions_rows": Operator("learned_positions_rows", _learned_positions, "learned_positions_rows_{n}"),
     "hsd.rope_rows": Operator("rope_rows", _rope, "rope_rows_{n}_{heads}"),
+    "hsd.attention_in_slot": Operator("attention_in_slot", _attention, "attention_{n}", places=(-1, 3, 4)),
     "hsd.attention_rows": Operator("attention_rows", _attention, "attention_rows_{n}", places=(-1, 3, 4)),
     "hsd.argmax": Operator("argmax", _argmax, "argmax_{n}"),
     "hsd.take_row": Operator("take_row", _n_width, "take_row_{n}"),

@@ -17,6 +17,7 @@ semantics for tests. Tensors are [1, n, width]; head h of a row occupies columns
     hsd.attention_cached(q, k, v, keys, values, pos) {...}      hsd.argmax(logits) -> ids
     hsd.rope_rows, hsd.learned_positions_rows                   as without _rows; pos [n], one of each row
     hsd.attention_rows(q, k, v, keys, values, slot, pos) {...}  as attention_cached; row t at pos[t] of slot[t]
+    hsd.attention_in_slot(q, k, v, keys, values, slot, pos)     as attention_cached, in one slot
     hsd.take_row(x, row)                                        row `row` of x, as [1, 1, width]
     hsd.take_columns(x) {start, width}                          columns start .. start + width of x
 
@@ -325,6 +326,11 @@ attention_cached = _operator(
 )
 attention_rows = _operator(
     "hsd.attention_rows",
+    lambda a, q, k, v, keys, values, slot, pos: tvm.ir.TupleType([q, keys, values]),
+    None,
+)
+attention_in_slot = _operator(
+    "hsd.attention_in_slot",
     lambda a, q, k, v, keys, values, slot, pos: tvm.ir.TupleType([q, keys, values]),
     None,
 )

@@ -6,6 +6,9 @@
     rows_<n>(ids[1, n], slot[n], pos[n], caches of all slots, weights)                      as step_<n>, each row in its
                                                                                             slot (rows_of_sequences.py)
 
+Where caches hold several sequences and a slot's part of them is no tensor of its own, the first three have caches of
+all slots and a parameter `slot` before `pos`.
+
 The entries of a segment s0 are s0_step_<n> and so on; `row` is a parameter of the segment with the head only, and only
 the last segment with layers has a fill_<n>: those before it are run by prefill_<n> in either case. Widths are bound, so
 all storage is planned ahead; symbolic widths would allocate at every call.
@@ -23,7 +26,7 @@ from passes.place.partition import WHOLE
 from passes.relax import dialect as D
 from passes.relax.prompt_entries import fill, one_row
 from passes.relax.rebuild import bindings
-from passes.relax.rows_of_sequences import rows_of_sequences
+from passes.relax.rows_of_sequences import in_a_slot, rows_of_sequences
 
 
 def step_name(n: int, segment: str = WHOLE) -> str:
@@ -50,7 +53,7 @@ def rows_name(n: int, segment: str = WHOLE) -> str:
 class MakeEntries:
     """Specialise every segment to the widths of `steps` and of `rows`, and to the `prefills` of prompt chunks.
 
-    `fills` are the segments that have the last layer of a model.
+    `fills` are the segments that have the last layer of a model. `told_slot`: steps of one sequence are told its slot.
     """
 
     def __init__(
@@ -60,9 +63,10 @@ class MakeEntries:
         slots: int = 1,
         rows: Sequence[int] = (),
         fills: Sequence[str] = (WHOLE,),
+        told_slot: bool = False,
     ):
         self.steps, self.prefills, self.slots, self.rows = tuple(steps), tuple(prefills), slots, tuple(rows)
-        self.fills = fills
+        self.fills, self.told_slot = fills, told_slot
 
     def transform_module(self, mod: Any, ctx: Any) -> Any:
         """Replace the segments by their entry points."""
@@ -76,6 +80,8 @@ class MakeEntries:
             if segment in self.fills:
                 filled = fill(func)
                 entries += [(fill_name(n, segment), filled, n) for n in self.prefills]
+            if self.told_slot:
+                entries = [(name, in_a_slot(body, self.slots), n) for name, body, n in entries]
             if self.rows:
                 of_sequences = rows_of_sequences(func, self.slots)
                 entries += [(rows_name(n, segment), of_sequences, n) for n in self.rows]

@@ -4,13 +4,17 @@
 becomes
     f(x, slot, pos, keys, values, ..., weights)    -> (y, ...)    caches of `slots`, row t at pos[t] of slot[t]
 
-Everything but attention, rope and learned positions is row-wise already.
+Everything but attention, rope and learned positions is row-wise already. Where a slot's part of a cache is no tensor of
+its own (targets/backend.py), the steps of one sequence are told the slot, too:
+
+    f(x, slot, pos, keys, values, ..., weights)    -> (y, ...)    caches of `slots`, rows at pos, pos + 1, ... of slot
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import tvm
 from tvm import relax
 
 from passes.relax import dialect as D
@@ -37,6 +41,20 @@ def rows_of_sequences(func: Any, slots: int) -> Any:
     }
     params = [*func.params[:at], slot, pos, *func.params[at + 1 :]]
     return rebuild(func, [caches.get(p, p) for p in params], {**caches, func.params[at]: pos}, table)
+
+
+def in_a_slot(func: Any, slots: int) -> Any:
+    """The segment `func` (after CacheInPlace) for one of `slots` sequences."""
+    slot = relax.Var("slot", tvm.ir.PrimType("int64"))
+    at = next(i for i, p in enumerate(func.params) if p.name == "pos")
+    caches = {p: _cache(p, slots) for p in func.params if p.name.startswith("cache.")}
+
+    def attention(bb: Any, call: Any) -> Any:
+        *rest, pos = call.args
+        return relax.Call("hsd.attention_in_slot", [*rest, slot, pos], call.attrs)
+
+    params = [*func.params[:at], slot, *func.params[at:]]
+    return rebuild(func, [caches.get(p, p) for p in params], caches, {"hsd.attention_cached": attention})
 
 
 def _cache(param: Any, slots: int) -> Any:

@@ -21,6 +21,7 @@ class CpuBackend(Backend):
     """Kernels compiled by LLVM for one core."""
 
     name = HOST
+    slot_views = True
 
     def tile(self, core: Core, gpu: Gpu | None) -> CpuTile:
         """The register tile of the core."""
@@ -69,6 +70,13 @@ class CpuBackend(Backend):
     def host_view(self, tensor: Any) -> Any:
         """The tensor itself."""
         return tensor
+
+    def slot_view(self, tensor: Any, slot: int) -> Any:
+        """Of the same memory."""
+        import numpy as np
+        import tvm
+
+        return tvm.runtime.from_dlpack(np.from_dlpack(tensor)[slot : slot + 1])
 
     def import_weight(self, array: npt.NDArray[Any], name: str, device: Any) -> Any:
         """The mapped file itself."""

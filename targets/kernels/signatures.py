@@ -182,6 +182,26 @@ class Makers:
         """(w[rows, width], ids[1, n] int64, pos[n] int64, y[1, n, width]); ids are unread."""
 
     @staticmethod
+    def attention_in_slot(
+        tile: Any,
+        n: int,
+        slots: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        context: int,
+        scale: float,
+        window: int,
+        softcap: float,
+        cache: str = "float32",
+        slopes: tuple[float, ...] = (),
+    ) -> Any:
+        """(q, k, v, keys, values, slot int64, pos int64, y): attention_cached in one of `slots` slots of the caches.
+
+        A backend needs it where a slot's part of a tensor is no tensor of its own (Backend.slot_views).
+        """
+
+    @staticmethod
     def attention_rows(
         tile: Any,
         n: int,

@@ -9,7 +9,8 @@ import pytest
 from costmodel.batch_calls import CallTimes, predicted_calls, row_widths
 from costmodel.format import Format
 from costmodel.model_costs import ModelCosts
-from costmodel.roofline import CpuSlice, Roofline
+from costmodel.place import Place
+from costmodel.roofline import CpuSlice, GpuSlice, Roofline
 from targets.device import Board
 
 
@@ -49,3 +50,17 @@ def test_more_rows_than_a_call_has_take_several(published: dict[str, Any], rk358
     assert times.rows_s(0) == 0.0
     assert times.read_s(3, 50) == calls.read_call_s(4, 50)
     assert times.read_s(5, 50) == calls.read_call_s(32, 50)
+
+
+def test_calls_of_a_gpu_and_of_a_split_target(published: dict[str, Any], rk3588: Board) -> None:
+    """One row takes what a step does, wherever the parts run; rows of a split target pay its borders once."""
+    spec, roofline = published["SmolLM2-135M"](Format("int4", block=32)).with_int8_activations(), Roofline(rk3588)
+    costs, cores = ModelCosts(roofline, spec, 0), CpuSlice(((rk3588.cluster("a76"), 4),))
+    assert rk3588.gpu is not None
+    gpu = GpuSlice(rk3588.gpu, rk3588.clusters[0])
+    for rule in ("gpu", "gpu:ffn"):
+        place = costs.placed(Place.parse(rule), cores, gpu)
+        calls = predicted_calls(roofline, spec, place, 8, (1, 8), 32, 1024)
+        assert calls.row_call_s(1, 0) == pytest.approx(costs.step_s(place, 1))
+        assert calls.row_call_s(1, 0) < calls.row_call_s(8, 0) < 4 * calls.row_call_s(1, 0)
+        assert calls.row_call_s(8, 0) != pytest.approx(costs.step_s(costs.whole(cores), 8), rel=0.1)

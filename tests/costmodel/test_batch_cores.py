@@ -8,8 +8,9 @@ from typing import Any
 from costmodel.batch_cores import batch_cores, batch_on
 from costmodel.batch_throughput import Requests
 from costmodel.format import Format
+from costmodel.model_costs import ModelCosts
 from costmodel.question import Question
-from costmodel.roofline import CpuSlice, processors
+from costmodel.roofline import CpuSlice, Roofline, processors
 from costmodel.search import Search
 from targets.boards import load_board
 
@@ -23,6 +24,7 @@ def test_many_rows_keep_more_cores_busy_than_one(published: dict[str, Any]) -> N
     assert together.threads > alone.threads
     asked = Requests(8, 128, 128)
     slices = [p for p in processors(question.board) if isinstance(p, CpuSlice)]
-    speeds = {p.name: batch_on(question, spec, p, asked).tokens_per_s for p in slices}
+    costs = ModelCosts(Roofline(question.board), spec, 0)
+    speeds = {p.name: batch_on(question, spec, costs.whole(p), asked).tokens_per_s for p in slices}
     assert speeds[together.name] >= max(speeds.values()) / 1.02
     assert speeds[together.name] > 1.2 * speeds[alone.name]  # what the cores of one text would lose

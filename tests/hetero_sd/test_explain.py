@@ -153,6 +153,23 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], options: list
     assert said in err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1, 8])
+def test_integer_kernels_of_a_gpu_move_the_weights_once(capsys: pytest.CaptureFixture[str], width: int) -> None:
+    """Of a model whose export allows int8 activations: weights, scales and zero points within 5 % of what is needed."""
+    model = ROOT / "tests" / "data" / "exports" / "llama-genai-int4" / "model.onnx"
+    options = ("--board", "rk3588", "--place", "gpu", "--width", str(width), "--context", "64", "--json")
+    assert main(["explain", str(model), *options]) == 0
+    rows = json.loads(capsys.readouterr().out)["operators"]
+    integer = [row for row in rows if row["operator"].startswith("linear_int")]
+    assert len(integer) >= 4
+    assert not [row for row in rows if row["operator"] == "linear_4bit"]
+    weights = [row["buffers"][name] for row in integer for name in ("q", "scale", "zero") if name in row["buffers"]]
+    assert sum(b["read_bytes"] for b in weights) <= 1.05 * sum(b["needed_read_bytes"] for b in weights)
+    codes = [row["buffers"]["x"] for row in integer]
+    assert any(b["read_bytes"] > 1.05 * b["needed_read_bytes"] for b in codes)  # the negative control: from a cache
+
+
 def test_what_compile_refuses_is_refused_here(capsys: pytest.CaptureFixture[str]) -> None:
     """The builder took a matrix multiplication of the first layer for the head, which has as many outputs."""
     model = unpack_families(ROOT / "tests" / "data") / "llama-genai-int4-kquant" / "model.onnx"

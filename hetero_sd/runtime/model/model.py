@@ -81,7 +81,7 @@ class CompiledModel(Model):
         owner = "target" if facts.weights == bundle.target.weights else name
         if self.weights.metadata.get("model") != owner:
             raise UserError(f"{facts.weights} does not hold the weights of the {name}: copy or build the bundle again")
-        self._fed: list[int] = []
+        self._fed: list[list[int]] = [[] for _ in range(facts.slots)]
         self._running: RunningStep | None = None
         self.threads = choose_threads(None, bundle.plan)
         self.pool: ThreadPool | None = None
@@ -165,7 +165,16 @@ class CompiledModel(Model):
             self._check([row.token], row.pos, row.slot)
         if len({(row.slot, row.pos) for row in rows}) < len(rows):
             raise ValueError(f"two rows at one place: {list(rows)}")
-        return self._row_steps.run(self._chain, rows)
+        if self._running is not None:
+            self._running.settle()
+        try:
+            made = self._row_steps.run(self._chain, rows)
+        except Exception as error:
+            self._recover(error)
+            made = self._row_steps.run(self._chain, rows)
+        for row in rows:
+            self._fed[row.slot][row.pos :] = [row.token]
+        return made
 
     def submit(
         self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False, slot: int = 0
@@ -174,9 +183,12 @@ class CompiledModel(Model):
         self._check(ids, pos, slot)
         if self._running is not None:
             self._running.settle()
-        self._running = RunningStep(self._steps, lambda: self._chain, self._recover, ids, pos, outputs, last, slot)
-        if slot == 0:
-            self._fed[pos:] = ids
+        self._fed[slot][pos:] = ids
+
+        def recover(error: Exception, pos: int) -> None:
+            self._recover(error, slot, pos)
+
+        self._running = RunningStep(self._steps, lambda: self._chain, recover, ids, pos, outputs, last, slot)
         return self._running
 
     def rows_layout(self, count: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -194,7 +206,7 @@ class CompiledModel(Model):
         if self._running is not None:
             self._running.settle()
         put_first_rows(self._chain, rows)
-        self._fed[:] = ids
+        self._fed[0] = list(ids)
 
     def _check(self, ids: Sequence[int], pos: int, slot: int) -> None:
         """Refuse what the kernels would not check."""
@@ -205,14 +217,15 @@ class CompiledModel(Model):
         if not 0 <= slot < self.slots:
             raise ValueError(f"slots are 0 to {self.slots - 1}: {slot}")
 
-    def _recover(self, error: Exception, pos: int) -> None:
-        """Let the CPU take over from a processor that failed, with the text up to `pos`, or raise."""
+    def _recover(self, error: Exception, slot: int | None = None, pos: int = 0) -> None:
+        """Let the CPU take over from a processor that failed, with the slots' texts, `slot`'s up to `pos`, or raise."""
         if not self._chain.accelerators or not self._facts.fallback:
             raise error
         self._take_over(f"the {self._chain.accelerators[0].upper()} failed: {last_line(error)}")
-        if pos:
-            calls = self._steps.plan(self._fed[:pos], 0, last=True, fills=True)
-            self._steps.fetch(self._chain, calls, self._steps.start(self._chain, calls), ())
+        for number, text in enumerate(self._fed):
+            if fed := text[:pos] if number == slot else text:
+                calls = self._steps.plan(fed, 0, last=True, slot=number, fills=True)
+                self._steps.fetch(self._chain, calls, self._steps.start(self._chain, calls), ())
 
     def _take_over(self, reason: str) -> None:
         self._chain = self._load(self._facts.fallback)

@@ -7,7 +7,7 @@ the processor that has it uses it again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Chain:
         for segment in segments:
             tensors = _checked(bundle, facts, segment.processor, machines[segment.processor])
             check_weights(weights, facts.weights, tensors, segment.params)
-        self.pages: CachePages | None = None  # the caches, where they have several slots
+        self.pages: CachePages | None = None  # the caches, where they have several slots and all are on the CPU
         cached = max(i for i, s in enumerate(segments) if s.layers)
         self._segments = [
             _Loaded(s, facts, machines[s.processor], self._fixed(s, facts, weights), i == cached)
@@ -56,13 +56,6 @@ class Chain:
         self._filled = self._segments[: cached + 1]
         self._kept: dict[tuple[str, str, str], Any] = {}
         self.alone = self._segments[0] if len(self._segments) == 1 and not self.accelerators else None
-        self._slots: list[list[Any]] = []  # of each slot what `alone` has of the first
-        self._all_slots: list[Any] = []
-        if self.alone is not None and facts.slots > 1:
-            caches, params = self.alone.caches, self.alone.fixed[len(self.alone.caches) :]
-            self._all_slots = self.alone.fixed
-            self._slots = [[*slot_views(caches, slot), *params] for slot in range(facts.slots)]
-            self.alone.fixed = self._slots[0]
         self._own_rows = None if self.alone is None else self.alone.caches
 
     def run(self, entry: str, ids: Any, pos: int, row: int | None = None, slot: int = 0) -> tuple[Any, ...]:
@@ -79,9 +72,31 @@ class Chain:
             (logits, choice) as tensors of the processor that computed them; of fill_<n> one tensor, to wait for.
         """
         if self.alone is not None:
-            more = () if row is None else (row,)
-            fixed = self._slots[slot] if slot else self.alone.fixed
-            return tuple(self.alone.entries[entry](ids, pos, *more, *fixed))
+            return tuple(self.alone.step(entry, (ids,), pos, slot, () if row is None else (row,)))
+
+        def step(segment: _Loaded, arguments: Sequence[Any]) -> Any:
+            more = () if row is None or not segment.facts.chooses else (row,)
+            return segment.step(entry, arguments, pos, slot, more)
+
+        return self._through(entry, ids, step)
+
+    def run_rows(self, entry: str, ids: Any, slots: Any, positions: Any) -> tuple[Any, ...]:
+        """Run an entry point whose rows are each at a position of a slot, tensors int64 [n] on the CPU; as `run`."""
+        if self.alone is not None:
+            return tuple(self.alone.entries[entry](ids, slots, positions, *self.alone.every))
+        where: dict[str, list[Any]] = {HOST: [slots, positions]}
+
+        def rows(segment: _Loaded, arguments: Sequence[Any]) -> Any:
+            here = segment.facts.processor
+            if here not in where:
+                given = (("slot", slots), ("pos", positions))
+                where[here] = [self._to_device(name, entry, tensor, here) for name, tensor in given]
+            return segment.entries[entry](*arguments, *where[here], *segment.every)
+
+        return self._through(entry, ids, rows)
+
+    def _through(self, entry: str, ids: Any, call: Callable[[_Loaded, Sequence[Any]], Any]) -> tuple[Any, ...]:
+        """What the segments compute one after the other; `call` calls one with its inputs on its processor."""
         values: dict[str, tuple[str, Any]] = {"input_ids": (HOST, ids)}
         crossed: dict[tuple[str, str], Any] = {}
         lent: dict[str, tuple[Backend, Any]] = {}  # by name: values that the host sees on the processor that has them
@@ -101,19 +116,13 @@ class Chain:
                         lent[name] = backend(home), tensor
                         crossed[name, here] = view if here == HOST else self._to_device(name, entry, view, here)
                     arguments.append(tensor if home == here else crossed[name, here])
-                more = () if row is None or not segment.facts.chooses else (row,)
-                made = segment.entries[entry](*arguments, pos, *more, *segment.fixed)
+                made = call(segment, arguments)
                 names = results if fills and segment is segments[-1] else segment.facts.outputs
                 values.update((name, (here, t)) for name, t in zip(names, made, strict=True))
         finally:
             for owner, tensor in lent.values():
                 owner.end_view(tensor)
         return tuple(values[name][1] for name in results)
-
-    def run_rows(self, entry: str, ids: Any, slots: Any, positions: Any) -> tuple[Any, Any]:
-        """Run an entry point whose rows are each at a position of a slot, tensors int64 [n]; as `run`."""
-        assert self.alone is not None
-        return tuple(self.alone.entries[entry](ids, slots, positions, *self._all_slots))
 
     def share_rows(self, other: Chain | None) -> bool:
         """Write into another chain's caches of the layers that both have, or with None into its own again.
@@ -179,7 +188,7 @@ class Chain:
         shapes = [facts.caches.key_shape[segment.processor], facts.caches.value_shape] * len(segment.layers)
         try:
             dtype = kind.parameter_type(facts.caches.dtype)
-            if facts.slots > 1 and segment.processor == HOST:
+            if facts.slots > 1 and segment.processor == HOST and len(self.segments) == 1:
                 self.pages = CachePages(shapes, dtype, facts.context)
                 caches = [tvm.runtime.from_dlpack(array) for array in self.pages.arrays]
             else:
@@ -192,19 +201,18 @@ class Chain:
             raise UserError(f"{facts.weights} cannot be used: {last_line(error)}") from None
 
 
-def slot_views(caches: Sequence[Any], slot: int) -> list[Any]:
-    """Of caches [slots, ...] on the CPU those of one slot, [1, ...] over the same memory."""
-    import tvm
-
-    return [tvm.runtime.from_dlpack(np.from_dlpack(cache)[slot : slot + 1]) for cache in caches]
-
-
 class _Loaded:
     """A segment with its entry points, caches and weights."""
 
     def __init__(self, facts: SegmentFacts, model: ModelFacts, machine: Any, fixed: list[Any], fills: bool) -> None:
         """Find the entry points; the last segment with layers `fills`, those before it do what they do in a prefill."""
-        self.facts, self.fixed = facts, fixed
+        kind, caches = backend(facts.processor), 2 * len(facts.layers)
+        self.facts, self.every = facts, fixed  # with the caches of all slots
+        self._told_slot, self._slots = model.slots > 1 and not kind.slot_views, [fixed]
+        if model.slots > 1 and kind.slot_views:
+            views = [[kind.slot_view(cache, slot) for cache in fixed[:caches]] for slot in range(model.slots)]
+            self._slots = [[*of_slot, *fixed[caches:]] for of_slot in views]
+        self.fixed = self._slots[0]
         chunks = {f"{FILL}{n}": f"prefill_{n}" for n in model.prefill_widths}
         names = [*(f"step_{n}" for n in model.widths), *(f"rows_{n}" for n in model.row_widths), *chunks.values()]
         try:
@@ -216,6 +224,12 @@ class _Loaded:
             raise UserError(
                 f"{library} does not fit the manifest: {last_line(error)}: build the bundle again"
             ) from None
+
+    def step(self, entry: str, arguments: Sequence[Any], pos: int, slot: int, more: Sequence[int]) -> Any:
+        """Call an entry point of one sequence."""
+        if self._told_slot:
+            return self.entries[entry](*arguments, slot, pos, *more, *self.fixed)
+        return self.entries[entry](*arguments, pos, *more, *self._slots[slot])
 
     @property
     def caches(self) -> list[Any]:

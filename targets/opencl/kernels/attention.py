@@ -7,7 +7,8 @@
 Rows of one work-item share each read of keys and values; heads that share them are neighbours. Blocks begin at
 multiples of 32 keys and a row sees keys 0 .. pos + t (or the last `window` of them) only, so its bits depend neither on
 n nor on stale rows. Many rows over a long context take several passes, so that the scratch memory stays below
-SCRATCH_BYTES. The caches are laid out as kv_cache.py says. The caller checks pos + n <= context.
+SCRATCH_BYTES. The caches are laid out as kv_cache.py says. Rows of several sequences, which each have a slot and a
+position of their own, are one a work-item. The caller checks that positions are within the context.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import tvm
 from tvm.script import tirx as T
 
 from targets.kernels.vector_math import lanes_exp, lanes_tanh, of_head
@@ -25,6 +27,7 @@ from targets.opencl.tile import GpuTile
 
 KEYS = 32
 SCRATCH_BYTES = 8 << 20
+_SLOT = 5  # among the parameters
 
 
 def key_blocks(context: int) -> int:
@@ -59,6 +62,66 @@ def attention_cached(
     scratch_rows(n, heads, context). `cache` is the type in which keys and values are stored, a name of KV_FORMATS.
     `slopes`, one a head: ALiBi adds the head's to a score times (key - row), which is never positive.
     """
+    sizes = (heads, kv_heads, head_dim, context, scale, window, softcap, cache, slopes)
+    func = _attention(tile, n, 1, False, *sizes)
+    slot = func.params[_SLOT]
+    return func.specialize({slot: tvm.tirx.IntImm("int64", 0)})
+
+
+@functools.cache
+def attention_in_slot(
+    tile: GpuTile,
+    n: int,
+    slots: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    context: int,
+    scale: float,
+    window: int,
+    softcap: float,
+    cache: str = "float32",
+    slopes: tuple[float, ...] = (),
+) -> Any:
+    """The same of caches with `slots` slots: (q, k, v, key cache, value cache, slot, pos, y, weights, block)."""
+    return _attention(tile, n, slots, False, heads, kv_heads, head_dim, context, scale, window, softcap, cache, slopes)
+
+
+@functools.cache
+def attention_rows(
+    tile: GpuTile,
+    n: int,
+    slots: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    context: int,
+    scale: float,
+    window: int,
+    softcap: float,
+    cache: str = "float32",
+    slopes: tuple[float, ...] = (),
+) -> Any:
+    """The same with a slot and a position for each row, int64 [n]; a row that is the one before it stores nothing."""
+    return _attention(tile, n, slots, True, heads, kv_heads, head_dim, context, scale, window, softcap, cache, slopes)
+
+
+def _attention(
+    tile: GpuTile,
+    n: int,
+    slots: int,
+    apart: bool,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    context: int,
+    scale: float,
+    window: int,
+    softcap: float,
+    cache: str,
+    slopes: tuple[float, ...],
+) -> Any:
+    """The PrimFunc of all of them; rows are `apart` where each has a slot and a position of its own."""
     size, lanes, share = tile.group, tile.lanes, heads // kv_heads
     tiles, blocks, per_block = context // lanes, key_blocks(context), KEYS // lanes
     reach = window if window > 0 else context
@@ -70,15 +133,27 @@ def attention_cached(
     append, vector, key_scales, value_scales = stored.append, stored.vector, stored.key_scales, stored.value_scales
     rows_per_pass = scratch_rows(n, heads, context)
     passes = -(-n // rows_per_pass)
-    score_rows, out_rows = tile.shared_rows(rows_per_pass, lanes), tile.shared_rows(rows_per_pass, 2 * wide)
+    together = 1 if apart else rows_per_pass
+    score_rows, out_rows = tile.shared_rows(together, lanes), tile.shared_rows(together, 2 * wide)
     steps = tile.unroll(head_dim, score_rows, lanes, beside=score_rows)
     score_tiles, out_tiles = -(-rows_per_pass // score_rows), -(-rows_per_pass // out_rows)
     new_items, score_items, out_items = n * kv_heads * head_dim, heads * blocks, heads * quads
     new_groups, score_groups, out_groups = (-(-i // size) for i in (new_items, score_items, out_items))
 
+    slot_type, pos_type = (T.Buffer((n,), "int64") if apart else T.int64 for _ in range(2))
+
+    def of(slot: Any, t: Any) -> Any:
+        """The slot of row t."""
+        return T.Cast("int32", slot[t] if apart else slot)
+
     def last(pos: Any, t: Any) -> Any:
         """The last key that row t sees."""
-        return T.Cast("int32", pos) + t
+        return T.Cast("int32", pos[t]) if apart else T.Cast("int32", pos) + t
+
+    def new(slot: Any, pos: Any, t: Any) -> Any:
+        """Whether row t is not the one before it."""
+        before = T.max(t - 1, 0)
+        return T.Or(t == 0, T.Or(slot[t] != slot[before], pos[t] != pos[before]))
 
     def first(pos: Any, t: Any) -> Any:
         """The first key that row t sees."""
@@ -100,14 +175,23 @@ def attention_cached(
         """Row m of tile r, `count` rows each, in pass p; where no rows are left, the last one again."""
         return T.min(p * rows_per_pass + T.min(r * count + m, rows_per_pass - 1), n - 1)
 
+    def of_scores(slot: Any, p: Any, r: Any) -> Any:
+        """The slot of the rows of tile r in pass p."""
+        return of(slot, row(p, r, score_rows, 0))
+
+    def of_sums(slot: Any, p: Any, r: Any) -> Any:
+        """The same of the tiles of the last kernel."""
+        return of(slot, row(p, r, out_rows, 0))
+
     @T.prim_func(s_tir=True)
-    def attention_cached(
+    def attention(
         q: T.Buffer((1, n, heads * head_dim), "float32"),
         k: T.Buffer((1, n, kv_heads * head_dim), "float32"),
         v: T.Buffer((1, n, kv_heads * head_dim), "float32"),
-        keys: T.Buffer((1, kv_heads, tiles, key_rows, lanes), storage(cache)),
-        values: T.Buffer((1, kv_heads, context, head_dim), storage(cache)),
-        pos: T.int64,
+        keys: T.Buffer((slots, kv_heads, tiles, key_rows, lanes), storage(cache)),
+        values: T.Buffer((slots, kv_heads, context, head_dim), storage(cache)),
+        slot: slot_type,
+        pos: pos_type,
         y: T.Buffer((1, n, heads * head_dim), "float32"),
         weights: T.Buffer((rows_per_pass, heads, context), "float32"),
         block: T.Buffer((rows_per_pass, heads, blocks, 2), "float32"),
@@ -120,7 +204,11 @@ def attention_cached(
                     vh = T.axis.spatial(kv_heads, (g * size + t) // head_dim % kv_heads)
                     vd = T.axis.spatial(head_dim, (g * size + t) % head_dim)
                     T.where(g * size + t < new_items)
-                    append(k, v, keys, values, vm, vh, vd, last(pos, vm))
+                    if apart:
+                        if new(slot, pos, vm):
+                            append(k, v, keys, values, of(slot, vm), vm, vh, vd, last(pos, vm))
+                    else:
+                        append(k, v, keys, values, of(slot, vm), vm, vh, vd, last(pos, vm))
         for p in T.serial(passes):
             for g in T.thread_binding(score_groups, thread="blockIdx.y"):
                 for r in T.thread_binding(score_tiles, thread="blockIdx.x"):
@@ -148,7 +236,8 @@ def attention_cached(
                                     for d in T.serial(head_dim // steps):
                                         for e in T.unroll(steps):
                                             kk[e, T.Ramp(0, 1, lanes)] = vector(
-                                                *(lanes, keys, 0, vh // share, vb * per_block + s, d * steps + e, 0)
+                                                *(lanes, keys, of_scores(slot, vp, vr), vh // share),
+                                                *(vb * per_block + s, d * steps + e, 0),
                                             )
                                         for m in T.unroll(score_rows):
                                             for e in T.vectorized(steps):
@@ -161,7 +250,10 @@ def attention_cached(
                                             dot[m, i] = dot[m, i] * T.float32(scale)
                                         if key_scales is not None:
                                             dot[m, T.Ramp(0, 1, lanes)] = dot[m, T.Ramp(0, 1, lanes)] * key_scales(
-                                                keys, vh // share, vb * per_block + s
+                                                keys,
+                                                of_scores(slot, vp, vr),
+                                                vh // share,
+                                                vb * per_block + s,
                                             )
                                         if softcap > 0:
                                             for i in T.vectorized(lanes):
@@ -202,7 +294,12 @@ def attention_cached(
                                             if value_scales is not None:
                                                 dot[m, T.Ramp(0, 1, lanes)] = dot[
                                                     m, T.Ramp(0, 1, lanes)
-                                                ] * value_scales(keys, vh // share, vb * per_block + s)
+                                                ] * value_scales(
+                                                    keys,
+                                                    of_scores(slot, vp, vr),
+                                                    vh // share,
+                                                    vb * per_block + s,
+                                                )
                                             for i in T.vectorized(lanes):
                                                 weights[vr * score_rows + m, vh, vb * KEYS + s * lanes + i] = dot[m, i]
                                         block[vr * score_rows + m, vh, vb, 0] = peak[m]
@@ -260,8 +357,8 @@ def attention_cached(
                                     - key(pos, row(vp, vr, out_rows, 0), b, 0)
                                 ):
                                     vv[T.Ramp(0, 1, wide) if wide > 1 else 0] = vector(
-                                        *(wide, values, 0, vh // share, key(pos, row(vp, vr, out_rows, 0), b, s)),
-                                        vd * wide,
+                                        *(wide, values, of_sums(slot, vp, vr), vh // share),
+                                        *(key(pos, row(vp, vr, out_rows, 0), b, s), vd * wide),
                                     )
                                     for m in T.unroll(out_rows):
                                         if T.Not(
@@ -314,4 +411,4 @@ def attention_cached(
                                             out[m, i] / total[m]
                                         )
 
-    return attention_cached
+    return attention

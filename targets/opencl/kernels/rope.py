@@ -19,6 +19,20 @@ def rope(
     Rotates pairs (d, d + rotary_dim / 2) of each head by the angle of position pos + row, or, interleaved, pairs
     (2 d, 2 d + 1); values from rotary_dim on pass through.
     """
+    return _rope(tile, n, heads, head_dim, rotary_dim, context, interleaved, apart=False)
+
+
+@functools.cache
+def rope_rows(
+    tile: GpuTile, n: int, heads: int, head_dim: int, rotary_dim: int, context: int, interleaved: bool = False
+) -> Any:
+    """The same of rows that each have a position of their own: pos is int64 [n]."""
+    return _rope(tile, n, heads, head_dim, rotary_dim, context, interleaved, apart=True)
+
+
+def _rope(
+    tile: GpuTile, n: int, heads: int, head_dim: int, rotary_dim: int, context: int, interleaved: bool, apart: bool
+) -> Any:
     half, size = rotary_dim // 2, tile.group
     step, gap = (2, 1) if interleaved else (1, half)  # from pair to pair, and from a pair's first to its second
     lanes = 1 if interleaved else tile.vector(half)
@@ -26,12 +40,17 @@ def rope(
     items, others = n * heads * per, n * heads * rest
     groups, other_groups = -(-items // size), -(-others // size)
 
+    pos_type = T.Buffer((n,), "int64") if apart else T.int64
+
+    def position(pos: Any, row: Any) -> Any:
+        return T.Cast("int32", pos[row]) if apart else T.Cast("int32", pos) + row
+
     @T.prim_func(s_tir=True)
     def rope(
         x: T.Buffer((1, n, heads * head_dim), "float32"),
         cos: T.Buffer((context, half), "float32"),
         sin: T.Buffer((context, half), "float32"),
-        pos: T.int64,
+        pos: pos_type,
         y: T.Buffer((1, n, heads * head_dim), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
@@ -51,9 +70,9 @@ def rope(
                             0, vi // (heads * per), vi // per % heads * head_dim + gap + (vi % per * lanes + v) * step
                         ]
                     for v in T.vectorized(lanes):
-                        c[v] = cos[T.Cast("int32", pos) + vi // (heads * per), vi % per * lanes + v]
+                        c[v] = cos[position(pos, vi // (heads * per)), vi % per * lanes + v]
                     for v in T.vectorized(lanes):
-                        s[v] = sin[T.Cast("int32", pos) + vi // (heads * per), vi % per * lanes + v]
+                        s[v] = sin[position(pos, vi // (heads * per)), vi % per * lanes + v]
                     for v in T.vectorized(lanes):
                         y[0, vi // (heads * per), vi // per % heads * head_dim + (vi % per * lanes + v) * step] = T.fma(
                             a[v], c[v], T.float32(0) - b[v] * s[v]

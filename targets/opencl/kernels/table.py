@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from targets.opencl.kernels.argmax import argmax
-from targets.opencl.kernels.attention import attention_cached
+from targets.opencl.kernels.attention import attention_cached, attention_in_slot, attention_rows
 from targets.opencl.kernels.elementwise import (
     add,
     add_bias,
@@ -22,8 +22,8 @@ from targets.opencl.kernels.linear import linear
 from targets.opencl.kernels.linear_int import linear_int, quantise_rows
 from targets.opencl.kernels.linear_nbits import linear_nbits
 from targets.opencl.kernels.norm import add_rms_norm, layer_norm, rms_norm
-from targets.opencl.kernels.rope import rope
-from targets.opencl.kernels.take import learned_positions, take_columns, take_row
+from targets.opencl.kernels.rope import rope, rope_rows
+from targets.opencl.kernels.take import learned_positions, learned_positions_rows, take_columns, take_row
 
 MAKERS: dict[str, Any] = {
     maker.__name__: maker
@@ -32,5 +32,6 @@ MAKERS: dict[str, Any] = {
         *(rms_norm, add_rms_norm, layer_norm),
         *(add, add_bias, silu_mul, gelu_mul, gelu, relu, squared_relu, tanh, scale),
         *(rope, learned_positions, attention_cached, argmax, take_row, take_columns),
+        *(rope_rows, learned_positions_rows, attention_rows, attention_in_slot),
     )
 }

@@ -52,14 +52,29 @@ def take_columns(tile: GpuTile, n: int, width: int, start: int, part: int) -> An
 @functools.cache
 def learned_positions(tile: GpuTile, n: int, rows: int, width: int, dtype: str) -> Any:
     """The PrimFunc (w[rows, width], ids[1, n], pos, y[1, n, width]): y = w[pos : pos + n] in float32; ids is unread."""
+    return _learned_positions(tile, n, rows, width, dtype, apart=False)
+
+
+@functools.cache
+def learned_positions_rows(tile: GpuTile, n: int, rows: int, width: int, dtype: str) -> Any:
+    """The same of rows that each have a position of their own: pos is int64 [n]."""
+    return _learned_positions(tile, n, rows, width, dtype, apart=True)
+
+
+def _learned_positions(tile: GpuTile, n: int, rows: int, width: int, dtype: str, apart: bool) -> Any:
     size, half, stored = tile.group, dtype == "float16", storage(dtype)
     groups = -(-(n * width) // size)
+
+    pos_type = T.Buffer((n,), "int64") if apart else T.int64
+
+    def position(pos: Any, row: Any) -> Any:
+        return T.Cast("int32", pos[row]) if apart else T.Cast("int32", pos) + row
 
     @T.prim_func(s_tir=True)
     def learned_positions(
         w: T.Buffer((rows, width), stored),
         ids: T.Buffer((1, n), "int64"),
-        pos: T.int64,
+        pos: pos_type,
         y: T.Buffer((1, n, width), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
@@ -69,8 +84,8 @@ def learned_positions(tile: GpuTile, n: int, rows: int, width: int, dtype: str) 
                     vi = T.axis.spatial(n * width, g * size + t)
                     T.where(g * size + t < n * width)
                     if half:
-                        y[0, vi // width, vi % width] = load_half(w, T.Cast("int32", pos) + vi // width, vi % width)
+                        y[0, vi // width, vi % width] = load_half(w, position(pos, vi // width), vi % width)
                     else:
-                        y[0, vi // width, vi % width] = w[T.Cast("int32", pos) + vi // width, vi % width]
+                        y[0, vi // width, vi % width] = w[position(pos, vi // width), vi % width]
 
     return learned_positions

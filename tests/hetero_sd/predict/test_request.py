@@ -288,7 +288,6 @@ def test_several_requests_together(models: dict[str, Path]) -> None:
     [
         ({"requests": 0}, "--requests 0: must be 1 to 64 at a time"),
         ({"requests": 65}, "--requests 65: must be 1 to 64 at a time"),
-        ({"requests": 2, "place": "gpu"}, "--requests 2 and --place gpu: slots are for the CPU alone"),
     ],
 )
 def test_requests_that_no_bundle_answers(models: dict[str, Path], more: dict[str, Any], message: str) -> None:

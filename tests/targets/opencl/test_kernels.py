@@ -563,9 +563,10 @@ def test_oclgrind_finds_nothing_in_any_kernel(runtime_library: Path, factories: 
     need_program("oclgrind")
     log, used = tmp_path / "log", tmp_path / "used"
     checks = ("--data-races", "--uninitialized", "--build-options", "-cl-opt-disable", "--log", str(log))
-    files = (__file__, str(Path(__file__).with_name("test_linear_int.py")))
+    more = ("test_linear_int.py", "test_rows_of_sequences.py")
+    files = (__file__, *(str(Path(__file__).with_name(name)) for name in more))
     pytest_ = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", *files)
-    which = "SMALL or take or activations or layer_norm or test_embedding"
+    which = "rows_of_sequences or SMALL or take or activations or layer_norm or test_embedding"
     environment = {**os.environ, "HSD_OPENCL_RUNTIME": str(runtime_library), "HSD_TEST_KERNELS_USED": str(used)}
     done = subprocess.run(
         ["oclgrind", *checks, *pytest_, "-k", which], env=environment, capture_output=True, text=True, timeout=900

@@ -220,7 +220,7 @@ def test_rows_of_sequences_have_slots_and_positions_of_their_own() -> None:
 
 def test_steps_are_told_the_slot_where_it_is_no_tensor_of_its_own() -> None:
     before = CacheInPlace(TILE, 40)(segment_module())
-    mod = MakeEntries([1], 8, slots=3, rows=(2,), told_slot=True)(before)
+    mod = MakeEntries([1], [8], slots=3, rows=(2,), told_slot=True)(before)
     for name, more in (("step_1", ()), ("fill_8", ()), ("prefill_8", ("row",))):
         params = names_and_shapes(mod[name])
         assert list(params)[: 4 + len(more)] == ["input_ids", "slot", "pos", *more, "cache.0.key"]
@@ -228,7 +228,7 @@ def test_steps_are_told_the_slot_where_it_is_no_tensor_of_its_own() -> None:
         (call,) = [b.value for b in bindings(mod[name]) if "attention" in D.op_name(b.value)]
         assert D.op_name(call) == "hsd.attention_in_slot"
         assert all(a.same_as(b) for a, b in zip(call.args[5:], mod[name].params[1:3], strict=True))
-    rows = MakeEntries([1], 8, slots=3, rows=(2,))(before)["rows_2"]
+    rows = MakeEntries([1], [8], slots=3, rows=(2,))(before)["rows_2"]
     assert_same(tvm.IRModule({"main": mod["rows_2"]}), tvm.IRModule({"main": rows}))
 
 

@@ -289,7 +289,7 @@ def test_the_columns_of_the_models_stay_apart() -> None:
     facts = SimpleNamespace(
         layers=24,
         widths=(1, 2),
-        prefill_width=32,
+        prefill_widths=(32, 128),
         chain=(),
         weight_dtype="float32",
         activations="float",
@@ -302,7 +302,7 @@ def test_the_columns_of_the_models_stay_apart() -> None:
     built = SimpleNamespace(facts=facts, **sizes)
     _, line = _model_table({"target": built})  # type: ignore[dict-item]
     assert line.split()[:7] == ["target", "24", "float32", "x", "float", "float16", "125"]
-    assert line.endswith("1, 2 and prefill 32, rows of 4 requests 2, 4")
+    assert line.endswith("1, 2 and prefill 32, 128, rows of 4 requests 2, 4")
 
 
 @pytest.mark.slow

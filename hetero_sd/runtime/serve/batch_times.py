@@ -1,7 +1,8 @@
 """The times of a batch's calls as they are now: those of the plan, corrected by the ones that were seen.
 
 What is learnt is by how much a width is off, so that it holds for caches of any length; a width that was not seen is
-off by as much as the others. Without a plan every call is expected to take as long as any other, until it was seen.
+off by as much as the others of its kind. Without a plan a call of rows is expected to take as long as any other until it
+was seen, and one that reads likewise: so wider ones are tried.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ class BatchTimes(CallTimes):
         super().__init__(predicted)
         self._seen: dict[tuple[str, int], Seen] = {}
         self._off: dict[tuple[str, int], float] = {}  # seen over predicted
-        self._of_others = 1.0
+        self._of_others: dict[str, float] = {}  # by kind
 
     def rows_off(self, width: int) -> float:
         """See :meth:`costmodel.batch_calls.CallTimes.rows_off`."""
-        return self._off.get((_ROWS, width), self._of_others)
+        return self._believed(_ROWS, width)
 
     def read_off(self, width: int) -> float:
         """See :meth:`costmodel.batch_calls.CallTimes.read_off`."""
-        return self._off.get((_READ, width), self._of_others)
+        return self._believed(_READ, width)
 
     def observe_rows(self, rows: int, past: float, seconds: float) -> float:
         """Learn from a call, of rows with so many tokens before them on average; what was predicted for it."""
@@ -52,11 +53,16 @@ class BatchTimes(CallTimes):
         width = self.predicted.read_width(tokens)
         return self._observe((_READ, width), seconds, self.predicted.read_call_s(width, past))
 
+    def _believed(self, kind: str, width: int) -> float:
+        off = self._off.get((kind, width))
+        if off is not None:
+            return off
+        return self._of_others.get(kind) or next(iter(self._of_others.values()), 1.0)
+
     def _observe(self, call: tuple[str, int], seconds: float, predicted_s: float) -> float:
         seen = self._seen.setdefault(call, Seen())
         seen.append(seconds / predicted_s)
-        new = call not in self._off
         self._off[call] = seen.median
-        if new or call == min(self._off):
-            self._of_others = median(self._off.values())
+        kind, _ = call
+        self._of_others[kind] = median([off for (of, _), off in self._off.items() if of == kind])
         return predicted_s

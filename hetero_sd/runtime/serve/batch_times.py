@@ -1,8 +1,8 @@
 """The times of a batch's calls as they are now: those of the plan, corrected by the ones that were seen.
 
 What is learnt is by how much a width is off, so that it holds for caches of any length; a width that was not seen is
-off by as much as the others of its kind. Without a plan a call of rows is expected to take as long as any other until it
-was seen, and one that reads likewise: so wider ones are tried.
+off by as much as the others of its kind. Without a plan a call of rows is expected to take as long as any other until
+it was seen, and one that reads likewise: so wider ones are tried.
 """
 
 from __future__ import annotations

@@ -177,12 +177,15 @@ MIXED: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("bound_s", [2.8, 9.0, 40.0])  # prompts are read as rows beside texts, or in chunks
 @pytest.mark.parametrize("drafts", [False, True])
 @pytest.mark.parametrize("slots", [1, 3, 8])
-def test_texts_are_those_of_single_runs_at_every_load(letters: Letters, slots: int, drafts: bool) -> None:
+def test_texts_are_those_of_single_runs_at_every_load(
+    letters: Letters, slots: int, drafts: bool, bound_s: float
+) -> None:
     answers = [letters(chats=False).generate(prompt, **options) for prompt, options in MIXED]
     expected = [(answer.read(), answer.stop_reason, len(answer.token_ids)) for answer in answers]
-    engine = engine_of(letters, slots, drafts=drafts)
+    engine = engine_of(letters, slots, between_tokens_s=bound_s, drafts=drafts, calls=CALLS)
     clients = run_all(engine, *(GenerationRequest(prompt, options) for prompt, options in MIXED))
     found = []
     for client, answer in zip(clients, answers, strict=True):
@@ -198,6 +201,8 @@ def test_texts_are_those_of_single_runs_at_every_load(letters: Letters, slots: i
     assert (snapshot.outcomes["answered"], snapshot.running, snapshot.waiting) == (8, 0, 0)
     assert snapshot.tokens.generated == sum(n for _, _, n in expected)
     assert (snapshot.tokens.drafted > 0, snapshot.tokens.accepted > 0) == (drafts, drafts)
+    if slots == 8:
+        assert (counts_of(engine).riding_tokens > 100) == (bound_s == 2.8)
     assert len({text for text, _, _ in found}) == 8  # the negative control: they are not all alike
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from onnx import ValueInfoProto, helper, numpy_helper
+from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
 Name = Callable[[int, str], str]  # of a cache, by layer and kind
 
@@ -79,6 +79,24 @@ def named(proto: Any, past: Name, present: Name, **others: str) -> None:
 def with_input(proto: Any, name: str, dtype: int) -> None:
     """There is an input that nothing reads."""
     proto.graph.input.append(helper.make_tensor_value_info(name, dtype, ["batch", "sequence"]))
+
+
+def keeping(proto: Any, shape: list[int]) -> None:
+    """An input says of how many tokens at the end there are logits, 0 for all, as in transformers."""
+    graph, name = proto.graph, "num_logits_to_keep"
+    product = next(node for node in graph.node if "logits" in node.output)
+    for constant, number in (("keep_one", 1), ("keep_end", (1 << 63) - 1)):
+        graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), constant))
+    nodes = [
+        helper.make_node("Reshape", [name, "keep_one"], ["keep_vector"]),
+        helper.make_node("Neg", ["keep_vector"], ["keep_from"]),
+        helper.make_node("Slice", [product.input[0], "keep_from", "keep_end", "keep_one"], ["kept_rows"]),
+    ]
+    product.input[0] = "kept_rows"
+    place = list(graph.node).index(product)
+    for node in reversed(nodes):
+        graph.node.insert(place, node)
+    graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
 
 
 def _caches(proto: Any) -> tuple[dict[tuple[int, str], ValueInfoProto], dict[tuple[int, str], ValueInfoProto]]:

@@ -1,6 +1,6 @@
 """Computes what depends on small constants only, and removes nodes that do nothing. Weights are never touched.
 
-    Sqrt(0.125) -> 0.353..        Cast(x: f32, to=f32) -> x        Identity(x), Concat(x) -> x
+    Sqrt(0.125) -> 0.353..        Cast(x: f32, to=f32) -> x        Identity(x), Concat(x), Slice(x, from 0) -> x
 
 After the upcast many casts do nothing; without them the norms and masks of float16 exports look like float32 ones.
 """
@@ -23,6 +23,7 @@ from passes.onnx.pass_context import (
 from passes.onnx.shapes import Known, known_shapes, points, run_node, small_result
 
 _MOST_ELEMENTS = 1024
+_NO_END = (1 << 31) - 1  # what exporters write for it, at least
 _LONGEST_VECTOR = 1 << 16  # norm weights: Gemma's norms multiply by 1 + weight
 
 
@@ -73,7 +74,7 @@ def _remove_idle(imp: Importing, known: dict[Any, Known]) -> int:
     removed = 0
     for node in list(imp.graph):
         alone = node.op_type == "Concat" and len(node.inputs) == 1
-        if node.domain or (node.op_type not in ("Identity", "Cast", "Dropout") and not alone):
+        if node.domain or not (node.op_type in ("Identity", "Cast", "Dropout") or alone or _slices_all(node)):
             continue
         source, target = node.inputs[0], node.outputs[0]
         if target.is_graph_output() and (source.producer() is None or source.is_graph_output()):
@@ -87,6 +88,17 @@ def _remove_idle(imp: Importing, known: dict[Any, Known]) -> int:
         replace_uses(target, source)
         removed += 1
     return removed
+
+
+def _slices_all(node: Any) -> bool:
+    """Whether it is a Slice from the first element to the last of any number."""
+    if node.op_type != "Slice" or len(node.inputs) < 3:
+        return False
+    starts, ends = (constant(v) for v in node.inputs[1:3])
+    steps = constant(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else np.ones(1)
+    if starts is None or ends is None or steps is None:
+        return False
+    return bool((starts == 0).all() and (ends >= _NO_END).all() and (steps == 1).all())
 
 
 def _idle_dropout(node: Any) -> bool:

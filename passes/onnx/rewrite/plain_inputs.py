@@ -3,6 +3,7 @@
     tokens int32 -> Cast -> Gather    ->  input_ids int64 -> Gather
     past.0, past.1 (of any names)     ->  past_key_values.0.key, past_key_values.0.value, by what reads them
     output_0                          ->  logits, where it is the only output that is no cache
+    num_logits_to_keep                ->  0, which is all of them
 
 An integer input that nothing reads (token_type_ids) is dropped. What is named is checked by later passes.
 """
@@ -11,15 +12,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
-from passes.onnx.pass_context import Importing, PassLog, attribute, emit, replace_uses
+from passes.onnx.pass_context import Importing, PassLog, add_initializer, attribute, emit, replace_uses
 from passes.onnx.prove.cache_roles import cache_roles
 from passes.onnx.prove.weight_expression import is_weight
 from passes.onnx.rewrite.normalise_io_names import INTEGERS, known_input, known_output
 
 _TABLES = ("Gather", "GatherBlockQuantized")
 _WORDS = (("mask", "attention_mask"), ("pos", "position_ids"))
+_TO_KEEP = ("num_logits_to_keep", "logits_to_keep")
 _NUMBERS = (ir.DataType.INT64, ir.DataType.INT32)
 
 
@@ -31,10 +34,21 @@ def plain_inputs(imp: Importing) -> PassLog:
     for value in unused:
         graph.inputs.remove(value)
     notes = tuple(f"nothing reads the input {v.name}" for v in unused)
+    kept = sum(_keep_all(imp, v) for v in list(graph.inputs) if v.name in _TO_KEEP)
     named = sum(_name_integer(imp, v) for v in list(graph.inputs) if known_input(v) is None)
     named += _name_caches(imp) + _name_logits(imp)
     cast = sum(_cast_back(v) for v in graph.inputs if known_input(v) in INTEGERS)
-    return PassLog("plain_inputs", len(unused) + named + cast, notes)
+    return PassLog("plain_inputs", len(unused) + kept + named + cast, notes)
+
+
+def _keep_all(imp: Importing, value: Any) -> bool:
+    """Transformers slices from minus that number on, so that 0 keeps the logits of all tokens."""
+    if value.dtype not in _NUMBERS or value.shape is None or value.shape not in ((), (1,)):
+        return False
+    imp.graph.inputs.remove(value)
+    zero = add_initializer(imp.graph, f"{value.name}.all", np.zeros(tuple(value.shape), value.dtype.numpy()))
+    replace_uses(value, zero)
+    return True
 
 
 def _name_integer(imp: Importing, value: Any) -> bool:

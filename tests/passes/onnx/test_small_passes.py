@@ -136,6 +136,19 @@ def test_small_constants_are_computed_and_idle_nodes_go() -> None:
     assert imp.graph.initializers["r.folded"].const_value.numpy().tolist() == [2.0]
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "step", "idle"),
+    [(0, 1 << 62, 1, True), (1, 1 << 62, 1, False), (0, 5, 1, False), (0, 1 << 62, 2, False)],
+)
+def test_a_slice_of_everything_goes(start: int, end: int, step: int, idle: bool) -> None:
+    numbers = f"int64[1] from = {{{start}}}, int64[1] to = {{{end}}}, int64[1] axis = {{1}}, int64[1] step = {{{step}}}"
+    imp = importing(
+        f"g (float[b,s,8] x) => (float[b,t,8] y) <{numbers}> {{ z = Slice (x, from, to, axis, step) y = Neg (z) }}"
+    )
+    run_pass(fold_constants, imp)
+    assert (lines(imp.graph) == ["y = Neg(x)"]) is idle
+
+
 def test_weights_are_never_folded() -> None:
     ones = ",".join(["1"] * 1600)
     imp = importing(f"g (float[b,40] x) => (float[b,40] y) <float[40,40] w = {{{ones}}}> {{ t = Transpose(w) y = MatMul(x, t) }}", head_dim=0)  # noqa: E501  # fmt: skip

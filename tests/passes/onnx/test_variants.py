@@ -66,6 +66,8 @@ FORMS: dict[str, Callable[[Any], None]] = {
     "names without a meaning": lambda proto: other_forms.named(
         proto, numbered("in_{}"), numbered("out_{}"), logits="out", input_ids="tokens", position_ids="pos"
     ),
+    "logits of as many tokens as an input says": lambda proto: other_forms.keeping(proto, []),
+    "the same in a vector": lambda proto: other_forms.keeping(proto, [1]),
     "an input that nothing reads": lambda proto: other_forms.with_input(
         proto, "token_type_ids", onnx.TensorProto.INT64
     ),

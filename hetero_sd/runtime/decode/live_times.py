@@ -1,9 +1,9 @@
 """The times of a run's steps, as seen; what was not run yet is predicted.
 
 A time is a low quantile of the last observations (seen.py): a pause of the system, or other work on the machine, hardly
-changes it. A prediction is the plan's number, corrected by how far its other numbers were off; it counts as much as one
-observation, until a few were seen. Where the last few of a width are clearly others than those before, the processor
-became slower or faster: all widths are scaled until they are seen again.
+changes it. A prediction is the plan's number, corrected by how far its other numbers were off; it counts by the chance
+that all observations of its step were disturbed (step_times.py). Where the last few of a width are clearly others than
+those before, the processor became slower or faster: all widths are scaled until they are seen again.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ WINDOW = 63  # observations that are remembered
 RECENT = 7  # those that say how fast the processor is now, and enough to believe without a prediction
 _LOOKS_BACK, _BETWEEN = 40, 16  # times that tell a change; the last of them, among which it may be already
 _TO_SD = 1.8  # of a normal distribution, from what lies between its lower tenth and its lower quartile
+_DISTURBED = 1.25  # times the tenth part, from which on other work is likely to have made a time longer
 _DRIFT = 0.2  # how far off the last few are that show another speed
 
 
@@ -51,6 +52,11 @@ class Seen:
     def spread(self) -> float:
         """Relative standard deviation of undisturbed times, from the lower quartile."""
         return _TO_SD * (self._sorted[(len(self._sorted) - 1) >> 2] / self.low - 1)
+
+    @property
+    def disturbed(self) -> int:
+        """How many took clearly longer."""
+        return len(self._sorted) - bisect_left(self._sorted, _DISTURBED * self.low)
 
     def change(self) -> float:
         """What the last few took over what others before them took, where it is clearly another time; else 1.

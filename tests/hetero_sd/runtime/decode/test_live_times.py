@@ -23,11 +23,25 @@ def test_a_width_that_was_seen_a_few_times_takes_no_longer_than_a_wider_one() ->
     assert 0.01 <= times.step_s(2) <= 0.012
     assert narrow.step_s(2) <= 0.02  # two plain steps
     assert alone.step_s(2) > 0.4
-    for _ in range(5):
+    for _ in range(2):
         times.measured(2, 1.0)
     assert times.step_s(2) == pytest.approx(0.012, rel=0.01)
-    times.measured(2, 1.0)
+    for _ in range(4):
+        times.measured(2, 1.0)
     assert times.step_s(2) == 1.0  # seen seven times, it is believed
+
+
+def test_where_other_work_disturbs_most_steps_a_prediction_counts_for_longer() -> None:
+    """Plain steps show how much: the same three times of another width are believed less."""
+    quiet, busy = LiveTimes(PREDICTED), LiveTimes(PREDICTED)
+    for i in range(40):
+        quiet.measured(1, 0.010)
+        busy.measured(1, 0.010 if i % 8 == 0 else 0.030)
+    for some in (quiet, busy):
+        for _ in range(3):
+            some.measured(2, 0.019)
+    assert quiet.step_s(2) > 0.018
+    assert busy.step_s(2) < 0.017
 
 
 def test_other_work_on_the_machine_hardly_changes_a_time() -> None:

@@ -176,9 +176,10 @@ def lost_steps(case: sim.Case, policy: GammaPolicy) -> float:
 def test_no_run_loses_more_than_its_share(case: sim.Case) -> None:
     """1.5 % of the time, or of 100 steps, and what a plan that promises much may lose beside it, 0.4 steps here.
 
-    Two and a half steps more where not all could be timed before the first prompt.
+    Half a step more while steps were timed too seldom to be believed whole; two and a half where not all could be
+    timed before the first prompt.
     """
-    assert lost_steps(case, sim.live_policy(case)) <= (0.45 if case.step_s == 0.001 else 3.0)
+    assert lost_steps(case, sim.live_policy(case)) <= (1.0 if case.step_s == 0.001 else 3.0)
 
 
 def test_a_length_that_does_not_follow_the_run_loses_more() -> None:

@@ -1,13 +1,16 @@
 """Every way to draft, predicted beside measured, in one table: medians over alternating runs.
 
-    python benchmarks/speculation.py [--quick] [--chat FOLDER] [--repeats 7] [--only TEXT] [--json]
+    python benchmarks/speculation.py [--quick] [--chat FOLDER] [--repeats 7] [--only TEXT] [--keep FOLDER] [--json]
 
-Pairs: the example pair, and one of 150 M and 19 M parameters in float16 and int8 with random weights, of which the
+Pairs: the example pair, and one of 150 M and 15 M parameters in float16 and int8 with random weights, of which the
 target's later layers add so little that the drafter, its first layer, is mostly right. Where: the target on one core
 and the drafter on the other; the drafter on PoCL, pinned to the other core. Beside them both cores for each model in
 turn ("in turn"). With --chat, the folder that examples/chat/export.py wrote: n-grams on texts that repeat and on free
 ones (benchmarks/texts), and the first 10 layers as a drafter. --quick takes small models and few texts: the whole table
 in some minutes. Draft lengths one by one: benchmarks/draft_lengths.py.
+
+With --keep, models, bundles and each case's result stay in that folder: a run that was cut off, or that took one
+case by --only, goes on with the cases that have no result yet.
 
 The text is checked to be the same for all ways of a case. "off" is the prediction over what was measured, "auto" what
 the run decides, which "best" compares with the fastest fixed way.
@@ -18,6 +21,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from speculation_cases import Case, cases  # noqa: E402
+
+from targets.files import write_text  # noqa: E402
 
 WORKER = ROOT / "benchmarks" / "speculation_worker.py"
 
@@ -43,9 +50,20 @@ def compile_case(case: Case, out: Path) -> dict[str, Any]:
     return {**planned, "overlapped_tokens_per_s": None if plan.overlap is None else plan.overlap.tokens_per_s}
 
 
+def compiled(case: Case, folder: Path) -> dict[str, Any]:
+    """Its bundle in that folder, compiled unless it is there; what the plan decided."""
+    decided = folder / "plan.json"
+    if decided.is_file():
+        return dict(json.loads(decided.read_text("utf-8")))
+    shutil.rmtree(folder / "bundle", ignore_errors=True)
+    plan = compile_case(case, folder / "bundle")
+    write_text(decided, json.dumps(plan))
+    return plan
+
+
 def measure(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
     """The plan, and all repeats of all processes in turn: name of the way -> one record a repeat."""
-    plan, prompts = compile_case(case, folder / "bundle"), folder / "prompts.jsonl"
+    plan, prompts = compiled(case, folder), folder / "prompts.jsonl"
     prompts.write_text("\n".join(map(json.dumps, case.prompts)), "utf-8")
     env = {**os.environ, "POCL_CACHE_DIR": str(folder / "pocl"), "PYTHONPATH": str(ROOT)}
     given = ["--prompts", str(prompts), "--gammas", ",".join(map(str, case.gammas)), "--new", str(case.new)]
@@ -140,17 +158,25 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small models, few texts")
     parser.add_argument("--chat", type=Path, metavar="FOLDER", help="what examples/chat/export.py wrote")
     parser.add_argument("--only", metavar="TEXT", default="", help="cases whose names have this text")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="go on where an earlier run with it ended")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    repeats = options.repeats or (3 if options.quick else 7)
     results = []
     with tempfile.TemporaryDirectory() as scratch:
-        for i, case in enumerate(cases(Path(scratch), options.quick, options.chat)):
-            if options.only in case.name:
-                folder = Path(scratch) / str(i)
-                folder.mkdir()
-                results.append(measure(case, folder, options.repeats or (3 if options.quick else 7)))
-                if not options.json:
-                    print(as_text(results[-1]), flush=True)
+        kept = Path(scratch) if options.keep is None else options.keep / ("quick" if options.quick else "full")
+        kept.mkdir(parents=True, exist_ok=True)
+        for case in cases(kept, options.quick, options.chat):
+            if options.only not in case.name:
+                continue
+            folder = kept / re.sub(r"[^a-z0-9]+", "-", case.name.lower())
+            folder.mkdir(exist_ok=True)
+            found = folder / f"result-{repeats}.json"
+            if not found.is_file():
+                write_text(found, json.dumps(measure(case, folder, repeats)))
+            results.append(json.loads(found.read_text("utf-8")))
+            if not options.json:
+                print(as_text(results[-1]), flush=True)
     if options.json:
         print(json.dumps(results, indent=1))
     return 0

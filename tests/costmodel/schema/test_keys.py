@@ -83,12 +83,16 @@ DOCUMENTS = {
     "benchmarks/draft_lengths.py": ("its results", "acceptance_rate gamma least tokens_per_s"),
     "benchmarks/decode.py": ("its results", "gb_per_s"),
     "benchmarks/kernels.py": ("its results", "bandwidth_gb_per_s"),
+    "benchmarks/prediction_rounds.py": (
+        "its results",
+        "bandwidth_gb_per_s draft_s gamma mode round_s turns verify_s",
+    ),
     "benchmarks/prediction_table.py": (
         "its results, and a board's numbers",
-        "bandwidth_gb_per_s draft_s gamma round_s unified_memory verify_s",
+        "bandwidth_gb_per_s gamma mode unified_memory",
     ),
-    "benchmarks/prediction_text.py": ("its results", "bandwidth_gb_per_s gamma round_s"),
-    "benchmarks/prediction_worker.py": ("its results", "bandwidth_gb_per_s draft_s gamma verify_s"),
+    "benchmarks/prediction_text.py": ("its results", "bandwidth_gb_per_s gamma mode round_s"),
+    "benchmarks/prediction_worker.py": ("its results", "bandwidth_gb_per_s gamma turns"),
     "benchmarks/speculation.py": ("its results", "gamma mode plan tokens_per_s"),
     "benchmarks/speculation_cases.py": ("fields of CompileRequest", "context target_widths"),
     "benchmarks/speculation_worker.py": (

@@ -264,6 +264,7 @@ class Plan(Record):
         cluster: CPU cluster that both models use, and that launches the GPU's kernels; in mode overlapped the target's,
             or the drafter's where the target runs on the GPU.
         threads: of it.
+        prompt_threads: of it, where a prompt is read; 0 is `threads`.
         cpu_ids: the cores of the cluster.
         context: tokens that fit the KV caches.
         target_widths: entry points of the target, in new tokens; gamma + 1 is among them.
@@ -300,6 +301,7 @@ class Plan(Record):
     overlap: PlannedOverlap | None = field(default=None, repr=False)
     slots: Slots = 1
     long_prefill_width: Size | None = None
+    prompt_threads: Annotated[int, Within(0, MOST_THREADS)] = 0
 
     @property
     def prefill_widths(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from costmodel.batch_cores import batch_cores
 from costmodel.decoder import DecoderSpec
 from costmodel.memory import Memory, available_bytes
+from costmodel.phase_threads import prompt_placement
 from costmodel.place import Place
 from costmodel.placement import Placement
 from costmodel.question import Question, Variant
@@ -143,9 +144,12 @@ def _plan(
         free_bytes=available_bytes(board),
         drafter_bytes=draft_bytes,
     )
-    prediction = plan_prediction(
-        *(asked, specs, placements, widths, DRAFT_WIDTHS, chunks.narrow, overrides.alpha_tokens, context, chunks.long)
-    )
+    reading = {
+        role: prompt_placement(asked.search.costs(specs[role]), place, chunks.narrow)
+        for role, place in placements.items()
+    }
+    sizes = widths, DRAFT_WIDTHS, chunks.narrow, overrides.alpha_tokens, context, chunks.long
+    prediction = plan_prediction(*(asked, specs, placements, reading, *sizes))
     overlap = plan_overlap(asked.search, best, specs, placements)
     pairs = list(zip(free.decision.leading, free.intervals, strict=True))
     variants = [planned_variant(v, sure) for v, sure in pairs]
@@ -173,6 +177,7 @@ def _plan(
         overlap=None if overlap is None else rounded(overlap),
         slots=overrides.slots,
         long_prefill_width=chunks.long,
+        prompt_threads=_cores(reading, board)[1],
     )
 
 

@@ -22,6 +22,7 @@ def plan_prediction(
     asked: Prediction,
     specs: Mapping[str, DecoderSpec],
     placements: Mapping[str, Placement],
+    reading: Mapping[str, Placement],
     target_widths: Sequence[int],
     draft_widths: Sequence[int],
     chunk: int,
@@ -35,6 +36,7 @@ def plan_prediction(
         asked: the prediction of what the user asked for; its best variant is the plan's.
         specs: the models by role.
         placements: where each runs.
+        reading: where each reads prompts.
         target_widths: entry points of the target.
         draft_widths: entry points of the drafter.
         chunk: tokens that a prompt is read in.
@@ -65,8 +67,8 @@ def plan_prediction(
     best = asked.decision.best
     expected = best.round if best.mode == OVERLAPPED else sequential_round(question.alpha, gamma, terms)
     sure = asked.intervals[0]
-    costs, place = asked.search.costs(specs["target"]), placements["target"]
-    chunk_s = costs.prompt_chunk_s(place, chunk, fills=True)
+    costs = asked.search.costs(specs["target"])
+    chunk_s = costs.prompt_chunk_s(reading["target"], chunk, fills=True)
     live = None
     if drafts:
         live = LivePrediction(
@@ -74,7 +76,7 @@ def plan_prediction(
             draft_s=one,
             verify_s={n: verify_s(n) + (turns.loop_s if n > 1 else 0.0) for n in widths["target"]},
             round_s=overhead,
-            chunk_s=asked.search.costs(specs["draft"]).prompt_chunk_s(placements["draft"], chunk, fills=True),
+            chunk_s=asked.search.costs(specs["draft"]).prompt_chunk_s(reading["draft"], chunk, fills=True),
             chunk=chunk,
             alpha_tokens=alpha_tokens,
         )
@@ -99,9 +101,9 @@ def plan_prediction(
         turn_start_s=turns.start_s if drafts else 0.0,
         context=question.context,
         live=live,
-        prompt_start_s=empty.prompt_chunk_s(place, chunk, fills=True),
-        long_chunks_s={long: _from_start(empty, costs, place, long)} if long is not None else {},
-        prompt_result_s=max(0.0, costs.prompt_chunk_s(place, chunk) - chunk_s),
+        prompt_start_s=empty.prompt_chunk_s(reading["target"], chunk, fills=True),
+        long_chunks_s={long: _from_start(empty, costs, reading["target"], long)} if long is not None else {},
+        prompt_result_s=max(0.0, costs.prompt_chunk_s(reading["target"], chunk) - chunk_s),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
+from costmodel.phase_threads import prompt_placement
 from costmodel.placement import Placement
 from costmodel.prompt_chunks import CHUNK, LONG_CHUNKS, next_chunk
 from costmodel.question import Variant
@@ -71,18 +72,27 @@ def answer_time(search: Search, variant: Variant, prompt_tokens: int, new_tokens
     drafter, place = variant.draft, variant.draft_placement
     power = search.question.board.power
     reads = drafter is not None and (drafter.whole is None or variant.mode == OVERLAPPED)
+    target_reads = _reading(search, variant.target, variant.target_placement)
+    draft_reads = None if drafter is None or place is None else _reading(search, drafter, place)
     start_s = search.roofline.text_start_s() if drafter is None else turns_of(search.roofline).start_s
     rows = search.question.cache_rows or 2 * search.question.context
-    long = long_chunk(search, variant.target, variant.target_placement, rows)
+    long = long_chunk(search, variant.target, target_reads, rows)
     widths = (CHUNK,) if long is None else (CHUNK, long)
     return AnswerTime(
         prompt_tokens,
         new_tokens,
-        prompt_s(search, variant.target, variant.target_placement, prompt_tokens, widths),
-        prompt_s(search, drafter, place, prompt_tokens, widths) if reads and drafter and place else 0.0,
+        prompt_s(search, variant.target, target_reads, prompt_tokens, widths),
+        prompt_s(search, drafter, draft_reads, prompt_tokens, widths) if reads and drafter and draft_reads else 0.0,
         start_s + (new_tokens - 1) / variant.tokens_per_s,
         None if power is None else power.decode_w,
     )
+
+
+def _reading(search: Search, spec: DecoderSpec, placement: Placement) -> Placement:
+    """Where a model reads a prompt: with more threads than it decodes with, unless the question says how many."""
+    if search.question.cores is not None:
+        return placement
+    return prompt_placement(search.costs(spec), placement, CHUNK)
 
 
 def long_chunk(search: Search, spec: DecoderSpec, placement: Placement, context: int) -> int | None:

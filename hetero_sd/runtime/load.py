@@ -111,6 +111,9 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
     usable = usable_cpus()  # before models are loaded, which may keep this thread on a cluster
     with step("loading the models"):
         loaded = (load or load_models)(bundle, settings.get("huge_pages", False))
+    for model in (loaded.target, loaded.draft) if (threads := settings.get("threads")) is not None else ():
+        if (read_with := getattr(model, "read_with", None)) is not None:
+            read_with(threads)  # as was asked for, prompts too
     vocab = bundle.tokenizer.vocab if bundle.tokenizer else None
     models = within_vocabulary(loaded, vocab)
     mode, gamma, chosen = settings.get("mode", AUTO), settings.get("gamma"), settings.get("drafter")

@@ -69,6 +69,9 @@ def calibrate(
     check_writable(out)  # before the work
     budget, before = Budget(min(seconds, MOST_SECONDS), clock), machine_state()
     here = [model for model in (models.target, models.draft) if model is not None]
+    for model in here:
+        if (read_with := getattr(model, "read_with", None)) is not None:
+            read_with(threads)  # what is fitted says the threads of all points
     device = next((d for d in (getattr(model, "gpu_device", None) for model in here) if d is not None), None)
     gpu = None if device is None else GpuCosts(device)
     if gpu is not None:

@@ -36,7 +36,7 @@ def _thread_pool(bundle: Bundle) -> Finding:
     threads = choose_threads(None, bundle.plan)
     if why is None:
         try:
-            pool = pool_of(bundle, usable_cpus(), threads)
+            pool = pool_of(bundle, usable_cpus(), threads, threads)
         except PoolError as error:
             why = str(error)
     if why is not None:

@@ -32,7 +32,7 @@ from hetero_sd.runtime.model.segments import Chain
 from hetero_sd.runtime.model.slots import RowSteps, SlotModel
 from hetero_sd.runtime.model.steps import RunningStep, Steps
 from hetero_sd.runtime.model.thread_pool import PoolError, ThreadPool, pool_of, why_tvms_pool
-from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
+from hetero_sd.runtime.model.threads import choose_prompt_threads, choose_threads, usable_cpus
 from hetero_sd.runtime.model.weights import Weights
 from targets.backend import HOST, ProcessorFailed, backend
 from targets.errors import UserError, last_line
@@ -76,7 +76,7 @@ class CompiledModel(Model):
         self.row_widths = (1, *facts.row_widths)
         self.read_widths = tuple(sorted({*facts.widths, facts.prefill_width}))
         self._row_steps = RowSteps(facts.row_widths) if facts.row_widths else None
-        self._steps = Steps(name, self.widths, facts.prefill_widths, facts.context)
+        self._steps = Steps(name, self.widths, facts.prefill_widths, facts.context, self._before_call)
         self.weights = weights or Weights(bundle.path(facts.weights, hashed=False), huge_pages)
         owner = "target" if facts.weights == bundle.target.weights else name
         if self.weights.metadata.get("model") != owner:
@@ -84,6 +84,7 @@ class CompiledModel(Model):
         self._fed: list[list[int]] = [[] for _ in range(facts.slots)]
         self._running: RunningStep | None = None
         self.threads = choose_threads(None, bundle.plan)
+        self.prompt_threads = self._most_prompt_threads = choose_prompt_threads(self.threads, bundle.plan)
         self.pool: ThreadPool | None = None
         self._cpus: list[int] | None = None  # of the kernels' threads; None is where the thread is that loads
         self.why_tvms_pool: str | None = None
@@ -137,11 +138,18 @@ class CompiledModel(Model):
         ``threads`` None keeps their number, as far as there are CPUs for them.
         """
         self._cpus, self.threads = list(cpus), min(threads or self.threads, len(cpus))
+        self.prompt_threads = max(self.threads, min(self._most_prompt_threads, len(cpus)))
         if HOST in self._chain.devices:
             if self.pool is not None:
                 self.pool.close()
             self.pool = None
             self._put_pool_under_kernels()
+
+    def read_with(self, threads: int) -> None:
+        """Read prompts with so many threads, at most those that the pool was opened with."""
+        self.prompt_threads = self._most_prompt_threads = threads
+        if self.pool is not None:
+            self.pool.set(self.threads)
 
     def share_rows(self, whole: object) -> bool:
         """Write into the KV caches of the model whose weights it reads; None: into its own again.
@@ -167,6 +175,7 @@ class CompiledModel(Model):
             raise ValueError(f"two rows at one place: {list(rows)}")
         if self._running is not None:
             self._running.settle()
+        self._before_call(False)
         try:
             made = self._row_steps.run(self._chain, rows)
         except Exception as error:
@@ -208,6 +217,12 @@ class CompiledModel(Model):
         put_first_rows(self._chain, rows)
         self._fed[0] = list(ids)
 
+    def _before_call(self, prompt: bool) -> None:
+        """Give the kernels that follow their threads: chunks of a prompt have others than steps."""
+        threads = self.prompt_threads if prompt else self.threads
+        if self.pool is not None and self.prompt_threads != self.threads and self.pool.threads != threads:
+            self.pool.set(threads)
+
     def _check(self, ids: Sequence[int], pos: int, slot: int) -> None:
         """Refuse what the kernels would not check."""
         if len(ids) < 1 or pos < 0 or pos + len(ids) > self.context:
@@ -238,7 +253,8 @@ class CompiledModel(Model):
             return
         try:
             cpus = usable_cpus() if self._cpus is None else self._cpus
-            self.pool = self.pool or pool_of(self._bundle, cpus, self.threads)
+            most = max(self.threads, self.prompt_threads)
+            self.pool = self.pool or pool_of(self._bundle, cpus, self.threads, most)
             self.pool.attach(self._bundle.path(self._facts.libraries[HOST]))
         except PoolError as error:
             self.pool, self.why_tvms_pool = None, str(error)

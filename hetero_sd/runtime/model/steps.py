@@ -46,7 +46,14 @@ class Call:
 class Steps:
     """What a model of some compiled widths does for a step; `plan`, `start`, `fetch` in that order."""
 
-    def __init__(self, name: str, widths: Sequence[int], chunks: Sequence[int], context: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        widths: Sequence[int],
+        chunks: Sequence[int],
+        context: int,
+        before: Callable[[bool], None] = lambda prompt: None,
+    ) -> None:
         """Make the inputs of every entry point.
 
         Args:
@@ -54,7 +61,9 @@ class Steps:
             widths: entry points step_<n>, ascending; 1 is among them.
             chunks: entry points prefill_<n> and fill_<n>, ascending.
             context: rows of the caches.
+            before: told, before a call, whether it reads a chunk of a prompt.
         """
+        self._before = before
         self._name, self._widths, self._chunks, self._context = name, widths, chunks, context
         self._inputs = {n: shared_numbers(1, n) for n in {*widths, *chunks}}
 
@@ -65,6 +74,7 @@ class Steps:
             numbers, tensor = self._inputs[call.width]
             numbers[: len(call.ids)] = call.ids
             numbers[len(call.ids) :] = 0  # rows beyond the ids are computed and not used
+            self._before(call.fills or call.row is not None)
             made.append(chain.run(call.entry, tensor, call.pos, call.row, call.slot))
         return made
 

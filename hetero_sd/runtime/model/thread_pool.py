@@ -150,15 +150,15 @@ def _close(library: Any, lane: int, attached: list[ctypes.CDLL]) -> None:
     library.hsd_pool_close(lane)
 
 
-def pool_of(bundle: Bundle, cpus: Sequence[int], threads: int) -> ThreadPool:
-    """Start the threads of the bundle's library.
+def pool_of(bundle: Bundle, cpus: Sequence[int], threads: int, capacity: int) -> ThreadPool:
+    """Start the threads of the bundle's library, `capacity` in all, of which `threads` run what follows.
 
     Raises:
         PoolError: see :class:`ThreadPool`.
         UserError: the library is not the one of the manifest.
     """
     with bundle.opened(LIBRARY) as opened:
-        return ThreadPool(opened, cpus, threads)
+        return ThreadPool(opened, cpus, threads, capacity)
 
 
 def _load(path: Path | str) -> Any:

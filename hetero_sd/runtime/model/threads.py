@@ -27,6 +27,14 @@ def choose_threads(option: int | None, plan: Plan | None) -> int:
     return physical_cores() if plan is None else min(plan.threads, len(usable_cpus()))
 
 
+def choose_prompt_threads(threads: int, plan: Plan | None) -> int:
+    """Return the plan's ``prompt_threads`` where the kernels have the plan's ``threads``, else those they have."""
+    if plan is None or not plan.prompt_threads or threads != plan.threads:
+        return threads
+    cores = cluster_cores(plan, set(usable_cpus())) or usable_cpus()
+    return min(plan.prompt_threads, len(cores))
+
+
 def usable_cpus() -> list[int]:
     """Return the CPUs that this process may use."""
     return sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from costmodel.model_costs import ModelCosts
 from costmodel.roofline import CpuSlice, GpuSlice, Roofline
 from costmodel.schema.plan import Plan
 from hetero_sd.compile.plan import Overrides, make_plan
@@ -41,6 +42,21 @@ def test_steps_are_those_of_the_roofline() -> None:
     assert predicted.verify_step_s[4] == predicted.verify_step_s[3] == pytest.approx(four, rel=1e-5)
     assert predicted.verify_step_s[2] < four
     assert predicted.acceptance_rate == 0.8
+
+
+def test_a_prompt_is_read_with_more_threads_than_a_token_is_decoded_with() -> None:
+    """On a Pi 5: chunks are priced with them, and the plan has their number."""
+    from hetero_sd.predict.inputs import with_activations
+    from hetero_sd.predict.known_models import known_model
+
+    spec, board = with_activations(known_model("Qwen2.5-1.5B", "int8"), None), load_board("rpi5")
+    plan, _ = make_plan(board, {"target": spec}, 512, Overrides(gamma=0))
+    assert (plan.threads, plan.prompt_threads) == (1, 4)
+    costs = ModelCosts(Roofline(board), spec, plan.context // 2)
+    one, four = (costs.whole(CpuSlice(((board.clusters[0], threads),))) for threads in (1, 4))
+    assert plan.prediction.prompt_chunk_s == pytest.approx(costs.prompt_chunk_s(four, plan.prefill_width), rel=1e-3)
+    assert plan.prediction.verify_step_s[1] == pytest.approx(costs.step_s(one, 1), rel=1e-3)
+    assert costs.prompt_chunk_s(one, 32) > 1.5 * costs.prompt_chunk_s(four, 32)  # the control: as it was
 
 
 def test_a_split_model_is_priced_by_its_segments() -> None:

@@ -12,6 +12,7 @@ import pytest
 from golden import Golden
 
 from costmodel.model_costs import ModelCosts
+from costmodel.phase_threads import prompt_placement
 from costmodel.question import Question
 from costmodel.roofline import CpuSlice
 from costmodel.search import Search
@@ -189,8 +190,14 @@ def test_the_time_of_an_answer(models: dict[str, Path]) -> None:
     assert p.question.cache_rows == 165
     assert best.draft is not None
     assert best.draft_placement is not None
-    assert t.first_token_s == prompt_s(p.search, best.target, best.target_placement, 64)
-    drafter = prompt_s(p.search, best.draft, best.draft_placement, 64)
+    costs = [p.search.costs(spec) for spec in (best.target, best.draft)]
+    target, draft = (
+        prompt_placement(c, where, 32)
+        for c, where in zip(costs, (best.target_placement, best.draft_placement), strict=True)
+    )
+    assert t.first_token_s == prompt_s(p.search, best.target, target, 64)
+    assert t.first_token_s < 0.7 * prompt_s(p.search, best.target, best.target_placement, 64)  # two threads, not four
+    drafter = prompt_s(p.search, best.draft, draft, 64)
     assert t.answer_s == pytest.approx(t.first_token_s + drafter + 100 / best.tokens_per_s)
     alone = answer_time(p.search, replace(best, draft=None, draft_placement=None), 64, 101)
     assert alone.answer_s == pytest.approx(t.answer_s - drafter)  # the control: nobody else reads the prompt

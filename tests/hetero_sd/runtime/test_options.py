@@ -20,7 +20,13 @@ from hetero_sd.runtime.decode.choose_policy import choose_policy
 from hetero_sd.runtime.decode.drafters import Offer
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.policy import FixedGamma
-from hetero_sd.runtime.model.threads import choose_threads, cluster_cores, physical_cores, prepare_environment
+from hetero_sd.runtime.model.threads import (
+    choose_prompt_threads,
+    choose_threads,
+    cluster_cores,
+    physical_cores,
+    prepare_environment,
+)
 from hetero_sd.runtime.options import parse_options
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_lines, read_prompts
@@ -212,6 +218,17 @@ def test_threads_by_precedence(monkeypatch):
         assert choose_threads(None, some_plan(threads=4)) == 4
     monkeypatch.delenv("TVM_NUM_THREADS")
     assert choose_threads(None, None) == physical_cores() >= 1
+
+
+def test_prompts_have_the_plans_threads_where_steps_have(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    plan = some_plan(threads=1, prompt_threads=4)
+    assert choose_prompt_threads(1, plan) == 4
+    assert choose_prompt_threads(2, plan) == 2  # another number was asked for
+    assert choose_prompt_threads(1, some_plan(threads=1)) == choose_prompt_threads(1, None) == 1
+    assert choose_prompt_threads(1, replace(plan, cpu_ids=(2, 3))) == 2  # the plan's cluster
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert choose_prompt_threads(1, plan) == 2  # the plan was made for another machine
 
 
 def test_more_threads_than_cpus_are_refused(monkeypatch):

@@ -331,6 +331,26 @@ def test_bits_do_not_depend_on_pool_threads_or_tasks(bundle: Path, monkeypatch: 
 
 
 @pytest.mark.slow
+def test_chunks_of_a_prompt_have_threads_of_their_own(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool is opened for most of them, and changes between calls; the bits are those of one number."""
+    from hetero_sd.runtime.model import model as model_file
+
+    monkeypatch.setenv("TVM_NUM_THREADS", "1")
+    wanted = all_logits(model_file.CompiledModel("target", Bundle(bundle)))
+    monkeypatch.setattr(model_file, "choose_prompt_threads", lambda threads, plan: 3)
+    model = model_file.CompiledModel("target", Bundle(bundle))
+    assert model.pool is not None
+    assert (model.pool.threads, model.pool.capacity) == (1, 3)
+    seen, change = list[int](), model.pool.set
+    monkeypatch.setattr(model.pool, "set", lambda threads: (seen.append(threads), change(threads)))
+    assert np.array_equal(all_logits(model).view(np.uint32), wanted.view(np.uint32))
+    assert seen == [3, 1]  # the prompt, then steps
+    model.read_with(1)
+    all_logits(model)
+    assert seen == [3, 1, 1]  # the control: they are the same
+
+
+@pytest.mark.slow
 def test_whose_pool_is_used_and_why(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 

@@ -159,8 +159,9 @@ def comparison(
     rows.append(_row("sampling", "ms", terms["sampling"], predicted.sampling_s if predicted else None))
     loop = None if predicted is None else predicted.dispatch_s + (predicted.turn_s if measured["drafted"] else 0.0)
     rows.append(_row("dispatch", "ms", terms["dispatch"], loop))
-    start = None if predicted is None else predicted.turn_start_s if measured["drafted"] else predicted.start_s
-    rows.append(_row("first rounds, more", "us", terms["first_rounds"], start))
+    start = 0.0 if predicted is None else predicted.turn_start_s if measured["drafted"] else predicted.start_s
+    # below a nanosecond it is the cycle that stands for what no calibration has measured
+    rows.append(_row("first rounds, more", "us", terms["first_rounds"], round(start, 9)))
     rows.append(_row("wait for drafts", "ms", terms["wait"], overlap.wait_s if overlap else None))
     rows.append(_row("hand-over", "us", terms["hand_over"], overlap.hand_over_s if overlap else None))
     return rows

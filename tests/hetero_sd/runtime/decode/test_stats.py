@@ -89,6 +89,9 @@ def test_first_rounds_beside_later_ones() -> None:
     (row,) = (r for r in got["predicted_vs_measured"] if r["term"] == "first rounds, more")
     assert (row["measured"], row["predicted"]) == pytest.approx((0.4e6, 0.2e6))
     assert summarise([text(9.0, rounds=6)])["median_s"]["first_rounds"] is None
+    unknown = stats_json([text(0.3)], some_plan(prediction=some_prediction(turn_start_s=4e-10)))
+    (row,) = (r for r in unknown["predicted_vs_measured"] if r["term"] == "first rounds, more")
+    assert row["predicted"] is None
     assert summarise([text(0.0)])["median_s"]["first_rounds"] == pytest.approx(0.0)
 
 

@@ -19,13 +19,14 @@ from costmodel.decoder import NONLINEARITIES, NORMS, TABLES
 from costmodel.format import F32, INT8, Format
 from costmodel.work import Op, visible_keys
 from targets.cpu.dot import DOTS, STEP, dot_of
-from targets.cpu.tile import SERIAL_WEIGHTS, CpuTile, cpu_tile
+from targets.cpu.tile import CHUNK, SERIAL_WEIGHTS, CpuTile, chunk_tasks, cpu_tile, row_groups
 from targets.device import Core
 from targets.kv_format import KV_FORMATS
 
 _FMA_LATENCY = 4.0
 _EXP = 18.0  # operations of lanes_exp
 _KV_SCALES = 2.0  # a score times its key's scale, a weight times its value's
+_JOIN = 10.0  # of a chunk's peak and sum
 _ALIBI = 2.0  # the distance of the keys, and a multiply-add
 _DIVIDE = 8.0  # cycles of a vector division
 _SCALES = 2.0  # vector instructions for the scales of a step
@@ -79,7 +80,7 @@ class Cycles:
         cycles: processor cycles of the thread with the most parts.
         threads: threads that have work.
         walks: times the parts below are read; the first time from memory, later from the cache that holds a part.
-        part_bytes: bytes read again and again together: a group of weight panels, or the KV rows of a head.
+        part_bytes: bytes read again and again together: a group of weight panels, or a chunk of a head's KV rows.
         streams: sequences of addresses that are read side by side: panels of a group, or keys and values.
     """
 
@@ -180,10 +181,16 @@ def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
     value = vectors / cut.value_vectors * body(sums, cut.value_vectors, beside, chain)
     scores = sum(-(-count // cut.key_vectors) for count in key_tiles) * score + sum(key_tiles) * soften
     of_head = op.batch * (scores + sum(spans) * value + n * share * vectors * _DIVIDE)
-    tasks = kv_heads * len(spans) * op.batch
-    used = min(threads, tasks)
-    part = stored.token_bytes(head_dim) * max(spans)
-    return Cycles(-(-tasks // used) / (len(spans) * op.batch) * of_head, used, len(spans), part)
+    keys, parts = max(spans), kv_heads * row_groups(kv_heads, len(spans)) * op.batch
+    used, joins = min(threads, parts), 0.0
+    busiest = -(-parts // used) / parts
+    if chunk_tasks(n, keys):  # the calling thread joins what they find
+        chunks = -(-keys // CHUNK)
+        used = min(threads, parts * chunks)
+        busiest = min(busiest, -(-parts * chunks // used) / parts * CHUNK / keys)
+        joins = op.batch * n * op.operator.heads * chunks * (2 * vectors + _EXP + _JOIN) / issue.fma
+    busiest *= kv_heads * of_head
+    return Cycles(busiest + joins, used, len(spans), stored.token_bytes(head_dim) * min(keys, CHUNK))
 
 
 def _serial(op: Op, tile: CpuTile, issue: Issue) -> float:

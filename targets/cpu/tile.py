@@ -11,8 +11,21 @@ from targets.device import Core
 # Below this many weights a parallel region (about 2 us to enter and leave) costs more than it saves.
 SERIAL_WEIGHTS = 16 * 1024
 
-
 _QUERIES = 6  # of an attention's tile
+CHUNK = 384  # keys of one part of an attention, from which a row's bits follow: whole groups of 1 to 4 key vectors
+_SPLIT_ROWS = 16  # of an attention with a task for each chunk of keys
+_ENOUGH_TASKS = 16
+
+
+def chunk_tasks(rows: int, context: int) -> bool:
+    """Whether each chunk of keys is a task of its own."""
+    return rows <= _SPLIT_ROWS and context > CHUNK
+
+
+def row_groups(kv_heads: int, row_tiles: int) -> int:
+    """Groups of equally many tiles of rows, which are tasks for each KV head."""
+    enough = (g for g in range(1, row_tiles + 1) if row_tiles % g == 0 and kv_heads * g >= _ENOUGH_TASKS)
+    return next(enough, row_tiles)
 
 
 @dataclass(frozen=True)

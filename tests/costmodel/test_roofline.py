@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodel.cpu_cycles import issue_of, kernel_cycles
+from costmodel.cpu_cycles import Cycles, issue_of, kernel_cycles
 from costmodel.decoder import DecoderSpec, Operator
 from costmodel.estimate import Estimate
 from costmodel.factors import Factors
@@ -25,7 +25,7 @@ from costmodel.roofline import (
 from costmodel.work import Op, Traffic, step_ops, step_units
 from targets.boards import load_board
 from targets.cpu import core
-from targets.cpu.tile import cpu_tile
+from targets.cpu.tile import CHUNK, cpu_tile
 from targets.errors import UserError
 
 IDEAL = Factors(
@@ -143,10 +143,19 @@ def test_a_vector_of_halves_is_converted_once_for_the_heads_that_share_it() -> N
     assert cycles("float16") - cycles("float32") == scores + values
 
 
-def test_attention_uses_no_more_threads_than_kv_heads(published: Any, imx95: Any) -> None:
-    op = next(op for op in step_ops(published["SmolLM2-135M"](), 1, 512) if op.kind == "attention")
-    three, six = (kernel_cycles(op, imx95.clusters[0].core, t) for t in (3, 6))
-    assert three == six  # 3 KV heads
+def test_attention_uses_threads_for_kv_heads_and_chunks(published: Any, imx95: Any) -> None:
+    """3 KV heads; of more keys than a chunk has each chunk of a head is work for a thread."""
+
+    def cycles(past: int, threads: int) -> Cycles:
+        op = next(op for op in step_ops(published["SmolLM2-135M"](), 1, past) if op.kind == "attention")
+        return kernel_cycles(op, imx95.clusters[0].core, threads)
+
+    assert cycles(CHUNK - 1, 3) == cycles(CHUNK - 1, 6)
+    assert cycles(2 * CHUNK - 1, 3).threads == 3
+    six, whole = cycles(2 * CHUNK - 1, 6), cycles(2 * CHUNK - 1, 3)
+    assert six.threads == 6
+    assert 0.5 < six.cycles / whole.cycles < 0.55  # the calling thread joins them
+    assert cycles(CHUNK, 6).cycles > 0.95 * cycles(CHUNK, 3).cycles  # a chunk and one key
 
 
 def test_small_models_stay_in_the_cache(make_decoder: Any, rk3588: Any) -> None:

@@ -1,8 +1,8 @@
 """Attention of rows that are each at a position of a slot of their own: rows of several sequences in one call.
 
-All rows are stored first, so that rows of one sequence see the keys of those before them; then a task is a KV head and
-a row. A row has the bits that attention.py gives it. The caller checks that slots and positions are within the caches;
-two rows at one place are the same row.
+All rows are stored first, so that rows of one sequence see the keys of those before them; then a task is a row, a KV
+head and a chunk of keys, and the calling thread joins what the chunks have found. A row has the bits that attention.py
+gives it. The caller checks that slots and positions are within the caches; two rows at one place are the same row.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from tvm import tirx
 from tvm.script import tirx as T
 
 from targets.cpu.kernels.attention_tile import attention_parts
-from targets.cpu.tile import CpuTile
+from targets.cpu.tile import CHUNK, CpuTile
 from targets.kv_format import KV_FORMATS
 
 
@@ -39,7 +40,14 @@ def attention_rows(
     lanes, tiles, key_rows = tile.lanes, context // tile.lanes, head_dim + KV_FORMATS[cache].scale_rows
     cut = tile.attention(1, heads // kv_heads, head_dim // tile.vector(head_dim))
     parts = attention_parts(tile, cut, heads, kv_heads, head_dim, context, scale, window, softcap, cache, slopes)
-    append, attend = parts.append, parts.attend
+    append, chunk, add, store = parts.append, parts.chunk, parts.add, parts.store
+    first_chunk, queries = parts.first_chunk, parts.queries
+    tasks, most = kv_heads * n, -(-context // CHUNK)
+
+    def chunks(pos: Any) -> Any:
+        """The most chunks that a row sees."""
+        counts = [pos[t] // CHUNK + 1 - first_chunk(pos[t]) for t in range(n)]
+        return functools.reduce(tirx.max, counts) if most > 1 else T.int64(1)
 
     @T.prim_func(s_tir=True)
     def attention_rows(
@@ -58,9 +66,24 @@ def attention_rows(
                 va = T.axis.spatial(kv_heads, h)
                 for t in T.serial(n):
                     append(k, v, keys, values, slot[t], va, t, pos[t])
-        for p in T.parallel(kv_heads * n):
-            with T.sblock("row"):
-                vp = T.axis.spatial(kv_heads * n, p)
-                attend(q, keys, values, y, slot[vp % n], vp // n, vp % n, pos[vp % n])
+        tops = T.sblock_alloc_buffer((tasks * most * queries,), "float32", scope="global")
+        totals = T.sblock_alloc_buffer((tasks * most * queries, lanes), "float32", scope="global")
+        outs = T.sblock_alloc_buffer((tasks * most * queries, head_dim), "float32", scope="global")
+        for p in T.parallel(tasks * chunks(pos)):
+            with T.sblock("chunk"):
+                vp = T.axis.spatial(tasks * most, p)
+                vh = T.meta_var(vp // chunks(pos) // n)
+                vr = T.meta_var(vp // chunks(pos) % n)
+                vc = T.meta_var(first_chunk(pos[vr]) + vp % chunks(pos))
+                if vc * CHUNK <= pos[vr]:
+                    chunk(q, keys, values, slot[vr], vh, vr, pos[vr], vc, tops, totals, outs, vp * queries)
+        for p in T.serial(tasks):
+            with T.sblock("join"):
+                vp = T.axis.spatial(tasks, p)
+                factor = T.sblock_alloc_buffer((2,), "float32", scope="local")
+                to = T.meta_var(vp * chunks(pos) * queries)
+                for c in T.serial(pos[vp % n] // CHUNK - first_chunk(pos[vp % n])):
+                    add(tops, totals, outs, to, to + (c + 1) * queries, factor)
+                store(tops, totals, outs, to, y, vp // n, vp % n)
 
     return attention_rows

@@ -143,8 +143,10 @@ def _attention(
     slot_type, pos_type = (T.Buffer((n,), "int64") if apart else T.int64 for _ in range(2))
 
     def of(slot: Any, t: Any) -> Any:
-        """The slot of row t."""
-        return T.Cast("int32", slot[t] if apart else slot)
+        """The slot of row t; a cast of a parameter would keep vector loads from being seen as such."""
+        if apart:
+            return T.Cast("int32", slot[t])
+        return T.call_pure_extern("int32", "convert_int", slot) if slots > 1 else 0
 
     def last(pos: Any, t: Any) -> Any:
         """The last key that row t sees."""

@@ -139,7 +139,7 @@ def test_what_a_driver_has_makes_the_same_bits(run: Run, extension: str, case: C
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
-def test_a_compiler_of_opencl_c_takes_the_calls(run: Run, extension: str, tmp_path: Path) -> None:
+def test_a_compiler_of_opencl_c_has_the_functions(run: Run, extension: str, tmp_path: Path) -> None:
     """For spir64, for which clang declares the functions of every extension."""
     from targets.opencl.kernels.linear_int import linear_int
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from targets.kv_format import KV_FORMATS
 from targets.opencl.tile import GpuTile
 
 Array = npt.NDArray[Any]
@@ -23,15 +24,16 @@ def normal(*shape: int, seed: int) -> Array:
 
 @pytest.mark.parametrize(
     ("cache", "window", "softcap", "slopes"),
-    [("float32", 0, 0.0, ()), ("float16", 37, 20.0, (0.5, 0.25, 0.125, 0.0625))],
-    ids=["float32", "float16 window softcap ALiBi"],
+    [("float32", 0, 0.0, ()), ("float16", 37, 20.0, (0.5, 0.25, 0.125, 0.0625)), ("int8", 0, 0.0, ())],
+    ids=["float32", "float16 window softcap ALiBi", "int8"],
 )
 def test_attention(run: Run, cache: str, window: int, softcap: float, slopes: tuple[float, ...]) -> None:
     """Prompts of three texts in their slots, then rows of all of them, two of one text among them, and one twice."""
     from targets.opencl.kernels.attention import attention_cached, attention_in_slot, attention_rows, key_blocks
 
     heads, kv_heads, dim, lengths = 4, 2, 6, (67, 5, 33)
-    stored = np.uint16 if cache == "float16" else F32
+    stored, stale = {"float32": (F32, np.nan), "float16": (np.uint16, 0x7E00), "int8": (np.int8, 127)}[cache]
+    key_rows = dim + KV_FORMATS[cache].scale_rows
     texts = [
         [normal(1, n, width * dim, seed=10 * slot + i) for i, width in enumerate((heads, kv_heads, kv_heads))]
         for slot, n in enumerate(lengths)
@@ -43,10 +45,8 @@ def test_attention(run: Run, cache: str, window: int, softcap: float, slopes: tu
         return {"out": ((1, n, heads * dim), "float32"), "scratch": scratch}
 
     def caches(slots: int) -> tuple[Any, Any]:
-        shapes = (slots, kv_heads, CONTEXT // 4, dim, 4), (slots, kv_heads, CONTEXT, dim)
-        keys, values = (
-            run.tensor(np.full(shape, 0x7E00 if cache == "float16" else np.nan, stored)) for shape in shapes
-        )
+        shapes = (slots, kv_heads, CONTEXT // 4, key_rows, 4), (slots, kv_heads, CONTEXT, dim)
+        keys, values = (run.tensor(np.full(shape, stale, stored)) for shape in shapes)
         return keys, values
 
     alone = [

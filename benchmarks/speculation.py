@@ -160,8 +160,8 @@ def main() -> int:
     """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(
         description="every way to draft, predicted beside measured",
-        epilog="--quick takes some minutes; the large pair 2 to 3 minutes a turn of a case on two idle cores, so about 20 "
-        "minutes for each of its four cases: give --keep, and go on where it was cut off",
+        epilog="--quick takes some minutes; the large pair 2 to 3 minutes a turn of a case on two idle cores, so about "
+        "20 minutes for each of its four cases: give --keep, and go on where it was cut off",
     )
     parser.add_argument("--repeats", type=int, help="turns over all ways of a case (default 7, quick 3)")
     parser.add_argument("--quick", action="store_true", help="small models, few texts")

@@ -69,7 +69,8 @@ DOCUMENTS = {
     "hetero_sd/runtime/answer.py": ("what a run measured", "mode"),
     "hetero_sd/runtime/load.py": ("how a bundle is loaded", "gamma least mode"),
     "hetero_sd/runtime/run.py": ("how a bundle is loaded", "gamma least mode"),
-    "hetero_sd/runtime/serve/replies.py": ("why an answer ended", "context"),
+    "hetero_sd/runtime/saved_state.py": ("a saved state", "tensors"),
+    "hetero_sd/runtime/serve/replies.py": ("why an answer ended; OpenAI's reply", "bytes context"),
     "hetero_sd/runtime/trust.py": ("run.py carries it, and imports nothing of ours before it", "bytes files sha256"),
     "hetero_sd/predict/sweep_page.py": (
         "columns of what `sweep` writes, and what its page shows",
@@ -83,6 +84,8 @@ DOCUMENTS = {
     "benchmarks/draft_lengths.py": ("its results", "acceptance_rate gamma least tokens_per_s"),
     "benchmarks/decode.py": ("its results", "gb_per_s"),
     "benchmarks/kernels.py": ("its results", "bandwidth_gb_per_s"),
+    "benchmarks/peers.py": ("a configuration of onnxruntime-genai", "inputs"),
+    "benchmarks/votes.py": ("how a bundle is loaded", "mode"),
     "benchmarks/prediction_rounds.py": (
         "its results",
         "bandwidth_gb_per_s draft_s gamma mode round_s turns verify_s",

@@ -54,7 +54,9 @@ def test_a_prompt_is_read_with_more_threads_than_a_token_is_decoded_with() -> No
     assert (plan.threads, plan.prompt_threads) == (1, 4)
     costs = ModelCosts(Roofline(board), spec, plan.context // 2)
     one, four = (costs.whole(CpuSlice(((board.clusters[0], threads),))) for threads in (1, 4))
-    assert plan.prediction.prompt_chunk_s == pytest.approx(costs.prompt_chunk_s(four, plan.prefill_width), rel=1e-3)
+    assert plan.prediction.prompt_chunk_s == pytest.approx(
+        costs.prompt_chunk_s(four, plan.prefill_width, fills=True), rel=1e-3
+    )
     assert plan.prediction.verify_step_s[1] == pytest.approx(costs.step_s(one, 1), rel=1e-3)
     assert costs.prompt_chunk_s(one, 32) > 1.5 * costs.prompt_chunk_s(four, 32)  # the control: as it was
 

@@ -91,7 +91,7 @@ def test_prompts_differ_and_are_as_long_as_a_chunk() -> None:
     model = AfterPrompt("target", clock)
     assert plain_costs_s(model, Budget(1e3, lambda: clock.now_s), clock) is not None
     assert len(model.prompts) > 1
-    assert {len(prompt) for prompt in model.prompts} == {Turning.prefill_width}
+    assert {len(prompt) for prompt in model.prompts} == {Turning.prefill_widths[0]}
     assert all(a != b for a, b in pairwise(model.prompts))
     slow = AfterPrompt("target", clock, token_s=0.03)
     assert plain_costs_s(slow, Budget(1e6, lambda: clock.now_s), clock) is not None

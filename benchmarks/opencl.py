@@ -104,7 +104,8 @@ def kernels(device: Any, opencl: Any, folder: Path, repeats: int) -> dict[str, d
     """Microseconds on the device of matrix multiplications and attention, by rows done together; the best repeat."""
     import tvm
 
-    from targets.opencl.kernels.attention import attention_cached, key_blocks, scratch_rows
+    from targets.opencl.kernels.attention import attention_cached
+    from targets.opencl.kernels.attention_parts import key_blocks, scratch_rows
     from targets.opencl.kernels.linear import linear
     from targets.opencl.kernels.linear_nbits import linear_nbits
     from targets.opencl.tile import GpuTile

@@ -215,7 +215,8 @@ def attention_reference(
 def test_attention_cached(
     run: Run, tile: GpuTile, window: int, softcap: float, dim: int, slopes: tuple[float, ...]
 ) -> None:
-    from targets.opencl.kernels.attention import attention_cached, key_blocks
+    from targets.opencl.kernels.attention import attention_cached
+    from targets.opencl.kernels.attention_parts import key_blocks
 
     heads, kv_heads, context, total = 4, 2, 84, 75
     q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
@@ -258,7 +259,8 @@ def test_attention_cached(
 
 def test_keys_and_values_in_float16(run: Run) -> None:
     """They are stored as the bits of halves, rounded as the CPU rounds, and a row attends to its own stored ones."""
-    from targets.opencl.kernels.attention import attention_cached, key_blocks
+    from targets.opencl.kernels.attention import attention_cached
+    from targets.opencl.kernels.attention_parts import key_blocks
 
     heads, kv_heads, dim, context, total = 4, 2, 6, 36, 34
     q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
@@ -296,7 +298,8 @@ def test_keys_and_values_in_float16(run: Run) -> None:
 def test_keys_and_values_in_int8(run: Run) -> None:
     """Codes and scales are numpy's, and so the CPU's; a row attends to its own stored ones."""
     from hetero_sd.stored_kv import as_stored, codes_of
-    from targets.opencl.kernels.attention import attention_cached, key_blocks
+    from targets.opencl.kernels.attention import attention_cached
+    from targets.opencl.kernels.attention_parts import key_blocks
 
     heads, kv_heads, dim, context, total = 4, 2, 6, 36, 34
     q, k, v = normal(total, heads * dim), normal(total, kv_heads * dim, seed=1), normal(total, kv_heads * dim, seed=2)
@@ -338,28 +341,28 @@ def test_keys_and_values_in_int8(run: Run) -> None:
 
 
 def test_attention_in_passes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from targets.opencl.kernels import attention
+    from targets.opencl.kernels import attention, attention_parts
 
     n, heads, kv_heads, dim, context, pos = 7, 4, 2, 8, 64, 40
     q, k, v = normal(1, n, heads * dim), normal(1, n, kv_heads * dim, seed=1), normal(1, n, kv_heads * dim, seed=2)
 
     def outputs(tile: GpuTile) -> Array:
         keys, values = normal(1, kv_heads, context // 4, dim, 4, seed=3), normal(1, kv_heads, context, dim, seed=4)
-        rows = attention.scratch_rows(n, heads, context)
+        rows = attention_parts.scratch_rows(n, heads, context)
         scratch = [((rows, heads, context), "float32"), ((rows, heads, context // 32, 2), "float32")]
         func = attention.attention_cached(tile, n, heads, kv_heads, dim, context, 0.2, 0, 0.0)
         return run(func, q, k, v, keys, values, pos, out=((1, n, heads * dim), "float32"), scratch=scratch)
 
     whole = outputs(SMALL)
-    monkeypatch.setattr(attention, "SCRATCH_BYTES", 3 * heads * context * 4)
-    assert attention.scratch_rows(n, heads, context) == 3  # 3 + 3 + 1
+    monkeypatch.setattr(attention_parts, "SCRATCH_BYTES", 3 * heads * context * 4)
+    assert attention_parts.scratch_rows(n, heads, context) == 3  # 3 + 3 + 1
     other = replace(SMALL, registers=57)  # kernels are cached by their tile
     assert np.array_equal(outputs(other), whole)
     assert np.abs(whole).max() > 0.1
 
 
 def test_scratch_of_attention_does_not_grow_with_rows() -> None:
-    from targets.opencl.kernels.attention import SCRATCH_BYTES, scratch_rows
+    from targets.opencl.kernels.attention_parts import SCRATCH_BYTES, scratch_rows
 
     # 32 heads over 8192 tokens: 1 MiB a row, so 16 rows take two passes of 8; at 131072 tokens every row is a pass
     assert [scratch_rows(n, 32, 8192) for n in (1, 5, 8, 16, 64)] == [1, 5, 8, 8, 8]

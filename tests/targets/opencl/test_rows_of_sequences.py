@@ -29,7 +29,8 @@ def normal(*shape: int, seed: int) -> Array:
 )
 def test_attention(run: Run, cache: str, window: int, softcap: float, slopes: tuple[float, ...]) -> None:
     """Prompts of three texts in their slots, then rows of all of them, two of one text among them, and one twice."""
-    from targets.opencl.kernels.attention import attention_cached, attention_in_slot, attention_rows, key_blocks
+    from targets.opencl.kernels.attention import attention_cached, attention_in_slot, attention_rows
+    from targets.opencl.kernels.attention_parts import key_blocks
 
     heads, kv_heads, dim, lengths = 4, 2, 6, (67, 5, 33)
     stored, stale = {"float32": (F32, np.nan), "float16": (np.uint16, 0x7E00), "int8": (np.int8, 127)}[cache]

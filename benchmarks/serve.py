@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from costmodel.format import RUNTIME_KV
+from targets.kv_format import DEFAULT_KV, KV_FORMATS
 
 if TYPE_CHECKING:
     from costmodel.schema.batch import BatchPrediction
@@ -42,7 +42,7 @@ CONTEXT, CHUNK, PROMPT, NEW, LONG_PROMPT = 640, 32, 64, 64, 192
 SHARED, OWN = 512, 16  # tokens that prompts begin with in common, and those after them
 
 
-def session_of(model: Path, folder: Path, slots: int, kv: str = RUNTIME_KV[0]) -> Session:
+def session_of(model: Path, folder: Path, slots: int, kv: str = DEFAULT_KV) -> Session:
     """Compile the file for this machine, and load it without a tokenizer: every token is a piece."""
     from costmodel.format import FLOAT, INT8
     from costmodel.place import Place, ReasonedPlace
@@ -226,7 +226,7 @@ def measured_calls(target: CompiledModel, repeats: int = 7) -> BatchPrediction:
 
     begin, end = 16, 80
     for slot in range(target.slots):
-        target.slot(slot).submit([1] * (end + target.prefill_width), 0, last=True).result()
+        target.slot(slot).submit([1] * (end + target.prefill_widths[0]), 0, last=True).result()
     times: dict[tuple[str, int, int], list[float]] = {}
     for _ in range(repeats):
         for past in (begin, end):
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="rounds in turn (default 3)")
     parser.add_argument("--model", type=Path, help="an ONNX decoder; default: 100M parameters, random")
     parser.add_argument("--format", choices=("float32", "int8", "int4"), default="int8", help="of those weights")
-    parser.add_argument("--kv", choices=RUNTIME_KV, default=RUNTIME_KV[0], help="of the KV caches (default float32)")
+    parser.add_argument("--kv", choices=KV_FORMATS, default=DEFAULT_KV, help="of the KV caches (default float32)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

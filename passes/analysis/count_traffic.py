@@ -107,7 +107,7 @@ class _Walk:
             if str(node.thread_binding.thread_tag).startswith("threadIdx"):
                 self.open.group *= int(extent)
         elif kind == _PARALLEL and self.open is not None:
-            self.open.tasks *= int(extent)
+            self.open.tasks *= int(np.max(self.value(extent, scope), initial=0))
         if var in self.control or type(extent).__name__ != "IntImm":
             sizes = np.broadcast_to(self.value(extent, scope), scope.weight.shape).astype(np.int64)
             sizes = np.maximum(sizes, 0)

@@ -22,4 +22,4 @@ def test_it_measures_requests_together_and_one_after_the_other() -> None:
     found = json.loads(done.stdout)
     assert len(found["rounds"]) == 1
     assert all(value > 0 for value in found["rounds"][0].values())
-    assert set(found["ratios"]) == {"speed", "cpu", "gap"}
+    assert set(found["ratios"]) == {"speed", "cpu", "gap", "counted_out"}

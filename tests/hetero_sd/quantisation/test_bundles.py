@@ -127,7 +127,7 @@ def test_int8_activations_are_the_default_and_twice_gives_the_same_bytes(
         assert said["models"]["target"]["activations"] == "int8"
         assert said["models"]["target"]["kv"] == "float16"
         assert said["models"]["target"]["cache_bytes"] == Bundle(tmp_path / name).target.cache_bytes
-        assert "int8 activations on the CPU" in said["notes"][0]
+        assert "int8 activations, as with weights that are quantised here" in said["notes"][0]
         cost = said["quantisation"]
         assert cost["models"]["target"]["activations"] == "int8"
         assert 0 < cost["models"]["target"]["kl_nats"] < 1

@@ -34,7 +34,7 @@ KERNELS = {  # of the target
     PAIR["target"]: EVERY | {"embedding", "linear"},
     INT4["target"]: EVERY | {"add", "embedding_nbits", "linear_nbits", "take_columns"},
 }
-CONTEXT, PROMPT, NEW = 48, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], 20
+CONTEXT, PROMPT, NEW = 48, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7], 20
 
 
 @pytest.fixture(scope="module", autouse=True)

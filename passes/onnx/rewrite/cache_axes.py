@@ -57,11 +57,12 @@ def _appended(value: Any, axes: list[int]) -> int | None:
     """The axis along which something is appended to a cache; `axes` are those of the value, as the cache's."""
     for node, i in value.uses():
         if node.op_type == "Concat" and i == 0:
-            return axes[attribute(node, "axis")]
+            axis = attribute(node, "axis")
+            return axes[axis] if -4 <= axis < 4 else None
         if node.op_type in ATTENTIONS and i in ATTENTIONS[node.op_type][1]:
             return axes[2]
-        if node.op_type == "Transpose":
-            found = _appended(node.outputs[0], [axes[axis] for axis in attribute(node, "perm", ())])
+        if node.op_type == "Transpose" and sorted(perm := attribute(node, "perm", (3, 2, 1, 0))) == _IN_ORDER:
+            found = _appended(node.outputs[0], [axes[axis] for axis in perm])
             if found is not None:
                 return found
     return None

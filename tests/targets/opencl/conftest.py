@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib
-import inspect
 import os
-import pkgutil
 import struct
 import subprocess
 import sys
@@ -106,17 +103,10 @@ USED = "HSD_TEST_KERNELS_USED"  # names a file: the fixture `run` writes there w
 
 @pytest.fixture(scope="session")
 def factories() -> dict[str, Any]:
-    """Every function of targets/opencl/kernels that makes a PrimFunc, by module and name."""
-    import targets.opencl.kernels as package
+    """The kernels' makers, by module and name."""
+    from targets.opencl.kernels.table import MAKERS
 
-    found = {}
-    for part in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{part.name}")
-        for name, function in vars(module).items():
-            own = callable(function) and getattr(function, "__module__", "") == module.__name__
-            if own and not name.startswith("_") and "tile" in list(inspect.signature(function).parameters)[:1]:
-                found[f"{part.name}.{name}"] = function
-    return found
+    return {f"{maker.__module__.rpartition('.')[2]}.{name}": maker for name, maker in MAKERS.items()}
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ class CpuKernels:
     def __init__(self, makers: Any, target: Any, cache: KernelCache, bodies: bool = False) -> None:
         """Make them with `makers` for a TVM target; `bodies`: never a declaration, for people who read them."""
         self._makers, self._target, self._cache, self._bodies = makers, target, cache, bodies
+        self._absent = set[str]()  # stay so: a module must not have a body and a declaration of one kernel
 
     def make(self, maker: str, name: str, tile: Any, sizes: dict[str, Any]) -> tuple[str, Any]:
         """The symbol and the PrimFunc of a kernel, which is a declaration where its object is in the cache.
@@ -38,9 +39,10 @@ class CpuKernels:
             sizes: and by name.
         """
         symbol = kernel_symbol(name, maker, tile, sorted(sizes.items()), str(self._target))
-        found = None if self._bodies else self._cache.get(symbol)
+        found = None if self._bodies or symbol in self._absent else self._cache.get(symbol)
         if found is not None:
             return symbol, _declaration(symbol, found)
+        self._absent.add(symbol)
         return symbol, made(self._makers[maker], tile, sizes).with_attr(_SYMBOL, symbol)
 
     def objects(self, mod: Any, folder: Path, progress: Progress) -> dict[str, bytes]:

@@ -67,3 +67,25 @@ def test_kernels_of_equal_parameters_stay_apart() -> None:
     names = list(primitive_functions(lowered(kernels)))
     assert len(names) == len({name.rsplit("_", 1)[1] for name in names})
     assert {name.rsplit("_", 1)[0] for name in names} >= set(primitive_functions(lowered(None)))
+
+
+def test_what_another_process_compiles_meanwhile_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module with a body and a declaration of one kernel would have two, and one of them nothing in it."""
+    cold = build(kernels_in(tmp_path / "kernels"), tmp_path / "cold.so")
+    full, late = KernelCache(tmp_path / "kernels"), KernelCache(tmp_path / "late")
+    own, asked = late.get, set[str]()
+
+    def get(symbol: str) -> Any:
+        """Absent at first, and there the next time."""
+        if symbol in asked and own(symbol) is None:
+            late.put(symbol, full.get(symbol))
+        asked.add(symbol)
+        return own(symbol)
+
+    monkeypatch.setattr(late, "get", get)
+    kernels = CpuKernels(CPU.makers(), CPU.tvm_target(CORE), late)
+    names = list(primitive_functions(lowered(kernels)))
+    assert names == list(primitive_functions(lowered(kernels_in(None))))
+    assert build(kernels, tmp_path / "late.so") == cold

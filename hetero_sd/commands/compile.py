@@ -70,8 +70,8 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="S",
         type=int,
         default=1,
-        help="requests that run.py --serve answers at a time, each with KV caches of its own; more than 1 keeps the "
-        "target on the CPU (default 1)",
+        help="requests that run.py --serve answers at a time, each with KV caches of its own; CPU cores are then "
+        "those that are the fastest for as many together (default 1)",
     )
     p.add_argument(
         "--prompt-chunk",

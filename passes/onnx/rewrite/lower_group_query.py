@@ -179,6 +179,8 @@ def _prove_window(imp: Importing, node: Any, stated: int) -> int:
 
 def _prove_lengths(imp: Importing, node: Any) -> None:
     """seqlens_k is the number of real tokens less one, total_sequence_length the length of the mask."""
+    if None in node.inputs[5:7]:
+        raise Declined("seqlens_k or total_sequence_length is missing")
     batch = imp.facts.batch or 2
     pieces = [Piece(imp, [], v) for v in node.inputs[5:7]]
     for at, pads in ((Point(batch, 6, 0), tuple(range(batch))), (Point(batch, 3, 5), (0,) * batch)):

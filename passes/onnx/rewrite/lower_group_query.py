@@ -78,7 +78,7 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
     if key is None:
         query, key, value = _split(imp, node, (heads * head_dim, kv_heads * head_dim, kv_heads * head_dim))
     past_key, past_value = node.inputs[3:5]
-    if past_key is None or not past_key.is_graph_input() or not past_value.is_graph_input():
+    if None in (past_key, past_value) or not (past_key.is_graph_input() and past_value.is_graph_input()):
         raise Declined("its cache is no graph input")
     for kind, past, present in zip(("key", "value"), (past_key, past_value), node.outputs[1:3], strict=False):
         if not past.name.endswith(f".{kind}") or present.name != past.name.replace("past_key_values", "present"):

@@ -9,7 +9,8 @@ from hetero_sd.runtime.decode.live_source import Source
 from hetero_sd.runtime.decode.live_times import LiveTimes
 
 BET = 0.5  # of what may be lost, that one round of a long draft, or reading, may lose
-_KNOWN, _SURE_GAIN = 12, 1.02  # judged tokens with which an acceptance is known; a gain that needs no bank
+_KNOWN, _SURE_GAIN = 12, 1.02  # judged tokens with which an acceptance is known; a gain that is lent for
+SURE_STEPS = 8.0  # that may be lost beside the bank where drafting surely pays
 _MARGIN, _START_MARGIN, _LEAVE_MARGIN = (
     1.005,
     1.01,
@@ -71,11 +72,20 @@ class DraftLengths:
         source.risks_s = self._times.risks_s(source.name, self.all)
         source.pays = source.judged >= _KNOWN and self.gain(source, source.acceptance.cautious) > _SURE_GAIN
         if source.pays:
-            return self.all
+            return [g for g in self.all if self.goes_on(source, g, free_s)]
         paying = [g for g in self.drafting if speeds[g] > _START_MARGIN * speeds[0]]
         once = {*self.drafting[:1], *paying[:1]}
         return [g for g in self.all if source.risks_s[g] <= (1.0 if g in once else BET) * max(0.0, free_s)]
 
     def longest(self, source: Source, free_s: float) -> int:
         """The longest that can be paid for, or the one that was decided for."""
-        return max(g for g in self.all if g <= source.gamma or source.pays or source.risks_s[g] <= BET * free_s)
+        most_s = (1.0 if source.pays else BET) * self._payable_s(source, free_s)
+        return max(g for g in self.all if g <= source.gamma or source.risks_s[g] <= most_s)
+
+    def goes_on(self, source: Source, gamma: int, free_s: float) -> bool:
+        """Whether another round of a draft length may begin."""
+        return source.risks_s[gamma] <= self._payable_s(source, free_s)
+
+    def _payable_s(self, source: Source, free_s: float) -> float:
+        """What may be lost; where drafting surely pays, some steps are lent."""
+        return max(0.0, free_s + (SURE_STEPS * self._times.plain_s() if source.pays else 0.0))

@@ -6,7 +6,8 @@ most expected tokens a second is taken (costmodel/speculative.py), 0 among them,
 
 * Trying costs. A bank holds the time that may be lost against the target alone (loss_bank.py), more where the plan's
   acceptance was measured and promises much. A round begins only where the bank can pay for it with all its drafts
-  rejected, or where drafting surely pays: by an acceptance a standard deviation below what the run itself has shown.
+  rejected; a few steps are lent where drafting surely pays: by an acceptance a standard deviation below what the run
+  itself has shown.
   When drafting looks too slow it is still tried once the bank can pay for it, so that it comes back when the text
   changes. Before it is given up plain steps are timed anew: the machine may have become slower, not the drafts.
 * Reading costs. A drafter that has not seen the text must read it first. It does so when what is gained on the expected
@@ -166,7 +167,7 @@ class LiveGamma:
         if reads:
             goes_on = self._bank.pays_reading(self.times.read_s(read))
         else:
-            goes_on = source.pays or source.risks_s[source.gamma] <= self._bank.free_s
+            goes_on = self._lengths.goes_on(source, source.gamma, self._bank.free_s)
         if not goes_on:
             switches += self._decide(source, offer)
         if not source.gamma or self._retime:

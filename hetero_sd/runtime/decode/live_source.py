@@ -25,7 +25,7 @@ class Source:
         tokens_per_s: expected with that draft length, at the last decision.
         risks_s: draft length -> what a round loses at most, at the last decision.
         judged: drafted tokens that the target has judged in this run.
-        pays: it surely pays, whatever the bank holds, at the last decision.
+        pays: it surely pays, by what the run has shown, at the last decision.
         limit: of the present round; None where it has the draft length.
     """
 

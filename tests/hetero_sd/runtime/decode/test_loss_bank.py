@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hetero_sd.runtime.decode import draft_lengths
+from hetero_sd.runtime.decode.draft_lengths import SURE_STEPS
 from hetero_sd.runtime.decode.loss_bank import ADVANCE_STEPS, LOSS_SHARE, LossBank, promised_steps
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 
@@ -171,15 +173,39 @@ def lost_steps(case: sim.Case, policy: GammaPolicy) -> float:
     return live - alone - LOSS_SHARE * max(live, ADVANCE_STEPS)
 
 
-@settings(max_examples=80)
-@given(cases())
-def test_no_run_loses_more_than_its_share(case: sim.Case) -> None:
-    """1.5 % of the time, or of 100 steps, and what may be lost beside it: 6 steps; 3.5 were seen.
+# The plan lends 0.4 steps here. A width that was run once or twice is believed only in part: its rounds are taken to be
+# shorter than they are, by up to 2 steps together in 6,000 cases that were drawn.
+MOST_LOST_STEPS = 0.4 + SURE_STEPS + 2.0
 
-    A plan that promises much lends 0.4 steps here. The rest is lost while steps were timed too seldom to be believed
-    whole, where not all could be timed before the first prompt, and where drafts that surely paid are rejected at once.
-    """
-    assert lost_steps(case, sim.live_policy(case)) <= 6.0
+
+@settings(max_examples=100, derandomize=True)
+@given(cases())
+def test_no_run_loses_more_than_its_share_and_what_is_lent(case: sim.Case) -> None:
+    """The share is 1.5 % of the time, or of 100 steps."""
+    assert lost_steps(case, sim.live_policy(case)) <= MOST_LOST_STEPS
+
+
+def test_drafts_that_surely_paid_lose_what_was_lent_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All drafts are accepted until the 81st token and none after it; the control lends without a bound."""
+    verify = {1: 1.0, 2: 2.0, 3: 3.0, 4: 3.0, 5: 3.0, 6: 5.0, 8: 5.0}
+    case = sim.Case(
+        "paid",
+        0.0625,
+        verify,
+        sim.from_token(81, 1.0, 0.0),
+        answers=[156],
+        prompt=4,
+        warm=0,
+        noise=0.0,
+        pauses=0.0,
+        planned_alpha=1.0,
+        plan_off=1.3,
+        step_s=0.001,
+        early_exit=True,
+    )
+    assert lost_steps(case, sim.live_policy(case)) <= MOST_LOST_STEPS
+    monkeypatch.setattr(draft_lengths, "SURE_STEPS", 1000.0)
+    assert lost_steps(case, sim.live_policy(case)) > 20
 
 
 def test_a_length_that_does_not_follow_the_run_loses_more() -> None:

@@ -154,7 +154,8 @@ def as_text(table: list[dict[str, Any]], options: argparse.Namespace, sentences:
 
 def chart(table: list[dict[str, Any]], options: argparse.Namespace) -> str:
     """Speed-up over draft length as SVG, with the spread of the rounds."""
-    from hetero_sd.predict.charts import Axis, columns_with_range
+    from hetero_sd.predict.axes import Axis
+    from hetero_sd.predict.charts import columns_with_range
     from hetero_sd.predict.figure import standalone
 
     threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"

@@ -6,16 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.text import Annotation
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
 
-from hetero_sd.predict.figure import BANDS, FAINT, INK, PAPER, SERIES, drawn, laid_out
+from hetero_sd.predict.axes import Axis, Mark, axes_of, legend, put_marks
+from hetero_sd.predict.figure import BANDS, INK, PAPER, SERIES, drawn, laid_out
 from hetero_sd.predict.units import plain
 
 GAINS = (0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5)  # borders of the bands of a map of gains
@@ -29,25 +25,6 @@ class Line:
     name: str
     points: Sequence[tuple[float, float]]
     dashed: bool = False
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A highlighted point with a label."""
-
-    x: float
-    y: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A range with its title; `log` for a logarithmic scale."""
-
-    title: str
-    low: float
-    high: float
-    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,14 +43,14 @@ def line_chart(name: str, x: Axis, y: Axis, lines: Sequence[Line], marks: Sequen
     """Lines over two axes; `name` says in words what it shows and is the chart's label."""
 
     def draw(figure: Figure) -> None:
-        axes = _axes(figure, x, y)
+        axes = axes_of(figure, x, y)
         for i, line in enumerate(lines):
             style = ":" if line.dashed else _DASHES[i % len(_DASHES)]
             xs, ys = zip(*line.points, strict=True)
             colour = INK if line.dashed else SERIES[i % len(SERIES)]
             axes.plot(xs, ys, color=colour, linestyle=style, linewidth=2, label=line.name)
-        _legend(figure, axes.get_legend_handles_labels()[0], narrow)
-        _mark(figure, axes, marks)
+        legend(figure, axes.get_legend_handles_labels()[0], narrow)
+        put_marks(figure, axes, marks)
 
     return drawn(name, draw, narrow, 340 if not narrow else 300 + 19 * ((len(lines) + 1) // 2))
 
@@ -85,7 +62,7 @@ def gain_map(
     cells = 60
 
     def draw(figure: Figure) -> None:
-        axes = _axes(figure, x, y, grid=False)
+        axes = axes_of(figure, x, y, grid=False)
         xs = [x.low + (x.high - x.low) * i / cells for i in range(cells + 1)]
         ys = [y.low + (y.high - y.low) * i / cells for i in range(cells + 1)]
         gains = [[value(vx, vy) for vx in xs] for vy in ys]
@@ -93,8 +70,8 @@ def gain_map(
         titles = [f"below {GAINS[0]:g} x", *(f"{a:g} to {b:g} x" for a, b in pairwise(GAINS))]
         titles.append(f"above {GAINS[-1]:g} x")
         patches = [Patch(facecolor=c, label=t) for c, t in zip(BANDS, titles, strict=True)]
-        _legend(figure, patches if narrow else patches[::-1], narrow)
-        _mark(figure, axes, marks)
+        legend(figure, patches if narrow else patches[::-1], narrow)
+        put_marks(figure, axes, marks)
 
     return drawn(name, draw, narrow, 360 if not narrow else 400)
 
@@ -118,7 +95,7 @@ def cell_map(
     columns, rows = len(x[1]), len(y[1])
 
     def draw(figure: Figure) -> None:
-        axes = _axes(figure, Axis(x[0], -0.5, columns - 0.5), Axis(y[0], -0.5, rows - 0.5), grid=False)
+        axes = axes_of(figure, Axis(x[0], -0.5, columns - 0.5), Axis(y[0], -0.5, rows - 0.5), grid=False)
         step = 1 if columns <= (8 if narrow else 18) else 2 + columns // (16 if narrow else 36)
         axes.set_xticks(range(0, columns, step), x[1][::step])
         axes.set_yticks(range(rows), y[1])
@@ -138,7 +115,7 @@ def cell_map(
         titles = [f"below {GAINS[0]:g} x", *(f"{a:g} to {b:g} x" for a, b in pairwise(GAINS))]
         titles.append(f"above {GAINS[-1]:g} x")
         used = sorted({sum(gain >= border for border in GAINS) for gain, _ in cells.values()})
-        _legend(figure, [Patch(facecolor=BANDS[i], label=titles[i]) for i in used], narrow, below=True)
+        legend(figure, [Patch(facecolor=BANDS[i], label=titles[i]) for i in used], narrow, below=True)
 
     return drawn(name, draw, narrow, 30 * rows + (160 if narrow else 120))
 
@@ -150,7 +127,7 @@ def timeline(name: str, bars: Sequence[Bar], series: Sequence[str], narrow: bool
     titles = {f"bar-{i}": f"{bar.name}: {bar.why}" for i, bar in enumerate(bars)}
 
     def draw(figure: Figure) -> None:
-        axes = _axes(figure, Axis("ms", 0.0, 1e3 * end), Axis("", len(lanes) - 0.5, -0.5), grid=False)
+        axes = axes_of(figure, Axis("ms", 0.0, 1e3 * end), Axis("", len(lanes) - 0.5, -0.5), grid=False)
         axes.set_yticks(range(len(lanes)), [lane.replace(", ", ",\n") for lane in lanes])
         axes.tick_params(axis="y", length=0)
         texts = []
@@ -163,7 +140,7 @@ def timeline(name: str, bars: Sequence[Bar], series: Sequence[str], narrow: bool
             middle = (left + width / 2, lanes.index(bar.lane))
             texts.append((shape, axes.text(*middle, bar.name, color=PAPER, ha="center", va="center", in_layout=False)))
         patches = [Patch(facecolor=SERIES[i], label=title) for i, title in enumerate(series)]
-        _legend(figure, patches, narrow, below=True)
+        legend(figure, patches, narrow, below=True)
         renderer = laid_out(figure)
         for shape, text in texts:
             if text.get_window_extent(renderer).width + 8 > shape.get_window_extent(renderer).width:
@@ -185,7 +162,9 @@ def stacked_bars(
 
     def draw(figure: Figure) -> None:
         most = max(limit[1], *(sum(v for _, v in parts) for _, parts in rows))
-        axes = _axes(figure, Axis(unit, 0.0, (1.5 if narrow else 1.15) * most), Axis("", len(rows) - 0.5, -0.5), False)
+        axes = axes_of(
+            figure, Axis(unit, 0.0, (1.5 if narrow else 1.15) * most), Axis("", len(rows) - 0.5, -0.5), False
+        )
         axes.set_yticks(range(len(rows)), [title.replace(", ", ",\n") if narrow else title for title, _ in rows])
         axes.tick_params(axis="y", length=0)
         for y, (_, parts) in enumerate(rows):
@@ -200,7 +179,7 @@ def stacked_bars(
         axes.axvline(limit[1], color=INK, linestyle="--", linewidth=1.5, zorder=0.5)
         handles: list[Patch | Line2D] = [Patch(facecolor=SERIES[i], label=n) for i, n in enumerate(names)]
         handles.append(Line2D([], [], color=INK, linestyle="--", label=f"{limit[1]:.2f} {unit} {limit[0]}"))
-        _legend(figure, handles, narrow, below=True)
+        legend(figure, handles, narrow, below=True)
 
     return drawn(name, draw, narrow, (44 if narrow else 34) * len(rows) + (140 if narrow else 90), titles)
 
@@ -211,7 +190,7 @@ def columns_with_range(
     """Columns (title, value, least, most) with their range, the highest in another colour; a line at 1."""
 
     def draw(figure: Figure) -> None:
-        axes = _axes(figure, x, y)
+        axes = axes_of(figure, x, y)
         axes.set_xticks(range(len(columns)), [title for title, *_ in columns])
         best = max(value for _, value, *_ in columns)
         for i, (_, value, least, most) in enumerate(columns):
@@ -221,63 +200,3 @@ def columns_with_range(
         axes.axhline(1.0, color=INK, linewidth=1)
 
     return drawn(name, draw, narrow, 320)
-
-
-def _axes(figure: Figure, x: Axis, y: Axis, grid: bool = True) -> Axes:
-    """Axes with plain numbers; the y axis' title stands above it, where it needs no turning."""
-    axes = figure.add_subplot()
-    axes.set_xlim(x.low, x.high)
-    axes.set_ylim(y.low, y.high)
-    for axis, scale in ((axes.xaxis, x), (axes.yaxis, y)):
-        if scale.log:
-            (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
-            axis.set_minor_locator(NullLocator())
-        else:
-            axis.set_major_locator(MaxNLocator(6))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
-    axes.set_xlabel(x.title, color=INK)
-    axes.set_title(y.title, loc="left", fontsize=12, color=INK)
-    axes.tick_params(color=INK, labelcolor=INK)
-    axes.tick_params(axis="x", pad=9)  # clear of the lowest number of the y axis
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-    if grid:
-        axes.grid(color=FAINT, linewidth=0.8)
-        axes.set_axisbelow(True)
-    return axes
-
-
-def _legend(figure: Figure, handles: Sequence[Artist], narrow: bool, below: bool = False) -> None:
-    """The names of the series: beside a wide chart, else below."""
-    if narrow or below:
-        figure.legend(handles=handles, loc="outside lower center", ncols=2 if narrow else 6, labelcolor=INK)
-    else:
-        figure.legend(handles=handles, loc="outside right upper", labelcolor=INK)
-
-
-def _mark(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
-    """Circles with labels, each at the first place beside its circle where it is inside and covers no other label."""
-    renderer = laid_out(figure)
-    taken: list[Bbox] = []
-    inside = axes.get_window_extent()
-    for mark in marks:
-        axes.plot([mark.x], [mark.y], "o", color=INK, markerfacecolor=PAPER, markeredgewidth=2, markersize=8, zorder=5)
-        found: Annotation | None = None
-        for dx, dy in ((9, 9), (9, -18), (-9, 9), (-9, -18), (9, 24), (-9, 24), (9, -34), (-9, -34), (9, 40), (-9, 40)):
-            if found is not None:
-                found.remove()
-            found = axes.annotate(
-                *(mark.label, (mark.x, mark.y), (dx, dy)),
-                textcoords="offset points",
-                ha="left" if dx > 0 else "right",
-                color=INK,
-                weight="bold",
-                zorder=6,
-                gid="label",
-            )
-            box = found.get_window_extent(renderer)
-            if inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1:
-                if not any(box.overlaps(other) for other in taken):
-                    break
-        assert found is not None
-        taken.append(found.get_window_extent(renderer).padded(2))

@@ -120,9 +120,7 @@ def _finish(svg: bytes, name: str, prefix: str, size: tuple[int, int], titles: d
             element.insert(0, title)
         if own == "label":
             for text in element.iter(f"{{{_SVG}}}text"):
-                text.set(
-                    "style", text.get("style", "") + "; paint-order: stroke; stroke: var(--paper-0); stroke-width: 3px"
-                )
+                text.set("style", f"{text.get('style', '')}; {_HALO}")
         if own in used:
             element.set("id", f"{prefix}-{own}")
         for key, value in list(element.items()):

@@ -17,7 +17,8 @@ from costmodel.roofline import CpuSlice, GpuSlice, Processor
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.speculative import Acceptance, at_position
 from costmodel.work import step_ops, totals
-from hetero_sd.predict.charts import Axis, Bar, Line, Mark, gain_map, line_chart, stacked_bars, timeline
+from hetero_sd.predict.axes import Axis, Mark
+from hetero_sd.predict.charts import Bar, Line, gain_map, line_chart, stacked_bars, timeline
 from hetero_sd.predict.chrome_trace import round_spans
 from hetero_sd.predict.page import both, render
 from hetero_sd.predict.predict import Prediction
@@ -119,7 +120,7 @@ def _speculation(p: Prediction) -> dict[str, Any] | None:
         lines.append(Line("as asked", curve(p.question.alpha), dashed=True))
     top = max(y for line in lines for _, y in line.points)
     mark = Mark(best.gamma, gain(p.question.alpha, best.gamma), f"gamma {best.gamma}: {best.against_best:.2f} x")
-    axes = Axis("gamma, drafted tokens a round", 0, longest), Axis("speed over baseline", 0, 1.08 * top)
+    axes = Axis("gamma, drafted tokens a round", 0, longest, whole=True), Axis("speed over baseline", 0, 1.08 * top)
     where = ", ".join(f"{title} on {where_text(place, spec)}" for title, spec, place in models_of(best))
     chosen = "" if best == p.decision.best else ", the best that drafts; the verdict is another"
     return {
@@ -150,7 +151,7 @@ def _verify_curves(p: Prediction) -> dict[str, Any]:
     ]
     at = 1e3 * costs.step_s(best.target_placement, best.gamma + 1)
     top = max(at, *(y for line in lines for _, y in line.points))
-    axes = Axis("n, tokens in one step", 1, widest), Axis("ms", 0, 1.05 * top)
+    axes = Axis("n, tokens in one step", 1, widest, whole=True), Axis("ms", 0, 1.05 * top)
     chart = both(line_chart, "time of a step", *axes, lines, [Mark(best.gamma + 1, at, f"n = {best.gamma + 1}")])
     note = "Stairs come from the kernels' row tiles."
     if any(isinstance(_processor(place), GpuSlice) for place in placements):

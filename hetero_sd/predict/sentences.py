@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from costmodel.batch_throughput import Throughput
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
 from costmodel.question import Question, Variant, factors_of, gb
 from costmodel.roofline import GpuSlice
 from costmodel.schema.plan import TARGET_ONLY
-from costmodel.uncertainty import used_processors
+from costmodel.ties import LEAST_GAIN, end_of_tie
+from costmodel.uncertainty import Interval, used_processors
 from hetero_sd.calibrated_board import GPU_HOW
+from hetero_sd.predict.number_names import in_words
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.predict.story import outcome_text
 from hetero_sd.predict.units import plain
@@ -20,7 +24,7 @@ _GPU_KERNELS = ("gpu_bandwidth", "gpu_compute", "gpu_attention")  # factors that
 def verdict(p: Prediction) -> str:
     """The answer in one sentence."""
     best, sure = p.decision.best, p.intervals[0]
-    speed = f"{rate(best.tokens_per_s)} tokens/s ({rate(sure.low)} to {rate(sure.high)})"
+    speed = _speed(best, sure)
     board = p.question.board.name
     if best.mode == TARGET_ONLY:
         start = f"On {board} run {best.target.name} alone on {where_text(best.target_placement, best.target)}: {speed}"
@@ -30,7 +34,10 @@ def verdict(p: Prediction) -> str:
         if other is None:
             return f"{start}; speculation does not fit the memory."
         reached = f"{rate(other.tokens_per_s)} tokens/s at gamma {other.gamma}"
-        if other.tokens_per_s > best.tokens_per_s:
+        gain = other.tokens_per_s / best.tokens_per_s
+        if 1 < gain < LEAST_GAIN:
+            return f"{start}; speculation gains too little to draft for, its best reaches {reached}."
+        if gain > 1:
             return f"{start}; speculation is a tie with it and less sure, its best reaches {reached}."
         return f"{start}; speculation does not pay, its best reaches {reached}."
     models = [f"{spec.name} on {where_text(placement, spec)}" for _, spec, placement in models_of(best)]
@@ -43,9 +50,9 @@ def verdict(p: Prediction) -> str:
 
 def notes(p: Prediction) -> list[str]:
     """What a reader must know beside the verdict."""
-    best, found = p.decision.best, time_note(p)
+    best, found = p.decision.best, time_note(p) + _tie_note(p)
     if any(isinstance(s, GpuSlice) for s in used_processors(best)):
-        found.append(gpu_note(p.question))
+        found.append(gpu_note(p.question) + _on_the_cores(p))
     if p.together is not None:
         found.append(together_note(p.together, p.question.slots))
     base = p.decision.baseline
@@ -65,9 +72,9 @@ def notes(p: Prediction) -> list[str]:
         )
     if p.like_note:
         found.append(p.like_note)
-    wide = ", ".join(f"{i.number} (+-{100 * i.effect:.0f} %)" for i in p.intervals[0].influences[:3])
+    wide = ", ".join(f"{in_words(i.number)} (+-{100 * i.effect:.0f} %)" for i in p.intervals[0].influences[:3])
     if wide:
-        found.append(f"the interval is made by: {wide}")
+        found.append(f"the interval is as wide as it is by: {wide}")
     return found
 
 
@@ -106,8 +113,8 @@ def change_notes(p: Prediction) -> list[str]:
             found.append(f"{now}; nothing flips between {_amount(c.low, c.unit)} and {_amount(c.high, c.unit)}")
         else:
             side = "above" if c.flips_at > c.now else "below"
-            faster = f"{c.to} is faster" if not p.decision.tied else f"the tie with {c.to} ends"
-            found.append(f"{now}; {side} {_amount(c.flips_at, c.unit)} {faster}")
+            gain = f"{100 * (end_of_tie(p.decision) - 1):.0f} % faster, no tie any more" if c.ends_tie else "faster"
+            found.append(f"{now}; {side} {_amount(c.flips_at, c.unit)} {c.to} is {gain}")
     return found
 
 
@@ -139,6 +146,42 @@ def gpu_note(question: Question) -> str:
         rests = "its bandwidth and its launches, measured on this board; no kernel of a model was measured on it"
         return f"the GPU's times are predicted from {rests}"
     return "the GPU's times are predicted from the board's numbers: no GPU kernel was measured on this board"
+
+
+def _on_the_cores(p: Prediction) -> str:
+    """The fastest way without the GPU and how to ask for it, where none of its kernels was measured."""
+    if p.question.target_place is not None or p.question.draft_place is not None:
+        return ""
+    pairs = zip(p.decision.leading, p.intervals, strict=True)
+    cores = ((v, i) for v, i in pairs if not any(isinstance(s, GpuSlice) for s in used_processors(v)))
+    other, sure = next(cores, (None, None))
+    if gpu_kernels_measured(p.question) or other is None or sure is None:
+        return ""
+    return f"; without it (--place cpu): {_way(other)}, {_speed(other, sure)}"
+
+
+def _tie_note(p: Prediction) -> list[str]:
+    """The way that ties with the chosen one, if there is one, and why it was not taken."""
+    first, pairs = p.decision.tied, zip(p.decision.leading, p.intervals, strict=True)
+    if first is None:
+        return []
+    tied, sure = next((v, i) for v, i in pairs if replace(v, reason=first.reason) == first)
+    if tied.tokens_per_s < LEAST_GAIN * p.decision.best.tokens_per_s:
+        return []
+    return [f"a tie with {_way(tied)}, {_speed(tied, sure)}; the surer one was taken"]
+
+
+def _way(v: Variant) -> str:
+    """How a variant runs, in one line."""
+    target = f"{v.target.name} on {where_text(v.target_placement, v.target)}"
+    if v.draft is None or v.draft_placement is None:
+        return f"{target} alone"
+    drafter = f"{v.draft.name} on {where_text(v.draft_placement, v.draft)}"
+    return f"{v.mode} with gamma {v.gamma}, draft with {drafter}, verify with {target}"
+
+
+def _speed(v: Variant, sure: Interval) -> str:
+    return f"{rate(v.tokens_per_s)} tokens/s ({rate(sure.low)} to {rate(sure.high)})"
 
 
 def gpu_kernels_given(question: Question) -> bool:

@@ -11,10 +11,11 @@ import pytest
 from costmodel.processor_pairs import shared_cluster, with_enqueuing_core
 from costmodel.question import Question
 from costmodel.search import Search
-from hetero_sd.predict.changes import Change, kind, what_would_change
+from hetero_sd.predict.changes import Change, what_would_change
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.predict import predict
 from hetero_sd.predict.sentences import change_notes
+from hetero_sd.predict.turn_ways import kind
 from targets.boards import board_names, load_board
 
 FACTORS = {
@@ -102,6 +103,23 @@ def test_it_does_so_on_every_board(board: str, alpha: float) -> None:
     assert flips >= 1
 
 
+def test_a_tie_ends_where_it_is_said_to() -> None:
+    """The GPU is 5 % faster than the cores, which are surer: it must be 11 % faster to be taken."""
+    p = predict(replace(pair("rk3588"), drafts=()))
+    assert p.decision.tied is not None
+    found = [c for c in what_would_change(p.search, p.decision, p.alphas) if c.ends_tie]
+    assert found
+    for change in found:
+        assert change.flips_at is not None
+        gains = []
+        for value in (change.now, change.flips_at):
+            decided = Search(moved(p.search.question, change, value)).decide()
+            speeds = {kind(v): v.tokens_per_s for v in decided.leading}
+            gains.append(speeds[kind(p.decision.tied)] / speeds[kind(p.decision.best)])
+        assert 1 < gains[0] < 1.1
+        assert gains[1] == pytest.approx(1 / 0.9, rel=0.02)
+
+
 def test_an_input_that_nothing_rests_on_flips_nothing() -> None:
     alone = Question(load_board("rpi5"), (known_model("Qwen2.5-0.5B", "float16"),))
     search = Search(replace(alone, one_process=True, overlapped=False))
@@ -116,5 +134,9 @@ def test_changes_in_words() -> None:
         "acceptance: 0.8 now; below 0.561 M on a76 alone is faster",
         "dispatch of a GPU kernel: 6 us now; nothing flips between 0.75 us and 48 us",
     ]
-    tied = replace(p, changes=(flips,), decision=replace(p.decision, tied=p.decision.best))
-    assert change_notes(tied) == ["acceptance: 0.8 now; below 0.561 the tie with M on a76 alone ends"]
+    ends = replace(flips, ends_tie=True)
+    tied = replace(p, changes=(flips, ends), decision=replace(p.decision, tied=p.decision.best))
+    assert change_notes(tied) == [
+        "acceptance: 0.8 now; below 0.561 M on a76 alone is faster",
+        "acceptance: 0.8 now; below 0.561 M on a76 alone is 11 % faster, no tie any more",
+    ]

@@ -7,12 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from hetero_sd.predict.axes import Axis, Mark
 from hetero_sd.predict.charts import (
     GAINS,
-    Axis,
     Bar,
     Line,
-    Mark,
     columns_with_range,
     gain_map,
     line_chart,
@@ -58,6 +57,18 @@ def test_a_logarithmic_axis() -> None:
     assert middle == pytest.approx((left + right) / 2, abs=0.02)
     assert {"0.1", "1", "10", "100", "1000"} <= set(texts(svg))
     assert height > 0
+
+
+def test_whole_numbers_have_whole_ticks() -> None:
+    """Nothing drafts 1.5 tokens."""
+
+    def ticks(whole: bool) -> set[str]:
+        axes = Axis("gamma", 0, 8, whole=whole), Axis("y", 0, 10)
+        svg = line_chart("ticks", *axes, [Line("a", [(0, 0), (8, 8)])], [], narrow=True)
+        return {e.text or "" for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
+
+    assert "1.5" in ticks(False)
+    assert not any("." in tick for tick in ticks(True))
 
 
 def test_labels_of_marks_keep_apart() -> None:

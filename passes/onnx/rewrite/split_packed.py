@@ -1,7 +1,10 @@
-"""Slices that cut a packed projection apart -> one Split.
+"""Slices that cut a packed projection apart -> one Split of rows.
 
     q = Slice(qkv, 0, 128, axis -1); k = Slice(qkv, 128, 192, -1); v = Slice(qkv, 192, 256, -1)
     ->  q, k, v = Split(qkv, [128, 64, 64], axis -1)
+
+    q, k, v = Split(Unsqueeze(qkv, 1), [128, 64, 64], axis 3)      of [B, 1, S, width], as GPTBigCode (StarCoder) has it
+    ->  q, k, v = Unsqueeze(Split(qkv, [128, 64, 64], axis -1), 1)
 
 Phi3 and its kin pack q, k, v and gate, up this way. Only slices that together cover the last axis once are rewritten;
 the halves that a rotation slices off are left to the rotation's proof, because they are slices of one head.
@@ -12,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from passes.onnx.pass_context import Importing, PassLog, add_initializer, attribute, constant, emit, replace_uses
 from passes.onnx.shapes import Known, known_shapes, points
@@ -25,6 +29,8 @@ def split_packed(imp: Importing) -> PassLog:
     for node in list(imp.graph):
         if node.domain or node.op_type not in ("Slice", "Split"):
             continue
+        if node.op_type == "Split":
+            matched += _under_unsqueeze(node, known)
         x = node.inputs[0]
         if x not in known or len(known[x].shape) != 3:
             continue
@@ -35,6 +41,30 @@ def split_packed(imp: Importing) -> PassLog:
     for x, cuts in sliced.items():
         matched += _split(imp, x, sorted(cuts, key=lambda c: c[:2]), known[x].shape[-1])
     return PassLog("split_packed", matched)
+
+
+def _under_unsqueeze(node: Any, known: dict[Any, Known]) -> bool:
+    """A Split of rows with an axis of one put before them -> the Split first, then that axis."""
+    outer = node.inputs[0].producer()
+    if outer is None or outer.op_type != "Unsqueeze" or attribute(node, "axis", 0) not in (-1, 3):
+        return False
+    x, axes = outer.inputs[0], constant(outer.inputs[1])
+    if x not in known or len(known[x].shape) != 3 or axes is None or axes.reshape(-1).tolist() not in ([1], [-3]):
+        return False
+    if any(part.is_graph_output() for part in node.outputs):
+        return False
+    following = list(node.graph)[list(node.graph).index(node) + 1]
+    for part in node.outputs:
+        users = tuple(part.uses())
+        moved = emit(following, "Unsqueeze", [part, outer.inputs[1]], outputs=[f"{part.name}.unsqueezed"]).outputs[0]
+        moved.type, moved.shape, part.shape = part.type, part.shape, None
+        for user, place in users:
+            user.replace_input_with(place, moved)
+        if part in known:
+            known[part] = Known(known[part].dtype, (*known[x].shape[:2], known[part].shape[-1]))
+    node.replace_input_with(0, x)
+    node.attributes["axis"] = ir.AttrInt64("axis", -1)
+    return True
 
 
 def _range(node: Any, known: dict[Any, Known], other: dict[Any, Known]) -> tuple[int, int] | None:

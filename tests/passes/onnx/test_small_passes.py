@@ -207,6 +207,33 @@ def test_an_equal_split_gets_its_sizes() -> None:
     assert lines(imp.graph)[1] == "a, b = Split(x, [4, 4]) {axis: -1}"
 
 
+UNSQUEEZED = (
+    f"g ({IDS}) => (float[b,1,s,6] a, float[b,1,s,2] b) <{TABLE}, int64[1] one = {{1}}, int64[2] sizes = {{6, 2}}> {{ "
+    "x = Gather(e, input_ids) y = Unsqueeze(x, one) q, k = Split <axis = 3> (y, sizes) a = Neg(q) b = Neg(k) }"
+)
+
+
+def test_a_split_of_rows_with_an_axis_before_them_is_one_of_rows() -> None:
+    imp = importing(UNSQUEEZED)
+    run_pass(split_packed, imp)
+    assert lines(imp.graph) == [
+        "x = Gather(e, input_ids)",
+        "q, k = Split(x, [6, 2]) {axis: -1}",
+        "q.unsqueezed = Unsqueeze(q, [1])",
+        "k.unsqueezed = Unsqueeze(k, [1])",
+        "a = Neg(q.unsqueezed)",
+        "b = Neg(k.unsqueezed)",
+    ]
+
+
+@pytest.mark.parametrize("change", [("one = {1}", "one = {2}"), ("<axis = 3>", "<axis = 2>")])
+def test_a_split_with_another_axis_before_it_is_left_alone(change: tuple[str, str]) -> None:
+    imp = importing(UNSQUEEZED.replace(*change))
+    before = lines(imp.graph)
+    assert run_pass(split_packed, imp).matched == 0
+    assert lines(imp.graph) == before
+
+
 # canonical_matmuls
 
 

@@ -5,8 +5,11 @@ What is fastest for one text, where memory is the limit, is often one core or tw
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from costmodel.batch_calls import predicted_calls
-from costmodel.batch_throughput import Drafting, Requests, Throughput, throughput
+from costmodel.batch_text import Drafting, ModelDrafting
+from costmodel.batch_throughput import Requests, Throughput, throughput
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
@@ -15,18 +18,37 @@ from costmodel.question import Question
 from costmodel.roofline import CpuSlice, Roofline, processors
 
 WIDTHS = (1, 2, 4, 8)  # of the entry points that a bundle has beside those for drafts
+DRAFT_WIDTHS = (1, 2)  # of its draft model
 _TOKENS = 128  # of a prompt and of an answer
 _GAIN = 1.02  # that more cores must bring
 
 
+@dataclass(frozen=True)
+class BatchDraft:
+    """A draft model beside the target, and the acceptance of its drafts."""
+
+    spec: DecoderSpec
+    placement: Placement
+    alpha: float
+
+
 def batch_on(
-    question: Question, target: DecoderSpec, placement: Placement, asked: Requests, drafting: Drafting | None = None
+    question: Question,
+    target: DecoderSpec,
+    placement: Placement,
+    asked: Requests,
+    drafting: Drafting | None = None,
+    draft: BatchDraft | None = None,
 ) -> Throughput:
     """What requests get that come together, a slot for each, with the target in some place."""
     roofline = Roofline(question.board, question.factors)
     rows = asked.prompt_tokens + asked.new_tokens
     calls = predicted_calls(roofline, target, placement, asked.count, WIDTHS, CHUNK, rows)
-    return throughput(asked, asked.count, calls, drafting=drafting)
+    model = None
+    if draft is not None:
+        sizes = asked.count, DRAFT_WIDTHS, CHUNK, rows
+        model = ModelDrafting(draft.alpha, predicted_calls(roofline, draft.spec, draft.placement, *sizes))
+    return throughput(asked, asked.count, calls, drafting=drafting, model=model)
 
 
 def batch_cores(question: Question) -> CpuSlice:

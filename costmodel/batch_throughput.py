@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from costmodel.batch import BOUND_STEPS, Unread, admits, plan_reading
 from costmodel.batch_calls import CallTimes
-from costmodel.batch_drafts import MOST_DRAFTED, Offer, share_rows
+from costmodel.batch_drafts import ChosenDrafts, RoundSoFar, choose_drafts, share_rows
+from costmodel.batch_text import BatchText, Drafting, ModelDrafting
 from costmodel.schema.batch import BatchPrediction
 from costmodel.speculative import expected_tokens
 
@@ -52,59 +53,28 @@ class Throughput:
     bound_s: float
 
 
-@dataclass(frozen=True)
-class Drafting:
-    """Drafts of every text: their acceptance, the share of rounds in which there are any, and how many at most."""
-
-    alpha: float
-    match: float = 1.0
-    most: int = MOST_DRAFTED
-
-
-class _Text:
-    """A request: tokens in its slot, of its prompt that are not read, and of its answer that are left; means."""
-
-    def __init__(self, asked: Requests, credit: float) -> None:
-        self.past, self.unread, self.left = 0.0, asked.prompt_tokens, float(asked.new_tokens)
-        self.told_s: list[float] = []
-        self._credit = credit  # of rounds with a match
-
-    @property
-    def reading(self) -> bool:
-        return self.unread > 1
-
-    def feed(self, tokens: int, now_s: float, made: float = 1.0) -> None:
-        """Rows of the prompt; with the last one, and after it, tokens come."""
-        read = min(tokens, self.unread)
-        self.unread -= read
-        self.past += read or made
-        if not self.unread:
-            self.told_s.append(now_s)
-            self.left -= made
-
-    def offer(self, drafting: Drafting | None) -> Offer:
-        """What it could draft in this round."""
-        if drafting is None or not self.told_s:
-            return Offer(0.0, 0)
-        self._credit += drafting.match
-        if self._credit < 1.0:
-            return Offer(0.0, 0)
-        self._credit -= 1.0
-        return Offer(drafting.alpha, min(drafting.most, max(0, math.ceil(self.left) - 1)))
-
-
 def throughput(
     asked: Requests,
     slots: int,
     calls: BatchPrediction,
     bound_s: float | None = None,
     drafting: Drafting | None = None,
+    model: ModelDrafting | None = None,
 ) -> Throughput:
-    """Count the rounds of requests that come together; `bound_s` None is BOUND_STEPS steps of one text alone."""
-    times = CallTimes(calls)
+    """Count the rounds of requests that come together.
+
+    Args:
+        asked: the requests.
+        slots: texts at a time.
+        calls: of the target.
+        bound_s: that a text waits at most for its next token; None is BOUND_STEPS steps of one text alone.
+        drafting: drafts from the texts themselves.
+        model: drafts of a model.
+    """
+    times, drafter = CallTimes(calls), None if model is None else CallTimes(model.calls)
     bound = BOUND_STEPS * times.rows_s(1) if bound_s is None else bound_s
-    texts = [_Text(asked, i / asked.count) for i in range(asked.count)]
-    waiting, at_work = texts[::-1], list[_Text]()
+    texts = [BatchText(asked.prompt_tokens, asked.new_tokens, i / asked.count) for i in range(asked.count)]
+    waiting, at_work = texts[::-1], list[BatchText]()
     now = reading_s = 0.0
     rows = computed = rounds = drafted = 0
     while waiting or at_work:
@@ -122,16 +92,27 @@ def throughput(
         running = [text for text in at_work if not text.reading and text.left > 0]
         riding = [(prompts[i], tokens) for i, tokens in planned.riding if prompts[i] not in running]
         count = len(running) + sum(tokens for _, tokens in riding)
-        offers = [text.offer(drafting) for text in running]
-        gammas = share_rows(offers, count, len(running), now - begin, bound, times)
+        so_far = RoundSoFar(count, len(running), calls.round_s, bound - (now - begin - calls.round_s))
+        found = [text.offer(drafting) for text in running]
+        if model is None or drafter is None:
+            chosen = ChosenDrafts(share_rows(found, so_far, times).gammas, [False] * len(found))
+        else:
+            modelled, left = [text.model_offer(model) for text in running], math.ceil(sum(t.left for t in running))
+            chosen = choose_drafts(found, modelled, left, so_far, times, drafter)
+            for i, tokens in chosen.pieces:
+                now, running[i].held = now + drafter.read_s(tokens, 0), running[i].held + tokens
+            now += chosen.drafting_s
+        gammas = chosen.gammas
         count += sum(gammas)
         rounds, drafted = rounds + 1, drafted + sum(gammas)
         fed = [*((text, 1 + gamma) for text, gamma in zip(running, gammas, strict=True)), *riding]
         times.past = sum(text.past * tokens for text, tokens in fed) / count if count else 0.0
         now, rows = now + times.rows_s(count), rows + count
         computed += sum(calls.row_width(part) for part in times.parts(count))
-        for text, gamma, offer in zip(running, gammas, offers, strict=True):
-            text.feed(1, now, expected_tokens(offer.alpha, gamma))
+        for text, gamma, offer, by_model in zip(running, gammas, found, chosen.modelled, strict=True):
+            if model is not None and by_model and gamma:
+                text.held = text.past + expected_tokens(model.alpha, gamma - 1)  # the last draft is not fed
+            text.feed(1, now, expected_tokens(model.alpha if model is not None and by_model else offer.alpha, gamma))
         for text, tokens in riding:
             text.feed(tokens, now)
         at_work = [text for text in at_work if text.left > 0]

@@ -178,8 +178,9 @@ class Prices:
     def _memory(
         self, mode: str, target: DecoderSpec, placement: Placement, draft: DecoderSpec | None, drafter: Placement | None
     ) -> Memory:
-        memory = Memory(process_bytes=PROCESS_BYTES) + self.model_memory(target, placement, slots=self.question.slots)
-        return memory if draft is None or drafter is None else memory + self.model_memory(draft, drafter, mode)
+        slots = self.question.slots
+        memory = Memory(process_bytes=PROCESS_BYTES) + self.model_memory(target, placement, slots=slots)
+        return memory if draft is None or drafter is None else memory + self.model_memory(draft, drafter, mode, slots)
 
     def model_memory(self, spec: DecoderSpec, placement: Placement, mode: str = SEQUENTIAL, slots: int = 1) -> Memory:
         """What one model keeps in memory, its KV caches with so many slots.
@@ -189,4 +190,4 @@ class Prices:
         rows = self.question.cache_rows or self.question.context
         if spec.whole is None:
             return model_memory(spec, rows, placement.weight_bytes(spec), slots=slots)
-        return model_memory(spec, rows if mode == OVERLAPPED else 0, (0, 0))
+        return model_memory(spec, rows if mode == OVERLAPPED else 0, (0, 0), slots=slots)

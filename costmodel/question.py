@@ -57,7 +57,7 @@ class Question:
         engine: whose kernels are assumed, a name of ENGINES of engine.py.
         kernels: the kind of that engine's, a name of KERNELS there; None is what the core allows.
         widths: the target's entry points, where they are compiled already: no other step verifies; empty is any.
-        slots: sequences that the target's KV caches hold.
+        slots: sequences that the KV caches of each model hold.
         one_tokenizer: the models are known to share it, so the rows of their tables may be padded differently.
     """
 

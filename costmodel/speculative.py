@@ -59,6 +59,13 @@ def expected_tokens(alpha: Acceptance, gamma: int) -> float:
     return expected
 
 
+def acceptance_rate(alpha: Acceptance, gamma: int) -> float:
+    """The share of judged tokens that is accepted, as runs measure it: a rejection ends a round's judging."""
+    accepted = expected_tokens(alpha, gamma) - 1
+    judged = accepted + 1 - all_accepted(alpha, gamma)
+    return accepted / judged if judged else 1.0
+
+
 @dataclass(frozen=True)
 class RoundCosts:
     """Seconds of the parts of a round.

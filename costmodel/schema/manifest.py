@@ -11,7 +11,7 @@ from costmodel.schema.model import ModelFacts, Role, Size
 from costmodel.schema.plan import Plan
 from costmodel.schema.record import Entries, Record, SchemaError, Within, check_sha256
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 BLOCK_BYTES = 1 << 20
 _BLOCK_DIGITS = 32
 TokenId = Annotated[int, Within(0, (1 << 31) - 1)]
@@ -155,7 +155,7 @@ def _check_model(plan: Plan, model: ModelFacts) -> None:
         "prefill_width": (plan.prefill_width, model.prefill_width),
         "long_prefill_width": (plan.long_prefill_width, model.long_prefill_width),
         f"{role}_widths": (plan.widths[role], model.widths),
-        f"slots of the {role}": (plan.slots if role == "target" else 1, model.slots),
+        f"slots of the {role}": (plan.slots, model.slots),
         f"places.{role}": (plan.places[role].place.text if role in plan.places else None, model.place.text),
     }
     for key, (ours, theirs) in pairs.items():

@@ -71,6 +71,7 @@ class PlanPrediction(Record):
         sampling_s, dispatch_s: the rest of a round.
         turn_s: what dispatch takes longer in a round that drafts.
         slot_calls: calls of a target with slots; None where it has one.
+        draft_slot_calls: the same of the drafter beside it.
         start_s: what the first steps of a text take longer than later ones, all together: after a prompt was read.
         turn_start_s: the same of rounds that draft.
         context: tokens in the caches.
@@ -92,6 +93,7 @@ class PlanPrediction(Record):
     prompt_start_s: NotNegative | None = None
     turn_s: NotNegative = 0.0
     slot_calls: BatchPrediction | None = None
+    draft_slot_calls: BatchPrediction | None = None
     prompt_result_s: NotNegative = 0.0
     start_s: NotNegative = 0.0
     turn_start_s: NotNegative = 0.0
@@ -277,7 +279,7 @@ class Plan(Record):
         memory: bytes by use, what is free, and what the drafter needs of it.
         prediction: what `run.py --stats` compares with, and what live decisions start from.
         overlap: how to draft while the target verifies: in mode overlapped, and where the run may choose it; else None.
-        slots: sequences that the target's KV caches hold.
+        slots: sequences that the KV caches of each model hold.
         long_prefill_width: tokens of a second, wider prompt chunk, or None.
     """
 

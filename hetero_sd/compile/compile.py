@@ -264,7 +264,7 @@ def _build(
         core,
         place,
         Sizes(
-            *(plan.context, steps, plan.prefill_width, plan.slots if role == "target" else 1),
+            *(plan.context, steps, plan.prefill_width, plan.slots),
             long_prefill=plan.long_prefill_width,
         ),
         gpu=board.gpu,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from costmodel.batch_cores import batch_cores
+from costmodel.batch_cores import DRAFT_WIDTHS, batch_cores
 from costmodel.decoder import DecoderSpec
 from costmodel.memory import Memory, available_bytes
 from costmodel.phase_threads import prompt_placement
@@ -35,7 +35,6 @@ from targets.backend import HOST
 from targets.device import Board, Cluster
 from targets.errors import UserError
 
-DRAFT_WIDTHS = (1, 2)
 _SHORT_WIDTHS = (1, 2, 4, 8)  # serve short prompts, and shorter rounds near the end
 _LIVE_ALPHAS = (0.6, 0.9)  # acceptances whose best draft lengths are compiled, too, for the run to choose from
 _MOST_LIVE = 8
@@ -53,7 +52,7 @@ class Overrides:
         alpha_file: what `hetero-sd acceptance` measured, read.
         factors: a file of factors, in place of the board's.
         widths: more entry points of the target.
-        slots: sequences that the target's KV caches hold.
+        slots: sequences that the KV caches of each model hold.
         compiled: the target's only entry points, where they are compiled already; drafts are as long as they allow.
         chunks: widths of prompt chunks, ascending; empty decides.
     """
@@ -134,7 +133,9 @@ def _plan(
     cluster, threads = _cores(placements, board)
     widths = _target_widths(asked.search, best, specs.get("draft"), drafter, overrides)
     draft_bytes = (
-        asked.search.model_memory(specs["draft"], drafter, best.mode).total_bytes if drafter is not None else 0
+        asked.search.model_memory(specs["draft"], drafter, best.mode, overrides.slots).total_bytes
+        if drafter is not None
+        else 0
     )
     chunks = plan_chunks(asked.search, best, [specs[role] for role in placements], context, overrides.chunks)
     used = best.memory + Memory(activation_bytes=chunks.activation_bytes)

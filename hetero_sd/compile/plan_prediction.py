@@ -13,7 +13,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
 from costmodel.schema.plan import OVERLAPPED, LivePrediction, PlanPrediction
-from costmodel.speculative import Acceptance, RoundCosts, all_accepted, expected_tokens, sequential_round
+from costmodel.speculative import RoundCosts, acceptance_rate, sequential_round
 from costmodel.turns import turns_of
 from hetero_sd.predict.predict import Prediction
 
@@ -80,10 +80,11 @@ def plan_prediction(
             chunk=chunk,
             alpha_tokens=alpha_tokens,
         )
-    calls = None
-    if question.slots > 1:
-        sizes = question.slots, widths["target"], chunk, cache_rows
-        calls = predicted_calls(roofline, specs["target"], placements["target"], *sizes)
+    calls = {
+        role: predicted_calls(roofline, specs[role], place, question.slots, widths[role], chunk, cache_rows)
+        for role, place in placements.items()
+        if question.slots > 1
+    }
     return PlanPrediction(
         acceptance_rate=acceptance_rate(question.alpha, gamma) if gamma else None,
         acceptance_source=asked.alpha_source if drafts else None,
@@ -96,7 +97,8 @@ def plan_prediction(
         sampling_s=0.0,
         dispatch_s=overhead,
         turn_s=terms.turn_s,
-        slot_calls=calls,
+        slot_calls=calls.get("target"),
+        draft_slot_calls=calls.get("draft"),
         start_s=roofline.text_start_s(),
         turn_start_s=turns.start_s if drafts else 0.0,
         context=question.context,
@@ -109,10 +111,3 @@ def plan_prediction(
 
 def _from_start(empty: ModelCosts, later: ModelCosts, place: Placement, chunk: int) -> tuple[float, float]:
     return empty.prompt_chunk_s(place, chunk, fills=True), later.prompt_chunk_s(place, chunk, fills=True)
-
-
-def acceptance_rate(alpha: Acceptance, gamma: int) -> float:
-    """The share of judged tokens that is accepted, as runs measure it: a rejection ends a round's judging."""
-    accepted = expected_tokens(alpha, gamma) - 1
-    judged = accepted + 1 - all_accepted(alpha, gamma)
-    return accepted / judged if judged else 1.0

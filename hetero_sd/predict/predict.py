@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from costmodel.batch_cores import batch_cores, batch_on
-from costmodel.batch_throughput import Drafting, Requests, Throughput
+from costmodel.batch_cores import BatchDraft, batch_cores, batch_on
+from costmodel.batch_text import Drafting
+from costmodel.batch_throughput import Requests, Throughput
 from costmodel.question import NGRAM, Decision, Question, Variant
 from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
-from costmodel.speculative import Acceptance, break_even_alpha
+from costmodel.speculative import Acceptance, acceptance_rate, break_even_alpha
 from costmodel.ties import settle_ties
 from costmodel.uncertainty import Interval, Intervals, alpha_bounds
 from hetero_sd.predict.answer_time import AnswerTime, answer_time
@@ -90,7 +91,7 @@ def answer(request: PredictRequest) -> Prediction:
     found = replace(
         prediction,
         time=answer_time(prediction.search, best, prompt, new),
-        together=_together(prediction.search, best, Requests(request.requests, prompt, new), request),
+        together=_together(prediction, Requests(request.requests, prompt, new), request),
         changes=what_would_change(prediction.search, prediction.decision, prediction.alphas),
         assumed=tuple(assumptions(request, prediction.search, best)),
     )
@@ -128,12 +129,17 @@ def predict(question: Question, measured: AlphaFile | None = None, alpha_given: 
     return replace(prediction, pays_from=break_even_alpha(gain_of(search, best, decision.baseline)))
 
 
-def _together(search: Search, best: Variant, asked: Requests, request: PredictRequest) -> Throughput | None:
-    """What requests that come together get of the target; None of a single one."""
+def _together(p: Prediction, asked: Requests, request: PredictRequest) -> Throughput | None:
+    """What requests that come together get of the target and the drafter that a bundle has; None of a single one."""
     if asked.count == 1:
         return None
+    best, question, draft = p.decision.best, p.question, None
     drafting = None if request.ngram_alpha is None else Drafting(request.ngram_alpha, request.ngram_match)
-    return batch_on(search.question, best.target, best.target_placement, asked, drafting)
+    beside = best if best.draft is not None else p.speculative
+    if beside is not None and beside.draft is not None and beside.draft_placement is not None:
+        alpha = acceptance_rate(question.alpha, beside.gamma)
+        draft = BatchDraft(beside.draft, beside.draft_placement, alpha)
+    return batch_on(question, best.target, best.target_placement, asked, drafting, draft)
 
 
 def fastest_alone(question: Question) -> Variant:

@@ -114,7 +114,7 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
     for model in (loaded.target, loaded.draft) if (threads := settings.get("threads")) is not None else ():
         if (read_with := getattr(model, "read_with", None)) is not None:
             read_with(threads)  # as was asked for, prompts too
-    vocab = bundle.tokenizer.vocab if bundle.tokenizer else None
+    vocab, target_vocab = bundle.tokenizer.vocab if bundle.tokenizer else None, loaded.target.vocab
     models = within_vocabulary(loaded, vocab)
     mode, gamma, chosen = settings.get("mode", AUTO), settings.get("gamma"), settings.get("drafter")
     mode, drafter = OTHER_NAMES.get(mode, mode), chosen or MODEL
@@ -156,6 +156,7 @@ def load_session(bundle: Bundle, text: Text | None, settings: Settings, load: Lo
         repeatable=None if policy is None else choose_policy(mode, gamma, bundle.plan, drafter, repeatable=True),
         plan=bundle.plan,
         slots=slots_of(loaded.target, vocab),
+        draft_slots=None if loaded.draft is None else slots_of(loaded.draft, min(vocab or target_vocab, target_vocab)),
         bundle_hash=hash_file(bundle.folder / MANIFEST),
         overlap=_overlap(bundle, loaded, usable, settings, resources, live) if overlapped else None,
         resources=resources,

@@ -26,7 +26,13 @@ from hetero_sd.runtime.model.protocol import NotFiniteError
 from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, usable_cpus
 from hetero_sd.runtime.options import RunRequest, parse_options
 from hetero_sd.runtime.saved_logits import save_logits
-from hetero_sd.runtime.serve.options import DEFAULT_PORT, DEFAULT_QUEUE, LOOPBACK, mode_with_slots
+from hetero_sd.runtime.serve.options import (
+    DEFAULT_PORT,
+    DEFAULT_QUEUE,
+    LOOPBACK,
+    drafters_with_slots,
+    mode_with_slots,
+)
 from hetero_sd.runtime.session import Options, Session
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_prompts
@@ -139,7 +145,7 @@ def _run(folder: Path, options: RunRequest, load: Loader | None) -> None:
         raise UserError("the bundle has no tokenizer, so there is no text to show: give --json")
     settings = _settings(options)
     if options.votes is not None and bundle.target.slots > 1 and options.votes_by != REFINE:
-        settings["mode"] = mode_with_slots(options, bundle.target.slots, "draft" in bundle.models)
+        settings["mode"] = mode_with_slots(options, bundle.target.slots, drafts_with_model=False)
     with load_session(bundle, text, settings, load) as session:
         if options.votes is None or given is None:
             _answer_all(session, given, options)
@@ -178,11 +184,11 @@ def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:
         usable_cpus(),
         options.keep_rows or 0,
         None if options.time_between_tokens is None else options.time_between_tokens / 1e3,
-        options.mode not in ALONE,
+        drafters_with_slots(options),
     )
     settings = _settings(options)
     if bundle.target.slots > 1:
-        settings["mode"] = mode_with_slots(options, bundle.target.slots, "draft" in bundle.models)
+        settings["mode"] = mode_with_slots(options, bundle.target.slots, drafts_with_model=True)
         settings["drafter"] = None if settings["mode"] in ALONE else options.drafter
     with bind(request) as bound, load_session(bundle, text, settings, load) as session:
         if options.load_state is not None:

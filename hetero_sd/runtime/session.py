@@ -76,8 +76,8 @@ class Session:
     texts into the chat template, ``system`` is the system message of chats that have none. ``repeatable`` is the
     policy where samples have a seed: it decides nothing from times. ``plan`` is what was predicted. ``resources`` end
     with the session, which is a context manager. ``slots`` are those of the target, of which all else uses the first
-    one, where it has several. ``bundle_hash`` is the SHA-256 of the bundle's manifest. With ``spans`` the traces of the
-    answers say when everything was done.
+    one, where it has several, ``draft_slots`` those of the drafter. ``bundle_hash`` is the SHA-256 of the bundle's
+    manifest. With ``spans`` the traces of the answers say when everything was done.
     """
 
     models: Models
@@ -93,6 +93,7 @@ class Session:
     plan: Plan | None = None
     overlap: Overlap | None = None
     slots: Slots | None = None
+    draft_slots: Slots | None = None
     bundle_hash: str = ""
     spans: bool = False
     resources: ExitStack = field(default_factory=ExitStack, repr=False)

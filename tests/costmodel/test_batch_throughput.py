@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from costmodel.batch_throughput import Drafting, Requests, throughput
+from costmodel.batch_text import Drafting, ModelDrafting
+from costmodel.batch_throughput import Requests, throughput
 from costmodel.schema.batch import BatchPrediction
 from costmodel.speculative import RoundCosts, sequential_round
 
@@ -82,3 +83,41 @@ def test_more_requests_than_slots_wait() -> None:
     few, many = (throughput(Requests(16, 8, 30), slots, CALLS, 100.0) for slots in (4, 16))
     assert few.first_token_s > 2 * many.first_token_s
     assert few.tokens_per_s < many.tokens_per_s
+
+
+DRAFT_CALLS = BatchPrediction({n: (s / 8, 0.0) for n, (s, _) in ROWS.items()}, {32: (0.9, 0.0)})
+
+
+def test_one_text_with_a_draft_model_is_the_round_of_the_single_formula() -> None:
+    calls = replace(CALLS, row_calls={n: (s, 0.0) for n, (s, _) in ROWS.items()})
+    one, two = (DRAFT_CALLS.row_call_s(n, 0.0) for n in (1, 2))
+    costs = RoundCosts(one, two, lambda n: calls.row_call_s(calls.row_width(n), 0.0), dispatch_s=calls.round_s)
+    best = max((sequential_round(0.8, gamma, costs) for gamma in range(8)), key=lambda r: r.tokens_per_s)
+    found = throughput(Requests(1, 64, 4000), 1, calls, 100.0, model=ModelDrafting(0.8, DRAFT_CALLS))
+    assert found.gap_s == pytest.approx(1 / best.tokens_per_s, rel=0.02)
+    assert found.drafted_per_round == pytest.approx(best.gamma, rel=0.02)
+    plain = throughput(Requests(1, 64, 4000), 1, calls, 100.0)
+    assert found.tokens_per_s > 1.3 * plain.tokens_per_s
+    dear = replace(DRAFT_CALLS, row_calls=calls.row_calls)  # the negative control: a drafter as slow as the target
+    assert throughput(Requests(1, 64, 4000), 1, calls, 100.0, model=ModelDrafting(0.8, dear)) == plain
+
+
+def test_a_draft_model_reads_prompts_only_where_it_gains() -> None:
+    """An answer of three tokens is not worth two chunks, one of 300 is."""
+    calls, model = replace(CALLS, round_s=0.0), ModelDrafting(0.8, DRAFT_CALLS)
+    for new, drafts in ((3, False), (300, True)):
+        found, plain = (throughput(Requests(1, 64, new), 1, calls, 100.0, model=m) for m in (model, None))
+        assert (found.drafted_per_round > 0) == drafts
+        assert (found.seconds < plain.seconds) == drafts
+    tight = throughput(Requests(1, 64, 300), 1, calls, 2.5, model=model)  # no piece fits beside a step
+    assert tight.drafted_per_round == 0
+
+
+def test_a_draft_model_gains_less_as_rows_fill() -> None:
+    gains, model = [], ModelDrafting(0.8, DRAFT_CALLS)
+    calls = replace(CALLS, row_calls={n: (s, 0.0) for n, (s, _) in ROWS.items()})
+    for count in (1, 2, 4, 8):
+        found, plain = (throughput(Requests(count, 8, 200), 8, calls, 100.0, model=m) for m in (model, None))
+        gains.append(found.tokens_per_s / plain.tokens_per_s)
+    assert gains == sorted(gains, reverse=True)
+    assert (gains[0] > 1.3, gains[-1]) == (True, pytest.approx(1.0, abs=0.05))

@@ -16,6 +16,7 @@ class BatchCounts:
         tokens: generated.
         busy_s: of all rounds.
         calls_s: of it, the target's calls.
+        drafting_s: of it, the draft model's calls.
         scheduling_s: of it, deciding what each round does.
         predicted_s: of all rounds, by the plan; 0 where it predicts none.
         bound_s: that a text waits at most between two of its tokens.
@@ -31,6 +32,7 @@ class BatchCounts:
     tokens: int = 0
     busy_s: float = 0.0
     calls_s: float = 0.0
+    drafting_s: float = 0.0
     scheduling_s: float = 0.0
     predicted_s: float = 0.0
     bound_s: float = 0.0

@@ -9,23 +9,23 @@ others have read of a prompt is not read again; so the answers to one request, e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-import numpy.typing as npt
-
-from costmodel.batch import Unread
-from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix
-from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Row, Slots
-from hetero_sd.runtime.model.slot_pool import Slot, SlotPool
+from hetero_sd.runtime.model.protocol import Slots
+from hetero_sd.runtime.model.shared_rows import SharedRows
+from hetero_sd.runtime.model.slot_pool import SlotPool
+from hetero_sd.runtime.serve.at_work import Asked, AtWork
+from hetero_sd.runtime.serve.batch_round import BatchRound
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
 from hetero_sd.runtime.serve.engine import ChoiceEnded, Ended, Event, GenerationRequest, Started, TextPiece
 from hetero_sd.runtime.serve.jobs import ENDS, EngineJob, Jobs, encode, failure_of, took_too_long
+from hetero_sd.runtime.serve.model_drafts import BatchDrafter
+from hetero_sd.runtime.serve.round_drafts import RoundDrafts
 from hetero_sd.runtime.serve.running_text import RunningText
 from hetero_sd.runtime.serve.scheduler import Scheduler
-from hetero_sd.runtime.serve.text_drafts import POOL_TOKENS, TextDrafts
+from hetero_sd.runtime.serve.text_drafts import EXPECTED, WEIGHT
 from hetero_sd.runtime.session import Session
 
 
@@ -42,6 +42,7 @@ class BatchEngine:
         between_tokens_s: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
         drafts: bool = False,
+        drafter: Slots | None = None,
     ) -> None:
         """Begin with an empty queue.
 
@@ -55,6 +56,7 @@ class BatchEngine:
                 text alone (costmodel/batch.py).
             clock: gives seconds, for the times of rounds.
             drafts: tokens are drafted from what each slot has read and written, where that is faster.
+            drafter: slots of the draft model, at least as many, for drafts of it where these are faster.
         """
         self._session, self._slots, self._answer_s = session, slots, answer_s
         predicted = None if session.plan is None else session.plan.prediction.slot_calls
@@ -62,10 +64,22 @@ class BatchEngine:
         self._pool = SlotPool(slots, keep_rows)
         if isinstance(session.models.target, KeptPrefix):
             self._pool.every[0].tokens = session.models.target.hand_over()
-        self._drafts, self._pools = drafts, dict[int, NgramPool]()  # by slot
+        by_model = None if drafter is None else self._drafter(drafter)
+        self._drafts = RoundDrafts(self._scheduler, drafts, by_model)
         self._jobs = Jobs(most_waiting, slots.slots)
-        self._work: list[_AtWork] = []  # in order of arrival
-        self._more: _Asked | None = None  # the request some choices of which have no slot yet
+        self._work: list[AtWork] = []  # in order of arrival
+        self._more: Asked | None = None  # the request some choices of which have no slot yet
+        told = self._work, self._take, self._leave
+        self._round = BatchRound(slots.name, self._pool, self._scheduler, self._drafts, *told)
+
+    def _drafter(self, slots: Slots) -> BatchDrafter:
+        """The draft model, with what the plan expects of it."""
+        plan = self._session.plan
+        live = None if plan is None else plan.prediction.live
+        expected = (EXPECTED, WEIGHT) if live is None else (live.alpha, live.alpha_tokens)
+        calls = None if plan is None else plan.prediction.draft_slot_calls
+        among = isinstance(self._session.models.draft, SharedRows)
+        return BatchDrafter(slots, calls, expected, self._scheduler.counts, self._clock, among)
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Event], None]) -> EngineJob:
         """See :meth:`hetero_sd.runtime.serve.engine.Engine.submit`."""
@@ -89,13 +103,13 @@ class BatchEngine:
                 with self._scheduler.round():
                     self._end_what_nobody_waits_for()
                     self._admit()
-                    self._round()
+                    self._round.run()
         finally:
             for asked in self._asked():
                 self._leave(asked, ENDS)
             self._jobs.close()
 
-    def _asked(self) -> list[_Asked]:
+    def _asked(self) -> list[Asked]:
         """The requests at work."""
         found = [*dict.fromkeys(work.asked for work in self._work)]
         return found if self._more is None or self._more in found else [*found, self._more]
@@ -125,7 +139,7 @@ class BatchEngine:
     def _may_begin(self) -> bool:
         return self._pool.free > 0 and self._scheduler.admits(len(self._work))
 
-    def _next(self) -> _Asked | None:
+    def _next(self) -> Asked | None:
         """The request whose turn it is; None where none waits."""
         while (job := self._jobs.take()) is not None:
             try:
@@ -133,90 +147,23 @@ class BatchEngine:
             except Exception as error:
                 self._jobs.end(job, failure_of(error))
             else:
-                return _Asked(job, ids, time.monotonic() + self._answer_s)
+                return Asked(job, ids, time.monotonic() + self._answer_s)
         return None
 
-    def _begin(self, asked: _Asked) -> _AtWork:
-        slot, drafts = self._pool.take(asked.ids), None
-        if self._drafts:
-            drafts = TextDrafts(self._pools.setdefault(slot.number, NgramPool(POOL_TOKENS)))
+    def _begin(self, asked: Asked) -> AtWork:
+        slot = self._pool.take(asked.ids)
+        sources = self._drafts.begin(slot, asked.ids)
         try:
-            text = RunningText(self._session, slot, asked.ids, asked.job.request, asked.begun, drafts)
+            text = RunningText(self._session, slot, asked.ids, asked.job.request, asked.begun, sources.every)
         except Exception:
+            self._drafts.end(sources)
             self._pool.give_back(slot)
             raise
         self._jobs.tally.begin(text)
         read = [(work, self._pool.worth_waiting_for(asked.ids, work.asked.ids)) for work in self._work]
-        return _AtWork(asked, slot, asked.begun, text, [(work, rows) for work, rows in read if rows])
+        return AtWork(asked, slot, asked.begun, text, sources, [(work, rows) for work, rows in read if rows])
 
-    def _round(self) -> None:
-        """Read of prompts what fits, then feed the rows of all texts that run."""
-        prompts = [work for work in self._work if work.text.reading and not self._waits(work)]
-        for work in prompts:
-            work.text.trace.kept_tokens += self._pool.share(work.slot, work.asked.ids)
-        prompts = [work for work in prompts if work.text.reading]
-        running = [work.text.past for work in self._work if not work.text.reading]
-        unread = [Unread(work.text.past, work.text.unread) for work in prompts]
-        planned = self._scheduler.reading(unread, running)
-        for i, tokens in planned.pieces:
-            self._read(prompts[i], tokens)
-        self._scheduler.counts.riding_tokens += sum(tokens for _, tokens in planned.riding)
-        riding = {id(prompts[i]): tokens for i, tokens in planned.riding}
-        batch = [work for work in self._work if not work.text.reading or id(work) in riding]
-        if batch:
-            drafts = self._draft([work for work in batch if not work.text.reading], sum(riding.values()))
-            rows = [work.text.rows(riding.get(id(work), 1), drafts.get(id(work), ())) for work in batch]
-            self._feed(batch, rows)
-
-    def _waits(self, work: _AtWork) -> bool:
-        """Whether a text that came before is reading rows that this one will take over."""
-        past = work.text.past
-        if any(past < rows and other in self._work and other.text.past < rows for other, rows in work.behind):
-            return True
-        work.behind.clear()
-        return False
-
-    def _draft(self, running: Sequence[_AtWork], riding: int) -> Mapping[int, Sequence[int]]:
-        """What is verified of texts beside so many rows of prompts, by the id of the text."""
-        if not self._drafts or not running or not self._scheduler.may_draft(len(running) + riding, len(running)):
-            return {}
-        offers = [work.text.offer() for work in running]
-        if not any(offer.most for offer in offers):
-            return {}
-        gammas = self._scheduler.drafted(offers, len(running) + riding)
-        return {id(work): work.text.draft(gamma) for work, gamma in zip(running, gammas, strict=True)}
-
-    def _read(self, work: _AtWork, tokens: int) -> None:
-        """A piece of a prompt, unless its request has ended in this round."""
-        if work not in self._work:
-            return
-        try:
-            past = work.text.past
-            self._take(work, self._scheduler.read(work.text.read, tokens, past))
-        except Exception as error:
-            self._leave(work.asked, failure_of(error))
-
-    def _feed(self, batch: Sequence[_AtWork], rows: Sequence[Sequence[Row]]) -> None:
-        """The rows of some texts, and what follows from them."""
-        try:
-            made = [*_by_row(self._scheduler.rows([row for of_text in rows for row in of_text]))]
-        except Exception as error:
-            failed = failure_of(error)
-            for asked in dict.fromkeys(work.asked for work in batch):
-                self._leave(asked, failed)
-            return
-        done = 0
-        for work, fed in zip(batch, rows, strict=True):
-            choices, logits = zip(*made[done : done + len(fed)], strict=True)
-            done += len(fed)
-            if work not in self._work:
-                continue  # another choice of its request failed
-            try:
-                self._take(work, work.text.choose(choices, logits, self._slots.name))
-            except Exception as error:
-                self._leave(work.asked, failure_of(error))
-
-    def _take(self, work: _AtWork, tokens: Sequence[int]) -> None:
+    def _take(self, work: AtWork, tokens: Sequence[int]) -> None:
         """Deliver what tokens complete, and end the choice where one is the last."""
         if not tokens:
             return
@@ -237,13 +184,14 @@ class BatchEngine:
         if asked.ended == asked.job.request.choices:
             self._leave(asked, Ended())
 
-    def _free(self, work: _AtWork) -> TokenCounts:
+    def _free(self, work: AtWork) -> TokenCounts:
         """Give the slot of a choice back; what it counted."""
         self._work.remove(work)
+        self._drafts.end(work.sources)
         self._pool.give_back(work.slot)
         return self._jobs.tally.end(work.text)
 
-    def _leave(self, asked: _Asked, last: Event) -> None:
+    def _leave(self, asked: Asked, last: Event) -> None:
         """Give the slots of a request back, and say how it ended."""
         for work in [work for work in self._work if work.asked is asked]:
             self._free(work)
@@ -252,34 +200,6 @@ class BatchEngine:
         self._jobs.end(asked.job, last)
 
 
-@dataclass(eq=False)
-class _Asked:
-    """A request at work, and how many of its choices were begun and have ended."""
-
-    job: EngineJob
-    ids: Sequence[int]
-    deadline_s: float
-    begun: int = 0
-    ended: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class _AtWork:
-    """A choice that is generated in a slot; and texts that came before, with the rows that it will have of theirs."""
-
-    asked: _Asked
-    slot: Slot
-    choice: int
-    text: RunningText
-    behind: list[tuple[_AtWork, int]]
-
-
 def slots_at_a_time(session: Session) -> Slots | None:
     """The slots in which requests are answered at a time; None for one at a time: drafts are made for one alone."""
     return session.slots if session.policy is None and session.overlap is None else None
-
-
-def _by_row(calls: Iterator[Mapping[str, Any]]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """The choice and the logits of each row."""
-    for made in calls:
-        yield from zip(made[CHOICE].tolist(), made[LOGITS], strict=True)

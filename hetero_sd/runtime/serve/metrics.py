@@ -50,8 +50,9 @@ def metrics_text(snapshot: Snapshot) -> str:
 
 def _batch(batch: BatchCounts) -> list[str]:
     """The rounds of an engine that answers several at a time."""
-    host_s = batch.busy_s - batch.calls_s - batch.scheduling_s
-    seconds = {"calls": batch.calls_s, "scheduling": batch.scheduling_s, "rest": host_s}
+    host_s = batch.busy_s - batch.calls_s - batch.drafting_s - batch.scheduling_s
+    seconds = {"calls": batch.calls_s, "drafting": batch.drafting_s}
+    seconds |= {"scheduling": batch.scheduling_s, "rest": host_s}
     tokens_of_prompts = {'how="alone"': batch.read_tokens, 'how="beside_texts"': batch.riding_tokens}
     speeds = {'source="measured"': _over(batch.tokens, batch.busy_s), 'source="predicted"': None}
     if batch.predicted_s:

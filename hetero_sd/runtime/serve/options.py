@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from costmodel.batch import BOUND_STEPS
 from hetero_sd.runtime.decode.choose_policy import ALONE, AUTO, NGRAM
-from hetero_sd.runtime.load import note
+from hetero_sd.runtime.decode.drafters import MODEL
+from hetero_sd.runtime.load import SPECULATIVE, note
 from targets.errors import UserError
 
 if TYPE_CHECKING:
     from hetero_sd.runtime.options import RunRequest
 
+TURNS = (SPECULATIVE, "sequential")  # the modes in which drafter and target take turns
 LOOPBACK, DEFAULT_PORT, DEFAULT_QUEUE = "127.0.0.1", 8080, 16
 
 
@@ -24,7 +26,7 @@ def add_server_options(
         "--serve",
         action="store_true",
         help="answer HTTP clients in OpenAI's form, and a browser; the options of generation hold where a request says "
-        "nothing; a bundle of `compile --slots S` answers S at a time, unless --mode, --gamma or --drafter asks for "
+        "nothing; a bundle of `compile --slots S` answers S at a time, unless --mode overlapped or --gamma asks for "
         "drafts that it makes for one alone (needs starlette and uvicorn)",
     )
     group.add_argument("--host", metavar="NAME", help=f"with --serve: listen there (default {LOOPBACK})")
@@ -56,24 +58,29 @@ def add_server_options(
     )
 
 
-def mode_with_slots(options: RunRequest, slots: int, has_draft: bool) -> str:
-    """The mode in which a bundle is served whose target has several slots: that without a drafter of the session.
+def mode_with_slots(options: RunRequest, slots: int, drafts_with_model: bool) -> str:
+    """The mode in which the session of a bundle is loaded whose models have several slots: that without a drafter.
 
-    Drafts of a model, or of a given length, are made for one request at a time, where they are asked for.
+    Drafts beside the target, or of a given length, are made for one request at a time, where they are asked for; those
+    that take turns with it are made for all together where the batch drafts with a model.
     """
-    asked = options.mode not in (AUTO, *ALONE) or options.gamma is not None or options.drafter not in (None, NGRAM)
-    if asked:
-        note(
-            f"with such drafts one request is answered at a time; without --mode, --gamma and --drafter {slots} are, "
-            "which is what the bundle has slots for"
-        )
-        return options.mode
-    if options.mode == AUTO and has_draft:
-        note(
-            f"{slots} requests are answered at a time, with drafts from their own texts; --mode speculative drafts "
-            "with the model, for one at a time"
-        )
-    return ALONE[0]
+    takes_turns = options.mode in (AUTO, *ALONE) or (drafts_with_model and options.mode in TURNS)
+    by_text = options.drafter in (None, NGRAM) or drafts_with_model
+    if takes_turns and by_text and options.gamma is None:
+        return ALONE[0]
+    which = "--mode overlapped and --gamma" if drafts_with_model else "--mode, --gamma and --drafter"
+    note(
+        f"with such drafts one request is answered at a time; without {which} {slots} are, which is what the bundle "
+        "has slots for"
+    )
+    return options.mode
+
+
+def drafters_with_slots(options: RunRequest) -> Sequence[str]:
+    """What drafts are made from where several requests are answered at a time."""
+    if options.mode in ALONE:
+        return ()
+    return (MODEL, NGRAM) if options.drafter is None else options.drafter.split("+")
 
 
 def check_server_options(options: RunRequest) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy.typing as npt
 
-from costmodel.batch_drafts import Offer
 from hetero_sd.runtime.answer import Piece, Pieces, RunFacts
 from hetero_sd.runtime.decode.generate import Request, record_token, wanted
 from hetero_sd.runtime.decode.sampling import Rng, probabilities
@@ -22,7 +21,7 @@ from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Row
 from hetero_sd.runtime.model.slot_pool import Slot
 from hetero_sd.runtime.serve.engine import GenerationRequest
 from hetero_sd.runtime.serve.jobs import shown_tokens
-from hetero_sd.runtime.serve.text_drafts import TextDrafts
+from hetero_sd.runtime.serve.text_drafts import Drafts
 from hetero_sd.runtime.session import Options, Session, logprobs_of
 
 BATCHED = "batched"  # the mode of such an answer
@@ -45,7 +44,7 @@ class RunningText:
         ids: Sequence[int],
         asked: GenerationRequest,
         choice: int,
-        drafts: TextDrafts | None = None,
+        drafts: Sequence[Drafts] = (),
     ) -> None:
         """Begin to read.
 
@@ -55,7 +54,7 @@ class RunningText:
             ids: the prompt.
             asked: the request.
             choice: of the answers that are made for it.
-            drafts: makes its drafts; None: it has none.
+            drafts: what its drafts can be made from.
 
         Raises:
             UserError: an option is out of range.
@@ -116,15 +115,20 @@ class RunningText:
         row = found[LOGITS][0] if LOGITS in found else None
         return [self._follow(int(found[CHOICE][0]) if CHOICE in found else -1, row)]
 
-    def offer(self) -> Offer:
-        """What could be drafted; nothing before the first token."""
-        left = self._request.max_new_tokens - len(self.trace.token_ids) - 1  # the target adds one of its own
-        most = min(left, self._context - self.past - 1) if self.trace.token_ids else 0
-        return Offer(0.0, 0) if self._drafts is None else self._drafts.offer(self._tokens, most)
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The prompt and what follows it."""
+        return self._tokens
 
-    def draft(self, gamma: int) -> list[int]:
-        """So many tokens of what was offered."""
-        return [] if self._drafts is None else self._drafts.take(gamma)
+    @property
+    def left(self) -> int:
+        """Tokens that are still to come, at most."""
+        return min(self._request.max_new_tokens - len(self.trace.token_ids), self._context - len(self._tokens) + 1)
+
+    @property
+    def room(self) -> int:
+        """Tokens that could be drafted: the target adds one of its own; none before the first token."""
+        return self.left - 1 if self.trace.token_ids else 0
 
     def rows(self, riding: int = 1, drafted: Sequence[int] = ()) -> list[Row]:
         """What is fed: so many tokens of the prompt, or the last token and what was drafted after it."""
@@ -154,9 +158,9 @@ class RunningText:
         """Go on with tokens of a round; what they complete, and at the end what was held back."""
         trace, first = self.trace, not self.trace.token_ids
         drafted, found = max(0, len(self._fed) - 1), list[Piece | None]()
-        source = self._drafts.source if self._drafts is not None else ""
-        if self._drafts is not None:
-            self._drafts.learn(len(tokens) - 1, len(self._tokens) + len(tokens))
+        source = next((drafts.source for drafts in self._drafts if drafts.source), "")
+        for drafts in self._drafts:
+            drafts.learn(len(tokens) - 1, len(self._tokens) + len(tokens))
         for token in tokens:
             record_token(token, self._request, self._context, trace)
             self._tokens.append(token)

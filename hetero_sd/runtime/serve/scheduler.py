@@ -6,12 +6,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from costmodel.batch import BOUND_STEPS, Reading, Unread, admits, plan_reading
-from costmodel.batch_drafts import MOST_DRAFTED, Offer, drafts_may_pay, share_rows
+from costmodel.batch_drafts import (
+    MOST_DRAFTED,
+    ChosenDrafts,
+    Offer,
+    RoundSoFar,
+    choose_drafts,
+    drafts_may_pay,
+    share_rows,
+)
 from costmodel.schema.batch import BatchPrediction
 from hetero_sd.runtime.decode.seen import Seen
 from hetero_sd.runtime.model.protocol import Outputs, Row, Slots
 from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.batch_times import BatchTimes, calls_of
+from hetero_sd.runtime.serve.model_drafts import BatchDrafter
 
 _SETTLED_ROUNDS = 32  # after which it is asked anew whether drafts could pay
 
@@ -43,7 +52,8 @@ class Scheduler:
         self._predicts, self._round_s = calls is predicted, calls.round_s
         self._times, self.counts = BatchTimes(calls), BatchCounts()
         self._other, self._calls_before_s = Seen(), 0.0
-        self._may_pay: dict[tuple[int, int], tuple[int, bool]] = {}  # rows, texts -> in which round, and the answer
+        # rows, texts, whether a model drafts -> in which round it was asked, and the answer
+        self._may_pay: dict[tuple[int, int, bool], tuple[int, bool]] = {}
 
     @property
     def bound_s(self) -> float:
@@ -60,6 +70,7 @@ class Scheduler:
         """Account for the time of a round."""
         counts, begin = self.counts, self._clock()
         self._calls_before_s, calls = counts.calls_s, counts.rows + counts.read_tokens
+        drafting_before_s = counts.drafting_s
         try:
             yield
         finally:
@@ -68,7 +79,8 @@ class Scheduler:
             if counts.rows + counts.read_tokens > calls:
                 counts.rounds += 1
                 counts.predicted_s += self._round_s
-                self._other.append(took - (counts.calls_s - self._calls_before_s))
+                drafting_s = counts.drafting_s - drafting_before_s
+                self._other.append(took - drafting_s - (counts.calls_s - self._calls_before_s))
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
@@ -89,20 +101,47 @@ class Scheduler:
             self.counts.bound_s = self.bound_s
             return plan_reading(prompts, len(pasts), self.counts.bound_s - self._other_s, self._times)
 
-    def may_draft(self, rows: int, running: int) -> bool:
-        """Whether drafts could make a round faster that has so many rows without them."""
-        asked, pays = self._may_pay.get((rows, running), (-_SETTLED_ROUNDS, False))
+    def may_draft(self, rows: int, running: int, from_texts: bool, drafter: BatchDrafter | None) -> bool:
+        """Whether drafts could make a round faster that has so many rows without them.
+
+        Args:
+            rows: of it.
+            running: texts.
+            from_texts: there are drafts that take no time.
+            drafter: makes others.
+        """
+        if from_texts or drafter is None:
+            return from_texts and self._pays(rows, running, None)
+        return self._pays(rows, running, drafter)
+
+    def _pays(self, rows: int, running: int, drafter: BatchDrafter | None) -> bool:
+        key = rows, running, drafter is not None
+        asked, pays = self._may_pay.get(key, (-_SETTLED_ROUNDS, False))
         if self.counts.rounds - asked >= _SETTLED_ROUNDS:
             with self._deciding():
-                pays = drafts_may_pay(rows, running, self._other_s, MOST_DRAFTED, self._times)
-            self._may_pay[rows, running] = self.counts.rounds, pays
+                times = None if drafter is None else drafter.times
+                pays = drafts_may_pay(rows, running, self._other_s, MOST_DRAFTED, self._times, times)
+            self._may_pay[key] = self.counts.rounds, pays
         return pays
 
-    def drafted(self, offers: Sequence[Offer], rows: int) -> list[int]:
-        """Drafts of each running text that are verified in this round."""
+    def drafted(
+        self, found: Sequence[Offer], modelled: Sequence[Offer], left: int, rows: int, drafter: BatchDrafter | None
+    ) -> ChosenDrafts:
+        """Drafts of each running text that are verified in this round.
+
+        Args:
+            found: those that take no time.
+            modelled: those of a draft model.
+            left: tokens that the texts are still to get.
+            rows: of the round without drafts.
+            drafter: the draft model, if there is one.
+        """
         with self._deciding():
-            other_s = self.counts.calls_s - self._calls_before_s + self._other_s
-            return share_rows(offers, rows, len(offers), other_s, self.bound_s, self._times)
+            read_s = self.counts.calls_s - self._calls_before_s
+            so_far = RoundSoFar(rows, len(found), self._other_s, self.bound_s - read_s)
+            if drafter is not None and self._pays(rows, len(found), drafter):
+                return choose_drafts(found, modelled, left, so_far, self._times, drafter.times)
+            return ChosenDrafts(share_rows(found, so_far, self._times).gammas, [False] * len(found))
 
     def read(self, feed: Callable[[int], list[int]], tokens: int, past: int) -> list[int]:
         """Feed a piece of a prompt with so many tokens before it; the token that follows, if any."""

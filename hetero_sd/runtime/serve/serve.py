@@ -18,6 +18,8 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from hetero_sd.runtime.decode.choose_policy import NGRAM
+from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.serve.access import Access, is_loopback
 from hetero_sd.runtime.serve.app import Server
 from hetero_sd.runtime.serve.batch_engine import BatchEngine, slots_at_a_time
@@ -44,7 +46,8 @@ class ServeRequest:
         cpus: that HTTP may use, where the models are kept on a cluster of them; none leaves that to the system.
         keep_rows: of the KV cache, for texts that have no slot any more.
         between_tokens_s: that a text waits at most while prompts of others are read; None leaves that to the engine.
-        drafts: where several are answered at a time, texts draft from what they and their slots' texts before had.
+        drafters: of several that are answered at a time: MODEL is the draft model, where there is one, NGRAM what the
+            texts and their slots' texts before had.
     """
 
     host: str
@@ -57,7 +60,7 @@ class ServeRequest:
     cpus: Sequence[int] = ()
     keep_rows: int = 0
     between_tokens_s: float | None = None
-    drafts: bool = True
+    drafters: Sequence[str] = (MODEL, NGRAM)
 
 
 def bind(request: ServeRequest) -> socket.socket:
@@ -99,7 +102,8 @@ def serve(session: Session, request: ServeRequest, bound: socket.socket, limits:
         engine = SessionEngine(session, request.most_waiting, limits.answer_s)
     else:
         bounds = request.most_waiting, limits.answer_s, request.keep_rows, request.between_tokens_s
-        engine = BatchEngine(session, slots, *bounds, drafts=request.drafts)
+        drafter = session.draft_slots if MODEL in request.drafters else None
+        engine = BatchEngine(session, slots, *bounds, drafts=NGRAM in request.drafters, drafter=drafter)
     server = Server(engine, request.model, request.made_s, request.defaults, limits)
     access = Access(request.token, is_loopback(request.host))
     http = http_thread(server.app(access), bound, limits, engine.stop, request.cpus)

@@ -83,7 +83,7 @@ def test_slots_keep_the_target_on_the_cpu_and_count_its_caches() -> None:
     one, _ = make_plan(board, PAIR, 256, Overrides(place="target=cpu,draft=gpu"))
     plan, _ = make_plan(board, PAIR, 256, Overrides(place="target=cpu,draft=gpu", slots=4))
     assert (one.slots, plan.slots) == (1, 4)
-    assert plan.memory.kv_bytes - one.memory.kv_bytes == 3 * TARGET.kv_bytes(256)
+    assert plan.memory.kv_bytes - one.memory.kv_bytes == 3 * (TARGET.kv_bytes(256) + PAIR["draft"].kv_bytes(256))
     assert any("4 x 25.2 MB" in reason for reason in plan.reasons)
     assert not any("requests at a time" in reason for reason in one.reasons)
     alone = {"target": TARGET}

@@ -7,8 +7,8 @@ import pytest
 from costmodel.model_costs import ModelCosts
 from costmodel.roofline import CpuSlice, GpuSlice, Roofline
 from costmodel.schema.plan import Plan
+from costmodel.speculative import acceptance_rate
 from hetero_sd.compile.plan import Overrides, make_plan
-from hetero_sd.compile.plan_prediction import acceptance_rate
 from hetero_sd.runtime.decode.predicted_run import expected_rounds
 from hetero_sd.runtime.decode.stats import comparison, summarise
 from hetero_sd.runtime.decode.trace import Round, Trace

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from batches import run_all
 
 from hetero_sd.cli import main
 from hetero_sd.compile import compile as compile_module
@@ -16,7 +17,6 @@ from hetero_sd.runtime.model.model import CompiledModel
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Row
 from hetero_sd.runtime.serve.batch_engine import BatchEngine
 from hetero_sd.runtime.serve.engine import ChoiceEnded, GenerationRequest
-from tests.hetero_sd.runtime.serve.test_batch_engine import run_all
 from tests.support.host_with_gpu import host_with_gpu
 
 EXPORTS = Path(__file__).resolve().parents[2] / "data" / "exports"

@@ -304,10 +304,10 @@ def test_malformed_entries_are_refused(folder, facts):
     refused(folder, r"manifest.json: files.run.py(.bytes|.sha256|:| ).*: build the bundle again")
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 2, 3, 4, 5, 7, "6", 6.0, True])
+@pytest.mark.parametrize("version", [None, 0, 1, 2, 3, 4, 5, 6, 8, "7", 7.0, True])
 def test_another_format_is_refused_with_what_to_do(folder, version):
     edit(folder, lambda m: (m.update(format_version=version), m.pop("files")))  # its other keys may be other ones
-    refused(folder, "has format_version .*, this version of hetero-sd reads 6: build the bundle again with this v")
+    refused(folder, "has format_version .*, this version of hetero-sd reads 7: build the bundle again with this v")
 
 
 @pytest.mark.parametrize(
@@ -318,14 +318,14 @@ def test_another_format_is_refused_with_what_to_do(folder, version):
         ("[" * 200_000, "not valid JSON"),
         ("\udcff", "not valid JSON"),
         ("[]", "has format_version None"),
-        ('{"files": {}, "format_version": 6, "plan": {"gamma": NaN}}', "not valid JSON"),
-        ('{"files": {}, "format_version": 6, "plan": {"gamma": 1e999}}', "not valid JSON"),
-        ('{"format_version": 6}', "files is missing"),
-        ('{"files": [], "format_version": 6}', r"files is \[\], not an object"),
-        ('{"files": {}, "format_version": 6}', None),
-        ('{"files": {}, "format_version": 6, "models": [1]}', r"models is \[1\], not an object"),
-        ('{"files": {}, "format_version": 6, "models": {"helper": {}}}', "a key of models is 'helper', none of target"),
-        ('{"files": {}, "format_version": 6, "plan": "x"}', "plan is 'x', not an object or null"),
+        ('{"files": {}, "format_version": 7, "plan": {"gamma": NaN}}', "not valid JSON"),
+        ('{"files": {}, "format_version": 7, "plan": {"gamma": 1e999}}', "not valid JSON"),
+        ('{"format_version": 7}', "files is missing"),
+        ('{"files": [], "format_version": 7}', r"files is \[\], not an object"),
+        ('{"files": {}, "format_version": 7}', None),
+        ('{"files": {}, "format_version": 7, "models": [1]}', r"models is \[1\], not an object"),
+        ('{"files": {}, "format_version": 7, "models": {"helper": {}}}', "a key of models is 'helper', none of target"),
+        ('{"files": {}, "format_version": 7, "plan": "x"}', "plan is 'x', not an object or null"),
     ],
 )
 def test_malformed_manifest_is_refused(folder, text, match):

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 from page_check import find_browser
@@ -204,3 +205,25 @@ def serve(letters: Callable[..., Session]) -> Callable[..., Any]:
         return serving(letters(context=context, drafts=drafts, chats=chats, repeatable=repeatable), **more)
 
     return start
+
+
+@pytest.fixture(scope="package")
+def session_letters(
+    tmp_path_factory: pytest.TempPathFactory, tokenizers_by_kind: Any, table_model: Any
+) -> Callable[..., Session]:
+    """`letters` for tests that hypothesis runs many times."""
+    from hetero_sd.runtime.decode.generate import Request
+    from hetero_sd.runtime.model.kept_prefix import kept_prefixes
+    from hetero_sd.runtime.model.protocol import Models
+    from hetero_sd.runtime.text.tokenizer import FILES, Text
+
+    folder = tmp_path_factory.mktemp("letters")
+    tokenizers_by_kind["byte level"].save(str(folder / "tokenizer.json"))
+
+    def make(chats: bool = True) -> Session:
+        text = Text(lambda name: folder / name if name == FILES[0] else None)
+        table = np.full((11, text.vocab), -9.0)
+        table[:, 64:68] = np.random.default_rng(3).standard_normal((11, 4))
+        return Session(kept_prefixes(Models(table_model(table, 400, "target"))), text, Request(4))
+
+    return make

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import some_plan, some_prediction
+from batches import (
+    CALLS,
+    MIXED,
+    Client,
+    Letters,
+    counts_of,
+    engine_of,
+    join_and_leave,
+    run_all,
+    toys_of,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,8 +37,7 @@ from hetero_sd.runtime.decode.drafters.ngram_pool import Match
 from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
 from hetero_sd.runtime.load import load_folder
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix
-from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Outputs, Pending, Row, Slots
-from hetero_sd.runtime.serve.batch_counts import BatchCounts
+from hetero_sd.runtime.model.protocol import CHOICE, Model, Outputs, Pending, Row, Slots
 from hetero_sd.runtime.serve.batch_engine import BatchEngine
 from hetero_sd.runtime.serve.engine import (
     ENDING,
@@ -39,7 +48,6 @@ from hetero_sd.runtime.serve.engine import (
     ChoiceEnded,
     Ended,
     EngineEnding,
-    Event,
     Failed,
     GenerationRequest,
     QueueFull,
@@ -49,132 +57,6 @@ from hetero_sd.runtime.serve.engine import (
 from hetero_sd.runtime.serve.text_drafts import TextDrafts
 from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text.chat_template import Chat
-
-Letters = Callable[..., Session]
-
-
-class ToySlots(Slots):
-    """A toy model for each slot; knows what every call fed. A token `poison` gives logits that are not finite.
-
-    Attributes:
-        now_s: a clock that only calls advance: by 2 s with a row more of a second each stair, by `chunk_s`.
-    """
-
-    def __init__(self, made: Sequence[Model], poison: int | None = None, chunk_s: float = 6.0) -> None:
-        first, self._made, self._poison = made[0], made, poison
-        self.now_s, self.chunk_s = 0.0, chunk_s
-        self.vocab, self.context, self.name = first.vocab, first.context, first.name
-        self.slots, self.row_widths, self.read_widths = len(made), (1, 2, 4, 8), (1, 8)
-        self.calls: list[Any] = []  # (slot, tokens) of chunks, the slots of rows
-        self.fault: Exception | None = None
-
-    def slot(self, slot: int) -> Model:
-        return _Chunks(self, self._made[slot], slot)
-
-    def rows(self, rows: Sequence[Row]) -> Outputs:
-        if self.fault is not None:
-            fault, self.fault = self.fault, None
-            raise fault
-        self.calls.append([row.slot for row in rows])
-        self.now_s += rows_s(len(rows))
-        logits = np.concatenate([self._made[r.slot].forward([r.token], r.pos) for r in rows])
-        bad = np.array([row.token == self._poison for row in rows])
-        return {LOGITS: logits, CHOICE: np.where(bad, -1, logits.argmax(-1))}
-
-
-class _Chunks(Model):
-    def __init__(self, slots: ToySlots, model: Model, number: int) -> None:
-        self._slots, self._model, self._number = slots, model, number
-        self.vocab, self.context, self.name = model.vocab, model.context, model.name
-
-    def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
-        self._slots.calls.append((self._number, len(ids)))
-        self._slots.now_s += self._slots.chunk_s if len(ids) > 1 else rows_s(1)
-        return self._model.submit(ids, pos, outputs, last)
-
-
-def rows_s(rows: int) -> float:
-    """Seconds of a call of so many rows, by a ToySlots' clock."""
-    return 2.0 + 0.25 * (rows - 1).bit_length()
-
-
-CALLS = BatchPrediction({n: (rows_s(n), 0.0) for n in (1, 2, 4, 8)}, {1: (2.0, 0.0), 8: (6.0, 0.0)})
-
-
-def engine_of(
-    letters: Letters,
-    slots: int = 3,
-    waiting: int = 16,
-    answer_s: float = 60.0,
-    between_tokens_s: float | None = None,
-    drafts: bool = False,
-    **more: Any,
-) -> BatchEngine:
-    session = letters(chats=more.pop("chats", True))
-    calls = more.pop("calls", None)
-    session.plan = None if calls is None else some_plan(prediction=some_prediction(slot_calls=calls))
-    models = [letters(chats=False).models.target.model for _ in range(slots)]  # type: ignore[attr-defined]
-    toys = ToySlots(models, **more)
-    return BatchEngine(session, toys, waiting, answer_s, 0, between_tokens_s, lambda: toys.now_s, drafts)
-
-
-def toys_of(engine: BatchEngine) -> ToySlots:
-    toys = engine._slots
-    assert isinstance(toys, ToySlots)
-    return toys
-
-
-class Client:
-    """Hears a request's events; `then` is called with each."""
-
-    def __init__(self, then: Callable[[Client], None] = lambda client: None) -> None:
-        self.events: list[Event] = []
-        self._then = then
-
-    def __call__(self, event: Event) -> None:
-        self.events.append(event)
-        self._then(self)
-
-    def text(self, choice: int = 0) -> str:
-        return "".join(e.text for e in self.events if isinstance(e, TextPiece) and e.choice == choice)
-
-    @property
-    def last(self) -> Event:
-        return self.events[-1]
-
-    @property
-    def failed(self) -> Failed:
-        assert isinstance(self.last, Failed)
-        return self.last
-
-
-def run_all(engine: BatchEngine, *requests: GenerationRequest) -> list[Client]:
-    """The clients of requests that wait before the engine runs in this thread; it stops when all have ended."""
-    left = len(requests)
-
-    def count(client: Client) -> None:
-        nonlocal left
-        left -= isinstance(client.last, (Ended, Failed))
-        if left == 0:
-            engine.stop()
-
-    clients = [Client(count) for _ in requests]
-    for request, client in zip(requests, clients, strict=True):
-        engine.submit(request, client)
-    engine.run()
-    return clients
-
-
-MIXED: list[tuple[str, Any]] = [
-    ("hello", {"max_new_tokens": 40}),
-    ("a" * 37, {"max_new_tokens": 3}),
-    ("b", {"max_new_tokens": 25}),
-    ("hello world" * 3, {"max_new_tokens": 30, "temperature": 1.3, "seed": 4}),
-    ("c" * 9, {"max_new_tokens": 1}),
-    ("hello", {"max_new_tokens": 60, "stop": ["acba"]}),
-    ("d" * 399, {"max_new_tokens": 9}),  # the context ends it
-    ("ab" * 8, {"max_new_tokens": 33, "temperature": 0.8, "top_k": 3, "top_p": 0.9, "seed": 5}),
-]
 
 
 @pytest.mark.parametrize("bound_s", [2.8, 9.0, 40.0])  # prompts are read as rows beside texts, or in chunks
@@ -216,60 +98,9 @@ def test_texts_are_those_of_single_runs_at_every_load(
 def test_requests_that_join_and_leave_at_any_time(
     session_letters: Letters, starts: list[tuple[int, int]], slots: int, cancelled: set[int], drafts: bool
 ) -> None:
-    """Request i is sent when as many pieces of text were delivered; some leave after their fifth."""
     engine = engine_of(session_letters, slots, drafts=drafts)
-    expected = [session_letters(chats=False).generate(prompt, **options).read() for prompt, options in MIXED]
-    pieces, sent, ended = 0, list[tuple[int, Client]](), 0
-    jobs: dict[int, Any] = {}
-    todo = sorted(enumerate(starts), key=lambda start: start[1][1])
-
-    def heard(client: Client) -> None:
-        nonlocal pieces, ended
-        pieces += isinstance(client.last, TextPiece)
-        ended += isinstance(client.last, (Ended, Failed))
-        number = next(n for n, c in sent if c is client)
-        if number in cancelled and len(client.events) == 6:
-            jobs[number].cancel()
-        send()
-
-    def send() -> None:
-        while todo and (todo[0][1][1] <= pieces or ended == len(sent)):
-            number, (which, _) = todo.pop(0)
-            sent.append((number, Client(heard)))
-            prompt, options = MIXED[which]
-            jobs[number] = engine.submit(GenerationRequest(prompt, options), sent[-1][1])
-        if not todo and ended == len(sent):
-            engine.stop()
-
-    send()
-    engine.run()
-    for number, client in sent:
-        text = expected[starts[number][0]]
-        if number in cancelled and isinstance(client.last, Failed):
-            assert text.startswith(client.text())
-        else:
-            assert (client.text(), client.last) == (text, Ended())
+    join_and_leave(engine, session_letters, starts, cancelled)
     assert engine._pool.free == slots
-
-
-@pytest.fixture(scope="module")
-def session_letters(tmp_path_factory: pytest.TempPathFactory, tokenizers_by_kind: Any, table_model: Any) -> Letters:
-    """`letters` for tests that hypothesis runs many times."""
-    from hetero_sd.runtime.decode.generate import Request
-    from hetero_sd.runtime.model.kept_prefix import kept_prefixes
-    from hetero_sd.runtime.model.protocol import Models
-    from hetero_sd.runtime.text.tokenizer import FILES, Text
-
-    folder = tmp_path_factory.mktemp("letters")
-    tokenizers_by_kind["byte level"].save(str(folder / "tokenizer.json"))
-
-    def make(chats: bool = True) -> Session:
-        text = Text(lambda name: folder / name if name == FILES[0] else None)
-        table = np.full((11, text.vocab), -9.0)
-        table[:, 64:68] = np.random.default_rng(3).standard_normal((11, 4))
-        return Session(kept_prefixes(Models(table_model(table, 400, "target"))), text, Request(4))
-
-    return make
 
 
 def beside_a_prompt(
@@ -293,12 +124,6 @@ def beside_a_prompt(
         ask(text, 110)
     engine.run()
     return engine
-
-
-def counts_of(engine: BatchEngine) -> BatchCounts:
-    counts = engine.snapshot().batch
-    assert counts is not None
-    return counts
 
 
 @pytest.mark.parametrize(
@@ -726,7 +551,7 @@ def test_whatever_is_drafted_a_seed_gives_the_text_of_the_target_alone(
     letters: Letters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the law of the samples is the target's, too: each token is drawn from its distribution, with that seed."""
-    monkeypatch.setattr("hetero_sd.runtime.serve.batch_engine.TextDrafts", Guesses)
+    monkeypatch.setattr("hetero_sd.runtime.serve.round_drafts.TextDrafts", Guesses)
     asked: list[Any] = [{"max_new_tokens": 25, "temperature": 1.2, "seed": seed} for seed in range(12)]
     alone = [letters(chats=False).generate("hello", **options).read() for options in asked]
     engine = engine_of(letters, 2, calls=CALLS, drafts=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hetero_sd.runtime.options import parse_options
-from hetero_sd.runtime.serve.options import mode_with_slots
+from hetero_sd.runtime.serve.options import drafters_with_slots, mode_with_slots
 from targets.errors import UserError
 
 
@@ -49,22 +49,40 @@ def test_mistakes(arguments: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "has_draft", "mode", "said"),
+    ("arguments", "drafts_with_model", "mode", "said"),
     [
         ("", False, "off", ""),
-        ("", True, "off", "4 requests are answered at a time, with drafts from their own texts; --mode"),
+        ("", True, "off", ""),
         ("--mode off", True, "off", ""),
         ("--mode target-only", True, "off", ""),
-        ("--mode speculative", True, "speculative", "with such drafts one request is answered at a time"),
+        ("--mode speculative", True, "off", ""),
+        ("--mode speculative", False, "speculative", "without --mode, --gamma and --drafter 4 are"),
+        ("--mode overlapped", True, "overlapped", "without --mode overlapped and --gamma 4 are"),
         ("--gamma 3", True, "auto", "with such drafts one request is answered at a time"),
         ("--drafter ngram", False, "off", ""),
-        ("--drafter model", True, "auto", "with such drafts one request is answered at a time"),
+        ("--drafter model", True, "off", ""),
+        ("--drafter model", False, "auto", "with such drafts one request is answered at a time"),
     ],
 )
 def test_slots_are_used_unless_drafts_are_asked_for(
-    arguments: str, has_draft: bool, mode: str, said: str, capsys: pytest.CaptureFixture[str]
+    arguments: str, drafts_with_model: bool, mode: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert mode_with_slots(parse_options(["--serve", *arguments.split()]), 4, has_draft) == mode
+    assert mode_with_slots(parse_options(["--serve", *arguments.split()]), 4, drafts_with_model) == mode
     heard = capsys.readouterr().err
     assert heard.count("\n") == bool(said)
     assert said in heard
+
+
+@pytest.mark.parametrize(
+    ("arguments", "drafters"),
+    [
+        ("", ("model", "ngram")),
+        ("--mode off", ()),
+        ("--mode target-only", ()),
+        ("--drafter ngram", ("ngram",)),
+        ("--mode speculative --drafter model", ("model",)),
+        ("--drafter model+ngram", ("model", "ngram")),
+    ],
+)
+def test_what_slots_draft_with(arguments: str, drafters: tuple[str, ...]) -> None:
+    assert tuple(drafters_with_slots(parse_options(["--serve", *arguments.split()]))) == drafters

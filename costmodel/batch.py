@@ -10,19 +10,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from costmodel.prompt_chunks import next_pieces
+
 BOUND_STEPS = 10.0  # steps of one text alone that a running text waits at most between its tokens, where nobody says
 
 
 class StepTimes(Protocol):
-    """Seconds of the target's calls, as they are believed to be now."""
+    """Seconds of the target's calls, as they are believed to be now.
 
-    chunk: int
+    Attributes:
+        chunks: tokens of a prompt that can be read at once, ascending.
+    """
+
+    chunks: Sequence[int]
 
     def rows_s(self, rows: int) -> float:
         """Calls of so many rows of several texts, 0 of none."""
 
     def read_s(self, tokens: int, past: int) -> float:
-        """A call that reads so many tokens of a prompt, at most `chunk`, after `past` of it."""
+        """A call that reads so many tokens of a prompt, at most the widest chunk, after `past` of it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ class Reading:
 def plan_reading(prompts: Sequence[Unread], running: int, bound_s: float, times: StepTimes) -> Reading:
     """What a round reads of prompts, in their order, so that it takes no longer than `bound_s`.
 
-    Whole chunks as far as they fit beside a row of every running text; a text whose prompt is through runs at once.
+    Whole chunks as far as they fit beside a row of every running text, wide ones first; a text whose prompt is through
+    runs at once.
     Where none fits, as many rows as do, one at least: no prompt starves, and the bound is one that cannot be met then.
     Rows that the call of the running texts has to spare are always used. Where nothing runs, one piece is read, so that
     what comes meanwhile is seen.
@@ -58,12 +65,14 @@ def plan_reading(prompts: Sequence[Unread], running: int, bound_s: float, times:
     todo = [prompt.left for prompt in prompts]
     for i, prompt in enumerate(prompts):
         while todo[i]:
-            tokens = min(todo[i], times.chunk)
-            ends = tokens == todo[i]
-            takes = times.read_s(tokens, prompt.done + prompt.left - todo[i])
             if running == 0 and pieces:
                 break
-            if running and used + takes + times.rows_s(rows + ends) > bound_s:
+            past = prompt.done + prompt.left - todo[i]
+            for tokens, _ in next_pieces(todo[i], times.chunks):
+                takes, ends = times.read_s(tokens, past), tokens == todo[i]
+                if not running or used + takes + times.rows_s(rows + ends) <= bound_s:
+                    break
+            else:
                 break
             pieces.append((i, tokens))
             used, todo[i], rows = used + takes, todo[i] - tokens, rows + ends

@@ -26,8 +26,9 @@ def predicted_calls(
     placement: Placement,
     slots: int,
     steps: Sequence[int],
-    chunk: int,
+    chunks: Sequence[int],
     context: int,
+    reading: Placement | None = None,
 ) -> BatchPrediction:
     """The calls of a target; time grows evenly with the tokens before the rows.
 
@@ -37,8 +38,9 @@ def predicted_calls(
         placement: where it runs.
         slots: sequences of its caches.
         steps: widths of its entry points for one sequence.
-        chunk: tokens that a prompt is read in.
+        chunks: tokens that a prompt is read in.
         context: rows of the caches.
+        reading: where it reads chunks, if with other threads.
     """
 
     def rows_s(width: int, past: int) -> float:
@@ -47,15 +49,16 @@ def predicted_calls(
 
     def read_s(width: int, past: int) -> float:
         costs = ModelCosts(roofline, spec, past)
-        return costs.prompt_chunk_s(placement, width) if width == chunk else costs.step_s(placement, width)
+        return costs.prompt_chunk_s(reading or placement, width) if width in chunks else costs.step_s(placement, width)
 
     def line(start: float, end: float, tokens: int) -> Seconds:
         return start, max(0.0, end - start) / tokens
 
     return BatchPrediction(
         {n: line(rows_s(n, 0), rows_s(n, context), n * context) for n in (1, *row_widths(slots))},
-        {n: line(read_s(n, 0), read_s(n, context), context) for n in sorted({*steps, chunk})},
+        {n: line(read_s(n, 0), read_s(n, context), context) for n in sorted({*steps, *chunks})},
         roofline.round_overhead_s(),
+        tuple(chunks),
     )
 
 
@@ -69,7 +72,8 @@ class CallTimes:
     def __init__(self, predicted: BatchPrediction) -> None:
         """Of a target's calls."""
         self.predicted = predicted
-        self.chunk, self.past = predicted.chunk, 0.0
+        self.chunks: Sequence[int] = predicted.chunks
+        self.past = 0.0
         self._most_rows = predicted.most_rows
 
     def parts(self, rows: int) -> list[int]:

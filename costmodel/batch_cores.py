@@ -5,6 +5,7 @@ What is fastest for one text, where memory is the limit, is often one core or tw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from costmodel.batch_calls import predicted_calls
@@ -12,6 +13,7 @@ from costmodel.batch_text import Drafting, ModelDrafting
 from costmodel.batch_throughput import Requests, Throughput, throughput
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
+from costmodel.phase_threads import prompt_placement
 from costmodel.placement import Placement
 from costmodel.prompt_chunks import CHUNK
 from costmodel.question import Question
@@ -39,14 +41,28 @@ def batch_on(
     asked: Requests,
     drafting: Drafting | None = None,
     draft: BatchDraft | None = None,
+    chunks: Sequence[int] = (CHUNK,),
+    reading: Placement | None = None,
 ) -> Throughput:
-    """What requests get that come together, a slot for each, with the target in some place."""
+    """What requests get that come together, a slot for each.
+
+    Args:
+        question: has the board.
+        target: the model.
+        placement: where it runs.
+        asked: the requests.
+        drafting: drafts from the texts themselves.
+        draft: a model that drafts beside it.
+        chunks: tokens that prompts are read in, ascending.
+        reading: where it reads them; None takes as many threads as are the fastest for it.
+    """
     roofline = Roofline(question.board, question.factors)
     rows = asked.prompt_tokens + asked.new_tokens
-    calls = predicted_calls(roofline, target, placement, asked.count, WIDTHS, CHUNK, rows)
+    reading = reading or prompt_placement(ModelCosts(roofline, target, 0), placement, CHUNK)
+    calls = predicted_calls(roofline, target, placement, asked.count, WIDTHS, chunks, rows, reading)
     model = None
     if draft is not None:
-        sizes = asked.count, DRAFT_WIDTHS, CHUNK, rows
+        sizes = asked.count, DRAFT_WIDTHS, chunks, rows
         model = ModelDrafting(draft.alpha, predicted_calls(roofline, draft.spec, draft.placement, *sizes))
     return throughput(asked, asked.count, calls, drafting=drafting, model=model)
 

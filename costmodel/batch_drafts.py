@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from costmodel.batch import StepTimes
+from costmodel.prompt_chunks import next_pieces
 
 MOST_DRAFTED = 7  # tokens of a text in a round
 MOST_UNREAD = 8  # tokens that a draft model takes in with its first step; more are read before
@@ -172,8 +173,12 @@ def choose_drafts(
 
 def _reading(unread: int, drafter: StepTimes) -> list[tuple[int, float]]:
     """Tokens and seconds of the calls in which a draft model reads all of a text but its last token."""
-    sizes = [min(drafter.chunk, unread - 1 - done) for done in range(0, unread - 1, drafter.chunk)]
-    return [(tokens, drafter.read_s(tokens, 0)) for tokens in sizes]
+    found, left = list[tuple[int, float]](), unread - 1
+    while left > 0:
+        tokens, _ = next_pieces(left, drafter.chunks)[0]
+        found.append((tokens, drafter.read_s(tokens, unread - 1 - left)))
+        left -= tokens
+    return found
 
 
 def drafts_may_pay(

@@ -10,6 +10,7 @@ from costmodel.batch import BOUND_STEPS, Unread, admits, plan_reading
 from costmodel.batch_calls import CallTimes
 from costmodel.batch_drafts import ChosenDrafts, RoundSoFar, choose_drafts, share_rows
 from costmodel.batch_text import BatchText, Drafting, ModelDrafting
+from costmodel.prompt_chunks import next_pieces
 from costmodel.schema.batch import BatchPrediction
 from costmodel.speculative import expected_tokens
 
@@ -138,7 +139,7 @@ def _alone_s(asked: Requests, times: CallTimes) -> float:
     """One request on its own: its prompt in pieces, then step by step."""
     done, took, calls = 0, 0.0, times.predicted
     while done < asked.prompt_tokens:
-        tokens = min(times.chunk, asked.prompt_tokens - done)
+        tokens, _ = next_pieces(asked.prompt_tokens - done, times.chunks)[0]
         took, done = took + times.read_s(tokens, done), done + tokens
     for made in range(1, asked.new_tokens):
         took += calls.row_call_s(1, asked.prompt_tokens + made - 1) + calls.round_s

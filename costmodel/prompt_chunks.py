@@ -14,4 +14,9 @@ def next_chunk(left: int, widths: Sequence[int]) -> int:
 
     `widths` ascend.
     """
-    return next(width for width in reversed(widths) if left > width - widths[0])
+    return next_pieces(left, widths)[0][1]
+
+
+def next_pieces(left: int, widths: Sequence[int]) -> list[tuple[int, int]]:
+    """Tokens of the next call and its chunk, where so many tokens are left: the best chunk, then each narrower one."""
+    return [(min(left, width), width) for width in reversed(widths) if left > width - widths[0]]

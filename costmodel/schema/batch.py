@@ -18,30 +18,30 @@ class BatchPrediction(Record):
 
     Attributes:
         row_calls: rows that are each of a text of its own; the tokens before all rows of a call are added up.
-        read_calls: tokens of a prompt that are read together, with the logits of one row; the widest is a chunk.
+        read_calls: tokens of a prompt that are read together, with the logits of one row.
+        chunks: those of them that are chunks, ascending; without any the widest is.
         round_s: the loop around the calls of a round.
     """
 
     row_calls: Calls
     read_calls: Calls
     round_s: Annotated[float, Within(0)] = 0.0
+    chunks: tuple[Size, ...] = ()
 
     def __post_init__(self) -> None:
-        """Sort by width; a call of one row must be among them."""
+        """Sort by width; a call of one row must be among them, and those that read the chunks."""
         if 1 not in self.row_calls:
             raise SchemaError("row_calls has no call of one row")
         for name in ("row_calls", "read_calls"):
             object.__setattr__(self, name, dict(sorted(getattr(self, name).items())))
+        if not {*self.chunks} <= {*self.read_calls}:
+            raise SchemaError(f"read_calls has not all of the chunks {list(self.chunks)}")
+        object.__setattr__(self, "chunks", tuple(sorted(self.chunks)) or (max(self.read_calls),))
 
     @property
     def most_rows(self) -> int:
         """Rows of the widest call."""
         return max(self.row_calls)
-
-    @property
-    def chunk(self) -> int:
-        """Tokens of a prompt that are read at once."""
-        return max(self.read_calls)
 
     def row_width(self, rows: int) -> int:
         """The narrowest call that has so many rows."""

@@ -80,8 +80,11 @@ def plan_prediction(
             chunk=chunk,
             alpha_tokens=alpha_tokens,
         )
+    chunks = (chunk,) if long is None else (chunk, long)
     calls = {
-        role: predicted_calls(roofline, specs[role], place, question.slots, widths[role], chunk, cache_rows)
+        role: predicted_calls(
+            roofline, specs[role], place, question.slots, widths[role], chunks, cache_rows, reading[role]
+        )
         for role, place in placements.items()
         if question.slots > 1
     }

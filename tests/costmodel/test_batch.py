@@ -18,14 +18,15 @@ class Stairs:
     rows: tuple[float, float, float, float] = (2.0, 2.2, 2.4, 3.0)
     eight_s: float = 3.0
     chunk_s: float = 6.0
-    chunk: int = 32
+    chunks: tuple[int, ...] = (32,)
 
     def rows_s(self, rows: int) -> float:
         whole, rest = divmod(rows, 8)
         return whole * self.rows[3] + (self.rows[(rest - 1).bit_length()] if rest else 0.0)
 
     def read_s(self, tokens: int, past: int) -> float:
-        return (self.eight_s if tokens <= 8 else self.chunk_s) + 0.001 * past
+        wide_s = 1.5 * self.chunk_s if tokens > 32 else self.chunk_s
+        return (self.eight_s if tokens <= 8 else wide_s) + 0.001 * past
 
 
 def read_in(reading: Reading, prompts: int) -> list[int]:
@@ -62,6 +63,23 @@ def test_what_is_read(
 ) -> None:
     found = plan_reading([Unread(0, n) for n in left], running, bound_s, Stairs())
     assert (list(found.pieces), list(found.riding)) == (pieces, riding)
+
+
+@pytest.mark.parametrize(
+    ("left", "running", "bound_s", "pieces"),
+    [
+        (200, 0, 1.0, [(0, 128)]),
+        (200, 4, 14.0, [(0, 128)]),  # the wide chunk as long as it fits
+        (200, 4, 11.0, [(0, 32)]),
+        (200, 4, 40.0, [(0, 128), (0, 32), (0, 32), (0, 8)]),  # 72 left: a wide chunk would be half empty
+        (100, 4, 14.0, [(0, 100)]),
+    ],
+)
+def test_wide_chunks_are_read_where_they_fit(
+    left: int, running: int, bound_s: float, pieces: list[tuple[int, int]]
+) -> None:
+    found = plan_reading([Unread(0, left)], running, bound_s, Stairs(chunks=(32, 128)))
+    assert list(found.pieces) == pieces
 
 
 @given(

@@ -23,7 +23,7 @@ def test_rows_share_the_weights_and_have_contexts_of_their_own(published: dict[s
     spec, roofline = published["SmolLM2-135M"](Format("int8", block=32)), Roofline(rk3588)
     costs = ModelCosts(roofline, spec, 0)
     place = costs.whole(CpuSlice(((rk3588.cluster("a76"), 4),)))
-    calls = predicted_calls(roofline, spec, place, 8, (1, 8), 32, 1024)
+    calls = predicted_calls(roofline, spec, place, 8, (1, 8), (32,), 1024)
     assert calls.row_call_s(1, 0) == pytest.approx(costs.step_s(place, 1))
     assert calls.row_call_s(1, 1024) == pytest.approx(ModelCosts(roofline, spec, 1024).step_s(place, 1))
     assert calls.row_call_s(1, 500) == pytest.approx(ModelCosts(roofline, spec, 500).step_s(place, 1), rel=0.02)
@@ -42,7 +42,7 @@ def test_rows_share_the_weights_and_have_contexts_of_their_own(published: dict[s
 def test_more_rows_than_a_call_has_take_several(published: dict[str, Any], rk3588: Board) -> None:
     spec, roofline = published["SmolLM2-135M"](), Roofline(rk3588)
     place = ModelCosts(roofline, spec, 0).whole(CpuSlice(((rk3588.cluster("a76"), 4),)))
-    calls = predicted_calls(roofline, spec, place, 20, (1, 4), 32, 256)
+    calls = predicted_calls(roofline, spec, place, 20, (1, 4), (32,), 256)
     times = CallTimes(calls)
     times.past = 100.0
     assert times.parts(19) == [8, 8, 3]
@@ -60,7 +60,7 @@ def test_calls_of_a_gpu_and_of_a_split_target(published: dict[str, Any], rk3588:
     gpu = GpuSlice(rk3588.gpu, rk3588.clusters[0])
     for rule in ("gpu", "gpu:ffn"):
         place = costs.placed(Place.parse(rule), cores, gpu)
-        calls = predicted_calls(roofline, spec, place, 8, (1, 8), 32, 1024)
+        calls = predicted_calls(roofline, spec, place, 8, (1, 8), (32,), 1024)
         assert calls.row_call_s(1, 0) == pytest.approx(costs.step_s(place, 1))
         assert calls.row_call_s(1, 0) < calls.row_call_s(8, 0) < 4 * calls.row_call_s(1, 0)
         assert calls.row_call_s(8, 0) != pytest.approx(costs.step_s(costs.whole(cores), 8), rel=0.1)

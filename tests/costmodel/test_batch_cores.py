@@ -27,4 +27,7 @@ def test_many_rows_keep_more_cores_busy_than_one(published: dict[str, Any]) -> N
     costs = ModelCosts(Roofline(question.board), spec, 0)
     speeds = {p.name: batch_on(question, spec, costs.whole(p), asked).tokens_per_s for p in slices}
     assert speeds[together.name] >= max(speeds.values()) / 1.02
-    assert speeds[together.name] > 1.15 * speeds[alone.name]  # what the cores of one text would lose
+    same = [costs.whole(cores) for cores in (together, alone)]  # prompts on the same cores, too
+    many, few = (batch_on(question, spec, p, asked, reading=p).tokens_per_s for p in same)
+    assert many > 1.15 * few  # what the cores of one text would lose
+    assert few < speeds[alone.name]  # prompts may have more threads

@@ -19,7 +19,7 @@ class Stairs:
     """Calls of 1, 2, 4 and 8 rows."""
 
     rows: tuple[float, float, float, float]
-    chunk: int = 32
+    chunks: tuple[int, ...] = (32,)
 
     def rows_s(self, rows: int) -> float:
         whole, rest = divmod(rows, 8)

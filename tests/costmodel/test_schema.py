@@ -92,7 +92,12 @@ REPAIRS: dict[type[Record], Any] = {
         "draft_cpus": (min({*range(len(target_cpus) + 1)} - {*target_cpus}),),
     },
     plan.LivePrediction: lambda verify_s, **found: {**found, "verify_s": {**verify_s, 1: 0.5}},
-    batch.BatchPrediction: lambda row_calls, **found: {**found, "row_calls": {**row_calls, 1: (0.5, 0.0)}},
+    batch.BatchPrediction: lambda row_calls, read_calls, **found: {
+        **found,
+        "row_calls": {**row_calls, 1: (0.5, 0.0)},
+        "read_calls": read_calls,
+        "chunks": (max(read_calls),),
+    },
     BlockHashes: lambda blake2b: {"blake2b": tuple(hashlib.md5(text.encode()).hexdigest() for text in blake2b)},
     FileFacts: lambda sha256, **found: {**found, "sha256": hashlib.sha256(sha256.encode()).hexdigest()},
     model.QuantisedFacts: lambda export_sha256, **found: {

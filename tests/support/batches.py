@@ -40,6 +40,7 @@ class ToySlots(Slots):
         self.now_s = 0.0
         self.vocab, self.context, self.name = first.vocab, first.context, first.name
         self.slots, self.row_widths, self.read_widths = len(made), (1, 2, 4, 8), (1, 8)
+        self.prefill_widths = (8,)
         self.calls: list[Any] = []  # (slot, tokens) of chunks, the slots of rows
         self.fault: Exception | None = None
 

@@ -74,7 +74,7 @@ class CompiledModel(Model):
         self.quantised = facts.quantised
         self.slots = facts.slots
         self.row_widths = (1, *facts.row_widths)
-        self.read_widths = tuple(sorted({*facts.widths, facts.prefill_width}))
+        self.read_widths = tuple(sorted({*facts.widths, *facts.prefill_widths}))
         self._row_steps = RowSteps(facts.row_widths) if facts.row_widths else None
         self._steps = Steps(name, self.widths, facts.prefill_widths, facts.context, self._before_call)
         self.weights = weights or Weights(bundle.path(facts.weights, hashed=False), huge_pages)

@@ -148,7 +148,8 @@ class Slots(Protocol):
     Attributes:
         cache: its rows; None where they cannot be had.
         row_widths: rows of the calls that :meth:`rows` makes, ascending from 1; more rows take several calls.
-        read_widths: tokens of the calls that feed a prompt to a slot, ascending; the widest is a chunk.
+        read_widths: tokens of the calls that feed a prompt to a slot, ascending.
+        prefill_widths: those of them that are chunks.
     """
 
     vocab: int
@@ -156,6 +157,7 @@ class Slots(Protocol):
     slots: int
     row_widths: Sequence[int]
     read_widths: Sequence[int]
+    prefill_widths: Sequence[int]
     name: str
     cache: SlotCache | None = None
 

@@ -89,6 +89,7 @@ class SlotsWithinVocabulary(Slots):
         self._model, self.vocab = slots, vocab
         self.context, self.slots, self.name = slots.context, slots.slots, slots.name
         self.row_widths, self.read_widths, self.cache = slots.row_widths, slots.read_widths, slots.cache
+        self.prefill_widths = slots.prefill_widths
 
     def slot(self, slot: int) -> Model:
         """See :meth:`hetero_sd.runtime.model.protocol.Slots.slot`."""

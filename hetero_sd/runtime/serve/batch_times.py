@@ -19,10 +19,11 @@ _ROWS, _READ = "rows", "read"
 
 def calls_of(slots: Slots, predicted: BatchPrediction | None) -> BatchPrediction:
     """What is predicted for the calls of a model; one that was predicted for other calls is no prediction."""
-    rows, reads = tuple(slots.row_widths), tuple(slots.read_widths)
-    if predicted is not None and (tuple(predicted.row_calls), tuple(predicted.read_calls)) == (rows, reads):
+    rows, reads, chunks = tuple(slots.row_widths), tuple(slots.read_widths), tuple(slots.prefill_widths)
+    calls = rows, reads, chunks
+    if predicted is not None and (tuple(predicted.row_calls), tuple(predicted.read_calls), predicted.chunks) == calls:
         return predicted
-    return BatchPrediction({n: (1.0, 0.0) for n in rows}, {n: (1.0, 0.0) for n in reads})
+    return BatchPrediction({n: (1.0, 0.0) for n in rows}, {n: (1.0, 0.0) for n in reads}, chunks=chunks)
 
 
 class BatchTimes(CallTimes):

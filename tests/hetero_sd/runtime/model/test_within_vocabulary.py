@@ -86,6 +86,7 @@ class TwoSlots:
 
     def __init__(self, models) -> None:
         self.models, self.slots, self.row_widths, self.read_widths = models, len(models), (1, 2), (1, 4)
+        self.prefill_widths = (4,)
         self.vocab, self.context, self.name = models[0].vocab, models[0].context, "toy"
 
     def slot(self, slot):

@@ -380,6 +380,7 @@ class Counting(Slots):
         self._slots, self.cache = slots, slots.cache
         self.vocab, self.context, self.name = slots.vocab, slots.context, slots.name
         self.slots, self.row_widths, self.read_widths = slots.slots, slots.row_widths, slots.read_widths
+        self.prefill_widths = slots.prefill_widths
         self.read, self.written = 0, 0
 
     def slot(self, slot: int) -> Model:

@@ -39,9 +39,9 @@ def test_a_pause_of_the_system_changes_nothing() -> None:
 
 
 def test_calls_that_the_plan_does_not_have_are_expected_to_take_equally_long() -> None:
-    slots: Any = SimpleNamespace(row_widths=(1, 2, 8), read_widths=(8, 32))
+    slots: Any = SimpleNamespace(row_widths=(1, 2, 8), read_widths=(8, 32), prefill_widths=(32,))
     assert calls_of(slots, CALLS) is CALLS
-    other: Any = SimpleNamespace(row_widths=(1, 2, 4), read_widths=(8, 32))
+    other: Any = SimpleNamespace(row_widths=(1, 2, 4), read_widths=(8, 32), prefill_widths=(32,))
     times = BatchTimes(calls_of(other, CALLS))
     times.observe_rows(1, 10, 0.25)
     times.observe_read(32, 10, 0.5)

@@ -16,24 +16,32 @@ _LONGEST_NAME = 512
 _MOST_NODES = 200_000  # a decoder of 100 layers has about 20,000 in the most verbose export
 
 
-def check_names(path: Path, proto: Any) -> None:
-    """Check a ModelProto.
+def check_printable(path: Path, proto: Any) -> None:
+    """Check the names in a ModelProto as they were parsed: those that are not UTF-8 are no strings yet.
 
     Raises:
-        UserError: a name that cannot be printed, a value made twice or by nothing, or functions that call each other.
+        UserError: a name that cannot be printed, or an attribute that is stated twice.
     """
-    graph = proto.graph
-    _check_printable(path, [v.name for v in (*graph.input, *graph.output)], "an input or output")
-    _check_printable(path, (t.name for t in graph.initializer), "an initialiser")
-    _check_printable(path, (e.value for t in graph.initializer for e in t.external_data), "an external file")
-    _check_printable(path, (s for v in (*graph.input, *graph.output) for s in _dimensions(v)), "a dimension")
     _check_printable(path, (o.domain for o in proto.opset_import), "an operator set")
     for function in proto.functions:
         parts = [function.domain, function.name, *function.input, *function.output, *function.attribute]
         _check_printable(path, parts, "a function")
+    for graph in (proto.graph, *(g for node in nodes_of(proto) for g in _graphs(node))):
+        _check_printable(path, [v.name for v in (*graph.input, *graph.output)], "an input or output")
+        _check_printable(path, (t.name for t in graph.initializer), "an initialiser")
+        _check_printable(path, (e.value for t in graph.initializer for e in t.external_data), "an external file")
+        _check_printable(path, (s for v in (*graph.input, *graph.output) for s in _dimensions(v)), "a dimension")
     _check_nodes(path, nodes_of(proto))
+
+
+def check_names(path: Path, proto: Any) -> None:
+    """Check what the names in a ModelProto refer to.
+
+    Raises:
+        UserError: a value made twice or by nothing, or functions that call each other.
+    """
     _check_expanded(path, proto)
-    _check_values(path, graph)
+    _check_values(path, proto.graph)
 
 
 def nodes_of(proto: Any) -> Iterator[Any]:
@@ -42,8 +50,11 @@ def nodes_of(proto: Any) -> Iterator[Any]:
     while todo:
         for node in todo.pop():
             yield node
-            for attr in node.attribute:
-                todo += [graph.node for graph in (*([attr.g] if attr.HasField("g") else []), *attr.graphs)]
+            todo += [graph.node for graph in _graphs(node)]
+
+
+def _graphs(node: Any) -> Iterator[Any]:
+    return (graph for a in node.attribute for graph in (*([a.g] if a.HasField("g") else []), *a.graphs))
 
 
 def _dimensions(value: Any) -> Iterator[str]:

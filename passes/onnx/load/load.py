@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from passes.onnx.load.cache_branch import SWITCH, take_cache_branch
-from passes.onnx.load.check_names import check_names
+from passes.onnx.load.check_names import check_names, check_printable
 from passes.onnx.load.check_nodes import check_nodes
 from passes.onnx.load.check_tensors import check_tensors
 from passes.onnx.load.mapped_tensor import MappedFile, MappedTensor
@@ -57,6 +57,7 @@ def load(path: Path) -> Any:
         raise UserError(f"{path}: not an ONNX file, or cut short ({_one_line(error)})") from error
     if not proto.HasField("graph") or not proto.graph.node:
         raise UserError(f"{path}: not an ONNX file: it has no graph")
+    check_printable(path, proto)
     _check_opsets(path, proto)
     take_cache_branch(proto)
     check_names(path, proto)

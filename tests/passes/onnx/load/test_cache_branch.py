@@ -1,7 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -85,3 +88,32 @@ def test_the_loader_checks_the_graph_that_is_left(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "model.onnx")
     with pytest.raises(UserError, match="makes 'made', which is made already"):
         load(tmp_path / "model.onnx")
+
+
+def texts(message: Any) -> Iterator[str]:
+    """All strings in a message."""
+    for field, value in message.ListFields():
+        for one in value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]:
+            if field.message_type is not None:
+                yield from texts(one)
+            elif isinstance(one, str):
+                yield one
+
+
+def test_text_that_is_no_utf8_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    """The library gives it as bytes, on which code for strings would stumble."""
+    path, proto = tmp_path / "model.onnx", merged()
+    opset = helper.make_opsetid("", 18)
+    proto.opset_import.add(domain="ai.onnx.own", version=1)
+    body = [helper.make_node("Identity", ["fx"], ["fy"], name="same")]
+    proto.functions.append(helper.make_function("ai.onnx.own", "Same", ["fx"], ["fy"], body, [opset]))
+    content, tried = proto.SerializeToString(), 0
+    path.write_bytes(content)
+    load(path)
+    for text in sorted(set(filter(None, texts(proto)))):
+        for found in re.finditer(re.escape(text.encode()), content):
+            path.write_bytes(content[: found.start()] + b"\xff" + content[found.start() + 1 :])
+            with contextlib.suppress(UserError):
+                load(path)
+            tried += 1
+    assert tried > 40

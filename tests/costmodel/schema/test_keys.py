@@ -102,6 +102,7 @@ DOCUMENTS = {
         "its results, and arguments of Session",
         "acceptance_rate overlap tokens_per_s",
     ),
+    "hetero_sd/predict/number_names.py": ("fields of a board's Cluster", "bandwidth_one_thread_gb_per_s"),
     "examples/chat/chat.py": ("what `run.py --json` prints", "tokens_per_s"),
     "examples/chat/export.py": ("a tokenizer.json", "version"),
     "examples/translation/demo.py": ("what `run.py --json` prints", "tokens_per_s"),

@@ -270,8 +270,9 @@ def test_several_requests_together(models: dict[str, Path]) -> None:
     found, best = eight.together, eight.decision.best
     assert found is not None
     assert 1.2 < found.tokens_per_s / found.alone_tokens_per_s < 8
+    reading = prompt_placement(eight.search.costs(best.target), best.target_placement, 32)
     alone_s = (
-        prompt_s(eight.search, best.target, best.target_placement, 64)
+        prompt_s(eight.search, best.target, reading, 64)
         + 63
         / Search(replace(eight.question, drafts=()))
         .price("target-only", best.target, best.target_placement)

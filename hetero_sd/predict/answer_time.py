@@ -67,17 +67,20 @@ class AnswerTime:
         }
 
 
-def answer_time(search: Search, variant: Variant, prompt_tokens: int, new_tokens: int) -> AnswerTime:
-    """The times of an answer of `new_tokens` tokens; steps cost what they cost at the question's context."""
+def answer_time(
+    search: Search, variant: Variant, prompt_tokens: int, new_tokens: int, threads_given: bool = False
+) -> AnswerTime:
+    """The times of an answer of `new_tokens` tokens; steps cost what they cost at the question's context.
+
+    With `threads_given` prompts are read with as many threads as tokens are decoded with.
+    """
     drafter, place = variant.draft, variant.draft_placement
     power = search.question.board.power
     reads = drafter is not None and (drafter.whole is None or variant.mode == OVERLAPPED)
-    target_reads = _reading(search, variant.target, variant.target_placement)
-    draft_reads = None if drafter is None or place is None else _reading(search, drafter, place)
+    target_reads = reading_place(search, variant.target, variant.target_placement, threads_given)
+    draft_reads = None if drafter is None or place is None else reading_place(search, drafter, place, threads_given)
     start_s = search.roofline.text_start_s() if drafter is None else turns_of(search.roofline).start_s
-    rows = search.question.cache_rows or 2 * search.question.context
-    long = long_chunk(search, variant.target, target_reads, rows)
-    widths = (CHUNK,) if long is None else (CHUNK, long)
+    widths = chunk_widths(search, variant.target, target_reads)
     return AnswerTime(
         prompt_tokens,
         new_tokens,
@@ -88,11 +91,15 @@ def answer_time(search: Search, variant: Variant, prompt_tokens: int, new_tokens
     )
 
 
-def _reading(search: Search, spec: DecoderSpec, placement: Placement) -> Placement:
-    """Where a model reads a prompt: with more threads than it decodes with, unless the question says how many."""
-    if search.question.cores is not None:
-        return placement
-    return prompt_placement(search.costs(spec), placement, CHUNK)
+def reading_place(search: Search, spec: DecoderSpec, placement: Placement, threads_given: bool) -> Placement:
+    """Where a model reads a prompt: with more threads than it decodes with, unless their number is given."""
+    return placement if threads_given else prompt_placement(search.costs(spec), placement, CHUNK)
+
+
+def chunk_widths(search: Search, spec: DecoderSpec, placement: Placement) -> tuple[int, ...]:
+    """Tokens of the chunks that a bundle has for prompts, ascending."""
+    long = long_chunk(search, spec, placement, search.question.cache_rows or 2 * search.question.context)
+    return (CHUNK,) if long is None else (CHUNK, long)
 
 
 def long_chunk(search: Search, spec: DecoderSpec, placement: Placement, context: int) -> int | None:

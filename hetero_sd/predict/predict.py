@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from costmodel.batch_cores import BatchDraft, batch_cores, batch_on
 from costmodel.batch_text import Drafting
 from costmodel.batch_throughput import Requests, Throughput
-from costmodel.prompt_chunks import CHUNK
 from costmodel.question import NGRAM, Decision, Question, Variant
 from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
@@ -16,7 +15,7 @@ from costmodel.search import Search
 from costmodel.speculative import Acceptance, acceptance_rate, break_even_alpha
 from costmodel.ties import settle_ties
 from costmodel.uncertainty import Interval, Intervals, alpha_bounds
-from hetero_sd.predict.answer_time import AnswerTime, answer_time, long_chunk
+from hetero_sd.predict.answer_time import AnswerTime, answer_time, chunk_widths, reading_place
 from hetero_sd.predict.assumed import assumptions, compile_command
 from hetero_sd.predict.changes import Change, what_would_change
 from hetero_sd.predict.inputs import AlphaFile, read_alpha_file, read_factors
@@ -91,7 +90,7 @@ def answer(request: PredictRequest) -> Prediction:
     best, (prompt, new, _) = prediction.decision.best, request.lengths
     found = replace(
         prediction,
-        time=answer_time(prediction.search, best, prompt, new),
+        time=answer_time(prediction.search, best, prompt, new, threads_given=request.threads is not None),
         together=_together(prediction, Requests(request.requests, prompt, new), request),
         changes=what_would_change(prediction.search, prediction.decision, prediction.alphas),
         assumed=tuple(assumptions(request, prediction.search, best)),
@@ -140,9 +139,8 @@ def _together(p: Prediction, asked: Requests, request: PredictRequest) -> Throug
     if beside is not None and beside.draft is not None and beside.draft_placement is not None:
         alpha = acceptance_rate(question.alpha, beside.gamma)
         draft = BatchDraft(beside.draft, beside.draft_placement, alpha)
-    long = long_chunk(p.search, best.target, best.target_placement, question.cache_rows or question.context)
-    chunks = (CHUNK,) if long is None else (CHUNK, long)
-    reading = None if request.threads is None else best.target_placement
+    reading = reading_place(p.search, best.target, best.target_placement, request.threads is not None)
+    chunks = chunk_widths(p.search, best.target, reading)
     return batch_on(question, best.target, best.target_placement, asked, drafting, draft, chunks, reading)
 
 

@@ -270,14 +270,15 @@ def test_several_requests_together(models: dict[str, Path]) -> None:
     found, best = eight.together, eight.decision.best
     assert found is not None
     assert 1.2 < found.tokens_per_s / found.alone_tokens_per_s < 8
-    reading = prompt_placement(eight.search.costs(best.target), best.target_placement, 32)
+    assert eight.time is not None
     alone_s = (
-        prompt_s(eight.search, best.target, reading, 64)
+        eight.time.prefill_s
         + 63
         / Search(replace(eight.question, drafts=()))
         .price("target-only", best.target, best.target_placement)
         .tokens_per_s
     )
+    assert eight.time.prefill_s < 0.8 * prompt_s(eight.search, best.target, best.target_placement, 64)  # two threads
     assert found.alone_s / 8 == pytest.approx(alone_s, rel=0.02)
     said = predict_text(eight)
     assert f"8 requests together, without drafts: {found.tokens_per_s:.2f} tokens/s" in " ".join(said.split())

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import BinaryIO
 
@@ -46,11 +46,13 @@ def in_a_copy(program: str, doing: str, clean: Callable[[], None]) -> int | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: those of numpy's BLAS know forks
         before = os.getpid()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # they wait until they can be forwarded
         try:
             copy = os.fork()
         except OSError:  # no process to be had: then without
             copy = -1
     if copy <= 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(ended)
         if copy == 0:
             _settle(ends, native, before)
@@ -59,7 +61,7 @@ def in_a_copy(program: str, doing: str, clean: Callable[[], None]) -> int | None
         native.close()
         return None
     os.close(ends)
-    code = _wait(copy)
+    code = _wait(copy, mask)
     with os.fdopen(ended, "rb") as pipe:
         python_knows = bool(pipe.read(1))
     native.seek(0)
@@ -84,8 +86,11 @@ def _settle(ends: int, native: BinaryIO, parent: int) -> None:
     atexit.register(os.write, ends, b".")
 
 
-def _wait(copy: int) -> int:
-    """The exit code of the copy, negative for a signal; signals to this process are the copy's."""
+def _wait(copy: int, mask: Iterable[int]) -> int:
+    """The exit code of the copy, negative for a signal; signals to this process are the copy's.
+
+    Those that are forwarded are blocked until then; `mask` has the signals that stay so.
+    """
 
     def forward(number: int, _frame: FrameType | None) -> None:
         os.kill(copy, number)
@@ -93,6 +98,7 @@ def _wait(copy: int) -> int:
     handlers = {number: signal.signal(number, forward) for number in _FORWARDED}
     handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal gives it to both
     handlers[signal.SIGQUIT] = signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         return os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
     finally:

@@ -83,3 +83,20 @@ def test_a_signal_is_for_both(number: signal.Signals) -> None:
     assert process.wait(60) == -number
     assert process.stdout.read() == ("cleaned\n" if number == signal.SIGTERM else "")  # it ends when both are gone
     process.stdout.close()
+
+
+LATE = """
+import os, time
+fork = os.fork
+def late():
+    copy = fork()
+    if copy:
+        time.sleep(0.3)
+    return copy
+os.fork = late
+"""
+
+
+def test_a_signal_before_the_first_process_waits_is_not_lost() -> None:
+    done = run("os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)", LATE)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "cleaned\n")

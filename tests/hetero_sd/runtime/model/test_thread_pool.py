@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -58,6 +59,12 @@ def module(tmp_path: Path) -> tuple[Path, Callable[[Any, Any], None]]:
     built = tvm.compile(scaled.with_attr("global_symbol", "main"), target=tvm_target(core))
     built.export_library(str(path), fcompile=link_function(core))
     return path, tvm.runtime.load_module(str(path))["main"]
+
+
+@pytest.fixture(autouse=True)
+def no_other_pools() -> None:
+    """Models that other tests in this process have left keep their threads until they are collected."""
+    gc.collect()
 
 
 def workers(count: int) -> list[Path]:

@@ -112,8 +112,8 @@ def infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
 
 def _infer(imp: Importing, node: Any, known: dict[Any, Known]) -> None:
     if node.op_type in SHAPE_RULES:
-        data_inputs, rule = SHAPE_RULES[node.op_type]
-        if all(v is None or v in known for v in node.inputs[:data_inputs]):
+        deciding, rule = SHAPE_RULES[node.op_type]
+        if len(node.inputs) > deciding[-1] and all(node.inputs[i] in known for i in deciding):
             typed_like = node.inputs[TYPED_LIKE.get(node.op_type, 0)]
             for output, shape in zip(node.outputs, rule(node, known), strict=False):
                 known[output] = Known(known[typed_like].dtype, tuple(shape))

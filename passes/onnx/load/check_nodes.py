@@ -58,6 +58,8 @@ def _check_rule(where: str, node: Any, rule: Rule) -> None:
         if isinstance(stated, Must) and attr.value not in stated.values:
             allowed = " or ".join(map(str, stated.values))
             raise UserError(f"{where} has {name}={attr.value}; only {allowed} is supported")
+    if node.op_type == "Constant" and len(node.attributes) != 1:
+        raise UserError(f"{where} has {len(node.attributes)} values; it has one")
     if node.op_type == "Split" and node.attributes.get("num_outputs") is not None:
         if node.attributes["num_outputs"].value != len(node.outputs):
             raise UserError(

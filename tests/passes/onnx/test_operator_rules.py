@@ -277,6 +277,20 @@ def given(op_type: str, **attributes: Any) -> Callable[[Any], None]:
     return change
 
 
+def without(op_type: str, place: int) -> Callable[[Any], None]:
+    """Nodes lack an input."""
+
+    def change(proto: Any) -> None:
+        for node in nodes(proto, op_type):
+            node.input[place] = ""
+
+    return change
+
+
+def constant_of_nothing(proto: Any) -> None:
+    del nodes(proto, "Constant")[0].attribute[:]
+
+
 def constant(proto: Any, name: str, numbers: np.ndarray) -> str:
     proto.graph.initializer.append(onnx.numpy_helper.from_array(numbers, name))
     return name
@@ -404,6 +418,11 @@ FOUND = [
     ("llama-genai-fp32", given("GroupQueryAttention", num_heads=2), r"the numbers of heads and the cache need"),
     ("llama-genai-fp32", given("GroupQueryAttention", causal=0), r"has causal=0; only 1 is supported"),
     ("llama-genai-fp32", given("GroupQueryAttention", kv_cache_bit_width=8), r"kv_cache_bit_width=8; only 0"),
+    ("llama-genai-fp32", without("GroupQueryAttention", 3), r"the head dimension of .* no node tells it"),
+    ("llama-genai-fp32", without("GroupQueryAttention", 4), r"its cache is no graph input"),
+    ("llama-genai-fp32", without("GroupQueryAttention", 5), r"seqlens_k or total_sequence_length is missing"),
+    ("llama-genai-fp32", without("GroupQueryAttention", 6), r"seqlens_k or total_sequence_length is missing"),
+    ("phi3-longrope-genai-fp32", constant_of_nothing, r"Constant \(node .* has 0 values; it has one"),
     ("llama-genai-fp32", swapped_caches, r"its past and present key are past_key_values\.0\.value"),
     ("llama-genai-fp32", without_sin, r"do_rotary=1 without the tables"),
     ("llama-genai-fp32", norm_of_one_number, r"RMSNormalization \(node .*is no number for each element"),

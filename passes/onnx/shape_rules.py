@@ -72,6 +72,8 @@ def _positions(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
 
 def _gather_quantized(node: Any, known: dict[Any, Known]) -> list[tuple[int, ...]]:
     data, indices, scales = (known[v] for v in node.inputs[:3])
+    if not scales.shape:
+        return []
     per_byte = 8 // attribute(node, "bits", 4) if data.dtype == int(ir.DataType.UINT8) else 1
     width = int(np.prod(data.shape[1:])) * per_byte
     return [(*indices.shape, min(width, scales.shape[-1] * attribute(node, "block_size", 128)))]

@@ -291,6 +291,11 @@ def constant_of_nothing(proto: Any) -> None:
     del nodes(proto, "Constant")[0].attribute[:]
 
 
+def one_scale_for_the_table(proto: Any) -> None:
+    for node in nodes(proto, "GatherBlockQuantized"):
+        node.input[2] = constant(proto, "one_scale", np.array(0.5, np.float32))
+
+
 def constant(proto: Any, name: str, numbers: np.ndarray) -> str:
     proto.graph.initializer.append(onnx.numpy_helper.from_array(numbers, name))
     return name
@@ -422,6 +427,7 @@ FOUND = [
     ("llama-genai-fp32", without("GroupQueryAttention", 4), r"its cache is no graph input"),
     ("llama-genai-fp32", without("GroupQueryAttention", 5), r"seqlens_k or total_sequence_length is missing"),
     ("llama-genai-fp32", without("GroupQueryAttention", 6), r"seqlens_k or total_sequence_length is missing"),
+    ("qwen2-genai-int4", one_scale_for_the_table, r"the head dimension of .* no node tells it"),
     ("phi3-longrope-genai-fp32", constant_of_nothing, r"Constant \(node .* has 0 values; it has one"),
     ("llama-genai-fp32", swapped_caches, r"its past and present key are past_key_values\.0\.value"),
     ("llama-genai-fp32", without_sin, r"do_rotary=1 without the tables"),

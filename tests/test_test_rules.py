@@ -48,6 +48,7 @@ CROSS_CUTTING = {
     "hetero_sd/runtime/test_manifest_mutations.py": "the schema, manifest_checks.py, library_facts.py",
     "hetero_sd/runtime/test_not_finite.py": "logits that are not finite, in every mode",
     "hetero_sd/test_defaults.py": "compile and run without options",
+    "hetero_sd/predict/test_published_boards.py": "the cost model and predict: the 14 points of published boards",
     "hetero_sd/quantisation/test_bundles.py": "compile --quantise and verify",
     "hetero_sd/test_memory.py": "compile's peak memory",
     "hetero_sd/runtime/test_doctor_machines.py": "doctor on whole machines",

@@ -40,7 +40,7 @@ def predict_text(p: Prediction) -> str:
         lines.append(f"    n = 1: {costs.step(placement, 1).explain()}")
     lines += ["", f"numbers of board {p.question.board.name} behind the chosen variant"]
     lines += [
-        f"  {path} = {with_unit(path, value)}: {kind}, {_short(source, 80)}"
+        _short(f"  {path} = {with_unit(path, value)}: {kind}, {source}", _WIDTH)
         for path, value, kind, source in facts_used(p)
     ]
     factors = ", ".join(f"{name} {plain(value)}" for name, value in p.question.factors.to_json().items())

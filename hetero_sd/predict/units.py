@@ -36,11 +36,13 @@ def with_unit(name: str, value: object) -> str:
     """A number of a board file or a factor by the unit that ends its name; other values as they are."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    unit = next((unit for suffix, unit in _SUFFIXES if name.endswith(suffix)), "")
+    if isinstance(value, tuple) and unit:
+        return f"{', '.join(plain(each) for each in value)} {unit}"
     if isinstance(value, tuple):
         return ", ".join(with_unit(name, each) for each in value)
     if not isinstance(value, (int, float)):
         return str(value)
-    unit = next((unit for suffix, unit in _SUFFIXES if name.endswith(suffix)), "")
     if unit:
         return f"{plain(value)} {unit}"
     if name.endswith("_bytes"):

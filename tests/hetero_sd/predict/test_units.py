@@ -16,6 +16,8 @@ from hetero_sd.predict.units import plain, size, with_unit
         ("gpu.bandwidth_gb_per_s", 24.9, "24.9 GB/s"),
         ("gpu.fp32_gflops", 470.0, "470 GFLOP/s"),
         ("clusters.a76.core.fp32_flops_per_cycle", 16.0, "16 operations a cycle"),
+        ("clusters.a76.bandwidth_by_threads_gb_per_s", (13.7, 12.7), "13.7, 12.7 GB/s"),
+        ("clusters.a76.cpu_ids", (4, 5), "4, 5"),
         ("clusters.a76.count", 4, "4"),
         ("gpu.unified_memory", True, "yes"),
         ("step_cycles", 100_000.0, "100000 cycles"),

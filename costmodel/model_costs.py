@@ -6,10 +6,11 @@ it returns is exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from costmodel.decoder import DecoderSpec
+from costmodel.early_exit import first_cuts
 from costmodel.estimate import Estimate
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part, Place
 from costmodel.placement import Placement, Segment, tied_twice
@@ -157,7 +158,11 @@ class ModelCosts:
         return [min(found, key=lambda f: f[0])]
 
     def frontier(
-        self, steps: Sequence[tuple[float, int]], slices: Sequence[Processor], place: Place | None = None
+        self,
+        steps: Sequence[tuple[float, int]],
+        slices: Sequence[Processor],
+        place: Place | None = None,
+        exits: tuple[ModelCosts, Sequence[tuple[float, int]]] | None = None,
     ) -> list[tuple[float, int, Placement]]:
         """The placements worth having for a mix of steps: (seconds, bytes over the weights, placement), fastest first.
 
@@ -168,21 +173,19 @@ class ModelCosts:
             steps: (times, n) of the steps that count.
             slices: the processors to choose from.
             place: the rule, where it is given.
+            exits: costs and steps of the model's own first layers, which run where it does and count with it.
         """
         if place is not None:
             return self._given(place, steps, slices)
-        families = list(dict.fromkeys(p.family for p in slices))
-        table = {family: self._segment_costs([p for p in slices if p.family == family], steps) for family in families}
-        border = {(a, b): self._border(a, b, slices, steps) for a in families for b in families if a != b}
+        families, units = list(dict.fromkeys(p.family for p in slices)), len(self.spec.units)
+        table, border = self._tables(steps, slices)
+        own = None if exits is None else (len(exits[0].spec.units), *exits[0]._tables(exits[1], slices))
         best: dict[int, tuple[float, int, Cuts]] = {}
-        for segments in _cuts(families, len(self.spec.units)):
-            time, before = 0.0, ""
-            for family, start, end in segments:
-                time += table[family][start][end][0]
-                if before:
-                    time += border[before, family]
-                before = family
-            more = tied_twice(self.spec, segments[0][0], before)
+        for segments in _cuts(families, units):
+            time = _cut_s(segments, table, border)
+            if own is not None:
+                time += _cut_s(first_cuts(segments, units, own[0]), *own[1:])
+            more = tied_twice(self.spec, segments[0][0], segments[-1][0])
             if more not in best or (time, len(segments)) < best[more][:2]:
                 best[more] = (time, len(segments), segments)
         frontier: list[tuple[float, int, Placement]] = []
@@ -191,6 +194,14 @@ class ModelCosts:
                 made = tuple(Segment(table[f][start][end][1], start, end) for f, start, end in segments)
                 frontier.append((time, more, Placement(made)))
         return frontier
+
+    def _tables(
+        self, steps: Sequence[tuple[float, int]], slices: Sequence[Processor]
+    ) -> tuple[dict[str, list[list[tuple[float, Processor]]]], dict[tuple[str, str], float]]:
+        """What segments take, by family, and borders between two families."""
+        families = list(dict.fromkeys(p.family for p in slices))
+        table = {family: self._segment_costs([p for p in slices if p.family == family], steps) for family in families}
+        return table, {(a, b): self._border(a, b, slices, steps) for a in families for b in families if a != b}
 
     def _segment_costs(
         self, slices: Sequence[Processor], steps: Sequence[tuple[float, int]]
@@ -219,6 +230,20 @@ class ModelCosts:
     def _border(self, a: str, b: str, slices: Sequence[Processor], steps: Sequence[tuple[float, int]]) -> float:
         first = {p.family: p for p in reversed(slices)}
         return sum(times * self.roofline.border(first[a], first[b], n * self.spec.hidden).total_s for times, n in steps)
+
+
+def _cut_s(
+    cuts: Sequence[tuple[str, int, int]],
+    table: Mapping[str, list[list[tuple[float, Processor]]]],
+    border: Mapping[tuple[str, str], float],
+) -> float:
+    time, before = 0.0, ""
+    for family, start, end in cuts:
+        time += table[family][start][end][0]
+        if before:
+            time += border[before, family]
+        before = family
+    return time
 
 
 _CUTS: dict[tuple[tuple[str, ...], int], list[Cuts]] = {}

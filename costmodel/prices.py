@@ -185,9 +185,11 @@ class Prices:
     def model_memory(self, spec: DecoderSpec, placement: Placement, mode: str = SEQUENTIAL, slots: int = 1) -> Memory:
         """What one model keeps in memory, its KV caches with so many slots.
 
-        The weights of first layers count with the whole decoder, and where the two take turns so does the KV cache.
+        The weights of first layers count with the whole decoder. Where the two take turns the KV cache is the whole
+        decoder's; their own takes memory on a GPU, which gives a buffer its memory when it is made.
         """
         rows = self.question.cache_rows or self.question.context
         if spec.whole is None:
             return model_memory(spec, rows, placement.weight_bytes(spec), slots=slots)
-        return model_memory(spec, rows if mode == OVERLAPPED else 0, (0, 0), slots=slots)
+        own = mode == OVERLAPPED or any(isinstance(s.processor, GpuSlice) for s in placement.segments)
+        return model_memory(spec, rows if own else 0, (0, 0), slots=slots)

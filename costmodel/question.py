@@ -15,10 +15,12 @@ from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.speculative import MOST_GAMMA, Acceptance, Round, check_acceptance
 from costmodel.vocabulary import one_vocabulary
-from targets.backend import HOST
 from targets.device import Board
 from targets.errors import UserError
 
+EXIT_FOLLOWS = (
+    "an early exit runs where the target's layers do, whose weights and caches it uses: place the target alone"
+)
 NGRAM = "n-gram"  # besides the modes that a plan can have
 
 
@@ -101,14 +103,10 @@ class Question:
 
         Raises:
             UserError: acceptance outside [0, 1], different vocabularies, a context or draft length out of range; a
-                model beside the CPU where the drafter reads the target's weights.
+                place of its own for a drafter that uses the target's weights.
         """
-        elsewhere = [p for p in (self.target_place, self.draft_place) if p is not None and p.text != HOST]
-        if elsewhere and any(draft.whole is not None for draft in self.drafts):
-            raise UserError(
-                f"placement {elsewhere[0].text}: an early exit reads the target's weights on the CPU: "
-                "take another drafter, or put both models on the CPU"
-            )
+        if self.draft_place is not None and any(draft.whole is not None for draft in self.drafts):
+            raise UserError(f"placement draft={self.draft_place.text}: {EXIT_FOLLOWS}")
         check_acceptance(self.alpha)
         if self.ngram_alpha is not None:
             check_acceptance(self.ngram_alpha)

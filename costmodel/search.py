@@ -20,6 +20,7 @@ from dataclasses import replace
 from itertools import product
 
 from costmodel.decoder import DecoderSpec
+from costmodel.early_exit import placed_with
 from costmodel.factors import Factors
 from costmodel.place import Place
 from costmodel.placement import Placement
@@ -148,16 +149,20 @@ class Search(Prices):
     ) -> Iterable[Variant]:
         """Both models whole, on every pair of kinds of processors; and the best pair of placements that fits.
 
-        First layers that read the target's weights run where these are: both models on the CPU.
+        First layers that read the target's weights and caches run where these are.
         """
         q = self.question
         if draft.whole is not None:
-            slices = [p for p in slices if isinstance(p, CpuSlice)]
-        if q.target_place is None and q.draft_place is None:
+            for placement in self._wholes(target, ((1.0, gamma + 1),), slices) if q.target_place is None else ():
+                yield self._exiting(target, placement, draft, gamma)
+        elif q.target_place is None and q.draft_place is None:
             drafters = self._wholes(draft, self._draft_steps(draft, gamma), slices)
             for placement, drafter in product(self._wholes(target, ((1.0, gamma + 1),), slices), drafters):
                 yield self.price(SEQUENTIAL, target, placement, draft, drafter, gamma)
         yield from self._with_borders(target, gamma, slices, q.target_place, draft)
+
+    def _exiting(self, target: DecoderSpec, placement: Placement, draft: DecoderSpec, gamma: int) -> Variant:
+        return self.price(SEQUENTIAL, target, placement, draft, placed_with(placement, target, draft), gamma)
 
     def _target_steps(self, gamma: int, mode: str) -> tuple[tuple[float, int], ...]:
         """Steps of the target in a round; with n-gram drafting a round without a match is a plain step."""
@@ -182,12 +187,25 @@ class Search(Prices):
 
         Where the places are given, what they say, whole or not.
         """
-        placements = self.costs(target).frontier(self._target_steps(gamma, mode), slices, place)
+        exits = None
+        if draft is not None and draft.whole is not None:
+            exits = self.costs(draft), self._draft_steps(draft, gamma)
+        placements = self.costs(target).frontier(self._target_steps(gamma, mode), slices, place, exits)
         fixed = self._memory(mode, target, placements[0][2], None, None).total_bytes - placements[0][1]
         if draft is None:
             fitting = [p for _, more, p in placements if fixed + more <= self.free_bytes] or [placements[-1][2]]
             if place is not None or not fitting[0].whole:
                 yield self.price(mode, target, fitting[0], gamma=gamma)
+            return
+        if exits is not None:
+            fitting = [
+                p
+                for _, more, p in placements
+                if fixed + more + self.model_memory(draft, placed_with(p, target, draft)).total_bytes <= self.free_bytes
+            ]
+            chosen = [*fitting, placements[-1][2]][0]
+            if place is not None or not chosen.whole:
+                yield self._exiting(target, chosen, draft, gamma)
             return
         draft_place = self.question.draft_place
         drafters = self.costs(draft).frontier(self._draft_steps(draft, gamma), slices, draft_place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from costmodel.place import Place
+from costmodel.question import EXIT_FOLLOWS
 from targets.backend import HOST, backend
 from targets.device import Board
 from targets.errors import UserError
@@ -14,13 +15,15 @@ RULES = (
 )
 
 
-def place_models(rule: str, board: Board, has_draft: bool) -> dict[str, Place]:
+def place_models(rule: str, board: Board, has_draft: bool, early_exit: bool = False) -> dict[str, Place]:
     """Place of each model, by role; a role the rule does not name stays on the CPU.
+
+    An `early_exit` has no place of its own: it runs where the target's layers do, and is left out.
 
     Raises:
         UserError: the rule cannot be read, names a model that is not there, or a GPU that the board lacks.
     """
-    roles = ["target", "draft"] if has_draft else ["target"]
+    roles = ["target", "draft"] if has_draft and not early_exit else ["target"]
     stated: dict[str, Place] = {}
     for part in rule.split(","):
         role, _, where = part.strip().rpartition("=")
@@ -30,6 +33,8 @@ def place_models(rule: str, board: Board, has_draft: bool) -> dict[str, Place]:
             raise UserError(f"--place {rule}: {where!r} cannot be read; a rule is {RULES}") from None
         if role not in ("", "target", "draft"):
             raise UserError(f"--place {rule}: there is no model {role!r}; a rule is {RULES}")
+        if role == "draft" and early_exit:
+            raise UserError(f"--place {rule}: {EXIT_FOLLOWS}")
         if role == "draft" and not has_draft:
             raise UserError(f"--place {rule}: there is no draft model to place; give --draft")
         for name in [role] if role else roles:
@@ -58,5 +63,6 @@ def place_text(place: Place, gpu: str, cpu: str = "the CPU") -> str:
     names = {name: cpu if name == HOST else backend(name).title(gpu) for name in (place.processor, place.rest)}
     if place.whole:
         return names[place.processor]
-    part = f"{place.kind} of every layer" if place.kind else f"{place.first} to {place.last}"
+    named = place.first if place.first == place.last else f"{place.first} to {place.last}"
+    part = f"{place.kind} of every layer" if place.kind else named
     return f"{names[place.processor]} ({part}), the rest on {names[place.rest]}"

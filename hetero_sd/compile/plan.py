@@ -15,7 +15,6 @@ from costmodel.batch_cores import DRAFT_WIDTHS, batch_cores
 from costmodel.decoder import DecoderSpec
 from costmodel.memory import Memory, available_bytes
 from costmodel.phase_threads import prompt_placement
-from costmodel.place import Place
 from costmodel.placement import Placement
 from costmodel.question import Question, Variant
 from costmodel.roofline import CpuSlice, GpuSlice
@@ -31,7 +30,6 @@ from hetero_sd.predict.inputs import AlphaFile, read_factors
 from hetero_sd.predict.predict import Prediction, predict
 from hetero_sd.predict.request import DEFAULT_ALPHA
 from hetero_sd.predict.variants import planned_variant
-from targets.backend import HOST
 from targets.device import Board, Cluster
 from targets.errors import UserError
 
@@ -91,7 +89,8 @@ def make_plan(
     """
     overrides = overrides or Overrides()
     target, draft = specs["target"], specs.get("draft")
-    placed = place_models(overrides.place, board, draft is not None) if overrides.place is not None else {}
+    early = draft is not None and draft.whole is not None
+    placed = place_models(overrides.place, board, draft is not None, early) if overrides.place is not None else {}
     measured = overrides.alpha_file
     free_question = Question(
         board=board,
@@ -127,7 +126,6 @@ def _plan(
     best, board = asked.decision.best, asked.question.board
     placements = {"target": best.target_placement}
     drafter = _drafter_beside(free, best, specs, overrides)
-    apart = _apart(best, specs.get("draft"))
     if drafter is not None:
         placements["draft"] = drafter
     cluster, threads = _cores(placements, board)
@@ -170,7 +168,7 @@ def _plan(
         draft_widths=DRAFT_WIDTHS,
         prefill_width=chunks.narrow,
         given=tuple(given),
-        verdict=plan_verdict(asked, free, given, "draft" in specs, draft_bytes, apart),
+        verdict=plan_verdict(asked, free, given, "draft" in specs, draft_bytes),
         reasons=(*reasons, *chunks.reasons),
         variants=tuple(rounded(v) for v in variants),
         memory=memory,
@@ -186,19 +184,14 @@ def _drafter_beside(
     free: Prediction, best: Variant, specs: Mapping[str, DecoderSpec], overrides: Overrides
 ) -> Placement | None:
     """Where the drafter runs; beside a target that runs alone too, where it fits, because the run decides anew."""
-    if best.draft_placement is not None or "draft" not in specs or _apart(best, specs["draft"]):
+    if best.draft_placement is not None or "draft" not in specs:
         return best.draft_placement
     cores = next((s.processor for s in best.target_placement.segments if isinstance(s.processor, CpuSlice)), None)
     question = replace(free.question, target_place=best.target_placement.place(best.target), cores=cores)
-    if overrides.place is not None:
+    if overrides.place is not None and specs["draft"].whole is None:
         question = replace(question, draft_place=place_models(overrides.place, question.board, True)["draft"])
     leading = Search(question).decide().leading
     return next((v.draft_placement for v in leading if v.draft_placement is not None), None)
-
-
-def _apart(best: Variant, draft: DecoderSpec | None) -> bool:
-    """Whether the target runs where an early exit cannot read its weights."""
-    return draft is not None and draft.whole is not None and best.target_placement.place(best.target) != Place(HOST)
 
 
 def _cores(placements: Mapping[str, Placement], board: Board) -> tuple[Cluster, int]:

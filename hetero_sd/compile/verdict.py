@@ -14,9 +14,7 @@ from hetero_sd.predict.predict import Prediction
 from hetero_sd.predict.sentences import gpu_kernels_measured, models_of, rate, where_text
 
 
-def plan_verdict(
-    asked: Prediction, free: Prediction, given: Sequence[str], has_draft: bool, draft_bytes: int, apart: bool = False
-) -> str:
+def plan_verdict(asked: Prediction, free: Prediction, given: Sequence[str], has_draft: bool, draft_bytes: int) -> str:
     """Two or three sentences, each with its number.
 
     Args:
@@ -25,7 +23,6 @@ def plan_verdict(
         given: what the user gave.
         has_draft: there is a drafter.
         draft_bytes: memory that it takes; 0 where it is left out of the bundle.
-        apart: it is left out because it reads the target's weights on the CPU, and the target runs elsewhere.
     """
     best, sure = asked.decision.best, asked.intervals[0]
     speed = f"{rate(best.tokens_per_s)} tokens/s predicted ({rate(sure.low)} to {rate(sure.high)})"
@@ -38,12 +35,11 @@ def plan_verdict(
     if has_draft and best.mode == TARGET_ONLY and "gamma" not in given:
         said.append(_not_drafting(free))
     if has_draft and best.mode == TARGET_ONLY:
-        left_out = "it reads the weights on the CPU" if apart else "it does not fit the memory beside the target"
         said.append(
             f"The drafter stays in the bundle and takes {1e-6 * draft_bytes:.0f} MB of memory, so that a run can turn "
             "it on when more is accepted."
             if draft_bytes
-            else f"The drafter is left out of the bundle: {left_out}."
+            else "The drafter is left out of the bundle: it does not fit the memory beside the target."
         )
     return " ".join(said)
 

@@ -147,7 +147,8 @@ def question_of(request: PredictRequest, board: Board, factors: Factors, measure
     """
     prompt, new, context = request.lengths
     targets, drafts = _models(request, context)
-    placed = {} if request.place is None else place_models(request.place, board, bool(drafts))
+    early = isinstance(request.draft, EarlyExit)
+    placed = {} if request.place is None else place_models(request.place, board, bool(drafts), early)
     return Question(
         board=board,
         targets=targets,

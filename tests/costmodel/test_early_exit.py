@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from costmodel.early_exit import first_layers
+from costmodel.early_exit import first_cuts, first_layers, placed_with
 from costmodel.format import F32, Format
 from costmodel.place import Place
+from costmodel.placement import Placement, Segment
 from costmodel.question import Question
-from costmodel.roofline import GpuSlice
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from targets.errors import UserError
@@ -81,20 +81,56 @@ def test_it_is_chosen_where_it_pays_and_only_there(published: Any, rk3588: Any) 
     assert Search(replace(pair, alpha=0.1)).decide().best.mode == TARGET_ONLY
 
 
-def test_both_models_run_on_the_cpu(published: Any, rk3588: Any) -> None:
+def test_it_runs_where_its_layers_are(published: Any, rk3588: Any) -> None:
     whole = published["SmolLM2-135M"]()
     short = first_layers(whole, LAYERS)
     for one_process in (True, False):
         question = Question(rk3588, (whole,), (short,), alpha=0.9, one_process=one_process, most_gamma=2)
-        drafting = [v for v in Search(question).decide().leading if v.draft is not None]
-        pairs = [p for v in drafting for p in (v.target_placement, v.draft_placement) if p is not None]
-        assert pairs
-        assert not any(isinstance(s.processor, GpuSlice) for p in pairs for s in p.segments)
+        turns = [v for v in Search(question).decide().leading if v.mode == SEQUENTIAL]
+        assert {v.target_placement.families for v in turns} > {("gpu",)}
+        assert all(v.draft_placement == placed_with(v.target_placement, whole, short) for v in turns)
         other = Search(replace(question, drafts=(replace(short, whole=None),))).decide().leading
-        found = [p for v in other for p in (v.target_placement, v.draft_placement) if p is not None]
-        assert any(isinstance(s.processor, GpuSlice) for p in found for s in p.segments)
-    with pytest.raises(UserError, match="placement gpu: an early exit reads the target's weights on the CPU"):
-        Search(replace(question, target_place=Place("gpu")))
+        apart = [v for v in other if v.mode == SEQUENTIAL and v.draft_placement is not None]
+        assert any(v.draft_placement != placed_with(v.target_placement, whole, short) for v in apart)
+    for rule, draft in (("gpu", "gpu"), ("gpu:20-head", "gpu:head"), ("gpu:1-9", "gpu:1-2"), ("gpu:9", "cpu")):
+        best = Search(replace(question, target_place=Place.parse(rule), gamma=2)).decide().best
+        assert best.draft_placement is not None
+        assert (best.target_placement.place(whole).text, best.draft_placement.place(short).text) == (rule, draft)
+    with pytest.raises(UserError, match="placement draft=gpu: an early exit runs where the target's layers do"):
+        Search(replace(question, draft_place=Place("gpu")))
+
+
+@pytest.mark.parametrize(("launch_s", "rate"), [(0.0, 3.0), (1e-5, 1.0), (1e-4, 9.0)])
+def test_the_best_borders_of_both_are_found(published: Any, rk3588: Any, launch_s: float, rate: float) -> None:
+    """Against every way to cut the target, the first layers following."""
+    whole = published["SmolLM2-135M"]()
+    short = first_layers(whole, 20)
+    gpu = replace(rk3588.gpu, launch_overhead_s=launch_s, bandwidth_gb_per_s=rate)
+    question = Question(replace(rk3588, gpu=gpu), (whole,), (short,), alpha=0.9, one_process=True, gamma=3)
+    search = Search(question)
+    found = max(v.tokens_per_s for v in search.decide().leading if v.mode == SEQUENTIAL)
+    best = 0.0
+    for group in search.groups():
+        for here, there in (group, group[::-1]):
+            for i in range(1, len(whole.units) + 1):
+                for j in range(i, len(whole.units) + 1):
+                    cuts = ((here, 0, i), (there, i, j), (here, j, len(whole.units)))
+                    where = Placement(tuple(Segment(*cut) for cut in cuts if cut[1] < cut[2]))
+                    priced = search.price(SEQUENTIAL, whole, where, short, placed_with(where, whole, short), 3)
+                    best = max(best, priced.tokens_per_s)
+    assert found == pytest.approx(best, rel=1e-9)
+
+
+def test_cuts_of_first_layers() -> None:
+    """Of embedding, four layers and head; the first layers are two."""
+    for whole, short in (
+        ([("a", 0, 6)], [("a", 0, 4)]),
+        ([("a", 0, 2), ("b", 2, 6)], [("a", 0, 2), ("b", 2, 4)]),
+        ([("a", 0, 4), ("b", 4, 6)], [("a", 0, 3), ("b", 3, 4)]),
+        ([("a", 0, 2), ("b", 2, 4), ("a", 4, 6)], [("a", 0, 2), ("b", 2, 3), ("a", 3, 4)]),
+        ([("a", 0, 3), ("b", 3, 5), ("a", 5, 6)], [("a", 0, 4)]),
+    ):
+        assert first_cuts(whole, 6, 4) == short
 
 
 def test_it_drafts_for_its_own_decoder_alone(published: Any, rk3588: Any) -> None:

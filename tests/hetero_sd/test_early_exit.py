@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import hetero_sd
+import hetero_sd.compile.compile as compile_module
 from costmodel.format import FLOAT
 from hetero_sd.acceptance import AcceptanceRequest, measure_acceptance
 from hetero_sd.cli import main
@@ -23,6 +25,7 @@ from passes.analysis.count_work import count_work
 from passes.onnx import canonicalise
 from passes.onnx.testing import write_word_tokenizer
 from passes.synthetic import LlamaShape, write_early_exit_pair
+from tests.support.host_with_gpu import host_with_gpu
 
 TARGET = Path(__file__).resolve().parents[1] / "data" / "exports" / "llama-dynamo-fp32"  # of two layers
 NEW_TOKENS = 90  # which reach the context of 96, so that the last rounds are short ones
@@ -37,6 +40,25 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = ["--tokenizer", str(TARGET), "--board", "host", "--context", "96", "--gamma", "4", "--out", str(out)]
     assert main(["compile", str(TARGET / "model.onnx"), "--draft", "early-exit:1", *given]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def compiled_for_a_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """The same for a board with a GPU, placed by a rule; each is compiled once."""
+    folder = tmp_path_factory.mktemp("placed")
+
+    def compiled(place: str) -> Path:
+        out = folder / place.replace(":", "_") / "bundle"
+        given = ["--tokenizer", str(TARGET), "--board", "host", "--context", "96", "--gamma", "4", "--place", place]
+        if not out.exists():
+            command = ["compile", str(TARGET / "model.onnx"), "--draft", "early-exit:1", *given, "--out", str(out)]
+            assert main(command) == 0
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compile_module, "load_board", lambda name, measure: host_with_gpu())
+        patch.setenv("HSD_OPENCL_CACHE", str(folder / "cache"))
+        yield compiled
 
 
 def answered(bundle: Path, **settings: Any) -> tuple[list[list[int]], int, int]:
@@ -111,6 +133,84 @@ def test_the_library_computes_the_first_layer(bundle: Path) -> None:
         found, EarlyExitReference(TARGET / "model.onnx", EarlyExit(1), 96).forward(ids), atol=1e-4
     )
     assert np.abs(found - models.target.forward(ids, 0)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("place", "exit_place"),
+    [
+        pytest.param("gpu:ffn", "gpu:ffn", marks=pytest.mark.slow),
+        pytest.param("gpu", "gpu", marks=pytest.mark.deep),
+        pytest.param("target=gpu:1-head", "gpu:head", marks=pytest.mark.deep),
+        pytest.param("gpu:1", "cpu", marks=pytest.mark.deep),
+    ],
+)
+def test_it_follows_the_target(
+    released: None, bundle: Path, compiled_for_a_gpu: Callable[[str], Path], place: str, exit_place: str
+) -> None:
+    """Beside the target on a GPU or on both, in its caches: as much is accepted as on the CPU, the text is the same."""
+    out = compiled_for_a_gpu(place)
+    assert Bundle(out).models["draft"].place.text == exit_place
+    alone = answered(bundle, mode="off")[0]
+    assert answered(out, mode="off")[0] == alone
+    assert answered(out, mode="sequential", gamma=4) == answered(bundle, mode="sequential", gamma=4)
+    loaded = load_models(Bundle(out))
+    target, draft = loaded.target, loaded.draft
+    assert isinstance(target, CompiledModel)
+    assert isinstance(draft, CompiledModel)
+    tensors = [{id(t) for s in model._chain._segments for t in s.fixed} for model in (target, draft)]
+    assert len(tensors[0] & tensors[1]) == len(tensors[1]) - 2  # weights once on each processor, caches of its layer
+    fed = list(range(5, 40))
+    target.forward(fed, 0)
+    draft.forward([3] * len(fed), 0)
+    own = draft.forward(fed[-1:], len(fed) - 1)
+    assert draft.share_rows(target)
+    shared = draft.forward(fed[-1:], len(fed) - 1)
+    assert draft.share_rows(None)
+    assert not np.allclose(shared, own)  # it has read another text itself
+    draft.forward(fed, 0)
+    assert np.array_equal(draft.forward(fed[-1:], len(fed) - 1), shared)
+
+
+@pytest.mark.slow
+def test_it_goes_to_the_cpu_with_the_target(
+    released: None, bundle: Path, compiled_for_a_gpu: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step on the GPU fails: the target's takes both to the CPU, the drafter's ends the drafts of this text."""
+    from targets.opencl import interface as opencl
+
+    out = compiled_for_a_gpu("gpu:ffn")
+    alone = answered(bundle, mode="off")[0]
+    for role in ("target", "draft"):
+        lost, found = list[str | None](), list[list[int]]()
+        with hetero_sd.load(out, mode="sequential", gamma=4) as session:
+            models = {"target": session.models.target, "draft": session.models.draft}
+            step = models[role].submit  # type: ignore[union-attr]
+
+            def fails(*args: Any, step: Any = step, **more: Any) -> Any:
+                opencl.inject_failure("*", 1, "CL_OUT_OF_RESOURCES")
+                try:
+                    return step(*args, **more)
+                finally:
+                    opencl.inject_failure("*", 0, "CL_OUT_OF_RESOURCES")
+
+            for prompt in PROMPTS:
+                answer = session.generate(prompt, max_new_tokens=NEW_TOKENS)
+                tokens = iter(answer)
+                for _ in range(7):
+                    next(tokens)
+                if not found:
+                    models[role].submit = fails  # type: ignore[union-attr, method-assign]
+                    rounds = len(answer.trace.rounds)
+                    while len(answer.trace.rounds) == rounds:
+                        next(tokens)
+                    models[role].submit = step  # type: ignore[union-attr, method-assign]
+                answer.read()
+                found.append(answer.token_ids)
+                lost.append(answer.trace.lost_drafter)
+                assert answer.stats["drafted"] > 0
+        assert found == alone
+        assert [why is not None for why in lost] == [role == "draft", False, False]
+        assert capsys.readouterr().err.count("it runs on the CPU now") == (2 if role == "target" else 0)
 
 
 @pytest.mark.deep
@@ -197,7 +297,10 @@ def test_predict_writes_the_command_that_compiles_it(folder: Path, capsys: pytes
         (["--draft", "early-exit:two"], "'early-exit:two' names no layer"),
         (["--draft", "early-exit:1", "--draft", "d.onnx"], "two drafters, early-exit:1 and d.onnx: give one"),
         (["--draft", "early-exit:1", "--quantise-draft", "int4"], "early-exit:1 reads the target's weights"),
-        (["--draft", "early-exit:1", "--place", "draft=gpu"], "an early exit reads the target's weights on the CPU"),
+        (
+            ["--draft", "early-exit:1", "--place", "draft=gpu"],
+            "--place draft=gpu: an early exit runs where the target's layers do",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(

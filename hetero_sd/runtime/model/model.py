@@ -83,6 +83,7 @@ class CompiledModel(Model):
             raise UserError(f"{facts.weights} does not hold the weights of the {name}: copy or build the bundle again")
         self._fed: list[list[int]] = [[] for _ in range(facts.slots)]
         self._running: RunningStep | None = None
+        self._shared: tuple[CompiledModel, Chain] | None = None  # in whose caches it writes
         self.threads = choose_threads(None, bundle.plan)
         self.prompt_threads = self._most_prompt_threads = choose_prompt_threads(self.threads, bundle.plan)
         self.pool: ThreadPool | None = None
@@ -154,13 +155,13 @@ class CompiledModel(Model):
     def share_rows(self, whole: object) -> bool:
         """Write into the KV caches of the model whose weights it reads; None: into its own again.
 
-        False where that is not possible: another kind of model, other weights, or not both whole on the CPU.
+        False where that is not possible: another kind of model, other weights, or layers on different processors.
         """
-        if whole is None:
-            return self._chain.share_rows(None)
-        if not isinstance(whole, CompiledModel) or whole.weights is not self.weights:
+        if whole is not None and (not isinstance(whole, CompiledModel) or whole.weights is not self.weights):
             return False
-        return self._chain.share_rows(whole._chain)
+        shared = self._chain.share_rows(None if whole is None else whole._chain)
+        self._shared = (whole, whole._chain) if shared and whole is not None else None
+        return shared
 
     def slot(self, slot: int) -> Model:
         """See :meth:`hetero_sd.runtime.model.protocol.Slots.slot`; the model itself is its first one."""
@@ -192,6 +193,8 @@ class CompiledModel(Model):
         self._check(ids, pos, slot)
         if self._running is not None:
             self._running.settle()
+        if self._shared is not None:
+            self._follow(*self._shared)
         self._fed[slot][pos:] = ids
 
         def recover(error: Exception, pos: int) -> None:
@@ -236,13 +239,30 @@ class CompiledModel(Model):
         """Let the CPU take over from a processor that failed, with the slots' texts, `slot`'s up to `pos`, or raise."""
         if not self._chain.accelerators or not self._facts.fallback:
             raise error
+        if self._shared is not None:  # what its caches hold only the model knows that they belong to
+            raise ProcessorFailed(last_line(error)) from None
         self._take_over(f"the {self._chain.accelerators[0].upper()} failed: {last_line(error)}")
         for number, text in enumerate(self._fed):
             if fed := text[:pos] if number == slot else text:
                 calls = self._steps.plan(fed, 0, last=True, slot=number, fills=True)
                 self._steps.fetch(self._chain, calls, self._steps.start(self._chain, calls), ())
 
+    def _follow(self, whole: CompiledModel, chain: Chain) -> None:
+        """Go where the model went whose caches it shares.
+
+        Raises:
+            ProcessorFailed: it cannot.
+        """
+        if whole._chain is chain:
+            return
+        if not self.on_fallback and self._chain.accelerators and self._facts.fallback:
+            self._take_over("the target left the processor whose caches it shares")
+        if not self.share_rows(whole):
+            raise ProcessorFailed("the target left the processor whose caches it shares")
+
     def _take_over(self, reason: str) -> None:
+        for processor in {s.processor for s in self._facts.chain} - {HOST}:
+            self.weights.leave(processor)
         self._chain = self._load(self._facts.fallback)
         self._note(f"{self.name}: {reason}; it runs on the CPU now")
 

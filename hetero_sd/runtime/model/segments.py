@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from costmodel.schema.model import ModelFacts, SegmentFacts
+from costmodel.schema.model import ModelFacts, SegmentFacts, WeightSlice
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model import library_facts
 from hetero_sd.runtime.model.cache_pages import CachePages
@@ -56,7 +56,7 @@ class Chain:
         self._filled = self._segments[: cached + 1]
         self._kept: dict[tuple[str, str, str], Any] = {}
         self.alone = self._segments[0] if len(self._segments) == 1 and not self.accelerators else None
-        self._own_rows = None if self.alone is None else self.alone.caches
+        self._own_rows = [segment.caches for segment in self._segments]
 
     def run(self, entry: str, ids: Any, pos: int, row: int | None = None, slot: int = 0) -> tuple[Any, ...]:
         """Run an entry point, for example "step_4".
@@ -127,15 +127,19 @@ class Chain:
     def share_rows(self, other: Chain | None) -> bool:
         """Write into another chain's caches of the layers that both have, or with None into its own again.
 
-        False where one of them is not whole on the CPU, or their caches differ: then nothing changes.
+        False where the other one has a layer elsewhere, or its caches differ: then nothing changes.
         """
-        whole = self.alone if other is None else other.alone
-        if self.alone is None or self._own_rows is None or whole is None:
-            return False
-        taken = self._own_rows if other is None else whole.caches[: len(self._own_rows)]
-        if [t.shape for t in taken] != [t.shape for t in self._own_rows]:
-            return False
-        self.alone.caches = taken
+        taken = self._own_rows
+        if other is not None:
+            rows = {(s.facts.processor, layer): s.caches_of(layer) for s in other._segments for layer in s.facts.layers}
+            taken = [
+                [cache for layer in s.facts.layers for cache in rows.get((s.facts.processor, layer), ())]
+                for s in self._segments
+            ]
+            if [_shapes(rows) for rows in taken] != [_shapes(rows) for rows in self._own_rows]:
+                return False
+        for segment, caches in zip(self._segments, taken, strict=True):
+            segment.caches = caches
         return True
 
     @property
@@ -193,8 +197,11 @@ class Chain:
                 caches = [tvm.runtime.from_dlpack(array) for array in self.pages.arrays]
             else:
                 caches = [tvm.runtime.empty(shape, dtype, device) for shape in shapes]
-            params = [(p if isinstance(p, str) else p.name, weights.part(p)) for p in segment.params]
-            return [*caches, *(kind.import_weight(part, name, device) for name, part in params)]
+
+            def imported(use: str | WeightSlice) -> Any:
+                return kind.import_weight(weights.part(use), use if isinstance(use, str) else use.name, device)
+
+            return [*caches, *(weights.on_processor(segment.processor, use, imported) for use in segment.params)]
         except Exception as error:
             if segment.processor != HOST:
                 raise ProcessorFailed(last_line(error)) from None
@@ -239,6 +246,15 @@ class _Loaded:
     @caches.setter
     def caches(self, tensors: list[Any]) -> None:
         self.fixed[: len(tensors)] = tensors
+
+    def caches_of(self, layer: int) -> list[Any]:
+        """Keys and values of one of its layers."""
+        first = 2 * self.facts.layers.index(layer)
+        return self.fixed[first : first + 2]
+
+
+def _shapes(tensors: Sequence[Any]) -> list[Any]:
+    return [tensor.shape for tensor in tensors]
 
 
 def load_module(opened: str) -> Any:

@@ -95,6 +95,7 @@ class Weights(Mapping[str, Array]):
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         self._entries = {entry.name: entry for entry in entries}
         self._memory = memory
+        self._imported: dict[tuple[str, str | WeightSlice], Any] = {}
 
     def __getitem__(self, name: str) -> Array:
         """Return the tensor; bfloat16 as uint16."""
@@ -114,6 +115,17 @@ class Weights(Mapping[str, Array]):
         copy = memory[start : start + part.nbytes].view(part.dtype).reshape(part.shape)
         copy[...] = part
         return copy
+
+    def on_processor(self, processor: str, use: str | WeightSlice, imported: Callable[[str | WeightSlice], Any]) -> Any:
+        """What ``imported`` made of a tensor for a processor: once for all models that read these weights."""
+        key = processor, use
+        if key not in self._imported:
+            self._imported[key] = imported(use)
+        return self._imported[key]
+
+    def leave(self, processor: str) -> None:
+        """Forget what was made for a processor that is used no longer."""
+        self._imported = {key: made for key, made in self._imported.items() if key[0] != processor}
 
     def __iter__(self) -> Iterator[str]:
         """Names in the order of the file."""

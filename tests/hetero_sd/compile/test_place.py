@@ -53,6 +53,10 @@ def test_rules() -> None:
     assert read("gpu:ffn", with_gpu, True) == {"target": "gpu:ffn", "draft": "gpu:ffn"}
     assert read("target=gpu:4-head", with_gpu, True) == {"target": "gpu:4-head", "draft": "cpu"}
     assert read("gpu:3", with_gpu, False) == {"target": "gpu:3"}
+    for rule in ("gpu:3", "target=gpu:3"):  # an early exit goes where its layers are
+        assert place_models(rule, with_gpu, True, early_exit=True) == {"target": Place.parse("gpu:3")}
+    with pytest.raises(UserError, match="an early exit runs where the target's layers do"):
+        place_models("target=gpu,draft=cpu", with_gpu, True, early_exit=True)
 
 
 def test_rules_know_every_registered_kind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,15 +55,15 @@ def run_round(
     from hetero_sd.runtime.decode.policy import FixedGamma
     from hetero_sd.runtime.decode.stats import summarise
     from hetero_sd.runtime.decode.trace import Trace
-    from hetero_sd.runtime.session import Session
+    from hetero_sd.runtime.decode.way import Way
 
     if isinstance(choice, int):
         policy = FixedGamma(choice) if choice else None
-    session = Session(models, None, Request(90, eos), policy=policy, drafter=NGRAM.get(str(choice), "model"), pool=pool)
+    way = Way(models, Request(90, eos), policy, NGRAM.get(str(choice), "model"), pool)
     traces, texts = [], []
     for ids in prompts:
         traces.append(Trace())
-        texts.append(list(session.stream(ids, traces[-1])))
+        texts.append(list(way.stream(ids, traces[-1])))
     stats = summarise(traces)
     return {"gamma": choice, "tokens": texts, **{k: stats[k] for k in ("tokens_per_s", "acceptance_rate", "gammas")}}
 

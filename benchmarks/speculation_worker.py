@@ -47,7 +47,7 @@ def predicted(gamma: int, least: int | None, stats: dict[str, Any], plain_s: flo
 
 
 class Worker:
-    """The models of a bundle, and the ways to answer with them; ``ways`` has for each a maker of its session."""
+    """The models of a bundle, and the ways to answer with them; ``ways`` has for each its maker."""
 
     def __init__(self, options: argparse.Namespace, resources: ExitStack) -> None:
         """Load them on their CPUs."""
@@ -76,18 +76,18 @@ class Worker:
         self.request = Request(options.new, text.eos_ids)
         self.models = with_shared_rows(self.loaded, self.loaded)
         self.apart: Callable[[], None] = lambda: None  # moves the models to CPUs of their own
-        self.ways: dict[str, Callable[[], Any]] = {ALONE: lambda: self.session(None)}
+        self.ways: dict[str, Callable[[], Any]] = {ALONE: lambda: self.way(None)}
         if options.how == "text":
             self._add_text_ways()
         else:
             self._add_model_ways(usable if apart and self.models is self.loaded else None, resources)
 
-    def session(self, policy: Any, **more: Any) -> Any:
-        """A session of a way; the models share rows where they do not work at once."""
-        from hetero_sd.runtime.session import Session
+    def way(self, policy: Any, **more: Any) -> Any:
+        """The models share rows where they do not work at once."""
+        from hetero_sd.runtime.decode.way import Way
 
         models = self.loaded if "overlap" in more else self.models
-        return Session(models, None, self.request, policy=policy, **more)
+        return Way(models, self.request, policy, **more)
 
     def _live(self, drafter: str) -> Any:
         from hetero_sd.runtime.decode.choose_policy import choose_policy
@@ -104,7 +104,7 @@ class Worker:
         from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
 
         live = self._live("ngram")
-        self.ways["ngram"] = lambda: self.session(live, drafter="ngram", pool=NgramPool())
+        self.ways["ngram"] = lambda: self.way(live, drafter="ngram", pool=NgramPool())
 
     def _add_model_ways(self, usable: Any, resources: ExitStack) -> None:
         from hetero_sd.runtime.decode.live_mode import LiveMode
@@ -113,7 +113,7 @@ class Worker:
 
         live, more = self._live("model"), {}
         for g in self.gammas:
-            self.ways[f"sequential {g}"] = lambda g=g: self.session(FixedGamma(g))
+            self.ways[f"sequential {g}"] = lambda g=g: self.way(FixedGamma(g))
         if usable is not None:
             plan = self.bundle.plan
             overlap = resources.enter_context(overlapping(self.loaded, plan, usable, 1, 0, lambda line: None))
@@ -121,13 +121,13 @@ class Worker:
             for g in self.gammas:
                 for least in (0, g):
                     beside = replace(overlap, gamma=g, least=least)
-                    self.ways[f"overlapped {g}, waits for {least}"] = lambda b=beside: self.session(None, overlap=b)
+                    self.ways[f"overlapped {g}, waits for {least}"] = lambda b=beside: self.way(None, overlap=b)
             planned = None if plan is None else plan.overlap
             if planned is not None:
                 mode = LiveMode(live, planned)
                 more = {"overlap": replace(overlap, gamma=planned.gamma, least=planned.least, live=mode)}
         if live is not None:
-            self.ways[AUTO] = lambda: self.session(live, **more)
+            self.ways[AUTO] = lambda: self.way(live, **more)
 
     def repeat(self) -> dict[str, Any]:
         """All ways in turn."""
@@ -137,8 +137,8 @@ class Worker:
         found: dict[str, Any] = {}
         for name, make in self.ways.items():
             self.apart()
-            session, traces = make(), [Trace() for _ in self.prompts]
-            texts = [list(session.stream(ids, trace)) for ids, trace in zip(self.prompts, traces, strict=True)]
+            way, traces = make(), [Trace() for _ in self.prompts]
+            texts = [list(way.stream(ids, trace)) for ids, trace in zip(self.prompts, traces, strict=True)]
             found[name] = {"texts": texts, "stats": summarise(traces)}
         alone = found[ALONE]["stats"]
         for name, one in found.items():

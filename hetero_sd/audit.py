@@ -19,13 +19,13 @@ from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap
 from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
 from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.decode.way import Way
 from hetero_sd.runtime.load import check_machine
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.protocol import LOGITS, Model, Models
 from hetero_sd.runtime.model.shared_rows import with_shared_rows
 from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
 from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
-from hetero_sd.runtime.session import Session
 from targets.errors import UserError
 
 DEFAULT_NEW_TOKENS = 64
@@ -155,8 +155,8 @@ def audit_models(
 ) -> AuditResult:
     """Compare the answers of each way, (drafter, gamma, policy), with those of the target alone."""
     alone = [list(generate(models.target, ids, request, Trace())) for ids in prompts]
-    sessions = [(Session(models, None, request, policy=p, drafter=d), gamma) for d, gamma, p in ways]
-    return AuditResult(tuple(_audit(session, prompts, alone, gamma) for session, gamma in sessions))
+    made = [(Way(models, request, p, d), gamma) for d, gamma, p in ways]
+    return AuditResult(tuple(_audit(way, prompts, alone, gamma) for way, gamma in made))
 
 
 def audit_overlapped(
@@ -164,14 +164,12 @@ def audit_overlapped(
 ) -> AuditResult:
     """Compare the answers where the drafter goes on beside the target with those of the target alone."""
     alone = [list(generate(models.target, ids, request, Trace())) for ids in prompts]
-    sessions = [Session(models, None, request, overlap=overlap) for overlap in overlaps]
-    return AuditResult(
-        tuple(_audit(s, prompts, alone, o.gamma, o.least) for s, o in zip(sessions, overlaps, strict=True))
-    )
+    made = [Way(models, request, overlap=overlap) for overlap in overlaps]
+    return AuditResult(tuple(_audit(w, prompts, alone, o.gamma, o.least) for w, o in zip(made, overlaps, strict=True)))
 
 
 def _audit(
-    session: Session,
+    way: Way,
     prompts: Sequence[list[int]],
     alone: Sequence[list[int]],
     gamma: int | None,
@@ -180,12 +178,12 @@ def _audit(
     differences, traces = [], []
     for i, (ids, wanted) in enumerate(zip(prompts, alone, strict=True)):
         traces.append(Trace())
-        found = list(session.stream(ids, traces[-1]))
+        found = list(way.stream(ids, traces[-1]))
         if found != wanted:
-            differences.append(_difference(session.models.target, i, ids, wanted, found))
+            differences.append(_difference(way.models.target, i, ids, wanted, found))
     rounds = [r for trace in traces for r in trace.rounds]
     return AuditedWay(
-        drafter=session.drafter,
+        drafter=way.drafter,
         gamma=gamma,
         least=least,
         prompts=len(prompts),

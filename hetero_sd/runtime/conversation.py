@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetero_sd.runtime.answer import Answer
-from hetero_sd.runtime.session import Options, Session
+from hetero_sd.runtime.answer_options import Options
+from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text.chat_template import ASSISTANT, SYSTEM, USER, Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text
 from targets.errors import UserError

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hetero_sd.runtime.answer import Answer, run_stats
+from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.conversation import ALL, Conversation
 from hetero_sd.runtime.decode.stats import stats_table
-from hetero_sd.runtime.session import Options, Session
+from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text.prompts import Prompt, read_lines
 from targets.errors import UserError
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hetero_sd.runtime.answer import Answer, run_stats
+from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.decode.choose_policy import ALONE
 from hetero_sd.runtime.decode.chrome_trace import chrome_trace
 from hetero_sd.runtime.decode.stats import stats_table
@@ -33,7 +34,7 @@ from hetero_sd.runtime.serve.options import (
     drafters_with_slots,
     mode_with_slots,
 )
-from hetero_sd.runtime.session import Options, Session
+from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_prompts
 from hetero_sd.runtime.trust import BundleRefused, check_signature

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from costmodel.schema.plan import OVERLAPPED, Plan
 from hetero_sd.runtime.answer import Answer, RunFacts
-from hetero_sd.runtime.decode.choose_policy import NGRAM
-from hetero_sd.runtime.decode.drafters import MODEL, Drafter
-from hetero_sd.runtime.decode.drafters.early_exit import EarlyExitDrafter
-from hetero_sd.runtime.decode.drafters.either import EitherDrafter
-from hetero_sd.runtime.decode.drafters.model import ModelDrafter
-from hetero_sd.runtime.decode.drafters.ngram import NgramDrafter
+from hetero_sd.runtime.answer_options import Options, logprobs_of, request_of
+from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
-from hetero_sd.runtime.decode.generate import Request, generate
-from hetero_sd.runtime.decode.live_gamma import LiveGamma
-from hetero_sd.runtime.decode.logprobs import MOST_TOP, Logprobs
-from hetero_sd.runtime.decode.overlapped.target_side import Overlap, speculate_overlapped
-from hetero_sd.runtime.decode.policy import FixedGamma, GammaPolicy
-from hetero_sd.runtime.decode.sampling import Sampling
-from hetero_sd.runtime.decode.speculate import speculate
+from hetero_sd.runtime.decode.generate import Request
+from hetero_sd.runtime.decode.overlapped.target_side import Overlap
+from hetero_sd.runtime.decode.policy import GammaPolicy
 from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.decode.way import Way
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import Models, Slots
-from hetero_sd.runtime.model.shared_rows import SharedRows
 from hetero_sd.runtime.saved_state import load_state, save_state
 from hetero_sd.runtime.text.chat_template import SYSTEM, USER, Chat, Message
 from hetero_sd.runtime.text.prompts import Prompt, given_chat, prompt_of_text
@@ -37,28 +28,6 @@ from targets.errors import UserError
 
 if TYPE_CHECKING:
     from typing import Unpack  # not in the oldest Python of a device
-
-
-class Options(TypedDict, total=False):
-    """How an answer is generated; what is left out is the session's.
-
-    Attributes:
-        max_new_tokens: tokens after which it ends, at least 1 (256).
-        temperature: spread of the samples; 0 takes the best token (0).
-        top_k: sample among so many best tokens; 0 is all (0).
-        top_p: sample among the best tokens of that mass, above 0 and at most 1 (1).
-        seed: makes samples repeatable; None takes another one each time (None).
-        stop: texts before which it ends (none).
-        logprobs: most probable tokens that are kept with each token, 20 at most; None keeps no probabilities (None).
-    """
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int | None
-    stop: Sequence[str]
-    logprobs: int | None
 
 
 class PromptTooLong(UserError):
@@ -201,32 +170,40 @@ class Session:
         """Answer ids that :meth:`encode` returned."""
         if self._current is not None:
             self._current.close()
-        request, seeded = self.request_of(options)
+        request, seeded = request_of(options, self.request)
         greedy = request.sampling.greedy
-        policy = self.repeatable if seeded and not greedy else self.policy
+        way = self._repeatable(request) if seeded and not greedy else replace(self.way, request=request)
         trace = Trace(spans=[] if self.spans else None, logprobs=logprobs_of(options))
-        overlap = self.overlap
-        if seeded and not greedy and overlap is not None and overlap.live is not None:
-            planned = self.plan is not None and self.plan.mode == OVERLAPPED
-            overlap.sides.together()
-            overlap = replace(overlap, live=None) if planned else None
-        ran = replace(self, request=request, policy=policy, overlap=overlap)
         self._current = Answer(
             ids,
-            ran.stream(ids, trace),
+            way.stream(ids, trace),
             trace,
             self.text.decode if self.text else None,
             options.get("stop", self.stops),
             RunFacts(
-                ran.mode,
+                way.mode,
                 None if greedy else request.sampling.seed,
                 self.plan,
-                ran.gamma,
+                way.gamma,
                 lambda: getattr(self.models.target, "thread_facts", None),
                 lambda: None if self.overlap is None else getattr(self.models.draft, "thread_facts", None),
             ),
         )
         return self._current
+
+    @property
+    def way(self) -> Way:
+        """How its answers are made."""
+        return Way(self.models, self.request, self.policy, self.drafter, self.pool, self.overlap)
+
+    def _repeatable(self, request: Request) -> Way:
+        """The same where samples have a seed: nothing is decided from times."""
+        overlap = self.overlap
+        if overlap is not None and overlap.live is not None:
+            planned = self.plan is not None and self.plan.mode == OVERLAPPED
+            overlap.sides.together()
+            overlap = replace(overlap, live=None) if planned else None
+        return replace(self.way, request=request, policy=self.repeatable, overlap=overlap)
 
     def save_state(self, path: Path) -> None:
         """Write what the target has read last, prompt and answer, so that `load_state` need not read it.
@@ -250,81 +227,3 @@ class Session:
         target = self.models.target
         assert isinstance(target, KeptPrefix)
         return target
-
-    @property
-    def mode(self) -> str:
-        """How is drafted: "target-only", decided "live", or as it was given: "speculative" or "overlapped"."""
-        if self.overlap is not None and self.overlap.live is None:
-            return OVERLAPPED
-        policy = self.policy
-        return "target-only" if policy is None else "live" if isinstance(policy, LiveGamma) else "speculative"
-
-    @property
-    def gamma(self) -> int | None:
-        """Drafted tokens of every round, where that is fixed."""
-        if self.overlap is not None:
-            return None
-        return 0 if self.policy is None else self.policy.gamma if isinstance(self.policy, FixedGamma) else None
-
-    def request_of(self, options: Options) -> tuple[Request, bool]:
-        """When to stop and how to choose, and whether the user gave a seed.
-
-        Raises:
-            UserError: an option is out of range.
-        """
-        if unknown := sorted(options.keys() - Options.__annotations__.keys()):
-            raise TypeError(f"unknown option {unknown[0]!r}: there are {', '.join(Options.__annotations__)}")
-        default = self.request.sampling
-        seed = options.get("seed")
-        sampling = Sampling(
-            options.get("temperature", default.temperature),
-            options.get("top_k", default.top_k),
-            options.get("top_p", default.top_p),
-            secrets.randbits(63) if seed is None else seed,
-        )
-        most = options.get("max_new_tokens", self.request.max_new_tokens)
-        for name, holds in (
-            ("max_new_tokens must be at least 1", most >= 1),
-            ("temperature must be finite and not negative", 0 <= sampling.temperature < float("inf")),
-            ("top_k must not be negative", sampling.top_k >= 0),
-            ("top_p must be above 0 and at most 1", 0 < sampling.top_p <= 1),
-            ("seed must not be negative", sampling.seed >= 0),
-            ("stop is one text, give a list", not isinstance(options.get("stop", ()), str)),
-            ("stop has an empty text", "" not in options.get("stop", ())),
-            (f"logprobs must be 0 to {MOST_TOP}", 0 <= (options.get("logprobs") or 0) <= MOST_TOP),
-        ):
-            if not holds:
-                raise UserError(name)
-        return Request(most, self.request.eos_ids, sampling), seed is not None
-
-    def _begins_overlapped(self, prompt_tokens: int) -> bool:
-        """Whether the text begins with overlapped rounds; the models are moved to the CPUs for that."""
-        if self.overlap is None:
-            return False
-        live = self.overlap.live
-        begins = live is None or live.begin(prompt_tokens, self.request.max_new_tokens)
-        (self.overlap.sides.apart if begins else self.overlap.sides.together)()
-        return begins
-
-    def stream(self, ids: list[int], trace: Trace) -> Iterator[int]:
-        """Return the generated ids one by one, and record the run in ``trace``."""
-        target, sampling = self.models.target, self.request.sampling
-        if self.models.draft is not None and self._begins_overlapped(len(ids)) and self.overlap is not None:
-            drafts = ModelDrafter(self.models.draft, target.vocab, sampling, ids)
-            return speculate_overlapped(target, drafts, ids, self.request, self.overlap, trace)
-        drafters: list[Drafter] = []
-        if self.policy is not None and NGRAM in self.drafter.split("+"):
-            drafters.append(NgramDrafter(self.pool, target.vocab, sampling))
-        if self.policy is not None and MODEL in self.drafter.split("+") and self.models.draft is not None:
-            kind = EarlyExitDrafter if isinstance(self.models.draft, SharedRows) else ModelDrafter
-            drafters.append(kind(self.models.draft, target.vocab, sampling, ids))
-        if self.policy is None or not drafters:
-            return generate(target, ids, self.request, trace)
-        drafter = drafters[0] if len(drafters) == 1 else EitherDrafter(*drafters)
-        return speculate(target, drafter, ids, self.request, self.policy, trace)
-
-
-def logprobs_of(options: Options) -> Logprobs | None:
-    """Where the probabilities of an answer's tokens are kept, if they are asked for."""
-    top = options.get("logprobs")
-    return None if top is None else Logprobs(top)

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.internal_error import report
 from hetero_sd.runtime.serve.access import Access
 from hetero_sd.runtime.serve.answering import Answering
@@ -23,7 +24,6 @@ from hetero_sd.runtime.serve.errors import ApiError
 from hetero_sd.runtime.serve.limits import Limits
 from hetero_sd.runtime.serve.metrics import CONTENT_TYPE, metrics_text
 from hetero_sd.runtime.serve.parameters import parse_body, parse_request
-from hetero_sd.runtime.session import Options
 
 PAGE = Path(__file__).with_name("page.html")
 _FAULT = ApiError(500, "the server failed on this request; what it printed says more")

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.decode.logprobs import TokenLogprob
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
 from hetero_sd.runtime.serve.shown_tokens import ShownToken
-from hetero_sd.runtime.session import Options
 from hetero_sd.runtime.text.chat_template import Chat
 
 

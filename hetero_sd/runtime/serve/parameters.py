@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.decode.logprobs import MOST_TOP
 from hetero_sd.runtime.serve.engine import GenerationRequest
 from hetero_sd.runtime.serve.errors import ApiError
 from hetero_sd.runtime.serve.values import flag, json_object, real, share, stops, text, whole
-from hetero_sd.runtime.session import Options
 from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import checked_chat
 from targets.errors import UserError

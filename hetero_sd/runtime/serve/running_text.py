@@ -14,6 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from hetero_sd.runtime.answer import Piece, Pieces, RunFacts
+from hetero_sd.runtime.answer_options import Options, logprobs_of, request_of
 from hetero_sd.runtime.decode.generate import Request, record_token, wanted
 from hetero_sd.runtime.decode.sampling import Rng, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch, Trace
@@ -22,7 +23,7 @@ from hetero_sd.runtime.model.slot_pool import Slot
 from hetero_sd.runtime.serve.engine import GenerationRequest
 from hetero_sd.runtime.serve.jobs import shown_tokens
 from hetero_sd.runtime.serve.text_drafts import Drafts
-from hetero_sd.runtime.session import Options, Session, logprobs_of
+from hetero_sd.runtime.session import Session
 
 BATCHED = "batched"  # the mode of such an answer
 
@@ -63,7 +64,7 @@ class RunningText:
         seed = options.get("seed")
         if seed is not None:
             options["seed"] = seed + choice
-        self._request: Request = session.request_of(options)[0]
+        self._request: Request = request_of(options, session.request)[0]
         sampling = self._request.sampling
         self._slot, self._context = slot, session.context
         self._prompt, self._tokens = len(ids), list(ids)

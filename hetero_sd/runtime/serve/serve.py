@@ -18,6 +18,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.decode.choose_policy import NGRAM
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.serve.access import Access, is_loopback
@@ -26,7 +27,7 @@ from hetero_sd.runtime.serve.batch_engine import BatchEngine, slots_at_a_time
 from hetero_sd.runtime.serve.connections import bounded_protocol
 from hetero_sd.runtime.serve.limits import Limits
 from hetero_sd.runtime.serve.session_engine import SessionEngine
-from hetero_sd.runtime.session import Options, Session
+from hetero_sd.runtime.session import Session
 from targets.errors import UserError
 
 _CONNECTIONS_BESIDE = 47  # those of requests that wait or are answered

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from costmodel.votes import Asked, VoteCost, votes_cost
+from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.decode.logprobs import MOST_TOP, TokenLogprob, entropy_bits
 from hetero_sd.runtime.serve.batch_engine import BatchEngine, slots_at_a_time
 from hetero_sd.runtime.serve.engine import ChoiceEnded, Ended, Event, Failed, GenerationRequest, TextPiece
 from hetero_sd.runtime.serve.session_engine import SessionEngine
-from hetero_sd.runtime.session import Options, PromptTooLong, Session
+from hetero_sd.runtime.session import PromptTooLong, Session
 from hetero_sd.runtime.text.chat_template import ASSISTANT, USER, Chat
 from hetero_sd.runtime.text.prompts import Prompt
 from hetero_sd.runtime.voting.ballots import Ballot, what_it_says

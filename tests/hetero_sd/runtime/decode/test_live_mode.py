@@ -142,5 +142,5 @@ def test_a_text_that_leaves_goes_on_with_the_targets_own_tokens(pair, leaves_aft
         answer = session.answer([1, 2, 3])
         answer.read()
     assert answer.token_ids == alone
-    assert (session.mode, len(seen), len(answer.trace.switches) >= 1) == ("live", leaves_after, True)
+    assert (session.way.mode, len(seen), len(answer.trace.switches) >= 1) == ("live", leaves_after, True)
     assert len(answer.trace.rounds) > leaves_after

@@ -318,7 +318,7 @@ def test_a_session_drafts_beside_the_target_and_ends_its_thread(pair) -> None:
         session = Session(models, None, Request(40), overlap=overlap)
         assert threading.active_count() == before + 1
         for _ in range(3):
-            assert list(session.stream([1, 2], Trace())) == wanted
+            assert list(session.way.stream([1, 2], Trace())) == wanted
     assert threading.active_count() == before
     assert notes == []
 

@@ -20,6 +20,7 @@ import uvicorn
 from page_check import find_browser
 from starlette.types import ASGIApp
 
+from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.model.protocol import CHOICE, Model, Models, Pending
 from hetero_sd.runtime.serve.access import Access
@@ -27,7 +28,7 @@ from hetero_sd.runtime.serve.app import Server
 from hetero_sd.runtime.serve.limits import Limits
 from hetero_sd.runtime.serve.serve import ServeRequest, bind, http_thread
 from hetero_sd.runtime.serve.session_engine import SessionEngine
-from hetero_sd.runtime.session import Options, Session
+from hetero_sd.runtime.session import Session
 
 MODEL = "toy"
 

@@ -22,12 +22,13 @@ import openai
 import pytest
 from requirements import only_where
 
+from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.load import load_folder
 from hetero_sd.runtime.manifest import read_manifest, write_manifest
 from hetero_sd.runtime.run import main
 from hetero_sd.runtime.serve.batch_engine import slots_at_a_time
 from hetero_sd.runtime.serve.serve import ServeRequest, bind, serve
-from hetero_sd.runtime.session import Options, Session
+from hetero_sd.runtime.session import Session
 from targets.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[4]

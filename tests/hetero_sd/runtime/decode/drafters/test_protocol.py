@@ -21,7 +21,7 @@ from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma
 from hetero_sd.runtime.decode.speculate import speculate
 from hetero_sd.runtime.decode.trace import Trace
-from hetero_sd.runtime.session import Session
+from hetero_sd.runtime.decode.way import Way
 
 DECODE = Path(next(iter(hetero_sd.runtime.decode.__path__)))
 
@@ -113,7 +113,7 @@ def test_the_recipe_names_the_whole_protocol_and_where_a_mode_stands() -> None:
     assert members >= {"lost", "offers", "propose"}
     named = set(re.findall(r"`([^`]+)`", recipe))
     assert members - named == set()
-    assert {"Session.stream", "Plan.mode", "compilable"} <= named
-    assert hasattr(Session, "stream")
+    assert {"Way.stream", "Plan.mode", "compilable"} <= named
+    assert hasattr(Way, "stream")
     assert "mode" in {field.name for field in dataclasses.fields(Plan)}
     assert callable(compilable)

@@ -110,6 +110,8 @@ FAMILIES = {
     "mpt": ("MptConfig", dict(
         n_layers=1, n_heads=6, num_attention_heads=6, num_key_value_heads=6, d_model=48, hidden_size=48,
         expansion_ratio=2, max_seq_len=128, head_dim=LEFT_OUT)),
+    "hunyuan": ("HunYuanDenseV1Config", dict(tie_word_embeddings=True)),
+    "nanochat": ("NanoChatConfig", dict(tie_word_embeddings=False)),
     "falcon-alibi": ("FalconConfig", dict(
         tie_word_embeddings=True, head_dim=LEFT_OUT, multi_query=False, num_key_value_heads=4, parallel_attn=False,
         bias=True, alibi=True)),
@@ -164,11 +166,11 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "gpt2-dynamo-eager-fp16": ("gpt2", "dynamo", dict(precision="fp16", **EAGER)),
     "gpt2-dynamo23-fp32": ("gpt2", "dynamo", dict(opset=23)),
     "gpt2-dynamo24-fp32": ("gpt2", "dynamo", dict(opset=24)),
-    # other families, by torch 2.14 and transformers 5.24; the last five by torch 2.13
+    # other families, by torch 2.14 and transformers 5.24; the last seven by torch 2.13
     **{f"{family}-dynamo-fp32": (family, "dynamo", dict()) for family in (
         "olmo", "smollm3", "stablelm", "phi", "starcoder2", "gpt-neox", "gptj", "cohere", "cohere2", "exaone4",
         "internlm3", "glm4", "opt", "falcon", "falcon-grouped", "nemotron",
-        "opt-350m")},
+        "opt-350m", "hunyuan", "nanochat")},
     # torch.onnx.export(dynamo=False)
     "llama-legacy17-fp32": ("llama", "legacy", dict(opset=17)),
     "llama3-legacy17-eager-fp32": ("llama3", "legacy", dict(opset=17, **EAGER)),
@@ -215,6 +217,7 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "llama-genai-int4-kquant": ("llama", "genai", dict(precision="int4", extra=["algo_config=k_quant"], **LONG_ROWS)),
     "llama-genai-qdq": ("llama", "genai", dict(precision="int4", extra=["use_qdq=true"])),
     "llama-genai-bf16": ("llama", "genai", dict(precision="bf16")),
+    "hunyuan-genai-int4": ("hunyuan", "genai", dict(precision="int4")),
     "llama3-genai-fp16": ("llama3", "genai", dict(precision="fp16")),
     "llama3-genai-int8": ("llama3", "genai", dict(precision="int8")),
     "mistral-genai-fp32": ("mistral", "genai", dict(precision="fp32")),

@@ -16,7 +16,7 @@ from pathlib import Path
 OTHERS = (
     *("olmo", "smollm3", "stablelm", "phi", "starcoder2", "gpt-neox", "gptj", "cohere", "cohere2", "exaone4"),
     *("internlm3", "glm4", "opt", "opt-350m", "falcon", "falcon-grouped", "nemotron"),
-    *("bloom", "mpt", "falcon-alibi"),
+    *("bloom", "mpt", "falcon-alibi", "hunyuan", "nanochat"),
 )
 EXPORTERS = ("dynamo", "legacy17", "optimum")
 

@@ -8,10 +8,14 @@ from passes.onnx.pass_context import Declined, Importing
 from passes.onnx.prove.prove_rope import Rope, Rotation, check_rope, check_unrotated, prove_rope
 from passes.onnx.shapes import Known, Point
 
+_AFTER = ("bsd", "bhsd", "nsd")
 
-def layouts(imp: Importing, source: Any, target: Any, known: dict[Any, Known], at: Point) -> tuple[str, str]:
-    """How the source and the target of a rotation lie."""
-    return layout(imp, source, known, at, ("bsd", "bshd")), layout(imp, target, known, at, ("bsd", "bhsd", "nsd"))
+
+def layouts(
+    imp: Importing, source: Any, target: Any, known: dict[Any, Known], at: Point, after: tuple[str, ...] = _AFTER
+) -> tuple[str, str]:
+    """How the source and the target of a rotation lie; `after`: the ways in which the target may."""
+    return layout(imp, source, known, at, ("bsd", "bshd")), layout(imp, target, known, at, after)
 
 
 def layout(imp: Importing, value: Any, known: dict[Any, Known], at: Point, allowed: tuple[str, ...]) -> str:
@@ -38,17 +42,19 @@ def prove_rotation(
     at: Point,
     heads: int,
     ropes: list[Rope | None],
+    after: tuple[str, ...] = _AFTER,
 ) -> tuple[Rope | None, float]:
     """(the rope of query and key, the factor on the query).
 
-    `sources` and `targets` are those of query and key; `ropes` has the ropes of earlier layers and gets new ones.
+    `sources` and `targets` are those of query and key, the targets lying in one of the ways `after`; `ropes` has the
+    ropes of earlier layers and gets new ones.
 
     Raises:
         Declined: no rotation by position, or not the same of query and key.
     """
-    query = Rotation(imp, sources[0], targets[0], heads, layouts(imp, sources[0], targets[0], known, at))
+    query = Rotation(imp, sources[0], targets[0], heads, layouts(imp, sources[0], targets[0], known, at, after))
     kv_heads = imp.facts.kv_heads
-    key = Rotation(imp, sources[1], targets[1], kv_heads, layouts(imp, sources[1], targets[1], known, at))
+    key = Rotation(imp, sources[1], targets[1], kv_heads, layouts(imp, sources[1], targets[1], known, at, after))
     for rope in ropes:
         try:
             if rope is not None and check_rope(key, rope) == 1.0:

@@ -20,6 +20,7 @@ from passes.onnx.prove.prove_rope import Rope, Rotation, check_unrotated
 from passes.onnx.prove.prove_rotation import layout, layouts, prove_rotation
 from passes.onnx.prove.run_subgraph import Piece
 from passes.onnx.rewrite.attention_sites import Site, attention_sites
+from passes.onnx.rewrite.rotation_before_norm import rotation_before_norm
 from passes.onnx.rewrite.write_attention import Proven, as_rows, replace_present, write_attention
 from passes.onnx.shapes import Known, Point, known_shapes, points
 
@@ -82,6 +83,8 @@ def _fuse(imp: Importing, site: Site, known: Shapes, active: set[Any], at: Point
     if not scale > 0:
         raise Declined(f"the scores are multiplied by {scale:g}")
     rows = _rows_after(imp, site.output, known, at, heads)
+    if rope is None:
+        rotation_before_norm(imp, sources[:2], active, known, at, heads, ropes)
     imp.facts.mask_notes.update(mask.notes)
     imp.facts.single_token_decode = not mask.many_tokens_after_past
     before = rows.producer()

@@ -1,6 +1,7 @@
 """Root-mean-square norms in all their spellings -> RMSNormalization (opset 23).
 
 w * (x / sqrt(mean(x * x) + eps))     decomposed: Pow or Mul; Reciprocal, Div or Pow(-0.5); either order of Mul
+x / sqrt(mean(x * x) + eps)           without a weight, as nanochat has it: the weight is one
 SimplifiedLayerNormalization          onnxruntime's name for it
 SkipSimplifiedLayerNormalization      the residual Add is written out again: Add, then the norm
 """
@@ -16,6 +17,7 @@ from passes.onnx.pass_context import (
     Declined,
     Importing,
     PassLog,
+    add_initializer,
     attribute,
     constant,
     describe,
@@ -23,6 +25,7 @@ from passes.onnx.pass_context import (
     replace_uses,
     scalar,
 )
+from passes.onnx.shapes import known_shapes, points
 
 
 def fuse_rms_norm(imp: Importing) -> PassLog:
@@ -31,7 +34,7 @@ def fuse_rms_norm(imp: Importing) -> PassLog:
     for node in list(imp.graph):
         try:
             if node.op_type == "ReduceMean":
-                _decomposed(node)
+                _decomposed(imp, node)
             elif node.op_type == "SimplifiedLayerNormalization":
                 _simplified(node)
             elif node.op_type == "SkipSimplifiedLayerNormalization":
@@ -96,13 +99,20 @@ def root_mean_square(mean: Any) -> tuple[Any, float, Any]:
     return x, epsilon, _scaled(x, add.outputs[0])
 
 
-def _decomposed(mean: Any) -> None:
+def _decomposed(imp: Importing, mean: Any) -> None:
     x, epsilon, scaled = root_mean_square(mean)
-    weighted = _only_user(scaled.outputs[0], "Mul")
-    weight = next((v for v in weighted.inputs if v is not scaled.outputs[0]), None)
-    if weight is None or weight.const_value is None or len(weight.const_value.shape) != 1:
-        raise Declined("the normalised value is not multiplied by a weight vector")
-    _norm(weighted, x, weight, epsilon, weighted.outputs[0])
+    users = [user for user, _ in scaled.outputs[0].uses()]
+    if len(users) == 1 and users[0].op_type == "Mul":
+        weight = next((v for v in users[0].inputs if v is not scaled.outputs[0]), None)
+        if weight is not None and weight.const_value is not None and len(weight.const_value.shape) == 1:
+            _norm(users[0], x, weight, epsilon, users[0].outputs[0])
+            return
+    check_epsilon(epsilon)  # before anything is written
+    known = known_shapes(imp, points(imp)[0])
+    if x not in known:
+        raise Declined("the normalised value is not multiplied by a weight vector, and its width is unknown")
+    ones = np.ones(known[x].shape[-1], np.float32)
+    _norm(scaled, x, add_initializer(imp.graph, f"{scaled.outputs[0].name}.ones", ones), epsilon, scaled.outputs[0])
 
 
 def _squared(node: Any) -> Any:

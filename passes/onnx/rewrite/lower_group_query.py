@@ -28,6 +28,7 @@ from passes.onnx.prove.prove_mask import Case, Mask, visible
 from passes.onnx.prove.prove_rope import Rope
 from passes.onnx.prove.prove_rotation import prove_rotation
 from passes.onnx.prove.run_subgraph import Piece
+from passes.onnx.rewrite.rotation_before_norm import rotation_before_norm
 from passes.onnx.rewrite.write_attention import Proven, as_rows, replace_present, write_attention
 from passes.onnx.shapes import Known, Point, known_shapes, points
 from targets.errors import UserError
@@ -88,9 +89,11 @@ def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, 
     if attribute(node, "do_rotary", 0):
         rope = _rope(imp, node, known, ropes)
     elif node.inputs[1] is not None:  # the export rotates before the node, or not at all
-        sources = [source_of(v, activations(imp), known) for v in (query, key)]
-        earlier = imp.facts.ropes
-        rope, factor = prove_rotation(imp, sources, [query, key], known, points(imp)[0], heads, earlier)
+        active, earlier, at = activations(imp), imp.facts.ropes, points(imp)[0]
+        sources = [source_of(v, active, known) for v in (query, key)]
+        rope, factor = prove_rotation(imp, sources, [query, key], known, at, heads, earlier)
+        if rope is None:
+            rotation_before_norm(imp, sources, active, known, at, heads, earlier)
         query, key = (as_rows(node, v, len(known[v].shape)) for v in sources)
         scale *= factor
     window = attribute(node, "local_window_size", -1)

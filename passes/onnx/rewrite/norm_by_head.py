@@ -2,8 +2,9 @@
 
     RMSNorm(Reshape(x, [B, S * H, D]))              ->  RMSNorm(Reshape(x, [0, 0, H, D])), then as before
     RMSNorm(Transpose(y, [0, 2, 1, 3]))             ->  Transpose(RMSNorm(y), [0, 2, 1, 3])
+    RMSNorm(x), x [B, H, S, D] after a rotation     ->  Transpose(RMSNorm(Transpose(x)))
 
-Both keep every number: a norm looks at the last axis only. After it, head-wise norms lie row by row like the
+All keep every number: a norm looks at the last axis only. After it, head-wise norms lie row by row like the
 projections they follow, and no transpose is left between them.
 """
 
@@ -27,20 +28,41 @@ from passes.onnx.shapes import Known, known_shapes, points
 
 
 def norm_by_head(imp: Importing) -> PassLog:
-    """Rewrite norms behind a Reshape or Transpose."""
-    known = known_shapes(imp, points(imp)[0])
+    """Rewrite norms behind a Reshape or Transpose, and those of heads that lie before the positions."""
+    at = points(imp)[0]
+    known = known_shapes(imp, at)
+    by_position = (at.new, imp.facts.head_dim)  # the last axes of [B, H, S, D]
     matched, notes = 0, []
     for node in list(imp.graph):
         if node.op_type != "RMSNormalization" or node.inputs[0].producer() is None:
             continue
         try:
-            if node.inputs[0].producer().op_type == "Transpose":
-                matched += _under_transpose(node, node.inputs[0].producer(), known)
+            maker = node.inputs[0].producer()
+            if (
+                maker.op_type != "Transpose"
+                and node.inputs[0] in known
+                and known[node.inputs[0]].shape[2:] == by_position
+            ):
+                maker = _there_and_back(node, known)
+            if maker.op_type == "Transpose":
+                matched += _under_transpose(node, maker, known)
             if node.inputs[0].producer().op_type == "Reshape":
                 matched += _by_head(imp, node, node.inputs[0].producer(), known)
         except Declined as reason:
             notes.append(f"{describe(node)}: {reason}")
     return PassLog("norm_by_head", matched, tuple(notes))
+
+
+def _there_and_back(node: Any, known: dict[Any, Known]) -> Any:
+    """Two transposes before a norm that undo each other; the second one."""
+    x, perm = node.inputs[0], [0, 2, 1, 3]
+    there = emit(node, "Transpose", [x], {"perm": perm}, outputs=[f"{x.name}.by_head"]).outputs[0]
+    batch, heads, new, dim = known[x].shape
+    known[there] = Known(known[x].dtype, (batch, new, heads, dim))
+    back = emit(node, "Transpose", [there], {"perm": perm}, outputs=[f"{x.name}.again"])
+    there.type = back.outputs[0].type = x.type
+    node.replace_input_with(0, back.outputs[0])
+    return back
 
 
 def _under_transpose(node: Any, transpose: Any, known: dict[Any, Known]) -> int:

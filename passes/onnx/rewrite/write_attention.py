@@ -33,9 +33,8 @@ def write_attention(imp: Importing, before: Any, proven: Proven) -> tuple[Any, A
     """Insert the nodes before `before`; returns (output [B, S, heads * head_dim], present key, present value)."""
     query, key = proven.query, proven.key
     if proven.rope is not None:
-        cos, sin, positions = _tables(imp, before, proven.rope)
-        query = _rotate(before, query, cos, sin, positions, proven.heads, proven.rope)
-        key = _rotate(before, key, cos, sin, positions, imp.facts.kv_heads, proven.rope)
+        query = rotate(imp, before, query, proven.heads, proven.rope)
+        key = rotate(imp, before, key, imp.facts.kv_heads, proven.rope)
     mask = _mask(imp, before, proven.mask)
     attributes = {
         "q_num_heads": proven.heads,
@@ -120,7 +119,9 @@ def _call(imp: Importing, before: Any, function: Any, mask: Any, name: str, **at
     return emit(before, function.name, inputs, attributes, **own).outputs[0]
 
 
-def _rotate(before: Any, x: Any, cos: Any, sin: Any, positions: Any, heads: int, rope: Rope) -> Any:
+def rotate(imp: Importing, before: Any, x: Any, heads: int, rope: Rope) -> Any:
+    """X [B, S, heads * head_dim] rotated by position, a value made before a node."""
+    cos, sin, positions = _tables(imp, before, rope)
     attributes = {
         "num_heads": heads,
         "interleaved": int(rope.interleaved),

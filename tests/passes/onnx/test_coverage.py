@@ -86,7 +86,7 @@ ROWS = (
     *("llama", "llama3", "mistral", "phi3", "phi3-longrope", "qwen2", "qwen3", "gemma2", "gemma3", "smollm", "gpt2"),
     *("granite", "olmo2"),
 )
-UNSCALED = {"olmo-dynamo-fp32"}  # its norms have no weights
+UNSCALED = {"olmo-dynamo-fp32", "nanochat-dynamo-fp32"}  # their norms have no weights
 COLUMNS = {
     "dynamo": "dynamo, opset 18",
     "dynamo23": "dynamo, 23",

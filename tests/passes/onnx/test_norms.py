@@ -53,6 +53,17 @@ def test_every_spelling_is_fused(body: str) -> None:
     assert decomposed(body) == FUSED
 
 
+@pytest.mark.parametrize("after", ["y = Mul(x, i)", "n = Mul(x, i) y = Mul(n, n)", "n = Mul(x, i) y = Mul(n, one)"])
+def test_a_norm_without_a_weight_has_ones(after: str) -> None:
+    """Whatever is done with its result: a factor, or the result twice, is no weight."""
+    body = f"q = Pow(x, two) m = ReduceMean(q, last) a = Add(m, e) r = Sqrt(a) i = Reciprocal(r) {after}"
+    norm, *rest = decomposed(body)
+    made, _, inputs = norm.partition(" = RMSNormalization")
+    assert inputs == f"(x, {made.removesuffix('.norm')}.ones) {{axis: -1, epsilon: 1e-05}}"
+    assert rest[-1] == f"z = Neg({made if after.startswith('y') else 'y'})"
+    assert len(rest) == (1 if after.startswith("y") else 2)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -69,8 +80,6 @@ def test_every_spelling_is_fused(body: str) -> None:
         "y = Mul(w, n)",
         # no root
         "q = Pow(x, two) m = ReduceMean(q, last) a = Add(m, e) i = Reciprocal(a) n = Mul(x, i) y = Mul(w, n)",
-        # no weight
-        "q = Pow(x, two) m = ReduceMean(q, last) a = Add(m, e) r = Sqrt(a) i = Reciprocal(r) y = Mul(x, i)",
         # the wrong way round: sqrt / x
         "q = Pow(x, two) m = ReduceMean(q, last) a = Add(m, e) r = Sqrt(a) n = Div(r, x) y = Mul(w, n)",
     ],

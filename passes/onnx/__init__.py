@@ -50,6 +50,7 @@ from passes.onnx.rewrite.unflatten_rows import unflatten_rows
 from passes.onnx.rewrite.unfuse_linear import unfuse_linear
 from passes.onnx.rewrite.unfuse_onnxruntime import unfuse_onnxruntime
 from passes.onnx.rewrite.ungroup_packed import ungroup_packed
+from passes.onnx.rewrite.unpadded_table import unpadded_table
 from passes.onnx.rewrite.unstack_caches import unstack_caches
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from passes.onnx.rewrite.widen_bfloat16 import widen_bfloat16
@@ -84,6 +85,7 @@ PIPELINE: list[Pass] = [
     last_axis,
     fold_constants,
     lower_dequantize,
+    unpadded_table,
     float_positions,
     blocks_of_columns,
     unfuse_onnxruntime,

@@ -144,7 +144,10 @@ def _producer_of_logits(imp: Importing) -> Any:
     while node is not None and node.op_type in ("Add", "Mul", "Tanh"):  # a bias, a scale or a soft cap
         node = next((v.producer() for v in node.inputs if v.producer() is not None), None)
     if node is None or node.op_type not in LINEAR:
-        raise UserError("the logits are not the last norm's matrix multiplication with a head")
+        raise UserError(
+            "the logits are not the last norm's matrix multiplication with a head: export the decoder with its head "
+            "(exclude_lm_head=false in genai's builder)"
+        )
     part = part_of(node)
     assert part is not None, "label_parts comes first"
     if part.kind != HEAD:

@@ -51,6 +51,7 @@ class Case:
         noise: relative standard deviation of a time.
         pauses: share of steps that take 5 times as long.
         busy: share of the time in which other work makes steps take up to 4 times as long, a few in a row.
+        turn_s: other work has the core for so long after each time that the models had it for so long; 0 has none.
         planned_alpha, planned_tokens: what the plan believes, and judged tokens that it counts for.
         plan_off: the plan's times over the true ones; for every other width, and the drafter, the inverse.
         step_s: a plain step.
@@ -72,6 +73,7 @@ class Case:
     noise: float = 0.05
     pauses: float = 0.02
     busy: float = 0.0
+    turn_s: float = 0.0
     planned_alpha: float = 0.8
     planned_tokens: float = 4.0
     plan_off: float = 1.0
@@ -91,6 +93,7 @@ class Clock:
     true: float = 0.0
     rng: random.Random = field(init=False)
     _busy: bool = field(init=False, default=False)
+    _had_s: float = field(init=False, default=0.0)  # of the present turn
 
     def __post_init__(self) -> None:
         """Seed the noise."""
@@ -109,7 +112,11 @@ class Clock:
             self._busy = self.rng.random() < self.case.busy
         if self._busy:
             pause *= self.rng.uniform(1.0, 4.0)
-        self.now += seconds * pause * max(0.5, 1 + self.case.noise * self.rng.gauss(0, 1))
+        took = seconds * pause * max(0.5, 1 + self.case.noise * self.rng.gauss(0, 1))
+        if self.case.turn_s:
+            turns, self._had_s = divmod(self._had_s + took, self.case.turn_s)
+            took += turns * self.case.turn_s * self.rng.uniform(0.9, 1.1)
+        self.now += took
 
 
 class SimulatedModel(Model):

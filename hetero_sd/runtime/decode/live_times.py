@@ -1,9 +1,10 @@
 """The times of a run's steps, as seen; what was not run yet is predicted.
 
 A time is a low quantile of the last observations (seen.py): a pause of the system, or other work on the machine, hardly
-changes it. A prediction is the plan's number, corrected by how far its other numbers were off; it counts by the chance
-that all observations of its step were disturbed (step_times.py). Where the last few of a width are clearly others than
-those before, the processor became slower or faster: all widths are scaled until they are seen again.
+changes it; where that work makes drafting longer than it makes plain steps, drafting counts as so much longer
+(`seen.stretched`). A prediction is the plan's number, corrected by how far its other numbers were off; it counts by the
+chance that all observations of its step were disturbed (step_times.py). Where the last few of a width are clearly
+others than those before, the processor became slower or faster: all widths are scaled until they are seen again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 from costmodel.schema.plan import LivePrediction
 from hetero_sd.runtime.decode.drafters import MODEL
-from hetero_sd.runtime.decode.seen import RECENT, WINDOW, Seen
+from hetero_sd.runtime.decode.seen import RECENT, WINDOW, Seen, stretched
 from hetero_sd.runtime.decode.step_times import steps_of
 from hetero_sd.runtime.decode.trace import Round
 
@@ -165,7 +166,8 @@ class LiveTimes:
     def draft_s(self, source: str) -> float:
         """A drafted token."""
         if seen := self._draft.get(source):
-            return seen.low
+            plain = self._verify.get(1)
+            return seen.low * stretched(seen, plain) if plain else seen.low
         if source in self._drafted_before:
             return self._drafted_before[source] * self.step_s(1)
         return self._predicted.draft_s * self._correction() if source == MODEL else 0.0

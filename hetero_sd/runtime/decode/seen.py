@@ -12,6 +12,8 @@ _LOOKS_BACK, _BETWEEN = 40, 16  # times that tell a change; the last of them, am
 _TO_SD = 1.8  # of a normal distribution, from what lies between its lower tenth and its lower quartile
 _DISTURBED = 1.25  # times the tenth part, from which on other work is likely to have made a time longer
 _DRIFT = 0.2  # how far off the last few are that show another speed
+_LEFT_OUT = 10  # of so many times the longest one does not count for what is usual: it may be a pause
+_USUALLY, _NOISE = 8.0, 0.05  # times with which a stretch is half believed; relative, that is no stretch
 
 
 class Seen:
@@ -20,12 +22,13 @@ class Seen:
     Other work on the machine makes a time longer and nothing makes it shorter: a low quantile hardly moves with it.
     """
 
-    __slots__ = ("_sorted", "times")
+    __slots__ = ("_sorted", "_stretch", "times")
 
     def __init__(self, times: Iterable[float] = ()) -> None:
         """Start with some."""
         self.times = deque(times, maxlen=WINDOW)
         self._sorted = sorted(self.times)
+        self._stretch: float | None = None
 
     def append(self, seconds: float) -> None:
         """Add one, and forget the oldest."""
@@ -33,6 +36,7 @@ class Seen:
             del self._sorted[bisect_left(self._sorted, self.times[0])]
         self.times.append(seconds)
         insort(self._sorted, seconds)
+        self._stretch = None
 
     def __len__(self) -> int:
         """How many are remembered."""
@@ -52,6 +56,15 @@ class Seen:
     def spread(self) -> float:
         """Relative standard deviation of undisturbed times, from the lower quartile."""
         return _TO_SD * (self._sorted[(len(self._sorted) - 1) >> 2] / self.low - 1)
+
+    @property
+    def stretch(self) -> float:
+        """What it usually takes over `low`: the mean, of four and more without the longest tenth."""
+        if self._stretch is None:
+            count = len(self._sorted)
+            usual = self._sorted[: count - max(1, count // _LEFT_OUT)] if count > 3 else self._sorted
+            self._stretch = sum(usual) / len(usual) / self.low
+        return self._stretch
 
     @property
     def disturbed(self) -> int:
@@ -75,3 +88,15 @@ class Seen:
         slower = change > 1 + _DRIFT and recent[0] > before[3 * len(before) // 4]
         faster = change < 1 - _DRIFT and recent[3 * RECENT // 4] < before[len(before) // 10]
         return change if slower or faster else 1.0
+
+
+def stretched(seen: Seen, plain: Seen) -> float:
+    """How many times as much other work on the machine makes a time longer as it makes plain steps; 1 within noise.
+
+    A core that is shared in slices makes each step longer that is longer than a slice, and a shorter one now and then:
+    the low quantile of the one has the waiting in it, that of the other has not. A few times say little of that: they
+    are expected to be as much longer as plain steps are.
+    """
+    expected, count = plain.stretch, len(seen)
+    found = (count * seen.stretch + _USUALLY * expected) / (count + _USUALLY) / expected
+    return max(found - _NOISE, min(1.0, found + _NOISE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from hetero_sd.runtime.decode.seen import RECENT, Seen
+from hetero_sd.runtime.decode.seen import RECENT, Seen, stretched
 
 _OPTIMISM = 0.9  # on what was seen long ago
 _DISTURBED, _WEIGHT = 0.5, 5.0  # share of the times that other work makes longer, until many were seen; it counts for
@@ -61,4 +61,8 @@ def steps_of(
             hopeful[width] = found[width] * _OPTIMISM if width in before else narrower_s or found[width]
         elif width in verify:
             narrower_s = max(narrower_s, verify[width].low)
+    for width, times in verify.items() if plain else ():
+        if width > 1 and times:
+            more = stretched(times, verify[1])
+            found[width], hopeful[width] = max(found[1], more * found[width]), more * hopeful[width]
     return found, hopeful

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from costmodel.schema.plan import LivePrediction
+from hetero_sd.runtime.decode import live_times, step_times
 from hetero_sd.runtime.decode.drafters import Offer
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
@@ -55,6 +56,28 @@ BUSY = [
 def test_other_work_on_the_machine_is_not_taken_for_slow_drafting(case: sim.Case) -> None:
     """Half of the steps take up to four times as long; the time that is judged is that without."""
     assert sim.judge(case).over_best <= 1.05
+
+
+EXIT = {1: 1.0, 2: 1.1, 3: 1.17, 4: 1.27, 5: 1.3, 8: 1.52}  # SmolLM2-135M in int4, one thread
+IN_TURN = [
+    sim.Case(
+        *(f"{alpha}, turns of {turn_s}", 0.5, EXIT, sim.always(alpha)),
+        **{"answers": (128,) * 5, "step_s": 0.0038, "turn_s": turn_s, "early_exit": True, "warm": 0},
+    )
+    for alpha, turn_s in ((0.0, 0.004), (0.3, 0.004), (0.6, 0.004), (0.3, 0.0028), (0.3, 0.01))
+]
+
+
+@pytest.mark.parametrize("case", IN_TURN, ids=lambda case: case.name)
+def test_a_core_that_other_work_has_in_turn_makes_drafts_longer_more_rarely_than_steps(
+    case: sim.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least of a few drafts has no wait in it, each step has one: drafting seems to pay where it does not."""
+    assert sim.judge(case, range(2)).live <= ALLOWED
+    for module in (live_times, step_times):  # the negative control
+        monkeypatch.setattr(module, "stretched", lambda seen, plain: 1.0)
+    if case is IN_TURN[1]:
+        assert sim.judge(case, range(2)).live > ALLOWED + 0.02
 
 
 @pytest.mark.parametrize("planned_tokens", [4.0, 32.0])

@@ -69,6 +69,31 @@ def test_of_a_few_times_the_least_counts_and_a_lasting_change_is_followed() -> N
     assert times.draft_s("model") == 0.005
 
 
+def test_what_other_work_makes_longer_than_plain_steps_counts_as_so_much_longer() -> None:
+    """Turns of 4 ms: plain steps wait each time, drafts mostly; in the control plain steps do mostly, too."""
+    turns, control = LiveTimes(PREDICTED), LiveTimes(PREDICTED)
+    for i in range(40):
+        wait_s = 0.004 * (i % 4 > 0)
+        turns.measured(1, 0.010 + 0.004)
+        control.measured(1, 0.010 + 5 * wait_s)
+        for some in (turns, control):
+            some.measured_draft(0.002 + wait_s)
+            some.measured(2, 0.011 + 2 * wait_s)
+    assert turns.draft_s("model") == pytest.approx(0.002 * (1 + 5 / 6 * 1.5), rel=0.1)  # 40 of 48 times; 1.5: the waits
+    assert 0.014 < turns.step_s(2) < 0.017  # its mean
+    assert control.draft_s("model") == pytest.approx(0.002, rel=0.05)
+    assert control.step_s(2) < 0.0115
+
+
+def test_a_few_longer_drafts_are_no_sign_of_that() -> None:
+    times = LiveTimes(PREDICTED)
+    for _ in range(20):
+        times.measured(1, 0.010)
+    for seconds in (0.002, 0.002, 0.0022, 0.01):  # a pause
+        times.measured_draft(seconds)
+    assert times.draft_s("model") == 0.002
+
+
 def test_a_round_that_drafts_has_more_of_the_rest() -> None:
     times = LiveTimes(PREDICTED)
     times.observe(Round(0, 0, 0.0, 0.010, 0.0, 1e-6), 1)

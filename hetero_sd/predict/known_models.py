@@ -17,9 +17,11 @@ def _sizes(model_type: str, hidden: int, ffn: int, heads: int, kv: int, layers: 
 
 
 _TIED = {"tie_word_embeddings": True}
+_GEMMA_3 = {**_TIED, "sliding_window": 512}
 CONFIGS: dict[str, dict[str, Any]] = {
     "Llama-2-7B": _sizes("llama", 4096, 11008, 32, 32, 32, 32000),
     "Llama-2-13B": _sizes("llama", 5120, 13824, 40, 40, 40, 32000),
+    "Llama-3.1-8B": _sizes("llama", 4096, 14336, 32, 8, 32, 128256),
     "Llama-3.2-1B": _sizes("llama", 2048, 8192, 32, 8, 16, 128256, head_dim=64, **_TIED),
     "Llama-3.2-3B": _sizes("llama", 3072, 8192, 24, 8, 28, 128256, head_dim=128, **_TIED),
     "Phi-3-mini": _sizes("phi3", 3072, 8192, 32, 32, 32, 32064),
@@ -29,6 +31,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen2.5-7B": _sizes("qwen2", 3584, 18944, 28, 4, 28, 152064),
     "Qwen3-0.6B": _sizes("qwen3", 1024, 3072, 16, 8, 28, 151936, head_dim=128, **_TIED),
     "SmolLM2-1.7B": _sizes("llama", 2048, 8192, 32, 32, 24, 49152, **_TIED),
+    "gemma-3-270m": _sizes("gemma3_text", 640, 2048, 4, 1, 18, 262144, head_dim=256, **_GEMMA_3),
+    "gemma-3-1b": _sizes("gemma3_text", 1152, 6912, 4, 1, 26, 262144, head_dim=256, **_GEMMA_3),
     "TinyLlama-1.1B": _sizes("llama", 2048, 5632, 32, 4, 22, 32000),
 }
 

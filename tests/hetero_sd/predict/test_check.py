@@ -15,7 +15,7 @@ from costmodel.engine import GENERIC, INTERLEAVED, KERNELS, OURS, ROWS, WIDENING
 from costmodel.roofline import CpuSlice, GpuSlice, Roofline, all_cores
 from costmodel.work import step_ops
 from hetero_sd.cli import main
-from hetero_sd.predict.check import check_boards, check_one, contradictions, missed
+from hetero_sd.predict.check import check_boards, check_one, contradictions, kinds, missed
 from hetero_sd.predict.known_models import CONFIGS, known_model
 from hetero_sd.predict.published import boards_with_measurements, published_on, read_published
 from targets.boards import load_board
@@ -29,26 +29,39 @@ def test_text_as_people_read_it(capsys: pytest.CaptureFixture[str], golden: Gold
 
 def test_generic_kernels_explain_the_pi_5() -> None:
     """Memory and threads are right: decode within 15 % with four threads, within 20 % with any (issue 12)."""
-    rows = check_boards(["rpi5"], GENERIC.name)
-    assert len(rows) == 17
+    rows = [row for row in check_boards(["rpi5"], GENERIC.name) if row.published.engine not in ("Ollama", LATER)]
+    assert len(rows) == 25
     for row in rows:
         assert row.decode_ratio == pytest.approx(1, abs=0.15 if row.published.threads == 4 else 0.20), row
     assert {row.published.threads for row in rows} == {1, 2, 3, 4}
 
 
+def test_generic_kernels_explain_six_files_of_gemma_on_a_pi_4() -> None:
+    """Two models in three formats, which came to this project after its model of the board: all within 5 %."""
+    rows = [row for row in check_boards(["rpi4"], GENERIC.name) if row.published.model.startswith("gemma")]
+    assert len(rows) == 6
+    for row in rows:
+        assert row.decode_ratio == pytest.approx(1, abs=0.05), row
+        assert row.prefill_ratio == pytest.approx(1, abs=0.20), row
+
+
+LATER = "Ollama, 2025-09"
+UNKNOWN = {
+    ("rk3566", "Llama-3.2-1B", "llama.cpp, 2024-12"),
+    ("rk3588", "Llama-2-7B", "distributed-llama, 2024"),
+    ("rpi5", "Llama-3.2-3B", LATER),
+    *(("rpi5", model, "Ollama") for model in ("Llama-3.2-3B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Phi-3-mini")),
+}
 SLOW_KERNELS = {
     ("rk3588", "Phi-3-mini", "llama.cpp, 2024, Q4_0"),
     ("rk3588", "Qwen3-0.6B", "llama.cpp, 2026"),
-    ("rk3588", "Llama-2-7B", "distributed-llama, 2024"),
+    ("rpi4", "Llama-3.2-3B", "Ollama"),
 }
 
 
-@pytest.mark.parametrize(
-    ("engine", "expected"),
-    [(OURS, SLOW_KERNELS), (GENERIC.name, {("rk3588", "Llama-2-7B", "distributed-llama, 2024")})],
-)
+@pytest.mark.parametrize(("engine", "expected"), [(OURS, UNKNOWN | SLOW_KERNELS), (GENERIC.name, UNKNOWN)])
 def test_each_row_is_near_or_says_why_not(engine: str, expected: set[tuple[str, str, str]]) -> None:
-    """With our kernels the RK3588 is faster than three engines were; the kinds of kernels explain two (issue 12)."""
+    """With our kernels three engines are slower than predicted; the kinds of kernels explain those (issue 12)."""
     rows = check_boards([], engine)
     off = {
         (row.board, row.published.model, row.published.engine): row
@@ -63,13 +76,14 @@ def test_each_row_is_near_or_says_why_not(engine: str, expected: set[tuple[str, 
         assert line.endswith(row.published.reason)
     unexplained = [replace(row, published=replace(row.published, reason="")) for row in off.values()]
     assert all(line.endswith("nobody knows why") for line in missed(unexplained))
-    assert not missed([row for row in rows if row.board != "rk3588"])
+    near = [row for row in rows if (row.board, row.published.model, row.published.engine) not in expected]
+    assert not missed(near)
 
 
 def test_prompts_on_cores_without_dot_products() -> None:
-    """Eight prompts of a Pi 4, 0.84 to 1.36 of what was published; about twice too fast at 40 % of the peak."""
+    """14 prompts of a Pi 4, 0.84 to 1.36 of what was published; about twice too fast at 40 % of the peak."""
     rows = [row for row in check_boards(["rpi4"], GENERIC.name) if row.prefill_ratio is not None]
-    assert len(rows) == 8
+    assert len(rows) == 14
     assert statistics.median(abs((row.prefill_ratio or 0) - 1) for row in rows) < 0.12
     assert all(0.8 < (row.prefill_ratio or 0) < 1.4 for row in rows)
     board = load_board("rpi4")
@@ -95,6 +109,20 @@ def test_kinds_of_kernels_by_hand() -> None:
     (head,) = (op for op in step_ops(half, 512, 0) if op.name == "head")
     priced = GenericRoofline(board).op(head, CpuSlice(((board.clusters[0], 1),)))
     assert priced.compute_s == pytest.approx(512 * 896 * 151936 / (1.8e9))  # a multiply-add a cycle
+
+
+def test_our_prompts_are_said_to_be_no_trial_of_the_board() -> None:
+    """60 % of the float32 peak of a Pi 4, by the prediction of the row with float16 weights."""
+    rows = check_boards(["rpi4"], OURS)
+    (said,) = kinds(rows, OURS)
+    (row,) = (r for r in rows if (r.published.model, r.published.weights) == ("Qwen2.5-0.5B", "float16"))
+    assert row.prefill_tokens_per_s is not None
+    ops = step_ops(known_model("Qwen2.5-0.5B", "float16"), 1, 0)
+    flops = sum(op.flops for op in ops if op.kind == "linear" and op.name != "head")
+    share = row.prefill_tokens_per_s * flops / (4 * 1.8e9 * 8)
+    assert share == pytest.approx(0.60, abs=0.01)
+    assert "60 % of the float32 peak" in said
+    assert kinds([r for r in rows if r.published.prefill_tokens_per_s is None], OURS) == []
 
 
 def test_measurements_that_contradict_each_other_are_shown() -> None:

@@ -29,20 +29,23 @@ from passes.onnx.shapes import Known, known_shapes, points
 
 def norm_by_head(imp: Importing) -> PassLog:
     """Rewrite norms behind a Reshape or Transpose, and those of heads that lie before the positions."""
-    at = points(imp)[0]
-    known = known_shapes(imp, at)
-    by_position = (at.new, imp.facts.head_dim)  # the last axes of [B, H, S, D]
+    at = points(imp)
+    shapes = [known_shapes(imp, point) for point in at]
+    by_position = {  # values [B, H, S, D]
+        value
+        for value, found in shapes[0].items()
+        if found.shape[2:] == (at[0].new, imp.facts.head_dim)
+        and value in shapes[1]
+        and shapes[1][value].shape[2:] == (at[1].new, imp.facts.head_dim)
+    }
+    known = shapes[0]
     matched, notes = 0, []
     for node in list(imp.graph):
         if node.op_type != "RMSNormalization" or node.inputs[0].producer() is None:
             continue
         try:
             maker = node.inputs[0].producer()
-            if (
-                maker.op_type != "Transpose"
-                and node.inputs[0] in known
-                and known[node.inputs[0]].shape[2:] == by_position
-            ):
+            if maker.op_type != "Transpose" and node.inputs[0] in by_position:
                 maker = _there_and_back(node, known)
             if maker.op_type == "Transpose":
                 matched += _under_transpose(node, maker, known)

@@ -9,6 +9,7 @@ import pytest
 from passes.onnx.pass_context import run_pass
 from passes.onnx.rewrite.fuse_rms_norm import fuse_rms_norm
 from passes.onnx.rewrite.norm_by_head import norm_by_head
+from passes.onnx.shapes import points
 from passes.onnx.testing import importing, lines
 
 FUSED = ["y.norm = RMSNormalization(x, w) {axis: -1, epsilon: 1e-05}", "z = Neg(y.norm)"]
@@ -192,6 +193,37 @@ def test_heads_folded_into_the_sequence_are_taken_apart() -> None:
         "n = RMSNormalization(r.heads, w) {axis: -1}",
         "y = Reshape(n, [0, 0, 8])",
     ]
+
+
+_SEVEN = (
+    "g (int64[b,s] input_ids) => (float[b,s,28] y)"
+    f"<float[2,28] e = {{{','.join('1' * 56)}}}, float[4] w = {{1,1,1,1}}, int64[4] heads = {{0,0,7,4}}, "
+    "int64[3] back = {0,0,28}> { x = Gather(e, input_ids) r = Reshape(x, heads)"
+    " n = RMSNormalization <axis = -1> (r, w) y = Reshape(n, back) }"
+)
+
+
+def test_a_norm_of_heads_before_positions_gets_transposes() -> None:
+    """What lies between, here Neg, is no transpose: HunYuan rotates there."""
+    before = (
+        "x = Gather(e, input_ids) r = Reshape(x, heads) t = Transpose <perm = [0,2,1,3]> (r) h = Neg(t)"
+        " n = RMSNormalization <axis = -1> (h, w) u = Transpose <perm = [0,2,1,3]> (n) y = Reshape(u, back)"
+    )
+    assert by_head(before, ", int64[4] heads = {0,0,2,4}, int64[3] back = {0,0,8}")[3:7] == [
+        "h = Neg(t)",
+        "h.by_head = Transpose(h) {perm: [0, 2, 1, 3]}",
+        "n.untransposed = RMSNormalization(h.by_head, w) {axis: -1}",
+        "n.transposed = Transpose(n.untransposed) {perm: [0, 2, 1, 3]}",
+    ]
+
+
+def test_as_many_heads_as_new_tokens_at_a_point_are_still_heads() -> None:
+    heads = points(importing(_SEVEN))[0].new
+    assert heads == 7
+    imp = importing(_SEVEN, opset=23)
+    before = lines(imp.graph)
+    run_pass(norm_by_head, imp)
+    assert lines(imp.graph) == before
 
 
 def test_transpose_moves_below_the_norm() -> None:

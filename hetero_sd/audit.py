@@ -2,7 +2,8 @@
 
 Greedy: the tokens must be the same, bit for bit, whatever is drafted. Where they are not, the report says where, and by
 which margin the target prefers its own token there: a small one points to a row that depends on how many are computed
-with it, a large one to a cache that is wrong.
+with it, a large one to a cache that is wrong. N-grams are looked for in the target's own answers, of which some tokens
+are changed, so that drafts are accepted and taken back.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from hetero_sd.run_here import sequences
 from hetero_sd.runtime.decode.choose_policy import DRAFTERS, NGRAM, choose_policy
+from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap
@@ -29,6 +31,7 @@ from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
 from targets.errors import UserError
 
 DEFAULT_NEW_TOKENS = 64
+_CHANGED = 7  # of so many tokens in a row that n-grams are looked for in, one
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class AuditRequest:
 
     Attributes:
         bundle: its folder.
-        prompts: texts; None takes random tokens.
+        prompts: texts, one a line, or JSON lines; None takes random tokens.
         max_new_tokens: of each answer.
     """
 
@@ -155,7 +158,7 @@ def audit_models(
 ) -> AuditResult:
     """Compare the answers of each way, (drafter, gamma, policy), with those of the target alone."""
     alone = [list(generate(models.target, ids, request, Trace())) for ids in prompts]
-    made = [(Way(models, request, p, d), gamma) for d, gamma, p in ways]
+    made = [(Way(models, request, p, d, _pool(prompts, alone)), gamma) for d, gamma, p in ways]
     return AuditResult(tuple(_audit(way, prompts, alone, gamma) for way, gamma in made))
 
 
@@ -166,6 +169,16 @@ def audit_overlapped(
     alone = [list(generate(models.target, ids, request, Trace())) for ids in prompts]
     made = [Way(models, request, overlap=overlap) for overlap in overlaps]
     return AuditResult(tuple(_audit(w, prompts, alone, o.gamma, o.least) for w, o in zip(made, overlaps, strict=True)))
+
+
+def _pool(prompts: Sequence[list[int]], alone: Sequence[list[int]]) -> NgramPool:
+    """What n-grams are looked for in."""
+    pool = NgramPool()
+    for ids, answer in zip(prompts, alone, strict=True):
+        pool.begin()
+        for i, token in enumerate([*ids, *answer]):
+            pool.add(ids[0] if i % _CHANGED == _CHANGED - 1 else token)
+    return pool
 
 
 def _audit(

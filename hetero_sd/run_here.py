@@ -10,26 +10,24 @@ import numpy as np
 from hetero_sd.runtime.load import load_text
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.protocol import Model
-from hetero_sd.runtime.text.prompts import read_prompts
-from targets.errors import UserError
+from hetero_sd.runtime.text.prompts import ids_of, read_prompts
 
 _RANDOM_SEQUENCES = 4
 _RANDOM_TOKENS = 48
 
 
 def sequences(bundle: Bundle, target: Model, prompts: Path | None) -> Iterator[list[int]]:
-    """Token ids of the prompts, or of random sequences that are the same every time."""
+    """Token ids of the prompts, or of random sequences that are the same every time.
+
+    Raises:
+        UserError: the file is unusable, or has a prompt without ids or with one that the target does not know.
+    """
+    known = min(target.vocab, bundle.tokenizer.vocab if bundle.tokenizer else target.vocab)
     if prompts is None:
         rng = np.random.default_rng(0)
-        known = min(target.vocab, bundle.tokenizer.vocab if bundle.tokenizer else target.vocab)
         for _ in range(_RANDOM_SEQUENCES):
             yield rng.integers(0, known, min(_RANDOM_TOKENS, target.context)).tolist()
         return
     text = load_text(bundle)
     for prompt in read_prompts(prompts):
-        if isinstance(prompt.given, list):
-            yield prompt.given
-        elif text is None:
-            raise UserError(f"{prompt.where} is a text, but the bundle has no tokenizer: give token_ids")
-        else:
-            yield text.encode_prompt(prompt.given)
+        yield ids_of(prompt, None if text is None else text.encode_prompt, known)

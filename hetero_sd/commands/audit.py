@@ -26,7 +26,9 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "audit", "compare speculative answers with the target's own", EXAMPLE)
     p.add_argument("bundle", metavar="DIR", type=Path, help="the bundle")
-    p.add_argument("--prompts", metavar="FILE", type=Path, help="texts, one a line (default: random tokens)")
+    p.add_argument(
+        "--prompts", metavar="FILE", type=Path, help="texts, one a line, or JSON lines (default: random tokens)"
+    )
     p.add_argument("--max-new-tokens", metavar="N", type=int, default=64, help="of each answer (default 64)")
     p.add_argument("--json", action="store_true", help="print the comparison as JSON")
 

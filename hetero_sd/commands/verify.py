@@ -28,7 +28,9 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument("bundle", metavar="DIR", type=Path, help="the bundle")
     p.add_argument("--against", metavar="TARGET.onnx", type=Path, required=True, help="the model it was made from")
     add_variant(p)
-    p.add_argument("--prompts", metavar="FILE", type=Path, help="texts, one a line (default: random tokens)")
+    p.add_argument(
+        "--prompts", metavar="FILE", type=Path, help="texts, one a line, or JSON lines (default: random tokens)"
+    )
     p.add_argument("--from", dest="saved", metavar="F", type=Path, help="logits saved by run.py --save-logits")
     p.add_argument("--json", action="store_true", help="print the comparison as JSON")
 

@@ -22,7 +22,7 @@ from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import Models, Slots
 from hetero_sd.runtime.saved_state import load_state, save_state
 from hetero_sd.runtime.text.chat_template import SYSTEM, USER, Chat, Message
-from hetero_sd.runtime.text.prompts import Prompt, given_chat, prompt_of_text
+from hetero_sd.runtime.text.prompts import Prompt, given_chat, ids_of, prompt_of_text
 from hetero_sd.runtime.text.tokenizer import Text
 from targets.errors import UserError
 
@@ -139,18 +139,9 @@ class Session:
             UserError: it has no ids, or an id that the target does not know.
             PromptTooLong: it has more than the target's context.
         """
-        given = prompt.given
-        if isinstance(given, list):
-            ids = given
-        elif self.text is None:
-            raise UserError(f"{prompt.where} is a text, but the bundle has no tokenizer: give token_ids")
-        else:
-            ids = self.text.encode_prompt(self.with_system(given), self.template)
-        target = self.models.target
-        if not ids:
-            raise UserError(f"{prompt.where} is empty: give at least one token")
-        if strange := [i for i in ids if not 0 <= i < target.vocab]:
-            raise UserError(f"{prompt.where} has token id {strange[0]}, the target knows 0 to {target.vocab - 1}")
+        target, text = self.models.target, self.text
+        encode = None if text is None else lambda given: text.encode_prompt(self.with_system(given), self.template)
+        ids = ids_of(prompt, encode, target.vocab)
         if len(ids) > target.context:
             raise PromptTooLong(
                 f"{prompt.where} has {len(ids)} tokens, the target's context is {target.context}: shorten it"

@@ -129,6 +129,17 @@ def test_a_compiled_pair_and_a_target_alone_pass(tmp_path: Path, capsys: pytest.
         assert all(least in (0, gamma) for gamma, least in overlapped)
         assert all(way["drafted"] for way in result["ways"] if way["least"])
         assert any(way["gamma"] is None for way in result["ways"])
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": "hello"}, {"token_ids": [5, 6, 7]}, {"messages": [{"role": "user", "content": "a"}]}]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    assert main(["audit", out, "--json", "--prompts", str(prompts)]) == 0
+    ways = json.loads(capsys.readouterr().out)["ways"]
+    assert all(way["identical"] == way["prompts"] == 3 for way in ways)
+    assert all(0 < way["accepted"] < way["drafted"] for way in ways if way["gamma"] is not None)
+    prompts.write_text('{"token_ids": [5, 99999]}')
+    assert main(["audit", out, "--prompts", str(prompts)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"hetero-sd: error: {prompts} line 1 has token id 99999, the target knows 0 to 511\n"
 
 
 def test_wrong_numbers_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,30 @@ def prompt_of_text(text: str, where: str) -> Prompt:
     except UnicodeEncodeError:
         raise UserError(f"{where} is not valid Unicode text: give UTF-8") from None
     return Prompt(text, where)
+
+
+def ids_of(prompt: Prompt, encode: Callable[[str | Chat], list[int]] | None, vocab: int) -> list[int]:
+    """Return the ids of a prompt.
+
+    Args:
+        prompt: of any kind.
+        encode: of a text or a conversation; None where there is no tokenizer.
+        vocab: how many ids the target knows.
+
+    Raises:
+        UserError: it has no ids, or one that the target does not know; a text without a tokenizer.
+    """
+    if isinstance(prompt.given, list):
+        ids = prompt.given
+    elif encode is None:
+        raise UserError(f"{prompt.where} is a text, but the bundle has no tokenizer: give token_ids")
+    else:
+        ids = encode(prompt.given)
+    if not ids:
+        raise UserError(f"{prompt.where} is empty: give at least one token")
+    if strange := [i for i in ids if not 0 <= i < vocab]:
+        raise UserError(f"{prompt.where} has token id {strange[0]}, the target knows 0 to {vocab - 1}")
+    return ids
 
 
 def read_prompts(path: Path) -> list[Prompt]:

@@ -185,6 +185,8 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "granite-legacy17-fp32": ("granite", "legacy", dict(opset=17)),
     "olmo2-legacy18-eager-fp32": ("olmo2", "legacy", dict(opset=18, **EAGER)),
     "gpt2-legacy17-fp32": ("gpt2", "legacy", dict(opset=17)),
+    "gpt2-legacy13-eager-fp32": ("gpt2", "legacy", dict(opset=13, **EAGER)),
+    "qwen3-legacy14-fp32": ("qwen3", "legacy", dict(opset=14)),
     **{f"{family}-legacy17-fp32": (family, "legacy", dict(opset=17)) for family in (
         "opt", "falcon", "falcon-grouped", "nemotron")},
     "mixtral-legacy17-fp32": ("mixtral", "legacy", dict(opset=17)),

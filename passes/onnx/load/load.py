@@ -30,6 +30,7 @@ from targets.lfs import is_lfs_pointer, lfs_reason
 _WITH_PAST = "decoder_with_past_model.onnx"
 logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # it warns of files that are refused here, in one line
 _OLDEST_OPSET = 13  # before it, Split, Squeeze and ReduceSum had their sizes as attributes
+_SAME_OPSET = 17  # until it, operators got types and attributes, and none another meaning
 
 
 def load(path: Path) -> Any:
@@ -79,6 +80,8 @@ def load(path: Path) -> Any:
     except Exception as error:  # onnx_ir raises many classes for graphs that make no sense
         raise UserError(f"{path}: the graph is malformed ({_one_line(error)})") from error
     check_nodes(path, model)
+    opsets = model.graph.opset_imports
+    opsets[""] = max(opsets[""], _SAME_OPSET)  # passes write LayerNormalization, and Shape and Reshape with attributes
     return model
 
 

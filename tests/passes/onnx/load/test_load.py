@@ -169,6 +169,15 @@ def test_old_opset(tmp_path: Path) -> None:
     refused(path, "opset 11 is too old")
 
 
+@pytest.mark.parametrize(("stated", "read"), [(13, 17), (16, 17), (17, 17), (18, 18)])
+def test_opsets_whose_operators_mean_the_same_are_read_as_one(tmp_path: Path, stated: int, read: int) -> None:
+    """ReduceMean has its axes as an attribute until 17; passes write Shape, Reshape and norms as 17 has them."""
+    text = f"""<ir_version: 8, opset_import: ["" : {stated}]>
+    g (float[b,2] x) => (float[b,2] y) {{ y = Neg(x) }}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "a.onnx")
+    assert load(tmp_path / "a.onnx").graph.opset_imports[""] == read
+
+
 def test_control_flow(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
     g (bool c, float[2] x) => (float[2] y) {

@@ -110,7 +110,7 @@ class GpuDevice(Record):
         return GpuDevice(
             name=str(facts["name"]),
             version=str(facts["version"]),
-            driver=str(facts["driver"]),
+            driver=str(facts["driver_version"]),
             compute_units=int(facts["compute_units"]),
             clock_mhz=int(facts["clock_mhz"]),
             max_work_group=int(facts["max_work_group"]),

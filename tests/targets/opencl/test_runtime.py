@@ -12,6 +12,7 @@ import pytest
 from heap import heap_bytes
 from requirements import only_where
 
+from costmodel.schema.measured import GpuDevice
 from targets.opencl.runtime import OpenCLError
 
 pytestmark = pytest.mark.usefixtures("settled")
@@ -82,6 +83,9 @@ def test_device_facts(opencl: Any, device: Any) -> None:
     assert facts["version"].startswith("OpenCL ")
     assert facts["type"] in ("gpu", "accelerator", "cpu")
     assert facts["max_alloc_bytes"] >= 64 << 20
+    said = GpuDevice.of(facts)  # what a calibration keeps of them
+    assert (said.name, said.driver) == (device.device_name, facts["driver_version"])
+    assert said.driver and said.compute_units == facts["compute_units"]
 
 
 @pytest.mark.parametrize("size", [1, 4095, 256 << 10, (256 << 10) + 1, 1 << 20])

@@ -147,7 +147,8 @@ class LiveGamma:
 
     def choose(self, offers: Sequence[Offer]) -> Choice:
         """What the next round does: it drafts from the source that is expected to be fastest, or from none."""
-        if not offers or self._retime or self._since_plain >= self._refresh_tokens() or self.times.seen(1) < _TRIES:
+        timed = self.times.seen(1) >= _TRIES and not self.times.plain_is_doubtful
+        if not offers or self._retime or self._since_plain >= self._refresh_tokens() or not timed:
             return PLAIN
         switches, self._switches = self._switches, []
         best: tuple[Source, Offer] | None = None

@@ -20,6 +20,7 @@ from hetero_sd.runtime.decode.step_times import steps_of
 from hetero_sd.runtime.decode.trace import Round
 
 _SPREAD = 0.05  # until some deviations were seen
+_DOUBT = 0.9  # of a plain step, that a wider one must take less than to make it doubtful
 _STALE_TOKENS = 500  # after which times count no longer
 
 
@@ -119,6 +120,15 @@ class LiveTimes:
     def seen(self, width: int) -> int:
         """How often a step of the target was seen."""
         return len(self._verify.get(width, ()))
+
+    @property
+    def plain_is_doubtful(self) -> bool:
+        """Whether plain steps were seen a few times and took longer than steps of more rows, which never take less."""
+        plain = self._verify.get(1)
+        if plain is None or len(plain) >= 2 * RECENT:
+            return False
+        longest = _DOUBT * plain.low
+        return any(seen.low < longest for width, seen in self._verify.items() if width > 1 and seen)
 
     def width(self, gamma: int) -> int:
         """The entry point that verifies so many drafts; the widest where none is wide enough."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from costmodel.schema.plan import LivePrediction
+from hetero_sd.runtime.decode.drafters import Offer
+from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.live_times import LiveTimes
 from hetero_sd.runtime.decode.trace import Round
 
@@ -83,6 +85,18 @@ def test_what_other_work_makes_longer_than_plain_steps_counts_as_so_much_longer(
     assert 0.014 < turns.step_s(2) < 0.017  # its mean
     assert control.draft_s("model") == pytest.approx(0.002, rel=0.05)
     assert control.step_s(2) < 0.0115
+
+
+@pytest.mark.parametrize(("wider_s", "steps"), [(0.008, 14), (0.0095, 2)])
+def test_plain_steps_that_took_longer_than_wider_ones_are_seen_more_often(wider_s: float, steps: int) -> None:
+    """Other work must have been beside all of them: drafting would look better than it is. The control is noise."""
+    policy = LiveGamma(PREDICTED, [0, 1, 3])
+    for width in (1, 1, 2, 2):
+        policy.times.measured(width, 0.010 if width == 1 else wider_s)
+    policy.times.measured_draft(0.0001)
+    while policy.choose([Offer("model", 9)]).gamma == 0:
+        policy.observe(Round(0, 0, 0.0, 0.010, 0.0, 1e-5))
+    assert policy.times.seen(1) == steps
 
 
 def test_a_few_longer_drafts_are_no_sign_of_that() -> None:

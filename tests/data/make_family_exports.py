@@ -173,6 +173,7 @@ JOBS: dict[str, tuple[str, str, dict]] = {
         "opt-350m", "hunyuan", "nanochat")},
     # torch.onnx.export(dynamo=False)
     "llama-legacy17-fp32": ("llama", "legacy", dict(opset=17)),
+    "llama-legacy14-no-cache-presents": ("llama", "legacy", dict(opset=14, inputs="mask", cache=False, start=True)),
     "llama3-legacy17-eager-fp32": ("llama3", "legacy", dict(opset=17, **EAGER)),
     "mistral-legacy18-fp32": ("mistral", "legacy", dict(opset=18)),
     "phi3-legacy17-fp32": ("phi3", "legacy", dict(opset=17)),
@@ -312,6 +313,20 @@ class Plain(torch.nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
 
+class Start(torch.nn.Module):
+    """What optimum calls decoder_model: logits and the cache that a text starts with, without one to go on from."""
+
+    def __init__(self, model: transformers.PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask=None):
+        """Logits and the presents."""
+        cache = transformers.DynamicCache()
+        out = self.model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+        return out.logits, *(x for layer in cache.layers for x in (layer.keys, layer.values))
+
+
 class FlatCache(torch.nn.Module):
     """WithCache with any of the integer inputs left out, and the cache as a flat list of tensors."""
 
@@ -365,7 +380,10 @@ def export_torch(model: transformers.PreTrainedModel, path: Path, dynamo: bool, 
                 axes.append({0: "batch", 2: "past_sequence"})
                 inputs.append(f"past_key_values.{i}.{kind}")
                 outputs.append(f"present.{i}.{kind}")
-    module = (FlatCache(model, names) if cache else Plain(model)).eval()
+    start = options.get("start", False)
+    if start:
+        outputs += [f"present.{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
+    module = (FlatCache(model, names) if cache else Start(model) if start else Plain(model)).eval()
     if dynamo:
         shapes = (tuple(axes),) if cache else tuple(axes)
         program = torch.onnx.export(

@@ -77,7 +77,9 @@ def normalise_io_names(imp: Importing) -> PassLog:
         raise UserError(f"the model has no output named logits (it has {', '.join(v.name for v in graph.outputs)})")
     if layers == 0:
         for name in [n for n in made if n != "logits"]:  # a graph that starts a text and cannot go on with it
-            dropped.append(made.pop(name).name)
+            value = made.pop(name)
+            dropped.append(value.name)
+            value.name = f"{value.name}.exported"  # add_cache gives the name to another value
     elif _layers(made, "present") != layers:
         raise UserError(f"the model takes caches of {layers} layers and gives back another number")
     _reorder(graph.inputs, found, layers, "past_key_values")

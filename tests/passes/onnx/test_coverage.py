@@ -515,7 +515,7 @@ The exports are made by the scripts in `tests/data`.
 Find your family's row and your exporter's column. A cell names what was exported: the precision, and what else is
 special (`13` to `18`: the opset; `eager`: attention written out, else sdpa; `qdq`: blocked DequantizeLinear; `int4`
 and `int8` are symmetric in blocks of 32 unless they say otherwise; `ids-and-cache`, `no-positions`, `no-cache`:
-inputs left out).
+inputs left out; `presents`: optimum's decoder_model.onnx, which gives a cache and takes none).
 "dynamo" is `torch.onnx.export(dynamo=True)` and "torchscript" is `dynamo=False` at opsets 13 to 18, of torch 2.13 and
 transformers 5.23 (OPT, Falcon, Nemotron, MPT: 5.24); "optimum-onnx" is 0.1.0; "genai" is onnxruntime-genai's builder.
 "onnxruntime's quantisers" are those of onnxruntime 1.32 on a float32 export of another column: `dynamic` is

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from costmodel.prompt_chunks import next_pieces
 
+LEAST_SHARED = 8  # rows that are worth the copies of a block when another text has them
 BOUND_STEPS = 10.0  # steps of one text alone that a running text waits at most between its tokens, where nobody says
 
 

@@ -50,6 +50,11 @@ class BatchText:
         """Whether more than one token is to be fed before the next one is known."""
         return self.unread > 1
 
+    def take_over(self, rows: int) -> None:
+        """Have the first rows, up to this number, from a text that begins as this one does."""
+        self.unread -= rows - int(self.past)
+        self.past = float(rows)
+
     def feed(self, tokens: int, now_s: float, made: float = 1.0) -> None:
         """Rows of the prompt; with the last one, and after it, tokens come."""
         read = min(tokens, self.unread)

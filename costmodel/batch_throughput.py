@@ -1,4 +1,7 @@
-"""What requests that come together get: rounds as a server makes them, counted out by the times of their calls."""
+"""What requests that come together get: rounds as a server makes them, counted out by the times of their calls.
+
+Where their prompts begin in common, the first one reads that beginning and the others take its rows over.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from costmodel.batch import BOUND_STEPS, Unread, admits, plan_reading
+from costmodel.batch import BOUND_STEPS, LEAST_SHARED, Unread, admits, plan_reading
 from costmodel.batch_calls import CallTimes
 from costmodel.batch_drafts import ChosenDrafts, RoundSoFar, choose_drafts, share_rows
 from costmodel.batch_text import BatchText, Drafting, ModelDrafting
@@ -17,11 +20,27 @@ from costmodel.speculative import expected_tokens
 
 @dataclass(frozen=True)
 class Requests:
-    """What is asked: so many requests at once, each with a prompt and an answer of so many tokens."""
+    """What is asked: so many requests at once, each with a prompt and an answer of so many tokens.
+
+    Attributes:
+        shared_tokens: that all prompts begin with in common.
+    """
 
     count: int
     prompt_tokens: int
     new_tokens: int
+    shared_tokens: int = 0
+
+    @property
+    def taken_over(self) -> int:
+        """Tokens that a prompt has from another one; the last one of a prompt is always read."""
+        shared = min(self.shared_tokens, self.prompt_tokens - 1)
+        return shared if shared >= LEAST_SHARED else 0
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of all prompts that are read."""
+        return self.count * self.prompt_tokens - (self.count - 1) * self.taken_over
 
 
 @dataclass(frozen=True)
@@ -81,7 +100,10 @@ def throughput(
     while waiting or at_work:
         while waiting and len(at_work) < slots and admits(len(at_work), bound, times):
             at_work.append(waiting.pop())
-        prompts = [text for text in at_work if text.reading]
+        for text in at_work:
+            if text.past < asked.taken_over <= texts[0].past:
+                text.take_over(asked.taken_over)
+        prompts = [text for text in at_work if text.reading and (text is texts[0] or text.past >= asked.taken_over)]
         pasts = [text.past for text in at_work if not text.reading]
         times.past = sum(pasts) / len(pasts) if pasts else 0.0
         planned = plan_reading([Unread(int(t.past), t.unread) for t in prompts], len(pasts), bound, times)
@@ -117,7 +139,7 @@ def throughput(
         for text, tokens in riding:
             text.feed(tokens, now)
         at_work = [text for text in at_work if text.left > 0]
-    alone = asked.count * _alone_s(asked, times)
+    alone = _alone_s(asked, times, 0) + (asked.count - 1) * _alone_s(asked, times, asked.taken_over)
     gaps = [b - a for text in texts for a, b in pairwise(text.told_s)]
     tokens = asked.count * asked.new_tokens
     return Throughput(
@@ -135,9 +157,9 @@ def throughput(
     )
 
 
-def _alone_s(asked: Requests, times: CallTimes) -> float:
-    """One request on its own: its prompt in pieces, then step by step."""
-    done, took, calls = 0, 0.0, times.predicted
+def _alone_s(asked: Requests, times: CallTimes, done: int) -> float:
+    """One request on its own: its prompt after `done` tokens in pieces, then step by step."""
+    took, calls = 0.0, times.predicted
     while done < asked.prompt_tokens:
         tokens, _ = next_pieces(asked.prompt_tokens - done, times.chunks)[0]
         took, done = took + times.read_s(tokens, done), done + tokens

@@ -94,6 +94,13 @@ def add_parser(subparsers: Subparsers) -> None:
         default=1,
         help="answered at a time, with `compile --slots N`; they draft where --ngram-alpha is given (default 1)",
     )
+    p.add_argument(
+        "--shared-prefix",
+        metavar="N",
+        type=int,
+        help="with --requests: tokens that all prompts begin with in common, such as a system message; they are read "
+        "once, and what that saves is said",
+    )
     p.add_argument("--sampled", action="store_true", help="tokens are sampled, not the best ones")
     p.add_argument("--factors", metavar="FILE", type=Path, help="factors of a calibration, in place of the board's")
     p.add_argument(
@@ -167,4 +174,5 @@ def request_of(options: argparse.Namespace) -> PredictRequest:
         sampled=options.sampled,
         factors=options.factors,
         requests=options.requests,
+        shared_prefix=options.shared_prefix,
     )

@@ -9,7 +9,7 @@ from costmodel.batch_cores import BatchDraft, batch_cores, batch_on
 from costmodel.batch_text import Drafting
 from costmodel.batch_throughput import Requests, Throughput
 from costmodel.question import NGRAM, Decision, Question, Variant
-from costmodel.roofline import CpuSlice
+from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, acceptance_rate, break_even_alpha
@@ -22,6 +22,21 @@ from hetero_sd.predict.inputs import AlphaFile, read_alpha_file, read_factors
 from hetero_sd.predict.like import baseline_note, like
 from hetero_sd.predict.request import PredictRequest, check, question_of
 from targets.boards import load_board
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What a beginning in common saves.
+
+    Attributes:
+        prompt_tokens: of all prompts.
+        read_tokens: of them, those that are read.
+        apart: what the requests get where each reads its whole prompt.
+    """
+
+    prompt_tokens: int
+    read_tokens: int
+    apart: Throughput
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,7 @@ class Prediction:
         alphas: the bounds of the acceptance.
         time: of a whole answer; this and what follows only where a request was answered.
         together: what several requests at a time get, where they were asked for.
+        sharing: what a beginning that their prompts have in common saves, where there is one.
         changes: the inputs with the most leverage, and the value of each at which the verdict flips.
         assumed: what the request left open, and what was taken.
         command: what compiles the best variant.
@@ -53,6 +69,7 @@ class Prediction:
     alphas: tuple[Acceptance, Acceptance] | None = None
     time: AnswerTime | None = None
     together: Throughput | None = None
+    sharing: Sharing | None = None
     changes: tuple[Change, ...] = ()
     assumed: tuple[str, ...] = ()
     command: str = ""
@@ -88,10 +105,13 @@ def answer(request: PredictRequest) -> Prediction:
     question.check()
     prediction = predict(question, measured, stated)
     best, (prompt, new, _) = prediction.decision.best, request.lengths
+    asked = Requests(request.requests, prompt, new, request.shared_prefix or 0)
+    together, sharing = _together(prediction, asked, request)
     found = replace(
         prediction,
         time=answer_time(prediction.search, best, prompt, new, threads_given=request.threads is not None),
-        together=_together(prediction, Requests(request.requests, prompt, new), request),
+        together=together,
+        sharing=sharing,
         changes=what_would_change(prediction.search, prediction.decision, prediction.alphas),
         assumed=tuple(assumptions(request, prediction.search, best)),
     )
@@ -129,10 +149,10 @@ def predict(question: Question, measured: AlphaFile | None = None, alpha_given: 
     return replace(prediction, pays_from=break_even_alpha(gain_of(search, best, decision.baseline)))
 
 
-def _together(p: Prediction, asked: Requests, request: PredictRequest) -> Throughput | None:
+def _together(p: Prediction, asked: Requests, request: PredictRequest) -> tuple[Throughput | None, Sharing | None]:
     """What requests that come together get of the target and the drafter that a bundle has; None of a single one."""
     if asked.count == 1:
-        return None
+        return None, None
     best, question, draft = p.decision.best, p.question, None
     drafting = None if request.ngram_alpha is None else Drafting(request.ngram_alpha, request.ngram_match)
     beside = best if best.draft is not None else p.speculative
@@ -141,7 +161,16 @@ def _together(p: Prediction, asked: Requests, request: PredictRequest) -> Throug
         draft = BatchDraft(beside.draft, beside.draft_placement, alpha)
     reading = reading_place(p.search, best.target, best.target_placement, request.threads is not None)
     chunks = chunk_widths(p.search, best.target, reading)
-    return batch_on(question, best.target, best.target_placement, asked, drafting, draft, chunks, reading)
+
+    def of(requests: Requests) -> Throughput:
+        return batch_on(question, best.target, best.target_placement, requests, drafting, draft, chunks, reading)
+
+    apart = replace(asked, shared_tokens=0)
+    if not asked.shared_tokens:
+        return of(asked), None
+    if any(isinstance(s.processor, GpuSlice) for s in best.target_placement.segments):
+        asked = apart  # every slot has rows of its own there
+    return of(asked), Sharing(apart.read_tokens, asked.read_tokens, of(apart))
 
 
 def fastest_alone(question: Question) -> Variant:

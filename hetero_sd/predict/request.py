@@ -53,6 +53,7 @@ class PredictRequest:
         sampled: tokens are sampled, not the best ones.
         factors: factors of a calibration, in place of the board's.
         requests: that are answered at a time, by a target with as many slots.
+        shared_prefix: tokens that the prompts of all requests begin with in common.
     """
 
     target: Path | None
@@ -76,6 +77,7 @@ class PredictRequest:
     sampled: bool = False
     factors: Path | None = None
     requests: int = 1
+    shared_prefix: int | None = None
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -133,10 +135,19 @@ def check(request: PredictRequest) -> PredictRequest:
         raise UserError(f"--gamma {request.gamma}: it must lie between 0 and {MOST_GAMMA}")
     if not 1 <= request.requests <= MOST_SLOTS:
         raise UserError(f"--requests {request.requests}: must be 1 to {MOST_SLOTS} at a time")
+    if request.shared_prefix is not None:
+        _check_shared_prefix(request.shared_prefix, request.requests, request.lengths[0])
     request = replace(request, weights=DEFAULT_WEIGHTS if request.weights is None else request.weights)
     check_formats(request.formats, request.head)
     kv_format(request.kv)
     return request
+
+
+def _check_shared_prefix(shared: int, requests: int, prompt_tokens: int) -> None:
+    if requests == 1:
+        raise UserError("--shared-prefix is what several prompts begin with: give --requests, too")
+    if not 1 <= shared <= prompt_tokens:
+        raise UserError(f"--shared-prefix {shared}: must be 1 to {prompt_tokens}, the tokens of a prompt")
 
 
 def question_of(request: PredictRequest, board: Board, factors: Factors, measured: AlphaFile | None) -> Question:

@@ -14,7 +14,7 @@ from costmodel.ties import LEAST_GAIN, end_of_tie
 from costmodel.uncertainty import Interval, used_processors
 from hetero_sd.calibrated_board import GPU_HOW
 from hetero_sd.predict.number_names import in_words
-from hetero_sd.predict.predict import Prediction
+from hetero_sd.predict.predict import Prediction, Sharing
 from hetero_sd.predict.story import outcome_text
 from hetero_sd.predict.units import plain
 
@@ -55,6 +55,8 @@ def notes(p: Prediction) -> list[str]:
         found.append(gpu_note(p.question) + _on_the_cores(p))
     if p.together is not None:
         found.append(together_note(p.together, p.question.slots))
+    if p.together is not None and p.sharing is not None:
+        found.append(sharing_note(p.together, p.sharing))
     base = p.decision.baseline
     on = where_text(base.target_placement, base.target)
     found.append(
@@ -101,6 +103,19 @@ def together_note(t: Throughput, requests: int) -> str:
         f"{t.tokens_per_s / t.alone_tokens_per_s:.2f} x one after the other; {gaps}; the first token after "
         f"{wait(t.first_token_s)} on average; {100 * t.rows_filled:.0f} % of the rows are filled, prompts alone take "
         f"{100 * t.prompt_share:.0f} % of the time"
+    )
+
+
+def sharing_note(t: Throughput, sharing: Sharing) -> str:
+    """What a beginning in common saves."""
+    saved, apart = sharing.prompt_tokens - sharing.read_tokens, sharing.apart
+    if not saved:
+        return "the beginning that the prompts have in common is read by each: on a GPU, and where it is very short"
+    return (
+        f"the prompts' beginning in common is read once: {saved} of {sharing.prompt_tokens} tokens are not read "
+        f"({100 * saved / sharing.prompt_tokens:.0f} %), all answers are there after {wait(t.seconds)} where they took "
+        f"{wait(apart.seconds)}, and the first token after {wait(t.first_token_s)} where it took "
+        f"{wait(apart.first_token_s)}"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from bundles import some_plan, some_prediction
 
 from costmodel.schema.batch import BatchPrediction
-from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Outputs, Pending, Row, Slots
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Outputs, Pending, Row, SlotCache, Slots
 from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.batch_engine import BatchEngine
 from hetero_sd.runtime.serve.engine import Ended, Event, Failed, GenerationRequest, TextPiece
@@ -32,6 +32,7 @@ class ToySlots(Slots):
         chunk_s: float = 6.0,
         of_target: float = 1.0,
         beside: ToySlots | None = None,
+        rows_to_share: bool = False,
     ) -> None:
         """Of a model for each slot; a draft model's rows take a share of the target's, and advance its clock."""
         first, self._made, self._poison = made[0], made, poison
@@ -43,6 +44,7 @@ class ToySlots(Slots):
         self.prefill_widths = (8,)
         self.calls: list[Any] = []  # (slot, tokens) of chunks, the slots of rows
         self.fault: Exception | None = None
+        self.cache = ToyCache(made) if rows_to_share else None
 
     def slot(self, slot: int) -> Model:
         return _Chunks(self, self._made[slot], slot)
@@ -59,6 +61,24 @@ class ToySlots(Slots):
         logits = np.concatenate([self._made[r.slot].forward([r.token], r.pos) for r in rows])
         bad = np.array([row.token == self._poison for row in rows])
         return {LOGITS: logits, CHOICE: np.where(bad, -1, logits.argmax(-1))}
+
+
+class ToyCache(SlotCache):
+    """The rows of toy models, which can be copied and not mapped."""
+
+    def __init__(self, made: Sequence[Any]) -> None:
+        self._made, self.slots = made, len(made)
+        self.context = self.block_rows = made[0].context
+        self.blocks = self.slots
+
+    def map(self, slot: int, first: int, blocks: Sequence[int]) -> None:
+        raise AssertionError("a block is a slot")
+
+    def read(self, slot: int, begin: int, end: int) -> list[Any]:
+        return [np.array(self._made[slot].rows[begin:end])]
+
+    def write(self, slot: int, begin: int, rows: Sequence[Any]) -> None:
+        self._made[slot].rows[begin:] = rows[0].tolist()
 
 
 class _Chunks(Model):

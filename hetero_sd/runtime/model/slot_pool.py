@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from costmodel.batch import LEAST_SHARED
 from hetero_sd.runtime.model.cache_blocks import CacheBlocks
 from hetero_sd.runtime.model.protocol import Slots
-
-_LEAST_SHARED = 8  # rows that are worth the copies of a block
 
 
 class Slot:
@@ -94,7 +93,7 @@ class SlotPool:
             return 0
         rows, source = self._most_held(ids)
         rows, own = min(rows, len(ids) - 1), len(slot.tokens)
-        if rows < own + _LEAST_SHARED or slot.tokens != list(ids[:own]):
+        if rows < own + LEAST_SHARED or slot.tokens != list(ids[:own]):
             return 0
         if source is None:
             rows = self._blocks.take_kept(slot.number, ids, own, rows)
@@ -107,7 +106,7 @@ class SlotPool:
     def worth_waiting_for(self, ids: Sequence[int], others: Sequence[int]) -> int:
         """Rows of a text with these ``ids`` that one with ``others`` will hold; 0 where `share` has none of them."""
         rows = min(common(others, ids), len(ids) - 1)
-        return rows if self._blocks is not None and rows >= _LEAST_SHARED else 0
+        return rows if self._blocks is not None and rows >= LEAST_SHARED else 0
 
     def _most_held(self, ids: Sequence[int]) -> tuple[int, Slot | None]:
         """The most of the first ``ids`` that is held, and the slot that does; None for a text that has none."""

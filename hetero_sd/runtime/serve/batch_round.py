@@ -49,10 +49,7 @@ class BatchRound:
 
     def run(self) -> None:
         """Read of prompts what fits, then feed the rows of all texts that run."""
-        prompts = [work for work in self._work if work.text.reading and not work.waits(self._work)]
-        for work in prompts:
-            work.text.trace.kept_tokens += self._pool.share(work.slot, work.asked.ids)
-        prompts = [work for work in prompts if work.text.reading]
+        prompts = [work for work in self._work if work.text.reading and self._may_read(work)]
         running = [work.text.past for work in self._work if not work.text.reading]
         unread = [Unread(work.text.past, work.text.unread) for work in prompts]
         planned = self._scheduler.reading(unread, running)
@@ -66,6 +63,13 @@ class BatchRound:
             drafts = self._drafts.of_round([(w.text, w.sources) for w in running_now], sum(riding.values()))
             drafted = {id(work): drafts.get(i, ()) for i, work in enumerate(running_now)}
             self._feed(batch, [w.text.rows(riding.get(id(w), 1), drafted.get(id(w), ())) for w in batch])
+
+    def _may_read(self, work: AtWork) -> bool:
+        """Take over what others hold of a prompt; whether more is to be read now, and not to be had by waiting."""
+        if work.waits(self._work):
+            return False
+        work.text.trace.kept_tokens += self._pool.share(work.slot, work.asked.ids)
+        return work.text.reading
 
     def _read(self, work: AtWork, tokens: int) -> None:
         """A piece of a prompt, unless its request has ended in this round."""

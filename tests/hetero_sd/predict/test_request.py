@@ -292,9 +292,44 @@ def test_several_requests_together(models: dict[str, Path]) -> None:
     assert drafting.drafted_per_round > 0
 
 
+def test_a_beginning_in_common_is_read_once(models: dict[str, Path]) -> None:
+    """Eight prompts of 80 tokens, 64 in common: seven of them are not read."""
+    lengths: dict[str, Any] = {"prompt_tokens": 80, "new_tokens": 16, "weights": ("int8",), "requests": 8}
+    apart, shared = (asked(models, **lengths, shared_prefix=n) for n in (None, 64))
+    assert apart.sharing is None
+    assert json.loads(predict_json(apart))["sharing"] is None
+    found, sharing = shared.together, shared.sharing
+    assert found is not None
+    assert sharing is not None
+    assert (sharing.prompt_tokens, sharing.read_tokens, sharing.apart) == (640, 640 - 7 * 64, apart.together)
+    assert found.seconds < 0.8 * sharing.apart.seconds
+    assert "448 of 640 tokens are not read (70 %)" in " ".join(predict_text(shared).split())
+    assert json.loads(predict_json(shared))["sharing"]["read_tokens"] == 192
+    whole = asked(models, **lengths, shared_prefix=80)  # one prompt, whose last token is read by each
+    assert whole.sharing is not None
+    assert whole.sharing.read_tokens == 80 + 7
+    for more in (
+        {"board": "rk3588", "place": "target=gpu,draft=cpu"},
+        {"shared_prefix": 7},
+    ):  # every slot has rows of its own there; too few to copy
+        nothing = asked(models, **{**lengths, "shared_prefix": 64, **more})
+        assert nothing.sharing is not None
+        assert nothing.sharing.apart == nothing.together
+        assert "is read by each" in " ".join(predict_text(nothing).split())
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        ({"shared_prefix": 9}, "--shared-prefix is what several prompts begin with: give --requests, too"),
+        (
+            {"requests": 2, "prompt_tokens": 64, "shared_prefix": 65},
+            "--shared-prefix 65: must be 1 to 64, the tokens of a prompt",
+        ),
+        (
+            {"requests": 2, "prompt_tokens": 64, "shared_prefix": 0},
+            "--shared-prefix 0: must be 1 to 64, the tokens of a prompt",
+        ),
         ({"requests": 0}, "--requests 0: must be 1 to 64 at a time"),
         ({"requests": 65}, "--requests 65: must be 1 to 64 at a time"),
     ],

@@ -502,17 +502,24 @@ def test_memory_stays_flat_over_two_thousand_requests(tiny_slots: Path) -> None:
         (Requests(7, 33, 12), 3, 20.0),
         (Requests(5, 1, 9), 5, 2.6),
         (Requests(4, 100, 6), 4, None),
+        (Requests(8, 60, 12, 48), 8, 20.0),
+        (Requests(8, 60, 12, 44), 3, None),  # a chunk has rows of the first one's own
+        (Requests(6, 41, 7, 41), 6, 12.0),  # one prompt: its last token is read by each
+        (Requests(4, 20, 5, 7), 4, 30.0),  # too few rows to be copied
     ],
 )
 def test_rounds_take_what_the_cost_model_counts_out(
     letters: Letters, asked: Requests, slots: int, bound_s: float | None
 ) -> None:
     """On the clock of the calls the engine takes exactly as long as predicted; with other calls it does not."""
-    engine = engine_of(letters, slots, between_tokens_s=bound_s, calls=CALLS)
-    prompts = [[70 + i] * asked.prompt_tokens for i in range(asked.count)]
+    engine = engine_of(letters, slots, between_tokens_s=bound_s, calls=CALLS, rows_to_share=True)
+    own = asked.prompt_tokens - asked.shared_tokens
+    prompts = [[69] * asked.shared_tokens + [70 + i] * own for i in range(asked.count)]
     run_all(engine, *(GenerationRequest(ids, {"max_new_tokens": asked.new_tokens}) for ids in prompts))
     counts, found = counts_of(engine), throughput(asked, slots, CALLS, bound_s)
     assert counts.tokens == asked.count * asked.new_tokens
+    tokens = engine.snapshot().tokens
+    assert tokens.prompt - tokens.kept == asked.read_tokens
     assert counts.busy_s == pytest.approx(found.seconds)
     assert counts.longest_gap_s == pytest.approx(found.longest_gap_s)
     assert counts.rows / counts.computed_rows == pytest.approx(found.rows_filled)

@@ -17,6 +17,7 @@ from costmodel.uncertainty import Intervals
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.inputs import check_formats, load_specs
 from hetero_sd.predict.predict import bundle_question
+from hetero_sd.predict.unmeasured import deciding
 from targets.boards import load_board
 from targets.errors import UserError
 from targets.kv_format import DEFAULT_KV
@@ -76,14 +77,14 @@ def sweep_point(
 ) -> dict[str, Any]:
     """One row; where nothing fits, the row says so under `problem`."""
     row: dict[str, Any] = {
-        "target": targets[0].name,
-        "draft": drafts[0].name if drafts else "",
+        "target": _name(targets),
+        "draft": _name(drafts),
         "board": board.name,
         "alpha": alpha,
         "context": context,
     }
     try:
-        search = Search(bundle_question(Question(board, targets, drafts, alpha, context, factors_of(board))))
+        search = Search(deciding(bundle_question(Question(board, targets, drafts, alpha, context, factors_of(board)))))
         interval_of = Intervals(search)
         best = settle_ties(search.decide(), interval_of).best
     except UserError as error:
@@ -113,6 +114,14 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _name(specs: Sequence[DecoderSpec]) -> str:
+    """A model's name; that of a config.json ends with its format, which is left out where there are several."""
+    if not specs:
+        return ""
+    name = specs[0].name
+    return name if len(specs) == 1 or specs[0].whole is not None else name.rpartition(" ")[0]
 
 
 def _specs(

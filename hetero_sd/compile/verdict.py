@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from costmodel.question import Variant
-from costmodel.roofline import GpuSlice
 from costmodel.schema.plan import OVERLAPPED, TARGET_ONLY
 from costmodel.schema.record import R
-from costmodel.uncertainty import used_processors
 from hetero_sd.predict.predict import Prediction
-from hetero_sd.predict.sentences import gpu_kernels_measured, models_of, rate, where_text
+from hetero_sd.predict.sentences import models_of, rate, where_text
+from hetero_sd.predict.unmeasured import gpu_kernels_measured, uses_gpu
 
 
 def plan_verdict(asked: Prediction, free: Prediction, given: Sequence[str], has_draft: bool, draft_bytes: int) -> str:
@@ -28,7 +27,7 @@ def plan_verdict(asked: Prediction, free: Prediction, given: Sequence[str], has_
     speed = f"{rate(best.tokens_per_s)} tokens/s predicted ({rate(sure.low)} to {rate(sure.high)})"
     board = asked.question.board.name
     said = [f"On {board}: {describe(best)}: {speed}, {best.against_best:.2f} x the best single processor alone."]
-    if any(isinstance(p, GpuSlice) for p in used_processors(best)) and not gpu_kernels_measured(asked.question):
+    if uses_gpu(best) and not gpu_kernels_measured(asked.question):
         said.append("The GPU's times come from the board's numbers; none of its kernels was measured there.")
     if given:
         said.append(_override(best, free.decision.best, given))

@@ -9,22 +9,18 @@ from typing import Any
 
 from markupsafe import Markup
 
-from costmodel.decoder import DecoderSpec
 from costmodel.estimate import seconds
-from costmodel.placement import Placement
 from costmodel.question import Variant, gb
-from costmodel.roofline import CpuSlice, GpuSlice, Processor
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.speculative import Acceptance, at_position
-from costmodel.work import step_ops, totals
 from hetero_sd.predict.axes import Axis, Mark
 from hetero_sd.predict.charts import Bar, Line, gain_map, line_chart, stacked_bars, timeline
 from hetero_sd.predict.chrome_trace import round_spans
 from hetero_sd.predict.page import both, render
 from hetero_sd.predict.predict import Prediction
+from hetero_sd.predict.processor_charts import roofline_chart, verify_curves
 from hetero_sd.predict.sentences import (
     change_notes,
-    gpu_note,
     models_of,
     notes,
     plural,
@@ -35,7 +31,7 @@ from hetero_sd.predict.sentences import (
     where_text,
 )
 from hetero_sd.predict.story import MOST_GAMMA, gain_over_baseline, outcome_text, relative_cost
-from hetero_sd.predict.text import MOST_POTENTIAL, MOST_ROWS, facts_used
+from hetero_sd.predict.text import MOST_POTENTIAL, MOST_ROWS, POTENTIAL, facts_used
 from hetero_sd.predict.units import size, with_unit
 
 _ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -56,8 +52,8 @@ def html_report(p: Prediction) -> str:
         variants=_variants(p),
         potential=_potential(p),
         speculation=_speculation(p),
-        verify=_verify_curves(p),
-        roofline=_roofline(p),
+        verify=verify_curves(p),
+        roofline=roofline_chart(p),
         round=_round(p),
         memory=_memory(p),
         facts=_facts(p),
@@ -90,7 +86,9 @@ def _variants(p: Prediction) -> dict[str, Any]:
 
 
 def _potential(p: Prediction) -> dict[str, Any]:
-    return {"titles": _TITLES, "rows": [_variant(v, "", "no") for v in p.potential[:MOST_POTENTIAL]]}
+    pairs = list(zip(p.potential, p.potential_intervals, strict=True))[:MOST_POTENTIAL]
+    rows = [_variant(v, f"{rate(i.low)} to {rate(i.high)}", "no") for v, i in pairs]
+    return {"title": POTENTIAL.capitalize(), "titles": _TITLES, "rows": rows}
 
 
 def _variant(v: Variant, sure: str, style: str) -> dict[str, Any]:
@@ -141,62 +139,6 @@ def _break_even(p: Prediction, best: Variant) -> dict[str, Any]:
     }
 
 
-def _verify_curves(p: Prediction) -> dict[str, Any]:
-    best = p.decision.best
-    costs = p.search.costs(best.target)
-    placements = _fastest_wholes(p, best.target)
-    widest = max(MOST_GAMMA, best.gamma) + 1
-    lines = [
-        Line(_name(place), [(n, 1e3 * costs.step_s(place, n)) for n in range(1, widest + 1)]) for place in placements
-    ]
-    at = 1e3 * costs.step_s(best.target_placement, best.gamma + 1)
-    top = max(at, *(y for line in lines for _, y in line.points))
-    axes = Axis("n, tokens in one step", 1, widest, whole=True), Axis("ms", 0, 1.05 * top)
-    chart = both(line_chart, "time of a step", *axes, lines, [Mark(best.gamma + 1, at, f"n = {best.gamma + 1}")])
-    note = "Stairs come from the kernels' row tiles."
-    if any(isinstance(_processor(place), GpuSlice) for place in placements):
-        said = gpu_note(p.question)
-        note += f" {said[0].upper()}{said[1:]}."
-    return {"target": best.target.name, "chart": chart, "note": note}
-
-
-def _fastest_wholes(p: Prediction, spec: DecoderSpec) -> list[Placement]:
-    costs = p.search.costs(spec)
-    fastest: dict[str, Placement] = {}
-    for processor in costs.slices:
-        placement = costs.whole(processor)
-        kept = fastest.get(processor.family)
-        if kept is None or costs.step_s(placement, 4) < costs.step_s(kept, 4):
-            fastest[processor.family] = placement
-    return list(fastest.values())
-
-
-def _roofline(p: Prediction) -> dict[str, Markup]:
-    """Arithmetic intensity against rate: the limits of each processor, and the chosen target's steps on it."""
-    best, lines, marks = p.decision.best, [], []
-    for placement in _fastest_wholes(p, best.target):
-        peak, reads = _limits(p, _processor(placement))
-        lines.append(Line(_name(placement), [(0.1, 0.1 * reads), (peak / reads, peak), (200.0, peak)]))
-    costs = p.search.costs(best.target)
-    for n in (1, 4, 16):
-        work = totals(step_ops(best.target, n, p.question.context))
-        reached = work.flops / costs.step_s(best.target_placement, n) / 1e9
-        marks.append(Mark(work.flops / work.bytes, reached, f"n = {n}"))
-    top = 2 * max(y for line in lines for _, y in line.points)
-    axes = Axis("operations a byte", 0.1, 200.0, log=True), Axis("GFLOP/s", 0.1, top, log=True)
-    return both(line_chart, "roofline", *axes, lines, marks)
-
-
-def _limits(p: Prediction, processor: Processor) -> tuple[float, float]:
-    """What kernels reach on a processor: GFLOP/s and GB/s."""
-    f = p.question.factors
-    if isinstance(processor, GpuSlice):
-        return f.gpu_compute * processor.gpu.fp32_gflops, f.gpu_bandwidth * processor.gpu.bandwidth_gb_per_s
-    assert isinstance(processor, CpuSlice)
-    cluster, threads = processor.parts[0]
-    return cluster.fp32_gflops * threads / cluster.count, p.search.roofline.reached_gb_per_s(cluster, threads)
-
-
 def _round(p: Prediction) -> dict[str, Any]:
     spans = round_spans(p)
     bars = [Bar(*span, series=_step_kind(span[1])) for span in spans]
@@ -240,12 +182,3 @@ def _facts(p: Prediction) -> dict[str, Any]:
     factors = [{"style": "", "cells": [name, with_unit(name, value)]} for name, value in values]
     titles = ["number", "value", "kind", "source"]
     return {"titles": titles, "rows": rows, "factor_titles": ["factor", "value"], "factors": factors}
-
-
-def _processor(placement: Placement) -> Processor:
-    return placement.segments[0].processor
-
-
-def _name(placement: Placement) -> str:
-    processor = _processor(placement)
-    return "gpu (predicted)" if isinstance(processor, GpuSlice) else processor.name

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from costmodel.batch_cores import BatchDraft, batch_cores, batch_on
 from costmodel.batch_text import Drafting
 from costmodel.batch_throughput import Requests, Throughput
-from costmodel.question import NGRAM, Decision, Question, Variant
+from costmodel.question import NGRAM, Decision, Question, Variant, rank
 from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
@@ -21,6 +21,7 @@ from hetero_sd.predict.changes import Change, what_would_change
 from hetero_sd.predict.inputs import AlphaFile, read_alpha_file, read_factors
 from hetero_sd.predict.like import baseline_note, like
 from hetero_sd.predict.request import PredictRequest, check, question_of
+from hetero_sd.predict.unmeasured import beside, deciding, gpu_waits, uses_gpu
 from targets.boards import load_board
 
 
@@ -49,7 +50,9 @@ class Prediction:
         intervals: of each leading variant.
         alpha_source: where the acceptance comes from.
         pays_from: the smallest acceptance from which the best speculative variant gains on the baseline, or None.
-        potential: what would be faster than the best and cannot be run yet, fastest first.
+        potential: what would be faster than the best and cannot be run yet, or was measured by nobody, fastest first.
+        potential_intervals: of each of those.
+        decided_by: the search that chose without a GPU that waits for a measurement, where there is one.
         alphas: the bounds of the acceptance.
         time: of a whole answer; this and what follows only where a request was answered.
         together: what several requests at a time get, where they were asked for.
@@ -66,6 +69,8 @@ class Prediction:
     alpha_source: str
     pays_from: float | None
     potential: tuple[Variant, ...] = ()
+    potential_intervals: tuple[Interval, ...] = ()
+    decided_by: Search | None = None
     alphas: tuple[Acceptance, Acceptance] | None = None
     time: AnswerTime | None = None
     together: Throughput | None = None
@@ -103,7 +108,7 @@ def answer(request: PredictRequest) -> Prediction:
     if question.slots > 1 and question.cores is None:
         question = replace(question, cores=batch_cores(question))
     question.check()
-    prediction = predict(question, measured, stated)
+    prediction = predict(question, measured, stated, gpu_may_wait=True)
     best, (prompt, new, _) = prediction.decision.best, request.lengths
     asked = Requests(request.requests, prompt, new, request.shared_prefix or 0)
     together, sharing = _together(prediction, asked, request)
@@ -112,7 +117,7 @@ def answer(request: PredictRequest) -> Prediction:
         time=answer_time(prediction.search, best, prompt, new, threads_given=request.threads is not None),
         together=together,
         sharing=sharing,
-        changes=what_would_change(prediction.search, prediction.decision, prediction.alphas),
+        changes=_changes(prediction),
         assumed=tuple(assumptions(request, prediction.search, best)),
     )
     command = compile_command(request, best, question)
@@ -122,8 +127,16 @@ def answer(request: PredictRequest) -> Prediction:
     return replace(found, command=command)
 
 
-def predict(question: Question, measured: AlphaFile | None = None, alpha_given: bool = False) -> Prediction:
+def predict(
+    question: Question, measured: AlphaFile | None = None, alpha_given: bool = False, gpu_may_wait: bool = False
+) -> Prediction:
     """Decide among what can be run, and say how sure it is; what could be faster is kept beside it.
+
+    Args:
+        question: what to decide.
+        measured: an acceptance that was measured.
+        alpha_given: the acceptance is the user's.
+        gpu_may_wait: a GPU none of whose kernels was measured decides nothing.
 
     Raises:
         UserError: the question has no answer.
@@ -132,21 +145,44 @@ def predict(question: Question, measured: AlphaFile | None = None, alpha_given: 
     kind = "given" if alpha_given else "assumed"
     alphas = alpha_bounds(question.alpha, kind) if measured is None else (measured.low, measured.high)
     interval_of = Intervals(search, alphas)
-    decision = settle_ties(search.decide(), interval_of)
+    waits = gpu_may_wait and gpu_waits(question)
+    by = Search(deciding(search.question)) if waits else search
+    decision = settle_ties(by.decide(), Intervals(by, alphas) if waits else interval_of)
     potential: tuple[Variant, ...] = ()
+    if waits:
+        decision, potential = beside(decision, search.decide())
+    everything, best = Search(question), decision.best
     free = question.cores is None and question.target_place is None and question.draft_place is None
     if not question.one_process and free:
-        more = (v for v in Search(question).decide().leading if not compilable(v))
-        faster = (v for v in more if v.tokens_per_s > decision.best.tokens_per_s)
-        potential = tuple(replace(v, reason=_why_not_yet(v, decision.best)) for v in faster)
-    intervals = tuple(map(interval_of, decision.leading))
-    source = f"{question.alpha:g}, {kind}" if isinstance(question.alpha, float) else "by position"
-    source = source if measured is None else measured.source
-    prediction = Prediction(search, decision, intervals, source, None, potential, alphas)
-    best = prediction.speculative
-    if best is None:
+        more = (v for v in everything.decide().leading if not compilable(v) and v.tokens_per_s > best.tokens_per_s)
+        potential += tuple(replace(v, reason=_why_not_yet(v, best)) for v in more)
+    potential = tuple(sorted(potential, key=rank))
+    intervals, beyond = tuple(map(interval_of, decision.leading)), Intervals(everything, alphas)
+    prediction = Prediction(
+        *(search, decision, intervals, _source_of(question, kind, measured), None),
+        potential=potential,
+        potential_intervals=tuple(map(beyond, potential)),
+        decided_by=by if waits else None,
+        alphas=alphas,
+    )
+    other = prediction.speculative
+    if other is None:
         return prediction
-    return replace(prediction, pays_from=break_even_alpha(gain_of(search, best, decision.baseline)))
+    return replace(prediction, pays_from=break_even_alpha(gain_of(search, other, decision.baseline)))
+
+
+def _source_of(question: Question, kind: str, measured: AlphaFile | None) -> str:
+    if measured is not None:
+        return measured.source
+    return f"{question.alpha:g}, {kind}" if isinstance(question.alpha, float) else "by position"
+
+
+def _changes(p: Prediction) -> tuple[Change, ...]:
+    """What would change the verdict; where a GPU that waits may be faster already, among the ways without it."""
+    if p.decided_by is None or not any(uses_gpu(v) and compilable(v) for v in p.potential):
+        return what_would_change(p.search, p.decision, p.alphas)
+    without = replace(p.decision, leading=tuple(v for v in p.decision.leading if not uses_gpu(v)))
+    return what_would_change(p.decided_by, without, p.alphas)
 
 
 def _together(p: Prediction, asked: Requests, request: PredictRequest) -> tuple[Throughput | None, Sharing | None]:

@@ -7,18 +7,16 @@ from dataclasses import replace
 from costmodel.batch_throughput import Throughput
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
-from costmodel.question import Question, Variant, factors_of, gb
-from costmodel.roofline import GpuSlice
+from costmodel.question import Question, Variant, gb
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.ties import LEAST_GAIN, end_of_tie
-from costmodel.uncertainty import Interval, used_processors
+from costmodel.uncertainty import Interval
 from hetero_sd.calibrated_board import GPU_HOW
 from hetero_sd.predict.number_names import in_words
-from hetero_sd.predict.predict import Prediction, Sharing
+from hetero_sd.predict.predict import Prediction, Sharing, compilable
 from hetero_sd.predict.story import outcome_text
 from hetero_sd.predict.units import plain
-
-_GPU_KERNELS = ("gpu_bandwidth", "gpu_compute", "gpu_attention")  # factors that a calibration fits to steps on a GPU
+from hetero_sd.predict.unmeasured import WHY, gpu_kernels_given, gpu_kernels_measured, gpu_origins, gpu_waits, uses_gpu
 
 
 def verdict(p: Prediction) -> str:
@@ -51,8 +49,9 @@ def verdict(p: Prediction) -> str:
 def notes(p: Prediction) -> list[str]:
     """What a reader must know beside the verdict."""
     best, found = p.decision.best, time_note(p) + _tie_note(p)
-    if any(isinstance(s, GpuSlice) for s in used_processors(best)):
-        found.append(gpu_note(p.question) + _on_the_cores(p))
+    if uses_gpu(best):
+        found.append(gpu_note(p.question))
+    found += _waiting_note(p)
     if p.together is not None:
         found.append(together_note(p.together, p.question.slots))
     if p.together is not None and p.sharing is not None:
@@ -155,24 +154,22 @@ def gpu_note(question: Question) -> str:
     if gpu_kernels_given(question):
         return "the GPU's times rest on the factors that were given"
     if gpu_kernels_measured(question):
-        origins = {board.provenance[f"factors.{name}"].source for name in _GPU_KERNELS if name in board.factors}
-        return f"the GPU's times rest on kernels measured on this board: {'; '.join(sorted(origins))}"
+        return f"the GPU's times rest on kernels measured on this board: {gpu_origins(question)}"
     if board.provenance["gpu.bandwidth_gb_per_s"].source == GPU_HOW:
         rests = "its bandwidth and its launches, measured on this board; no kernel of a model was measured on it"
         return f"the GPU's times are predicted from {rests}"
     return "the GPU's times are predicted from the board's numbers: no GPU kernel was measured on this board"
 
 
-def _on_the_cores(p: Prediction) -> str:
-    """The fastest way without the GPU and how to ask for it, where none of its kernels was measured."""
-    if p.question.target_place is not None or p.question.draft_place is not None:
-        return ""
-    pairs = zip(p.decision.leading, p.intervals, strict=True)
-    cores = ((v, i) for v, i in pairs if not any(isinstance(s, GpuSlice) for s in used_processors(v)))
-    other, sure = next(cores, (None, None))
-    if gpu_kernels_measured(p.question) or other is None or sure is None:
-        return ""
-    return f"; without it (--place cpu): {_way(other)}, {_speed(other, sure)}"
+def _waiting_note(p: Prediction) -> list[str]:
+    """The fastest way with a GPU that nobody measured, and how to ask for it, where it may be faster."""
+    pairs = zip(p.potential, p.potential_intervals, strict=True)
+    found = ((v, i) for v, i in pairs if uses_gpu(v) and compilable(v))
+    other, sure = next(found, (None, None))
+    if not gpu_waits(p.question) or other is None or sure is None:
+        return []
+    place = ",".join(f"{title}={where.place(spec).text}" for title, spec, where in models_of(other))
+    return [f"potential, {WHY}: {_way(other)}, {_speed(other, sure)} (--place {place})"]
 
 
 def _tie_note(p: Prediction) -> list[str]:
@@ -197,18 +194,6 @@ def _way(v: Variant) -> str:
 
 def _speed(v: Variant, sure: Interval) -> str:
     return f"{rate(v.tokens_per_s)} tokens/s ({rate(sure.low)} to {rate(sure.high)})"
-
-
-def gpu_kernels_given(question: Question) -> bool:
-    """Whether the question has other factors for the GPU's kernels than its board: those of a calibration."""
-    given, own = question.factors.to_json(), factors_of(question.board).to_json()
-    return any(given[name] != own[name] for name in _GPU_KERNELS)
-
-
-def gpu_kernels_measured(question: Question) -> bool:
-    """Whether a calibration fitted the factors of the GPU's kernels."""
-    origins = [question.board.provenance.get(f"factors.{name}") for name in _GPU_KERNELS]
-    return gpu_kernels_given(question) or any(o is not None and o.kind == "measured" for o in origins)
 
 
 def models_of(variant: Variant) -> list[tuple[str, DecoderSpec, Placement]]:

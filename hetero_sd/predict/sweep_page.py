@@ -28,7 +28,8 @@ def sweep_page(rows: Rows) -> str:
 
 def verdict_of(row: Row) -> str:
     """What is to be run at a point, without the draft length."""
-    alone = f"{row['target']} {row['target_format']} on {row['target_on']}"
+    name, stored = row["target"], row["target_format"]
+    alone = f"{name if name.endswith(f' {stored}') else f'{name} {stored}'} on {row['target_on']}"
     return f"{alone} alone" if row["mode"] == TARGET_ONLY else f"{alone}, {row['draft']} on {row['draft_on']} drafts"
 
 

@@ -19,6 +19,7 @@ from hetero_sd.predict.variants import planned_variant
 _WIDTH = 118
 MOST_ROWS = 8
 MOST_POTENTIAL = 3
+POTENTIAL = "potential: predicted to be faster, but not measured by anybody or not in this version"
 CURVE = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
 
 
@@ -61,9 +62,9 @@ def variant_table(p: Prediction, most: int) -> list[str]:
     for variant in p.decision.not_fitting[:most]:
         lines += _row(variant, "does not fit")
     if p.potential:
-        lines += ["", "potential: predicted to be faster, cannot be run by this version"]
-        for variant in p.potential[:MOST_POTENTIAL]:
-            lines += _row(variant, "")
+        lines += ["", POTENTIAL]
+        for variant, sure in list(zip(p.potential, p.potential_intervals, strict=True))[:MOST_POTENTIAL]:
+            lines += _row(variant, f"{rate(sure.low)} to {rate(sure.high)}")
     return lines
 
 
@@ -111,7 +112,7 @@ def predict_json(p: Prediction) -> str:
         "alpha_source": p.alpha_source,
         "pays_from_alpha": p.pays_from,
         "leading": [planned_variant(v, i).to_json() for v, i in zip(p.decision.leading, p.intervals, strict=True)],
-        "potential": [planned_variant(v, None).to_json() for v in p.potential],
+        "potential": [planned_variant(v, i).to_json() for v, i in zip(p.potential, p.potential_intervals, strict=True)],
         "not_fitting": [planned_variant(v, None).to_json() for v in p.decision.not_fitting],
         "baseline": planned_variant(p.decision.baseline, None).to_json(),
         "factors": q.factors.to_json(),

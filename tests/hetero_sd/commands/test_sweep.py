@@ -60,6 +60,7 @@ def test_an_early_exit_is_a_drafter(pair: str, tmp_path: Path) -> None:
     assert main(["sweep", "--pair", pair, *values, "--out", str(out), "--quiet"]) == 0
     (other,) = csv.DictReader(out.open())
     assert float(other["memory_gb"]) > float(row["memory_gb"])  # which has weights of its own
+    assert [r["target"].endswith(" int4") for r in (row, other)] == [False, False]  # two formats were asked
 
 
 @pytest.mark.parametrize(

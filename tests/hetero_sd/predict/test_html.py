@@ -20,6 +20,7 @@ LLAMA_1B = {
 }  # fmt: skip
 LLAMA_3B = LLAMA_1B | {"hidden_size": 3072, "num_attention_heads": 24, "num_hidden_layers": 28, "head_dim": 128}
 CHARTS = 6
+PLACED = ["--activations", "float", "--place", "target=cpu,draft=gpu"]  # the GPU is part of the answer
 _VOID = {"meta", "br", "link", "img"}
 
 
@@ -61,7 +62,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, config in (("target", LLAMA_3B), ("draft", LLAMA_1B)):
         (folder / f"{name}.json").write_text(json.dumps(config))
     models = [str(folder / "target.json"), "--draft", str(folder / "draft.json")]
-    models += ["--activations", "float"]  # where the GPU is part of the answer
+    models += PLACED
     path = folder / "report.html"
     assert main(["predict", *models, "--board", "rk3588", "--weights", "int4", "--report", str(path)]) == 0
     return path
@@ -147,7 +148,7 @@ def test_numbers_have_units_and_no_powers_of_ten(report: Path) -> None:
 @pytest.mark.slow
 def test_the_same_report_every_time(report: Path, tmp_path: Path) -> None:
     models = [str(report.parent / "target.json"), "--draft", str(report.parent / "draft.json")]
-    asked = [*models, "--activations", "float", "--board", "rk3588", "--weights", "int4"]
+    asked = [*models, *PLACED, "--board", "rk3588", "--weights", "int4"]
     again = [sys.executable, "-m", "hetero_sd", "predict", *asked]
     environment = os.environ | {"PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1"}
     subprocess.run([*again, "--report", str(tmp_path / "r.html")], check=True, capture_output=True, env=environment)

@@ -50,6 +50,9 @@ def test_what_the_page_says() -> None:
     # a line between 0.5 and 0.6 in two rows, between 0.7 and 0.8 in two more, and below the two cells that differ
     assert wide.count("stroke-width: 2.5") == 6
     assert "stroke-width: 2.5" not in same
+    stated = sweep_page([r | {"target": "Llama-3B int4"} for r in rows()])
+    assert "Llama-3B int4 on a76 x4" in stated
+    assert "int4 int4" not in stated
     nothing = [r | {"problem": "fits no memory"} for r in rows(board="rk3566")]
     assert sweep_page(rows() + nothing).count("fits no memory") == 1
     assert "KV cache in" not in page
@@ -61,7 +64,11 @@ def test_what_the_page_says() -> None:
 
 @pytest.mark.parametrize(
     ("width", "dark"),
-    [(400, True), *(pytest.param(*seen, marks=pytest.mark.deep) for seen in ((400, False), (1300, False)))],
+    [
+        (400, True),
+        (1300, False),
+        *(pytest.param(*seen, marks=pytest.mark.deep) for seen in ((400, False), (1300, True))),
+    ],
 )
 def test_as_a_reader_sees_it(browser: str, tmp_path: Path, width: int, dark: bool) -> None:
     """Two boards: one with drafting everywhere, and many points, whose cells have no numbers."""

@@ -16,7 +16,8 @@ from hetero_sd.calibrated_board import with_gpu
 from hetero_sd.predict.html import html_report
 from hetero_sd.predict.predict import Prediction, answer
 from hetero_sd.predict.request import PredictRequest
-from hetero_sd.predict.text import predict_json, predict_text
+from hetero_sd.predict.text import POTENTIAL, predict_json, predict_text
+from hetero_sd.predict.unmeasured import WHY
 from targets.boards import load_board
 from targets.device import Board
 from targets.read_board import board_from_json
@@ -54,18 +55,26 @@ def fitted(value: float, kind: str = "measured") -> dict[str, Any]:
     return {"value": value, "kind": kind, "source": "fitted to 12 steps of run.py --calibrate"}
 
 
-def said(p: Prediction) -> list[str]:
+def said(p: Prediction, leads: bool = True) -> list[str]:
     """Text, JSON and page, each on one line."""
-    assert "gpu" in predict_text(p).splitlines()[0]
+    assert ("on gpu" in " ".join(predict_text(p).splitlines()[:2])) == leads
     return [" ".join(made.split()).replace("&#39;", "'") for made in (predict_text(p), predict_json(p), html_report(p))]
 
 
 @pytest.mark.slow
-def test_an_unmeasured_gpu_is_said_to_be_unmeasured(predicted: Any) -> None:
-    for text in said(predicted(fast_gpu())):
-        assert UNMEASURED in text
-    for text in said(predicted(fast_gpu(gpu_bandwidth=fitted(0.6, "assumed")))):
-        assert UNMEASURED in text
+def test_an_unmeasured_gpu_is_potential(predicted: Any) -> None:
+    """However fast it is predicted to be; the command asks for the cores, and the note says how to ask for the GPU."""
+    for board in (fast_gpu(), fast_gpu(gpu_bandwidth=fitted(0.6, "assumed"))):
+        p = predicted(board)
+        assert p.potential[0].tokens_per_s > 10 * p.decision.best.tokens_per_s
+        assert p.potential_intervals[0].low < p.potential[0].tokens_per_s < p.potential_intervals[0].high
+        assert "--place target=cpu" in p.command
+        text, data, page = said(p, leads=False)
+        for made in (text, data, page):
+            assert WHY in made
+        assert "(--place target=gpu)" in text
+        assert text.index("T(n)") > text.index(POTENTIAL) > text.index("target-only")
+        assert UNMEASURED in page
 
 
 def test_after_a_calibration_its_kernels_were_measured(predicted: Any) -> None:
@@ -73,13 +82,16 @@ def test_after_a_calibration_its_kernels_were_measured(predicted: Any) -> None:
     for text in said(predicted(board)):
         assert UNMEASURED not in text
         assert "rest on kernels measured on this board: fitted to 12 steps of run.py --calibrate" in text
+        assert WHY not in text
 
 
 def test_a_calibration_that_ran_no_model_on_the_gpu(predicted: Any) -> None:
     board = with_gpu(fast_gpu(), [some_measured(bandwidths=(MeasuredBandwidth(("gpu",), (900.0,)),))])
-    for text in said(predicted(board)):
-        assert UNMEASURED not in text
-        assert "its bandwidth and its launches, measured on this board; no kernel of a model was measured on it" in text
+    text, data, page = said(predicted(board), leads=False)
+    for made in (text, data, page):
+        assert UNMEASURED not in made
+        assert WHY in made
+    assert "its bandwidth and its launches, measured on this board; no kernel of a model was measured on it" in page
 
 
 def test_factors_of_a_file(predicted: Any) -> None:

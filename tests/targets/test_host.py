@@ -8,7 +8,7 @@ import pytest
 from targets.boards import load_board
 from targets.cpu.tile import cpu_tile
 from targets.errors import UserError
-from targets.host import host_board
+from targets.host import bandwidth, host_board
 from targets.host.bandwidth import BandwidthReader, measure_read_bandwidth
 from targets.host.features import masked_features, present_features
 
@@ -153,3 +153,13 @@ def test_the_rate_is_bytes_over_time() -> None:
     start = time.perf_counter()
     rate = reader()
     assert 0 < (64 << 20) / (time.perf_counter() - start) / 1e9 <= rate  # the clock of the rate runs inside this one
+
+
+@pytest.mark.parametrize(("one", "kept"), [(9.7, (20.1, 40.2)), (30.0, (30.0, 40.2)), (50.0, (50.0, 50.0))])
+def test_one_thread_read_at_least_its_share(
+    monkeypatch: pytest.MonkeyPatch, one: float, kept: tuple[float, float]
+) -> None:
+    """Other work can have slowed down the one thread while it was measured."""
+    rates = {1: one, 2: 40.2}
+    monkeypatch.setattr(bandwidth, "_best_rate", lambda threads, size: rates[threads])
+    assert measure_read_bandwidth(2, last_cache_bytes=0, available_bytes=1 << 30) == kept

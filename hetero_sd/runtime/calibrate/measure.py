@@ -37,8 +37,12 @@ class Step:
         return back_to_back_s(self.run, time.perf_counter)
 
     def point(self, least: int = LEAST_REPEATS) -> MeasuredPoint:
-        """Median of the steady samples; `stable` says whether there were enough of them and whether they agree."""
-        steady = [s for s in self.samples if abs(s[1] - s[2]) <= _UNSTABLE * max(s[1], s[2])]
+        """Median of the steady samples; `stable` says whether there were enough of them and whether they agree.
+
+        Steady are those with the same bandwidth before and after, as most of the others have it: the memory of a
+        virtual machine can have two speeds, and a step then has two times, between which there is nothing.
+        """
+        steady = _alike([s for s in self.samples if abs(s[1] - s[2]) <= _UNSTABLE * max(s[1], s[2])])
         kept = steady if len(steady) >= least else self.samples
         times = sorted(s for s, _, _ in kept)
         low, high = times[len(times) // 4], times[(3 * len(times)) // 4]
@@ -52,6 +56,16 @@ class Step:
             samples=len(kept),
             stable=len(steady) >= least and error <= _ERROR * median(times),
         )
+
+
+def _alike(samples: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
+    """The most samples, by bandwidth, of which the fastest memory is by no more than _UNSTABLE above the slowest."""
+    rising = sorted(samples, key=lambda s: s[1] + s[2])
+    groups = [
+        [s for s in rising[first:] if (1 - _UNSTABLE) * (s[1] + s[2]) <= slowest[1] + slowest[2]]
+        for first, slowest in enumerate(rising)
+    ]
+    return max(groups, key=len, default=[])
 
 
 def back_to_back_s(run: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -193,6 +193,16 @@ def test_samples_with_unsteady_bandwidth_are_left_out() -> None:
     assert not stepped(steady).point(least=6).stable
 
 
+def test_memory_of_two_speeds_gives_the_time_at_the_one_that_was_seen_more_often() -> None:
+    """Between both lies a time that no step had; five of either are five, not ten."""
+    fast, slow = [(1.0, 74.0, 76.0)] * 6, [(1.6, 46.0, 47.0)] * 5
+    found = stepped([*slow, *fast]).point()
+    assert (found.seconds, found.bandwidth_gb_per_s, found.samples, found.stable) == (1.0, 75.0, 6, True)
+    assert not stepped([*slow, *fast]).point(least=10).stable
+    near = [(1.0, b, b) for b in (70.0, 72.0, 74.0, 76.0, 78.0)]
+    assert stepped(near).point().samples == 5
+
+
 def test_samples_that_disagree_are_unstable() -> None:
     assert not stepped([(t, 10.0, 10.0) for t in (1.0, 1.0, 1.0, 1.3, 1.3, 1.3)]).point().stable
     assert stepped([(t, 10.0, 10.0) for t in (1.0, 1.0, 1.0, 1.1, 1.1, 1.1)]).point().stable

@@ -35,6 +35,8 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 from prediction_cases import CASES, CONTEXT, PAIRS, build_all, write_models  # noqa: E402
 
+from costmodel.format import INT8  # noqa: E402
+
 STEPS_SHARE = 6  # times as much of the time as a pair has: all models are in one process
 
 
@@ -102,7 +104,8 @@ def shapes_of(folder: Path) -> dict[str, Any]:
     from passes.analysis.count_work import count_work
     from passes.onnx import canonicalise
 
-    return {name: count_work(canonicalise(write_models(name, folder), CONTEXT), name) for name in CASES}
+    shapes = {name: count_work(canonicalise(write_models(name, folder), CONTEXT), name) for name in CASES}
+    return {n: s.with_int8_activations() if CASES[n].activations == INT8 else s for n, s in shapes.items()}
 
 
 def main() -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from costmodel.format import FLOAT, INT8
+
 CONTEXT = 640
 PASTS = (16, 160, 512)
 PREFILL = 64  # tokens of a prompt, after PREFILL_PASTS others: two chunks of 32
@@ -35,6 +37,11 @@ class Case:
     gpu: bool = False
     steps: bool = True
     scaled: tuple[int, float] | None = None
+
+    @property
+    def activations(self) -> str:
+        """What its matrix multiplications read on the CPU."""
+        return INT8 if self.dtype.startswith("int") else FLOAT
 
     @property
     def step_widths(self) -> tuple[int, ...]:
@@ -164,7 +171,8 @@ def build(name: str, processor: str, folder: Path) -> None:
         runtime = bundle / opencl_runtime.LIBRARY
         runtime.write_bytes(opencl_runtime.ensure().read_bytes())
     place = ReasonedPlace(Place(processor))
-    built = build_model(ModelRequest("target", decoder, core, place, sizes, gpu, runtime), bundle)
+    request = ModelRequest("target", decoder, core, place, sizes, gpu, runtime, activations=case.activations)
+    built = build_model(request, bundle)
     write_manifest(bundle, {"target": built.facts}, tokenizer=TokenizerFacts((0,), built.facts.vocab))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from costmodel.format import Format
 from targets.device import Core
 from targets.errors import UserError
 
@@ -25,6 +26,16 @@ def overhead_range(core: Core) -> tuple[float, float]:
     return 0.5, 4.0 if core.in_order else 3.0
 
 
+_KINDS = ("float16", "int8", "int4")
+# factor -> kind of weights -> the factor that multiplies it for them
+OF_FORMATS = {factor: {kind: f"{factor}_{kind}" for kind in _KINDS} for factor in ("bandwidth", "compute")}
+
+
+def weights_kind(stored: Format) -> str | None:
+    """Which of OF_FORMATS weights have: "float16", "int8", "int4" for 4 or fewer bits; None for 32 bits."""
+    return {32: None, 16: "float16", 8: "int8"}.get(stored.bits, "int4")
+
+
 @dataclass(frozen=True)
 class Factors:
     """Efficiencies and overheads; 1 means: as the board file or the cycle count says.
@@ -34,6 +45,10 @@ class Factors:
             with four A76 of a Pi 5 streams 0.93 to 0.95 of what a program that only reads does).
         bandwidth_one_thread: the same of one thread's, which reads one stream where kernels read several side by side.
         compute: time of linears' arithmetic over the cycle count.
+        bandwidth_float16, bandwidth_int8, bandwidth_int4: what both shares of the bandwidth, and the rate from a
+            cache, are multiplied by for weights of 16, 8, and 4 or fewer bits: kernels of one format keep more loads
+            under way than those of another (0.8 for float16, 0.9 for int4 measured on Zen 5).
+        compute_float16, compute_int8, compute_int4: the same of `compute`.
         attention: the same for attention.
         serial: the same for kernels on one thread.
         overlap: share of the shorter of arithmetic and memory time that the longer one hides.
@@ -66,6 +81,8 @@ class Factors:
         gpu_compute: share of the GPU's arithmetic issue slots that its kernels use; loads and addresses take others.
         gpu_attention: the same for attention's kernels, whose loads are narrower.
         gpu_item_steps: what a work-item of a matrix multiplication costs besides its steps of k, in such steps.
+        gpu_load_ns: how long a work-item waits for its loads, which follow one another (150 to 400 measured on an
+            H200, whose 132 cores such kernels leave idle; nobody measured it on a Mali, so almost none is assumed).
         gpu_overlap: share of the shorter of arithmetic and memory time that the longer one hides on the GPU.
         gpu_start: starting an empty queue and awaiting its end, over twice launch_overhead_s.
         gpu_dispatch: one more kernel in a queue that is not empty, over launch_overhead_s (10 to 20 us are reported for
@@ -76,6 +93,12 @@ class Factors:
     bandwidth: float = 0.93
     bandwidth_one_thread: float = 0.9
     compute: float = 1.0
+    bandwidth_float16: float = 1.0
+    bandwidth_int8: float = 1.0
+    bandwidth_int4: float = 1.0
+    compute_float16: float = 1.0
+    compute_int8: float = 1.0
+    compute_int4: float = 1.0
     attention: float = 1.0
     serial: float = 1.0
     overlap: float = 0.9
@@ -99,10 +122,16 @@ class Factors:
     gpu_compute: float = 0.5
     gpu_attention: float = 0.5
     gpu_item_steps: float = 1.0
+    gpu_load_ns: float = 1.0
     gpu_overlap: float = 1.0
     gpu_start: float = 1.0
     gpu_dispatch: float = 0.2
     dram_together: float = 0.8
+
+    def share(self, factor: str, stored: Format) -> float:
+        """What "bandwidth" or "compute" is multiplied by for weights of a format; 1 for those of 32 bits."""
+        kind = weights_kind(stored)
+        return 1.0 if kind is None else float(getattr(self, OF_FORMATS[factor][kind]))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""

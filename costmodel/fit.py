@@ -15,23 +15,30 @@ from typing import Any
 
 from costmodel.cpu_cycles import Cycles
 from costmodel.decoder import DecoderSpec
-from costmodel.factors import Factors
+from costmodel.factors import OF_FORMATS, Factors, weights_kind
 from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, prompt_units
 from costmodel.work import Op, step_units
 from targets.device import Board, Cluster, Core
 from targets.errors import UserError
 
+# wide on the low side of times: a virtual machine's clock may be stated at half of what it is
 CPU_BOUNDS = {  # factor -> (lowest, highest) the fit may choose
     "bandwidth": (0.3, 1.6),
     "bandwidth_one_thread": (0.3, 1.6),
-    "compute": (0.4, 3.0),
-    "attention": (0.4, 4.0),
-    "serial": (0.3, 4.0),
+    "bandwidth_float16": (0.5, 2.0),
+    "bandwidth_int8": (0.5, 2.0),
+    "bandwidth_int4": (0.5, 2.0),
+    "compute": (0.2, 3.0),
+    "compute_float16": (0.3, 3.0),
+    "compute_int8": (0.3, 3.0),
+    "compute_int4": (0.3, 3.0),
+    "attention": (0.2, 4.0),
+    "serial": (0.15, 4.0),
     "overlap": (0.05, 1.0),
     "launch": (0.05, 5.0),
-    "dispatch_cycles": (50.0, 20_000.0),
+    "dispatch_cycles": (20.0, 20_000.0),
     "step_cycles": (5_000.0, 2_000_000.0),
-    "cache_bytes_per_cycle": (2.0, 32.0),
+    "cache_bytes_per_cycle": (2.0, 64.0),
     "near_cache": (0.5, 2.0),
     "cache_share": (0.2, 1.2),
     "page_ns": (1.0, 1000.0),
@@ -41,6 +48,7 @@ GPU_BOUNDS = {
     "gpu_compute": (0.005, 2.0),
     "gpu_attention": (0.001, 2.0),
     "gpu_item_steps": (0.1, 1000.0),
+    "gpu_load_ns": (0.1, 10_000.0),
     "gpu_overlap": (0.05, 1.0),
     "gpu_start": (0.05, 20.0),
     "gpu_dispatch": (0.001, 5.0),
@@ -173,10 +181,27 @@ def fit(board: Board, points: Sequence[Point], held_out: Callable[[Point], bool]
     factors, names = start or Factors(), list[str]()
     for bounds, gpu in ((CPU_BOUNDS, False), (GPU_BOUNDS, True)):
         if here := [p for p in used if (p.cluster == "gpu") == gpu]:
-            factors = _fit(board, here, factors, list(bounds))
-            names += bounds
+            told = [name for name in bounds if name not in _untold(here)]
+            factors = _fit(board, here, factors, told)
+            names += told
     residuals = tuple(Residual(p, predict_point(board, factors, p), held_out(p)) for p in points)
     return Fit(factors, residuals, tuple(names))
+
+
+def _untold(points: Sequence[Point]) -> set[str]:
+    """Factors of formats that the points do not tell from those of all: of absent formats, and of the main one.
+
+    Where there are weights of 32 bits, they are what the others are compared with.
+    """
+    sizes: dict[str | None, float] = {}
+    for spec in {id(p.spec): p.spec for p in points}.values():
+        for op in spec.operators:
+            if op.kind == "linear":
+                kind = weights_kind(op.format)
+                sizes[kind] = sizes.get(kind, 0) + op.matrix_bytes
+    main = None if None in sizes else max(sizes, key=lambda kind: sizes[kind])
+    told = sizes.keys() - {main}
+    return {name for factor, kinds in OF_FORMATS.items() for kind, name in kinds.items() if kind not in told}
 
 
 def _fit(board: Board, used: Sequence[Point], start: Factors, names: list[str]) -> Factors:

@@ -12,22 +12,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from costmodel.cpu_cycles import Cycles, kernel_cycles
-from costmodel.decoder import NORMS, DecoderSpec
+from costmodel.decoder import DecoderSpec
 from costmodel.estimate import Estimate, total
 from costmodel.factors import Factors
-from costmodel.format import INT8
+from costmodel.format import Format
+from costmodel.gpu_time import gpu_time
 from costmodel.work import Op, step_units
-from targets.cpu.dot import STEP
 from targets.device import Board, Cluster, Core, Gpu
-from targets.opencl.dot import CODES_OF_A_VALUE, DOT, PLAIN
-from targets.opencl.tile import gpu_tile
 
-_GPU_KERNELS = {**dict.fromkeys(NORMS, 2), "attention": 3}  # of one operator (targets/opencl/kernels); others have one
 _PAGE_BYTES = 4096
 # bytes read a second over bytes copied, each byte of a copy counted once, as tinymembench does: 1.15 to 1.45 of one A76
 # on nine boards with RK3588, whose DRAM is wide; 2.5 on a Pi 5, whose DRAM one thread fills (ThomasKaiser/sbc-bench)
 _READ_OVER_COPY = 1.34
 _ASSUMED = Factors()
+_FLOAT32 = Format()
 _NEAR_BYTES_PER_CYCLE = {"x86-64": 32.0, "aarch64": 16.0}  # one core from its own level-2 cache
 
 
@@ -97,11 +95,15 @@ def all_cores(board: Board) -> CpuSlice | None:
     return CpuSlice(tuple((c, c.count) for c in board.clusters)) if len(board.clusters) > 1 else None
 
 
-def _shares(factors: Factors, threads: int) -> tuple[float, float]:
+def _shares(factors: Factors, threads: int, stored: Format) -> tuple[float, float]:
     """Share of a read bandwidth that kernels reach with so many threads: as fitted, and as assumed."""
-    if threads == 1:
-        return factors.bandwidth_one_thread, _ASSUMED.bandwidth_one_thread
-    return factors.bandwidth, _ASSUMED.bandwidth
+    name = "bandwidth_one_thread" if threads == 1 else "bandwidth"
+    return getattr(factors, name) * factors.share("bandwidth", stored), getattr(_ASSUMED, name)
+
+
+def _weights(op: Op) -> Format:
+    """The format of a matrix multiplication's weights; others read floats."""
+    return op.operator.format if op.kind == "linear" else _FLOAT32
 
 
 def _kernels_share(rate: str, share: float, assumed: float) -> float:
@@ -152,7 +154,7 @@ class Roofline:
     def op(self, op: Op, processor: Processor, resident: float = 0.0) -> Estimate:
         """One kernel call; `resident` is the share of its weights and KV rows that are in the caches."""
         if isinstance(processor, GpuSlice):
-            return self._on_gpu(op, processor)
+            return gpu_time(op, processor.gpu, self.factors)
         return self._on_cpu(op, processor, resident)
 
     def units(
@@ -245,7 +247,7 @@ class Roofline:
     def _on_cpu(self, op: Op, processor: CpuSlice, resident: float) -> Estimate:
         """The first walk over the weights waits for memory or computes; later walks find their part in a cache."""
         f = self.factors
-        share = {"linear": f.compute, "attention": f.attention}.get(op.kind, f.serial)
+        share = self._arithmetic_share(op)
         compute = memory = launch = later = 0.0
         for cluster, threads in processor.parts[:1] if op.parallel == 0 else processor.parts:
             hz = cluster.frequency_ghz * 1e9
@@ -269,20 +271,30 @@ class Roofline:
             return Estimate(compute + later, exposed, launch, dispatch)
         return Estimate(exposed + later, memory, launch, dispatch)
 
+    def _arithmetic_share(self, op: Op) -> float:
+        """Time of a kernel's arithmetic over its cycle count."""
+        if op.kind == "linear":
+            return self.factors.compute * self.factors.share("compute", op.operator.format)
+        return self.factors.attention if op.kind == "attention" else self.factors.serial
+
     def _cycles(self, op: Op, core: Core, threads: int) -> Cycles:
         key = id(op), id(core), threads
         if key not in self.counted:
             self.counted[key] = op, core, kernel_cycles(op, core, threads)
         return self.counted[key][2]
 
-    def reached_gb_per_s(self, cluster: Cluster, threads: int) -> float:
-        """DRAM reads of the kernels: the board's number for so many threads, or threads add up to their limit."""
+    def reached_gb_per_s(self, cluster: Cluster, threads: int, stored: Format = _FLOAT32) -> float:
+        """DRAM reads of the kernels: the board's number for so many threads, or threads add up to their limit.
+
+        `stored` is the format of the weights that are read.
+        """
         f = self.factors
         if cluster.bandwidth_by_threads_gb_per_s:
-            share = _kernels_share(cluster.bandwidth_by_threads_rate, *_shares(f, threads))
+            share = _kernels_share(cluster.bandwidth_by_threads_rate, *_shares(f, threads, stored))
             return share * cluster.bandwidth_by_threads_gb_per_s[threads - 1]
-        one = _kernels_share(cluster.bandwidth_one_thread_rate, *_shares(f, 1)) * cluster.bandwidth_one_thread_gb_per_s
-        every = _kernels_share(cluster.bandwidth_all_threads_rate, *_shares(f, 2))
+        share = _kernels_share(cluster.bandwidth_one_thread_rate, *_shares(f, 1, stored))
+        one = share * cluster.bandwidth_one_thread_gb_per_s
+        every = _kernels_share(cluster.bandwidth_all_threads_rate, *_shares(f, 2, stored))
         return min(threads * one, every * cluster.bandwidth_all_threads_gb_per_s)
 
     def _memory_s(self, op: Op, cluster: Cluster, used: int, portion: float, mixed: bool, resident: float) -> float:
@@ -292,12 +304,17 @@ class Roofline:
         """
         f = self.factors
         stream = op.stream_bytes
-        rate = 1e9 * self.reached_gb_per_s(cluster, used)
-        cached = max(rate, f.cache_bytes_per_cycle * cluster.frequency_ghz * 1e9 * used)
+        rate = 1e9 * self.reached_gb_per_s(cluster, used, _weights(op))
+        cached = max(rate, self._from_cache(cluster, _weights(op)) * used)
         near = (resident * stream + op.activation_bytes) * portion / cached
         far = (1 - resident) * stream
         limit = f.dram_together * self.board.dram.peak_bandwidth_gb_per_s * 1e9
         return near + max(far * portion / rate, far / limit if mixed else 0.0)
+
+    def _from_cache(self, cluster: Cluster, stored: Format) -> float:
+        """Bytes a second that one core reads from a last-level cache."""
+        f = self.factors
+        return f.share("bandwidth", stored) * f.cache_bytes_per_cycle * cluster.frequency_ghz * 1e9
 
     def _again_s(self, cluster: Cluster, used: int, part_bytes: float, op: Op) -> float:
         """Reading all parts of a kernel once more, each from the nearest cache that holds it."""
@@ -306,48 +323,10 @@ class Roofline:
         f, hz = self.factors, cluster.frequency_ghz * 1e9
         if part_bytes <= cluster.l2_bytes:
             return op.stream_bytes / (f.near_cache * _NEAR_BYTES_PER_CYCLE[cluster.core.isa] * hz * used)
-        dram = 1e9 * self.reached_gb_per_s(cluster, used)
+        dram = 1e9 * self.reached_gb_per_s(cluster, used, _weights(op))
         if part_bytes * used <= cluster.l3_bytes:
-            return op.stream_bytes / max(f.cache_bytes_per_cycle * hz * used, dram)
+            return op.stream_bytes / max(self._from_cache(cluster, _weights(op)) * used, dram)
         return op.stream_bytes / dram
-
-    def _on_gpu(self, op: Op, processor: GpuSlice) -> Estimate:
-        """Rows are computed in whole row tiles (targets/opencl/tile.py); each tile reads and unpacks the weights once.
-
-        Arithmetic counts issue slots: a fused multiply-add and any other operation take one each, and the rate of the
-        board counts two operations a slot.
-        """
-        f, gpu = self.factors, processor.gpu
-        flops, walks, kernels = op.flops, 1, _GPU_KERNELS.get(op.kind, 1)
-        if op.kind == "linear" and op.operator.activations == INT8:
-            flops, walks = _integer_flops(op, gpu, f.gpu_item_steps)
-            kernels += op.operator.makes_codes
-        elif op.kind == "linear":
-            stored, k, columns = op.operator.format, op.operator.k, op.operator.columns
-            rows = gpu_tile(gpu).rows(op.rows, 8 if stored.bits < 32 else 4)
-            walks = -(-op.rows // rows)
-            flops = 2.0 * (k + f.gpu_item_steps) * columns * walks * (rows + stored.type.gpu_unpack)
-        read = op.bytes_of("weights") * walks + op.bytes_of("kv") + op.activation_bytes
-        memory = read / (f.gpu_bandwidth * gpu.bandwidth_gb_per_s * 1e9)
-        share = f.gpu_attention if op.kind == "attention" else f.gpu_compute
-        compute = flops / (share * gpu.fp32_gflops * 1e9)
-        dispatch = f.gpu_dispatch * gpu.launch_overhead_s * kernels
-        exposed = (1 - f.gpu_overlap) * min(compute, memory)
-        if compute > memory:
-            return Estimate(compute, exposed, 0.0, dispatch)
-        return Estimate(exposed, memory, 0.0, dispatch)
-
-
-def _integer_flops(op: Op, gpu: Gpu, item_steps: float) -> tuple[float, int]:
-    """(twice the issue slots, walks over the weights) of a matrix multiplication with int8 activations."""
-    k, columns, stored = op.operator.k, op.operator.columns, op.operator.format
-    dot = DOT if gpu.has_integer_dot else PLAIN
-    _, rows = gpu_tile(gpu).integer_tile(op.rows, stored.zeros)
-    walks = -(-op.rows // rows)
-    step = dot.unpack[stored.bits] + rows * (dot.row + (dot.zero_row if stored.zeros else 0.0))
-    scales = k / stored.block * (dot.scale + (dot.zero if stored.zeros else 0.0))
-    codes = CODES_OF_A_VALUE * op.rows * k if op.operator.makes_codes else 0.0
-    return 2.0 * (columns * walks * ((k + item_steps) / STEP * step + scales) + codes), walks
 
 
 def prompt_units(spec: DecoderSpec, tokens: int, past: int, chunk: int) -> list[list[tuple[Op, ...]]]:

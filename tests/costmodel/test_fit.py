@@ -7,8 +7,10 @@ import pytest
 
 from costmodel import roofline
 from costmodel.cpu_cycles import Cycles, kernel_cycles
-from costmodel.factors import Factors
+from costmodel.decoder import DecoderSpec
+from costmodel.factors import OF_FORMATS, Factors
 from costmodel.fit import BOUNDS, Fit, Point, fit, predict_point
+from costmodel.format import Format
 from costmodel.work import Op
 from targets.device import Core
 from targets.errors import UserError
@@ -113,6 +115,38 @@ def test_streams_that_pause_at_pages(make_decoder: Any, rk3588: Any) -> None:
     true = replace(TRUE, page_ns=80.0, overlap=0.4)
     found = fit(rk3588, scripted(make_decoder, rk3588, true), held_out)
     assert found.error(held_out=True)[0] < 0.01
+
+
+@pytest.mark.slow
+def test_kernels_of_each_format_have_their_own_shares(make_decoder: Any, rk3588: Any) -> None:
+    """Shares of float16 that differ from those of float32 are found; without them the fit cannot meet both."""
+    true = replace(TRUE, bandwidth_float16=0.7, compute_float16=1.5)
+    points = []
+    for point in scripted(make_decoder, rk3588, TRUE):
+        for stored in (Format(), Format("float16")):
+            spec = _of_format(point.spec, stored)
+            other = replace(point, spec=spec)
+            points.append(replace(other, seconds=predict_point(rk3588, true, other)))
+    found = fit(rk3588, points, held_out)
+    assert {"bandwidth_float16", "compute_float16"} <= set(found.names)
+    assert not {"bandwidth_int8", "compute_int4"} & set(found.names)
+    assert found.factors.bandwidth_float16 == pytest.approx(0.7, rel=0.05)
+    assert found.factors.compute_float16 == pytest.approx(1.5, rel=0.1)
+    assert found.factors.bandwidth_int8 == 1.0
+    assert found.error(held_out=True)[0] < 0.01
+    one = [replace(p, spec=_of_format(p.spec, Format())) for p in points]  # the control: both are taken for one format
+    assert fit(rk3588, one, held_out).error(held_out=True)[0] > 0.05
+
+
+def test_one_format_alone_has_the_shares_of_all(found: Fit) -> None:
+    """Nothing tells its own shares from them, so that a calibration also says something of other formats."""
+    assert {"bandwidth", "compute"} <= set(found.names)
+    assert not [name for kinds in OF_FORMATS.values() for name in kinds.values() if name in found.names]
+
+
+def _of_format(spec: DecoderSpec, stored: Format) -> DecoderSpec:
+    operators = tuple(replace(op, format=stored) if op.kind == "linear" else op for op in spec.operators)
+    return replace(spec, operators=operators)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from costmodel.decoder import DecoderSpec, Operator
 from costmodel.estimate import Estimate
 from costmodel.factors import Factors
 from costmodel.format import INT8, Format
+from costmodel.gpu_time import loads_in_a_row
 from costmodel.place import EMBEDDING, FFN, HEAD, Part
 from costmodel.roofline import (
     CpuSlice,
@@ -287,6 +288,22 @@ def test_gpu_counts_slots_of_its_row_tiles(rk3588: Any) -> None:
     assert one.memory_s == pytest.approx((2 * weights + 4 * (2048 + 8192)) / 24.9e9)
     five = roofline.op(gate(5, Format("int4", 32, "float16")), gpu)
     assert five.compute_s == pytest.approx(2 * weights * (5 + 5) / 470e9)
+
+
+def test_a_work_item_waits_for_its_loads(rk3588: Any, make_decoder: Any) -> None:
+    """512 steps of k, four at a time, 300 ns each; 1,000 keys one by one; hidden where memory takes longer."""
+    gpu = GpuSlice(rk3588.gpu, rk3588.clusters[0])
+    roofline = Roofline(rk3588, replace(IDEAL, gpu_load_ns=300.0))
+    narrow = linear(512, 512, 1, Format("float16"))
+    assert loads_in_a_row(narrow, rk3588.gpu) == 512 / 4
+    assert roofline.op(narrow, gpu).compute_s == pytest.approx(128 * 300e-9)
+    spec = make_decoder("one", 576, 1, 9, 3, 64, 1536, 100)
+    (attention,) = [op for op in step_ops(spec, 1, 999) if op.kind == "attention"]
+    assert loads_in_a_row(attention, rk3588.gpu) == 1000
+    many = gate(16, Format("float16"))
+    without = Roofline(rk3588, replace(IDEAL, gpu_load_ns=1e-3)).op(many, gpu)
+    assert roofline.op(many, gpu) == without
+    assert without.memory_s > loads_in_a_row(many, rk3588.gpu) * 300e-9
 
 
 def test_gpu_counts_slots_of_integer_dot_products(rk3588: Any) -> None:

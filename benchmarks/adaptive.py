@@ -27,10 +27,10 @@ FIXED = (1, 2, 3, 5, 7)
 
 def simulated(seeds: int) -> list[dict[str, Any]]:
     """A row for each case."""
-    from simulated_pair import CASES, CONFIDENT_CASES, judge
+    from simulated_pair import BUSY_CASES, CASES, CONFIDENT_CASES, judge
 
     rows = []
-    for case in [*CASES, *CONFIDENT_CASES]:
+    for case in [*CASES, *CONFIDENT_CASES, *BUSY_CASES]:
         judged = judge(case, range(seeds))
         row = {"case": case.name, "live": judged.live, "best": judged.best, "gamma": judged.best_gamma}
         rows.append({**row, "worst": judged.worst, "over_best": judged.over_best, "switches": judged.switches})

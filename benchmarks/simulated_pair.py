@@ -29,6 +29,7 @@ from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Model, Models
 FLAT = {1: 1.0, 2: 1.02, 3: 1.04, 4: 1.06, 5: 1.1, 6: 1.2, 8: 1.3}
 STEEP = {1: 1.0, 2: 1.35, 3: 1.7, 4: 2.0, 5: 2.4, 6: 2.8, 8: 3.6}
 STAIRS = {1: 1.0, 2: 1.05, 3: 1.1, 4: 1.12, 5: 1.6, 6: 1.65, 8: 1.7}
+EXIT = {1: 1.0, 2: 1.1, 3: 1.17, 4: 1.27, 5: 1.3, 8: 1.52}  # SmolLM2-135M in int4, one thread
 CHUNK, VOCAB = 32, 50
 _TURNOVER = 0.3  # of steps, before which the machine may become busy or idle
 At = Callable[[int], float]
@@ -345,4 +346,17 @@ CASES = [
     Case("long prompts, short answers", 0.1, FLAT, always(0.8), answers=(30,) * 40, prompt=600, chunk=0.8),
     Case("a poor early exit, from the start", 0.3, STAIRS, always(0.1), answers=(128,) * 3, warm=0, early_exit=True),
     Case("long prompts, a slow drafter", 0.45, STAIRS, always(0.7), answers=(256,) * 5, prompt=586, chunk=4.0),
+]
+BUSY_CASES = [  # other work on the machine: at random, and on the same core in turn with the models
+    *(
+        Case(f"{alpha}, busy", 0.2, FLAT, always(alpha), answers=(64,) * 12, planned_alpha=alpha, busy=0.5)
+        for alpha in (0.05, 0.8)
+    ),
+    *(
+        Case(
+            *(f"{alpha}, turns of {turn_s}", 0.5, EXIT, always(alpha)),
+            **{"answers": (128,) * 5, "step_s": 0.0038, "turn_s": turn_s, "early_exit": True, "warm": 0},
+        )
+        for alpha, turn_s in ((0.0, 0.004), (0.3, 0.004), (0.6, 0.004), (0.3, 0.0028), (0.3, 0.01))
+    ),
 ]

@@ -46,26 +46,13 @@ def test_a_policy_that_does_not_adapt_fails(name: str, gamma: int) -> None:
     assert judged.over_best > ALLOWED
 
 
-BUSY = [
-    sim.Case(f"{alpha}, busy", 0.2, sim.FLAT, sim.always(alpha), answers=(64,) * 12, planned_alpha=alpha, busy=0.5)
-    for alpha in (0.05, 0.8)
-]
+BUSY, IN_TURN = sim.BUSY_CASES[:2], sim.BUSY_CASES[2:]
 
 
 @pytest.mark.parametrize("case", BUSY, ids=lambda case: case.name)
 def test_other_work_on_the_machine_is_not_taken_for_slow_drafting(case: sim.Case) -> None:
     """Half of the steps take up to four times as long; the time that is judged is that without."""
     assert sim.judge(case).over_best <= 1.05
-
-
-EXIT = {1: 1.0, 2: 1.1, 3: 1.17, 4: 1.27, 5: 1.3, 8: 1.52}  # SmolLM2-135M in int4, one thread
-IN_TURN = [
-    sim.Case(
-        *(f"{alpha}, turns of {turn_s}", 0.5, EXIT, sim.always(alpha)),
-        **{"answers": (128,) * 5, "step_s": 0.0038, "turn_s": turn_s, "early_exit": True, "warm": 0},
-    )
-    for alpha, turn_s in ((0.0, 0.004), (0.3, 0.004), (0.6, 0.004), (0.3, 0.0028), (0.3, 0.01))
-]
 
 
 @pytest.mark.parametrize("case", IN_TURN, ids=lambda case: case.name)

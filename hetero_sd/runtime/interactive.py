@@ -10,7 +10,7 @@ from pathlib import Path
 from hetero_sd.runtime.answer import Answer, run_stats
 from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.conversation import ALL, Conversation
-from hetero_sd.runtime.decode.stats import stats_table
+from hetero_sd.runtime.decode.stats_text import stats_table
 from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text.prompts import Prompt, read_lines
 from targets.errors import UserError

@@ -17,7 +17,7 @@ from hetero_sd.runtime.answer import Answer, run_stats
 from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.decode.choose_policy import ALONE
 from hetero_sd.runtime.decode.chrome_trace import chrome_trace
-from hetero_sd.runtime.decode.stats import stats_table
+from hetero_sd.runtime.decode.stats_text import stats_table
 from hetero_sd.runtime.interactive import Interactive
 from hetero_sd.runtime.internal_error import check_streams, report, settle_output, step
 from hetero_sd.runtime.load import Loader, Settings, load_models, load_session, load_text, note

@@ -15,22 +15,24 @@ from hetero_sd.runtime.decode.stopping import class_edges, confidence_class
 from hetero_sd.runtime.decode.trace import Round, Trace, first_rounds_s
 
 _Z_95 = NormalDist().inv_cdf(0.975)  # two-sided 95 % quantile of the normal distribution
-_MOST_SWITCHES = 12  # that --stats prints
+_TERMS = ("draft", "verify", "wait", "sampling", "confidence", "dispatch")  # of a round
 
 
 def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
     """Return the measurements of one or more generations, ready for JSON; what was not measured is None.
 
     Seconds throughout. ``tokens_per_s`` counts the tokens after the first one over the time they took. A term of
-    ``median_s`` is the median over rounds: ``draft_step`` of the mean step of a round, ``verify_step`` by the number
-    of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round; where the
-    drafter goes on while the target verifies, ``wait`` of a round and ``hand_over`` of a message, else
+    ``median_s`` is the median over rounds: ``draft_step`` of the mean step of a round, ``verify_step`` by the
+    number of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round;
+    where the drafter goes on while the target verifies, ``wait`` of a round and ``hand_over`` of a message, else
     ``first_rounds``: what those of a text took longer than later ones. ``kept_tokens`` of the prompts were in the
-    target's cache already. ``gammas`` counts the rounds by drafted tokens, ``sources`` the drafted and accepted tokens
-    by what they were made from. ``switches`` are those of trace.Switch, ``generation`` counting the traces from 0.
-    ``stopping`` is of the rounds whose drafts may have ended by the drafter's confidence: ``calibration`` has, for the
-    confidences ``[from, below]`` of a class, how many drafted tokens were judged and accepted. None where there are no
-    such rounds.
+    target's cache already. ``acceptance_by_position`` has for the first, second, ... drafted token of a round how
+    often it was accepted, and judged. ``time_shares`` are shares of ``decode_s``: terms of the rounds, of which
+    ``dispatch`` is the loop, and what the drafter read. ``gammas`` counts the rounds by drafted tokens, ``sources``
+    the drafted and accepted tokens by what they were made from. ``switches`` are those of trace.Switch,
+    ``generation`` counting the traces from 0. ``stopping`` is of the rounds whose drafts may have ended by the
+    drafter's confidence: ``calibration`` has, for the confidences ``[from, below]`` of a class, how many drafted
+    tokens were judged and accepted. None where there are no such rounds.
     """
     rounds = [r for trace in traces for r in trace.rounds]
     drafted = [r for r in rounds if r.drafted]
@@ -53,6 +55,7 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
         "accepted": sum(r.accepted for r in rounds),
         "acceptance_rate": alpha,
         "acceptance_interval": interval,
+        "acceptance_by_position": _by_position(drafted),
         "gammas": {str(g): sum(r.drafted == g for r in rounds) for g in sorted({r.drafted for r in rounds})},
         "sources": _by_source(drafted),
         "tokens_per_round": _tokens_per_round(rounds if overlapped else drafted),
@@ -65,6 +68,7 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
             "first_rounds": None if overlapped else _median(_first_rounds(traces)),
             "hand_over": _median([s for trace in traces for s in trace.hand_overs_s]),
         },
+        "time_shares": _time_shares(traces),
         "stopping": _stopping(drafted),
         "switches": [{"generation": i, **asdict(s)} for i, trace in enumerate(traces) for s in trace.switches],
     }
@@ -76,6 +80,19 @@ def _first_rounds(traces: Sequence[Trace]) -> list[float]:
 
 def _tokens_per_round(rounds: Sequence[Round]) -> float | None:
     return sum(r.accepted + 1 for r in rounds) / len(rounds) if rounds else None
+
+
+def _by_position(drafted: Sequence[Round]) -> list[list[int]]:
+    places = range(max((r.drafted for r in drafted), default=0))
+    judged = [sum(i <= r.accepted and i < r.drafted for r in drafted) for i in places]
+    return [[sum(i < r.accepted for r in drafted), count] for i, count in zip(places, judged, strict=True) if count]
+
+
+def _time_shares(traces: Sequence[Trace]) -> dict[str, float]:
+    seconds = {term: sum(getattr(r, f"{term}_s") for t in traces for r in t.rounds) for term in _TERMS}
+    seconds["read"] = sum(trace.draft_prefill_s for trace in traces)
+    whole = sum(seconds.values())
+    return {term: spent / whole for term, spent in seconds.items()} if whole > 0 else {}
 
 
 def _stopping(drafted: Sequence[Round]) -> dict[str, Any] | None:
@@ -189,66 +206,6 @@ def stats_json(traces: Sequence[Trace], plan: Plan | None, gamma: int | None = N
     return {**measured, "predicted_vs_measured": comparison(measured, plan, traces, gamma)}
 
 
-def stats_table(stats: Mapping[str, Any]) -> str:
-    """Return the text for people of what :func:`stats_json` gives."""
-    lines = [f"{'':24}{'measured':>12}{'predicted':>12}{'deviation':>12}"]
-    for row in stats["predicted_vs_measured"]:
-        if row["measured"] is None and row["predicted"] is None:
-            continue
-        deviation = "-" if row["deviation"] is None else f"{100 * row['deviation']:+.1f} %"
-        label = f"{row['term']} ({row['unit']})" if row["unit"] else row["term"]
-        lines.append(f"{label:24}{_number(row['measured']):>12}{_number(row['predicted']):>12}{deviation:>12}")
-    kept = f" ({stats['kept_tokens']} of them read before)" if stats["kept_tokens"] else ""
-    lines.append(
-        f"{stats['prompt_tokens']} prompt tokens{kept}, {stats['new_tokens']} new tokens, {stats['rounds']} rounds, "
-        f"{stats['drafted']} drafted, {stats['accepted']} accepted"
-    )
-    if len(stats["gammas"]) > 1:
-        used = ", ".join(f"{gamma} in {rounds}" for gamma, rounds in stats["gammas"].items())
-        lines.append(f"tokens drafted in a round: {used} rounds")
-    if len(stats["sources"]) > 1:
-        used = ", ".join(f"{name} {n['accepted']} of {n['drafted']}" for name, n in stats["sources"].items())
-        lines.append(f"accepted by source: {used}")
-    if stats["stopping"] is not None:
-        lines += stopping_text(stats["stopping"])
-    lines += [switch_text(switch) for switch in stats["switches"][:_MOST_SWITCHES]]
-    if len(stats["switches"]) > _MOST_SWITCHES:
-        lines.append(f"... and {len(stats['switches']) - _MOST_SWITCHES} more switches (--json has all)")
-    if stats.get("threads"):
-        lines.append(threads_text(stats["threads"]))
-    return "\n".join(lines)
-
-
-def stopping_text(stopping: Mapping[str, Any]) -> list[str]:
-    """Return the lines for people of drafts that may end by the drafter's confidence."""
-    table = ", ".join(
-        f"{entry['confidence'][0]:g}-{entry['confidence'][1]:g} {entry['accepted']} of {entry['judged']}"
-        for entry in stopping["calibration"]
-    )
-    return [
-        f"stopped by confidence: {stopping['stopped']} of {stopping['rounds']} drafts, {stopping['drafted']} tokens "
-        f"in them; telling it took {1e6 * stopping['confidence_s']:.3g} us a token",
-        f"accepted by confidence: {table}",
-    ]
-
-
-def switch_text(switch: Mapping[str, Any]) -> str:
-    """Return the line for people of a switch: what was decided, and the numbers that decided it."""
-    return (
-        f"after {switch['tokens']} tokens: {switch['source']} {switch['before']} -> {switch['after']} drafted, "
-        f"{switch['why']} (acceptance {switch['acceptance']:.2f}, plain step {1e3 * switch['plain_s']:.3g} ms, "
-        f"round {1e3 * switch['round_s']:.3g} ms, {switch['speedup']:.2f}x)"
-    )
-
-
-def threads_text(facts: Mapping[str, Any]) -> str:
-    """Return the line for people of a model's ``thread_facts``."""
-    if facts["pool"] == "tvm":
-        return f"threads: {facts['threads']} of TVM's pool: {facts['why_tvms']}"
-    share = "" if facts["worker_share"] is None else f", workers ran {100 * facts['worker_share']:.0f} % of the tasks"
-    return f"threads: {facts['threads']} of our pool{share}"
-
-
 def _row(term: str, unit: str, measured: float | None, predicted: float | None) -> dict[str, Any]:
     """Return one row; rows in ms and us are given in seconds."""
     scale = {"ms": 1e3, "us": 1e6}.get(unit, 1.0)
@@ -263,7 +220,3 @@ def _row(term: str, unit: str, measured: float | None, predicted: float | None) 
 
 def _median(values: Sequence[float]) -> float | None:
     return median(values) if values else None
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

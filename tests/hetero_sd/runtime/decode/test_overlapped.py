@@ -24,7 +24,8 @@ from hetero_sd.runtime.decode.overlapped.draft_thread import DraftThread
 from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap, speculate_overlapped
 from hetero_sd.runtime.decode.sampling import Sampling, probabilities
-from hetero_sd.runtime.decode.stats import stats_json, stats_table
+from hetero_sd.runtime.decode.stats import stats_json
+from hetero_sd.runtime.decode.stats_text import stats_table
 from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import Model, Models, NotFiniteError

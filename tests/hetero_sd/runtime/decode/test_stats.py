@@ -9,7 +9,8 @@ import pytest
 from bundles import some_plan, some_prediction
 from scipy.stats import binomtest
 
-from hetero_sd.runtime.decode.stats import acceptance_rate, stats_json, stats_table, summarise, wilson
+from hetero_sd.runtime.decode.stats import acceptance_rate, stats_json, summarise, wilson
+from hetero_sd.runtime.decode.stats_text import stats_table
 from hetero_sd.runtime.decode.trace import Round, Stopwatch, Switch, Trace
 
 
@@ -42,6 +43,10 @@ def test_summary_by_hand():
     assert got["median_s"]["sampling"] == 0.02
     assert got["median_s"]["dispatch"] == 0.01
     assert got["finish_reason"] == "length"
+    assert got["acceptance_by_position"] == [[2, 2], [1, 2], [1, 1], [1, 1]]
+    assert sum(got["time_shares"].values()) == pytest.approx(1.0)
+    assert got["time_shares"]["dispatch"] == pytest.approx(0.03 / decode_s)
+    assert got["time_shares"]["read"] == pytest.approx(0.1 / decode_s)
 
 
 def test_overlapped_rounds_by_hand():
@@ -165,7 +170,9 @@ def test_table_for_people():
         "sampling (ms)                     20           -           -\n"
         "dispatch (ms)                     10           -           -\n"
         "5 prompt tokens, 9 new tokens, 3 rounds, 8 drafted, 5 accepted\n"
-        "tokens drafted in a round: 0 in 1, 4 in 2 rounds"
+        "of the time: draft 14 %, verify 72 %, sampling 4.3 %, dispatch 2.2 %, read 7.2 %\n"
+        "tokens drafted in a round: 0 in 1, 4 in 2 rounds\n"
+        "accepted by position: 2 of 2, 1 of 2, 1 of 1, 1 of 1"
     )
 
 

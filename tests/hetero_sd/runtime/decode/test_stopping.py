@@ -16,7 +16,8 @@ from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.sampling import best_probability
 from hetero_sd.runtime.decode.speculate import speculate
-from hetero_sd.runtime.decode.stats import stats_json, stats_table
+from hetero_sd.runtime.decode.stats import stats_json
+from hetero_sd.runtime.decode.stats_text import stats_table
 from hetero_sd.runtime.decode.stopping import BORDERS, Calibration, DraftLimit, Prices, Stopping, confidence_class
 from hetero_sd.runtime.decode.trace import Round, Trace
 

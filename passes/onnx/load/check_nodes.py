@@ -19,6 +19,9 @@ from passes.onnx.pass_context import describe
 from passes.onnx.rewrite.local_functions import DOMAIN
 from targets.errors import UserError
 
+# ONNX's since that opset, and before it onnxruntime's own under the same name: its optimiser writes it in any file
+_FROM = {("", "LayerNormalization"): 17}
+
 
 def check_nodes(path: Path, model: Any) -> None:
     """Check the flattened `onnx_ir.Model` of a file.
@@ -88,7 +91,7 @@ def _check_by_table(where: str, node: Any, rule: Rule) -> None:
 
 
 def _check_by_schema(where: str, node: Any, opsets: dict[str, int], rule: Rule | None) -> None:
-    opset = opsets.get(node.domain, 1)
+    opset = max(opsets.get(node.domain, 1), _FROM.get((node.domain, node.op_type), 1))
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     except Exception as error:  # onnx's SchemaError
@@ -100,12 +103,26 @@ def _check_by_schema(where: str, node: Any, opsets: dict[str, int], rule: Rule |
         raise UserError(f"{where} has {len(node.outputs)} outputs")
     for name in node.attributes:
         if name not in schema.attributes:
-            raise UserError(f"{where} has the attribute {name}, which it does not have in opset {opset}")
+            raise UserError(
+                f"{where} has the attribute {name}, which it does not have in opset {opset}{_raised(node, name, opset)}"
+            )
     for name, stated in schema.attributes.items():
         if name in node.attributes and int(node.attributes[name].type) != int(stated.type.value):
             raise UserError(f"{where} has {name} as {node.attributes[name].type.name}, it takes {stated.type.name}")
         if stated.required and name not in node.attributes:
             raise UserError(f"{where} lacks the attribute {name}")
+
+
+def _raised(node: Any, attribute: str, opset: int) -> str:
+    """What to do where an earlier opset had the attribute: onnxruntime's QDQ quantisers raise the file's alone."""
+    for earlier in range(opset - 1, 0, -1):
+        try:
+            known = onnx.defs.get_schema(node.op_type, earlier, node.domain).attributes
+        except Exception:  # onnx's SchemaError: there was no such operator
+            return ""
+        if attribute in known:
+            return f": opset {earlier} had it, and a tool raised the file's; export at opset {opset} before it"
+    return ""
 
 
 def _check_inputs(where: str, inputs: Any, given: int, least: int, most: int) -> None:

@@ -20,7 +20,11 @@ from targets.errors import UserError
 
 _KINDS = [  # operators that tell what kind of model it is, or who wrote it
     (
-        {"QLinearMatMul", "QGemm", "QAttention", "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearSoftmax"},
+        {"QAttention"},
+        " (attention itself was quantised: quantise with op_types_to_quantize=['MatMul', 'Gemm', 'Gather'])",
+    ),
+    (
+        {"QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearSoftmax"},
         " (it computes with 8-bit numbers whose scale was fixed at export: quantise with quant_format=QuantFormat.QDQ)",
     ),
     (

@@ -2,6 +2,7 @@
 
     0.5 * x * (1 + tanh(0.798 * (x + 0.0447 * x^3)))    ->  Gelu(x){approximate tanh}
     x * 0.5 * (1 + erf(x / 1.414))                      ->  Gelu(x){approximate none}
+    either times another number than 0.5                ->  Mul(Gelu(x), twice that)
     tanh(x / 30) * 30                                   ->  Mul(Tanh(Mul(x, 1 / 30)), 30)
     Relu(x)^2                                           ->  hetero_sd::SquaredRelu(x)
 
@@ -37,6 +38,7 @@ from passes.onnx.shapes import Known, known_shapes, points
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Tanh", "Erf", "Neg", "Cast", "Identity"}
 _BOUND = 2e-6  # what float32 arithmetic does is below 1e-6, a constant of 11 bits makes more
+_LARGEST_FACTOR = 1e3
 _LARGEST_CAP = 1e4  # what grows beyond it with its input is no cap
 
 
@@ -72,7 +74,11 @@ def _written_out(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
 
     numbers = np.concatenate([np.linspace(-8, 8, 61), [1e-3, -1e-3]])[: known[x].size]
     actual = run(numbers)
-    if (made := _gelu(imp, node, x, f"{y.name}.gelu", numbers, actual)) is not None:
+    factor = _factor(numbers, actual)
+    if (made := _gelu(imp, node, x, f"{y.name}.gelu", numbers, actual / factor)) is not None:
+        if factor != 1.0:
+            times = add_initializer(imp.graph, f"{y.name}.factor", np.array(factor, np.float32))
+            made = emit(node, "Mul", [made, times], outputs=[f"{y.name}.times"]).outputs[0]
         replace_uses(y, made)
         return True
     cap = float(run(np.array([1e9]))[0])
@@ -83,6 +89,13 @@ def _written_out(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
         _write_capped(imp, node, x, y, float(np.float32(factor / cap)), cap)
         return True
     raise Declined("it is neither a GELU nor a soft cap c * tanh(x / c)")
+
+
+def _factor(numbers: np.ndarray, actual: np.ndarray) -> float:
+    """With which a GELU would be multiplied: onnxruntime moves its half into the matrix multiplication after it."""
+    largest = int(numbers.argmax())  # of which a GELU is the number itself
+    factor = float(np.float32(actual[largest] / numbers[largest]))
+    return factor if 1 / _LARGEST_FACTOR < factor < _LARGEST_FACTOR and abs(factor - 1) > _BOUND else 1.0
 
 
 def _gelu(imp: Importing, node: Any, x: Any, name: str, numbers: np.ndarray, actual: np.ndarray) -> Any:

@@ -60,6 +60,8 @@ def _fused_matmul(imp: Importing, node: Any, known: dict[Any, Any]) -> bool:
         matmul.type = node.outputs[0].type
         matmul = emit(node, "Mul", [matmul, factor], outputs=[f"{name}.scaled"]).outputs[0]
     replace_uses(node.outputs[0], matmul)
+    if node.outputs[0] in known:
+        known[matmul] = known[node.outputs[0]]
     return True
 
 
@@ -76,13 +78,13 @@ def _skip_layer_norm(imp: Importing, node: Any, known: dict[Any, Any]) -> bool:
         total.type = node.outputs[0].type
         total = emit(node, "Add", [total, bias], outputs=[f"{name}.biased"]).outputs[0]
     total.type = node.outputs[0].type
-    known[total] = known[x]  # the next layer adds to it
     if len(node.outputs) > 3:
         replace_uses(node.outputs[3], total)
     attributes = {"axis": -1, "epsilon": attribute(node, "epsilon", 1e-12)}
     inputs = [x for x in (total, weight, shift) if x is not None]
     norm = emit(node, "LayerNormalization", inputs, attributes, name=node.name, outputs=[f"{name}.norm"])
     replace_uses(node.outputs[0], norm.outputs[0])
+    known[total] = known[norm.outputs[0]] = known[x]  # the next layer adds to one of them
     return True
 
 

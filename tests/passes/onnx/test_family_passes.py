@@ -15,6 +15,7 @@ from passes.onnx.rewrite.canonical_matmuls import canonical_matmuls
 from passes.onnx.rewrite.fuse_activations import fuse_activations
 from passes.onnx.rewrite.learned_positions import learned_positions
 from passes.onnx.rewrite.lower_dequantize import lower_dequantize
+from passes.onnx.rewrite.unfuse_onnxruntime import unfuse_onnxruntime
 from passes.onnx.testing import importing, lines
 from targets.errors import UserError
 
@@ -114,6 +115,33 @@ def test_rounded_constants_of_erf_are_kept(k: float) -> None:
     inside, outside = (float(imp.graph.initializers[f"y.gelu.{part}"].const_value.numpy()) for part in ("in", "out"))
     assert inside == pytest.approx(2**0.5 / k, rel=1e-7)
     assert inside * outside == pytest.approx(1, rel=1e-7)
+
+
+@pytest.mark.parametrize("body", [TANH, ERF])
+def test_a_gelu_whose_half_was_moved_away_is_doubled(body: str) -> None:
+    """Into the factor of onnxruntime's FusedMatMul, which multiplies by it after the weights."""
+    k = 0.7978845608 if body is TANH else 2**0.5
+    left_out = body.replace("w = Mul(x, half) y = Mul(w, v)", "y = Mul(x, v)").replace(
+        "w = Mul(x, v) y = Mul(w, half)", "y = Mul(x, v)"
+    )
+    imp = activation(left_out, k=k)
+    assert run_pass(fuse_activations, imp).matched == 1
+    kind = "tanh" if body is TANH else "none"
+    times = ["y.times = Mul(y.gelu, y.factor)", "z = MatMul(y.times, m)"]
+    assert lines(imp.graph)[1:] == [f"y.gelu = Gelu(x) {{approximate: {kind}}}", *times]
+    assert imp.graph.initializers["y.factor"].const_value.numpy() == 2
+
+
+def test_skipped_norms_one_after_the_other_are_all_taken_apart() -> None:
+    """The second adds what the first made, as where a block's norms come after it."""
+    norm = "com.microsoft.SkipLayerNormalization <epsilon = 0.00001>"
+    body = f"a = {norm}(x, x, w, w) b = Neg(a) y = {norm}(b, a, w, w)"
+    imp = activation(body, more=", float[8] w = {1,1,1,1,1,1,1,1}")
+    entry = run_pass(unfuse_onnxruntime, imp)
+    assert (entry.matched, entry.notes) == (2, ())
+    assert [n.op_type for n in imp.graph] == [
+        *("Gather", "Add", "LayerNormalization", "Neg", "Add", "LayerNormalization", "MatMul"),
+    ]
 
 
 def test_soft_cap() -> None:

@@ -178,6 +178,26 @@ def test_opsets_whose_operators_mean_the_same_are_read_as_one(tmp_path: Path, st
     assert load(tmp_path / "a.onnx").graph.opset_imports[""] == read
 
 
+_NORM = """<ir_version: 8, opset_import: ["" : 13]>
+    g (float[b,2] x) => (float[b,2] y) <float[2] w = {1,1}> { y = OPERATOR(x, w) }"""
+
+
+def test_a_norm_that_onnxruntime_wrote_into_an_older_file(tmp_path: Path) -> None:
+    """LayerNormalization is ONNX's since opset 17, RMSNormalization since 23 and nobody's before."""
+    onnx.save(onnx.parser.parse_model(_NORM.replace("OPERATOR", "LayerNormalization")), tmp_path / "a.onnx")
+    assert [n.op_type for n in load(tmp_path / "a.onnx").graph] == ["LayerNormalization"]
+    onnx.save(onnx.parser.parse_model(_NORM.replace("OPERATOR", "RMSNormalization")), tmp_path / "a.onnx")
+    refused(tmp_path / "a.onnx", "opset 13 has no such operator")
+
+
+def test_an_opset_that_was_raised_alone(tmp_path: Path) -> None:
+    """As onnxruntime's quantisers in the form QDQ do it: the axes of ReduceMean are still an attribute."""
+    text = """<ir_version: 8, opset_import: ["" : 21]>
+    g (float[b,2] x) => (float[b,1] y) { y = ReduceMean <axes = [-1]> (x) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "a.onnx")
+    refused(tmp_path / "a.onnx", "opset 17 had it, and a tool raised the file's; export at opset 21 before it")
+
+
 def test_control_flow(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
     g (bool c, float[2] x) => (float[2] y) {

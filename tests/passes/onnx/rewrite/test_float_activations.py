@@ -223,15 +223,21 @@ def test_weights_are_those_of_the_file_bit_for_bit(name: str) -> None:
         assert (len(node.inputs) > 3) == bool((zero + shift != 128).any())  # the middle of the range is left out
 
 
-def test_a_file_with_operators_of_integers_is_refused_with_the_option(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("operator", "advice"),
+    [("QLinearMatMul", r"quant_format=QuantFormat\.QDQ"), ("QAttention", r"op_types_to_quantize=\['MatMul', ")],
+)
+def test_a_file_with_operators_of_integers_is_refused_with_the_option(
+    tmp_path: Path, operator: str, advice: str
+) -> None:
     proto = onnx.load(path_of("llama-ort-dynamic-uint8"))
     node = next(n for n in proto.graph.node if n.op_type == "MatMulInteger")
-    node.op_type = "QLinearMatMul"
+    node.op_type, node.domain = operator, "com.microsoft" if operator == "QAttention" else ""
     inputs = list(node.input)
     scale = next(n for n in proto.graph.node if n.op_type == "DynamicQuantizeLinear").output[1]
     node.input[:] = [inputs[0], scale, inputs[2], inputs[1], scale, inputs[3], scale, inputs[2]]
     onnx.save(proto, tmp_path / "model.onnx")
-    with pytest.raises(UserError, match=r"QLinearMatMul .*quant_format=QuantFormat\.QDQ") as caught:
+    with pytest.raises(UserError, match=rf"{operator} .*{advice}") as caught:
         canonicalise(tmp_path / "model.onnx", 32)
     assert "\n" not in str(caught.value)
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from hetero_sd.commands import acceptance, audit, calibrate, doctor, explain, inspect, predict, run, sweep, verify
 from hetero_sd.commands import compile as compile_command
 from hetero_sd.commands.in_a_copy import in_a_copy
-from hetero_sd.commands.parser import Command, Parser
+from hetero_sd.commands.parser import Command
 from hetero_sd.runtime.internal_error import check_streams, report, settle_output, show_traceback
+from hetero_sd.runtime.parser import Parser
 from targets.errors import UserError
 from targets.host.calibrated import find
 from targets.memory import short_note

@@ -121,10 +121,11 @@ def at_the_edge(path: str) -> bool:
 
 def reads_options(root: Path) -> list[str]:
     """The files of the packages that import argparse, but for the command lines of the host and of the device."""
+    device = ("hetero_sd/runtime/options.py", "hetero_sd/runtime/parser.py")
     return [
         str(path.relative_to(root))
         for path in modules(root).values()
-        if not at_the_edge(name := path.relative_to(root).as_posix()) and name != "hetero_sd/runtime/options.py"
+        if not at_the_edge(name := path.relative_to(root).as_posix()) and name not in device
         if "argparse" in imported(path)
     ]
 

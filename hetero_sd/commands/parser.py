@@ -3,45 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from hetero_sd.early_exit import SCHEME, EarlyExit
-from targets.errors import UserError
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake as one line; --help has the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the mistake.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"{message} (`{self.prog} --help` lists the options)")
-
-    def parse_all(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """The options; one that does not exist is told with the subcommand's name and the option nearest to it.
-
-        Raises:
-            UserError: a mistake in the arguments.
-        """
-        options, unknown = self.parse_known_args(arguments)
-        if unknown:
-            wrong = next((text for text in unknown if text.startswith("-")), unknown[0])
-            parser: Parser = options.subparser
-            known = re.findall(r"(?<![\w-])--[a-z-]+", parser.format_help())
-            nearest = difflib.get_close_matches(wrong.partition("=")[0], known, 1, 0.7)
-            parser.error(
-                f"unknown {'option' if wrong.startswith('-') else 'argument'} {wrong}"
-                + (f": did you mean {nearest[0]}?" if nearest else "")
-            )
-        return options
-
+from hetero_sd.runtime.parser import Parser
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 

@@ -22,6 +22,7 @@ Exit codes are run.py's.
 def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "run", "copy a bundle to a board by ssh and run it there", EXAMPLE)
+    p.hint = ": options of run.py stand behind --"
     p.add_argument("bundle", metavar="DIR", type=Path, help="what `compile` made")
     p.add_argument("arguments", metavar="-- ARGUMENT", nargs="*", help="options of run.py")
     p.add_argument("--on", metavar="USER@BOARD", required=True, help="the board, as ssh knows it")

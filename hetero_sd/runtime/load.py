@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from costmodel.schema.plan import OVERLAPPED
+from costmodel.speculative import MOST_GAMMA
 from hetero_sd.runtime.decode.choose_policy import (
     AUTO,
     DRAFTERS,
@@ -85,8 +86,8 @@ def load_folder(folder: Path, settings: Settings) -> Session:
         if settings.get(name, known[0]) not in known:
             raise UserError(f"{name} {settings[name]!r}: give one of {', '.join(map(str, known))}")  # type: ignore[literal-required]
     gamma = settings.get("gamma")
-    if gamma is not None and gamma < 1:
-        raise UserError("gamma must be at least 1")
+    if gamma is not None and not 1 <= gamma <= MOST_GAMMA:
+        raise UserError(f"gamma {gamma}: must be 1 to {MOST_GAMMA}")
     if settings.get("least") is not None and settings.get("mode") != OVERLAPPED:
         raise UserError(f"least belongs to mode {OVERLAPPED}: leave it out, or give that")
     bundle = Bundle(folder)

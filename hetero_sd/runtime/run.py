@@ -25,7 +25,8 @@ from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.model.program_cache import use_cache
 from hetero_sd.runtime.model.protocol import NotFiniteError
 from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, usable_cpus
-from hetero_sd.runtime.options import RunRequest, parse_options
+from hetero_sd.runtime.options import DEFAULT_CALIBRATE_S, parse_options
+from hetero_sd.runtime.request import RunRequest
 from hetero_sd.runtime.saved_logits import save_logits
 from hetero_sd.runtime.serve.options import (
     DEFAULT_PORT,
@@ -237,7 +238,7 @@ def _calibrate(bundle: Bundle, out: Path, options: RunRequest, load: Loader) -> 
     threads = choose_threads(options.threads, bundle.plan)
     prepare_environment(threads)
     models = load(bundle, options.huge_pages)
-    seconds = options.calibrate_seconds
+    seconds = options.calibrate_seconds or DEFAULT_CALIBRATE_S
     result = calibrate(models, threads, seconds, out, lambda line: print(f"  {line}", file=sys.stderr))
     unstable = sum(not point.stable for point in result.points)
     print(

@@ -64,6 +64,7 @@ def test_streams_that_cannot_be_used_give_one_line(redirection: str, said: str) 
     [
         ("compile --quantize int4 m.onnx --board host --out o", "unknown option --quantize: did you mean --quantise?"),
         ("compile m.onnx --board=host --out o --bored", "unknown option --bored: did you mean --board?"),
+        ("run bundle --on board --stats", "unknown option --stats: options of run.py stand behind --"),
         ("predict m.json --xyz=3", "unknown option --xyz=3"),
         ("compile m.onnx more --board host --out o", "unknown argument more"),
     ],
@@ -74,3 +75,12 @@ def test_an_unknown_option_is_told_with_the_nearest_and_its_command(
     assert main(command.split()) == 2
     help_of = f"`hetero-sd {command.split()[0]} --help` lists the options"
     assert capsys.readouterr().err == f"hetero-sd: error: {said} ({help_of})\n"
+
+
+def test_a_command_that_does_not_exist_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    help_of = "(`hetero-sd --help` lists the options)"
+    assert main(["comple", "m.onnx"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"hetero-sd: error: argument COMMAND: invalid choice: 'comple': did you mean compile? {help_of}\n"
+    assert main(["xyz"]) == 2
+    assert "invalid choice: 'xyz' (choose from" in capsys.readouterr().err

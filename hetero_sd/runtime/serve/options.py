@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from costmodel.batch import BOUND_STEPS
 from hetero_sd.runtime.decode.choose_policy import ALONE, AUTO, NGRAM
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.load import SPECULATIVE, note
+from hetero_sd.runtime.parser import real, whole
+from hetero_sd.runtime.request import RunRequest
 from targets.errors import UserError
-
-if TYPE_CHECKING:
-    from hetero_sd.runtime.options import RunRequest
 
 TURNS = (SPECULATIVE, "sequential")  # the modes in which drafter and target take turns
 LOOPBACK, DEFAULT_PORT, DEFAULT_QUEUE = "127.0.0.1", 8080, 16
 
 
-def add_server_options(
-    group: Any, whole: Callable[[int, int], Callable[[str], int]], real: Callable[[float], Callable[[str], float]]
-) -> None:
-    """Add them to a group of argparse's; `whole` makes a reader of whole numbers in a range, `real` of others."""
+def add_server_options(group: Any) -> None:
+    """Add them to a group of argparse's."""
     group.add_argument(
         "--serve",
         action="store_true",

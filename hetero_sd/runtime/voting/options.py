@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hetero_sd.runtime.parser import whole
+from hetero_sd.runtime.request import RunRequest
 from targets.errors import UserError
-
-if TYPE_CHECKING:
-    from hetero_sd.runtime.options import RunRequest
 
 CHAINS, REFINE = "chains", "refine"
 WAYS = CHAINS, REFINE
 MOST_VOTES = 64
 
 
-def add_vote_options(group: Any, whole: Callable[[int, int], Callable[[str], int]]) -> None:
-    """Add them to a group of argparse's; `whole` makes a reader of whole numbers in a range."""
+def add_vote_options(group: Any) -> None:
+    """Add them to a group of argparse's."""
     group.add_argument(
         "--votes",
         metavar="N",

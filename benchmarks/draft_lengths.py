@@ -31,7 +31,8 @@ NGRAM = {"ngram, new": "ngram", "ngram, again": "ngram", "both, again": "model+n
 
 def compile_pair(folder: Path, board: str) -> Path:
     """The example pair with an entry point for every width up to gamma + 1."""
-    from hetero_sd.compile.compile import CompileRequest, compile_bundle
+    from hetero_sd.compile.compile import compile_bundle
+    from hetero_sd.compile.request import CompileRequest
     from hetero_sd.progress import Progress
 
     request = CompileRequest(

@@ -53,7 +53,7 @@ def board_with_pocl(path: Path) -> str:
 
 def cases(scratch: Path, quick: bool, chat: Path | None) -> list[Case]:
     """All of them; models are written to ``scratch``, unless they are there."""
-    from hetero_sd.compile.compile import CompileRequest
+    from hetero_sd.compile.request import CompileRequest
     from hetero_sd.early_exit import EarlyExit
 
     sentences = tuple((PAIR / "prompts.txt").read_text("utf-8").splitlines()[: 6 if quick else 20])

@@ -145,7 +145,7 @@ class Factors:
             UserError: an unknown name, or a value that is no positive number.
         """
         if not isinstance(data, dict):
-            raise UserError(f"{where}: factors must be a table")
+            raise UserError(f"{where}: there are no `factors` in it; give a file that `hetero-sd calibrate` wrote")
         known = {f.name for f in fields(cls)}
         for name, value in data.items():
             if name not in known:

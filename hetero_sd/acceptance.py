@@ -19,6 +19,7 @@ from hetero_sd.early_exit import EarlyExit
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.model.protocol import CHOICE, Done, Model
 from targets.errors import UserError
+from targets.files import refuse_no_file
 
 if TYPE_CHECKING:
     from passes.onnx.quantise.recipe import Recipe
@@ -139,8 +140,7 @@ def measure_acceptance(request: AcceptanceRequest, quiet: bool = False) -> Measu
     sources = {"target": request.target, "draft": request.draft if isinstance(request.draft, Path) else request.target}
     recipes = recipes_of(request.quantise, request.quantise_head, request.quantise_draft, tuple(sources))
     for path in sources.values():
-        if not path.is_file():
-            raise UserError(f"model {path}: there is no such file")
+        refuse_no_file(path, "model ")
     tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
     prompts = read_prompts(request.prompts)
     text = text_of_folder(tokenizer.folder)

@@ -62,7 +62,7 @@ class EarlyExit:
         Raises:
             ValueError: it says no number of layers.
         """
-        if not text.startswith(SCHEME):
+        if not f"{text}:".startswith(SCHEME):
             return None
         layers = text.removeprefix(SCHEME)
         if not (layers.isascii() and layers.isdecimal() and len(layers) <= _MOST_DIGITS and int(layers)):

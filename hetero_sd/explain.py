@@ -18,6 +18,7 @@ from targets.backend import backend
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
+from targets.files import refuse_no_file
 
 MOST_WIDTH = 256
 
@@ -126,8 +127,7 @@ def explain(request: ExplainRequest) -> Explanation:
     place = _place(request.place, board)
     if not 1 <= request.width <= MOST_WIDTH:
         raise UserError(f"--width {request.width}: must be 1 to {MOST_WIDTH} tokens")
-    if not request.model.is_file():
-        raise UserError(f"model {request.model}: there is no such file")
+    refuse_no_file(request.model, "model ")
     decoder, context = _import(request, board)
     request = dataclasses.replace(request, context=context)
     past = max(0, context - request.width) // 2 if request.past is None else request.past

@@ -112,6 +112,30 @@ def check_writable(path: Path) -> None:
         raise _refusal(path, error) from None
 
 
+def refuse_no_file(path: Path, what: str = "") -> None:
+    """Refuse, before any work, an ONNX file that is not there; `what` stands before its path.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.is_file():
+        reason = "this is a folder; give the .onnx file in it" if path.is_dir() else "there is no such file"
+        raise UserError(f"{what}{path}: {reason}")
+
+
+def refuse_no_folder(path: Path, what: str) -> None:
+    """Refuse, before any work, a folder that is to be made or filled and that something else is in the place of.
+
+    Raises:
+        UserError: it, or the first one above it that is there, is no folder that can be written.
+    """
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise UserError(f"{what} {path}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{what} {path}: {there} cannot be written")
+
+
 def cache_folder(name: str) -> Path:
     """Where a user's files that can be made again are kept: $XDG_CACHE_HOME, else ~/.cache, then hetero_sd/`name`."""
     stated = os.environ.get("XDG_CACHE_HOME", "")

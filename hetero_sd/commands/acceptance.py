@@ -32,7 +32,10 @@ def add_parser(subparsers: Subparsers) -> None:
     add_variant(p)
     p.add_argument("--prompts", metavar="FILE", type=Path, required=True, help="texts, one a line, or JSON lines")
     p.add_argument(
-        "--tokenizer", metavar="FILE|DIR", type=Path, help="tokenizer.json or its folder (default: beside the target)"
+        "--tokenizer",
+        metavar="FILE|DIR",
+        type=Path,
+        help="tokenizer.json or its folder (default: beside the target, or one folder up)",
     )
     p.add_argument("--max-new-tokens", metavar="N", type=int, default=DEFAULT_NEW_TOKENS, help="a prompt (default 64)")
     p.add_argument("--gamma", metavar="N", type=int, default=DEFAULT_GAMMA, help="positions to measure (default 8)")

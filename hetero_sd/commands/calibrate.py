@@ -100,8 +100,11 @@ def _run_here(options: argparse.Namespace) -> int:
     from hetero_sd.calibrate_host import HostRequest, calibrate_host
     from hetero_sd.progress import Progress
 
-    if options.board != "host" or options.cluster is not None:
-        raise UserError("what run.py --calibrate wrote is missing; without it only --board host is measured, all of it")
+    if options.board != "host":
+        there = "what run.py --calibrate wrote there, or --on USER@BOARD and a bundle"
+        raise UserError(f"this machine is measured as --board host; to measure a {options.board}, give {there}")
+    if options.cluster is not None:
+        raise UserError(f"--cluster {options.cluster}: all of this machine is measured; leave it out")
     if len(options.measured) > 1 or (not options.measured and (options.target or options.draft)):
         raise UserError("give one bundle with its --target and --draft, or none of the three")
     request = HostRequest(next(iter(options.measured), None), options.target, options.draft, options.out)

@@ -22,6 +22,8 @@ Models: decoder-only LLMs as torch.onnx.export, optimum-onnx or onnxruntime-gena
 hf:ORG/NAME[/FILE.onnx][@REVISION] fetches one from the Hugging Face hub, or takes it from the hub's cache.
 """
 
+_BOARD_PYTHON = "3.12"
+
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
@@ -30,7 +32,10 @@ def add_parser(subparsers: Subparsers) -> None:
     add_draft(p, "--draft", "DRAFT.onnx", "a smaller model of the same tokenizer")
     add_variant(p)
     p.add_argument(
-        "--tokenizer", metavar="FILE|DIR", type=Path, help="tokenizer.json or its folder (default: beside the target)"
+        "--tokenizer",
+        metavar="FILE|DIR",
+        type=Path,
+        help="tokenizer.json or its folder (default: beside the target, or one folder up)",
     )
     p.add_argument(
         "--board", metavar="NAME|PATH.toml", required=True, help=f"{', '.join(board_names())}, or a board file"
@@ -50,7 +55,9 @@ def add_parser(subparsers: Subparsers) -> None:
     p.add_argument(
         "--vendor-wheels", action="store_true", help="put the device's Python packages into DIR/site (AArch64)"
     )
-    p.add_argument("--board-python", metavar="3.x", default="3.12", help="the device's Python (default 3.12)")
+    p.add_argument(
+        "--board-python", metavar="3.x", help=f"with --vendor-wheels: the device's Python (default {_BOARD_PYTHON})"
+    )
     p.add_argument("--place", metavar="RULE", help=f"where each model runs: {RULES} (default auto: the plan decides)")
     p.add_argument(
         "--activations",
@@ -96,13 +103,17 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compile, and print what was decided."""
     from hetero_sd.compile.bundle import refuse_existing
-    from hetero_sd.compile.compile import CompileRequest, compile_bundle
+    from hetero_sd.compile.compile import compile_bundle
     from hetero_sd.compile.compile_report import compile_json, compile_text
+    from hetero_sd.compile.request import CompileRequest
     from hetero_sd.compile.vendor import PYTHONS
     from hetero_sd.progress import Progress
 
-    if options.board_python not in PYTHONS:
-        raise UserError(f"--board-python {options.board_python}: there are wheels for {', '.join(PYTHONS)}")
+    board_python = options.board_python or _BOARD_PYTHON
+    if board_python not in PYTHONS:
+        raise UserError(f"--board-python {board_python}: there are wheels for {', '.join(PYTHONS)}")
+    if options.board_python is not None and not options.vendor_wheels:
+        raise UserError("--board-python belongs to --vendor-wheels: leave it out, or give that")
     load_board(options.board, measure=False)  # what is refused without the models is refused before they are fetched
     refuse_existing(options.out)
     fetch_models(options, "target", "draft", quiet=options.json)
@@ -115,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
         context=options.context,
         gamma=options.gamma,
         eos=tuple(options.eos),
-        vendor_python=options.board_python if options.vendor_wheels else None,
+        vendor_python=board_python if options.vendor_wheels else None,
         dump_ir=options.dump_ir,
         place=None if options.place == "auto" else options.place,
         alpha=options.alpha,

@@ -58,8 +58,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--ngram-match",
         metavar="P",
         type=float,
-        default=DEFAULT_NGRAM_MATCH,
-        help=f"share of rounds in which the text has something to draft from (default {DEFAULT_NGRAM_MATCH})",
+        help="with --ngram-alpha: share of rounds in which the text has something to draft from "
+        f"(default {DEFAULT_NGRAM_MATCH})",
     )
     p.add_argument("--prompt-tokens", metavar="N", type=int, help=f"tokens of the prompt (default {_PROMPT})")
     p.add_argument("--new-tokens", metavar="N", type=int, help=f"of the answer (default {DEFAULT_NEW_TOKENS})")
@@ -118,6 +118,8 @@ def run(options: argparse.Namespace) -> int:
         return _check(options)
     if options.engine is not None:
         raise UserError("--engine belongs to --check: a prediction is made for what this version compiles")
+    if options.ngram_match is not None and options.ngram_alpha is None:
+        raise UserError("--ngram-match belongs to --ngram-alpha: leave it out, or give that")
     for path in (options.trace, options.report):
         if path is not None:
             check_writable(path)
@@ -159,7 +161,7 @@ def request_of(options: argparse.Namespace) -> PredictRequest:
         alpha=options.alpha,
         alpha_file=options.alpha_file,
         ngram_alpha=options.ngram_alpha,
-        ngram_match=options.ngram_match,
+        ngram_match=DEFAULT_NGRAM_MATCH if options.ngram_match is None else options.ngram_match,
         context=options.context,
         prompt_tokens=options.prompt_tokens,
         new_tokens=options.new_tokens,

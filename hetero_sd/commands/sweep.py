@@ -107,6 +107,6 @@ def _numbers(text: str, option: str, low: float, high: float, whole: bool = Fals
         except ValueError:
             raise UserError(f"{option} {part!r} is not a {'whole ' if whole else ''}number") from None
         if not low <= value <= high:
-            raise UserError(f"{option} {part} must lie between {low:g} and {high:g}")
+            raise UserError(f"{option} {part} must lie between {low:.10g} and {high:.10g}")
         values.append(value)
     return values

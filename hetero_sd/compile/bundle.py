@@ -30,6 +30,7 @@ from hetero_sd.runtime.manifest import MANIFEST
 from hetero_sd.runtime.model.thread_pool import LIBRARY
 from hetero_sd.runtime.trust import SIGNATURE
 from targets.errors import UserError
+from targets.files import refuse_no_folder
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DEVICE_PACKAGES = ("hetero_sd/__init__.py", "hetero_sd/runtime", "costmodel", "targets")
@@ -51,11 +52,7 @@ def refuse_existing(out: Path) -> None:
     """
     if os.path.lexists(out):
         raise UserError(f"--out {out}: already exists; give a new folder or remove it")
-    parent = next((p for p in out.absolute().parents if os.path.lexists(p)), None)
-    if parent is not None and not parent.is_dir():
-        raise UserError(f"--out {out}: {parent} is not a folder")
-    if parent is not None and not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"--out {out}: {parent} cannot be written")
+    refuse_no_folder(out, "--out")
 
 
 @contextlib.contextmanager

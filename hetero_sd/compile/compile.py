@@ -7,24 +7,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from costmodel.prompt_chunks import CHUNK, LONGEST_CHUNK
-from costmodel.schema.model import MOST_SLOTS
+from costmodel.prompt_chunks import CHUNK
 from costmodel.schema.plan import Plan
-from costmodel.speculative import MOST_GAMMA, check_acceptance
 from hetero_sd.compile.build import BuiltModel, ModelRequest, Sizes, build_model
 from hetero_sd.compile.bundle import (
     copy_device_python,
     copy_opencl_runtime,
     folder_bytes,
     new_bundle,
-    refuse_existing,
     write_launcher,
     write_requirements,
 )
-from hetero_sd.compile.context import MOST_CONTEXT
 from hetero_sd.compile.import_models import import_models
-from hetero_sd.compile.place import place_text
-from hetero_sd.compile.plan import Overrides, check_gamma, make_plan
+from hetero_sd.compile.place import place_models, place_text
+from hetero_sd.compile.plan import Overrides, make_plan
+from hetero_sd.compile.request import CompileRequest, check_request
 from hetero_sd.compile.sign import read_private_key, sign
 from hetero_sd.compile.tokenizer_files import TokenizerFiles, check_pair, find_tokenizer
 from hetero_sd.compile.try_template import template_notes
@@ -40,73 +37,11 @@ from targets.backend import backend
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
-from targets.kv_format import DEFAULT_KV
 from targets.opencl.runtime import machine
 
 if TYPE_CHECKING:
     from passes.onnx import Decoder
     from passes.onnx.quantise.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class CompileRequest:
-    """What the user asks for.
-
-    Attributes:
-        target: ONNX file of the target.
-        tokenizer: tokenizer.json or its folder; None: the one beside the target.
-        board: a board's name, or the path of a .toml file.
-        out: the bundle's folder; must not exist.
-        draft: ONNX file of the drafter, or after which of its own layers the target drafts; None: nothing drafts.
-        context: tokens that fit the KV caches; None takes DEFAULT_CONTEXT, or fewer where a model has fewer positions.
-        gamma: drafted tokens a round; None lets the plan decide.
-        eos: end-of-text ids; empty takes the stated ones.
-        target_widths: entry points of the target, in new tokens, besides those the plan needs.
-        vendor_python: Python of the device to vendor wheels for, for example "3.12"; None vendors none.
-        dump_ir: folder for the IR after each phase, or None.
-        place: where each model runs, a rule of hetero_sd/compile/place.py; None lets the plan decide.
-        alpha: acceptance of a drafted token that the plan counts with; None is the assumed one.
-        alpha_file: what `hetero-sd acceptance` measured, in place of it.
-        factors: factors of a calibration, in place of the board's.
-        activations: FLOAT or INT8 for block-quantised matrix multiplications; None takes what the ONNX file allows.
-        kv: of KV_FORMATS, the type in which keys and values are stored.
-        cpu_fallback: a model with a part on the GPU is compiled for the CPU, too, for when the GPU fails.
-        subgraphs: folder for each model's segments as ONNX files, or None.
-        quantise: of float weights, of both models: a format or a file (hetero_sd/quantisation/recipes.py), or None.
-        quantise_head: format of heads, in place of the default and of the file's.
-        quantise_draft: of the drafter, in place of `quantise`.
-        prompts: texts on which is measured what quantising costs; None takes ours.
-        sign: private key to sign the manifest with, or None.
-        slots: requests that `run.py --serve` answers at a time; several need as many KV caches of the target.
-        prompt_chunk: tokens of a prompt that are read at a time; None lets the plan decide.
-    """
-
-    target: Path
-    tokenizer: Path | None
-    board: str
-    out: Path
-    draft: Path | EarlyExit | None = None
-    context: int | None = None
-    gamma: int | None = None
-    eos: tuple[int, ...] = ()
-    target_widths: tuple[int, ...] = ()
-    vendor_python: str | None = None
-    dump_ir: Path | None = None
-    place: str | None = None
-    alpha: float | None = None
-    alpha_file: Path | None = None
-    factors: Path | None = None
-    activations: str | None = None
-    kv: str = DEFAULT_KV
-    cpu_fallback: bool = True
-    subgraphs: Path | None = None
-    quantise: str | None = None
-    quantise_head: str | None = None
-    quantise_draft: str | None = None
-    prompts: Path | None = None
-    sign: Path | None = None
-    slots: int = 1
-    prompt_chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,29 +69,16 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             cannot be compiled for.
     """
     # 1. everything that can be refused without work
-    early = request.draft if isinstance(request.draft, EarlyExit) else None
-    sources = {"target": request.target}
-    if isinstance(request.draft, Path):
-        sources["draft"] = request.draft
-    for role, path in sources.items():
-        if not path.is_file():
-            what = "this is a folder; give the .onnx file in it" if path.is_dir() else "there is no such file"
-            raise UserError(f"{role} model {path}: {what}")
-    if request.context is not None and not 2 <= request.context <= MOST_CONTEXT:
-        raise UserError(f"--context {request.context}: must be 2 to {MOST_CONTEXT} tokens")
-    if not 1 <= request.slots <= MOST_SLOTS:
-        raise UserError(f"--slots {request.slots}: must be 1 to {MOST_SLOTS} requests at a time")
-    if request.prompt_chunk is not None and not 1 <= request.prompt_chunk <= LONGEST_CHUNK:
-        raise UserError(f"--prompt-chunk {request.prompt_chunk}: must be 1 to {LONGEST_CHUNK} tokens")
-    refuse_existing(request.out)
+    check_request(request)
+    sources, early = request.sources, request.draft if isinstance(request.draft, EarlyExit) else None
     signer = None if request.sign is None else read_private_key(request.sign)
     overrides = _overrides(request)
-    if early is not None:
-        early.refuse_formats(request.quantise_draft)
     quantisation = Quantisation.of(request.quantise, request.quantise_head, request.quantise_draft, sources)
     if request.prompts is not None and not quantisation.recipes:
         raise UserError(f"--prompts {request.prompts}: texts are for what quantising costs; add --quantise")
     board = load_board(request.board, measure=False)
+    if request.place is not None:
+        place_models(request.place, board, request.draft is not None)
     tokenizer = find_tokenizer(request.tokenizer, list(sources.values()), request.eos)
     about_chats = template_notes(tokenizer.folder)
 
@@ -221,11 +143,6 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
 
 
 def _overrides(request: CompileRequest) -> Overrides:
-    check_gamma(request.gamma, MOST_GAMMA)
-    if request.alpha is not None and request.alpha_file is not None:
-        raise UserError("--alpha and --alpha-file contradict each other: leave one out")
-    if request.alpha is not None:
-        check_acceptance(request.alpha)
     measured = None if request.alpha_file is None else read_alpha_file(request.alpha_file)
     return Overrides(
         *(request.gamma, request.place, request.alpha, measured, request.factors, request.target_widths),

@@ -18,7 +18,7 @@ from hetero_sd.predict.config_json import specs_from_config
 from hetero_sd.predict.weight_formats import stored_as
 from targets.device import Board
 from targets.errors import UserError
-from targets.files import read_object
+from targets.files import read_object, refuse_no_file
 from targets.kv_format import DEFAULT_KV, kv_format
 
 
@@ -66,8 +66,7 @@ def load_specs(
         UserError: no such file, not a decoder of a kind we know, or a head's format for an ONNX file, which has one;
             not the file that a bundle's weights were quantised from.
     """
-    if not path.is_file():
-        raise UserError(f"model {path}: there is no such file")
+    refuse_no_file(path, "model ")
     if path.suffix == ".json" and quantised is None:
         return tuple(with_activations(spec, activations) for spec in specs_from_config(path, formats, head, kv))
     if head is not None:

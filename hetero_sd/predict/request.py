@@ -129,8 +129,13 @@ def check(request: PredictRequest) -> PredictRequest:
         raise UserError("--board is missing")
     if request.alpha is not None and request.alpha_file is not None:
         raise UserError("--alpha and --alpha-file contradict each other: leave one out")
-    if request.gamma and request.draft is None and request.like is None:
-        raise UserError(f"--gamma {request.gamma}: there is no draft model; give --draft")
+    given = {"--gamma": request.gamma or None, "--alpha": request.alpha, "--alpha-file": request.alpha_file}
+    for option, value in given.items():
+        if value is not None and request.draft is None and request.like is None:
+            raise UserError(f"{option} {value}: there is no draft model; give --draft, or leave {option} out")
+    models = (request.target, request.draft)
+    if request.weights is not None and request.like is None and not any(_is_config(path) for path in models):
+        raise UserError("--weights: an ONNX file says how its weights are stored; leave it out")
     if request.gamma is not None and not 0 <= request.gamma <= MOST_GAMMA:
         raise UserError(f"--gamma {request.gamma}: it must lie between 0 and {MOST_GAMMA}")
     if not 1 <= request.requests <= MOST_SLOTS:
@@ -148,6 +153,10 @@ def _check_shared_prefix(shared: int, requests: int, prompt_tokens: int) -> None
         raise UserError("--shared-prefix is what several prompts begin with: give --requests, too")
     if not 1 <= shared <= prompt_tokens:
         raise UserError(f"--shared-prefix {shared}: must be 1 to {prompt_tokens}, the tokens of a prompt")
+
+
+def _is_config(model: Path | EarlyExit | None) -> bool:
+    return isinstance(model, Path) and model.suffix == ".json"
 
 
 def question_of(request: PredictRequest, board: Board, factors: Factors, measured: AlphaFile | None) -> Question:

@@ -13,7 +13,8 @@ from costmodel.schema.measured import MeasuredPoint, MeasuredStep
 from hetero_sd import calibrate_host
 from hetero_sd.calibrate_host import HostRequest
 from hetero_sd.cli import main
-from hetero_sd.compile.compile import CompileRequest, compile_bundle
+from hetero_sd.compile.compile import compile_bundle
+from hetero_sd.compile.request import CompileRequest
 from hetero_sd.predict.inputs import load_specs
 from hetero_sd.progress import Progress
 from hetero_sd.runtime.manifest import Bundle
@@ -127,7 +128,10 @@ def test_a_small_pair_is_compiled_where_no_bundle_is_given(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--board", "rpi5"], "without it only --board host is measured"),
+        (
+            ["--board", "rpi5"],
+            "to measure a rpi5, give what run.py --calibrate wrote there, or --on USER@BOARD",
+        ),
         (["--board", "host", "--target", "x.onnx"], "give one bundle with its --target and --draft"),
         (["F.json", "--board", "rpi5"], "files of run.py --calibrate need --target TARGET and --out BOARD.toml"),
         (["--board", "host", "--out", "x.txt"], "a board file's name ends in .toml"),

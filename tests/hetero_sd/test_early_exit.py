@@ -319,6 +319,6 @@ def test_names() -> None:
     assert EarlyExit.named("draft/model.onnx") is None
     assert EarlyExit.named("early-exit:12") == EarlyExit(12)
     assert str(EarlyExit(12)) == "early-exit:12"
-    for wrong in ("early-exit:", "early-exit:-1", "early-exit:" + 7 * "1"):
+    for wrong in ("early-exit", "early-exit:", "early-exit:-1", "early-exit:" + 7 * "1"):
         with pytest.raises(ValueError, match="names no layer"):
             EarlyExit.named(wrong)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from hetero_sd.compile.compile import CompileRequest, compile_bundle
+from hetero_sd.compile.compile import compile_bundle
+from hetero_sd.compile.request import CompileRequest
 from hetero_sd.progress import Progress
 from hetero_sd.verify import VerifyRequest, verify_bundle
 

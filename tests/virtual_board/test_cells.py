@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from hetero_sd.compile.compile import CompileRequest, compile_bundle
+from hetero_sd.compile.compile import compile_bundle
+from hetero_sd.compile.request import CompileRequest
 from hetero_sd.progress import Progress
 from hetero_sd.verify import VerifyRequest, verify_bundle
 from passes.onnx.testing import write_word_tokenizer

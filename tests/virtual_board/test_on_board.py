@@ -17,7 +17,8 @@ import pytest
 from sshd import HOST, Sshd, running_sshd
 
 from hetero_sd.cli import main
-from hetero_sd.compile.compile import CompileRequest, compile_bundle
+from hetero_sd.compile.compile import compile_bundle
+from hetero_sd.compile.request import CompileRequest
 from hetero_sd.on_board.calibrate import OnBoardRequest, calibrate_on
 from hetero_sd.on_board.ssh import Board
 from hetero_sd.progress import Progress

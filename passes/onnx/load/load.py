@@ -25,6 +25,7 @@ from passes.onnx.pass_context import describe
 from passes.onnx.rewrite.pick_branch import hoist_branches
 from passes.onnx.rewrite.sort_nodes import sort_nodes
 from targets.errors import UserError
+from targets.files import refuse_no_file
 from targets.lfs import is_lfs_pointer, lfs_reason
 
 _WITH_PAST = "decoder_with_past_model.onnx"
@@ -40,10 +41,7 @@ def load(path: Path) -> Any:
         UserError: no such file, not ONNX, cut short, an external file missing or outside the folder, a weight's
             size disagreeing with its shape, a value that no node makes, or a cycle.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: this is a folder; give the .onnx file in it")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+    refuse_no_file(path)
     try:
         path.name.encode("utf-8")
     except UnicodeEncodeError:

@@ -68,6 +68,7 @@ def test_an_early_exit_is_a_drafter(pair: str, tmp_path: Path) -> None:
     [
         (["--alpha", "0.5,2"], "--alpha 2 must lie between 0 and 1"),
         (["--alpha", "x"], "--alpha 'x' is not a number"),
+        (["--context", "0"], "--context 0 must lie between 1 and 1048576"),
         (["--context", "0.5"], "--context '0.5' is not a whole number"),
         (["--board", "rpi6"], "board 'rpi6' is not known"),
         (["--pair", "a,b,c"], "give TARGET or TARGET,DRAFT"),

@@ -166,11 +166,21 @@ MISTAKES: dict[str, tuple[Callable[[Path], dict[str, str | Path | None]], str]] 
     "gamma no number": (lambda t: {"draft": DRAFT / "model.onnx", "gamma": "many"}, "'many'"),
     "acceptance out of range": (lambda t: {"draft": DRAFT / "model.onnx", "alpha": "1.5"}, "acceptance 1.5"),
     "acceptance twice": (lambda t: {"alpha": "0.5", "alpha_file": t / "a.json"}, "contradict"),
-    "missing acceptance file": (lambda t: {"alpha_file": t / "a.json"}, "a.json: cannot be read"),
+    "missing acceptance file": (
+        lambda t: {"draft": DRAFT / "model.onnx", "alpha_file": t / "a.json"},
+        "a.json: cannot be read",
+    ),
+    "drafts without a drafter": (lambda t: {"gamma": "3"}, "--gamma 3: there is no draft model; give --draft"),
+    "acceptance without a drafter": (lambda t: {"alpha": "0.5"}, "--alpha 0.5: there is no draft model"),
+    "folder for a model": (lambda t: {"target": LLAMA}, "this is a folder; give the .onnx file in it"),
+    "file for a folder": (lambda t: {"subgraphs": LLAMA / "model.onnx"}, "model.onnx is not a folder"),
+    "acceptance for factors": (lambda t: {"factors": LLAMA / "config.json"}, "there are no `factors` in it"),
+    "place that cannot be read": (lambda t: {"place": "npu"}, "'npu' cannot be read"),
     "missing factors": (lambda t: {"factors": t / "f.json"}, "f.json: cannot be read"),
     "no such layer": (lambda t: {"board": "imx95", "place": "gpu:77"}, "there is no layer 77"),
     "memory too small": (lambda t: {"board": crowded_board(t)}, "are free"),
     "unknown device python": (lambda t: {"board_python": "2.7"}, "2.7"),
+    "device python for nothing": (lambda t: {"board_python": "3.12"}, "--board-python belongs to --vendor-wheels"),
 }
 
 

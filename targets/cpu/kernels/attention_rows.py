@@ -3,6 +3,7 @@
 All rows are stored first, so that rows of one sequence see the keys of those before them; then a task is a row, a KV
 head and a chunk of keys, and the calling thread joins what the chunks have found. A row has the bits that attention.py
 gives it. The caller checks that slots and positions are within the caches; two rows at one place are the same row.
+A task binds its slot, head and position before its loops: LLVM cannot know that writing there does not change them.
 """
 
 from __future__ import annotations
@@ -62,27 +63,33 @@ def attention_rows(
     ):
         T.func_attr({"tirx.noalias": True})
         for h in T.parallel(kv_heads):
-            with T.sblock("append"):
-                va = T.axis.spatial(kv_heads, h)
-                for t in T.serial(n):
-                    append(k, v, keys, values, slot[t], va, t, pos[t])
+            for t in T.serial(n):
+                to_slot = T.bind(slot[t])
+                to_position = T.bind(pos[t])
+                with T.sblock("append"):
+                    vh, vt = T.axis.remap("SS", [h, t])
+                    append(k, v, keys, values, to_slot, vh, vt, to_position)
         tops = T.sblock_alloc_buffer((tasks * most * queries,), "float32", scope="global")
         totals = T.sblock_alloc_buffer((tasks * most * queries, lanes), "float32", scope="global")
         outs = T.sblock_alloc_buffer((tasks * most * queries, head_dim), "float32", scope="global")
         for p in T.parallel(tasks * chunks(pos)):
+            each = T.bind(chunks(pos))
+            head = T.bind(p // each // n)
+            row = T.bind(p // each % n)
+            of_slot = T.bind(slot[row])
+            position = T.bind(pos[row])
+            c = T.bind(first_chunk(position) + p % each)
             with T.sblock("chunk"):
                 vp = T.axis.spatial(tasks * most, p)
-                vh = T.meta_var(vp // chunks(pos) // n)
-                vr = T.meta_var(vp // chunks(pos) % n)
-                vc = T.meta_var(first_chunk(pos[vr]) + vp % chunks(pos))
-                if vc * CHUNK <= pos[vr]:
-                    chunk(q, keys, values, slot[vr], vh, vr, pos[vr], vc, tops, totals, outs, vp * queries)
+                if c * CHUNK <= position:
+                    chunk(q, keys, values, of_slot, head, row, position, c, tops, totals, outs, vp * queries)
         for p in T.serial(tasks):
+            to = T.bind(p * chunks(pos) * queries)
+            own = T.bind(pos[p % n] // CHUNK - first_chunk(pos[p % n]))
             with T.sblock("join"):
                 vp = T.axis.spatial(tasks, p)
                 factor = T.sblock_alloc_buffer((2,), "float32", scope="local")
-                to = T.meta_var(vp * chunks(pos) * queries)
-                for c in T.serial(pos[vp % n] // CHUNK - first_chunk(pos[vp % n])):
+                for c in T.serial(own):
                     add(tops, totals, outs, to, to + (c + 1) * queries, factor)
                 store(tops, totals, outs, to, y, vp // n, vp % n)
 

@@ -11,6 +11,8 @@ import pytest
 
 from targets.cpu.dot import DOTS
 from targets.cpu.kernels import linear_int
+from targets.cpu.kernels.attention_rows import attention_rows
+from targets.cpu.tile import cpu_tile
 from targets.device import Core
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
@@ -111,6 +113,19 @@ def test_a_tile_that_is_too_large_shows(loops: Any, monkeypatch: pytest.MonkeyPa
     found = multiplying_loops(loops, loops.Kernel(WIDE[0], 8, 8))
     linear_int.linear_int.cache_clear()
     assert all(loop.stack > 0.05 * len(loop.instructions) for loop in found)
+
+
+def test_attention_of_rows_finds_its_place_once(loops: Any) -> None:
+    """A task's slot, head and position are known before its loops: none divides or keeps its sums on the stack."""
+    core = WIDE[0]
+    kernel = attention_rows(cpu_tile(core), 8, 8, 12, 4, 64, 640, 0.125, 0, 0.0)
+    adds = "vfmadd231ps", "vfmadd213ps"
+    found = loops.inner_loops(loops.assembly(core, kernel))
+    of_sums = [loop for loop in found if loop.count(*adds) >= 24]
+    assert len(of_sums) == 3  # keys in vectors side by side, those that are left, and values
+    for loop in of_sums:
+        assert (loop.count("idivq", "divl", "cqto"), loop.stack) == (0, 0)
+        assert loop.count(*adds) / len(loop.instructions) > 0.25
 
 
 def test_loops_are_found(loops: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from costmodel.schema.plan import LivePrediction
+from costmodel.schema.prediction import LivePrediction
 from hetero_sd.runtime.decode.drafters.early_exit import EarlyExitDrafter
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.generate import Request, generate

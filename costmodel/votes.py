@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.schema.plan import PlanPrediction
+from costmodel.schema.prediction import PlanPrediction
 
 
 @dataclass(frozen=True)

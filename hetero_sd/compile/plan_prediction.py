@@ -12,7 +12,8 @@ from costmodel.batch_calls import predicted_calls
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
-from costmodel.schema.plan import OVERLAPPED, LivePrediction, PlanPrediction
+from costmodel.schema.plan import OVERLAPPED
+from costmodel.schema.prediction import LivePrediction, PlanPrediction
 from costmodel.speculative import RoundCosts, acceptance_rate, sequential_round
 from costmodel.turns import turns_of
 from hetero_sd.predict.predict import Prediction

@@ -16,17 +16,8 @@ from costmodel.schema.measured import (
     MeasuredPoint,
 )
 from costmodel.schema.model import CacheFacts, ModelFacts, SegmentFacts
-from costmodel.schema.plan import (
-    LivePrediction,
-    MemoryBytes,
-    PlacedModel,
-    PlacedUnits,
-    Plan,
-    PlanMemory,
-    PlannedVariant,
-    PlanPrediction,
-    RoundSeconds,
-)
+from costmodel.schema.plan import MemoryBytes, PlacedModel, PlacedUnits, Plan, PlanMemory, PlannedVariant, RoundSeconds
+from costmodel.schema.prediction import LivePrediction, PlanPrediction
 
 
 def some_model(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.schema.plan import OVERLAPPED, LivePrediction, Plan
+from costmodel.schema.plan import OVERLAPPED, Plan
+from costmodel.schema.prediction import LivePrediction
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.live_gamma import LiveGamma

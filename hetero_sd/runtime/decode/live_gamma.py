@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from costmodel.schema.plan import LivePrediction
+from costmodel.schema.prediction import LivePrediction
 from hetero_sd.runtime.decode.answer_length import AnswerLength
 from hetero_sd.runtime.decode.draft_lengths import DraftLengths
 from hetero_sd.runtime.decode.drafters import MODEL, Offer

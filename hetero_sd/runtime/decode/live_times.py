@@ -13,7 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from costmodel.schema.plan import LivePrediction
+from costmodel.schema.prediction import LivePrediction
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.seen import RECENT, WINDOW, Seen, stretched
 from hetero_sd.runtime.decode.step_times import steps_of

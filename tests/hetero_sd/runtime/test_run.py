@@ -24,7 +24,8 @@ from bundles import some_model, some_plan, some_prediction
 from requirements import only_where
 
 from costmodel.schema.manifest import TokenizerFacts
-from costmodel.schema.plan import LivePrediction, PlannedOverlap
+from costmodel.schema.plan import PlannedOverlap
+from costmodel.schema.prediction import LivePrediction
 from hetero_sd.runtime.launcher import launcher
 from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.runtime.model.protocol import Models

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from costmodel.schema.plan import LivePrediction
+from costmodel.schema.prediction import LivePrediction
 from hetero_sd.runtime.decode import live_times, step_times
 from hetero_sd.runtime.decode.drafters import Offer
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter

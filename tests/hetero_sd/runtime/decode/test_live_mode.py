@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from costmodel.schema.plan import LivePrediction, PlannedOverlap
+from costmodel.schema.plan import PlannedOverlap
+from costmodel.schema.prediction import LivePrediction
 from hetero_sd.runtime.decode.drafters import MODEL, Offer
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.live_gamma import LiveGamma

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from costmodel.schema.plan import LivePrediction
+from costmodel.schema.prediction import LivePrediction
 from hetero_sd.runtime.decode.drafters import Offer
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.live_times import LiveTimes

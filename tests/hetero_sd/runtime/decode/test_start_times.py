@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from costmodel.schema.plan import LivePrediction
+from costmodel.schema.prediction import LivePrediction
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.start_times import BUDGET_S, time_steps

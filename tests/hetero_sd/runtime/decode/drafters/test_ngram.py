@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodel.schema.plan import LivePrediction
+from costmodel.schema.prediction import LivePrediction
 from hetero_sd.runtime.decode.drafters import Drafter
 from hetero_sd.runtime.decode.drafters.either import EitherDrafter
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter

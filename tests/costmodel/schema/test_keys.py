@@ -62,8 +62,9 @@ DOCUMENTS = {
     "hetero_sd/predict/text.py": ("what `predict --json` prints", "board context verdict"),
     "hetero_sd/runtime/decode/stats.py": (
         "what a run measured",
-        "acceptance_rate after before hand_over round_s tokens_per_round tokens_per_s",
+        "acceptance_rate hand_over tokens_per_round tokens_per_s",
     ),
+    "hetero_sd/runtime/decode/stats_text.py": ("what a run measured", "after before round_s"),
     "hetero_sd/quantisation/cost.py": ("arguments of ReferenceModel", "activations"),
     "hetero_sd/quantisation/recipes.py": ("a file of formats", "matrices"),
     "hetero_sd/runtime/answer.py": ("what a run measured", "mode"),
@@ -96,6 +97,7 @@ DOCUMENTS = {
     ),
     "benchmarks/prediction_text.py": ("its results", "bandwidth_gb_per_s gamma mode round_s"),
     "benchmarks/prediction_worker.py": ("its results", "bandwidth_gb_per_s gamma turns"),
+    "benchmarks/simulated_pair.py": ("fields of its Case", "turn_s"),
     "benchmarks/speculation.py": ("its results", "gamma mode plan tokens_per_s"),
     "benchmarks/speculation_cases.py": ("fields of CompileRequest", "context target_widths"),
     "benchmarks/speculation_worker.py": (

@@ -10,6 +10,8 @@ import pytest
 from scipy.stats import chisquare
 
 from hetero_sd.runtime.decode.drafters import MODEL, Draft
+from hetero_sd.runtime.decode.drafters.early_exit import EarlyExitDrafter
+from hetero_sd.runtime.decode.drafters.either import EitherDrafter
 from hetero_sd.runtime.decode.drafters.model import ModelDrafter
 from hetero_sd.runtime.decode.drafters.ngram import NgramDrafter
 from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
@@ -76,21 +78,21 @@ def distance(one, other):
     return sum(abs(one.get(k, 0.0) - other.get(k, 0.0)) for k in {*one, *other})
 
 
-def whole_texts(pair, sampling, gamma, vocab=3, new=4, draft_vocab=None, policy=FixedGamma):
+def whole_texts(pair, sampling, gamma, vocab=3, new=4, draft_vocab=None, policy=FixedGamma, kind=ModelDrafter):
     """Laws of all texts of ``new`` tokens: by speculation, and by the target alone."""
 
     def by(stream):
         def text(rng):
             target, draft = pair(2, 1.5, vocab=vocab, draft_vocab=draft_vocab)
+            if kind is EarlyExitDrafter:
+                draft.rows = target.rows
             trace = Trace()
             return tuple(stream(target, draft, [1], Request(new, frozenset({2}), sampling), trace, rng))
 
         return law_of(text)
 
     both = by(
-        lambda t, d, ids, r, trace, rng: speculate(
-            t, ModelDrafter(d, t.vocab, r.sampling), ids, r, policy(gamma), trace, rng
-        )
+        lambda t, d, ids, r, trace, rng: speculate(t, kind(d, t.vocab, r.sampling), ids, r, policy(gamma), trace, rng)
     )
     return both, by(lambda t, d, ids, r, trace, rng: generate(t, ids, r, trace, rng))
 
@@ -104,6 +106,11 @@ def whole_texts(pair, sampling, gamma, vocab=3, new=4, draft_vocab=None, policy=
 def test_whole_texts_have_the_law_of_the_target(pair, sampling, gamma):
     both, alone = whole_texts(pair, sampling, gamma)
     assert math.isclose(sum(both.values()), 1.0)
+    assert distance(both, alone) < 1e-12
+
+
+def test_law_of_drafts_in_the_targets_own_cache(pair):
+    both, alone = whole_texts(pair, SAMPLED, 2, kind=EarlyExitDrafter)
     assert distance(both, alone) < 1e-12
 
 
@@ -130,40 +137,50 @@ def test_law_where_drafts_are_stopped_by_the_probability_of_their_last_token(pai
     assert distance(both, alone) > 0.01
 
 
-def ngram_texts(pair, gamma, new=4):
-    """Laws of texts after a prompt that repeats: with n-gram drafting, and by the target alone."""
+def ngram_texts(pair, gamma, new=4, with_model=False):
+    """Laws of texts after a prompt that repeats: with n-gram drafting, a model beside it or not, and by the target."""
 
     def by(stream):
         def text(rng):
-            target, _ = pair(2, 1.5, vocab=3)
-            return tuple(stream(target, [1, 0, 1, 0, 1], Request(new, frozenset({2}), SAMPLED), Trace(), rng))
+            target, draft = pair(2, 1.5, vocab=3)
+            request = Request(new, frozenset({2}), SAMPLED)
+            return tuple(stream(target, draft, [1, 0, 1, 0, 1], request, Trace(), rng))
 
         return law_of(text)
 
-    def drafting(target, ids, request, trace, rng):
+    def drafting(target, draft, ids, request, trace, rng):
         drafter = NgramDrafter(NgramPool(1 << 6), target.vocab, request.sampling)
-        return speculate(target, drafter, ids, request, FixedGamma(gamma), trace, rng)
+        if with_model:
+            drafter = EitherDrafter(drafter, ModelDrafter(draft, target.vocab, request.sampling))
+        yield from speculate(target, drafter, ids, request, FixedGamma(gamma), trace, rng)
+        sources.update(r.source for r in trace.rounds if r.drafted)
 
-    return by(drafting), by(generate)
+    sources = set()
+    laws = by(drafting), by(lambda target, draft, *given: generate(target, *given))
+    assert (MODEL in sources, any(source != MODEL for source in sources)) == (with_model, True)
+    return laws
 
 
+@pytest.mark.parametrize("with_model", [False, True])
 @pytest.mark.parametrize("gamma", [1, 3])
-def test_ngram_drafts_leave_the_law_of_the_target(pair, gamma):
+def test_ngram_drafts_leave_the_law_of_the_target(pair, gamma, with_model):
     """They are drawn from a distribution with one token: accepted with its probability, replaced from the others."""
-    both, alone = ngram_texts(pair, gamma)
+    both, alone = ngram_texts(pair, gamma, with_model=with_model)
     assert math.isclose(sum(both.values()), 1.0)
     assert distance(both, alone) < 1e-12
 
 
-def test_ngram_drafts_with_a_wrong_residual_do_not(pair, monkeypatch):
+@pytest.mark.parametrize("with_model", [False, True])
+def test_ngram_drafts_with_a_wrong_residual_do_not(pair, monkeypatch, with_model):
     monkeypatch.setattr("hetero_sd.runtime.decode.speculate.accept_sampled", wrong_residual)
-    both, alone = ngram_texts(pair, 3)
+    both, alone = ngram_texts(pair, 3, with_model=with_model)
     assert distance(both, alone) > 0.01
 
 
-def test_wrong_residual_changes_the_law(pair, monkeypatch):
+@pytest.mark.parametrize("kind", [ModelDrafter, EarlyExitDrafter])
+def test_wrong_residual_changes_the_law(pair, monkeypatch, kind):
     monkeypatch.setattr("hetero_sd.runtime.decode.speculate.accept_sampled", wrong_residual)
-    both, alone = whole_texts(pair, SAMPLED, 2)
+    both, alone = whole_texts(pair, SAMPLED, 2, kind=kind)
     assert distance(both, alone) > 0.01
 
 

@@ -40,13 +40,14 @@ class Session:
 
     ``overlap`` drafts with the draft model while the target verifies; then ``policy`` and ``drafter`` are not asked,
     but where it decides live: then ``policy`` is what it takes turns by.
-    ``drafter`` is one of choose_policy.DRAFTERS; ``pool`` keeps prompts and answers of the session for n-gram drafting.
-    ``text`` None is a bundle without a tokenizer: prompts are token ids and the text stays empty. ``template`` puts
-    texts into the chat template, ``system`` is the system message of chats that have none. ``repeatable`` is the
-    policy where samples have a seed: it decides nothing from times. ``plan`` is what was predicted. ``resources`` end
-    with the session, which is a context manager. ``slots`` are those of the target, of which all else uses the first
-    one, where it has several, ``draft_slots`` those of the drafter. ``bundle_hash`` is the SHA-256 of the bundle's
-    manifest. With ``spans`` the traces of the answers say when everything was done.
+    ``drafter`` is one of choose_policy.DRAFTERS; ``pool`` keeps prompts and answers of the session for n-gram
+    drafting, but of samples with a seed. ``text`` None is a bundle without a tokenizer: prompts are token ids and
+    the text stays empty. ``template`` puts texts into the chat template, ``system`` is the system message of chats
+    that have none. ``repeatable`` is the policy where samples have a seed: it decides nothing from times. ``plan``
+    is what was predicted. ``resources`` end with the session, which is a context manager. ``slots`` are those of
+    the target, of which all else uses the first one, where it has several, ``draft_slots`` those of the drafter.
+    ``bundle_hash`` is the SHA-256 of the bundle's manifest. With ``spans`` the traces of the answers say when
+    everything was done.
     """
 
     models: Models
@@ -188,13 +189,13 @@ class Session:
         return Way(self.models, self.request, self.policy, self.drafter, self.pool, self.overlap)
 
     def _repeatable(self, request: Request) -> Way:
-        """The same where samples have a seed: nothing is decided from times."""
+        """The same where samples have a seed: nothing is decided from times, or drafted from texts before this one."""
         overlap = self.overlap
         if overlap is not None and overlap.live is not None:
             planned = self.plan is not None and self.plan.mode == OVERLAPPED
             overlap.sides.together()
             overlap = replace(overlap, live=None) if planned else None
-        return replace(self.way, request=request, policy=self.repeatable, overlap=overlap)
+        return replace(self.way, request=request, policy=self.repeatable, overlap=overlap, pool=NgramPool())
 
     def save_state(self, path: Path) -> None:
         """Write what the target has read last, prompt and answer, so that `load_state` need not read it.

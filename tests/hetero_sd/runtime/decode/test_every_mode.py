@@ -160,6 +160,13 @@ def test_characters_of_several_tokens_are_shown_whole(session: Session, alone: S
     assert borders > 0  # a character lies in two rounds
 
 
+def test_a_sampled_text_repeats_by_its_seed(session: Session) -> None:
+    """Whatever was asked before: other texts, from which n-grams would draft otherwise."""
+    for prompt in PROMPTS:
+        one, other, same = (asked(session, prompt, temperature=0.5, seed=seed) for seed in (1, 2, 1))
+        assert one.token_ids == same.token_ids != other.token_ids
+
+
 def test_a_draft_that_should_have_been_rejected_shows(
     tiny_pair: Path, alone: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

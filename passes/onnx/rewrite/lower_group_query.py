@@ -35,6 +35,7 @@ from targets.errors import UserError
 
 # inputs: query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, ...
 _KNOWN_INPUTS = 9
+_NORMS = 14  # and 15: the weights of the norms of query and key, which onnxruntime's CPU kernel has not either
 
 
 def lower_group_query(imp: Importing) -> PassLog:
@@ -64,7 +65,8 @@ def lower_group_query(imp: Importing) -> PassLog:
 def _lower(imp: Importing, node: Any, known: dict[Any, Known], ropes: dict[Any, Rope]) -> None:
     extra = [i for i, v in enumerate(node.inputs) if i >= _KNOWN_INPUTS and v is not None]
     if extra:
-        raise Declined(f"its inputs {extra} (bias, sink, positions or q/k norm) are not supported")
+        norms = "; the norms are in it: build again with --extra_options fuse_qk_norm_gqa=false" * (extra[-1] >= _NORMS)
+        raise Declined(f"its inputs {extra} (bias, sink, positions or q/k norm) are not supported{norms}")
     if attribute(node, "sliding_window_cache", 0):
         raise Declined(
             "its cache is a ring that holds the window alone (sliding_window_cache); build the model again with "

@@ -16,7 +16,6 @@ from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.like import like
 from hetero_sd.predict.request import PredictRequest
 from hetero_sd.predict.units import size
-from hetero_sd.predict.unmeasured import gpu_waits
 from hetero_sd.predict.weight_formats import format_text
 from targets.kv_format import DEFAULT_KV
 
@@ -61,7 +60,7 @@ def compile_command(request: PredictRequest, best: Variant, question: Question) 
         elif isinstance(question.alpha, float):
             words += ["--alpha", f"{question.alpha:g}"]
     words += ["--board", str(request.board), "--context", str(question.cache_rows or context)]
-    if gpu_waits(question) or any(not place.endswith("=cpu") for place in places):
+    if question.board.gpu is not None:  # a plan of its own may take it
         words += ["--place", ",".join(places)]
     draft = request.target if isinstance(request.draft, EarlyExit) else request.draft
     models = [(request.target, best.target), *([(draft, best.draft)] if best.draft is not None else [])]

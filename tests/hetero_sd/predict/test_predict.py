@@ -262,9 +262,11 @@ def test_a_gpu_that_nobody_measured_is_potential(pair: list[str], capsys: pytest
     assert gpu["interval"][0] < first["tokens_per_s"] < gpu["interval"][1]
     assert gpu["reason"] == "1.04 x the chosen one; no kernel of a model was measured on this board's GPU"
     assert "--place target=cpu" in data["command"]
-    asked = json.loads(predicted(capsys, [pair[0], "--board", "rk3588", "--place", "target=gpu", "--json"]))
-    assert asked["leading"][0]["target"]["placement"][0]["processor"] == "gpu"
-    assert asked["potential"] == []
+    for place in ("gpu", "cpu"):
+        asked = json.loads(predicted(capsys, [pair[0], "--board", "rk3588", "--place", f"target={place}", "--json"]))
+        assert (asked["leading"][0]["target"]["placement"][0]["processor"] == "gpu") == (place == "gpu")
+        assert f"--place target={place}" in asked["command"]
+        assert asked["potential"] == []
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def audit_bundle(request: AuditRequest) -> AuditResult:
     if not 2 <= request.max_new_tokens <= 1 << 20:
         raise UserError(f"--max-new-tokens {request.max_new_tokens}: must be at least 2")
     bundle = Bundle(request.bundle)
-    check_machine(bundle)
+    check_machine(bundle, ": an audit runs its models, so do it there, where hetero_sd is installed, too")
     bundle.verify_all()
     os.environ.setdefault("TVM_NUM_THREADS", str(choose_threads(None, bundle.plan)))
     from hetero_sd.runtime.model.model import CompiledModel, load_models

@@ -93,7 +93,11 @@ def add_parser(subparsers: Subparsers) -> None:
         type=Path,
         help="texts on which to measure what quantising costs (default: ours)",
     )
-    p.add_argument("--no-cpu-fallback", action="store_true", help="no CPU variant of what runs on the GPU")
+    p.add_argument(
+        "--no-cpu-fallback",
+        action="store_true",
+        help="no CPU variant of what runs on the GPU: a smaller bundle, whose runs end when the GPU fails",
+    )
     p.add_argument("--subgraphs", metavar="DIR", type=Path, help="write each segment as an ONNX file, for Netron")
     p.add_argument("--dump-ir", metavar="DIR", type=Path, help="write the IR after each phase, for reading")
     p.add_argument("--sign", metavar="KEY", type=Path, help="sign the manifest with this Ed25519 key (PEM)")

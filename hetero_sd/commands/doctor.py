@@ -20,7 +20,7 @@ Exit code 1 if there is a problem.
 def add_parser(subparsers: Subparsers) -> None:
     """Add the subcommand and its options."""
     p = subcommand(subparsers, "doctor", "what this machine has, what is missing, and what fixes it", EXAMPLE)
-    p.add_argument("bundle", metavar="DIR", type=Path, nargs="?", help="also look at the file system of this bundle")
+    p.add_argument("bundle", metavar="DIR", type=Path, nargs="?", help="also look at this bundle and its file system")
     p.add_argument("--opencl-lib", metavar="FILE", help="the OpenCL library to open (default: the usual names)")
     p.add_argument("--on", metavar="USER@BOARD", help="copy the bundle to this board by ssh and look there")
     p.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -31,7 +31,12 @@ def run(options: argparse.Namespace) -> int:
     if options.on is not None:
         return _run_there(options)
     from hetero_sd.runtime.doctor.doctor import doctor_report
+    from hetero_sd.runtime.manifest import MANIFEST
 
+    folder = options.bundle
+    if folder is not None and not (folder / MANIFEST).is_file():  # a damaged bundle is looked at, what is none is not
+        reason = f"it has no {MANIFEST}" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder} is no bundle: {reason}")
     text, code = doctor_report(options.bundle, options.opencl_lib, options.json)
     print(text)
     return code

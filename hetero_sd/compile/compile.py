@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costmodel.prompt_chunks import CHUNK
+from costmodel.schema.model import ModelFacts
 from costmodel.schema.plan import Plan
 from hetero_sd.compile.build import BuiltModel, ModelRequest, Sizes, build_model
 from hetero_sd.compile.bundle import (
@@ -138,8 +140,18 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
             sign(manifest, signer)
         size = folder_bytes(folder)
     return CompileResult(
-        plan, prediction, size, tokenizer, models, (*notes, *about_chats), board.isa == machine(), cost
+        *(plan, prediction, size, tokenizer, models),
+        (*notes, *about_chats, *([] if request.cpu_fallback else [without_fallback(described)])),
+        *(board.isa == machine(), cost),
     )
+
+
+def without_fallback(models: Mapping[str, ModelFacts]) -> str:
+    """What --no-cpu-fallback does to such models, by role."""
+    lost = [role for role, facts in models.items() if facts.opencl_runtime is not None]
+    if not lost:
+        return "--no-cpu-fallback changed nothing: no part of a model runs on the GPU"
+    return f"no CPU variant of the {' and the '.join(lost)}: when the GPU fails, a run ends"
 
 
 def _overrides(request: CompileRequest) -> Overrides:

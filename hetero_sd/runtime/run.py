@@ -189,13 +189,14 @@ def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:
         drafters_with_slots(options),
     )
     settings = _settings(options)
-    if bundle.target.slots > 1:
-        settings["mode"] = mode_with_slots(options, bundle.target.slots, drafts_with_model=True)
-        settings["drafter"] = None if settings["mode"] in ALONE else options.drafter
-    with bind(request) as bound, load_session(bundle, text, settings, load) as session:
-        if options.load_state is not None:
-            session.load_state(options.load_state)
-        serve(session, request, bound)
+    with bind(request) as bound:  # what it refuses is said before any note
+        if bundle.target.slots > 1:
+            settings["mode"] = mode_with_slots(options, bundle.target.slots, drafts_with_model=True)
+            settings["drafter"] = None if settings["mode"] in ALONE else options.drafter
+        with load_session(bundle, text, settings, load) as session:
+            if options.load_state is not None:
+                session.load_state(options.load_state)
+            serve(session, request, bound)
 
 
 def _answer_all(session: Session, given: list[Prompt] | None, options: RunRequest) -> None:

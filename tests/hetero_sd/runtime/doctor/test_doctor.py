@@ -299,3 +299,14 @@ def test_text_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
 
     lines = report_text([Finding("opencl", "problem", "no loader", "install it")]).splitlines()
     assert lines == ["PROBLEM  opencl  no loader", "                   -> install it"]
+
+
+def test_a_folder_that_is_no_bundle_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for path, reason in (
+        (tmp_path / "none", "there is no such folder"),
+        (tmp_path / "file", "there is no such folder"),
+        (tmp_path, "it has no manifest.json"),
+    ):
+        assert command(["doctor", str(path)]) == 2
+        assert capsys.readouterr() == ("", f"hetero-sd: error: {path} is no bundle: {reason}\n")

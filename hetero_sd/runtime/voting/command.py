@@ -46,9 +46,7 @@ def vote(session: Session, prompts: Sequence[Prompt], election: Election, as_jso
     for prompt, ballots in zip(prompts, found, strict=True):
         _show(prompt, ballots, as_json)
     if all(costs):
-        most_s = sum(refined if election.way == REFINE else chains for _, chains, refined in map(_seconds, costs))
-        tokens = sum(ballot.tokens for ballots in found for ballot in ballots)
-        note(f"{tokens} tokens took {took_s:.3g} s; if all answers were as long as they may be, {most_s:.3g} s")
+        note(said_after(session, election, ids, found, took_s))
 
 
 def said_before(prompt: Prompt, election: Election, cost: VoteCost) -> str:
@@ -60,6 +58,17 @@ def said_before(prompt: Prompt, election: Election, cost: VoteCost) -> str:
         f"chains, {refined_s:.3g} s as refinements, and one answer {single_s:.3g} s; "
         f"{cost.chains_tokens} and {cost.refined_tokens} tokens are computed"
     )
+
+
+def said_after(
+    session: Session, election: Election, prompts: Sequence[Sequence[int]], found: Sequence[Sequence[Ballot]], s: float
+) -> str:
+    """What the answers took, beside what the plan predicts for as many of their mean length."""
+    tokens = [sum(ballot.tokens for ballot in ballots) for ballots in found]
+    means = [max(1, round(of / election.votes)) for of in tokens]
+    costs = [expected_cost(session, election, len(ids), new) for ids, new in zip(prompts, means, strict=True)]
+    predicted_s = sum(refined if election.way == REFINE else chains for _, chains, refined in map(_seconds, costs))
+    return f"{sum(tokens)} tokens took {s:.3g} s, {predicted_s:.3g} s are predicted for answers of their mean length"
 
 
 def _seconds(cost: VoteCost | None) -> tuple[float, float, float]:

@@ -50,13 +50,16 @@ class _Heard:
     failed: list[str] = field(default_factory=list)
 
 
-def expected_cost(session: Session, election: Election, prompt_tokens: int) -> VoteCost | None:
-    """What it takes at most, by the plan; None where that has no steps."""
+def expected_cost(
+    session: Session, election: Election, prompt_tokens: int, new_tokens: int | None = None
+) -> VoteCost | None:
+    """What it takes by the plan, for answers of `new_tokens` or else as long as they may be; None without steps."""
     plan = session.plan
     if plan is None or (plan.prediction.slot_calls is None and 1 not in plan.prediction.verify_step_s):
         return None
     slots = slots_at_a_time(session)
-    new = min(election.options["max_new_tokens"], session.context - prompt_tokens + 1)
+    most = min(election.options["max_new_tokens"], session.context - prompt_tokens + 1)
+    new = most if new_tokens is None else new_tokens
     added = len(session.text.encode(ASK_AGAIN)) if session.text is not None else 0
     asked = Asked(election.votes, prompt_tokens, max(1, new), max(1, added))
     return votes_cost(asked, plan.prediction, plan.prefill_width, 1 if slots is None else slots.slots)

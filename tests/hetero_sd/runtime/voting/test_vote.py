@@ -18,7 +18,8 @@ from hetero_sd.runtime.options import parse_options
 from hetero_sd.runtime.run import main
 from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text.prompts import Prompt
-from hetero_sd.runtime.voting.command import said_before
+from hetero_sd.runtime.voting.ballots import Ballot
+from hetero_sd.runtime.voting.command import said_after, said_before
 from hetero_sd.runtime.voting.vote import (
     ASK_AGAIN,
     Election,
@@ -95,6 +96,11 @@ def test_what_it_costs_is_said_before(letters: Letters) -> None:
     assert cost.chains_tokens == 10 + 4 * 6
     said = said_before(Prompt("x", "--prompt"), election, cost)
     assert said.startswith("--prompt: 4 answers of at most 6 tokens are predicted to take ")
+    short = expected_cost(session, election, 10, 3)
+    assert short is not None
+    assert 0.4 * cost.chains_s < short.chains_s < 0.6 * cost.chains_s
+    after = said_after(session, election, [[1] * 10], [[Ballot("a", "a", 1.0, tokens) for tokens in (2, 6, 3, 1)]], 7.0)
+    assert after == f"12 tokens took 7 s, {short.chains_s:.3g} s are predicted for answers of their mean length"
     near_the_end = expected_cost(session, election, session.context - 1)
     assert near_the_end is not None
     assert near_the_end.chains_tokens == session.context - 1 + 4 * 2  # the context ends them
@@ -109,6 +115,7 @@ def test_the_command(tiny_slots: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert found["answer"] == max(found["answers"], key=lambda one: one["weight"])["says"]
     assert sum(one["ballots"] for one in found["answers"]) == sum(vote["says"] is not None for vote in found["votes"])
     assert "run.py: note: --prompt: 7 answers of at most 5 tokens are predicted to take" in said.err
+    assert "s are predicted for answers of their mean length" in said.err
     assert main(tiny_slots, ["--prompt", "one two", *options]) == 0
     assert capfd.readouterr().out == f"{found['answer']}\n"
     assert main(tiny_slots, ["--prompt", "one two", *options, "--votes-by", "refine", "--answer-pattern", "#{9}"]) == 0

@@ -50,6 +50,7 @@ _KINDS = [  # operators that tell what kind of model it is, or who wrote it
 
 _WEIGHTS = {  # part of a weight's name -> what model it tells
     ".altup.": "AltUp's streams beside one another, as Gemma 3n has, are not supported: use a dense Gemma 3",
+    ".q_layernorm.": "a LayerNormalization of each head of query and key (qk_layernorm) is not supported",
     ".embed_tokens_per_layer.": "embeddings for each layer, as Gemma 3n has, are not supported: use a dense Gemma 3",
 }
 

@@ -81,8 +81,9 @@ class Factors:
         gpu_compute: share of the GPU's arithmetic issue slots that its kernels use; loads and addresses take others.
         gpu_attention: the same for attention's kernels, whose loads are narrower.
         gpu_item_steps: what a work-item of a matrix multiplication costs besides its steps of k, in such steps.
-        gpu_load_ns: how long a work-item waits for its loads, which follow one another (150 to 400 measured on an
-            H200, whose 132 cores such kernels leave idle; nobody measured it on a Mali, so almost none is assumed).
+        gpu_load_ns: how long a work-item waits for its loads, which follow one another (210 to 240 fitted to steps
+            of two small models on an H200, whose 132 cores such kernels leave idle; nobody measured it on a Mali, so
+            almost none is assumed).
         gpu_overlap: share of the shorter of arithmetic and memory time that the longer one hides on the GPU.
         gpu_start: starting an empty queue and awaiting its end, over twice launch_overhead_s.
         gpu_dispatch: one more kernel in a queue that is not empty, over launch_overhead_s (10 to 20 us are reported for

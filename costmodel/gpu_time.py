@@ -44,12 +44,14 @@ def gpu_time(op: Op, gpu: Gpu, factors: Factors) -> Estimate:
 
 
 def loads_in_a_row(op: Op, gpu: Gpu) -> float:
-    """Times that one work-item waits for loads: for the weights of some steps of k, or for each key's value."""
+    """Times that one work-item waits for loads: for the weights of some steps of k, or for the values of some keys."""
+    tile, k = gpu_tile(gpu), op.operator.k
     if op.kind == "attention":
-        return visible_keys(op.past + op.rows // op.batch - 1, op.operator.window)
+        n = op.rows // op.batch
+        _, _, keys = tile.weighted_sums(n, op.operator.head_dim)
+        return visible_keys(op.past + n - 1, op.operator.window) / keys
     if op.kind != "linear":
         return 1.0
-    tile, k = gpu_tile(gpu), op.operator.k
     if op.operator.activations == INT8:
         return k / STEP
     return k / tile.unroll(k, tile.rows(op.rows, _widest(op)), tile.columns(op.rows, _widest(op)))

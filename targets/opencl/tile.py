@@ -57,6 +57,12 @@ class GpuTile:
         tiles = -(-n // min(8, most[wide]))
         return wide, -(-n // tiles)
 
+    def weighted_sums(self, n: int, head_dim: int) -> tuple[int, int, int]:
+        """Values and rows of one work-item that adds up weighted values, and keys that it loads before it uses one."""
+        wide = self.vector(head_dim)
+        rows = self.shared_rows(n, 2 * wide)
+        return wide, rows, self.unroll(self.lanes, 2 * rows, wide)
+
     def unroll(self, steps: int, rows: int, columns: int, beside: int = 0) -> int:
         """Steps of k done together, a divisor of `steps`: their weights and activations fit with `beside` others."""
         free = self.registers - rows * columns - beside

@@ -2,7 +2,8 @@
 
     append   keys and values of the new rows go into the caches
     scores   one work-item per head, block of 32 keys and up to 8 rows: softmax inside the block, its peak and its sum
-    weigh    one work-item per head, 4 values and up to 4 rows: the blocks, each rescaled to the highest peak, times V
+    weigh    one work-item per head, 4 values and up to 4 rows: the blocks, each rescaled to the highest peak, times V;
+             the values of 4 keys are loaded before they are used, so that it waits once for them
 
 Rows of one work-item share each read of keys and values; heads that share them are neighbours. Blocks begin at
 multiples of 32 keys and a row sees keys 0 .. pos + t (or the last `window` of them) only, so its bits depend neither on
@@ -58,16 +59,16 @@ def attention_of(
     size, lanes, share = tile.group, tile.lanes, heads // kv_heads
     tiles, blocks, per_block = context // lanes, key_blocks(context), KEYS // lanes
     reach = window if window > 0 else context
-    wide = tile.vector(head_dim)
+    rows_per_pass = scratch_rows(n, heads, context)
+    together = 1 if apart else rows_per_pass
+    wide, out_rows, near = tile.weighted_sums(together, head_dim)
     quads = head_dim // wide
     biased = len(slopes) > 0
     cap = softcap if softcap > 0 else 1.0
     stored, key_rows = kv_cache(lanes, head_dim, cache), head_dim + KV_FORMATS[cache].scale_rows
     append, vector, key_scales, value_scales = stored.append, stored.vector, stored.key_scales, stored.value_scales
-    rows_per_pass = scratch_rows(n, heads, context)
     passes = -(-n // rows_per_pass)
-    together = 1 if apart else rows_per_pass
-    score_rows, out_rows = tile.shared_rows(together, lanes), tile.shared_rows(together, 2 * wide)
+    score_rows = tile.shared_rows(together, lanes)
     steps = tile.unroll(head_dim, score_rows, lanes, beside=score_rows)
     score_tiles, out_tiles = -(-rows_per_pass // score_rows), -(-rows_per_pass // out_rows)
     new_items, score_items, out_items = n * kv_heads * head_dim, heads * blocks, heads * quads
@@ -102,13 +103,13 @@ def attention_of(
         """Block b, counted from the first that row t sees."""
         return first(pos, t) // KEYS + b
 
-    def key(pos: Any, t: Any, b: Any, s: Any) -> Any:
-        """Key s of that block, counted from the first in it that row t sees."""
-        return T.max(first(pos, t), nth(pos, t, b) * KEYS) + s
-
     def row(p: Any, r: Any, count: int, m: Any) -> Any:
         """Row m of tile r, `count` rows each, in pass p; where no rows are left, the last one again."""
         return T.min(p * rows_per_pass + T.min(r * count + m, rows_per_pass - 1), n - 1)
+
+    def start(pos: Any, p: Any, r: Any, b: Any) -> Any:
+        """The first key of that block of the first row of tile r in pass p; it may be hidden."""
+        return nth(pos, row(p, r, out_rows, 0), b) * KEYS
 
     def of_scores(slot: Any, p: Any, r: Any) -> Any:
         """The slot of the rows of tile r in pass p."""
@@ -253,7 +254,7 @@ def attention_of(
                             T.where(g * size + t < out_items)
                             part = T.sblock_alloc_buffer((out_rows, wide), "float32", scope="local")
                             out = T.sblock_alloc_buffer((out_rows, wide), "float32", scope="local")
-                            vv = T.sblock_alloc_buffer((wide,), "float32", scope="local")
+                            vv = T.sblock_alloc_buffer((near, wide), "float32", scope="local")
                             top = T.sblock_alloc_buffer((out_rows,), "float32", scope="local")
                             total = T.sblock_alloc_buffer((out_rows,), "float32", scope="local")
                             factor = T.sblock_alloc_buffer((1,), "float32", scope="local")
@@ -285,32 +286,60 @@ def attention_of(
                                     for i in T.vectorized(wide):
                                         part[m, i] = T.float32(0)
                                 for s in T.serial(
-                                    T.min(
-                                        last(pos, row(vp, vr, out_rows, out_rows - 1)) + 1,
-                                        (nth(pos, row(vp, vr, out_rows, 0), b + 1)) * KEYS,
+                                    (
+                                        T.min(
+                                            last(pos, row(vp, vr, out_rows, out_rows - 1)) + 1 - start(pos, vp, vr, b),
+                                            KEYS,
+                                        )
+                                        + near
+                                        - 1
                                     )
-                                    - key(pos, row(vp, vr, out_rows, 0), b, 0)
+                                    // near
                                 ):
-                                    vv[T.Ramp(0, 1, wide) if wide > 1 else 0] = vector(
-                                        *(wide, values, of_sums(slot, vp, vr), vh // share),
-                                        *(key(pos, row(vp, vr, out_rows, 0), b, s), vd * wide),
-                                    )
-                                    for m in T.unroll(out_rows):
-                                        if T.Not(
-                                            hidden(
-                                                pos, row(vp, vr, out_rows, m), key(pos, row(vp, vr, out_rows, 0), b, s)
-                                            )
-                                        ):
-                                            for i in T.vectorized(wide):
-                                                part[m, i] = T.fma(
-                                                    weights[
-                                                        T.min(vr * out_rows + m, rows_per_pass - 1),
-                                                        vh,
-                                                        key(pos, row(vp, vr, out_rows, 0), b, s),
-                                                    ],
-                                                    vv[i],
-                                                    part[m, i],
-                                                )
+                                    for e in T.unroll(near):
+                                        vv[e, T.Ramp(0, 1, wide) if wide > 1 else 0] = vector(
+                                            *(wide, values, of_sums(slot, vp, vr), vh // share),
+                                            *(start(pos, vp, vr, b) + s * near + e, vd * wide),
+                                        )
+                                    if (
+                                        start(pos, vp, vr, b) + s * near + near - 1
+                                        <= last(pos, row(vp, vr, out_rows, 0))
+                                    ) and (
+                                        start(pos, vp, vr, b) + s * near
+                                        >= first(pos, row(vp, vr, out_rows, out_rows - 1))
+                                    ):
+                                        for m in T.unroll(out_rows):
+                                            for e in T.unroll(near):
+                                                for i in T.vectorized(wide):
+                                                    part[m, i] = T.fma(
+                                                        weights[
+                                                            T.min(vr * out_rows + m, rows_per_pass - 1),
+                                                            vh,
+                                                            start(pos, vp, vr, b) + s * near + e,
+                                                        ],
+                                                        vv[e, i],
+                                                        part[m, i],
+                                                    )
+                                    else:
+                                        for m in T.unroll(out_rows):
+                                            for e in T.unroll(near):
+                                                if T.Not(
+                                                    hidden(
+                                                        pos,
+                                                        row(vp, vr, out_rows, m),
+                                                        start(pos, vp, vr, b) + s * near + e,
+                                                    )
+                                                ):
+                                                    for i in T.vectorized(wide):
+                                                        part[m, i] = T.fma(
+                                                            weights[
+                                                                T.min(vr * out_rows + m, rows_per_pass - 1),
+                                                                vh,
+                                                                start(pos, vp, vr, b) + s * near + e,
+                                                            ],
+                                                            vv[e, i],
+                                                            part[m, i],
+                                                        )
                                 for m in T.unroll(out_rows):
                                     if nth(pos, row(vp, vr, out_rows, 0), b) >= first(
                                         pos, row(vp, vr, out_rows, m)

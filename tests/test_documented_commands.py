@@ -58,6 +58,7 @@ RUN = {  # run as it stands, in a folder with the pair and a bundle of it for th
     "hetero-sd audit bundle --prompts prompts.txt",
     "hetero-sd inspect FILE.onnx",
     "hetero-sd inspect FILE.onnx --json",
+    "hetero-sd inspect bundle",
     "hetero-sd predict target/config.json --draft draft/config.json --board imx95 --alpha 0.8 --report r.html",
     "hetero-sd predict --check",
     "hetero-sd predict target/config.json --board rpi5 --weights int4 --requests 8",

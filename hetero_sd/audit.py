@@ -30,7 +30,7 @@ from hetero_sd.runtime.model.threads import choose_threads, usable_cpus
 from hetero_sd.runtime.model.within_vocabulary import within_vocabulary
 from targets.errors import UserError
 
-DEFAULT_NEW_TOKENS = 64
+DEFAULT_NEW_TOKENS, _MOST_NEW_TOKENS = 64, 1 << 20
 _CHANGED = 7  # of so many tokens in a row that n-grams are looked for in, one
 
 
@@ -111,8 +111,8 @@ def audit_bundle(request: AuditRequest) -> AuditResult:
     Raises:
         UserError: a file is missing or unusable, the bundle is for another machine, or a prompt does not fit.
     """
-    if not 2 <= request.max_new_tokens <= 1 << 20:
-        raise UserError(f"--max-new-tokens {request.max_new_tokens}: must be at least 2")
+    if not 2 <= request.max_new_tokens <= _MOST_NEW_TOKENS:
+        raise UserError(f"--max-new-tokens {request.max_new_tokens}: must be 2 to {_MOST_NEW_TOKENS}")
     bundle = Bundle(request.bundle)
     check_machine(bundle, ": an audit runs its models, so do it there, where hetero_sd is installed, too")
     bundle.verify_all()

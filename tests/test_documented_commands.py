@@ -18,9 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from requirements import need_program
 
 from hetero_sd import cli
 from hetero_sd.cli import main
+from hetero_sd.compile.sign import read_private_key, sign
+from hetero_sd.runtime.manifest import write_manifest
 from hetero_sd.runtime.options import parse_options
 from targets.errors import UserError
 
@@ -30,6 +33,7 @@ DOCS = ROOT / "docs"
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "examples/translation/README.md",
     "examples/chat/README.md",
     "benchmarks/prediction.md",
@@ -46,6 +50,8 @@ PROGRAMS = (
     "pip",
     "scp",
     "ssh",
+    "openssl",
+    "sha256sum",
 )
 PACKAGES = ("targets", "costmodel", "passes", "hetero_sd")
 FOLDERS = (*PACKAGES, "tests", "benchmarks", "examples")
@@ -91,6 +97,19 @@ PARSED = {  # needs a board, the hub, a signed bundle or typed prompts, or steps
     "hetero-sd run --on USER@BOARD bundle -- --prompt TEXT",
     "hetero-sd doctor bundle --on USER@BOARD",
 }
+CHECKED = (  # one after the other, with a bundle's files that were signed with the key of the first
+    "openssl genpkey -algorithm ed25519 -out key.pem",
+    "openssl pkey -in key.pem -pubout -out key.pub",
+    "openssl pkeyutl -verify -pubin -inkey key.pub -rawin -in manifest.json -sigfile manifest.json.sig",
+    shlex.join(
+        [
+            "python3",
+            "-c",
+            'import hashlib, json; print(json.load(open("manifest.json"))["files"]["run.py"]["sha256"])',
+        ]
+    ),
+    "sha256sum run.py",
+)
 ELSEWHERE = {  # takes what a test must not: an installation, all tests, a network, hours
     "make demo": "Makefile",
     "make chat": "Makefile",
@@ -104,6 +123,8 @@ ELSEWHERE = {  # takes what a test must not: an installation, all tests, a netwo
     "pytest --update-golden": "tests/conftest.py",
     "pytest --cpu-times FILE": "tests/conftest.py",
     "python tests/attack/figures.py '[KIND' '...]'": "tests/attack/figures.py",
+    "python tests/attack/figures.py": "tests/attack/figures.py",
+    "pip install 'hetero-sd[sign]'": "pyproject.toml",
     "python benchmarks/published.py": "tests/hetero_sd/predict/test_check.py",
     "scp -r bundle board:": "README.md",
     "pip install huggingface_hub": "pyproject.toml",
@@ -155,7 +176,7 @@ def documented() -> set[str]:
 
 
 def test_every_command_has_an_entry_and_every_entry_a_command() -> None:
-    assert documented() == RUN | set(SLOW) | PARSED | set(ELSEWHERE)
+    assert documented() == RUN | set(SLOW) | PARSED | set(ELSEWHERE) | set(CHECKED)
 
 
 def test_a_new_command_would_be_noticed() -> None:
@@ -210,7 +231,7 @@ def test_every_option_in_a_sentence_exists() -> None:
     known = {option for parser in _all_parsers() for option in parser._option_string_actions}
     help_text = (ROOT / "tests/golden/hetero_sd/runtime/help.txt").read_text("utf-8")
     known |= set(re.findall(r"--[a-z][a-z-]*", help_text))
-    documents = [ROOT / "README.md", *DOCS.rglob("*.md")]
+    documents = [ROOT / "README.md", ROOT / "SECURITY.md", *DOCS.rglob("*.md")]
     spans = [span for path in documents for span in re.findall(r"`([^`\n]+)`", path.read_text("utf-8"))]
     shown = {option for span in spans for option in re.findall(r"(?:^|\s)(--[a-z][a-z-]*)", span)}
     assert len(shown) > 25
@@ -250,6 +271,25 @@ def tried(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     full = [*programs[words[0]], *words[1:]]
     return subprocess.run(full, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_bundle_of_a_stranger_is_checked_with_other_programs(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text("print()")
+    write_manifest(tmp_path)
+    need_program("openssl")
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(shlex.split(command), cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    make, publish, check, stated, found = CHECKED
+    assert [run(make).returncode, run(publish).returncode] == [0, 0]
+    sign(tmp_path / "manifest.json", read_private_key(tmp_path / "key.pem"))
+    assert run(check).returncode == 0
+    assert run(stated).stdout.split() == run(found).stdout.split()[:1]
+    (tmp_path / "run.py").write_text("print(1)")  # the negative controls
+    assert run(stated).stdout.split() != run(found).stdout.split()[:1]
+    (tmp_path / "manifest.json").write_text("{}")
+    assert run(check).returncode != 0
 
 
 ORDER = sorted(RUN, key=lambda command: ("--from" in command, command))  # what --from reads is written before

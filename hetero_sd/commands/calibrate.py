@@ -102,7 +102,7 @@ def _run_here(options: argparse.Namespace) -> int:
 
     if options.board != "host":
         there = "what run.py --calibrate wrote there, or --on USER@BOARD and a bundle"
-        raise UserError(f"this machine is measured as --board host; to measure a {options.board}, give {there}")
+        raise UserError(f"this machine is measured as --board host; to measure {options.board}, give {there}")
     if options.cluster is not None:
         raise UserError(f"--cluster {options.cluster}: all of this machine is measured; leave it out")
     if len(options.measured) > 1 or (not options.measured and (options.target or options.draft)):

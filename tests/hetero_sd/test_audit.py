@@ -144,6 +144,8 @@ def test_a_compiled_pair_and_a_target_alone_pass(tmp_path: Path, capsys: pytest.
 
 def test_wrong_numbers_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", str(tmp_path), "--max-new-tokens", "1"]) == 2
-    assert "--max-new-tokens 1: must be at least 2" in capsys.readouterr().err
+    assert "--max-new-tokens 1: must be 2 to 1048576" in capsys.readouterr().err
+    assert main(["audit", str(tmp_path), "--max-new-tokens", "99999999"]) == 2
+    assert "--max-new-tokens 99999999: must be 2 to 1048576" in capsys.readouterr().err
     assert main(["audit", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -130,7 +130,7 @@ def test_a_small_pair_is_compiled_where_no_bundle_is_given(tmp_path: Path, monke
     [
         (
             ["--board", "rpi5"],
-            "to measure a rpi5, give what run.py --calibrate wrote there, or --on USER@BOARD",
+            "to measure rpi5, give what run.py --calibrate wrote there, or --on USER@BOARD",
         ),
         (["--board", "host", "--target", "x.onnx"], "give one bundle with its --target and --draft"),
         (["F.json", "--board", "rpi5"], "files of run.py --calibrate need --target TARGET and --out BOARD.toml"),

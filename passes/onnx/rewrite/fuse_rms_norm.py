@@ -108,10 +108,10 @@ def _decomposed(imp: Importing, mean: Any) -> None:
             _norm(users[0], x, weight, epsilon, users[0].outputs[0])
             return
     check_epsilon(epsilon)  # before anything is written
-    known = known_shapes(imp, points(imp)[0])
-    if x not in known:
-        raise Declined("the normalised value is not multiplied by a weight vector, and its width is unknown")
-    ones = np.ones(known[x].shape[-1], np.float32)
+    widths = {known[x].shape[-1] if x in known else 0 for known in (known_shapes(imp, p) for p in points(imp))}
+    if len(widths) > 1 or 0 in widths:
+        raise Declined("the normalised value is not multiplied by a weight vector, and its width is not fixed")
+    ones = np.ones(widths.pop(), np.float32)
     _norm(scaled, x, add_initializer(imp.graph, f"{scaled.outputs[0].name}.ones", ones), epsilon, scaled.outputs[0])
 
 

@@ -58,11 +58,30 @@ def test_every_spelling_is_fused(body: str) -> None:
 def test_a_norm_without_a_weight_has_ones(after: str) -> None:
     """Whatever is done with its result: a factor, or the result twice, is no weight."""
     body = f"q = Pow(x, two) m = ReduceMean(q, last) a = Add(m, e) r = Sqrt(a) i = Reciprocal(r) {after}"
-    norm, *rest = decomposed(body)
+    imp = importing(
+        "g (int64[b,s] input_ids) => (float[b,s,8] z)"
+        f"<float[2,8] t = {{{','.join('1' * 16)}}}, float e = {{0.00001}}, float two = {{2}}, float one = {{1}}, "
+        f"int64[1] last = {{-1}}> {{ x = Gather(t, input_ids) {body} z = Neg(y) }}"
+    )
+    assert run_pass(fuse_rms_norm, imp).matched == 1
+    _, norm, *rest = lines(imp.graph)
     made, _, inputs = norm.partition(" = RMSNormalization")
-    assert inputs == f"(x, {made.removesuffix('.norm')}.ones) {{axis: -1, epsilon: 1e-05}}"
+    ones = f"{made.removesuffix('.norm')}.ones"
+    assert inputs == f"(x, {ones}) {{axis: -1, epsilon: 1e-05}}"
+    assert imp.graph.initializers[ones].const_value.numpy().tolist() == [1.0] * 8
     assert rest[-1] == f"z = Neg({made if after.startswith('y') else 'y'})"
     assert len(rest) == (1 if after.startswith("y") else 2)
+
+
+def test_a_norm_without_a_weight_over_the_tokens_is_left_alone() -> None:
+    """How many ones there would be depends on the text."""
+    body = "q = Mul(x, x) m = ReduceMean(q, last) a = Add(m, e) r = Sqrt(a) n = Div(x, r) z = Neg(n)"
+    table = "float e = {0.00001}, int64[1] last = {-1}"
+    before = f"g (float[b,s] attention_mask) => (float[b,1,s] z) <{table}, int64[1] one = {{1}}> {{ "
+    imp = importing(f"{before} x = Unsqueeze(attention_mask, one) {body} }}")
+    entry = run_pass(fuse_rms_norm, imp)
+    assert entry.matched == 0
+    assert "its width is not fixed" in entry.notes[0]
 
 
 @pytest.mark.parametrize(

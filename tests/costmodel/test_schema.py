@@ -21,6 +21,7 @@ from costmodel.schema import batch, manifest, measured, model, plan
 from costmodel.schema.manifest import BlockHashes, FileFacts, Manifest, TokenizerFacts, refused_version
 from costmodel.schema.model import ModelFacts, SegmentFacts, WeightSlice
 from costmodel.schema.plan import Plan
+from costmodel.schema.prediction import LivePrediction, PlanPrediction
 from costmodel.schema.record import Ascending, Entries, OneOf, Record, SchemaError, Within
 from targets.backend import names
 
@@ -91,7 +92,7 @@ REPAIRS: dict[type[Record], Any] = {
         "target_cpus": target_cpus,
         "draft_cpus": (min({*range(len(target_cpus) + 1)} - {*target_cpus}),),
     },
-    plan.LivePrediction: lambda verify_s, **found: {**found, "verify_s": {**verify_s, 1: 0.5}},
+    LivePrediction: lambda verify_s, **found: {**found, "verify_s": {**verify_s, 1: 0.5}},
     batch.BatchPrediction: lambda row_calls, read_calls, **found: {
         **found,
         "row_calls": {**row_calls, 1: (0.5, 0.0)},
@@ -129,7 +130,7 @@ def models() -> st.SearchStrategy[Any]:
 
 
 def plans() -> st.SearchStrategy[Any]:
-    prediction = records(plan.PlanPrediction).map(lambda p: replace(p, live=LIVE))
+    prediction = records(PlanPrediction).map(lambda p: replace(p, live=LIVE))
     more = {"variants": st.lists(records(plan.PlannedVariant), max_size=2).map(tuple), "verdict": TEXT}
     return st.builds(replace, st.sampled_from(PLANS), prediction=prediction, memory=records(plan.PlanMemory), **more)
 

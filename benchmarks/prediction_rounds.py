@@ -13,7 +13,8 @@ from prediction_cases import NGRAM, OVERLAPPED, Pair
 
 from costmodel.contention import Load, together_bytes_per_s
 from costmodel.factors import Factors
-from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, dram_bytes
+from costmodel.processor import CpuSlice, GpuSlice, Processor
+from costmodel.roofline import Roofline, dram_bytes
 from costmodel.speculative import Round as ExpectedRound
 from costmodel.speculative import RoundCosts, ngram_round, overlapped_round, sequential_round
 from costmodel.turns import turns_of

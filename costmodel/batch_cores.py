@@ -15,9 +15,10 @@ from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.phase_threads import prompt_placement
 from costmodel.placement import Placement
+from costmodel.processor import CpuSlice, processors
 from costmodel.prompt_chunks import CHUNK
 from costmodel.question import Question
-from costmodel.roofline import CpuSlice, Roofline, processors
+from costmodel.roofline import Roofline
 
 WIDTHS = (1, 2, 4, 8)  # of the entry points that a bundle has beside those for drafts
 DRAFT_WIDTHS = (1, 2)  # of its draft model

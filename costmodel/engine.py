@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from costmodel.estimate import Estimate
 from costmodel.factors import Factors
-from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline
+from costmodel.processor import CpuSlice, GpuSlice, Processor
+from costmodel.roofline import Roofline
 from costmodel.work import Op
 from targets.device import Board, Core
 from targets.errors import UserError

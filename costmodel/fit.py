@@ -16,7 +16,8 @@ from typing import Any
 from costmodel.cpu_cycles import Cycles
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import OF_FORMATS, Factors, weights_kind
-from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, prompt_units
+from costmodel.processor import CpuSlice, GpuSlice, Processor
+from costmodel.roofline import Roofline, prompt_units
 from costmodel.work import Op, step_units
 from targets.device import Board, Cluster, Core
 from targets.errors import UserError

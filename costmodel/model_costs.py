@@ -14,7 +14,8 @@ from costmodel.early_exit import first_cuts
 from costmodel.estimate import Estimate
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part, Place
 from costmodel.placement import Placement, Segment, tied_twice
-from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, processors
+from costmodel.processor import CpuSlice, GpuSlice, Processor, processors
+from costmodel.roofline import Roofline
 from costmodel.work import Op, step_units
 from targets.errors import UserError
 

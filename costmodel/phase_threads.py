@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
-from costmodel.roofline import CpuSlice
+from costmodel.processor import CpuSlice
 
 _GAIN = 0.02  # of a chunk's time; less is no reason for other threads
 

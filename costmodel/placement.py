@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from costmodel.decoder import DecoderSpec
 from costmodel.place import EMBEDDING, HEAD, Part, Place
-from costmodel.roofline import GpuSlice, Processor
+from costmodel.processor import GpuSlice, Processor
 
 
 @dataclass(frozen=True)

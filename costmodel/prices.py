@@ -11,9 +11,10 @@ from costmodel.engine import roofline_of
 from costmodel.memory import PROCESS_BYTES, Memory, available_bytes, model_memory
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
+from costmodel.processor import GpuSlice, Processor
 from costmodel.processor_pairs import shared_cluster
 from costmodel.question import NGRAM, Question, Variant
-from costmodel.roofline import GpuSlice, Processor, dram_bytes
+from costmodel.roofline import dram_bytes
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL
 from costmodel.speculative import (
     Acceptance,

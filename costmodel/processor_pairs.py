@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from costmodel.roofline import CpuSlice, GpuSlice, Processor
+from costmodel.processor import CpuSlice, GpuSlice, Processor
 from targets.device import Board, Cluster
 
 

@@ -11,7 +11,7 @@ from costmodel.factors import Factors
 from costmodel.memory import Memory
 from costmodel.place import Place
 from costmodel.placement import Placement
-from costmodel.roofline import CpuSlice
+from costmodel.processor import CpuSlice
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.speculative import MOST_GAMMA, Acceptance, Round, check_acceptance
 from costmodel.vocabulary import one_vocabulary

@@ -25,9 +25,9 @@ from costmodel.factors import Factors
 from costmodel.place import Place
 from costmodel.placement import Placement
 from costmodel.prices import Prices
+from costmodel.processor import CpuSlice, GpuSlice, Processor, all_cores, processors
 from costmodel.processor_pairs import disjoint, shared_cluster, with_enqueuing_core
 from costmodel.question import NGRAM, Decision, Variant, fastest, gb, rank, why_not
-from costmodel.roofline import CpuSlice, GpuSlice, Processor, all_cores, processors
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.speculative import (
     Acceptance,

@@ -15,8 +15,8 @@ import math
 from dataclasses import dataclass, replace
 
 from costmodel.factors import overhead_range
+from costmodel.processor import CpuSlice, GpuSlice, Processor
 from costmodel.question import Variant
-from costmodel.roofline import CpuSlice, GpuSlice, Processor
 from costmodel.schema.plan import Influence
 from costmodel.search import Search
 from costmodel.speculative import Acceptance

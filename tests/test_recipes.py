@@ -19,7 +19,8 @@ from tvm.script import tirx as T
 from costmodel import format as weight_formats
 from costmodel.cpu_cycles import kernel_cycles
 from costmodel.format import Format, WeightType
-from costmodel.roofline import GpuSlice, Roofline, processors
+from costmodel.processor import GpuSlice, processors
+from costmodel.roofline import Roofline
 from costmodel.standard_decoder import Blocks, standard_decoder
 from costmodel.work import step_ops
 from hetero_sd.cli import main

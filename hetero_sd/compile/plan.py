@@ -16,8 +16,8 @@ from costmodel.decoder import DecoderSpec
 from costmodel.memory import Memory, available_bytes
 from costmodel.phase_threads import prompt_placement
 from costmodel.placement import Placement
+from costmodel.processor import CpuSlice, GpuSlice
 from costmodel.question import Question, Variant
-from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.schema.plan import Plan, PlanMemory
 from costmodel.search import Search
 from hetero_sd.compile.place import place_models

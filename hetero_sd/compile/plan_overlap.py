@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from costmodel.contention import slowdowns
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
+from costmodel.processor import CpuSlice, GpuSlice, Processor
 from costmodel.processor_pairs import disjoint, with_enqueuing_core
 from costmodel.question import Variant
-from costmodel.roofline import CpuSlice, GpuSlice, Processor
 from costmodel.schema.plan import OVERLAPPED, PlannedOverlap
 from costmodel.search import Search
 from targets.device import Cluster

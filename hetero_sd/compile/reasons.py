@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from costmodel.decoder import DecoderSpec
 from costmodel.place import ReasonedPlace
 from costmodel.placement import Placement
-from costmodel.roofline import CpuSlice, GpuSlice
+from costmodel.processor import CpuSlice, GpuSlice
 from costmodel.schema.plan import OVERLAPPED, TARGET_ONLY, PlannedOverlap
 from costmodel.search import Search
 from hetero_sd.compile.place import place_text

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
+from costmodel.processor import CpuSlice, GpuSlice
 from costmodel.question import Decision, Variant
-from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.schema.plan import OVERLAPPED
 from costmodel.search import Search
 from costmodel.speculative import Acceptance

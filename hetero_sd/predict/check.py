@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from costmodel.engine import ENGINES, GENERIC, KERNELS, OURS, kernels_of
+from costmodel.processor import CpuSlice
 from costmodel.prompt_chunks import CHUNK
 from costmodel.question import Question, factors_of
-from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.search import Search
 from costmodel.uncertainty import Interval, interval

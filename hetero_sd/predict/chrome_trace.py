@@ -9,7 +9,7 @@ from typing import Any
 
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
-from costmodel.roofline import GpuSlice
+from costmodel.processor import GpuSlice
 from costmodel.schema.plan import OVERLAPPED
 from hetero_sd.predict.predict import Prediction
 

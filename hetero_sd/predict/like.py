@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from costmodel.format import FLOAT
+from costmodel.processor import CpuSlice
 from costmodel.question import Decision, Variant
-from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.search import Search
 from targets.errors import UserError

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
+from costmodel.processor import Processor
 from costmodel.question import Variant
-from costmodel.roofline import Processor
 from costmodel.schema.plan import OVERLAPPED
 from costmodel.search import Search
 

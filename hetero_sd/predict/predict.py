@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from costmodel.batch_cores import BatchDraft, batch_cores, batch_on
 from costmodel.batch_text import Drafting
 from costmodel.batch_throughput import Requests, Throughput
+from costmodel.processor import CpuSlice, GpuSlice
 from costmodel.question import NGRAM, Decision, Question, Variant, rank
-from costmodel.roofline import CpuSlice, GpuSlice
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, acceptance_rate, break_even_alpha

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
-from costmodel.roofline import CpuSlice, GpuSlice, Processor
+from costmodel.processor import CpuSlice, GpuSlice, Processor
 from costmodel.work import step_ops, totals
 from hetero_sd.predict.axes import Axis, Mark
 from hetero_sd.predict.charts import Line, line_chart

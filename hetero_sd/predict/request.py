@@ -7,8 +7,8 @@ from pathlib import Path
 
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
+from costmodel.processor import CpuSlice
 from costmodel.question import Question
-from costmodel.roofline import CpuSlice
 from costmodel.schema.model import MOST_SLOTS
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.compile.place import place_models

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from costmodel.processor import CpuSlice
 from costmodel.question import Variant, gb
-from costmodel.roofline import CpuSlice
 from costmodel.uncertainty import used_processors
 from hetero_sd.predict.predict import Prediction
 from hetero_sd.predict.sentences import change_notes, models_of, notes, rate, verdict, where_text

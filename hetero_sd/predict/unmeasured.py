@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from costmodel.processor import GpuSlice
 from costmodel.question import Decision, Question, Variant, factors_of, rank, why_not
-from costmodel.roofline import GpuSlice
 from costmodel.uncertainty import used_processors
 
 _GPU_KERNELS = ("gpu_bandwidth", "gpu_compute", "gpu_attention")  # factors that a calibration fits to steps on a GPU

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from costmodel.factors import Factors
-from costmodel.roofline import CpuSlice, Roofline
+from costmodel.processor import CpuSlice
+from costmodel.roofline import Roofline
 from costmodel.schema.measured import MeasuredStep
 from costmodel.standard_decoder import Blocks, standard_decoder
 from targets.boards import load_board

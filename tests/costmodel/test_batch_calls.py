@@ -10,7 +10,8 @@ from costmodel.batch_calls import CallTimes, predicted_calls, row_widths
 from costmodel.format import Format
 from costmodel.model_costs import ModelCosts
 from costmodel.place import Place
-from costmodel.roofline import CpuSlice, GpuSlice, Roofline
+from costmodel.processor import CpuSlice, GpuSlice
+from costmodel.roofline import Roofline
 from targets.device import Board
 
 

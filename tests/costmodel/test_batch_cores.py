@@ -9,8 +9,9 @@ from costmodel.batch_cores import batch_cores, batch_on
 from costmodel.batch_throughput import Requests
 from costmodel.format import Format
 from costmodel.model_costs import ModelCosts
+from costmodel.processor import CpuSlice, processors
 from costmodel.question import Question
-from costmodel.roofline import CpuSlice, Roofline, processors
+from costmodel.roofline import Roofline
 from costmodel.search import Search
 from targets.boards import load_board
 

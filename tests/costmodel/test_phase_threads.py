@@ -6,7 +6,8 @@ import pytest
 
 from costmodel.model_costs import ModelCosts
 from costmodel.phase_threads import prompt_placement
-from costmodel.roofline import CpuSlice, GpuSlice, Roofline
+from costmodel.processor import CpuSlice, GpuSlice
+from costmodel.roofline import Roofline
 from hetero_sd.predict.inputs import with_activations
 from hetero_sd.predict.known_models import known_model
 from targets.boards import load_board

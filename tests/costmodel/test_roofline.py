@@ -15,14 +15,8 @@ from costmodel.factors import Factors
 from costmodel.format import INT8, Format
 from costmodel.gpu_time import loads_in_a_row
 from costmodel.place import EMBEDDING, FFN, HEAD, Part
-from costmodel.roofline import (
-    CpuSlice,
-    GpuSlice,
-    Roofline,
-    all_cores,
-    processors,
-    resident_share,
-)
+from costmodel.processor import CpuSlice, GpuSlice, all_cores, processors
+from costmodel.roofline import Roofline, resident_share
 from costmodel.work import Op, Traffic, step_ops, step_units
 from targets.boards import load_board
 from targets.cpu import core

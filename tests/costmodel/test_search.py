@@ -16,9 +16,10 @@ from costmodel.format import Format
 from costmodel.model_costs import ModelCosts
 from costmodel.place import Part, Place
 from costmodel.placement import Placement, Segment
+from costmodel.processor import CpuSlice, GpuSlice, Processor, processors
 from costmodel.processor_pairs import disjoint, with_enqueuing_core
 from costmodel.question import NGRAM, Question, Variant
-from costmodel.roofline import CpuSlice, GpuSlice, Processor, Roofline, processors
+from costmodel.roofline import Roofline
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.standard_decoder import Blocks, standard_decoder

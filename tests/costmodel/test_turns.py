@@ -6,8 +6,8 @@ import pytest
 
 from costmodel.factors import Factors
 from costmodel.format import Format
+from costmodel.processor import CpuSlice
 from costmodel.question import Question
-from costmodel.roofline import CpuSlice
 from costmodel.schema.plan import SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
 from costmodel.turns import turns_of

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from costmodel.model_costs import ModelCosts
-from costmodel.roofline import CpuSlice, GpuSlice, Roofline
+from costmodel.processor import CpuSlice, GpuSlice
+from costmodel.roofline import Roofline
 from costmodel.schema.plan import Plan
 from costmodel.speculative import acceptance_rate
 from hetero_sd.compile.plan import Overrides, make_plan

@@ -12,7 +12,8 @@ import pytest
 from golden import Golden
 
 from costmodel.engine import GENERIC, INTERLEAVED, KERNELS, OURS, ROWS, WIDENING, GenericRoofline, kernels_of
-from costmodel.roofline import CpuSlice, GpuSlice, Roofline, all_cores
+from costmodel.processor import CpuSlice, GpuSlice, all_cores
+from costmodel.roofline import Roofline
 from costmodel.work import step_ops
 from hetero_sd.cli import main
 from hetero_sd.predict.check import check_boards, check_one, contradictions, kinds, missed

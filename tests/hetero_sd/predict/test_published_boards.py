@@ -17,9 +17,10 @@ from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.phase_threads import prompt_placement
 from costmodel.placement import Placement
+from costmodel.processor import CpuSlice, GpuSlice
 from costmodel.processor_pairs import with_enqueuing_core
 from costmodel.question import Question, Variant, factors_of
-from costmodel.roofline import CpuSlice, GpuSlice, Roofline, dram_bytes
+from costmodel.roofline import Roofline, dram_bytes
 from costmodel.schema.plan import OVERLAPPED
 from costmodel.search import Search
 from costmodel.speculative import expected_tokens

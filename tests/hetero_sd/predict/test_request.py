@@ -13,8 +13,8 @@ from golden import Golden
 
 from costmodel.model_costs import ModelCosts
 from costmodel.phase_threads import prompt_placement
+from costmodel.processor import CpuSlice
 from costmodel.question import Question
-from costmodel.roofline import CpuSlice
 from costmodel.search import Search
 from hetero_sd.cli import main, parser
 from hetero_sd.predict.answer_time import answer_time, prompt_s

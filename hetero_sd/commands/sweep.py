@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> int:
     for path in (options.out, options.report):
         if path is not None:
             check_writable(path)
-    request, console = request_of(options), Console(stderr=True, quiet=options.quiet)
+    request, console = request_of(options), Console(stderr=True)
+    console.quiet = options.quiet or not console.is_terminal  # elsewhere the bar leaves an empty line
     models = files_of([m for pair in request.pairs for m in pair], options.variant, Progress(quiet=options.quiet))
     request = replace(request, pairs=tuple(zip(models[::2], models[1::2], strict=True)))
     rows = sweep(request, lambda points: track(points, "  predict", console=console, transient=True))

@@ -38,7 +38,7 @@ def examine(folder: Path | None = None, opencl_lib: str | None = None, root: Pat
         *(_folder(folder, root) if folder else ()),
     ]
     state, nodes = probe_apart(opencl_lib), machine.gpu_nodes(root)
-    findings += [*opencl_findings(state, nodes, kernel_release(root)), runtime_finding()]
+    findings += [*opencl_findings(state, nodes, kernel_release(root), opencl_lib is not None), runtime_finding()]
     return [*findings, *(bundle_findings(folder, opencl_lib, bool(state.devices)) if folder else ())]
 
 

@@ -19,8 +19,13 @@ OLDEST_OPENCL = (1, 2)
 _OPEN_DRIVERS = ("panfrost", "panthor")  # Mesa's; OpenCL through rusticl
 
 
-def opencl_findings(state: OpenCLState, nodes: list[machine.GpuNode], kernel_release: str) -> list[Finding]:
-    """Judge what was found of OpenCL; the first usable GPU settles it."""
+def opencl_findings(
+    state: OpenCLState, nodes: list[machine.GpuNode], kernel_release: str, stated: bool = False
+) -> list[Finding]:
+    """Judge what was found of OpenCL, in the library that --opencl-lib `stated` or else in the usual ones.
+
+    The first usable GPU settles it.
+    """
     findings = [*_nodes(nodes)]
     drivers = {node.driver for node in nodes}
     absent = "problem" if nodes else "note"  # a machine without a GPU needs no OpenCL
@@ -29,6 +34,9 @@ def opencl_findings(state: OpenCLState, nodes: list[machine.GpuNode], kernel_rel
         findings.append(Finding("opencl", absent, f"the OpenCL driver {state.crash} when it was asked", fix))
     elif state.library is None:
         tried = "; ".join(f"{name}: {reason}" for name, reason in state.tried.items())
+        if stated:
+            fix = "name an OpenCL library that is there, or leave --opencl-lib out"
+            return [*findings, Finding("opencl", "problem", f"--opencl-lib cannot be opened ({tried})", fix)]
         packages = "ocl-icd-libopencl1" + (" mesa-opencl-icd" if drivers & set(_OPEN_DRIVERS) else "")
         findings.append(Finding("opencl", absent, f"no loader ({tried})", f"sudo apt-get install {packages}"))
     elif state.status != 0:

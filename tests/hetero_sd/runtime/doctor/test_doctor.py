@@ -149,6 +149,9 @@ def test_no_loader() -> None:
     assert text == "no loader (libOpenCL.so.1: no such file)"
     assert fix == "sudo apt-get install ocl-icd-libopencl1"
     assert problems(opencl_findings(missing, [], "")) == []  # no GPU, nothing lost
+    [(text, fix)] = problems(opencl_findings(missing, [], "", stated=True))
+    assert text == "--opencl-lib cannot be opened (libOpenCL.so.1: no such file)"
+    assert fix.endswith("or leave --opencl-lib out")
     [(_, fix)] = problems(opencl_findings(missing, [PANTHOR], ""))
     assert fix == "sudo apt-get install ocl-icd-libopencl1 mesa-opencl-icd"
 

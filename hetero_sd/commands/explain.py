@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from hetero_sd.commands.parser import Subparsers, add_variant, fetch_models, subcommand
+from hetero_sd.runtime.manifest import MANIFEST
 from targets.boards import board_names
+from targets.errors import UserError
 
 EXAMPLE = """\
 example:
@@ -38,6 +40,9 @@ def run(options: argparse.Namespace) -> int:
     from hetero_sd.explain import ExplainRequest, explain
     from hetero_sd.explain_text import explain_json, explain_text
 
+    if (options.model / MANIFEST).is_file():
+        inspect = f"`hetero-sd inspect {options.model}` says how it is stored"
+        raise UserError(f"{options.model} is a bundle: give the .onnx file that it was compiled from; {inspect}")
     fetch_models(options, "model", quiet=options.json)
     request = ExplainRequest(
         model=options.model,

@@ -90,6 +90,16 @@ def test_what_a_model_alone_has_is_refused_of_a_bundle(
     assert "lib/target.so has 3 bytes" in capsys.readouterr().err
 
 
+def test_explain_says_what_to_give_in_place_of_a_bundle(
+    bundle: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", folder := bundle(), "--board", "imx95"]) == 2
+    assert capsys.readouterr().err == (
+        f"hetero-sd: error: {folder} is a bundle: give the .onnx file that it was compiled from; "
+        f"`hetero-sd inspect {folder}` says how it is stored\n"
+    )
+
+
 def test_an_audit_of_another_machines_bundle_is_refused_in_one_line(
     bundle: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 
 from hetero_sd.commands import acceptance, audit, calibrate, doctor, explain, inspect, predict, run, sweep, verify
 from hetero_sd.commands import compile as compile_command
@@ -36,6 +37,14 @@ COMMANDS: dict[str, Command] = {
 IN_A_COPY: dict[str, Callable[[argparse.Namespace], None]] = {"compile": compile_command.clean}
 
 
+class _Version(argparse.Action):
+    """Prints the installed package's version; nothing else needs the package to be installed."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        print(f"{parser.prog} {version('hetero-sd')}")
+        parser.exit()
+
+
 def parser() -> Parser:
     """The parser of the whole command line; `command` names the subcommand."""
     made = Parser(
@@ -45,6 +54,7 @@ def parser() -> Parser:
         "shows its traceback), 130 interrupted.",
         allow_abbrev=False,
     )
+    made.add_argument("--version", action=_Version, nargs=0, help="print the version, and end")
     subparsers = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS.values():
         command.add_parser(subparsers)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from hetero_sd.cli import main
 
@@ -84,3 +85,11 @@ def test_a_command_that_does_not_exist_is_told_with_the_nearest(capsys: pytest.C
     assert error == f"hetero-sd: error: argument COMMAND: invalid choice: 'comple': did you mean compile? {help_of}\n"
     assert main(["xyz"]) == 2
     assert "invalid choice: 'xyz' (choose from" in capsys.readouterr().err
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    stated = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert capsys.readouterr().out == f"hetero-sd {stated}\n"

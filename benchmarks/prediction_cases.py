@@ -71,6 +71,8 @@ CASES: dict[str, Case] = {
     "c20q4": Case(llama(6, 512, 8, 4, 1408, 6000), "int4", fitted=True),
     "c20q8": Case(llama(6, 512, 8, 4, 1408, 6000), "int8", fitted=True),
     "c70h": Case(llama(10, 768, 12, 4, 2048, 10000), "float16", fitted=True),
+    "c70q4": Case(llama(10, 768, 12, 4, 2048, 10000), "int4", fitted=True),
+    "c70q8": Case(llama(10, 768, 12, 4, 2048, 10000), "int8", fitted=True),
     # evaluation
     "e1": Case({**_SMALL, "layers": 1}, gpu=True),
     "e6": Case(_SMALL, gpu=True, scaled=(1, 0.03)),

@@ -95,7 +95,7 @@ def measure_steps(processor: str, part: str, folder: Path, repeats: int, seconds
         step.samples += [tuple(s) for s in known.get(json.dumps(step.facts.to_json(), sort_keys=True), [])]
     passes = int(before.get("passes", 0))
     while passes < MOST * repeats:
-        left = steps if passes < repeats else [step for step in steps if not step.point(repeats).stable]
+        left = steps if passes < repeats else [s for s in steps if not s.samples or not s.point(repeats).stable]
         late = passes >= repeats and time.monotonic() - begin > seconds
         if not left or late:
             break

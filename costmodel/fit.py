@@ -59,6 +59,11 @@ _PRIOR = 0.02  # a factor e times its default weighs like a point that is 2 % of
 _ENOUGH = 1e-4  # the fit ends when it gains less than this share of its cost, or moves its factors by less
 LEAST_POINTS = 8
 _PAUSE_NS = 60.0  # of page_ns, where streams wait at each page
+_ENOUGH = 1e-4  # the fit ends when it gains less than this share of its cost, or moves its factors by less
+LEAST_POINTS = 8
+# A fit goes downhill from each: streams that pause at pages, or memory that is slower, look alike from far away; and a
+# cache that starts below what memory gives changes nothing while it stays there.
+_STARTS: tuple[dict[str, float], ...] = ({}, {"page_ns": 60.0}, {"page_ns": 30.0, "cache_bytes_per_cycle": 30.0})
 
 
 @dataclass(frozen=True)
@@ -218,13 +223,25 @@ def _fit(board: Board, used: Sequence[Point], start: Factors, names: list[str]) 
         off = [math.log(point.seconds(factors) / seconds) for point, seconds in counted]
         return np.concatenate([off, _PRIOR * (x - prior)])
 
-    # Streams that pause at pages, or memory that is slower: two minima that look alike from far away.
-    paused = [math.log(_PAUSE_NS) if n == "page_ns" else x for n, x in zip(names, first, strict=True)]
+    # Streams that pause at pages, or memory that is slower: two minima that look alike from far away. And a cache that
+    # starts below what memory gives changes nothing while it stays there.
+    changes = [{}, {"page_ns": _PAUSE_NS}]
+    if (memory := _memory_bytes_per_cycle(board, used)) > start.cache_bytes_per_cycle:
+        changes.append({"page_ns": _PAUSE_NS / 2, "cache_bytes_per_cycle": 2 * memory})
+    starts = [[math.log(to[n]) if n in to else x for n, x in zip(names, first, strict=True)] for to in changes]
     low, high = (np.log([BOUNDS[n][i] for n in names]) + (-1e-9 if i == 0 else 1e-9) for i in (0, 1))
     settings = {"bounds": (low, high), "loss": "soft_l1", "f_scale": 0.1, "ftol": _ENOUGH, "xtol": _ENOUGH}
-    solutions = [least_squares(misses, x, **settings) for x in (first, paused)]
+    solutions = [least_squares(misses, x, **settings) for x in starts]
     solved = min(solutions, key=lambda s: float(s.cost))
     return _with(start, names, solved.x)
+
+
+def _memory_bytes_per_cycle(board: Board, points: Sequence[Point]) -> float:
+    """The most that one core read from memory beside a point; 0 of a GPU's points."""
+    rates = [
+        p.bandwidth_gb_per_s / p.threads / board.cluster(p.cluster).frequency_ghz for p in points if p.cluster != "gpu"
+    ]
+    return max(rates, default=0.0)
 
 
 def _with(start: Factors, names: Sequence[str], x: Iterable[float]) -> Factors:

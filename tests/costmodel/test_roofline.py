@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -163,7 +164,13 @@ def test_small_models_stay_in_the_cache(make_decoder: Any, rk3588: Any) -> None:
 
 
 def test_resident_share() -> None:
-    assert [resident_share(size, 100.0) for size in (50, 100, 150, 200, 400)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    """What is found again leaves just the misses that replace the rest: h = exp(-(1 - h) size / capacity)."""
+    shares = [resident_share(size, 100.0) for size in (50, 100, 150, 200, 400, 1e6)]
+    assert shares == pytest.approx([1.0, 1.0, 0.4172, 0.2032, 0.0198, 0.0], abs=5e-5)
+    for size in (101.0, 130.0, 170.0, 250.0, 1000.0):
+        found = resident_share(size, 100.0)
+        assert found == pytest.approx(math.exp(-(1 - found) * size / 100.0), abs=1e-5)
+        assert found < 100.0 / size  # no more than the cache holds
     assert resident_share(1.0, 0.0) == 0.0
 
 

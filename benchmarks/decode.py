@@ -1,13 +1,14 @@
 """Decode speed of a Llama with random weights, or of a file, on this machine, beside its peers on the same weights.
 
     python benchmarks/decode.py [--shape 1b] [--format int4] [--repeats 9] [--model FILE.onnx] [--json]
-    python benchmarks/decode.py --model FILE.onnx --gguf FILE.gguf --peer llama-bench=PATH --peer onnxruntime-genai
+    python benchmarks/decode.py --model FILE.onnx --gguf FILE.gguf --peer llama.cpp --peer onnxruntime-genai
 
-Steps of 1, 4 and 8 tokens after 128, and a prompt of 128 tokens, of which onnxruntime makes the logits of every row.
+Steps of 1, 4 and 8 tokens after 128, and prompts of 128 and 512, of which onnxruntime makes the logits of every row.
+For llama.cpp the random weights are written as a GGUF file, by the package `gguf`: Q8_0, Q4_0, F16 or F32.
 
 Taken in turn: memory bandwidth, ours, bandwidth, each peer (benchmarks/peers.py). Quote ratios of one run: the machine
 is shared and absolute times drift; where others compute on it, the ratio of the least times says more than that of
-medians.
+medians. With one thread its processor time is taken.
 """
 
 from __future__ import annotations
@@ -24,18 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import CONTEXT, NAMES, PAST, PROMPT, ROWS, WIDTHS, peers_of, samples
+from gguf_llama import write_gguf
+from peers import NAMES, peers_of
+from steps import CONTEXT, PAST, PROMPTS, ROWS, WIDTHS, Clock, clock_of, samples
 
 CHUNKS = (32, 128)  # of prompts
 PAUSE_S = 0.15  # threads of onnxruntime and of TVM spin for a while after a run and would disturb the next one
 
 
-def measure(step: Callable[[], Any]) -> float:
-    """Median seconds of one step, after one that is not counted."""
-    return statistics.median(samples(step))
-
-
-def bandwidth_reader(board: Any, count: int = 64 << 20) -> Callable[[], float]:
+def bandwidth_reader(board: Any, clock: Clock, count: int = 64 << 20) -> Callable[[], float]:
     """A function that reads 256 MB with all threads and returns GB/s."""
     import tvm
 
@@ -50,9 +48,9 @@ def bandwidth_reader(board: Any, count: int = 64 << 20) -> Callable[[], float]:
     x, y = tvm.runtime.tensor(np.ones(count, np.float32)), tvm.runtime.tensor(np.zeros((64, tile.lanes), np.float32))
 
     def read() -> float:
-        start = time.perf_counter()
+        start = clock()
         run(x, y)
-        read_s = time.perf_counter() - start
+        read_s = clock() - start
         time.sleep(PAUSE_S)  # TVM's threads look for work for a while, on the cores of what is measured next
         return 4 * count / read_s / 1e9
 
@@ -84,8 +82,8 @@ def our_steps(model: Path, folder: Path, board: str) -> tuple[dict[str, Callable
     for past in range(0, PAST, 8):  # what lies in a new cache need not be numbers
         compiled.argmax([1] * 8, past)
     steps = {str(n): (lambda n=n: compiled.argmax([1] * n, PAST)) for n in WIDTHS}
-    prompt = {f"prompt {PROMPT}": lambda: compiled.extend([1] * PROMPT, 0)}
-    return {**steps, **prompt}, sum(op.matrix_bytes for op in spec.operators if op.kind == "linear")
+    prompts = {f"prompt {n}": (lambda n=n: compiled.extend([1] * n, 0)) for n in PROMPTS}
+    return {**steps, **prompts}, sum(op.matrix_bytes for op in spec.operators if op.kind == "linear")
 
 
 def main() -> None:
@@ -97,12 +95,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="alternating rounds (default 9)")
     parser.add_argument("--model", type=Path, help="an ONNX decoder; default: random weights of --shape")
     parser.add_argument("--shape", choices=shapes, default="100m", help="parameters (default 100m)")
-    parser.add_argument("--format", choices=("float32", "int8", "int4"), default="float32", help="of those weights")
+    formats = ("float32", "float16", "int8", "int4")
+    parser.add_argument("--format", choices=formats, default="float32", help="of those weights")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
         "--peer",
         action="append",
-        help=f"{', '.join(NAMES)}, repeatable; llama-bench=PATH is llama.cpp's (default: those that can be had)",
+        help=f"{', '.join(NAMES)}, repeatable (default: those that can be had)",
     )
     parser.add_argument("--gguf", type=Path, help="the same model for llama.cpp")
     parser.add_argument("--json", action="store_true")
@@ -115,15 +114,24 @@ def main() -> None:
         if model is None:
             model = Path(scratch) / f"llama{options.shape}.onnx"
             write_llama(model, shapes[options.shape], options.format)
-        peers, missing = peers_of(options.peer or NAMES, model, options.threads, Path(scratch) / "genai", options.gguf)
+
+        def gguf() -> Path | None:
+            path: Path | None = options.gguf
+            if path is None and options.model is None:
+                path = Path(scratch) / "model.gguf"
+                write_gguf(model, shapes[options.shape], path)
+            return path
+
+        peers, missing = peers_of(options.peer or NAMES, model, options.threads, Path(scratch) / "genai", gguf)
         print(*missing, sep="\n", file=sys.stderr)
         ours, weight_bytes = our_steps(model, Path(scratch) / "bundle", "host")
-        read_gb_per_s = bandwidth_reader(load_board("host", measure=False))
+        clock = clock_of(options.threads)
+        read_gb_per_s = bandwidth_reader(load_board("host", measure=False), clock)
         rounds = []
         for _ in range(options.repeats):
             for n in ROWS:
                 before = read_gb_per_s()
-                times = {"ours": samples(ours[n])}
+                times = {"ours": samples(clock, ours[n])}
                 bandwidth = statistics.mean((before, read_gb_per_s()))
                 for peer in peers:
                     times[peer.name] = peer.times(n)

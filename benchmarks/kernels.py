@@ -4,7 +4,8 @@
 
 Weights in blocks of 32 with float16 scales (onnxruntime's: float32, which its kernels for CPUs take), in so many copies
 that no cache holds them, each with numbers of its own. A call makes the int8 codes of its rows and multiplies.
-One process, taken in turn, with the bandwidth read beside each: quote ratios of one run, the machine is shared.
+One process, taken in turn, with the bandwidth read beside each: quote ratios of one run, the machine is shared. A round
+takes the least of a few walks, the table the median of rounds; with one thread its processor time is taken.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["TVM_NUM_THREADS"] = str(options.threads)
     from decode import bandwidth_reader
+    from steps import clock_of
 
     from targets.boards import load_board
 
-    read = bandwidth_reader(load_board("host", measure=False))
+    read = bandwidth_reader(load_board("host", measure=False), clock_of(options.threads))
     table = []
     for shape in options.shapes.split(","):
         k, columns = map(int, shape.split("x"))
@@ -63,8 +65,9 @@ def measured(
     k: int, columns: int, bits: int, options: argparse.Namespace, read: Callable[[], float], folder: Path
 ) -> list[dict[str, Any]]:
     """A line of the table for each number of rows."""
-    from decode import measure
+    from steps import clock_of, samples
 
+    clock = clock_of(options.threads)
     stored = columns * k * bits // 8 + columns * k // BLOCK * 2
     copies = max(2, -(-(options.megabytes << 20) // stored))
     ours = our_calls(k, columns, bits, copies, options.threads, folder)
@@ -74,9 +77,9 @@ def measured(
         rounds = []
         for _ in range(options.repeats):
             before = read()
-            one = measure(ours[n]) / copies
+            one = min(samples(clock, ours[n])) / copies
             bandwidth = statistics.mean((before, read()))
-            other = measure(peer[n]) / copies
+            other = min(samples(clock, peer[n])) / copies
             time.sleep(PAUSE_S)
             rounds.append((one, other, bandwidth))
         middle = statistics.median
@@ -193,7 +196,9 @@ def peer_calls(k: int, columns: int, bits: int, copies: int, threads: int, folde
 
 def text(table: list[dict[str, Any]], options: argparse.Namespace) -> str:
     """The table for people."""
-    lines = [f"{options.threads} threads, {options.repeats} rounds in turn, medians; onnxruntime at accuracy level 4"]
+    lines = [
+        f"{options.threads} threads, medians of the least of {options.repeats} rounds in turn; onnxruntime at level 4"
+    ]
     lines.append(
         f"{'matrix':>12} {'format':>6} {'n':>4} {'us':>8} {'T(n)/T(1)':>9} {'ORT/ours':>8} {'share':>6} {'GOP/s':>6}"
     )

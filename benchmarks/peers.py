@@ -1,30 +1,25 @@
 """Who is timed beside our decoder (benchmarks/decode.py): each reads the same weights, and has `name` and `times`.
 
 onnxruntime with and without spinning threads, all graph optimisations and everything bound once, the best it offers;
-onnxruntime-genai, where it is installed, on the same file; llama.cpp by its own benchmark, which the user names, on a
-GGUF file of the same model.
+onnxruntime-genai, where it is installed, on the same file; llama.cpp by its Python bindings, where they are installed,
+on a GGUF file of the same model. Of steps every row's logits are made, of prompts by llama.cpp the last row's.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import onnx
+from peer_llama_cpp import LlamaCpp
+from steps import CONTEXT, ROWS, clock_of, samples
 
-WIDTHS = (1, 4, 8)
-CONTEXT = 256
-PAST = 128
-PROMPT = 128
-ROWS = {**{str(n): (n, PAST) for n in WIDTHS}, f"prompt {PROMPT}": (PROMPT, 0)}  # name -> (tokens, past)
-STEPS = 5
-NAMES = ("onnxruntime", "onnxruntime-genai", "llama-bench")
+NAMES = ("onnxruntime", "onnxruntime-genai", "llama.cpp")
+_PACKAGES = {"llama.cpp": "llama-cpp-python"}  # where they have another name
 _ENDS = 2  # a token that ends a text, for a file that has no tokenizer
 
 
@@ -37,45 +32,34 @@ class Peer(Protocol):
         """Seconds of a few runs of a row of ROWS."""
 
 
-def samples(step: Callable[[], Any], rewind: Callable[[], Any] = lambda: None) -> list[float]:
-    """Seconds of a few runs of one step, after one that is not counted; `rewind` follows each and is not timed."""
-    step(), rewind()
-    times = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-        rewind()
-    return times
-
-
 def peers_of(
-    names: Sequence[str], model: Path, threads: int, folder: Path, gguf: Path | None
+    names: Sequence[str], model: Path, threads: int, folder: Path, gguf: Callable[[], Path | None]
 ) -> tuple[list[Peer], list[str]]:
     """Those that can be had, and a line for each that cannot.
 
     Args:
-        names: of NAMES; llama-bench with "=" and its path.
+        names: of NAMES.
         model: the ONNX file.
         threads: of each.
         folder: for files of theirs.
-        gguf: the same model for llama.cpp, or None.
+        gguf: gives the same model for llama.cpp, or None; asked only where it is installed.
     """
     found: list[Peer] = []
     missing: list[str] = []
-    for name, _, path in (given.partition("=") for given in names):
-        if name == "onnxruntime":
-            found += [OrtDecoder(model, threads, True), OrtDecoder(model, threads, False)]
-        elif name == "onnxruntime-genai" and importlib.util.find_spec("onnxruntime_genai") is not None:
-            found.append(Genai(model, threads, folder))
-        elif name == "onnxruntime-genai":
-            missing.append(f"without {name}: it is not installed; pip install {name}")
-        elif name == "llama-bench" and path and gguf is not None:
-            found.append(LlamaBench(Path(path), gguf, threads))
-        elif name == "llama-bench":
-            missing.append("without llama.cpp: build it for this machine, then --peer llama-bench=PATH --gguf FILE")
-        else:
+    for name in names:
+        if name not in NAMES:
             raise SystemExit(f"--peer {name}: there is no such peer; there are {', '.join(NAMES)}")
+        package = _PACKAGES.get(name, name)
+        if importlib.util.find_spec(package.replace("-", "_").removesuffix("_python")) is None:
+            missing.append(f"without {name}: it is not installed; pip install {package}")
+        elif name == "onnxruntime":
+            found += [OrtDecoder(model, threads, True), OrtDecoder(model, threads, False)]
+        elif name == "onnxruntime-genai":
+            found.append(Genai(model, threads, folder))
+        elif (file := gguf()) is not None:
+            found.append(LlamaCpp(file, threads))
+        else:
+            missing.append(f"without {name}: --gguf names the same model for it")
     return found, missing
 
 
@@ -89,6 +73,7 @@ class OrtDecoder:
         self._ort = ort
         self.name = "onnxruntime" if spinning else "no spinning"
         self._bound: dict[str, Callable[[], Any]] = {}
+        self._clock = clock_of(threads)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -131,7 +116,7 @@ class OrtDecoder:
         """Seconds of a few runs of a row of ROWS."""
         if row not in self._bound:
             self._bound[row] = self.bind(*ROWS[row])
-        return samples(self._bound[row])
+        return samples(self._clock, self._bound[row])
 
 
 class Genai:
@@ -152,6 +137,7 @@ class Genai:
         parameters.set_search_options(max_length=CONTEXT)
         self._generator = onnxruntime_genai.Generator(opened, parameters)
         self._length = 0
+        self._clock = clock_of(threads)
 
     def times(self, row: str) -> list[float]:
         """Seconds of a few runs of a row of ROWS."""
@@ -163,7 +149,7 @@ class Genai:
                 generator.append_tokens(np.ones(past, np.int32))
             self._length = past
         tokens = np.ones(n, np.int32)
-        return samples(lambda: generator.append_tokens(tokens), lambda: generator.rewind_to(past))
+        return samples(self._clock, lambda: generator.append_tokens(tokens), lambda: generator.rewind_to(past))
 
 
 def genai_config(model: Path, threads: int) -> dict[str, Any]:
@@ -203,23 +189,3 @@ def genai_config(model: Path, threads: int) -> dict[str, Any]:
     ids = {name: _ENDS for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     facts = {"type": "llama", **ids, "context_length": CONTEXT, "vocab_size": sizes["logits"][2], "decoder": decoder}
     return {"model": facts, "search": {"max_length": CONTEXT, "past_present_share_buffer": True}}
-
-
-class LlamaBench:
-    """llama.cpp's own benchmark, a process for each call: batches of n tokens after so many."""
-
-    name = "llama.cpp"
-
-    def __init__(self, program: Path, gguf: Path, threads: int) -> None:
-        """With the path of llama-bench and a model for it."""
-        self._command = [str(program), "-m", str(gguf), "-t", str(threads), "-n", "0", "-r", str(STEPS), "-o", "json"]
-
-    def times(self, row: str) -> list[float]:
-        """Seconds of a few runs of a row of ROWS."""
-        n, past = ROWS[row]
-        asked = ["-p", str(n), "-d", str(past)]
-        done = subprocess.run([*self._command, *asked], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{self._command[0]} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
-        (measured,) = (m for m in json.loads(done.stdout) if m["n_prompt"] == n)
-        return [1e-9 * ns for ns in measured["samples_ns"]]

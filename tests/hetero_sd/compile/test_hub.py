@@ -329,7 +329,7 @@ def test_what_needs_no_model_is_refused_before_any_is_fetched(
         (["compile", "hf:a/b", "--board", "rpi9", "--out", str(tmp_path / "o")], "board 'rpi9' is not known"),
         (["compile", "hf:a/b", "--board", "rpi4", "--out", str(tmp_path)], "already exists"),
         (["predict", "hf:a/b"], "--board is missing"),
-        (["predict", "hf:a/b", "--board", "rpi4", "--weights", "int3"], "int3"),
+        (["predict", "hf:a/b", "--board", "rpi4", "--weights", "int8"], "--weights: an ONNX file says"),
     ):
         assert main(words) == 2
         assert said in capsys.readouterr().err

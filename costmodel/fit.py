@@ -59,11 +59,6 @@ _PRIOR = 0.02  # a factor e times its default weighs like a point that is 2 % of
 _ENOUGH = 1e-4  # the fit ends when it gains less than this share of its cost, or moves its factors by less
 LEAST_POINTS = 8
 _PAUSE_NS = 60.0  # of page_ns, where streams wait at each page
-_ENOUGH = 1e-4  # the fit ends when it gains less than this share of its cost, or moves its factors by less
-LEAST_POINTS = 8
-# A fit goes downhill from each: streams that pause at pages, or memory that is slower, look alike from far away; and a
-# cache that starts below what memory gives changes nothing while it stays there.
-_STARTS: tuple[dict[str, float], ...] = ({}, {"page_ns": 60.0}, {"page_ns": 30.0, "cache_bytes_per_cycle": 30.0})
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ def loads_in_a_row(op: Op, gpu: Gpu) -> float:
         return 1.0
     if op.operator.activations == INT8:
         return k / STEP
+    if op.operator.format.quantised:
+        return k * op.operator.format.bits / 32  # a word of a column's weights at a time
     return k / tile.unroll(k, tile.rows(op.rows, _widest(op)), tile.columns(op.rows, _widest(op)))
 
 

@@ -297,6 +297,7 @@ def test_a_work_item_waits_for_its_loads(rk3588: Any, make_decoder: Any) -> None
     roofline = Roofline(rk3588, replace(IDEAL, gpu_load_ns=300.0))
     narrow = linear(512, 512, 1, Format("float16"))
     assert loads_in_a_row(narrow, rk3588.gpu) == 512 / 4
+    assert loads_in_a_row(linear(512, 512, 1, Format("int4", 32)), rk3588.gpu) == 512 / 8
     assert roofline.op(narrow, gpu).compute_s == pytest.approx(128 * 300e-9)
     spec = make_decoder("one", 576, 1, 9, 3, 64, 1536, 100)
     (attention,) = [op for op in step_ops(spec, 1, 999) if op.kind == "attention"]

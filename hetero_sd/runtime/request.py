@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hetero_sd.runtime.answer_options import Options
+from hetero_sd.runtime.load import Settings
+
 
 @dataclass(frozen=True)
 class RunRequest:
@@ -94,3 +97,29 @@ class RunRequest:
     queue: int | None
     keep_rows: int | None
     time_between_tokens: float | None
+
+    def settings(self) -> Settings:
+        """How the bundle is loaded."""
+        return {
+            "mode": self.mode,
+            "gamma": self.gamma,
+            "least": self.least,
+            "drafter": self.drafter,
+            "stop_drafts": self.stop_drafts,
+            "threads": self.threads,
+            "huge_pages": self.huge_pages,
+            "template": not self.no_chat_template,
+            "template_name": self.chat_template,
+            "system": self.system,
+        }
+
+    def answer_options(self) -> Options:
+        """How each answer is made."""
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "stop": self.stop,
+        }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
@@ -13,37 +12,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hetero_sd.runtime.answer import Answer, run_stats
-from hetero_sd.runtime.answer_options import Options
-from hetero_sd.runtime.decode.choose_policy import ALONE
-from hetero_sd.runtime.decode.chrome_trace import chrome_trace
-from hetero_sd.runtime.decode.stats_text import stats_table
-from hetero_sd.runtime.interactive import Interactive
-from hetero_sd.runtime.internal_error import check_streams, report, settle_output, step
-from hetero_sd.runtime.load import Loader, Settings, load_models, load_session, load_text, note
-from hetero_sd.runtime.manifest import MANIFEST, Bundle
+from hetero_sd.runtime.answer_prompts import answer_prompts
+from hetero_sd.runtime.internal_error import check_streams, report, settle_output
+from hetero_sd.runtime.load import Loader, load_models, load_session, load_text
+from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.program_cache import use_cache
 from hetero_sd.runtime.model.protocol import NotFiniteError
-from hetero_sd.runtime.model.threads import choose_threads, prepare_environment, usable_cpus
+from hetero_sd.runtime.model.threads import choose_threads, prepare_environment
 from hetero_sd.runtime.options import DEFAULT_CALIBRATE_S, parse_options
 from hetero_sd.runtime.request import RunRequest
-from hetero_sd.runtime.saved_logits import save_logits
+from hetero_sd.runtime.serve.command import serve_command
 from hetero_sd.runtime.serve.options import (
-    DEFAULT_PORT,
-    DEFAULT_QUEUE,
-    LOOPBACK,
-    drafters_with_slots,
     mode_with_slots,
 )
 from hetero_sd.runtime.session import Session
-from hetero_sd.runtime.text.chat_template import Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text, read_prompts
 from hetero_sd.runtime.trust import BundleRefused, check_signature
 from hetero_sd.runtime.voting.command import vote
 from hetero_sd.runtime.voting.options import CHAINS, REFINE, pattern_of
 from hetero_sd.runtime.voting.vote import Election
 from targets.errors import UserError
-from targets.files import write_text
 from targets.memory import short_note
 from targets.opencl.runtime import OpenCLError
 
@@ -139,18 +127,18 @@ def _run(folder: Path, options: RunRequest, load: Loader | None) -> None:
         _calibrate(bundle, options.calibrate, options, load or load_models)
         return
     if options.serve:
-        _serve(bundle, options, load)
+        serve_command(bundle, options, load)
         return
     given = _given_prompts(options)
     text = load_text(bundle)
     if text is None and not options.json:
         raise UserError("the bundle has no tokenizer, so there is no text to show: give --json")
-    settings = _settings(options)
+    settings = options.settings()
     if options.votes is not None and bundle.target.slots > 1 and options.votes_by != REFINE:
         settings["mode"] = mode_with_slots(options, bundle.target.slots, drafts_with_model=False)
     with load_session(bundle, text, settings, load) as session:
         if options.votes is None or given is None:
-            _answer_all(session, given, options)
+            answer_prompts(session, given, options)
         else:
             _vote(session, given, options, options.votes)
 
@@ -162,74 +150,7 @@ def _vote(session: Session, given: Sequence[Prompt], options: RunRequest, votes:
     if options.load_state is not None:
         session.load_state(options.load_state)
     pattern = None if options.answer_pattern is None else pattern_of(options.answer_pattern)
-    vote(session, given, Election(votes, options.votes_by or CHAINS, pattern, _answer_options(options)), options.json)
-
-
-def _serve(bundle: Bundle, options: RunRequest, load: Loader | None) -> None:
-    """Answer HTTP clients until a signal ends it."""
-    try:
-        from hetero_sd.runtime.serve.serve import ServeRequest, bind, serve
-    except ModuleNotFoundError as error:
-        needed = "pip install 'hetero-sd[serve]', or on a board pip install starlette uvicorn"
-        raise UserError(f"--serve needs the package {error.name}: {needed}") from None
-    text = load_text(bundle)
-    if text is None:
-        raise UserError("the bundle has no tokenizer, so there is no text to serve: compile it with --tokenizer")
-    request = ServeRequest(
-        LOOPBACK if options.host is None else options.host,
-        DEFAULT_PORT if options.port is None else options.port,
-        options.token,
-        DEFAULT_QUEUE if options.queue is None else options.queue,
-        bundle.folder.resolve().name,
-        int((bundle.folder / MANIFEST).stat().st_mtime),
-        _answer_options(options),
-        usable_cpus(),
-        options.keep_rows or 0,
-        None if options.time_between_tokens is None else options.time_between_tokens / 1e3,
-        drafters_with_slots(options),
-    )
-    settings = _settings(options)
-    with bind(request) as bound:  # what it refuses is said before any note
-        if bundle.target.slots > 1:
-            settings["mode"] = mode_with_slots(options, bundle.target.slots, drafts_with_model=True)
-            settings["drafter"] = None if settings["mode"] in ALONE else options.drafter
-        with load_session(bundle, text, settings, load) as session:
-            if options.load_state is not None:
-                session.load_state(options.load_state)
-            serve(session, request, bound)
-
-
-def _answer_all(session: Session, given: list[Prompt] | None, options: RunRequest) -> None:
-    """Answer every prompt, and print and save what is made of all answers."""
-    answers: list[Answer] = []  # kept only where something is made of all of them afterwards
-    kept = options.save_logits is not None or options.trace is not None or (options.stats and given is not None)
-    session.spans = options.trace is not None
-
-    def show(prompt: Prompt, answer: Answer) -> None:
-        _show(prompt, answer, options)
-        if kept:
-            answers.append(answer)
-        if options.stats and given is None:
-            print(stats_table(run_stats([answer])), file=sys.stderr)
-
-    if options.load_state is not None:
-        session.load_state(options.load_state)
-    if given is None:
-        Interactive(session, options.when_full, _answer_options(options), show).run()
-    else:
-        for prompt, ids in [(prompt, session.encode(prompt)) for prompt in given]:  # all are checked first
-            show(prompt, session.answer(ids, **_answer_options(options)))
-    if options.stats and given is not None:
-        print(stats_table(run_stats(answers)), file=sys.stderr)
-    if options.trace is not None:
-        board = session.plan.board if session.plan is not None else "this machine"
-        found = chrome_trace([answer.trace for answer in answers], board, session.lanes)
-        write_text(options.trace, json.dumps(found))
-    if options.save_state is not None:
-        session.save_state(options.save_state)
-    if options.save_logits is not None:
-        sequences = [(answer.prompt_ids, answer.token_ids) for answer in answers]
-        save_logits(options.save_logits, session.models.target, sequences)
+    vote(session, given, Election(votes, options.votes_by or CHAINS, pattern, options.answer_options()), options.json)
 
 
 def _calibrate(bundle: Bundle, out: Path, options: RunRequest, load: Loader) -> None:
@@ -254,45 +175,3 @@ def _given_prompts(options: RunRequest) -> list[Prompt] | None:
     if options.prompt is not None:
         return [prompt_of_text(options.prompt, "--prompt")]
     return None if options.prompts is None else read_prompts(options.prompts)
-
-
-def _settings(options: RunRequest) -> Settings:
-    return {
-        "mode": options.mode,
-        "gamma": options.gamma,
-        "least": options.least,
-        "drafter": options.drafter,
-        "stop_drafts": options.stop_drafts,
-        "threads": options.threads,
-        "huge_pages": options.huge_pages,
-        "template": not options.no_chat_template,
-        "template_name": options.chat_template,
-        "system": options.system,
-    }
-
-
-def _answer_options(options: RunRequest) -> Options:
-    return {
-        "max_new_tokens": options.max_new_tokens,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "seed": options.seed,
-        "stop": options.stop,
-    }
-
-
-def _show(prompt: Prompt, answer: Answer, options: RunRequest) -> None:
-    """Generate an answer: streamed to the terminal, or as one JSON line."""
-    with step("answering"):
-        for piece in answer:
-            if piece.text and not options.json:
-                print(piece.text, end="", flush=True)
-    if answer.trace.lost_drafter is not None:
-        note(f"{answer.trace.lost_drafter}; it was left out")
-    if not options.json:
-        print(flush=True)
-        return
-    asked = {"messages": prompt.given.messages} if isinstance(prompt.given, Chat) else {"prompt": prompt.given}
-    line = {**asked, "token_ids": answer.token_ids, "text": answer.text, "stats": answer.stats}
-    print(json.dumps(line), flush=True)

@@ -32,7 +32,7 @@ _DIVIDE = 8.0  # cycles of a vector division
 _SCALES = 2.0  # vector instructions for the scales of a step
 _ZERO_ROW = 1.0  # for a row where there are zero points
 _VECTOR_CYCLES = {  # of one vector of a row
-    **dict.fromkeys(("add", "bias", "scale", "relu", "squared_relu"), 1.5),
+    **dict.fromkeys(("add", "bias", "scale", "clip", "relu", "squared_relu"), 1.5),
     **dict.fromkeys(("rope", "take"), 9.0),
 }
 

@@ -18,12 +18,20 @@ from targets.errors import UserError
 from targets.kv_format import DEFAULT_KV, KV_FORMATS
 
 TABLES = ("embedding", "positions")  # read one row a token
-NONLINEARITIES = ("silu_mul", "gelu_mul", "gelu", "relu", "squared_relu", "tanh")
+NONLINEARITIES = ("silu_mul", "gelu_mul", "gelu", "relu", "squared_relu", "xielu", "tanh")
 NORMS = ("rms_norm", "add_rms_norm", "layer_norm")
-_NEW_ROWS = ("attention", "add", "scale", "take", *NORMS, *NONLINEARITIES)  # what linears after them read is another's
+_NEW_ROWS = (
+    "attention",
+    "add",
+    "scale",
+    "clip",
+    "take",
+    *NORMS,
+    *NONLINEARITIES,
+)  # what linears after them read is another's
 KINDS = (
     *TABLES,
-    *("linear", "bias", "add", "scale", "take", "rope", "attention", "argmax"),
+    *("linear", "bias", "add", "scale", "clip", "take", "rope", "attention", "argmax"),
     *NORMS,
     *NONLINEARITIES,
 )
@@ -41,6 +49,7 @@ class Operator:
         k: values of a row that a linear reads; rows of a table.
         format: of the matrix of a linear or a table; without meaning for others.
         groups: equal parts of a row that a norm treats alone: heads.
+        own: each of them has a scale (and shift) of its own.
         heads, kv_heads, head_dim: of an attention.
         window: keys that an attention sees, 0 for all.
         softcap: an attention's scores pass through tanh.
@@ -56,6 +65,7 @@ class Operator:
     k: int = 0
     format: Format = field(default_factory=Format)
     groups: int = 1
+    own: bool = False
     heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0
@@ -84,7 +94,7 @@ class Operator:
     def small_values(self) -> int:
         """Float32 weights beside a matrix: a norm's scale (and shift), a bias."""
         each = {"rms_norm": 1, "add_rms_norm": 1, "layer_norm": 2, "bias": 1}.get(self.kind, 0)
-        return each * self.columns // self.groups
+        return each * self.columns // (1 if self.own else self.groups)
 
     @property
     def matrix_values(self) -> int:

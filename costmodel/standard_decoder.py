@@ -30,7 +30,9 @@ class Blocks:
         head_format: of the head, and of the embedding where they are one matrix; None is `format`.
         packed_qkv, packed_ffn: q, k and v are one matrix multiplication; gate and up are.
         qkv_bias, out_bias, ffn_bias, head_bias: which matrix multiplications have a bias.
-        qk_norm: "" none, "head": q and k are normalised by head, "row": as a whole.
+        qk_norm: "" none, "head": q and k are normalised by head, "own": each head with weights of its own, "row": as a
+            whole.
+        qkv_clipped: q, k and v are kept between two numbers.
         layer_norms: norms subtract the mean, too; they are no kernel together with an addition.
         norms: before each block, on what comes out of it, or both.
         first_norm: a norm comes before the first block, too.
@@ -38,7 +40,7 @@ class Blocks:
         embedding_width: columns of the embedding and rows of the head; 0 is `hidden`, others are projected.
         parallel: "" attention before the feed-forward part; ONE_NORM: both read what one norm makes, or TWO_NORMS.
         gated: a feed-forward part multiplies two products of its input.
-        nonlinearity: "silu", "gelu", "relu" or "squared_relu".
+        nonlinearity: "silu", "gelu", "relu", "squared_relu" or "xielu".
         positions: rows of a table of learned positions, 0 without.
         alibi: something is added to an attention's scores by the distance of the key.
         softcap: an attention's scores pass through tanh.
@@ -61,6 +63,7 @@ class Blocks:
     ffn_bias: bool = False
     head_bias: bool = False
     qk_norm: str = ""
+    qkv_clipped: bool = False
     layer_norms: bool = False
     norms: str = PRE
     first_norm: bool = True
@@ -151,10 +154,13 @@ def _attention(b: Blocks, part: Part, window: int, turned: bool) -> Iterator[Ope
     for name, width, heads in (("q", q, b.heads), ("k", kv, b.kv_heads), ("v", kv, 0)):
         if not b.packed_qkv:
             yield from _linear(name, part, b.hidden, width, b.format, b.qkv_bias)
+        if b.qkv_clipped:
+            yield Operator("clip", f"clip_{name}", part, width)
         if not heads:
             continue
         if b.qk_norm:
-            yield Operator("rms_norm", f"{name}_norm", part, width, groups=heads if b.qk_norm == "head" else 1)
+            groups = 1 if b.qk_norm == "row" else heads
+            yield Operator(b.norm, f"{name}_norm", part, width, groups=groups, own=b.qk_norm == "own")
         if turned:
             yield Operator("rope", f"rope_{name}", part, width)
     sizes: dict[str, int] = {"heads": b.heads, "kv_heads": b.kv_heads, "head_dim": b.head_dim, "window": window}

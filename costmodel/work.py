@@ -33,6 +33,8 @@ _ROWWISE = {
     "gelu": (1, 1, _NONLINEARITY),
     "relu": (1, 1, 1.0),
     "squared_relu": (1, 1, 2.0),
+    "xielu": (1, 1, _NONLINEARITY),
+    "clip": (1, 1, 2.0),
     "tanh": (1, 1, _NONLINEARITY),
 }
 

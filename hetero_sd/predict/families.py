@@ -75,7 +75,8 @@ FAMILIES = {
     "mistral": _llama(window="always"),
     "qwen2": _llama({"qkv_bias": True}),
     "qwen3": _llama({"qk_norm": "head"}),
-    "olmo": Family({"layer_norms": True}, _LLAMA_BIASES),
+    "olmo": Family({"layer_norms": True}, {**_LLAMA_BIASES, "qkv_clipped": ("clip_qkv", False)}),
+    "apertus": _llama({"qk_norm": "head", "gated": False, "nonlinearity": "xielu"}),
     "olmo2": _llama({"qk_norm": "row", "norms": POST}),
     "granite": _llama({"embedding_scaled": True, "residual_scaled": True, "logits_scaled": True}),
     "gemma": _llama(_GEMMA, tied=True, head_dim=256),
@@ -89,12 +90,11 @@ FAMILIES = {
     "internlm3": Family(
         stated={"qkv_bias": ("qkv_bias", False), "out_bias": ("bias", False), "ffn_bias": ("bias", False)}
     ),
-    "cohere": Family(_COHERE, _COHERE_BIASES, {"use_qk_norm": False}, tied=True),
+    "cohere": Family(_COHERE, _COHERE_BIASES, tied=True),
     "cohere2": Family(_COHERE, _COHERE_BIASES, tied=True, window="3 of 4", turned=SLIDING),
     "stablelm": Family(
         {"layer_norms": True},
         {"qkv_bias": ("use_qkv_bias", False)},
-        {"use_parallel_residual": False, "qk_layernorm": False},
     ),
     "starcoder2": Family(
         _PLAIN_FFN,
@@ -103,7 +103,8 @@ FAMILIES = {
         window="always",
     ),
     "nemotron": Family({**_PLAIN_FFN, "nonlinearity": "squared_relu"}, _LLAMA_BIASES),
-    "phi": Family({**_PLAIN_FFN, **_ALL_BIASES, "parallel": ONE_NORM, "head_bias": True}, {}, {"qk_layernorm": False}),
+    "phi": Family({**_PLAIN_FFN, **_ALL_BIASES, "parallel": ONE_NORM, "head_bias": True}),
+    "persimmon": Family({**_PLAIN_FFN, **_ALL_BIASES, "nonlinearity": "squared_relu", "packed_qkv": True}),
     "gptj": Family(
         {**_PLAIN_FFN, "parallel": ONE_NORM, "ffn_bias": True, "head_bias": True}, ffn="n_inner", ffn_times=4
     ),
@@ -154,6 +155,13 @@ FAMILIES = {
 
 def more_switches(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Switches of `Blocks` that follow from several keys of a config.json."""
+    if family == "cohere" and config.get("use_qk_norm"):
+        return {"qk_norm": "own"}
+    if family == "stablelm":
+        norm = {"qk_norm": "own"} if config.get("qk_layernorm") else {}
+        return norm | ({"parallel": ONE_NORM} if config.get("use_parallel_residual") else {})
+    if family in ("phi", "persimmon") and config.get("qk_layernorm", family == "persimmon"):
+        return {"qk_norm": "head"}
     if family == "gpt_neox" and config.get("use_parallel_residual") is False:
         return {"parallel": ""}
     if family == "falcon" and config.get("new_decoder_architecture"):

@@ -127,6 +127,14 @@ def _tanh(c: _Counter, node: Any) -> Iterator[Operator]:
     yield c.operator(node, "tanh", c.row(node))
 
 
+def _clip(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "clip", c.row(node))
+
+
+def _xielu(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "xielu", c.row(node))
+
+
 def _rms_norm(c: _Counter, node: Any) -> Iterator[Operator]:
     source = node.inputs[0]
     kind = "add_rms_norm" if source.producer() in c.fused else "rms_norm"
@@ -135,7 +143,9 @@ def _rms_norm(c: _Counter, node: Any) -> Iterator[Operator]:
 
 
 def _layer_norm(c: _Counter, node: Any) -> Iterator[Operator]:
-    yield c.operator(node, "layer_norm", c.row(node))
+    source, own = node.inputs[0], len(initializer_of(node.inputs[1]).const_value.shape) == 2
+    yield c.operator(node, "layer_norm", c.width[source], groups=c.groups.get(source, 1), own=own)
+    c.groups[node.outputs[0]] = c.groups.get(source, 1)
 
 
 def _reshape(c: _Counter, node: Any) -> Iterator[Operator]:
@@ -183,6 +193,8 @@ _COUNT: dict[str, Callable[[_Counter, Any], Iterator[Operator]]] = {
     "Relu": _relu,
     "SquaredRelu": _relu,
     "Tanh": _tanh,
+    "Clip": _clip,
+    "XIELU": _xielu,
     "RMSNormalization": _rms_norm,
     "LayerNormalization": _layer_norm,
     "Reshape": _reshape,

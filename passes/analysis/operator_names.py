@@ -9,7 +9,7 @@ from passes.onnx.label_parts import part_of, row_inputs
 from passes.onnx.pass_context import describe
 from passes.onnx.weight_sizes import LINEAR
 
-_SAME_ROW = ("Reshape", "Split", "Mul", "Add")  # with one computed input: a view, a part, a factor, a bias
+_SAME_ROW = ("Reshape", "Split", "Mul", "Add", "Clip")  # with one computed input: a view, a part, a factor, a bias
 
 
 class OperatorNames:
@@ -37,6 +37,8 @@ class OperatorNames:
             return self._norm(node, part)
         if kind == "rope":
             return f"rope_{_operand(node.outputs[0])}"
+        if kind == "clip":
+            return f"clip_{_operand(node.outputs[0])}" if part == ATTENTION else f"{part}_clip"
         if kind == "add":
             return "positions_add" if part == EMBEDDING else f"{part}_add"
         if kind == "scale" and part == HEAD:

@@ -54,6 +54,11 @@ def _rms_norm(call: Any, stored: Stored) -> Sizes:
     return {**_n_width_eps(call, stored), "groups": int(call.attrs["groups"])}
 
 
+def _layer_norm(call: Any, stored: Stored) -> Sizes:
+    of_parts = {"groups": int(call.attrs["groups"]), "own": bool(int(call.attrs["own"]))}
+    return {**_n_width_eps(call, stored), **of_parts}
+
+
 def _gelu(call: Any, stored: Stored) -> Sizes:
     constants = dict(zip(("slope", "cubic"), D.gelu_constants(call.attrs), strict=False))
     return {**_n_width(call, stored), "tanh": bool(int(call.attrs["tanh"])), **constants}
@@ -148,8 +153,9 @@ def _take_columns(call: Any, stored: Stored) -> Sizes:
     return {**_n_width(call, stored), "start": int(call.attrs["start"]), "part": int(call.attrs["width"])}
 
 
-def _scale(call: Any, stored: Stored) -> Sizes:
-    return {**_n_width(call, stored), "factor": float(call.attrs["factor"])}
+def _with(*constants: str) -> Callable[[Any, Stored], Sizes]:
+    """Sizes of an elementwise kernel with constants of the export."""
+    return lambda call, stored: {**_n_width(call, stored), **{name: float(call.attrs[name]) for name in constants}}
 
 
 OPERATORS = {
@@ -161,14 +167,16 @@ OPERATORS = {
     "hsd.embedding_nbits": Operator("embedding_nbits", _embedding_nbits, "embedding_{bits}bit_{n}"),
     "hsd.rms_norm": Operator("rms_norm", _rms_norm, "rms_norm_{n}_{groups}"),
     "hsd.add_rms_norm": Operator("add_rms_norm", _n_width_eps, "add_rms_norm_{n}"),
-    "hsd.layer_norm": Operator("layer_norm", _n_width_eps, "layer_norm_{n}"),
+    "hsd.layer_norm": Operator("layer_norm", _layer_norm, "layer_norm_{n}_{groups}"),
     "hsd.silu_mul": Operator("silu_mul", _n_width, "silu_mul_{n}_{width}"),
     "hsd.gelu_mul": Operator("gelu_mul", _gelu, "gelu_mul_{n}_{width}"),
     "hsd.gelu": Operator("gelu", _gelu, "gelu_{n}_{width}"),
     "hsd.relu": Operator("relu", _n_width, "relu_{n}_{width}"),
     "hsd.squared_relu": Operator("squared_relu", _n_width, "squared_relu_{n}_{width}"),
+    "hsd.xielu": Operator("xielu", _with("positive", "negative", "beta"), "xielu_{n}_{width}"),
+    "hsd.clip": Operator("clip", _with("least", "most"), "clip_{n}_{width}"),
     "hsd.tanh": Operator("tanh", _n_width, "tanh_{n}_{width}"),
-    "hsd.scale": Operator("scale", _scale, "scale_{n}_{width}"),
+    "hsd.scale": Operator("scale", _with("factor"), "scale_{n}_{width}"),
     "hsd.learned_positions": Operator("learned_positions", _learned_positions, "learned_positions_{n}"),
     "hsd.rope": Operator("rope", _rope, "rope_{n}_{heads}"),
     "hsd.attention_cached": Operator("attention_cached", _attention, "attention_{n}", places=(-1, 3, 4)),

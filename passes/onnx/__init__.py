@@ -34,6 +34,8 @@ from passes.onnx.rewrite.fuse_activations import fuse_activations
 from passes.onnx.rewrite.fuse_attention import fuse_attention
 from passes.onnx.rewrite.fuse_layer_norm import fuse_layer_norm
 from passes.onnx.rewrite.fuse_rms_norm import fuse_rms_norm
+from passes.onnx.rewrite.fuse_xielu import fuse_xielu
+from passes.onnx.rewrite.join_head_norms import join_head_norms
 from passes.onnx.rewrite.last_axis import last_axis
 from passes.onnx.rewrite.learned_positions import learned_positions
 from passes.onnx.rewrite.lower_dequantize import lower_dequantize
@@ -93,6 +95,7 @@ PIPELINE: list[Pass] = [
     resolve_shapes,
     fuse_layer_norm,
     fuse_rms_norm,
+    join_head_norms,
     norm_by_head,
     split_packed,
     canonical_matmuls,
@@ -100,6 +103,7 @@ PIPELINE: list[Pass] = [
     ungroup_packed,
     tie_equal_head,
     fuse_activations,
+    fuse_xielu,
     add_cache,
     learned_positions,
     fuse_attention,

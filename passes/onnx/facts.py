@@ -94,7 +94,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
     _agree("width", {width, head_width}, "embedding and head")
     after = [user for n in attentions for user, _ in n.outputs[0].uses() if user.op_type in LINEAR]
     hidden = _agree("hidden size", {linear_size(user)[1] for user in after} or {width}, "the layers")
-    gates = [n for n in nodes if n.op_type in ("Mul", "Gelu", "Relu", "SquaredRelu")]
+    gates = [n for n in nodes if n.op_type in ("Mul", "Gelu", "Relu", "SquaredRelu", "XIELU")]
     ffn = {linear_size(user)[0] for n in gates for user, _ in n.outputs[0].uses() if user.op_type in LINEAR}
     return DecoderFacts(
         layers=layers,

@@ -35,6 +35,8 @@ ROW_INPUTS: dict[tuple[str, str], tuple[int, ...]] = {
     ("", "Relu"): (0,),
     (DOMAIN, "SquaredRelu"): (0,),
     ("", "Tanh"): (0,),
+    ("", "Clip"): (0,),
+    (DOMAIN, "XIELU"): (0,),
     ("", "LayerNormalization"): (0,),
     ("", "RMSNormalization"): (0,),
     ("", "Reshape"): (0,),

@@ -129,7 +129,7 @@ _TRANSLATED: dict[tuple[str, str], Rule] = {
     ("", "Cast"): Rule(
         {"to": "weight_expression, fold_constants", "saturate": Must((1,), 1), "round_mode": Must(("up",), "up")}
     ),
-    ("", "Clip"): Rule(inputs={1: RUN, 2: RUN}),
+    ("", "Clip"): Rule(inputs=dict.fromkeys((1, 2), f"{RUN}, vocabulary, translate")),
     ("", "Concat"): Rule({"axis": RUN}),  # one operand: nothing to read; a cache: fuse_attention runs it
     ("", "Constant"): Rule({**dict.fromkeys(_CONSTANTS, LIFTED), "sparse_value": RUN}),
     ("", "DequantizeLinear"): Rule(

@@ -9,9 +9,10 @@ semantics for tests. Tensors are [1, n, width]; head h of a row occupies columns
     hsd.quantise_rows(x) {step, dtype} -> codes, scale, total   hsd.linear_int(codes, scale, total, ...) as linear_nbits
     hsd.rms_norm(x, w) {eps, groups}                            hsd.add_rms_norm(x, r, w) {eps} -> (x + r, norm)
     hsd.rope(x, cos, sin, pos) {heads, rotary_dim, interleaved} hsd.silu_mul(gate, up)
-    hsd.layer_norm(x, w, b) {eps}                               hsd.gelu_mul(gate, up) {tanh}
+    hsd.layer_norm(x, w, b) {eps, groups, own}                  hsd.gelu_mul(gate, up) {tanh}
     hsd.learned_positions(w, ids, pos)                          hsd.gelu(x) {tanh, slope, cubic: if they are rounded}
     hsd.scale(x) {factor}                                       hsd.tanh(x)
+    hsd.clip(x) {least, most}                                   hsd.xielu(x) {positive, negative, beta}
     hsd.attention(q, k, v, past_k, past_v) {heads, kv_heads, scale, window, softcap, slopes: of ALiBi}
         -> (o, present_k, present_v)
     hsd.attention_cached(q, k, v, keys, values, pos) {...}      hsd.argmax(logits) -> ids
@@ -91,6 +92,8 @@ gelu = _operator("hsd.gelu", _same, bodies.gelu_body)
 gelu_mul = _operator("hsd.gelu_mul", _same, bodies.gelu_mul_body)
 relu = _operator("hsd.relu", _same, lambda bb, a, x: bb.emit(R.nn.relu(x)))
 squared_relu = _operator("hsd.squared_relu", _same, bodies.squared_relu_body)
+xielu = _operator("hsd.xielu", _same, bodies.xielu_body)
+clip = _operator("hsd.clip", _same, lambda bb, a, x: bb.emit(R.clip(x, min=float(a["least"]), max=float(a["most"]))))
 tanh = _operator("hsd.tanh", _same, lambda bb, a, x: bb.emit(R.tanh(x)))
 scale = _operator("hsd.scale", _same, bodies.scale_body)
 layer_norm = _operator("hsd.layer_norm", _same, bodies.layer_norm_body)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import onnx_ir as ir
 from tvm import relax
 
 from passes.lower.check_finite import check_attributes
+from passes.onnx.prove.weight_expression import initializer_of
 from passes.relax import dialect as D
 
 
@@ -17,6 +19,17 @@ class Value:
 
     expr: Any
     groups: int = 1
+
+
+def _in_one_row(tensor: Any) -> Any:
+    """A lazy tensor as a vector."""
+    if len(tensor.shape) == 1:
+        return tensor
+
+    def made() -> Any:
+        return ir.tensor(tensor.numpy().reshape(-1), dtype=tensor.dtype)
+
+    return ir.LazyTensor(made, dtype=tensor.dtype, shape=ir.Shape([int(tensor.size)]), name=tensor.name)
 
 
 @dataclass
@@ -58,6 +71,15 @@ class Emitter:
             self.weights[name] = tensor
             self.params[name] = relax.Var(name, D.tensor([int(d) for d in tensor.shape], str(tensor.dtype.numpy())))
         return self.params[name], transposed
+
+    def vector(self, value: Any) -> Any:
+        """The parameter of a weight expression whose numbers lie in one row, whatever their shape in the file."""
+        name = initializer_of(value).name
+        if name not in self.params:
+            tensor = initializer_of(value).const_value
+            self.weights[name] = _in_one_row(tensor)
+            self.params[name] = relax.Var(name, D.tensor([int(tensor.size)], str(tensor.dtype.numpy())))
+        return self.params[name]
 
     def emit(self, call: Any) -> Any:
         """Bind a call in the function and return its variable."""

@@ -102,7 +102,16 @@ def add_rms_norm_body(bb: Any, attrs: Any, x: Any, r: Any, w: Any) -> Any:
 
 
 def layer_norm_body(bb: Any, attrs: Any, x: Any, w: Any, b: Any) -> Any:
-    return bb.emit(R.nn.layer_norm(x, w, b, axes=[-1], epsilon=float(attrs["eps"])))
+    groups, eps = int(attrs["groups"]), float(attrs["eps"])
+    one, n, width = shape_of(x)
+    part = int(width) // groups
+    parts = bb.emit(R.reshape(x, (one, n, groups, part)))
+    unit, zero = (relax.const(np.full(part, number, np.float32)) for number in (1, 0))
+    normed = bb.emit(R.nn.layer_norm(parts, unit, zero, axes=[-1], epsilon=eps))
+    shape = (groups if int(attrs["own"]) else 1, part)
+    w, b = (bb.emit(R.reshape(value, shape)) for value in (w, b))
+    moved = bb.emit(R.add(bb.emit(R.multiply(normed, w)), b))
+    return bb.emit(R.reshape(moved, (one, n, width)))
 
 
 def gelu_body(bb: Any, attrs: Any, x: Any) -> Any:
@@ -126,6 +135,18 @@ def gelu_mul_body(bb: Any, attrs: Any, gate: Any, up: Any) -> Any:
 def squared_relu_body(bb: Any, attrs: Any, x: Any) -> Any:
     positive = bb.emit(R.nn.relu(x))
     return bb.emit(R.multiply(positive, positive))
+
+
+def xielu_body(bb: Any, attrs: Any, x: Any) -> Any:
+    positive, negative, beta, zero, one = (
+        relax.const(number, "float32")
+        for number in (*(float(attrs[name]) for name in ("positive", "negative", "beta")), 0.0, 1.0)
+    )
+    over, under = bb.emit(R.maximum(x, zero)), bb.emit(R.minimum(x, zero))
+    grown = bb.emit(R.subtract(bb.emit(R.subtract(bb.emit(R.exp(under)), one)), under))
+    square = bb.emit(R.multiply(bb.emit(R.multiply(over, over)), positive))
+    curved = bb.emit(R.add(square, bb.emit(R.multiply(grown, negative))))
+    return bb.emit(R.add(curved, bb.emit(R.multiply(x, beta))))
 
 
 def scale_body(bb: Any, attrs: Any, x: Any) -> Any:

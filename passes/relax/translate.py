@@ -18,8 +18,8 @@ from tvm import relax, tirx
 
 from passes.onnx import Decoder, DecoderFacts
 from passes.onnx.label_parts import computed_nodes
-from passes.onnx.pass_context import describe
-from passes.onnx.prove.weight_expression import is_weight
+from passes.onnx.pass_context import describe, scalar
+from passes.onnx.prove.weight_expression import initializer_of, is_weight
 from passes.onnx.rewrite.blocks_of_columns import BNB4_TABLES
 from passes.onnx.rewrite.local_functions import DOMAIN
 from passes.onnx.rewrite.write_attention import seen_keys
@@ -147,13 +147,26 @@ def _relu(e: Emitter, node: Any) -> Value:
     return Value(e.emit((D.squared_relu if node.domain else D.relu)(e.expr(node.inputs[0]))))
 
 
+def _clip(e: Emitter, node: Any) -> Value:
+    least, most = (scalar(value) for value in node.inputs[1:3])  # check_vocabulary has seen them
+    return Value(e.emit(D.clip(e.expr(node.inputs[0]), least=least, most=most)))
+
+
+def _xielu(e: Emitter, node: Any) -> Value:
+    constants = {name: _attr(node, name) for name in ("positive", "negative", "beta")}
+    return Value(e.emit(D.xielu(e.expr(node.inputs[0]), **constants)))
+
+
 def _tanh(e: Emitter, node: Any) -> Value:
     return Value(e.emit(D.tanh(e.expr(node.inputs[0]))))
 
 
 def _layer_norm(e: Emitter, node: Any) -> Value:
-    w, b = (e.weight(v)[0] for v in node.inputs[1:3])
-    return Value(e.emit(D.layer_norm(e.expr(node.inputs[0]), w, b, eps=_attr(node, "epsilon", 1e-5))))
+    x = e.values[node.inputs[0].name]
+    w, b = (e.vector(v) for v in node.inputs[1:3])
+    own = len(initializer_of(node.inputs[1]).const_value.shape) == 2
+    call = D.layer_norm(x.expr, w, b, groups=x.groups, own=int(own), eps=_attr(node, "epsilon", 1e-5))
+    return Value(e.emit(call), x.groups)
 
 
 def _rms_norm(e: Emitter, node: Any) -> Value:
@@ -219,6 +232,8 @@ _EMIT: dict[tuple[str, str], Callable[[Emitter, Any], Any]] = {
     ("", "Relu"): _relu,
     (DOMAIN, "SquaredRelu"): _relu,
     ("", "Tanh"): _tanh,
+    ("", "Clip"): _clip,
+    (DOMAIN, "XIELU"): _xielu,
     ("", "LayerNormalization"): _layer_norm,
     ("", "RMSNormalization"): _rms_norm,
     ("", "Reshape"): _reshape,

@@ -16,6 +16,20 @@ def _relu(x: Any) -> Any:
     return tirx.Select(x < T.float32(0), T.float32(0), x)
 
 
+def _clip(x: Any, least: float, most: float) -> Any:
+    """The nearest number from `least` to `most`; NaN stays NaN."""
+    below = tirx.Select(x > T.float32(most), T.float32(most), x)
+    return tirx.Select(below < T.float32(least), T.float32(least), below)
+
+
+def _xielu(x: Any, positive: float, negative: float, beta: float) -> Any:
+    """Above 0 positive * x^2 + beta * x, below negative * (exp(x) - 1 - x) + beta * x; NaN stays NaN."""
+    over = _relu(x)
+    under = tirx.Select(x > T.float32(0), T.float32(0), x)
+    grown = lanes_exp(under) - T.float32(1) - under
+    return T.float32(positive) * over * over + T.float32(negative) * grown + T.float32(beta) * x
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
     "silu_mul": lambda gate, up: gate / (T.float32(1) + lanes_exp(T.float32(0) - gate)) * up,
@@ -26,6 +40,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "relu": _relu,
     "squared_relu": lambda x: _relu(x) * _relu(x),
     "tanh": lanes_tanh,
+    "clip": _clip,
+    "xielu": _xielu,
     "scale": lambda x, factor: T.float32(factor) * x,
 }
 

@@ -89,8 +89,8 @@ class Makers:
         """(x[1, n, width], r, w[width], s, y): s = x + r, y = rms_norm(s) * w."""
 
     @staticmethod
-    def layer_norm(tile: Any, n: int, width: int, eps: float) -> Any:
-        """(x[1, n, width], w[width], b[width], y)."""
+    def layer_norm(tile: Any, n: int, width: int, eps: float, groups: int = 1, own: bool = False) -> Any:
+        """(x[1, n, width], w[width / groups], b, y); with `own` w and b are [width], a part's own."""
 
     @staticmethod
     def add(tile: Any, n: int, width: int) -> Any:
@@ -120,6 +120,14 @@ class Makers:
 
     @staticmethod
     def squared_relu(tile: Any, n: int, width: int) -> Any:
+        """(x[1, n, width], y)."""
+
+    @staticmethod
+    def xielu(tile: Any, n: int, width: int, positive: float, negative: float, beta: float) -> Any:
+        """(x[1, n, width], y)."""
+
+    @staticmethod
+    def clip(tile: Any, n: int, width: int, least: float, most: float) -> Any:
         """(x[1, n, width], y)."""
 
     @staticmethod

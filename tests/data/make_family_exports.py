@@ -115,6 +115,16 @@ FAMILIES = {
     "falcon-alibi": ("FalconConfig", dict(
         tie_word_embeddings=True, head_dim=LEFT_OUT, multi_query=False, num_key_value_heads=4, parallel_attn=False,
         bias=True, alibi=True)),
+    # layer norms of single heads, each with its own weight (StableLM-2-12B, Command R+) or all with one (Phi, Persimmon)
+    "stablelm-heads": ("StableLmConfig", dict(
+        tie_word_embeddings=False, qk_layernorm=True, use_parallel_residual=True, **PARTIAL)),
+    "phi-heads": ("PhiConfig", dict(tie_word_embeddings=False, qk_layernorm=True, num_key_value_heads=4, **PARTIAL)),
+    "persimmon": ("PersimmonConfig", dict(
+        tie_word_embeddings=False, qk_layernorm=True, num_key_value_heads=4, **PARTIAL)),
+    "cohere-heads": ("CohereConfig", dict(
+        tie_word_embeddings=True, logit_scale=0.25, layer_norm_eps=1e-5, use_qk_norm=True)),
+    "olmo-clipped": ("OlmoConfig", dict(tie_word_embeddings=False, clip_qkv=0.5)),
+    "apertus": ("ApertusConfig", dict(tie_word_embeddings=False, rope_parameters=LLAMA3)),
 }  # fmt: skip
 FULL_CACHE = ["windowed_kv_cache=false"]
 EAGER = dict(attention="eager")
@@ -166,11 +176,12 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "gpt2-dynamo-eager-fp16": ("gpt2", "dynamo", dict(precision="fp16", **EAGER)),
     "gpt2-dynamo23-fp32": ("gpt2", "dynamo", dict(opset=23)),
     "gpt2-dynamo24-fp32": ("gpt2", "dynamo", dict(opset=24)),
-    # other families, by torch 2.14 and transformers 5.24; the last seven by torch 2.13
+    # other families, by torch 2.14 and transformers 5.24; those from opt-350m on by torch 2.13
     **{f"{family}-dynamo-fp32": (family, "dynamo", dict()) for family in (
         "olmo", "smollm3", "stablelm", "phi", "starcoder2", "gpt-neox", "gptj", "cohere", "cohere2", "exaone4",
         "internlm3", "glm4", "opt", "falcon", "falcon-grouped", "nemotron",
-        "opt-350m", "hunyuan", "nanochat")},
+        "opt-350m", "hunyuan", "nanochat",
+        "stablelm-heads", "phi-heads", "persimmon", "cohere-heads", "olmo-clipped", "apertus")},
     # torch.onnx.export(dynamo=False)
     "llama-legacy17-fp32": ("llama", "legacy", dict(opset=17)),
     "llama-legacy14-no-cache-presents": ("llama", "legacy", dict(opset=14, inputs="mask", cache=False, start=True)),
@@ -189,7 +200,8 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "gpt2-legacy13-eager-fp32": ("gpt2", "legacy", dict(opset=13, **EAGER)),
     "qwen3-legacy14-fp32": ("qwen3", "legacy", dict(opset=14)),
     **{f"{family}-legacy17-fp32": (family, "legacy", dict(opset=17)) for family in (
-        "opt", "falcon", "falcon-grouped", "nemotron")},
+        "opt", "falcon", "falcon-grouped", "nemotron",
+        "stablelm-heads", "phi-heads", "persimmon", "cohere-heads", "olmo-clipped", "apertus")},
     "mixtral-legacy17-fp32": ("mixtral", "legacy", dict(opset=17)),
     "bloom-legacy17-fp32": ("bloom", "legacy", dict(opset=17, **EAGER)),
     "bloom-dynamo-fp32": ("bloom", "dynamo", dict(**EAGER)),
@@ -212,7 +224,7 @@ JOBS: dict[str, tuple[str, str, dict]] = {
     "smollm-optimum-fp32": ("smollm", "optimum", dict()),
     "gpt2-optimum-fp32": ("gpt2", "optimum", dict()),
     **{f"{family}-optimum-fp32": (family, "optimum", dict()) for family in (
-        "gpt-neox", "opt", "opt-350m", "falcon", "nemotron")},
+        "gpt-neox", "opt", "opt-350m", "falcon", "nemotron", "phi-heads", "stablelm-heads")},
     # onnxruntime-genai's builder
     "llama-genai-int4-asymmetric": ("llama", "genai", dict(precision="int4", extra=["is_symmetric=false"])),
     "llama-genai-int4-block128": (

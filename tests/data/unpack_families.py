@@ -17,6 +17,7 @@ OTHERS = (
     *("olmo", "smollm3", "stablelm", "phi", "starcoder2", "gpt-neox", "gptj", "cohere", "cohere2", "exaone4"),
     *("internlm3", "glm4", "opt", "opt-350m", "falcon", "falcon-grouped", "nemotron"),
     *("bloom", "mpt", "falcon-alibi", "hunyuan", "nanochat"),
+    *("stablelm-heads", "phi-heads", "persimmon", "cohere-heads", "olmo-clipped", "apertus"),
 )
 EXPORTERS = ("dynamo", "legacy17", "optimum")
 

@@ -50,7 +50,6 @@ _KINDS = [  # operators that tell what kind of model it is, or who wrote it
 
 _WEIGHTS = {  # part of a weight's name -> what model it tells
     ".altup.": "AltUp's streams beside one another, as Gemma 3n has, are not supported: use a dense Gemma 3",
-    ".q_layernorm.": "a LayerNormalization of each head of query and key (qk_layernorm) is not supported",
     ".embed_tokens_per_layer.": "embeddings for each layer, as Gemma 3n has, are not supported: use a dense Gemma 3",
 }
 
@@ -96,8 +95,9 @@ def _check_fit(imp: Importing) -> None:
         if not all(v in known for v in node.outputs if v.uses() or v.is_graph_output()):
             raise UserError(f"{describe(node)}: its operands do not fit together ({', '.join(map(str, inputs))})")
         if node.op_type in ("RMSNormalization", "LayerNormalization"):
+            of_heads = node.op_type == "LayerNormalization" and known[node.inputs[1]].shape == inputs[0][2:]
             for value in node.inputs[1:3]:
-                if known[value].shape != inputs[0][-1:]:
+                if known[value].shape != inputs[0][2 if of_heads else -1 :]:
                     raise UserError(
                         f"{describe(node)}: {value.name} {known[value].shape} is no number for each element"
                     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from passes.onnx.pass_context import WRITTEN, attribute, constant, describe
+from passes.onnx.pass_context import WRITTEN, attribute, constant, describe, scalar
 from passes.onnx.prove.gate import gate_of, is_gate_alone, sigmoid_of_silu
 from passes.onnx.prove.weight_expression import initializer_of, is_weight, stored, weight_operator
 from passes.onnx.rewrite.local_functions import DOMAIN
@@ -151,7 +151,7 @@ def _reshape(node: Any) -> str:
     if shape is None or shape.shape not in ((3,), (4,)) or shape[:2].tolist() != [0, 0]:
         return "only [batch, new, heads * dim] seen by head and back is supported"
     users = {n.op_type for n, _ in node.outputs[0].uses()}
-    if len(shape) == 4 and users != {"RMSNormalization"}:
+    if len(shape) == 4 and not users <= {"RMSNormalization", "LayerNormalization"}:
         return f"a view by head is only supported before a norm, not before {', '.join(sorted(users))}"
     return ""
 
@@ -181,6 +181,11 @@ def _sigmoid(node: Any) -> str:
     return "it is not the gate of SiLU, x * Sigmoid(x)"
 
 
+def _clip(node: Any) -> str:
+    given = [scalar(value) for value in (*node.inputs[1:3], None, None)[:2] if value is not None]
+    return "" if len(given) == 2 and None not in given else "only a Clip between two constants is supported"
+
+
 def _accept(node: Any) -> str:
     return ""
 
@@ -208,11 +213,13 @@ CHECKS = {
     ("", "Gelu"): _accept,
     ("", "Relu"): _accept,
     ("", "Tanh"): _accept,
+    ("", "Clip"): _clip,
     ("", "Split"): _split,
     ("", "RotaryEmbedding"): _written_here,
     ("", "Attention"): _written_here,
     (DOMAIN, "Gelu"): _accept,
     (DOMAIN, "SquaredRelu"): _accept,
+    (DOMAIN, "XIELU"): _accept,
     (DOMAIN, "CausalMask"): _accept,
     (DOMAIN, "Alibi"): _accept,
     (DOMAIN, "Positions"): _accept,

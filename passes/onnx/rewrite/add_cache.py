@@ -67,7 +67,13 @@ def _appended(operand: Any, known: dict[Any, Known], active: set[Any], at: Point
             if best is None or shape[1] < known[best].shape[1]:
                 best = value
         node = value.producer()
-        if node is not None and node.op_type not in (*LINEAR, "Gemm", "Shape", "RMSNormalization"):
+        if node is not None and node.op_type not in (
+            *LINEAR,
+            "Gemm",
+            "Shape",
+            "RMSNormalization",
+            "LayerNormalization",
+        ):
             todo.extend(v for v in node.inputs if v in active)
     if best is None:
         raise Declined(f"nothing of the form [batch, heads, new, {dim}] leads to {operand.name}")

@@ -34,9 +34,10 @@ from passes.onnx.pass_context import (
 )
 from passes.onnx.prove.run_subgraph import Piece
 from passes.onnx.rewrite.local_functions import DOMAIN, gelu_function, squared_relu_function
+from passes.onnx.rewrite.scalar_pieces import ARITHMETIC, result, source
 from passes.onnx.shapes import Known, known_shapes, points
 
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Tanh", "Erf", "Neg", "Cast", "Identity"}
+_ELEMENTWISE = {*ARITHMETIC, "Tanh", "Erf"}
 _BOUND = 2e-6  # what float32 arithmetic does is below 1e-6, a constant of 11 bits makes more
 _LARGEST_FACTOR = 1e3
 _LARGEST_CAP = 1e4  # what grows beyond it with its input is no cap
@@ -61,8 +62,8 @@ def fuse_activations(imp: Importing) -> PassLog:
 
 
 def _written_out(imp: Importing, node: Any, known: dict[Any, Known]) -> bool:
-    x = _source(node)
-    y = _result(x, node)
+    x = source(node, _ELEMENTWISE)
+    y = result(x, node, _ELEMENTWISE)
     at = points(imp)[0]
     if x not in known:
         raise Declined(f"the shape of {x.name} is unknown")
@@ -159,56 +160,6 @@ def _write_capped(imp: Importing, node: Any, x: Any, y: Any, inside: float, cap:
     small = emit(node, "Mul", [x, factors[0]], outputs=[f"{y.name}.small"]).outputs[0]
     tanh = emit(node, "Tanh", [small], outputs=[f"{y.name}.tanh"]).outputs[0]
     replace_uses(y, emit(node, "Mul", [tanh, factors[1]], outputs=[f"{y.name}.capped"]).outputs[0])
-
-
-def _operands(node: Any) -> list[Any]:
-    """The operands that are no scalar constants."""
-    return [v for v in node.inputs if v is not None and scalar(v) is None]
-
-
-def _source(node: Any) -> Any:
-    """The one value all of the arithmetic before a node starts from: walk back while one value is enough."""
-    frontier, order = set(_operands(node)), {n: i for i, n in enumerate(node.graph)}
-    best = None
-    while True:
-        if len(frontier) == 1:
-            (best,) = frontier
-        latest = max(frontier, key=lambda v: order.get(v.producer(), -1))
-        producer = latest.producer()
-        if producer is None or producer.op_type not in _ELEMENTWISE or producer.domain:
-            break
-        if len(frontier) == 1 and not _single(producer):
-            break
-        frontier = (frontier - {latest}) | set(_operands(producer))
-        if not frontier:
-            break
-    if best is None:
-        raise Declined("it starts from more than one value")
-    return best
-
-
-def _single(node: Any) -> bool:
-    """Whether a node has one operand beside scalars, or the same one twice, or branches that meet again."""
-    return len(set(_operands(node))) <= 2 and not any(v.const_value is not None for v in _operands(node))
-
-
-def _result(x: Any, node: Any) -> Any:
-    """The last value computed from `x` and scalars alone, after `node`."""
-    inside, after = {x}, {node.outputs[0]}
-    for candidate in node.graph:
-        if candidate.op_type not in _ELEMENTWISE or candidate.domain:
-            continue
-        operands = _operands(candidate)
-        if operands and all(v in inside for v in operands):
-            inside.add(candidate.outputs[0])
-            if any(v in after for v in operands):
-                after.add(candidate.outputs[0])
-    ends = [
-        v for v in after if v in inside and (v.is_graph_output() or any(u.outputs[0] not in after for u, _ in v.uses()))
-    ]
-    if len(ends) != 1:
-        raise Declined("its result is used in the middle")
-    return ends[0]
 
 
 def _operator(approximate: str) -> Callable[[Importing, Any, dict[Any, Known]], bool]:

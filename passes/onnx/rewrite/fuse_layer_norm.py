@@ -1,7 +1,7 @@
 """Layer norms in all their spellings -> LayerNormalization with a scale and a bias.
 
 w * ((x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps)) + b     decomposed, as exports before opset 17 have it; with or
-                                                                without b (Cohere)
+                                                                without b (Cohere); w may have a row for each head
 LayerNormalization(x, w)                                        b is a vector of zeros (StableLM, OLMo)
 RMSNormalization(x - mean(x), w)                                the same, as onnxruntime.transformers writes Cohere
 """
@@ -24,6 +24,7 @@ from passes.onnx.pass_context import (
 )
 from passes.onnx.prove.weight_expression import stored
 from passes.onnx.rewrite.fuse_rms_norm import check_epsilon, over_last_axis, root_mean_square
+from passes.onnx.shapes import known_shapes, points
 
 _OF_SQUARES = {"RMSNormalization", "SimplifiedLayerNormalization"}
 
@@ -86,13 +87,13 @@ def _decomposed(imp: Importing, mean: Any) -> bool:
     if len(weighted) != 1 or weighted[0].op_type != "Mul":
         raise Declined("the normalised value is not multiplied by a weight vector")
     weight = next(v for v in weighted[0].inputs if v is not scaled.outputs[0])
-    if not _is_vector(weight):
+    if not _is_vector(weight) and not _of_heads(imp, weight, x):
         raise Declined("the normalised value is not multiplied by a weight vector")
     last, bias = weighted[0], None
     users = [user for user, _ in last.outputs[0].uses()]
     if len(users) == 1 and users[0].op_type == "Add" and not last.outputs[0].is_graph_output():
         other = next((v for v in users[0].inputs if v is not last.outputs[0]), None)
-        if _is_vector(other):
+        if other is not None and other.const_value is not None and other.const_value.shape == weight.const_value.shape:
             last, bias = users[0], other
     check_epsilon(epsilon)
     if bias is None:
@@ -102,6 +103,14 @@ def _decomposed(imp: Importing, mean: Any) -> bool:
     made.type, made.shape = last.outputs[0].type, last.outputs[0].shape
     replace_uses(last.outputs[0], made)
     return True
+
+
+def _of_heads(imp: Importing, weight: Any, x: Any) -> bool:
+    """Whether a weight has a row for each head of x [B, S, H, D] (Command R+)."""
+    if weight.const_value is None or len(weight.const_value.shape) != 2:
+        return False
+    known = known_shapes(imp, points(imp)[0])
+    return x in known and len(known[x].shape) == 4 and known[x].shape[2:] == tuple(weight.const_value.shape)
 
 
 def _is_vector(value: Any) -> bool:

@@ -5,6 +5,8 @@
     hetero_sd::Positions(attention_mask | "", input_ids, past_key)          -> int64 [batch, new]
     hetero_sd::Gelu(x){slope, cubic}: 0.5 x (1 + tanh(slope (x + cubic x^3)))  -> like x
     hetero_sd::SquaredRelu(x): max(x, 0)^2                                     -> like x
+    hetero_sd::XIELU(x){positive, negative, beta}: positive max(x, 0)^2 + negative (exp(u) - 1 - u) + beta x,
+        u = min(x, 0)                                                          -> like x
 
 Where the mask is left out, CausalMask and Positions are the overload "unpadded", because a body cannot ask whether an
 input is there. Later passes read them by name and never look inside. Hidden entries are the lowest finite number, not
@@ -40,6 +42,15 @@ class _Body:
 
     def constant(self, numbers: Any) -> Any:
         return self("Constant", value=ir.tensor(np.asarray(numbers, np.int64)))
+
+    def number(self, value: float) -> Any:
+        return self("Constant", value=ir.tensor(np.float32(value)))
+
+    def given(self, name: str) -> Any:
+        """The attribute of that name, a float."""
+        made = self("Constant")
+        made.producer().attributes["value_float"] = ir.RefAttr("value_float", name, ir.AttributeType.FLOAT)
+        return made
 
     def dimension(self, value: Any, axis: int) -> Any:
         """One-element vector."""
@@ -116,20 +127,11 @@ def gelu_function() -> Any:
     """Gelu with the constants of an export that has rounded them; ONNX's own operator has exact ones only."""
     body = _Body(["x"])
     (x,) = body.inputs
-
-    def number(value: float) -> Any:
-        return body("Constant", value=ir.tensor(np.float32(value)))
-
-    def given(name: str) -> Any:
-        made = body("Constant")
-        made.producer().attributes["value_float"] = ir.RefAttr("value_float", name, ir.AttributeType.FLOAT)
-        return made
-
     cube = body("Mul", body("Mul", x, x), x)
-    inner = body("Mul", body("Add", x, body("Mul", cube, given("cubic"))), given("slope"))
-    share = body("Add", body("Tanh", inner), number(1.0))
+    inner = body("Mul", body("Add", x, body("Mul", cube, body.given("cubic"))), body.given("slope"))
+    share = body("Add", body("Tanh", inner), body.number(1.0))
     attributes = [ir.Attr(name, ir.AttributeType.FLOAT, None) for name in ("slope", "cubic")]
-    return body.function("Gelu", body("Mul", body("Mul", x, number(0.5)), share), attributes)
+    return body.function("Gelu", body("Mul", body("Mul", x, body.number(0.5)), share), attributes)
 
 
 def squared_relu_function() -> Any:
@@ -137,3 +139,15 @@ def squared_relu_function() -> Any:
     body = _Body(["x"])
     positive = body("Relu", body.inputs[0])
     return body.function("SquaredRelu", body("Mul", positive, positive), [])
+
+
+def xielu_function() -> Any:
+    """XIELU: the activation of Apertus, which ONNX has no operator for."""
+    body = _Body(["x"])
+    (x,) = body.inputs
+    over, under = body("Max", x, body.number(0.0)), body("Min", x, body.number(0.0))
+    grown = body("Sub", body("Sub", body("Exp", under), body.number(1.0)), under)
+    square = body("Mul", body("Mul", over, over), body.given("positive"))
+    curved = body("Add", square, body("Mul", grown, body.given("negative")))
+    attributes = [ir.Attr(name, ir.AttributeType.FLOAT, None) for name in ("positive", "negative", "beta")]
+    return body.function("XIELU", body("Add", curved, body("Mul", x, body.given("beta"))), attributes)

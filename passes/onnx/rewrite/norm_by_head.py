@@ -1,11 +1,11 @@
-"""Norms of single heads (Qwen3's q and k norm) -> always on [B, S, heads, head_dim].
+"""Norms of single heads (Qwen3's q and k norm, Phi's layer norms) -> always on [B, S, heads, head_dim].
 
     RMSNorm(Reshape(x, [B, S * H, D]))              ->  RMSNorm(Reshape(x, [0, 0, H, D])), then as before
     RMSNorm(Transpose(y, [0, 2, 1, 3]))             ->  Transpose(RMSNorm(y), [0, 2, 1, 3])
     RMSNorm(x), x [B, H, S, D] after a rotation     ->  Transpose(RMSNorm(Transpose(x)))
 
-All keep every number: a norm looks at the last axis only. After it, head-wise norms lie row by row like the
-projections they follow, and no transpose is left between them.
+LayerNorm likewise. All keep every number: a norm looks at the last axis only. After it, head-wise norms lie row by row
+like the projections they follow, and no transpose is left between them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from passes.onnx.pass_context import (
 )
 from passes.onnx.shapes import Known, known_shapes, points
 
+_NORMS = ("RMSNormalization", "LayerNormalization")
+
 
 def norm_by_head(imp: Importing) -> PassLog:
     """Rewrite norms behind a Reshape or Transpose, and those of heads that lie before the positions."""
@@ -41,7 +43,7 @@ def norm_by_head(imp: Importing) -> PassLog:
     known = shapes[0]
     matched, notes = 0, []
     for node in list(imp.graph):
-        if node.op_type != "RMSNormalization" or node.inputs[0].producer() is None:
+        if node.op_type not in _NORMS or node.inputs[0].producer() is None:
             continue
         try:
             maker = node.inputs[0].producer()
@@ -72,8 +74,13 @@ def _under_transpose(node: Any, transpose: Any, known: dict[Any, Known]) -> int:
     perm = attribute(transpose, "perm")
     if perm is None or perm[-1] != len(perm) - 1:
         raise Declined("it normalises an axis that a transpose moves")
+    if any(
+        value is not None and value.const_value is not None and len(value.const_value.shape) != 1
+        for value in node.inputs[1:]
+    ):
+        raise Declined("each head has a scale of its own, and a transpose comes before")
     y = node.outputs[0]
-    norm = emit(node, "RMSNormalization", [transpose.inputs[0], node.inputs[1]], name=node.name)
+    norm = emit(node, node.op_type, [transpose.inputs[0], *node.inputs[1:]], name=node.name)
     norm.attributes.update(node.attributes)
     norm.outputs[0].name, norm.outputs[0].type = f"{y.name}.untransposed", y.type
     if transpose.inputs[0] in known:

@@ -65,6 +65,16 @@ def squared_relu(tile: CpuTile, n: int, width: int) -> Any:
     return _unary(tile, n, width, "squared_relu")
 
 
+def xielu(tile: CpuTile, n: int, width: int, positive: float, negative: float, beta: float) -> Any:
+    """The PrimFunc (x, y), both of [1, n, width]: beta * x + positive * x^2, below 0 + negative * (e^x - 1 - x)."""
+    return _unary(tile, n, width, "xielu", positive, negative, beta)
+
+
+def clip(tile: CpuTile, n: int, width: int, least: float, most: float) -> Any:
+    """The PrimFunc (x, y), both of [1, n, width]: y is the number from `least` to `most` nearest to x."""
+    return _unary(tile, n, width, "clip", least, most)
+
+
 def tanh(tile: CpuTile, n: int, width: int) -> Any:
     """PrimFunc of x and y, both [1, n, width]: y is the hyperbolic tangent of x."""
     return _unary(tile, n, width, "tanh")

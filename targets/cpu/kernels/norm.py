@@ -90,46 +90,58 @@ def add_rms_norm(tile: CpuTile, n: int, width: int, eps: float) -> Any:
 
 
 @functools.cache
-def layer_norm(tile: CpuTile, n: int, width: int, eps: float) -> Any:
-    """The PrimFunc (x[1, n, width], w[width], b[width], y): y = (x - mean) / sqrt(variance + eps) * w + b."""
-    lanes = tile.vector(width)
+def layer_norm(tile: CpuTile, n: int, width: int, eps: float, groups: int = 1, own: bool = False) -> Any:
+    """The PrimFunc (x[1, n, width], w, b, y): each of `groups` equal parts of a row is normalised alone.
+
+    y = (x - mean) / sqrt(variance + eps) * w + b. All parts share one w and b [width / groups], or with `own` each has
+    its own: w and b are [width].
+    """
+    part = width // groups
+    lanes, step = tile.vector(part), part if own else 0
+    weights = width if own else part
 
     @T.prim_func(s_tir=True)
     def layer_norm(
         x: T.Buffer((1, n, width), "float32"),
-        w: T.Buffer((width,), "float32"),
-        b: T.Buffer((width,), "float32"),
+        w: T.Buffer((weights,), "float32"),
+        b: T.Buffer((weights,), "float32"),
         y: T.Buffer((1, n, width), "float32"),
     ):
         T.func_attr({"tirx.noalias": True})
-        for m in T.serial(n):
-            with T.sblock("row"):
-                vm = T.axis.spatial(n, m)
+        for m, g in T.grid(n, groups):
+            with T.sblock("part"):
+                vm, vg = T.axis.remap("SS", [m, g])
                 acc = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
                 mean = T.sblock_alloc_buffer((1,), "float32", scope="local")
                 total = T.sblock_alloc_buffer((1,), "float32", scope="local")
                 for v in T.vectorized(lanes):
                     acc[v] = T.float32(0)
-                for i in T.serial(width // lanes):
+                for i in T.serial(part // lanes):
                     for v in T.vectorized(lanes):
-                        acc[v] = acc[v] + x[0, vm, i * lanes + v]
+                        acc[v] = acc[v] + x[0, vm, vg * part + i * lanes + v]
                 mean[0] = T.float32(0)
                 for v in T.unroll(lanes):
                     mean[0] = mean[0] + acc[v]
-                mean[0] = mean[0] * T.float32(1.0 / width)
+                mean[0] = mean[0] * T.float32(1.0 / part)
                 for v in T.vectorized(lanes):
                     acc[v] = T.float32(0)
-                for i in T.serial(width // lanes):
+                for i in T.serial(part // lanes):
                     for v in T.vectorized(lanes):
-                        acc[v] = T.fma(x[0, vm, i * lanes + v] - mean[0], x[0, vm, i * lanes + v] - mean[0], acc[v])
+                        acc[v] = T.fma(
+                            x[0, vm, vg * part + i * lanes + v] - mean[0],
+                            x[0, vm, vg * part + i * lanes + v] - mean[0],
+                            acc[v],
+                        )
                 total[0] = T.float32(0)
                 for v in T.unroll(lanes):
                     total[0] = total[0] + acc[v]
-                total[0] = T.float32(1) / T.sqrt(total[0] * T.float32(1.0 / width) + T.float32(eps))
-                for i in T.serial(width // lanes):
+                total[0] = T.float32(1) / T.sqrt(total[0] * T.float32(1.0 / part) + T.float32(eps))
+                for i in T.serial(part // lanes):
                     for v in T.vectorized(lanes):
-                        y[0, vm, i * lanes + v] = T.fma(
-                            (x[0, vm, i * lanes + v] - mean[0]) * total[0], w[i * lanes + v], b[i * lanes + v]
+                        y[0, vm, vg * part + i * lanes + v] = T.fma(
+                            (x[0, vm, vg * part + i * lanes + v] - mean[0]) * total[0],
+                            w[vg * step + i * lanes + v],
+                            b[vg * step + i * lanes + v],
                         )
 
     return layer_norm

@@ -10,6 +10,7 @@ from targets.cpu.kernels.attention_rows import attention_rows
 from targets.cpu.kernels.elementwise import (
     add,
     add_bias,
+    clip,
     gelu,
     gelu_mul,
     relu,
@@ -17,6 +18,7 @@ from targets.cpu.kernels.elementwise import (
     silu_mul,
     squared_relu,
     tanh,
+    xielu,
 )
 from targets.cpu.kernels.embedding import embedding, embedding_nbits
 from targets.cpu.kernels.linear import linear
@@ -31,7 +33,7 @@ MAKERS: dict[str, Any] = {
     for maker in (
         *(linear, linear_nbits, linear_int, quantise_rows, embedding, embedding_nbits),
         *(rms_norm, add_rms_norm, layer_norm),
-        *(add, add_bias, silu_mul, gelu_mul, gelu, relu, squared_relu, tanh, scale),
+        *(add, add_bias, silu_mul, gelu_mul, gelu, relu, squared_relu, xielu, clip, tanh, scale),
         *(rope, learned_positions, attention_cached, argmax, take_row, take_columns),
         *(rope_rows, learned_positions_rows, attention_rows),
     )

@@ -44,6 +44,16 @@ def squared_relu(tile: GpuTile, n: int, width: int) -> Any:
     return _unary(tile, n, width, "squared_relu")
 
 
+def xielu(tile: GpuTile, n: int, width: int, positive: float, negative: float, beta: float) -> Any:
+    """The PrimFunc (x, y), both of [1, n, width]: beta * x + positive * x^2, below 0 + negative * (e^x - 1 - x)."""
+    return _unary(tile, n, width, "xielu", positive, negative, beta)
+
+
+def clip(tile: GpuTile, n: int, width: int, least: float, most: float) -> Any:
+    """The PrimFunc (x, y), both of [1, n, width]: y is the number from `least` to `most` nearest to x."""
+    return _unary(tile, n, width, "clip", least, most)
+
+
 def tanh(tile: GpuTile, n: int, width: int) -> Any:
     """Hyperbolic tangent of every value, a PrimFunc (x, y) of [1, n, width]."""
     return _unary(tile, n, width, "tanh")

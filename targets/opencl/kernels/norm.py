@@ -146,23 +146,25 @@ def add_rms_norm(tile: GpuTile, n: int, width: int, eps: float) -> Any:
 
 
 @functools.cache
-def layer_norm(tile: GpuTile, n: int, width: int, eps: float) -> Any:
-    """The PrimFunc (x[1, n, width], w[width], b[width], y): y = (x - mean) / sqrt(variance + eps) * w + b.
+def layer_norm(tile: GpuTile, n: int, width: int, eps: float, groups: int = 1, own: bool = False) -> Any:
+    """The PrimFunc (x[1, n, width], w, b, y): each of `groups` equal parts of a row is normalised alone.
 
-    Four work-items a row: each adds up the whole row and normalises a quarter of it.
+    y = (x - mean) / sqrt(variance + eps) * w + b. All parts share one w and b [width / groups], or with `own` each has
+    its own: w and b are [width]. Four work-items a part: each adds up all of it and normalises a quarter.
     """
-    lanes = tile.vector(width)
-    quarter = -(-width // 4)
+    part = width // groups
+    lanes, step = tile.vector(part), part if own else 0
+    quarter, weights = -(-part // 4), width if own else part
 
     @T.prim_func(s_tir=True)
     def layer_norm(
         x: T.Buffer((1, n, width), "float32"),
-        w: T.Buffer((width,), "float32"),
-        b: T.Buffer((width,), "float32"),
+        w: T.Buffer((weights,), "float32"),
+        b: T.Buffer((weights,), "float32"),
         y: T.Buffer((1, n, width), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        for m in T.thread_binding(n, thread="blockIdx.x"):
+        for m in T.thread_binding(n * groups, thread="blockIdx.x"):
             for t in T.thread_binding(4, thread="threadIdx.x"):
                 with T.sblock("quarter"):
                     vm, vt = T.axis.remap("SS", [m, t])
@@ -171,27 +173,31 @@ def layer_norm(tile: GpuTile, n: int, width: int, eps: float) -> Any:
                     total = T.sblock_alloc_buffer((1,), "float32", scope="local")
                     for v in T.vectorized(lanes):
                         acc[v] = T.float32(0)
-                    for i in T.serial(width // lanes):
+                    for i in T.serial(part // lanes):
                         for v in T.vectorized(lanes):
-                            acc[v] = acc[v] + x[0, vm, i * lanes + v]
+                            acc[v] = acc[v] + x[0, vm // groups, vm % groups * part + i * lanes + v]
                     mean[0] = T.float32(0)
                     for v in T.unroll(lanes):
                         mean[0] = mean[0] + acc[v]
-                    mean[0] = mean[0] * T.float32(1.0 / width)
+                    mean[0] = mean[0] * T.float32(1.0 / part)
                     for v in T.vectorized(lanes):
                         acc[v] = T.float32(0)
-                    for i in T.serial(width // lanes):
+                    for i in T.serial(part // lanes):
                         for v in T.vectorized(lanes):
-                            acc[v] = T.fma(x[0, vm, i * lanes + v] - mean[0], x[0, vm, i * lanes + v] - mean[0], acc[v])
+                            acc[v] = T.fma(
+                                x[0, vm // groups, vm % groups * part + i * lanes + v] - mean[0],
+                                x[0, vm // groups, vm % groups * part + i * lanes + v] - mean[0],
+                                acc[v],
+                            )
                     total[0] = T.float32(0)
                     for v in T.unroll(lanes):
                         total[0] = total[0] + acc[v]
-                    total[0] = T.float32(1) / T.sqrt(total[0] * T.float32(1.0 / width) + T.float32(eps))
-                    for i in T.serial(T.min(quarter, width - vt * quarter)):
-                        y[0, vm, vt * quarter + i] = T.fma(
-                            (x[0, vm, vt * quarter + i] - mean[0]) * total[0],
-                            w[vt * quarter + i],
-                            b[vt * quarter + i],
+                    total[0] = T.float32(1) / T.sqrt(total[0] * T.float32(1.0 / part) + T.float32(eps))
+                    for i in T.serial(T.min(quarter, part - vt * quarter)):
+                        y[0, vm // groups, vm % groups * part + vt * quarter + i] = T.fma(
+                            (x[0, vm // groups, vm % groups * part + vt * quarter + i] - mean[0]) * total[0],
+                            w[vm % groups * step + vt * quarter + i],
+                            b[vm % groups * step + vt * quarter + i],
                         )
 
     return layer_norm

@@ -9,6 +9,7 @@ from targets.opencl.kernels.attention import attention_cached, attention_in_slot
 from targets.opencl.kernels.elementwise import (
     add,
     add_bias,
+    clip,
     gelu,
     gelu_mul,
     relu,
@@ -16,6 +17,7 @@ from targets.opencl.kernels.elementwise import (
     silu_mul,
     squared_relu,
     tanh,
+    xielu,
 )
 from targets.opencl.kernels.embedding import embedding, embedding_nbits
 from targets.opencl.kernels.linear import linear
@@ -30,7 +32,7 @@ MAKERS: dict[str, Any] = {
     for maker in (
         *(linear, linear_nbits, linear_int, quantise_rows, embedding, embedding_nbits),
         *(rms_norm, add_rms_norm, layer_norm),
-        *(add, add_bias, silu_mul, gelu_mul, gelu, relu, squared_relu, tanh, scale),
+        *(add, add_bias, silu_mul, gelu_mul, gelu, relu, squared_relu, xielu, clip, tanh, scale),
         *(rope, learned_positions, attention_cached, argmax, take_row, take_columns),
         *(rope_rows, learned_positions_rows, attention_rows, attention_in_slot),
     )

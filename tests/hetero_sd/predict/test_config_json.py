@@ -274,6 +274,12 @@ CELLS: dict[str, dict[str, Any]] = {  # a cell of the coverage table for each fa
     "internlm3-dynamo-fp32": {"model_type": "internlm3", "bias": True, "qkv_bias": True},
     "glm4-dynamo-fp32": {"model_type": "glm4"},
     "olmo-dynamo-fp32": {"model_type": "olmo"},
+    "olmo-clipped-dynamo-fp32": {"model_type": "olmo", "clip_qkv": 0.5},
+    "apertus-dynamo-fp32": {"model_type": "apertus"},
+    "stablelm-heads-dynamo-fp32": {"model_type": "stablelm", "qk_layernorm": True, "use_parallel_residual": True},
+    "phi-heads-dynamo-fp32": {"model_type": "phi", "qk_layernorm": True, "num_key_value_heads": None},
+    "persimmon-dynamo-fp32": {"model_type": "persimmon", "num_key_value_heads": None},
+    "cohere-heads-dynamo-fp32": {"model_type": "cohere", "use_qk_norm": True},
     "smollm3-dynamo-fp32": {"model_type": "smollm3", "num_hidden_layers": 2, "no_rope_layers": [1, 0]},
 }  # fmt: skip
 
@@ -311,7 +317,7 @@ def test_formats_and_windows(tmp_path: Path) -> None:
         (LLAMA_1B | {"num_hidden_layers": 10**9}, "num_hidden_layers is '1000000000'"),
         (LLAMA_1B | {"num_key_value_heads": 5}, "32 heads cannot share 5 KV heads"),
         (LLAMA_1B | {"num_local_experts": 8}, "mixture of experts"),
-        (OTHERS["phi-2"][0] | {"qk_layernorm": True}, "qk_layernorm is 'True', only False is known of phi"),
+        (OTHERS["mpt-7b"][0] | {"no_bias": False}, "no_bias is 'False', only True is known of mpt"),
         (OTHERS["gpt2"][0] | {"n_positions": 0}, "n_positions is '0'"),
         (LLAMA_1B | {"model_type": "opt", "max_position_embeddings": 64}, "ffn_dim is missing"),
         ({k: v for k, v in LLAMA_1B.items() if k != "head_dim"} | {"num_attention_heads": 30}, "not a multiple of 30"),

@@ -111,6 +111,22 @@ def test_relu_by_hand(name: str, kind: str, flops: int) -> None:
     assert (table is not None and table.k) == (128 if name == "opt" else False)  # without OPT's two unused rows
 
 
+def test_norms_by_head_and_clips_by_hand() -> None:
+    """Of StableLM's heads each has 8 scales and 8 shifts, Phi's share them; OLMo clips q, k and v."""
+    ops = {
+        name: {op.name: op for op in counted(f"{name}-dynamo-fp32").operators}
+        for name in ("stablelm-heads", "phi-heads")
+    }
+    own, shared = (ops[name]["q_norm"] for name in ("stablelm-heads", "phi-heads"))
+    assert (own.kind, own.groups, own.small_values) == ("layer_norm", 4, 2 * 32)
+    assert (shared.kind, shared.groups, shared.small_values) == ("layer_norm", 4, 2 * 8)
+    assert ops["stablelm-heads"]["k_norm"].small_values == 2 * 16
+    clips = {op.name: op.flops for op in step_ops(counted("olmo-clipped-dynamo-fp32"), 3, 5) if op.kind == "clip"}
+    assert clips == {"clip_q": 3 * 2 * 32, "clip_k": 3 * 2 * 16, "clip_v": 3 * 2 * 16}
+    (curved,) = (op for op in step_ops(counted("apertus-dynamo-fp32"), 3, 5) if op.kind == "xielu")
+    assert curved.read_bytes == curved.written_bytes == 4 * 3 * 32
+
+
 def test_alibi_by_hand() -> None:
     """Two operations more for each score, and no kernel of its own; BLOOM normalises its embedding."""
     shape = counted("bloom-dynamo-fp32")

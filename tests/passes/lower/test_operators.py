@@ -82,6 +82,8 @@ def lowers(kind: Backend, mod: Any) -> bool:
         lambda x: D.tanh(x),
         lambda x: D.relu(x),
         lambda x: D.squared_relu(x),
+        lambda x: D.clip(x, least=-1.0, most=1.0),
+        lambda x: D.xielu(x, positive=0.8, negative=1.3, beta=0.5),
         lambda x: D.scale(x, factor=0.5),
         lambda x: relax.op.add(x, x),
         lambda x: D.silu_mul(x, x),

@@ -77,6 +77,9 @@ COMPILED = [
     "phi-dynamo-fp32", "gpt-neox-dynamo-fp32", "cohere2-dynamo-fp32",  # parallel blocks, packed by head
     "opt-dynamo-fp32", "falcon-dynamo-fp32", "falcon-grouped-dynamo-fp32", "nemotron-dynamo-fp32",
     "bloom-dynamo-fp32", "mpt-legacy17-fp32", "opt-350m-dynamo-fp32",
+    # layer norms by head, clipped projections, xIELU
+    "stablelm-heads-dynamo-fp32", "persimmon-dynamo-fp32", "cohere-heads-dynamo-fp32", "olmo-clipped-dynamo-fp32",
+    "apertus-dynamo-fp32",
     "gemma3-dynamo-bf16", "gpt2-dynamo-eager-fp16",  # a GELU with the rounded constants of each
     "qwen2-ort-dynamic-uint8", "gpt2-ort-dynamic-int8-per-channel", "llama-ort-bnb4-nf4-across-columns",
     "qwen2-ort-bnb4-fp4",
@@ -86,7 +89,12 @@ ROWS = (
     *("llama", "llama3", "mistral", "phi3", "phi3-longrope", "qwen2", "qwen3", "gemma2", "gemma3", "smollm", "gpt2"),
     *("granite", "olmo2"),
 )
-UNSCALED = {"olmo-dynamo-fp32", "nanochat-dynamo-fp32"}  # their norms have no weights
+UNSCALED = {
+    "olmo-dynamo-fp32",
+    "olmo-clipped-dynamo-fp32",
+    "olmo-clipped-legacy17-fp32",
+    "nanochat-dynamo-fp32",
+}  # their norms have no weights
 COLUMNS = {
     "dynamo": "dynamo, opset 18",
     "dynamo23": "dynamo, 23",
@@ -235,7 +243,7 @@ def test_norm_weights_and_biases_are_random(name: str) -> None:
     vectors += [n.inputs[5] for n in graph if n.op_type == "MatMulNBits" and len(n.inputs) > 5 and n.inputs[5]]
     constants = [initializer_of(v).const_value for v in vectors if not v.is_graph_input()]
     assert len(constants) >= len(norms) > 0
-    numbers = [t.numpy().astype(np.float32) for t in constants if len(t.shape) == 1]
+    numbers = [t.numpy().astype(np.float32) for t in constants if len(t.shape) <= 2]  # two: a row for each head
     written = [x for x in numbers if x.any()]  # zeros are what the import writes where a norm has no bias
     assert min(float(np.std(x)) for x in written) > 0.05 or name in UNSCALED
 
@@ -293,6 +301,47 @@ def test_a_twin_with_other_slopes_differs(name: str) -> None:
         assert worst(name, CanonicalModel(decoder.model), few=True) > 100 * BOUND
     finally:
         node.attributes["slopes"] = slopes
+
+
+@pytest.mark.parametrize(
+    ("name", "op_type", "place"),
+    [("olmo-clipped-dynamo-fp32", "Clip", 2), ("apertus-dynamo-fp32", "XIELU", "negative")],
+)
+def test_a_twin_with_another_constant_differs(name: str, op_type: str, place: int | str) -> None:
+    """An upper end of the clipping that is 1.01 times the export's; a factor of xIELU likewise."""
+    decoder, canonical, _ = imported(name)
+    nodes = [n for n in decoder.model.graph if n.op_type == op_type]
+    assert len(nodes) == {"Clip": 3, "XIELU": 1}[op_type]
+    assert worst(name, canonical, few=True) < BOUND
+    if isinstance(place, str):
+        kept = nodes[0].attributes[place]
+        nodes[0].attributes[place] = ir.AttrFloat32(place, 1.01 * kept.value)
+    else:
+        value = nodes[0].inputs[place]
+        kept, value.const_value = value.const_value, ir.tensor(1.01 * value.const_value.numpy(), name=value.name)
+    try:
+        assert worst(name, CanonicalModel(decoder.model), few=True) > 10 * BOUND
+    finally:
+        if isinstance(place, str):
+            nodes[0].attributes[place] = kept
+        else:
+            value.const_value = kept
+
+
+@pytest.mark.parametrize("name", ["stablelm-heads-dynamo-fp32", "cohere-heads-dynamo-fp32"])
+def test_a_twin_whose_heads_share_a_scale_differs(name: str) -> None:
+    """Each head has a scale of its own: with the first head's for all, the numbers are others."""
+    decoder, canonical, _ = imported(name)
+    assert worst(name, canonical, few=True) < BOUND
+    scales = [n.inputs[1] for n in decoder.model.graph if n.op_type == "LayerNormalization"]
+    value = next(v for v in scales if len(v.const_value.shape) == 2)
+    kept, rows = value.const_value, value.const_value.numpy()
+    assert rows.shape == (4, 8)
+    value.const_value = ir.tensor(np.repeat(rows[:1], len(rows), axis=0), name=value.name)
+    try:
+        assert worst(name, CanonicalModel(decoder.model), few=True) > 100 * BOUND
+    finally:
+        value.const_value = kept
 
 
 def test_alibi_that_ends_limits_the_context() -> None:

@@ -18,7 +18,19 @@ from passes.packed_codes import pack_codes, unpack_codes
 from targets.boards import load_board
 from targets.cpu.kernels.argmax import argmax
 from targets.cpu.kernels.attention import attention_cached
-from targets.cpu.kernels.elementwise import add, add_bias, gelu, gelu_mul, relu, scale, silu_mul, squared_relu, tanh
+from targets.cpu.kernels.elementwise import (
+    add,
+    add_bias,
+    clip,
+    gelu,
+    gelu_mul,
+    relu,
+    scale,
+    silu_mul,
+    squared_relu,
+    tanh,
+    xielu,
+)
 from targets.cpu.kernels.embedding import embedding, embedding_nbits
 from targets.cpu.kernels.linear import linear
 from targets.cpu.kernels.linear_nbits import linear_nbits
@@ -439,6 +451,10 @@ def test_tiles_never_spill() -> None:
                 assert -(-n // tile.rows(n)) * tile.rows(n) < n + tile.rows(n)
 
 
+def xielu_reference(x: np.ndarray, positive: float, negative: float, beta: float) -> np.ndarray:
+    return np.where(x > 0, positive * x**2, negative * (np.expm1(np.minimum(x, 0)) - x)) + beta * x
+
+
 @TILES
 def test_activations(tile: CpuTile) -> None:
     x = np.concatenate([np.linspace(-12, 12, 496), np.linspace(-1e-3, 1e-3, 16)]).astype(F32).reshape(1, 2, 256)
@@ -456,11 +472,15 @@ def test_activations(tile: CpuTile) -> None:
         (relu(tile, 2, 256), (x,), np.maximum(wide, 0)),
         (squared_relu(tile, 2, 256), (x,), np.maximum(wide, 0) ** 2),
         (tanh(tile, 2, 256), (x,), np.tanh(wide)),
+        (clip(tile, 2, 256, -1.5, 2.5), (x,), np.clip(wide, -1.5, 2.5)),
+        (xielu(tile, 2, 256, 0.8, 1.3, 0.5), (x,), xielu_reference(wide, 0.8, 1.3, 0.5)),
         (scale(tile, 2, 256, 8.5), (x,), 8.5 * wide),
     ]
     for func, args, expected in cases:
         y = run(func, *args, out=(x.shape, "float32"))
         np.testing.assert_allclose(y, expected, atol=2e-6, rtol=1e-6)
+    wrong = run(xielu(tile, 2, 256, 0.8, 1.3, 0.5), x, out=(x.shape, "float32"))
+    assert np.abs(wrong - xielu_reference(wide, 0.8, 1.31, 0.5)).max() > 1e-3
     wrong = run(gelu(tile, 2, 256, False), x, out=(x.shape, "float32"))
     assert np.abs(wrong - by_tanh).max() > 1e-4  # the negative control: the two GELUs are told apart
     row = run(gelu(tile, 1, 256, True), x[:, :1], out=((1, 1, 256), "float32"))
@@ -471,8 +491,14 @@ def test_activations(tile: CpuTile) -> None:
 def test_relu_of_what_is_not_finite(tile: CpuTile) -> None:
     """NaN stays, so that the check of the logits sees it; minus infinity becomes 0 before it is squared."""
     x = np.resize(np.array([-np.inf, np.nan, np.inf, -0.0, -1, 2], F32), (1, 2, 32))
-    for maker, expected in ((relu, [0, np.nan, np.inf, 0, 0, 2]), (squared_relu, [0, np.nan, np.inf, 0, 0, 4])):
-        y = run(maker(tile, 2, 32), x, out=(x.shape, "float32"))
+    cases = [
+        (relu(tile, 2, 32), [0, np.nan, np.inf, 0, 0, 2]),
+        (squared_relu(tile, 2, 32), [0, np.nan, np.inf, 0, 0, 4]),
+        (clip(tile, 2, 32, -0.5, 1.5), [-0.5, np.nan, 1.5, 0, -0.5, 1.5]),
+        (xielu(tile, 2, 32, 0.5, 0.0, 1.0), [-np.inf, np.nan, np.inf, 0, -1, 4]),
+    ]
+    for func, expected in cases:
+        y = run(func, x, out=(x.shape, "float32"))
         assert np.array_equal(y, np.resize(np.array(expected, F32), x.shape), equal_nan=True)
         assert not np.array_equal(y, x, equal_nan=True)
 
@@ -488,6 +514,26 @@ def test_layer_norm(tile: CpuTile) -> None:
     assert np.array_equal(row, y[:, 1:2])
     control = run(layer_norm(tile, 3, 64, 1e-2), x, w, b, out=(x.shape, "float32"))
     assert np.abs(control - expected).max() > 3e-6
+
+
+@TILES
+@pytest.mark.parametrize(("groups", "width"), [(4, 64), (3, 39), (5, 60)])
+@pytest.mark.parametrize("own", [False, True])
+def test_layer_norm_of_parts_of_a_row(tile: CpuTile, groups: int, width: int, own: bool) -> None:
+    """Each part of a row, a head, is normalised alone; with `own` by weights of its own."""
+    rows = groups if own else 1
+    x, w, b = normal(1, 3, width) + F32(2), normal(rows, width // groups, seed=1), normal(rows, width // groups, seed=2)
+    parts = x.astype(np.float64).reshape(1, 3, groups, -1)
+    centred = parts - parts.mean(-1, keepdims=True)
+    expected = (centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w + b).reshape(x.shape)
+    flat, out = (w.reshape(-1), b.reshape(-1)), (x.shape, "float32")
+    y = run(layer_norm(tile, 3, width, 1e-5, groups, own), x, *flat, out=out)
+    np.testing.assert_allclose(y, expected, atol=3e-6)
+    row = run(layer_norm(tile, 1, width, 1e-5, groups, own), x[:, 1:2], *flat, out=((1, 1, width), "float32"))
+    assert np.array_equal(row, y[:, 1:2])
+    whole = [np.resize(v, width) for v in flat]
+    control = run(layer_norm(tile, 3, width, 1e-5), x, *whole, out=out)
+    assert np.abs(control - expected).max() > 0.1  # the row as one part
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

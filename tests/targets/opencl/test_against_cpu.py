@@ -99,6 +99,8 @@ CASES: dict[str, Case] = {
     "norm.add_rms_norm": Case(
         (N, WIDTH, 1e-5), lambda: [x(), x(1), normal(WIDTH), np.zeros(ROW, F32)], ROW, (((N, 2), "float32"),), 1e-6),
     "norm.layer_norm": Case((N, WIDTH, 1e-5), lambda: [x(), normal(WIDTH), normal(WIDTH, seed=1)], ROW, within=1e-6),
+    "norm.layer_norm heads": Case(
+        (N, WIDTH, 1e-5, 3, True), lambda: [x(), normal(WIDTH), normal(WIDTH, seed=1)], ROW, within=1e-6),
     "elementwise.add": Case((N, WIDTH), lambda: [x(), x(1)], ROW),
     "elementwise.add_bias": Case((N, WIDTH), lambda: [x(), normal(WIDTH)], ROW),
     "elementwise.silu_mul": Case((N, WIDTH), lambda: [x(), x(1)], ROW, within=1e-6),
@@ -107,6 +109,8 @@ CASES: dict[str, Case] = {
     "elementwise.relu": Case((N, WIDTH), lambda: [x()], ROW),
     "elementwise.squared_relu": Case((N, WIDTH), lambda: [x()], ROW),
     "elementwise.tanh": Case((N, WIDTH), lambda: [x()], ROW, within=1e-6),
+    "elementwise.clip": Case((N, WIDTH, -0.5, 0.7), lambda: [x()], ROW),
+    "elementwise.xielu": Case((N, WIDTH, 0.8, 1.3, 0.5), lambda: [x()], ROW, within=1e-6),
     "elementwise.scale": Case((N, WIDTH, 0.3), lambda: [x()], ROW),
     **{f"rope.rope {kind}": Case(
         (N, 3, 32, 16, CONTEXT, kind == "interleaved"),

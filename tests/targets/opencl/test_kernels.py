@@ -420,7 +420,7 @@ def test_elementwise(run: Run, tile: GpuTile, width: int) -> None:
 def test_activations(run: Run) -> None:
     from scipy.special import erf
 
-    from targets.opencl.kernels.elementwise import gelu, gelu_mul, relu, scale, squared_relu, tanh
+    from targets.opencl.kernels.elementwise import clip, gelu, gelu_mul, relu, scale, squared_relu, tanh, xielu
 
     x, up = 3 * normal(1, 2, 38), normal(1, 2, 38, seed=1)
     out, wide = (x.shape, "float32"), x.astype(np.float64)
@@ -445,6 +445,11 @@ def test_activations(run: Run) -> None:
     x[0, 1, 5] = wide[0, 1, 5]
     np.testing.assert_allclose(run(tanh(MALI, 2, 38), x, out=out), np.tanh(wide), atol=1e-6)
     assert np.array_equal(run(scale(MALI, 2, 38, 0.3), x, out=out), x * F32(0.3))
+    assert np.array_equal(run(clip(MALI, 2, 38, -1.5, 2.5), x, out=out), np.clip(x, F32(-1.5), F32(2.5)))
+    under = np.minimum(wide, 0)
+    curved = 0.8 * np.maximum(wide, 0) ** 2 + 1.3 * (np.expm1(under) - under) + 0.5 * wide
+    np.testing.assert_allclose(run(xielu(MALI, 2, 38, 0.8, 1.3, 0.5), x, out=out), curved, atol=4e-6, rtol=1e-6)
+    assert np.abs(run(xielu(MALI, 2, 38, 0.8, 1.31, 0.5), x, out=out) - curved).max() > 1e-3
 
 
 @pytest.mark.parametrize("width", [64, 33])
@@ -460,6 +465,24 @@ def test_layer_norm(run: Run, width: int) -> None:
     assert np.array_equal(one, y[:, :1])
     y = run(layer_norm(MALI, 3, width, 1e-2), x, w, b, out=(x.shape, "float32"))
     assert np.abs(y - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize(("groups", "width"), [(4, 64), (3, 39)])
+@pytest.mark.parametrize("own", [False, True])
+def test_layer_norm_of_parts_of_a_row(run: Run, groups: int, width: int, own: bool) -> None:
+    from targets.opencl.kernels.norm import layer_norm
+
+    rows = groups if own else 1
+    x, w, b = normal(1, 3, width) + 2, normal(rows, width // groups, seed=1), normal(rows, width // groups, seed=2)
+    parts = x.astype(np.float64).reshape(1, 3, groups, -1)
+    centred = parts - parts.mean(-1, keepdims=True)
+    expected = (centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w + b).reshape(x.shape)
+    flat, out = (w.reshape(-1), b.reshape(-1)), (x.shape, "float32")
+    np.testing.assert_allclose(
+        run(layer_norm(MALI, 3, width, 1e-5, groups, own), x, *flat, out=out), expected, atol=4e-6
+    )
+    whole = [np.resize(v, width) for v in flat]
+    assert np.abs(run(layer_norm(MALI, 3, width, 1e-5), x, *whole, out=out) - expected).max() > 0.1
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

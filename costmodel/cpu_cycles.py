@@ -19,6 +19,7 @@ from costmodel.decoder import NONLINEARITIES, NORMS, TABLES
 from costmodel.format import F32, INT8, Format
 from costmodel.work import Op, visible_keys
 from targets.cpu.dot import DOTS, STEP, dot_of
+from targets.cpu.linear_tile import LINE_BYTES, linear_tile
 from targets.cpu.tile import CHUNK, SERIAL_WEIGHTS, CpuTile, chunk_tasks, cpu_tile, row_groups
 from targets.device import Core
 from targets.kv_format import KV_FORMATS
@@ -81,14 +82,15 @@ class Cycles:
         threads: threads that have work.
         walks: times the parts below are read; the first time from memory, later from the cache that holds a part.
         part_bytes: bytes read again and again together: a group of weight panels, or a chunk of a head's KV rows.
-        streams: sequences of addresses that are read side by side: panels of a group, or keys and values.
+        streams: sequences of addresses that are read side by side: panels of a group, or keys and values; None where
+            all lines are asked for ahead, so that none waits at the end of a page.
     """
 
     cycles: float
     threads: int
     walks: int = 1
     part_bytes: float = 0.0
-    streams: int = 1
+    streams: int | None = 1
 
 
 def kernel_cycles(op: Op, core: Core, threads: int) -> Cycles:
@@ -104,30 +106,35 @@ def kernel_cycles(op: Op, core: Core, threads: int) -> Cycles:
 
 
 def _linear(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
-    """One pass over the weights for each row tile; the last tile overlaps, so its time is that of a full one."""
+    """Row tiles over the panels of the weights; the last tile overlaps, so its time is that of a full one."""
     k, columns, stored = op.operator.k, op.operator.columns, op.operator.format
     panels = -(-columns // tile.panel)
-    rows = tile.rows(op.rows)
-    side = 1 if stored.quantised else tile.panels(op.rows, panels)
-    walks = -(-op.rows // rows)
+    if stored.quantised:
+        rows, side, asked_lines = tile.rows(op.rows), 1, 0.0
+        row_tiles = walks = -(-op.rows // rows)
+    else:
+        walk = linear_tile(tile, op.rows, k, panels, stored.bits // 8)
+        rows, side, row_tiles, walks = walk.rows, walk.side, walk.row_tiles, walk.walks
+        asked_lines = side * tile.panel * stored.bits / 8 / LINE_BYTES / row_tiles if walk.ahead else 0.0
     groups = panels // side
     serial = not stored.quantised and columns * k < SERIAL_WEIGHTS
     used = 1 if serial else min(threads, groups)
-    body = _linear_body(stored, tile, issue, rows, side)
+    body = _linear_body(stored, tile, issue, rows, side, asked_lines)
     per_thread = -(-groups // used)
     group_bytes = side * stored.nbytes(k, tile.panel)
-    return Cycles(per_thread * walks * k * body, used, walks, group_bytes, side)
+    streams = None if asked_lines else side
+    return Cycles(per_thread * row_tiles * k * body, used, walks, group_bytes, streams)
 
 
-def _linear_body(stored: Format, tile: CpuTile, issue: Issue, rows: int, side: int) -> float:
-    """Cycles of one step of k for `side` panels and `rows` rows."""
+def _linear_body(stored: Format, tile: CpuTile, issue: Issue, rows: int, side: int, asked_lines: float) -> float:
+    """Cycles of one step of k for `side` panels and `rows` rows, which asks for so many cache lines."""
     vectors = side * tile.panel_vectors
     fma = rows * vectors
+    ask = asked_lines * (issue.load if issue.in_order else 1.0)  # a cycle each, where a load takes two
+    load = vectors * stored.bits / 32 + rows + ask
     if stored.quantised:
-        unpack = vectors * stored.type.cpu_unpack
-        return issue.cycles(fma, unpack, vectors * stored.bits / 32 + rows, _FMA_LATENCY)
+        return issue.cycles(fma, vectors * stored.type.cpu_unpack, load, _FMA_LATENCY)
     convert = vectors if stored.bits == 16 else 0
-    load = vectors * stored.bits / 32 + rows
     if issue.converts:
         return max(issue.cycles(fma, 0, load, _FMA_LATENCY), convert / issue.converts)
     return issue.cycles(fma, convert, load, _FMA_LATENCY)
@@ -149,7 +156,7 @@ def _linear_int(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:
     body = issue.cycles(vectors * tiles * tile_rows * row, ahead, loads, _FMA_LATENCY)
     panel_cycles = -(-panels // used) * steps * body
     codes = op.rows * steps * dot.codes * issue.scalar_penalty
-    return Cycles(panel_cycles + codes, used, 1, stored.nbytes(k, tile.panel))
+    return Cycles(panel_cycles + codes, used, 1, stored.nbytes(k, tile.panel), None)
 
 
 def _attention(op: Op, tile: CpuTile, issue: Issue, threads: int) -> Cycles:

@@ -195,7 +195,9 @@ class Roofline:
             mixed = len(processor.parts) > 1 and found.threads > 1
             portion = threads / processor.threads if mixed else 1.0
             on_cluster = min(threads, found.threads)
-            pages = op.stream_bytes * portion / _PAGE_BYTES / on_cluster / found.streams if op.kind == "linear" else 0.0
+            pages = 0.0
+            if op.kind == "linear" and found.streams is not None:
+                pages = op.stream_bytes * portion / _PAGE_BYTES / on_cluster / found.streams
             waits = pages * 1e-9 * f.page_ns * (1 - resident)
             memory = max(memory, self._memory_s(op, cluster, on_cluster, portion, mixed, resident) + waits)
             if found.threads > 1:

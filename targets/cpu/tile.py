@@ -52,12 +52,14 @@ class CpuTile:
         panel: columns of a packed weight panel; the layout on disk depends on it, so one board has one panel.
         accumulators: vector registers a tile may accumulate in without spilling.
         dot: how the core multiplies integers, a name of targets/cpu/dot.py.
+        l1d_bytes: level-1 data cache.
     """
 
     lanes: int
     panel: int
     accumulators: int
     dot: str
+    l1d_bytes: int = 32 << 10
 
     @property
     def panel_vectors(self) -> int:
@@ -76,11 +78,6 @@ class CpuTile:
         most = max(1, min(self.accumulators // self.panel_vectors, (registers - 1) // (self.panel_vectors + 1)))
         tiles = -(-n // most)
         return -(-n // tiles)
-
-    def panels(self, n: int, panel_count: int) -> int:
-        """Panels one tile works on side by side: one row alone needs several, to hide the latency of the FMA."""
-        most = max(1, min(4, self.accumulators // (self.panel_vectors * self.rows(n))))
-        return next(p for p in range(most, 0, -1) if panel_count % p == 0)
 
     def attention(self, n: int, share: int, vectors: int) -> AttentionTile:
         """The tile of an attention over n rows, `share` heads a KV head and `vectors` vectors across head_dim.
@@ -101,7 +98,7 @@ def cpu_tile(core: Core) -> CpuTile:
     lanes = core.vector_bits // 32
     accumulators = core.vector_registers * 3 // 4
     panel = max(16, 4 * lanes if lanes == 16 else 16)
-    return CpuTile(lanes=lanes, panel=panel, accumulators=accumulators, dot=_dot(core))
+    return CpuTile(lanes=lanes, panel=panel, accumulators=accumulators, dot=_dot(core), l1d_bytes=core.l1d_bytes)
 
 
 def _dot(core: Core) -> str:

@@ -27,7 +27,7 @@ def scripted(make_decoder: Any, board: Any, factors: Factors) -> list[Point]:
     points = []
     for shape in shapes:
         for threads, rate in ((1, 11.0), (4, 19.0)):
-            for n in (1, 2, 4, 5, 8):
+            for n in (1, 2, 4, 5, 6, 8):
                 for past in (16, 480):
                     point = Point(shape, "a76", threads, n, past, 1.0, rate)
                     points.append(replace(point, seconds=predict_point(board, factors, point)))

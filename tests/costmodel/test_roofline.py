@@ -79,7 +79,7 @@ def test_time_climbs_in_stairs_of_the_row_tile(imx95: Any) -> None:
         same_shape = tile.rows(n) * -(-n // tile.rows(n)) == tile.rows(n + 1) * -(-(n + 1) // tile.rows(n + 1))
         if same_shape:  # 7 rows are two tiles of 4: as long as 8
             assert times[n + 1] == pytest.approx(times[n], rel=0.01), n
-    assert times[7] > 1.2 * times[6]
+    assert times[7] > 1.1 * times[6]  # of arithmetic 1.33, of which memory hides a part: the tiles read weights once
 
 
 @pytest.mark.parametrize(("weights", "mca_cycles", "bytes_"), [(Format(), 210, 1024), (Format("float16"), 161, 512)])
@@ -212,18 +212,21 @@ def test_each_bandwidth_is_discounted_once(imx95: Any, rate: str, share: float) 
 
 
 def test_later_walks_find_their_part_in_a_cache(rk3588: Any) -> None:
-    """12 rows are two tiles of 6: the second walk adds its arithmetic alone, and waits where level 2 is slower."""
+    """42 rows are seven tiles of 6, too many to take turns: six walks more, which wait where level 2 is slower."""
     one = CpuSlice(((rk3588.clusters[0], 1),))
-    narrow = linear(256, 8192, 12)  # a group of panels has 16 KiB: level 1 holds it
+    narrow = linear(256, 8192, 42)  # a group of panels has 16 KiB: level 1 holds it
     roofline = Roofline(rk3588, replace(IDEAL, compute=0.01))
     first = roofline.op(replace(narrow, rows=6), one)
-    assert roofline.op(narrow, one).compute_s < 0.1 * first.memory_s
-    wide = linear(1024, 8192, 12)  # 64 KiB: level 2
+    assert roofline.op(narrow, one).compute_s < 0.2 * first.memory_s
+    wide = linear(1024, 8192, 42)  # 64 KiB: level 2
     again = roofline.op(wide, one).compute_s
-    assert again == pytest.approx(4 * 1024 * 8192 / (16 * 2.3e9), rel=0.1)
+    assert again == pytest.approx(6 * 4 * 1024 * 8192 / (16 * 2.3e9), rel=0.1)
+    turns = roofline.op(replace(wide, rows=12), one)  # two tiles take turns at what level 1 holds
+    assert turns.compute_s < 0.1 * again
 
 
 def test_each_page_of_a_stream_waits(rk3588: Any) -> None:
+    """One row reads four panels side by side; 6 rows ask for their lines ahead."""
     one = CpuSlice(((rk3588.clusters[0], 1),))
     pages = 4 * 2048 * 8192 / 4096
     slow = replace(IDEAL, compute=0.01)
@@ -232,9 +235,9 @@ def test_each_page_of_a_stream_waits(rk3588: Any) -> None:
             Roofline(rk3588, replace(slow, page_ns=100.0)).op(gate(n), one).memory_s
             - Roofline(rk3588, slow).op(gate(n), one).memory_s
         )
-        for n in (6, 1)
+        for n in (4, 1, 6)
     ]
-    assert delay == pytest.approx([pages * 1e-7, pages * 1e-7 / 4], rel=0.01)  # one row reads four panels side by side
+    assert delay == pytest.approx([pages * 1e-7, pages * 1e-7 / 4, 0.0], rel=0.01)
 
 
 def test_the_other_model_of_a_pair_takes_cache(make_decoder: Any, rk3588: Any) -> None:

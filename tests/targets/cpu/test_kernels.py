@@ -37,6 +37,7 @@ from targets.cpu.kernels.linear_nbits import linear_nbits
 from targets.cpu.kernels.norm import add_rms_norm, layer_norm, rms_norm
 from targets.cpu.kernels.rope import rope
 from targets.cpu.kernels.take import learned_positions, take_columns, take_row
+from targets.cpu.linear_tile import linear_tile
 from targets.cpu.target import tvm_target
 from targets.cpu.tile import CpuTile, cpu_tile
 from targets.kernels.code_tables import CODE_TABLES
@@ -99,6 +100,27 @@ def test_linear(tile: CpuTile, dtype: str, k: int, columns: int) -> None:
     wrong[0, 1, 2] += 1  # the negative control: one weight off must show
     y = run(linear(tile, 1, k, columns, dtype), rows[:, :1], wrong, out=((1, 1, columns), "float32"))
     assert np.abs(y - expected[:, :1]).max() > 2e-6 * k
+
+
+@TILES
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_row_tiles_take_turns_at_parts_of_the_weights(tile: CpuTile, dtype: str) -> None:
+    """In the bits of rows alone, where a level-1 cache holds a few rows of the matrix, the last part fewer."""
+    k, columns, n = 232, 50, 20
+    small = replace(tile, l1d_bytes=4096)
+    walk = linear_tile(small, n, k, -(-columns // tile.panel), 2 if dtype == "float16" else 4)
+    assert walk.row_tiles > 1
+    assert walk.part < k
+    assert k % walk.part
+    w, rows = normal(k, columns, seed=1).astype(dtype), normal(1, n, k)
+    packed = to_panels(w, tile.panel)
+    together = run(linear(small, n, k, columns, dtype), rows, packed, out=((1, n, columns), "float32"))
+    for t in (0, 7, n - 1):
+        alone = run(linear(small, 1, k, columns, dtype), rows[:, t : t + 1], packed, out=((1, 1, columns), "float32"))
+        assert np.array_equal(together[:, t], alone[:, 0])
+    packed[0, k - 1, 0] += 1  # the negative control: a weight of the last part shows
+    wrong = run(linear(small, n, k, columns, dtype), rows, packed, out=((1, n, columns), "float32"))
+    assert not np.array_equal(together, wrong)
 
 
 def quantised(bits: int, k: int, columns: int, block: int, zeros: bool) -> tuple[dict[str, Array], Array]:
@@ -446,7 +468,7 @@ def test_tiles_never_spill() -> None:
             tile = cpu_tile(cluster.core)
             assert tile.panel % tile.lanes == 0
             for n in range(1, 33):
-                used = tile.rows(n) * tile.panel_vectors * tile.panels(n, 64)
+                used = tile.rows(n) * tile.panel_vectors * linear_tile(tile, n, 512, 64, 4).side
                 assert used <= tile.accumulators < cluster.core.vector_registers
                 assert -(-n // tile.rows(n)) * tile.rows(n) < n + tile.rows(n)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -95,7 +96,9 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         return error.returncode
     print("\nEvery line is a turn now.", flush=True)
-    return subprocess.run([sys.executable, str(bundle / "run.py"), "--drafter", "ngram"], check=False).returncode
+    sys.stderr.flush()
+    talk = [sys.executable, str(bundle / "run.py"), "--drafter", "ngram"]
+    os.execv(sys.executable, talk)  # not as a child: Ctrl-C, which ends an answer, would end this process, too
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text.chat_template import ASSISTANT, SYSTEM, USER, Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text
+from hetero_sd.runtime.text.stream import REPLACEMENT
 from targets.errors import UserError
 from targets.files import write_text
 
@@ -56,9 +57,13 @@ class Conversation:
         return answer
 
     def keep(self, answer: Answer) -> None:
-        """Add what was generated of the answer, so that the next turn can refer to it."""
+        """Add what was generated of the answer, so that the next turn can refer to it.
+
+        A character that the end of the answer cut in two is left out.
+        """
         answer.close()
-        self.messages.append({"role": ASSISTANT, "content": answer.text})
+        said = answer.text if answer.stop_reason == "eos" else answer.text.rstrip(REPLACEMENT)
+        self.messages.append({"role": ASSISTANT, "content": said})
 
     def reset(self) -> None:
         """Forget all turns."""
@@ -84,8 +89,8 @@ class Conversation:
             return turns, ids
         if self._when_full == STOP and len(turns) > 1:
             raise UserError(
-                f"the context of {context} tokens is full: /reset forgets the conversation, --when-full oldest drops "
-                "its oldest turns"
+                f"the context of {context} tokens is full: /reset forgets the conversation; run.py --when-full oldest "
+                "would drop its oldest turns"
             )
         limit = 0 if self._when_full == ALL else int(_KEPT * context)
         while size > limit and (later := _after_first_turn(turns)):

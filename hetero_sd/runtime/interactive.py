@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Callable
@@ -19,9 +20,11 @@ COMMANDS = """\
 /reset       forget the conversation
 /save FILE   write it as a line of JSON, as --prompts takes it
 /stats       print measured and predicted times of the last answer
-/help        print this"""
-_COMMAND = re.compile(r"/(reset|save|stats|help)(?:\s+(.*))?$", re.DOTALL)
-_TYPING_ERROR = re.compile(r"/\w+$")
+/help        print this
+/quit        end, as Ctrl-D does; Ctrl-C ends an answer"""
+_NAMES = ("reset", "save", "stats", "help", "quit")
+_COMMAND = re.compile(rf"/({'|'.join(_NAMES)})(?:\s+(.*))?$", re.DOTALL)
+_WORD = re.compile(r"/(\w+)(?:\s+.*)?$", re.DOTALL)
 
 
 class Interactive:
@@ -41,21 +44,24 @@ class Interactive:
         self._conversation = Conversation(session, when_full, **options) if chats else None
         self._when_full = when_full
         self._last: Answer | None = None
+        self._asking = False
 
     def run(self) -> None:
         """Read lines; a mistake in one ends the run only where no person can give another."""
-        asking = sys.stdin is not None and sys.stdin.isatty()
-        if asking:
+        self._asking = sys.stdin is not None and sys.stdin.isatty()
+        if self._asking:
             print("/help lists commands; end with Ctrl-D", file=sys.stderr)
         for line in read_lines():
             try:
+                if (found := _COMMAND.match(str(line.given))) and found[1] == "quit":
+                    return
                 self._line(line)
             except UserError as error:
-                if not asking:
+                if not self._asking:
                     raise
                 _note(f"error: {error}")
             except KeyboardInterrupt:
-                if not asking or self._last is None or self._last.stop_reason is not None:
+                if not self._asking:
                     raise
                 print(flush=True)  # what came of the answer was kept; the person goes on
 
@@ -63,8 +69,8 @@ class Interactive:
         text = str(line.given)
         if found := _COMMAND.match(text):
             self._command(found[1], (found[2] or "").strip())
-        elif _TYPING_ERROR.match(text):
-            raise UserError(f"there is no command {text}: /help lists them; a text may begin with a space")
+        elif mistake := _mistake(text):
+            raise UserError(mistake)
         elif self._conversation is None:
             self._last = self._session.answer(self._session.encode(line), **self._options)
             self._show(line, self._last)
@@ -82,6 +88,8 @@ class Interactive:
             conversation.keep(answer)
         if answer.stop_reason == "context":
             _note(f"note: the context of {self._session.context} tokens is full: the answer ends there")
+        if answer.stop_reason == "length" and self._asking:
+            _note(f"note: the answer ends after {len(answer.token_ids)} tokens; --max-new-tokens N allows more")
 
     def _command(self, name: str, argument: str) -> None:
         if name == "help":
@@ -100,6 +108,16 @@ class Interactive:
                 raise UserError("/save needs the name of a file")
             self._conversation.save(Path(argument))
             _note(f"note: {argument} holds the conversation")
+
+
+def _mistake(text: str) -> str:
+    """What is wrong with a line that begins as a command does and is none; empty of a text."""
+    found = _WORD.match(text)
+    near = difflib.get_close_matches(found[1].lower(), _NAMES, 1) if found else []
+    if not found or (not near and text != f"/{found[1]}"):
+        return ""
+    meant = f"did you mean /{near[0]}? " if near else ""
+    return f"there is no command /{found[1]}: {meant}/help lists them; a text may begin with a space"
 
 
 def _note(text: str) -> None:

@@ -31,7 +31,7 @@ A file of --prompts holds one text a line, or JSON lines such as {"prompt": "...
 {"messages": [{"role": "user", "content": "..."}]}, which may have "tools". Of a conversation that /save wrote,
 the last question is answered again.
 Without --prompt and --prompts every line typed (or piped in) is a turn of a conversation; without a chat
-template, a prompt of its own. The lines /reset, /save FILE, /stats and /help are commands.
+template, a prompt of its own. The lines /reset, /save FILE, /stats, /help and /quit are commands.
 """
 
 

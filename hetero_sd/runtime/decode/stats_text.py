@@ -22,7 +22,7 @@ def stats_table(stats: Mapping[str, Any]) -> str:
         f"{stats['prompt_tokens']} prompt tokens{kept}, {stats['new_tokens']} new tokens, {stats['rounds']} rounds, "
         f"{stats['drafted']} drafted, {stats['accepted']} accepted"
     )
-    if used := ", ".join(f"{name} {100 * share:.2g} %" for name, share in stats["time_shares"].items() if share):
+    if used := ", ".join(f"{name} {_percent(share)} %" for name, share in stats["time_shares"].items() if share):
         lines.append(f"of the time: {used}")
     if len(stats["gammas"]) > 1:
         used = ", ".join(f"{gamma} in {rounds}" for gamma, rounds in stats["gammas"].items())
@@ -70,6 +70,11 @@ def threads_text(facts: Mapping[str, Any]) -> str:
         return f"threads: {facts['threads']} of TVM's pool: {facts['why_tvms']}"
     share = "" if facts["worker_share"] is None else f", workers ran {100 * facts['worker_share']:.0f} % of the tasks"
     return f"threads: {facts['threads']} of our pool{share}"
+
+
+def _percent(share: float) -> str:
+    """Two digits of a share below a tenth, whole percent of others: 100 is not 1e+02."""
+    return f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.0f}"
 
 
 def _number(value: float | None) -> str:

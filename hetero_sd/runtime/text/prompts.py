@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,15 +92,28 @@ def read_prompts(path: Path) -> list[Prompt]:
 def read_lines() -> Iterator[Prompt]:
     """Yield the lines of standard input as prompts, asking with ``> `` where a person types them.
 
+    Ctrl-C there leaves out what was typed, because it may have been meant for the answer that just ended; twice in a
+    row it is passed on.
+
     Raises:
         UserError: it is closed, or a line is not UTF-8.
     """
     if sys.stdin is None:
         raise UserError("standard input is closed: give --prompt or --prompts")
     asking = sys.stdin.isatty()
+    if asking:
+        with suppress(ImportError):  # a system without it: lines are typed without a history
+            import readline  # noqa: F401
+    interrupted = False
     while True:
         try:
             line = input("> ") if asking else sys.stdin.readline()
+        except KeyboardInterrupt:
+            if not asking or interrupted:
+                raise
+            interrupted = True
+            print("\nrun.py: note: Ctrl-C once more, or Ctrl-D, ends the conversation", file=sys.stderr)
+            continue
         except EOFError:
             print()
             return
@@ -107,6 +121,7 @@ def read_lines() -> Iterator[Prompt]:
             raise UserError("standard input is not UTF-8 text") from None
         if not line and not asking:
             return
+        interrupted = False
         if line.strip():
             yield prompt_of_text(line.rstrip("\r\n"), "the input line")
 

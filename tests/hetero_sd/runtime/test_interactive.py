@@ -73,13 +73,17 @@ def test_without_a_chat_template_a_line_is_a_prompt(letters: Any, say: Any, caps
 def test_commands(letters: Any, say: Any, capsys: Any, tmp_path: Path) -> None:
     file = tmp_path / "a b.jsonl"
     say(letters(), "/stats", "hi", "/stats", f"/save {file}", "/save", "/help", "/sate", "/tmp/x is a path", typed=True)
+    say(letters(), "/Reset", "/sav x", "/etc is a folder", "/quit", "hi", typed=True)
     lines = capsys.readouterr().err
     assert "error: nothing was answered yet" in lines
     assert "7 prompt tokens, 4 new tokens" in lines
     assert f"run.py: note: {file} holds the conversation" in lines
     assert "error: /save needs the name of a file" in lines
     assert COMMANDS in lines
-    assert "there is no command /sate: /help lists them" in lines
+    assert "there is no command /sate: did you mean /save? /help lists them" in lines
+    assert "there is no command /Reset: did you mean /reset? /help lists them" in lines
+    assert "there is no command /sav: did you mean /save? /help lists them" in lines
+    assert "command /etc" not in lines
     saved = json.loads(file.read_text())["messages"]
     assert [m["role"] for m in saved] == ["user", "assistant"]
 
@@ -126,6 +130,50 @@ def test_dropped_turns_are_said(letters: Any, say: Any, capsys: Any) -> None:
     assert "error: the context of 48 tokens is full: /reset forgets" in capsys.readouterr().err
     say(letters(context=48), "0", max_new_tokens=90)
     assert "the context of 48 tokens is full: the answer ends there" in capsys.readouterr().err
+
+
+def test_quit_ends_a_conversation(letters: Any, say: Any) -> None:
+    for typed in (True, False):
+        assert len(say(letters(), "hi", "/quit", "so", typed=typed)) == 1
+    assert len(say(letters(), "hi", " /quit", "so", typed=True)) == 3
+
+
+def test_the_person_hears_why_an_answer_ends_in_the_middle(letters: Any, say: Any, capsys: Any) -> None:
+    say(letters(), "hi", typed=True)
+    said = "run.py: note: the answer ends after 4 tokens; --max-new-tokens N allows more\n"
+    assert said in capsys.readouterr().err
+    say(letters(), "hi")  # piped in
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_that_comes_after_the_answer_ends_nothing(letters: Any, say: Any, monkeypatch: Any) -> None:
+    """Pressed for an answer that ends just then: the conversation goes on; twice in a row at the prompt it ends."""
+    session, typed = letters(), iter(["hi", KeyboardInterrupt, "so", KeyboardInterrupt, KeyboardInterrupt, "never"])
+
+    def ask(_: str) -> str:
+        given = next(typed)
+        if not isinstance(given, str):
+            raise given
+        return given
+
+    stdin: Any = io.StringIO()
+    stdin.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", stdin)
+    monkeypatch.setattr("builtins.input", ask)
+    answers: list[Answer] = []
+
+    def show(prompt: Prompt, answer: Answer) -> None:
+        answers.append(answer)
+        answer.read()
+        if prompt.given == "hi":
+            raise KeyboardInterrupt  # after its last token
+
+    with pytest.raises(KeyboardInterrupt):
+        Interactive(session, "oldest", {}, show).run()
+    first, second = answers
+    assert first.stop_reason == "length"
+    assert shown(session, second) == f"u:hi\na:{first.text}\nu:so\na:"
+    assert next(typed) == "never"
 
 
 def test_ctrl_c_ends_the_answer_and_what_came_of_it_is_kept(letters: Any, say: Any) -> None:

@@ -176,6 +176,12 @@ def test_table_for_people():
     )
 
 
+@pytest.mark.parametrize(("share", "shown"), [(0.998, "100 %"), (0.1, "10 %"), (0.043, "4.3 %"), (0.0019, "0.19 %")])
+def test_shares_of_the_time_are_whole_percent_or_two_digits(share: float, shown: str) -> None:
+    stats = {**stats_json([a_trace()], some_plan()), "time_shares": {"verify": share, "draft": 0.0}}
+    assert f"of the time: verify {shown}\n" in stats_table(stats)
+
+
 def test_stopwatch_books_every_interval_once():
     times = iter([10.0, 10.5, 10.75, 11.75, 12.0])
     watch = Stopwatch(lambda: next(times))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,40 @@ def test_turns_that_are_typed(chat_bundle: Path, tmp_path: Path) -> None:
     assert "Paris" in done.stdout
     [line] = (tmp_path / "c.jsonl").read_text("utf-8").splitlines()
     assert [message["role"] for message in json.loads(line)["messages"]] == ["user", "assistant"]
+
+
+@pytest.mark.slow
+def test_a_person_in_a_terminal(chat_bundle: Path) -> None:
+    """`make chat` to its end, in a pseudo-terminal: Ctrl-C within an answer ends that answer alone."""
+    command = [sys.executable, str(CHAT / "chat.py"), "--out", str(chat_bundle.parent)]
+    terminal = [
+        sys.executable,
+        "-c",
+        f"import pty, os, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn({command!r})))",
+    ]
+    with subprocess.Popen(terminal, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as person:
+        assert person.stdin is not None
+        assert person.stdout is not None
+        said = b""
+
+        def type_after(shown: bytes, keys: str) -> bytes:
+            """Press keys once a text was shown; what was shown until then."""
+            nonlocal said
+            assert person.stdin is not None
+            assert person.stdout is not None
+            while shown not in said:
+                read = os.read(person.stdout.fileno(), 4096)
+                assert read, said.decode("utf-8", "replace")
+                said += read
+            before, said = said.split(shown, 1)
+            person.stdin.write(keys.encode())
+            person.stdin.flush()
+            return before
+
+        assert b"same tokens" in type_after(b"Every line is a turn now.", "")
+        type_after(b"> ", "Tell me a long story about a dragon.\n")
+        type_after(b"dragon.\r\n", "")
+        type_after(b" ", "\x03")  # the answer has begun
+        type_after(b"> ", "What is the capital of France?\n")
+        assert b"Paris" in type_after(b"> ", "/quit\n")
+        assert person.wait() == 0

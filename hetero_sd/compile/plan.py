@@ -20,6 +20,7 @@ from costmodel.processor import CpuSlice, GpuSlice
 from costmodel.question import Question, Variant
 from costmodel.schema.plan import Plan, PlanMemory
 from costmodel.search import Search
+from costmodel.unmeasured_gpu import deciding
 from hetero_sd.compile.place import place_models
 from hetero_sd.compile.plan_chunks import plan_chunks
 from hetero_sd.compile.plan_overlap import plan_overlap
@@ -187,7 +188,8 @@ def _drafter_beside(
     if best.draft_placement is not None or "draft" not in specs:
         return best.draft_placement
     cores = next((s.processor for s in best.target_placement.segments if isinstance(s.processor, CpuSlice)), None)
-    question = replace(free.question, target_place=best.target_placement.place(best.target), cores=cores)
+    allowed = free.question if overrides.place is not None else deciding(free.question)
+    question = replace(allowed, target_place=best.target_placement.place(best.target), cores=cores)
     if overrides.place is not None and specs["draft"].whole is None:
         question = replace(question, draft_place=place_models(overrides.place, question.board, True)["draft"])
     leading = Search(question).decide().leading

@@ -8,9 +8,9 @@ from typing import Any
 from costmodel.question import Variant
 from costmodel.schema.plan import OVERLAPPED, TARGET_ONLY
 from costmodel.schema.record import R
+from costmodel.unmeasured_gpu import gpu_kernels_measured, uses_gpu
 from hetero_sd.predict.predict import Prediction
-from hetero_sd.predict.sentences import models_of, rate, where_text
-from hetero_sd.predict.unmeasured import gpu_kernels_measured, uses_gpu
+from hetero_sd.predict.sentences import left_out, models_of, rate, where_text
 
 
 def plan_verdict(asked: Prediction, free: Prediction, given: Sequence[str], has_draft: bool, draft_bytes: int) -> str:
@@ -29,6 +29,8 @@ def plan_verdict(asked: Prediction, free: Prediction, given: Sequence[str], has_
     said = [f"On {board}: {describe(best)}: {speed}, {best.against_best:.2f} x the best single processor alone."]
     if uses_gpu(best) and not gpu_kernels_measured(asked.question):
         said.append("The GPU's times come from the board's numbers; none of its kernels was measured there.")
+    if waiting := left_out(asked):
+        said.append(waiting)
     if given:
         said.append(_override(best, free.decision.best, given))
     if has_draft and best.mode == TARGET_ONLY and "gamma" not in given:

@@ -11,6 +11,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.format import INT8
 from costmodel.question import Question, Variant
 from costmodel.search import Search
+from costmodel.unmeasured_gpu import gpu_waits
 from hetero_sd.compile.hub_name import source_of
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.like import like
@@ -60,7 +61,7 @@ def compile_command(request: PredictRequest, best: Variant, question: Question) 
         elif isinstance(question.alpha, float):
             words += ["--alpha", f"{question.alpha:g}"]
     words += ["--board", str(request.board), "--context", str(question.cache_rows or context)]
-    if question.board.gpu is not None:  # a plan of its own may take it
+    if question.board.gpu is not None and not gpu_waits(question):  # a plan of its own may take it
         words += ["--place", ",".join(places)]
     draft = request.target if isinstance(request.draft, EarlyExit) else request.draft
     models = [(request.target, best.target), *([(draft, best.draft)] if best.draft is not None else [])]

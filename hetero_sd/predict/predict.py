@@ -15,13 +15,13 @@ from costmodel.search import Search
 from costmodel.speculative import Acceptance, acceptance_rate, break_even_alpha
 from costmodel.ties import settle_ties
 from costmodel.uncertainty import Interval, Intervals, alpha_bounds
+from costmodel.unmeasured_gpu import beside, deciding, gpu_waits, uses_gpu
 from hetero_sd.predict.answer_time import AnswerTime, answer_time, chunk_widths, reading_place
 from hetero_sd.predict.assumed import assumptions, compile_command
 from hetero_sd.predict.changes import Change, what_would_change
 from hetero_sd.predict.inputs import AlphaFile, read_alpha_file, read_factors
 from hetero_sd.predict.like import baseline_note, like
 from hetero_sd.predict.request import PredictRequest, check, question_of
-from hetero_sd.predict.unmeasured import beside, deciding, gpu_waits, uses_gpu
 from targets.boards import load_board
 
 
@@ -108,7 +108,7 @@ def answer(request: PredictRequest) -> Prediction:
     if question.slots > 1 and question.cores is None:
         question = replace(question, cores=batch_cores(question))
     question.check()
-    prediction = predict(question, measured, stated, gpu_may_wait=True)
+    prediction = predict(question, measured, stated)
     best, (prompt, new, _) = prediction.decision.best, request.lengths
     asked = Requests(request.requests, prompt, new, request.shared_prefix or 0)
     together, sharing = _together(prediction, asked, request)
@@ -127,16 +127,15 @@ def answer(request: PredictRequest) -> Prediction:
     return replace(found, command=command)
 
 
-def predict(
-    question: Question, measured: AlphaFile | None = None, alpha_given: bool = False, gpu_may_wait: bool = False
-) -> Prediction:
+def predict(question: Question, measured: AlphaFile | None = None, alpha_given: bool = False) -> Prediction:
     """Decide among what can be run, and say how sure it is; what could be faster is kept beside it.
+
+    A GPU that waits for a measurement decides nothing (costmodel/unmeasured_gpu.py).
 
     Args:
         question: what to decide.
         measured: an acceptance that was measured.
         alpha_given: the acceptance is the user's.
-        gpu_may_wait: a GPU none of whose kernels was measured decides nothing.
 
     Raises:
         UserError: the question has no answer.
@@ -145,9 +144,9 @@ def predict(
     kind = "given" if alpha_given else "assumed"
     alphas = alpha_bounds(question.alpha, kind) if measured is None else (measured.low, measured.high)
     interval_of = Intervals(search, alphas)
-    waits = gpu_may_wait and gpu_waits(question)
+    waits = gpu_waits(question)
     by = Search(deciding(search.question)) if waits else search
-    decision = settle_ties(by.decide(), Intervals(by, alphas) if waits else interval_of)
+    decision = settle_ties(by.decide(), interval_of)
     potential: tuple[Variant, ...] = ()
     if waits:
         decision, potential = beside(decision, search.decide())
@@ -210,9 +209,9 @@ def _together(p: Prediction, asked: Requests, request: PredictRequest) -> tuple[
 
 
 def fastest_alone(question: Question) -> Variant:
-    """The target alone where it is fastest, whatever cores and places the question names."""
+    """The target alone where it is fastest of what may decide, whatever cores and places the question names."""
     alone = replace(question, cores=None, target_place=None, draft_place=None, gamma=None, drafts=())
-    return Search(bundle_question(alone)).decide().best
+    return Search(deciding(bundle_question(alone))).decide().best
 
 
 def gain_of(search: Search, variant: Variant, baseline: Variant) -> Callable[[float], float]:

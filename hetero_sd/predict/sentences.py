@@ -7,25 +7,24 @@ from dataclasses import replace
 from costmodel.batch_throughput import Throughput
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
-from costmodel.question import Question, Variant, gb
+from costmodel.question import Question, Variant, gb, rank
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.ties import LEAST_GAIN, end_of_tie
 from costmodel.uncertainty import Interval
+from costmodel.unmeasured_gpu import WHY, gpu_kernels_given, gpu_kernels_measured, gpu_origins, uses_gpu
 from hetero_sd.calibrated_board import GPU_HOW
 from hetero_sd.predict.number_names import in_words
 from hetero_sd.predict.predict import Prediction, Sharing, compilable
 from hetero_sd.predict.story import outcome_text
 from hetero_sd.predict.units import plain
-from hetero_sd.predict.unmeasured import WHY, gpu_kernels_given, gpu_kernels_measured, gpu_origins, gpu_waits, uses_gpu
 
 
 def verdict(p: Prediction) -> str:
     """The answer in one sentence."""
-    best, sure = p.decision.best, p.intervals[0]
-    speed = _speed(best, sure)
+    best, fast = p.decision.best, speed(p.decision.best, p.intervals[0])
     board = p.question.board.name
     if best.mode == TARGET_ONLY:
-        start = f"On {board} run {best.target.name} alone on {where_text(best.target_placement, best.target)}: {speed}"
+        start = f"On {board} run {best.target.name} alone on {where_text(best.target_placement, best.target)}: {fast}"
         if not p.question.drafts:
             return f"{start}."
         other = p.speculative
@@ -41,7 +40,7 @@ def verdict(p: Prediction) -> str:
     models = [f"{spec.name} on {where_text(placement, spec)}" for _, spec, placement in models_of(best)]
     return (
         f"On {board} speculate ({best.mode}) with gamma {best.gamma}: draft with {models[-1]}, "
-        f"verify with {models[0]}: {speed}, "
+        f"verify with {models[0]}: {fast}, "
         f"{best.against_best:.2f} x the best single processor alone."
     )
 
@@ -163,13 +162,33 @@ def gpu_note(question: Question) -> str:
 
 def _waiting_note(p: Prediction) -> list[str]:
     """The fastest way with a GPU that nobody measured, and how to ask for it, where it may be faster."""
-    pairs = zip(p.potential, p.potential_intervals, strict=True)
-    found = ((v, i) for v, i in pairs if uses_gpu(v) and compilable(v))
-    other, sure = next(found, (None, None))
-    if not gpu_waits(p.question) or other is None or sure is None:
+    found = fastest_on_waiting_gpu(p)
+    if found is None or found[0] not in p.potential:
         return []
-    place = ",".join(f"{title}={where.place(spec).text}" for title, spec, where in models_of(other))
-    return [f"potential, {WHY}: {_way(other)}, {_speed(other, sure)} (--place {place})"]
+    return [f"potential, {WHY}: {way(found[0])}, {speed(*found)} (--place {place_rule(found[0])})"]
+
+
+def left_out(p: Prediction) -> str:
+    """What `compile` says of a GPU that waits: its fastest way, and the option that takes it; "" where none does."""
+    found = fastest_on_waiting_gpu(p)
+    if found is None:
+        return ""
+    return f"Left out, because {WHY}: {way(found[0])}, {speed(*found)}; --place {place_rule(found[0])} takes it."
+
+
+def fastest_on_waiting_gpu(p: Prediction) -> tuple[Variant, Interval] | None:
+    """The fastest way with a GPU that waits for a measurement, and its interval; None where no GPU waits or fits."""
+    if p.decided_by is None:
+        return None
+    variants, intervals = (*p.potential, *p.decision.leading), (*p.potential_intervals, *p.intervals)
+    pairs = zip(variants, intervals, strict=True)
+    found = [(v, i) for v, i in pairs if uses_gpu(v) and compilable(v)]
+    return min(found, key=lambda pair: rank(pair[0]), default=None)
+
+
+def place_rule(v: Variant) -> str:
+    """The --place of a variant."""
+    return ",".join(f"{title}={where.place(spec).text}" for title, spec, where in models_of(v))
 
 
 def _tie_note(p: Prediction) -> list[str]:
@@ -180,10 +199,10 @@ def _tie_note(p: Prediction) -> list[str]:
     tied, sure = next((v, i) for v, i in pairs if replace(v, reason=first.reason) == first)
     if tied.tokens_per_s < LEAST_GAIN * p.decision.best.tokens_per_s:
         return []
-    return [f"a tie with {_way(tied)}, {_speed(tied, sure)}; the surer one was taken"]
+    return [f"a tie with {way(tied)}, {speed(tied, sure)}; the surer one was taken"]
 
 
-def _way(v: Variant) -> str:
+def way(v: Variant) -> str:
     """How a variant runs, in one line."""
     target = f"{v.target.name} on {where_text(v.target_placement, v.target)}"
     if v.draft is None or v.draft_placement is None:
@@ -192,7 +211,8 @@ def _way(v: Variant) -> str:
     return f"{v.mode} with gamma {v.gamma}, draft with {drafter}, verify with {target}"
 
 
-def _speed(v: Variant, sure: Interval) -> str:
+def speed(v: Variant, sure: Interval) -> str:
+    """Its speed and the interval."""
     return f"{rate(v.tokens_per_s)} tokens/s ({rate(sure.low)} to {rate(sure.high)})"
 
 

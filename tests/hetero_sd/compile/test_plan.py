@@ -14,18 +14,23 @@ from costmodel.question import Question, factors_of
 from costmodel.search import Search
 from costmodel.standard_decoder import Blocks, standard_decoder
 from costmodel.ties import TIE_SHARE
+from costmodel.unmeasured_gpu import deciding
 from hetero_sd.compile.context import whole_context
 from hetero_sd.compile.plan import Overrides, make_plan
 from hetero_sd.predict.inputs import AlphaFile
+from hetero_sd.predict.sentences import rate
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
 from targets.read_board import board_from_json
 
 
-def shape(name: str, hidden: int, layers: int, heads: int, ffn: int, vocab: int = 128256) -> DecoderSpec:
-    """A Llama with int4 weights, 8 KV heads."""
-    blocks = Blocks(hidden, heads, 8, hidden // heads, ffn, vocab, Format("int4", 32, "float16"))
+def shape(
+    name: str, hidden: int, layers: int, heads: int, ffn: int, vocab: int = 128256, dtype: str = "int4"
+) -> DecoderSpec:
+    """A Llama with 8 KV heads."""
+    weights = Format("int4", 32, "float16") if dtype == "int4" else Format(dtype)
+    blocks = Blocks(hidden, heads, 8, hidden // heads, ffn, vocab, weights)
     return standard_decoder(name, blocks, [0] * layers, tied=True)
 
 
@@ -42,7 +47,7 @@ def test_it_is_the_search_of_what_one_process_can_run(board: str) -> None:
     found = load_board(board)
     plan, prediction = make_plan(found, PAIR, 1024)
     question = Question(found, (TARGET,), (DRAFT,), 0.8, 512, factors_of(found), cache_rows=1024, one_process=True)
-    best = Search(question).decide().best
+    best = Search(deciding(question)).decide().best
     assert (plan.mode, plan.gamma) == (best.mode, best.gamma)
     assert prediction.decision.best.tokens_per_s == best.tokens_per_s
     assert plan.prediction.tokens_per_s == pytest.approx(best.tokens_per_s, rel=0.02)  # widths are those compiled
@@ -54,6 +59,41 @@ def test_it_is_the_search_of_what_one_process_can_run(board: str) -> None:
     assert best.gamma + 1 in plan.target_widths
     assert f"{best.tokens_per_s:.2f} tokens/s predicted" in plan.verdict
     assert best.memory.total_bytes <= plan.memory.total_bytes < plan.memory.free_bytes
+
+
+def measured_gpu(board: Board) -> Board:
+    """The board after a calibration that found of its GPU's kernels what was assumed."""
+    fact = {"value": factors_of(board).gpu_bandwidth, "kind": "measured", "source": "a test"}
+    return board_from_json({**board.to_json(), "factors": {"gpu_bandwidth": fact}})
+
+
+def test_a_gpu_that_nobody_measured_is_left_out_and_the_option_that_takes_it_is_said() -> None:
+    """What predict says to compile is what compile does; measured, or asked for, the same GPU is taken."""
+    board, alone = load_board("rk3588"), {"target": shape("3B float16", 3072, 12, 24, 8192, dtype="float16")}
+    plan, prediction = make_plan(board, alone, 256)
+    assert plan.places["target"].place.text == "cpu"
+    assert prediction.potential[0].tokens_per_s > prediction.decision.best.tokens_per_s
+    left_out = "Left out, because no kernel of a model was measured on this board's GPU: 3B float16 on gpu (predicted) "
+    assert left_out in plan.verdict
+    assert f"alone, {rate(prediction.potential[0].tokens_per_s)} tokens/s (" in plan.verdict
+    assert plan.verdict.count("--place target=gpu takes it.") == 1
+    asked, _ = make_plan(board, alone, 256, Overrides(place="target=gpu"))
+    measured, _ = make_plan(measured_gpu(board), alone, 256)
+    for other in (asked, measured):
+        assert other.places["target"].place.text == "gpu"
+        assert "Left out" not in other.verdict
+    assert "Left out" not in make_plan(load_board("rpi5"), alone, 256)[0].verdict  # it has no GPU
+    slower, prediction = make_plan(load_board("imx95"), PAIR, 256)
+    assert not prediction.potential
+    assert "Left out" in slower.verdict
+    assert "--place target=" in slower.verdict
+
+
+def test_a_drafter_that_stays_beside_the_target_does_not_take_that_gpu_either() -> None:
+    plan, _ = make_plan(load_board("rk3588"), PAIR, 256, Overrides(gamma=0))
+    assert {placed.place.text for placed in plan.places.values()} == {"cpu"}
+    asked, _ = make_plan(load_board("rk3588"), PAIR, 256, Overrides(gamma=0, place="target=cpu,draft=gpu"))
+    assert asked.places["draft"].place.text == "gpu"
 
 
 def test_wide_chunks_of_a_prompt_where_they_are_worth_it() -> None:
@@ -164,7 +204,7 @@ def test_one_cluster_and_one_thread_count_for_both_that_take_turns() -> None:
 def test_overlapped_where_target_and_drafter_have_processors_of_their_own() -> None:
     """The GPU, whose kernels a core enqueues, beside four cores; on the one cluster of a Pi 5 taking turns wins."""
     board = load_board("rk3588")
-    plan, _ = make_plan(board, PAIR, 1024, Overrides(alpha=0.6))
+    plan, _ = make_plan(board, PAIR, 1024, Overrides(alpha=0.6, place="target=gpu,draft=cpu"))
     overlap = plan.overlap
     assert plan.mode == "overlapped"
     assert overlap is not None

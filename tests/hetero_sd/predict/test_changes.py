@@ -11,9 +11,11 @@ import pytest
 from costmodel.processor_pairs import shared_cluster, with_enqueuing_core
 from costmodel.question import Question
 from costmodel.search import Search
+from costmodel.ties import settle_ties
+from costmodel.uncertainty import Intervals
 from hetero_sd.predict.changes import Change, what_would_change
 from hetero_sd.predict.known_models import known_model
-from hetero_sd.predict.predict import predict
+from hetero_sd.predict.predict import bundle_question, predict
 from hetero_sd.predict.sentences import change_notes
 from hetero_sd.predict.turn_ways import kind
 from targets.boards import board_names, load_board
@@ -105,17 +107,18 @@ def test_it_does_so_on_every_board(board: str, alpha: float) -> None:
 
 def test_a_tie_ends_where_it_is_said_to() -> None:
     """The GPU is 5 % faster than the cores, which are surer: it must be 11 % faster to be taken."""
-    p = predict(replace(pair("rk3588"), drafts=()))
-    assert p.decision.tied is not None
-    found = [c for c in what_would_change(p.search, p.decision, p.alphas) if c.ends_tie]
+    search = Search(bundle_question(replace(pair("rk3588"), drafts=())))
+    decision = settle_ties(search.decide(), Intervals(search))
+    assert decision.tied is not None
+    found = [c for c in what_would_change(search, decision, None) if c.ends_tie]
     assert found
     for change in found:
         assert change.flips_at is not None
         gains = []
         for value in (change.now, change.flips_at):
-            decided = Search(moved(p.search.question, change, value)).decide()
+            decided = Search(moved(search.question, change, value)).decide()
             speeds = {kind(v): v.tokens_per_s for v in decided.leading}
-            gains.append(speeds[kind(p.decision.tied)] / speeds[kind(p.decision.best)])
+            gains.append(speeds[kind(decision.tied)] / speeds[kind(decision.best)])
         assert 1 < gains[0] < 1.1
         assert gains[1] == pytest.approx(1 / 0.9, rel=0.02)
 

@@ -24,6 +24,9 @@ from costmodel.roofline import Roofline, dram_bytes
 from costmodel.schema.plan import OVERLAPPED
 from costmodel.search import Search
 from costmodel.speculative import expected_tokens
+from costmodel.ties import settle_ties
+from costmodel.uncertainty import Intervals
+from costmodel.unmeasured_gpu import WHY, uses_gpu
 from hetero_sd.predict.check import check_boards, check_one
 from hetero_sd.predict.html import html_report
 from hetero_sd.predict.inputs import with_activations
@@ -35,7 +38,6 @@ from hetero_sd.predict.sentences import notes
 from hetero_sd.predict.story import MOST_GAMMA, gain_over_baseline, outcomes, relative_cost
 from hetero_sd.predict.text import POTENTIAL, predict_text
 from hetero_sd.predict.units import with_unit
-from hetero_sd.predict.unmeasured import WHY, uses_gpu
 from targets.boards import load_board
 from targets.device import Board
 
@@ -143,7 +145,7 @@ def test_point_6_a_dispatch_of_a_gpu_kernel() -> None:
     assert 10 <= f.gpu_dispatch * launch_us <= 20
     assert 50 <= f.gpu_start * launch_us <= 100
     question = Question(board, (model("Qwen2.5-7B", "int4"),), (model("Qwen2.5-0.5B", "int4"),))
-    p = predict(question, gpu_may_wait=True)
+    p = predict(question)
     assert not any(uses_gpu(v) for v in (p.decision.best, p.decision.baseline))
     found = [(v, i) for v, i in zip(p.potential, p.potential_intervals, strict=True) if uses_gpu(v)]
     assert found
@@ -189,7 +191,7 @@ def halves_of_a_cluster(search: Search, target: DecoderSpec, draft: DecoderSpec)
 
 def test_point_8_what_can_run_leads(answered: Prediction) -> None:
     asked = replace(answered.question, one_process=False, ngram_alpha=0.95)
-    p = predict(asked, gpu_may_wait=True)
+    p = predict(asked)
     assert all(compilable(v) for v in p.decision.leading)
     assert p.potential
     assert not any(compilable(v) and not uses_gpu(v) for v in p.potential)
@@ -212,10 +214,13 @@ def test_point_9_intervals_hold_what_was_published() -> None:
     (row,) = [r for r in published_on("rpi4") if r.model == "Llama-3.2-1B" and r.weights == "q4_0"]
     half = check_one(load_board("rpi4"), replace(row, decode_tokens_per_s=0.7 * 4.61), "ours")
     assert not half.inside  # the control
-    p = predict(Question(load_board("rk3588"), (known_model("Llama-3.2-3B", "float16"),)))
-    assert p.decision.tied is not None
-    assert 1 < p.decision.tied.tokens_per_s / p.decision.best.tokens_per_s < 1.05
-    assert any(note.startswith("a tie with ") for note in notes(p))
+    search = Search(Question(load_board("rk3588"), (known_model("Llama-3.2-3B", "float16"),), one_process=True))
+    decision = settle_ties(search.decide(), Intervals(search))
+    assert decision.tied is not None
+    assert 1 < decision.tied.tokens_per_s / decision.best.tokens_per_s < 1.05
+    p = predict(search.question)
+    tied = replace(p, decision=decision, intervals=tuple(map(Intervals(search), decision.leading)))
+    assert [any(note.startswith("a tie with ") for note in notes(each)) for each in (tied, p)] == [True, False]
 
 
 @pytest.mark.parametrize("match", [0.0, 0.5, 1.0])

@@ -1,4 +1,8 @@
-"""A GPU none of whose kernels was measured decides nothing: what it may gain stands below the answer, as potential."""
+"""A GPU none of whose kernels was measured decides nothing: what it may gain stands below the answer, as potential.
+
+One rule for everything that decides: `predict`, with `--like` too, `sweep` and `compile`. Who asks for the GPU by a
+place gets it, and after a calibration that ran a model on it, it decides like any processor.
+"""
 
 from __future__ import annotations
 

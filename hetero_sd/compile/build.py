@@ -218,21 +218,23 @@ def _with_facts(mod: Any, text: str) -> Any:
 
 
 def _tensors(role: str, lowered: LoweredDecoder, progress: Progress) -> Iterator[Tensor]:
-    """The packed weights one by one, so that at most one of them is in memory."""
+    """The packed weights one by one, in pieces, so that at most one of them is in memory."""
     total = sum(_nbytes(p) for p in lowered.packed)
     done = 0
 
-    def make(weight: PackedWeight) -> Callable[[], npt.NDArray[Any]]:
-        def packed() -> npt.NDArray[Any]:
+    def make(weight: PackedWeight) -> Callable[[], Iterator[npt.NDArray[Any]]]:
+        def packed() -> Iterator[npt.NDArray[Any]]:
             nonlocal done
             source = lowered.weights[weight.name]
-            array = weight.pack(source.numpy())
-            check_finite(f"{role} model: weight {source.name or weight.name!r}", array)
+            for piece in weight.pieces(source.numpy()):
+                check_finite(f"{role} model: weight {source.name or weight.name!r}", piece)
+                if hasattr(source, "give_back"):
+                    source.give_back()  # the pages of a mapped file would count as ours
+                done += piece.nbytes
+                progress("pack weights", done, total)
+                yield piece
             if hasattr(source, "release"):
-                source.release()  # unmaps the file, whose pages would count as ours
-            done += array.nbytes
-            progress("pack weights", done, total)
-            return array
+                source.release()
 
         return packed
 

@@ -1,12 +1,13 @@
 """Weights of linears, heads and embeddings get the panel layout their kernels stream.
 
-The pass changes types only; `PackedWeight` says how the array is made, one tensor at a time, when the bundle is
-written. A weight read by both the embedding and the head (tied) is stored once.
+The pass changes types only; `PackedWeight` says how the array is made, some panels at a time, when the bundle is
+written: an embedding is a large part of a small model. A weight that embedding and head both read (tied) is stored
+once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ _WEIGHT_ARGS = {
     "hsd.embedding_nbits": (0, 1, 2),
 }
 _PARTS = ("q", "scale", "zero")
+_PIECE_VALUES = 1 << 24  # packed at once
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,28 @@ class PackedWeight:
         name: parameter and tensor name.
         shape: packed shape.
         dtype: numpy dtype name; packing makes words, uint32, of quantised values and changes no other.
-        pack: source array -> packed array.
+        part: (source array, columns) -> their panels; the columns begin with a panel.
+        columns: of the matrix; of what has no panels, 1.
+        panel: columns of a panel.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    pack: Callable[[Array], Array]
+    part: Callable[[Array, slice], Array]
+    columns: int = 1
+    panel: int = 1
+
+    def pack(self, source: Array) -> Array:
+        """The packed array."""
+        return self.part(source, slice(0, self.columns))
+
+    def pieces(self, source: Array) -> Iterator[Array]:
+        """Arrays whose bytes in a row are those of the packed one."""
+        of_panel = max(1, int(np.prod(self.shape[1:], dtype=np.int64)))
+        step = max(1, _PIECE_VALUES // of_panel) * self.panel
+        for start in range(0, self.columns, step):
+            yield self.part(source, slice(start, min(start + step, self.columns)))
 
 
 def to_panels(w: Array, panel: int) -> Array:
@@ -114,7 +131,7 @@ class PackWeights:
                 replaced[p] = relax.Var(p.name, D.tensor(packed.shape, packed.dtype))
             else:
                 shape = tuple(int(d) for d in D.shape_of(p))
-                packed = PackedWeight(p.name, shape, str(p.ty.dtype), np.array)
+                packed = PackedWeight(p.name, shape, str(p.ty.dtype), lambda w, _: np.array(w))
             if p.name not in known:
                 self.packed.append(packed)
 
@@ -138,7 +155,9 @@ class PackWeights:
             transposed = str(attrs["layout"]) == "NK"
             k, n = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
             packed = (-(-n // panel), k, panel)
-            return PackedWeight(name, packed, dtype, lambda w: to_panels(w.T if transposed else w, panel))
+            return PackedWeight(
+                name, packed, dtype, lambda w, some: to_panels(w[some].T if transposed else w[:, some], panel), n, panel
+            )
         bits, block = int(attrs["bits"]), int(attrs["block"])
         n = int(attrs["columns"] if "columns" in attrs else attrs["vocab"])
         k = int(attrs["k"] if "k" in attrs else attrs["width"])
@@ -150,14 +169,20 @@ class PackWeights:
                 name,
                 words,
                 "uint32",
-                lambda q: pack_quantised(swap_nibbles(q, high_first).reshape(n, -1), bits, k, panel),
+                lambda q, some: pack_quantised(swap_nibbles(q.reshape(n, -1)[some], high_first), bits, k, panel),
+                n,
+                panel,
             )
         packed = (blocks, k_blocks, panel)
         if kind == "scale" or dtype != "uint8":  # zero points of HQQ are floats, stored as the scales are
-            return PackedWeight(name, packed, dtype, lambda s: to_panels(s.reshape(n, k_blocks).T, panel))
+            return PackedWeight(
+                name, packed, dtype, lambda s, some: to_panels(s.reshape(n, k_blocks)[some].T, panel), n, panel
+            )
         return PackedWeight(
             name,
             packed,
             dtype,
-            lambda z: to_panels(unpack_codes(z.reshape(n, -1), bits, k_blocks).T, panel),
+            lambda z, some: to_panels(unpack_codes(z.reshape(n, -1)[some], bits, k_blocks).T, panel),
+            n,
+            panel,
         )

@@ -10,7 +10,9 @@ import pytest
 import tvm
 from tvm import relax, tirx
 
+from costmodel.place import Place
 from passes.lower.pack import PackWeights
+from passes.pipeline import lower_decoder
 from passes.place.partition import partition
 from passes.relax import dialect as D
 from passes.relax.cache_in_place import CacheInPlace
@@ -243,6 +245,25 @@ def test_pack_weights_retypes_and_says_how_to_pack() -> None:
     assert packed.shape == (4, 64, 16)
     assert packed[2, 7, 3] == table[2 * 16 + 3, 7]
     assert not packed[3, :, 2:].any()  # columns past 50 are zero
+
+
+@pytest.mark.parametrize("bits", [0, 2, 4, 8])
+def test_pieces_in_a_row_are_the_packed_weight(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every kind of weight, in either layout, whatever the size of a piece; a piece begins with a panel."""
+    decoder = TinyDecoder(bits=bits, tied=bits == 4, qkv_bias=True).decoder()
+    lowered = lower_decoder(decoder, {"cpu": TILE}, Place("cpu"), 40, (1,), 8)
+    most = 0
+    for values in (1, 3000, 1 << 24):
+        monkeypatch.setattr("passes.lower.pack._PIECE_VALUES", values)
+        for packed in lowered.packed:
+            source = lowered.weights[packed.name].numpy()
+            whole, pieces = packed.pack(source), list(packed.pieces(source))
+            most = max(most, len(pieces))
+            assert whole.shape == packed.shape
+            assert str(whole.dtype) == packed.dtype
+            assert b"".join(piece.tobytes() for piece in pieces) == whole.tobytes()
+            assert len(pieces) == 1 or b"".join(piece.tobytes() for piece in pieces[::-1]) != whole.tobytes()
+    assert most > 2
 
 
 def _attrs(value: Any) -> Any:

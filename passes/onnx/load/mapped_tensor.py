@@ -32,9 +32,13 @@ class MappedFile:
     def part(self, offset: int, size: int) -> npt.NDArray[np.uint8]:
         """Some of its bytes; their memory is given back as soon as no array reads them."""
         found = np.frombuffer(self.bytes, np.uint8, size, offset)
-        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        weakref.finalize(found, self.bytes.madvise, mmap.MADV_DONTNEED, start, offset + size - start)
+        weakref.finalize(found, self.give_back, offset, size)
         return found
+
+    def give_back(self, offset: int, size: int) -> None:
+        """Give back the memory of some bytes, which are mapped again when they are read."""
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        self.bytes.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
 
 
 class MappedTensor(ir.ExternalTensor):
@@ -60,6 +64,11 @@ class MappedTensor(ir.ExternalTensor):
             self._array = ir.PackedTensor(part, dtype=self.dtype, shape=self.shape).numpy()
         else:
             self._array = part.view(np.dtype(self.dtype.numpy()).newbyteorder("<")).reshape(self.shape.numpy())
+
+    def give_back(self) -> None:
+        """Give back the memory of the numbers that were read so far; arrays of them stay valid."""
+        if self.raw is not None and self.size:
+            self._file.give_back(self.offset or 0, self.nbytes)
 
     def release(self) -> None:
         """Forget the numbers, which are read again when they are asked for; the file stays mapped for other tensors."""

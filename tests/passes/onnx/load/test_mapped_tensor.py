@@ -62,6 +62,11 @@ def test_memory_is_given_back(tmp_path: Path) -> None:
     numbers = file.part(100, size - 200).view(np.uint32)[1:]
     assert numbers.max() > 0
     assert resident_bytes() - before > size // 2
+    highest = numbers.max()
+    file.give_back(100, size - 200)  # while an array reads it
+    assert resident_bytes() - before < size // 2
+    assert numbers.max() == highest
+    assert resident_bytes() - before > size // 2
     del numbers
     gc.collect()
     assert resident_bytes() - before < size // 2

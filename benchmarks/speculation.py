@@ -1,17 +1,19 @@
 """Every way to draft, predicted beside measured, in one table: medians over alternating runs.
 
-    python benchmarks/speculation.py [--quick] [--chat FOLDER] [--repeats 7] [--only TEXT] [--keep FOLDER] [--json]
+    python benchmarks/speculation.py [--quick] [--chat FOLDER] [--repeats 7] [--only TEXT] [--texts N] [--gammas 1,2,4]
+                                     [--keep FOLDER] [--json]
 
-Pairs: the example pair, and one of 150 M and 15 M parameters in float16 and int8 with random weights, of which the
-target's later layers add so little that the drafter, its first layer, is mostly right. Where: the target on one core
-and the drafter on the other; the drafter on PoCL, pinned to the other core. Beside them both cores for each model in
-turn ("in turn"). With --chat, the folder that examples/chat/export.py wrote: n-grams on texts that repeat and on free
-ones (benchmarks/texts), and the first 10 layers as a drafter. --quick takes small models and few texts: the whole table
-in some minutes. Draft lengths one by one: benchmarks/draft_lengths.py.
+Pairs: the example pair, and one of 146 M and 17 M parameters in float16 and int8, which is the example pair widened, so
+its drafts are accepted as the trained pair's are (benchmarks/widened_pair.py). Where: the target on one core and the
+drafter on the other; the drafter on PoCL, pinned to the other core. Beside them both cores for each model in turn ("in
+turn"). With --chat, the folder that examples/chat/export.py wrote: n-grams on texts that repeat and on free ones
+(benchmarks/texts), and the first 10 layers as a drafter. --quick takes small models, the made pair with random weights
+of which the target's first layer drafts, and few texts: the whole table in some minutes. Draft lengths one by one:
+benchmarks/draft_lengths.py.
 
 With --keep, models, bundles, each turn's records and each case's result stay in that folder: a run that was cut off
-goes on after the last whole turn. The large pair is made and compiled in a minute; a turn over all ways of a case takes
-it 2 to 3 minutes on two idle cores (estimated: 4600 tokens of about 30 ms), and each start one turn more to warm up.
+goes on after the last whole turn, each start with one turn more to warm up. --texts and --gammas take fewer texts of
+each case and other draft lengths.
 
 The text is checked to be the same for all ways of a case. "off" is the prediction over what was measured, "auto" what
 the run decides, which "best" compares with the fastest fixed way.
@@ -160,13 +162,15 @@ def main() -> int:
     """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(
         description="every way to draft, predicted beside measured",
-        epilog="--quick takes some minutes; the large pair 2 to 3 minutes a turn of a case on two idle cores, so about "
-        "20 minutes for each of its four cases: give --keep, and go on where it was cut off",
+        epilog="--quick takes some minutes; the large pair 10 s a turn of a case for three texts and one draft length "
+        "on two idle cores, and a minute to make and compile: give --keep, and go on where it was cut off",
     )
     parser.add_argument("--repeats", type=int, help="turns over all ways of a case (default 7, quick 3)")
     parser.add_argument("--quick", action="store_true", help="small models, few texts")
     parser.add_argument("--chat", type=Path, metavar="FOLDER", help="what examples/chat/export.py wrote")
     parser.add_argument("--only", metavar="TEXT", default="", help="cases whose names have this text")
+    parser.add_argument("--texts", type=int, metavar="N", help="only the first N texts of a case")
+    parser.add_argument("--gammas", metavar="N,...", help="fixed draft lengths (default 1,2,4; quick 2,4)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="go on where an earlier run with it ended")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -175,10 +179,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch) if options.keep is None else options.keep / ("quick" if options.quick else "full")
         kept.mkdir(parents=True, exist_ok=True)
-        for case in cases(kept, options.quick, options.chat):
+        lengths = tuple(map(int, options.gammas.split(","))) if options.gammas else ()
+        asked = "".join(
+            f" {name} {value}" for name, value in (("texts", options.texts), ("g", options.gammas)) if value
+        )
+        for case in cases(kept, options.quick, options.chat, options.texts, lengths):
             if options.only not in case.name:
                 continue
-            folder = kept / re.sub(r"[^a-z0-9]+", "-", case.name.lower())
+            folder = kept / re.sub(r"[^a-z0-9]+", "-", (case.name + asked).lower())
             folder.mkdir(exist_ok=True)
             found = folder / f"result-{repeats}.json"
             if not found.is_file():

@@ -51,15 +51,19 @@ def board_with_pocl(path: Path) -> str:
     return str(path)
 
 
-def cases(scratch: Path, quick: bool, chat: Path | None) -> list[Case]:
-    """All of them; models are written to ``scratch``, unless they are there."""
+def cases(
+    scratch: Path, quick: bool, chat: Path | None, texts: int | None = None, lengths: tuple[int, ...] = ()
+) -> list[Case]:
+    """All of them; models are written to ``scratch``, unless they are there.
+
+    Of the texts of a case the first ``texts``; with fixed draft lengths other than its own where some are given.
+    """
     from hetero_sd.compile.request import CompileRequest
     from hetero_sd.early_exit import EarlyExit
 
     sentences = tuple((PAIR / "prompts.txt").read_text("utf-8").splitlines()[: 6 if quick else 20])
-    gammas = GAMMAS[1:] if quick else GAMMAS
+    gammas = lengths or (GAMMAS[1:] if quick else GAMMAS)
     widths = tuple(g + 1 for g in gammas)
-    made, size = _write_pair(scratch, quick)
 
     def pair(target: Path, draft: Any, tokenizer: Path, board: str, place: str | None, **more: Any) -> Any:
         return lambda out: CompileRequest(
@@ -68,13 +72,11 @@ def cases(scratch: Path, quick: bool, chat: Path | None) -> list[Case]:
         )
 
     example = PAIR / "target" / "model.onnx", PAIR / "draft" / "model.onnx", PAIR
-    synthetic = made / "model.onnx", made / "short.onnx", made
     apart, pocl = board_with_pocl(scratch / "pocl.toml"), "target=cpu,draft=gpu"
-    words = tuple(f"w{7 * i + 3} w{11 * i + 5} w{3 * i + 2}" for i in range(2 if quick else 6))
     found = []
     for name, models, prompts, formats in (
         ("example pair", example, sentences, (None,)),
-        (size, synthetic, words, ("float16",) if quick else ("float16", "int8")),
+        _large_pair(scratch, sentences, quick),
     ):
         for form in formats:
             more = {"quantise": "int8"} if form == "int8" else {}
@@ -85,7 +87,8 @@ def cases(scratch: Path, quick: bool, chat: Path | None) -> list[Case]:
             found.append(Case(f"{title}: drafter on PoCL", beside, prompts, ("apart",), gammas, pocl=True))
     exits = pair(example[0], EarlyExit(1), PAIR, "host", None)
     found.append(Case("example target, early exit after layer 1", exits, sentences, ("together",), gammas, threads=1))
-    return found + ([] if chat is None else _chat_cases(pair, chat, quick, gammas))
+    found += [] if chat is None else _chat_cases(pair, chat, quick, gammas)
+    return [replace(case, prompts=case.prompts[:texts]) for case in found]
 
 
 def _chat_cases(pair: Any, chat: Path, quick: bool, gammas: tuple[int, ...]) -> list[Case]:
@@ -103,17 +106,27 @@ def _chat_cases(pair: Any, chat: Path, quick: bool, gammas: tuple[int, ...]) -> 
     return [*found, replace(exits, name=f"SmolLM2, early exit after layer {EXIT_LAYERS}", prompts=found[-1].prompts)]
 
 
-def _write_pair(scratch: Path, quick: bool) -> tuple[Path, str]:
-    """A target whose later layers add little to its first one, which drafts: random weights, real acceptance."""
+def _large_pair(scratch: Path, sentences: tuple[str, ...], quick: bool) -> tuple[str, Any, tuple[str, ...], Any]:
+    """Name, files, prompts and formats of the pair that is made: the example's, widened; with `quick` a small one.
+
+    The target of the small one adds little to its first layer, which drafts: random weights, real acceptance.
+    """
+    from widened_pair import write_widened_pair
+
     from passes.onnx.testing import write_word_tokenizer
     from passes.synthetic import LlamaShape, write_early_exit_pair
 
-    shape = LlamaShape(layers=20, hidden=768, heads=12, kv_heads=6, ffn=2304, vocab=5000)
-    if quick:
-        shape = replace(shape, layers=10, hidden=512, heads=8, kv_heads=2, ffn=1536, vocab=4000)
-    folder = scratch / "made"
-    folder.mkdir(exist_ok=True)
-    if not (folder / "generation_config.json").is_file():  # written last
+    folder = scratch / ("made" if quick else "widened")
+    made = (folder / "generation_config.json").is_file()  # written last
+    if not quick:
+        if not made:
+            write_widened_pair(folder)
+        models = folder / "target.onnx", folder / "draft.onnx", folder
+        return "146 M and 17 M parameters", models, sentences, ("float16", "int8")
+    if not made:
+        folder.mkdir(exist_ok=True)
+        shape = LlamaShape(layers=10, hidden=512, heads=8, kv_heads=2, ffn=1536, vocab=4000)
         write_early_exit_pair(folder / "model.onnx", folder / "short.onnx", shape, 1, 0.03, "float16", seed=5)
         write_word_tokenizer(folder, shape.vocab)
-    return folder, "30 M and 7 M parameters" if quick else "150 M and 15 M parameters"
+    words = tuple(f"w{7 * i + 3} w{11 * i + 5} w{3 * i + 2}" for i in range(2))
+    return "30 M and 7 M parameters", (folder / "model.onnx", folder / "short.onnx", folder), words, ("float16",)

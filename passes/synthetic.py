@@ -1,6 +1,7 @@
 """Llama-shaped ONNX files of any size with random weights, in the form onnxruntime-genai's builder writes.
 
-For benchmarks and for memory tests: what real checkpoints of that shape would cost, without downloading one. Weights
+For benchmarks and for memory tests: what real checkpoints of that shape would cost, without downloading one. A caller
+may give weights of its own. Weights
 go to external data tensor by tensor, so a file larger than memory can be written. Pairs with a real acceptance come
 from one model: its first layers and its head draft, its later layers change the residual stream by little.
 """
@@ -8,6 +9,7 @@ from one model: its first layers and its head draft, its later layers change the
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,12 @@ _MS = "com.microsoft"
 _BLOCK = 32  # weights that share a scale
 _QUANTISED = {"int4": 4, "int8": 8}  # bits of a weight
 _REPEATED = 1 << 20  # random numbers of a tensor before they repeat
+Given = Callable[[str, tuple[int, ...]], np.ndarray]  # name and shape of a float tensor -> its values
 
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """Sizes of a Llama-shaped decoder; `head_dim` is hidden / heads."""
+    """Sizes of a Llama-shaped decoder; without a `head_width`, heads are hidden / heads wide."""
 
     layers: int
     hidden: int
@@ -34,17 +37,18 @@ class LlamaShape:
     ffn: int
     vocab: int
     context: int = 2048
+    head_width: int | None = None
 
     @property
     def head_dim(self) -> int:
         """Width of one head."""
-        return self.hidden // self.heads
+        return self.hidden // self.heads if self.head_width is None else self.head_width
 
     @property
     def parameters(self) -> int:
         """Number of weights; embedding and head count separately."""
         qkv = self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim
-        layer = qkv + self.hidden * self.hidden + 3 * self.hidden * self.ffn + 2 * self.hidden
+        layer = qkv + self.heads * self.head_dim * self.hidden + 3 * self.hidden * self.ffn + 2 * self.hidden
         return self.layers * layer + 2 * self.vocab * self.hidden + self.hidden
 
 
@@ -55,20 +59,22 @@ LLAMA_3B = LlamaShape(layers=28, hidden=3072, heads=24, kv_heads=8, ffn=8192, vo
 
 
 class _Writer:
-    def __init__(self, path: Path, dtype: str, seed: int, file_bytes: int | None):
+    def __init__(self, path: Path, dtype: str, seed: int, file_bytes: int | None, given: Given | None):
         self.path, self.bits = path, _QUANTISED.get(dtype, 0)
         self.dtype = np.dtype("float32" if self.bits else dtype)
         self.file_bytes, self.files = file_bytes, 1
         self.data = (path.parent / (path.name + ".data")).open("wb")
-        self.seed = seed
+        self.seed, self.given = seed, given
         self.tensors: list[Any] = []
         self.nodes: list[Any] = []
 
     def weight(self, name: str, *shape: int, centre: float = 0.0, times: float = 1.0) -> str:
-        """A random tensor in the external file, the same for the same seed and name.
+        """A tensor in the external file: the given one, else a random one, the same for the same seed and name.
 
-        Rows repeat a block of random numbers, which is fast to make.
+        Rows of a random one repeat a block of random numbers, which is fast to make.
         """
+        if self.given is not None:
+            return self.external(name, shape, self.given(name, shape).astype(self.dtype).ravel())
         scale = times * (shape[0] ** -0.5 if len(shape) > 1 else 0.1)
         dtype = np.float16 if self.bits and len(shape) > 1 else self.dtype  # there only the embedding is a plain matrix
         block = centre + scale * self.rng(name).standard_normal(min(int(np.prod(shape)), _REPEATED))
@@ -147,6 +153,7 @@ def write_llama(
     seed: int = 0,
     scaled: tuple[int, float] | None = None,
     file_bytes: int | None = None,
+    given: Given | None = None,
 ) -> None:
     """Write `path` and `path`.data; logits have a scale of a few units.
 
@@ -158,8 +165,9 @@ def write_llama(
         seed: of the weights.
         scaled: (layer, scale): from that layer on, what is added to the residual stream is scaled.
         file_bytes: start another external file after so many bytes; None writes one.
+        given: the weights, where they are not random; with "float32" and "float16".
     """
-    w = _Writer(path, dtype, seed, file_bytes)
+    w = _Writer(path, dtype, seed, file_bytes, given)
     angle = np.outer(np.arange(shape.context), 10000.0 ** -(np.arange(0, shape.head_dim, 2) / shape.head_dim))
     w.small("cos_cache", np.cos(angle).astype(w.dtype))
     w.small("sin_cache", np.sin(angle).astype(w.dtype))
@@ -185,7 +193,7 @@ def write_llama(
         inputs = [qkv, "", "", past + "key", past + "value", "seqlens_k", "total", "cos_cache", "sin_cache"]
         outputs = [p + "attention", f"present.{i}.key", f"present.{i}.value"]
         w.op("GroupQueryAttention", inputs, outputs, _MS, **attention)
-        o = w.linear(p + "attention", p + "o", shape.hidden, shape.hidden, times)
+        o = w.linear(p + "attention", p + "o", shape.heads * shape.head_dim, shape.hidden, times)
         y, skip = _add_norm(w, skip, o, p + "post_norm", shape.hidden)
         gate, up = (w.linear(y, p + name, shape.hidden, shape.ffn) for name in ("gate", "up"))
         silu = w.op("Mul", [gate, w.op("Sigmoid", [gate], [p + "sigmoid"])], [p + "silu"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from targets.cpu.tile import CpuTile
 
 LINE_BYTES = 64
-_LINES_ASKED = 16  # at once by one row tile: between them its sums stay in registers
+_UNROLLED = 4  # rows of the matrix
 _SHARED_BY = 6  # the most row tiles that take turns at a part of the weights
 _CONVERTED_CHAINS = 4  # multiply-adds under way that keep a core busy which also converts each weight
 _FLOAT32_ROWS_AHEAD = 5  # with fewer, a core that runs ahead of its loads sees far enough by itself
@@ -25,8 +25,8 @@ class LinearTile:
         side: panels side by side.
         part: rows of the matrix that every row tile multiplies before the next rows are read; all of them, where the
             row tiles are too many.
-        asked: rows of the matrix whose cache lines are asked for together, each row tile for its share; it
-            divides k.
+        asked: rows of the matrix whose cache lines are asked for together, each row tile for its share, between loops
+            that keep all sums in registers; it divides k.
         ahead: how many rows before they are multiplied; 0 leaves it to the core.
     """
 
@@ -62,14 +62,17 @@ def linear_tile(tile: CpuTile, n: int, k: int, panel_count: int, weight_bytes: i
         most = min(most, -(-_CONVERTED_CHAINS // sums))
     side = next(p for p in range(most, 0, -1) if panel_count % p == 0)
     alone = row_tiles == 1
-    if row_tiles > _SHARED_BY or (alone and weight_bytes == 4 and rows < _FLOAT32_ROWS_AHEAD):
+    # on NEON what is asked for beside a tile's loop takes registers from it, and nobody measured that it helps
+    sees_far = tile.lanes == 4 or (weight_bytes == 4 and rows < _FLOAT32_ROWS_AHEAD)
+    if row_tiles > _SHARED_BY or (alone and sees_far):
         return LinearTile(rows, row_tiles, side, k, k, 0)
-    row_bytes = tile.panel * weight_bytes
-    asked = math.gcd(k, _power_of_two(row_tiles * _LINES_ASKED * LINE_BYTES / row_bytes))
+    row_bytes = side * tile.panel * weight_bytes
+    # a row tile asks for as many lines as a vector has lanes: cores with wide ones have more requests under way
+    asked = math.gcd(k, max(_UNROLLED, _power_of_two(row_tiles * tile.lanes * LINE_BYTES / row_bytes)))
     if alone:
         return LinearTile(rows, 1, side, k, asked, _ROWS_AHEAD[weight_bytes])
     # in the cache are what is multiplied, what is asked for, and the activations of both
-    fits = tile.l1d_bytes // (2 * side * row_bytes + 4 * n)
+    fits = tile.l1d_bytes // (2 * row_bytes + 4 * n)
     part = min(k, max(1, fits // asked) * asked)
     return LinearTile(rows, row_tiles, side, part, asked, part)
 

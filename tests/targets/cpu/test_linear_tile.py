@@ -49,7 +49,7 @@ def test_every_line_is_asked_for_once(tile: CpuTile, n: int, k: int, panels: int
     if not walk.ahead:
         assert walk.part == k
         return
-    lines = walk.asked * tile.panel * weight_bytes / LINE_BYTES
-    assert lines <= 32 * walk.row_tiles
+    lines = walk.asked * walk.side * tile.panel * weight_bytes / LINE_BYTES
+    assert walk.asked == 4 or lines <= 2 * tile.lanes * walk.row_tiles  # rounded up to a power of two
     if walk.row_tiles > 1 and walk.part > walk.asked:
         assert walk.part * (2 * walk.side * tile.panel * weight_bytes + 4 * n) <= tile.l1d_bytes

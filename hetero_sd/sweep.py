@@ -16,8 +16,8 @@ from costmodel.ties import settle_ties
 from costmodel.uncertainty import Intervals
 from costmodel.unmeasured_gpu import deciding
 from hetero_sd.early_exit import EarlyExit
+from hetero_sd.predict.compilable import bundle_question
 from hetero_sd.predict.inputs import check_formats, load_specs
-from hetero_sd.predict.predict import bundle_question
 from targets.boards import load_board
 from targets.errors import UserError
 from targets.kv_format import DEFAULT_KV

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from costmodel.place import Place
-from costmodel.question import EXIT_FOLLOWS
+from costmodel.question import EXIT_FOLLOWS, Variant
 from targets.backend import HOST, backend
 from targets.device import Board
 from targets.errors import UserError
@@ -45,6 +45,14 @@ def place_models(rule: str, board: Board, has_draft: bool, early_exit: bool = Fa
     for place in placed.values():
         refuse_missing(rule, place, board)
     return placed
+
+
+def place_rule(variant: Variant) -> str:
+    """The rule that asks for where a variant's models run."""
+    stated = [f"target={variant.target_placement.place(variant.target).text}"]
+    if variant.draft is not None and variant.draft_placement is not None and variant.draft.whole is None:
+        stated.append(f"draft={variant.draft_placement.place(variant.draft).text}")
+    return ",".join(stated)
 
 
 def refuse_missing(rule: str, place: Place, board: Board) -> None:

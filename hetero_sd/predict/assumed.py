@@ -13,6 +13,7 @@ from costmodel.question import Question, Variant
 from costmodel.search import Search
 from costmodel.unmeasured_gpu import gpu_waits
 from hetero_sd.compile.hub_name import source_of
+from hetero_sd.compile.place import place_rule
 from hetero_sd.early_exit import EarlyExit
 from hetero_sd.predict.like import like
 from hetero_sd.predict.request import PredictRequest
@@ -52,17 +53,15 @@ def compile_command(request: PredictRequest, best: Variant, question: Question) 
     """The command that makes the best variant, to copy; a model that was a config.json has to be exported first."""
     _, _, context = request.lengths
     words = ["hetero-sd", "compile", _onnx(request.target, "target")]
-    places = [f"target={best.target_placement.place(best.target).text}"]
     if best.draft is not None and best.draft_placement is not None:
         words += ["--draft", _onnx(request.draft, "draft"), "--gamma", str(best.gamma)]
-        places.append(f"draft={best.draft_placement.place(best.draft).text}")
         if request.alpha_file is not None:
             words += ["--alpha-file", str(request.alpha_file)]
         elif isinstance(question.alpha, float):
             words += ["--alpha", f"{question.alpha:g}"]
     words += ["--board", str(request.board), "--context", str(question.cache_rows or context)]
     if question.board.gpu is not None and not gpu_waits(question):  # a plan of its own may take it
-        words += ["--place", ",".join(places)]
+        words += ["--place", place_rule(best)]
     draft = request.target if isinstance(request.draft, EarlyExit) else request.draft
     models = [(request.target, best.target), *([(draft, best.draft)] if best.draft is not None else [])]
     # what an export of a config.json will allow is not known

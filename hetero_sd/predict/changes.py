@@ -3,12 +3,15 @@
 The ways are the kinds of variants with whole models, and the chosen one as it is; threads and draft lengths are chosen
 again at each value. A way that ties with the chosen one must gain more than a tie allows. An input's leverage is how
 little it has to move, counted in its own error.
+
+A GPU that waits for a measurement has one input of its own: the one that decides first whether it would be faster than
+the cores.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from costmodel.decoder import DecoderSpec
@@ -21,6 +24,8 @@ from costmodel.search import Search
 from costmodel.speculative import Acceptance
 from costmodel.ties import end_of_tie
 from costmodel.uncertainty import numbers, used_processors
+from costmodel.unmeasured_gpu import uses_gpu
+from hetero_sd.compile.place import place_rule
 from hetero_sd.predict.flips import Judged, nearest_flip
 from hetero_sd.predict.overlapped_ways import OverlappedWays
 from hetero_sd.predict.turn_ways import fastest_in_turns, kind, one_of_each
@@ -44,6 +49,9 @@ class Change:
         to: the other way, in a few words; "" where nothing flips.
         errors: how many of its errors lie between `now` and `flips_at`; infinite where nothing flips.
         ends_tie: `to` is the way that ties with the chosen one now.
+        waits: it is an input of a GPU that waits for a measurement, and `now` is what is predicted.
+        place: the --place of `to` there.
+        already: `to` is predicted to be faster than the chosen way now.
     """
 
     name: str
@@ -55,6 +63,9 @@ class Change:
     to: str
     errors: float
     ends_tie: bool = False
+    waits: bool = False
+    place: str = ""
+    already: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,11 +87,31 @@ def what_would_change(
     candidates = one_of_each(decision)
     if len(candidates) < 2 and decision.best.mode != OVERLAPPED:
         return ()
-    judge = _Judge(search, decision, candidates)
+    chosen = kind(decision.best)
+    judge = _Judge(search, decision, candidates, lambda variant: kind(variant) == chosen)
     found = [_moved(judge, given) for given in _inputs(search, candidates)]
     if isinstance(search.question.alpha, float) and any(v.draft is not None for v in candidates):
         found.append(_moved_alpha(judge, alphas))
     return tuple(sorted(found, key=lambda c: c.errors)[:MOST])
+
+
+def what_a_gpu_must_reach(search: Search, decision: Decision, on_gpu: Sequence[Variant]) -> Change | None:
+    """The input of a waiting GPU that decides first whether a way with it is faster than all without it.
+
+    Args:
+        search: prices ways with the GPU and without it.
+        decision: made without it.
+        on_gpu: ways with it, the fastest first; where there is none, there is no such input.
+    """
+    if not on_gpu:
+        return None
+    cores = [v for v in decision.leading if not uses_gpu(v)]
+    ways = one_of_each(replace(decision, leading=tuple(cores)))
+    ways += one_of_each(replace(decision, best=on_gpu[0], leading=tuple(on_gpu)))
+    judge = _Judge(search, decision, ways, lambda variant: not uses_gpu(variant))
+    found = [_moved(judge, given, waits=True) for given in _inputs(search, ways) if given.on_gpu]
+    already = on_gpu[0].tokens_per_s > decision.best.tokens_per_s
+    return replace(min(found, key=lambda change: change.errors), already=already)
 
 
 def _inputs(search: Search, candidates: Sequence[Variant]) -> list[_Input]:
@@ -117,9 +148,11 @@ def _inputs(search: Search, candidates: Sequence[Variant]) -> list[_Input]:
 class _Judge:
     """Whether a decision holds after an input was moved."""
 
-    def __init__(self, search: Search, decision: Decision, candidates: Sequence[Variant]) -> None:
+    def __init__(
+        self, search: Search, decision: Decision, candidates: Sequence[Variant], own: Callable[[Variant], bool]
+    ) -> None:
         self.search, self._candidates, self._meanwhile = search, candidates, OverlappedWays(search)
-        self._chosen = kind(decision.best)
+        self._own = own  # whether a way is one that was decided for
         self._tied = None if decision.tied is None else kind(decision.tied)
         self._tie = end_of_tie(decision)
 
@@ -141,8 +174,8 @@ class _Judge:
         if every and self._meanwhile.look_at_all(moved, max(turns, *(v.tokens_per_s for v in beside), 0.0)):
             beside = list(self._meanwhile.fastest(moved, turns))
         ways += [(v.tokens_per_s, v) for v in beside]
-        own = max((speed for speed, v in ways if kind(v) == self._chosen), default=0.0)
-        others = [(speed / (self._tie if self.ties(v) else 1.0), v) for speed, v in ways if kind(v) != self._chosen]
+        own = max((speed for speed, v in ways if self._own(v)), default=0.0)
+        others = [(speed / (self._tie if self.ties(v) else 1.0), v) for speed, v in ways if not self._own(v)]
         best = max(others, key=lambda way: way[0], default=(0.0, None))
         return Judged(own >= best[0], best[1])
 
@@ -151,7 +184,7 @@ class _Judge:
         return kind(variant) == self._tied
 
 
-def _moved(judge: _Judge, given: _Input) -> Change:
+def _moved(judge: _Judge, given: _Input, waits: bool = False) -> Change:
     q = judge.search.question
 
     def verdict(exponent: float, every: bool = False) -> Judged:
@@ -163,9 +196,14 @@ def _moved(judge: _Judge, given: _Input) -> Change:
     error = -math.log1p(-given.error)
     low, high = given.now / _SPAN, given.now * _SPAN
     if flip is None or to is None:
-        return Change(given.name, given.unit, given.now, None, low, high, "", math.inf)
+        return Change(given.name, given.unit, given.now, None, low, high, "", math.inf, waits=waits)
     at = given.now * math.exp(flip)
-    return Change(given.name, given.unit, given.now, at, low, high, _words(to), abs(flip) / error, judge.ties(to))
+    errors, place = abs(flip) / error, place_rule(to) if waits else ""
+    return Change(
+        *(given.name, given.unit, given.now, at, low, high, _words(to), errors, judge.ties(to)),
+        waits=waits,
+        place=place,
+    )
 
 
 def _moved_alpha(judge: _Judge, alphas: tuple[Acceptance, Acceptance] | None) -> Change:

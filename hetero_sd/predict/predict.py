@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from costmodel.batch_cores import BatchDraft, batch_cores, batch_on
 from costmodel.batch_text import Drafting
 from costmodel.batch_throughput import Requests, Throughput
-from costmodel.processor import CpuSlice, GpuSlice
-from costmodel.question import NGRAM, Decision, Question, Variant, rank
-from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
+from costmodel.processor import GpuSlice
+from costmodel.question import Decision, Question, Variant, rank
+from costmodel.schema.plan import SEQUENTIAL
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, acceptance_rate, break_even_alpha
 from costmodel.ties import settle_ties
@@ -18,7 +18,8 @@ from costmodel.uncertainty import Interval, Intervals, alpha_bounds
 from costmodel.unmeasured_gpu import beside, deciding, gpu_waits, uses_gpu
 from hetero_sd.predict.answer_time import AnswerTime, answer_time, chunk_widths, reading_place
 from hetero_sd.predict.assumed import assumptions, compile_command
-from hetero_sd.predict.changes import Change, what_would_change
+from hetero_sd.predict.changes import MOST, Change, what_a_gpu_must_reach, what_would_change
+from hetero_sd.predict.compilable import bundle_question, compilable, why_not_yet
 from hetero_sd.predict.inputs import AlphaFile, read_alpha_file, read_factors
 from hetero_sd.predict.like import baseline_note, like
 from hetero_sd.predict.request import PredictRequest, check, question_of
@@ -92,6 +93,15 @@ class Prediction:
         turns = [v for v in drafting if v.mode == SEQUENTIAL] if not self.decision.best.gamma else []
         return next(iter(turns or drafting), None)
 
+    @property
+    def on_waiting_gpu(self) -> list[tuple[Variant, Interval]]:
+        """Ways with a GPU that waits for a measurement, the fastest first, each with its interval."""
+        if self.decided_by is None:
+            return []
+        variants, intervals = (*self.potential, *self.decision.leading), (*self.potential_intervals, *self.intervals)
+        found = [(v, i) for v, i in zip(variants, intervals, strict=True) if uses_gpu(v) and compilable(v)]
+        return sorted(found, key=lambda pair: rank(pair[0]))
+
 
 def answer(request: PredictRequest) -> Prediction:
     """Read what the request names, and predict.
@@ -154,7 +164,7 @@ def predict(question: Question, measured: AlphaFile | None = None, alpha_given: 
     free = question.cores is None and question.target_place is None and question.draft_place is None
     if not question.one_process and free:
         more = (v for v in everything.decide().leading if not compilable(v) and v.tokens_per_s > best.tokens_per_s)
-        potential += tuple(replace(v, reason=_why_not_yet(v, best)) for v in more)
+        potential += tuple(replace(v, reason=why_not_yet(v, best)) for v in more)
     potential = tuple(sorted(potential, key=rank))
     intervals, beyond = tuple(map(interval_of, decision.leading)), Intervals(everything, alphas)
     prediction = Prediction(
@@ -177,11 +187,13 @@ def _source_of(question: Question, kind: str, measured: AlphaFile | None) -> str
 
 
 def _changes(p: Prediction) -> tuple[Change, ...]:
-    """What would change the verdict; where a GPU that waits may be faster already, among the ways without it."""
-    if p.decided_by is None or not any(uses_gpu(v) and compilable(v) for v in p.potential):
+    """What would change the verdict; of a GPU that waits first what it must reach, then what decides without it."""
+    if p.decided_by is None:
         return what_would_change(p.search, p.decision, p.alphas)
+    reach = what_a_gpu_must_reach(p.search, p.decision, [v for v, _ in p.on_waiting_gpu])
     without = replace(p.decision, leading=tuple(v for v in p.decision.leading if not uses_gpu(v)))
-    return what_would_change(p.decided_by, without, p.alphas)
+    others = what_would_change(p.decided_by, without, p.alphas)
+    return others if reach is None else (reach, *others[: MOST - 1])
 
 
 def _together(p: Prediction, asked: Requests, request: PredictRequest) -> tuple[Throughput | None, Sharing | None]:
@@ -226,24 +238,3 @@ def gain_of(search: Search, variant: Variant, baseline: Variant) -> Callable[[fl
         return priced.tokens_per_s / baseline.tokens_per_s
 
     return gain
-
-
-def compilable(variant: Variant) -> bool:
-    """Whether a bundle can run it: what the CPU does is done by one slice of one cluster, overlapped by one a model."""
-    placements = [p for p in (variant.target_placement, variant.draft_placement) if p is not None]
-    cores = {s.processor.name for p in placements for s in p.segments if isinstance(s.processor, CpuSlice)}
-    if any("+" in name for name in cores):
-        return False
-    return variant.mode == OVERLAPPED or (variant.mode in (TARGET_ONLY, SEQUENTIAL) and len(cores) <= 1)
-
-
-def _why_not_yet(variant: Variant, best: Variant) -> str:
-    """What the variant would gain, and what of it cannot be run."""
-    several = "threads of several clusters, or others for the drafter than for the target"
-    missing = "drafting from the text" if variant.mode == NGRAM else several
-    return f"{variant.tokens_per_s / best.tokens_per_s:.2f} x the chosen one; not in this version: {missing}"
-
-
-def bundle_question(question: Question) -> Question:
-    """The same question for what a bundle can run."""
-    return replace(question, one_process=True, ngram_alpha=None)

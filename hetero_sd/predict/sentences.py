@@ -7,14 +7,15 @@ from dataclasses import replace
 from costmodel.batch_throughput import Throughput
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
-from costmodel.question import Question, Variant, gb, rank
+from costmodel.question import Question, Variant, gb
 from costmodel.schema.plan import TARGET_ONLY
 from costmodel.ties import LEAST_GAIN, end_of_tie
 from costmodel.uncertainty import Interval
 from costmodel.unmeasured_gpu import WHY, gpu_kernels_given, gpu_kernels_measured, gpu_origins, uses_gpu
 from hetero_sd.calibrated_board import GPU_HOW
+from hetero_sd.compile.place import place_rule
 from hetero_sd.predict.number_names import in_words
-from hetero_sd.predict.predict import Prediction, Sharing, compilable
+from hetero_sd.predict.predict import Prediction, Sharing
 from hetero_sd.predict.story import outcome_text
 from hetero_sd.predict.units import plain
 
@@ -121,13 +122,14 @@ def change_notes(p: Prediction) -> list[str]:
     """The inputs with the most leverage, each with the value at which the verdict flips."""
     found = []
     for c in p.changes:
-        now = f"{c.name}: {_amount(c.now, c.unit)} now"
+        now = f"{c.name}: {_amount(c.now, c.unit)} {'predicted, not measured' if c.waits else 'now'}"
+        measure = f" (`compile --place {c.place}` and `calibrate BUNDLE --on USER@BOARD` measure it)"
         if c.flips_at is None:
             found.append(f"{now}; nothing flips between {_amount(c.low, c.unit)} and {_amount(c.high, c.unit)}")
         else:
-            side = "above" if c.flips_at > c.now else "below"
+            side = "above" if (c.flips_at > c.now) != c.already else "below"
             gain = f"{100 * (end_of_tie(p.decision) - 1):.0f} % faster, no tie any more" if c.ends_tie else "faster"
-            found.append(f"{now}; {side} {_amount(c.flips_at, c.unit)} {c.to} is {gain}")
+            found.append(f"{now}; {side} {_amount(c.flips_at, c.unit)} {c.to} is {gain}{measure * c.waits}")
     return found
 
 
@@ -162,33 +164,18 @@ def gpu_note(question: Question) -> str:
 
 def _waiting_note(p: Prediction) -> list[str]:
     """The fastest way with a GPU that nobody measured, and how to ask for it, where it may be faster."""
-    found = fastest_on_waiting_gpu(p)
-    if found is None or found[0] not in p.potential:
+    other, sure = next(iter(p.on_waiting_gpu), (None, None))
+    if other is None or sure is None or other not in p.potential:
         return []
-    return [f"potential, {WHY}: {way(found[0])}, {speed(*found)} (--place {place_rule(found[0])})"]
+    return [f"potential, {WHY}: {way(other)}, {speed(other, sure)} (--place {place_rule(other)})"]
 
 
 def left_out(p: Prediction) -> str:
     """What `compile` says of a GPU that waits: its fastest way, and the option that takes it; "" where none does."""
-    found = fastest_on_waiting_gpu(p)
-    if found is None:
+    other, sure = next(iter(p.on_waiting_gpu), (None, None))
+    if other is None or sure is None:
         return ""
-    return f"Left out, because {WHY}: {way(found[0])}, {speed(*found)}; --place {place_rule(found[0])} takes it."
-
-
-def fastest_on_waiting_gpu(p: Prediction) -> tuple[Variant, Interval] | None:
-    """The fastest way with a GPU that waits for a measurement, and its interval; None where no GPU waits or fits."""
-    if p.decided_by is None:
-        return None
-    variants, intervals = (*p.potential, *p.decision.leading), (*p.potential_intervals, *p.intervals)
-    pairs = zip(variants, intervals, strict=True)
-    found = [(v, i) for v, i in pairs if uses_gpu(v) and compilable(v)]
-    return min(found, key=lambda pair: rank(pair[0]), default=None)
-
-
-def place_rule(v: Variant) -> str:
-    """The --place of a variant."""
-    return ",".join(f"{title}={where.place(spec).text}" for title, spec, where in models_of(v))
+    return f"Left out, because {WHY}: {way(other)}, {speed(other, sure)}; --place {place_rule(other)} takes it."
 
 
 def _tie_note(p: Prediction) -> list[str]:

@@ -9,7 +9,7 @@ from costmodel.placement import Placement
 from costmodel.question import Variant
 from costmodel.schema.plan import MemoryBytes, PlacedModel, PlacedUnits, PlannedVariant, RoundSeconds
 from costmodel.uncertainty import Interval
-from hetero_sd.predict.predict import compilable
+from hetero_sd.predict.compilable import compilable
 
 
 def planned_variant(variant: Variant, sure: Interval | None) -> PlannedVariant:

@@ -12,7 +12,8 @@ from costmodel.question import Question
 from costmodel.search import Search
 from costmodel.ties import TIE_SHARE
 from costmodel.uncertainty import KIND_ERROR, Intervals, interval, number_errors, numbers
-from hetero_sd.predict.predict import bundle_question, predict
+from hetero_sd.predict.compilable import bundle_question
+from hetero_sd.predict.predict import predict
 from hetero_sd.sweep import sweep_point
 from targets.boards import load_board
 from targets.provenance import Provenance

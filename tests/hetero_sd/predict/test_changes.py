@@ -13,11 +13,14 @@ from costmodel.question import Question
 from costmodel.search import Search
 from costmodel.ties import settle_ties
 from costmodel.uncertainty import Intervals
-from hetero_sd.predict.changes import Change, what_would_change
+from costmodel.unmeasured_gpu import uses_gpu
+from hetero_sd.predict.changes import Change, what_a_gpu_must_reach, what_would_change
+from hetero_sd.predict.compilable import bundle_question
 from hetero_sd.predict.known_models import known_model
-from hetero_sd.predict.predict import bundle_question, predict
+from hetero_sd.predict.predict import predict
 from hetero_sd.predict.sentences import change_notes
 from hetero_sd.predict.turn_ways import kind
+from hetero_sd.predict.units import plain
 from targets.boards import board_names, load_board
 
 FACTORS = {
@@ -121,6 +124,34 @@ def test_a_tie_ends_where_it_is_said_to() -> None:
             gains.append(speeds[kind(decision.tied)] / speeds[kind(decision.best)])
         assert 1 < gains[0] < 1.1
         assert gains[1] == pytest.approx(1 / 0.9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("board", "weights", "already"),
+    [("rk3588", "float16", True), ("imx95", "float16", False), ("imx95", "int4", False)],
+)
+def test_what_a_gpu_that_nobody_measured_must_reach(board: str, weights: str, already: bool) -> None:
+    """Below the value every way with it is slower than the cores, above it one is faster; of rpi5 nothing is said."""
+    question = Question(load_board(board), (known_model("Qwen2.5-1.5B", weights),))
+    p = predict(question)
+    change = what_a_gpu_must_reach(p.search, p.decision, [v for v, _ in p.on_waiting_gpu])
+    assert change is not None
+    assert change.flips_at is not None
+    assert (change.waits, change.already, change.place) == (True, already, "target=gpu")
+    assert (change.flips_at < change.now) == already
+    taken = []
+    for value in (0.97 * change.flips_at, 1.03 * change.flips_at):
+        leading = Search(moved(p.search.question, change, value)).decide().leading
+        taken.append(uses_gpu(max(leading, key=lambda v: v.tokens_per_s)))
+    assert taken == [False, True]
+    (said,) = change_notes(replace(p, changes=(change,)))
+    assert (
+        f"predicted, not measured; above {plain(change.flips_at, 3)} {change.unit} Qwen2.5-1.5B {weights} on gpu "
+        in said
+    )
+    assert said.endswith("is faster (`compile --place target=gpu` and `calibrate BUNDLE --on USER@BOARD` measure it)")
+    alone = predict(replace(question, board=load_board("rpi5")))
+    assert what_a_gpu_must_reach(alone.search, alone.decision, [v for v, _ in alone.on_waiting_gpu]) is None
 
 
 def test_an_input_that_nothing_rests_on_flips_nothing() -> None:

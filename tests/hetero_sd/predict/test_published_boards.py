@@ -28,10 +28,11 @@ from costmodel.ties import settle_ties
 from costmodel.uncertainty import Intervals
 from costmodel.unmeasured_gpu import WHY, uses_gpu
 from hetero_sd.predict.check import check_boards, check_one
+from hetero_sd.predict.compilable import compilable
 from hetero_sd.predict.html import html_report
 from hetero_sd.predict.inputs import with_activations
 from hetero_sd.predict.known_models import CONFIGS, known_model
-from hetero_sd.predict.predict import Prediction, answer, compilable, predict
+from hetero_sd.predict.predict import Prediction, answer, predict
 from hetero_sd.predict.published import published_on
 from hetero_sd.predict.request import PredictRequest
 from hetero_sd.predict.sentences import notes

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import hetero_sd.runtime.decode
 from costmodel.schema.plan import Plan
-from hetero_sd.predict.predict import compilable
+from hetero_sd.predict.compilable import compilable
 from hetero_sd.runtime.decode.drafters import Draft, Drafter, Offer
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.policy import FixedGamma

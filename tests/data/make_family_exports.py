@@ -125,6 +125,30 @@ FAMILIES = {
         tie_word_embeddings=True, logit_scale=0.25, layer_norm_eps=1e-5, use_qk_norm=True)),
     "olmo-clipped": ("OlmoConfig", dict(tie_word_embeddings=False, clip_qkv=0.5)),
     "apertus": ("ApertusConfig", dict(tie_word_embeddings=False, rope_parameters=LLAMA3)),
+    "gemma": ("GemmaConfig", dict(tie_word_embeddings=True, hidden_activation="gelu_pytorch_tanh")),
+    "gemma3n": ("Gemma3nTextConfig", dict(
+        tie_word_embeddings=True, vocab_size_per_layer_input=64, hidden_size_per_layer_input=8, laurel_rank=4,
+        num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"], sliding_window=4,
+        activation_sparsity_pattern=[0.0, 0.0], intermediate_size=[32, 32], **TWO)),
+    "exaone": ("ExaoneConfig", dict(tie_word_embeddings=False, num_layers=1)),
+    "glm": ("GlmConfig", dict(tie_word_embeddings=False, attention_bias=True)),
+    "olmo3": ("Olmo3Config", dict(
+        tie_word_embeddings=False, sliding_window=4, layer_types=["sliding_attention", "full_attention"], **TWO)),
+    "gpt-neo": ("GPTNeoConfig", dict(
+        tie_word_embeddings=True, num_key_value_heads=4, head_dim=LEFT_OUT, window_size=4,
+        attention_types=[[["global", "local"], 1]], **TWO)),
+    "codegen": ("CodeGenConfig", dict(
+        tie_word_embeddings=False, n_layer=1, n_head=4, n_embd=32, n_inner=48, rotary_dim=4, n_positions=128,
+        num_key_value_heads=4)),
+    "vaultgemma": ("VaultGemmaConfig", dict(
+        tie_word_embeddings=True, layer_types=["sliding_attention", "full_attention"], attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0, **GEMMA)),
+    "ministral": ("MinistralConfig", dict(
+        tie_word_embeddings=False, sliding_window=4, layer_types=["sliding_attention", "full_attention"], **TWO)),
+    "arcee": ("ArceeConfig", dict(tie_word_embeddings=False)),
+    "seed-oss": ("SeedOssConfig", dict(tie_word_embeddings=False, attention_bias=True)),
+    "helium": ("HeliumConfig", dict(tie_word_embeddings=False)),
+    "ernie4-5": ("Ernie4_5Config", dict(tie_word_embeddings=True)),
 }  # fmt: skip
 FULL_CACHE = ["windowed_kv_cache=false"]
 EAGER = dict(attention="eager")
@@ -181,7 +205,11 @@ JOBS: dict[str, tuple[str, str, dict]] = {
         "olmo", "smollm3", "stablelm", "phi", "starcoder2", "gpt-neox", "gptj", "cohere", "cohere2", "exaone4",
         "internlm3", "glm4", "opt", "falcon", "falcon-grouped", "nemotron",
         "opt-350m", "hunyuan", "nanochat",
-        "stablelm-heads", "phi-heads", "persimmon", "cohere-heads", "olmo-clipped", "apertus")},
+        "stablelm-heads", "phi-heads", "persimmon", "cohere-heads", "olmo-clipped", "apertus",
+        "gemma", "gemma3n", "exaone", "glm", "olmo3", "codegen", "ministral", "arcee",
+        "seed-oss", "helium", "ernie4-5")},
+    "gpt-neo-dynamo-fp32": ("gpt-neo", "dynamo", dict(**EAGER)),
+    "vaultgemma-dynamo-fp32": ("vaultgemma", "dynamo", dict(**EAGER)),
     # torch.onnx.export(dynamo=False)
     "llama-legacy17-fp32": ("llama", "legacy", dict(opset=17)),
     "llama-legacy14-no-cache-presents": ("llama", "legacy", dict(opset=14, inputs="mask", cache=False, start=True)),
@@ -303,7 +331,7 @@ def build_model(
             is_norm = "norm" in key or "ln_" in key
             if is_norm and key.endswith("weight"):
                 # Gemma's and Nemotron's norms multiply by 1 + weight
-                weight.copy_((0.0 if family.startswith(("gemma", "nemotron")) else 1.0) + 0.2 * noise)
+                weight.copy_((0.0 if family.startswith(("gemma", "vaultgemma", "nemotron")) else 1.0) + 0.2 * noise)
             elif key.endswith("bias"):
                 weight.copy_(0.3 * noise)
             elif any(k in key for k in ("embed_tokens", "lm_head", "wte", "wpe")):

@@ -60,6 +60,7 @@ REFUSED = {
     ),
     "llama-ort-static-16-bit": r"a weight of type UINT16; .*: quantise activations and weights to 8 bits$",
     "llama-ort-static-all-operators": r"constants are rounded to 8 bits, too: .*\['MatMul', 'Gemm', 'Gather'\]$",
+    "gemma3n-dynamo-fp32": r"AltUp's streams beside one another, as Gemma 3n has, .*: use a dense Gemma 3$",
     "mixtral-legacy17-fp32": r"TopK \(node .*mixtures of experts do: use a dense model",
 }
 # traced with a short text, so the short factors hold for every length

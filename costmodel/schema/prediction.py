@@ -62,6 +62,7 @@ class PlanPrediction(Record):
         prompt_start_s: the first chunk of a prompt, before which there is nothing; None takes prompt_chunk_s.
         sampling_s, dispatch_s: the rest of a round.
         turn_s: what dispatch takes longer in a round that drafts.
+        transfer_s: of the steps of a round of the plan's draft length: values copied between processors.
         slot_calls: calls of a target with slots; None where it has one.
         draft_slot_calls: the same of the drafter beside it.
         start_s: what the first steps of a text take longer than later ones, all together: after a prompt was read.
@@ -84,6 +85,7 @@ class PlanPrediction(Record):
     live: LivePrediction | None = None
     prompt_start_s: NotNegative | None = None
     turn_s: NotNegative = 0.0
+    transfer_s: NotNegative = 0.0
     slot_calls: BatchPrediction | None = None
     draft_slot_calls: BatchPrediction | None = None
     prompt_result_s: NotNegative = 0.0

@@ -55,6 +55,9 @@ def plan_prediction(
         each = costs.step_s(place, widths[role][-1]) if whole else 0.0
         return whole * each + (costs.step_s(place, width) if width else 0.0)
 
+    def transfer_s(role: str, n: int) -> float:
+        return asked.search.costs(specs[role]).step(placements[role], n).transfer_s
+
     drafts = "draft" in placements
     one, two = (step_s("draft", n) for n in (1, specs["draft"].after_acceptance)) if drafts else (0.0, 0.0)
     roofline = asked.search.roofline
@@ -101,6 +104,7 @@ def plan_prediction(
         sampling_s=0.0,
         dispatch_s=overhead,
         turn_s=terms.turn_s,
+        transfer_s=transfer_s("target", gamma + 1) + (gamma * transfer_s("draft", 1) if gamma and drafts else 0.0),
         slot_calls=calls.get("target"),
         draft_slot_calls=calls.get("draft"),
         start_s=roofline.text_start_s(),

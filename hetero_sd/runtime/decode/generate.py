@@ -62,7 +62,9 @@ def next_token(
     logprobs: Logprobs | None = None,
 ) -> int:
     """Feed ``ids`` at ``pos`` and choose what follows the last of them."""
+    copied_s = target.copied_s
     found = target.submit(ids, pos, wanted(sampling, logprobs), last=True).result()
+    watch.transfer_s += target.copied_s - copied_s
     watch.book("verify")
     token = int(found[CHOICE][0]) if sampling.greedy else rng.draw(probabilities(found[LOGITS][0], sampling))
     if logprobs is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from costmodel.schema.plan import Plan
+from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.trace import Trace
 
 
@@ -28,6 +29,40 @@ def predicted_speed(plan: Plan, traces: Sequence[Trace], gamma: int) -> float | 
     needed = expected_rounds(max([0, *lengths]), alpha or 0.0, gamma)
     rounds, start_s = sum(needed[n] for n in lengths), prediction.turn_start_s if gamma else prediction.start_s
     return sum(lengths) / (rounds * round_s + len(lengths) * start_s) if rounds else None
+
+
+def predicted_time_shares(plan: Plan, traces: Sequence[Trace]) -> dict[str, float]:
+    """Shares of the decoding time by the plan's steps, of rounds that drafted and read what these did.
+
+    Named as stats.summarise names them. Empty where the plan does not price such a round, or there is none.
+    """
+    prediction, live = plan.prediction, plan.prediction.live
+    rounds = [r for trace in traces for r in trace.rounds]
+    overlap = plan.overlap if any(r.wait_s for r in rounds) else None
+    seconds = dict.fromkeys(("draft", "verify", "wait", "sampling", "dispatch", "read"), 0.0)
+    for r in rounds:
+        verify_s, by_model = prediction.verify_step_s.get(r.drafted + 1), r.source == MODEL
+        if verify_s is None or (by_model and prediction.draft_step_s is None) or (r.read and live is None):
+            return {}
+        seconds["verify"] += verify_s
+        seconds["sampling"] += prediction.sampling_s
+        seconds["dispatch"] += prediction.dispatch_s + (prediction.turn_s if r.drafted else 0.0)
+        seconds["wait"] += 0.0 if overlap is None else overlap.wait_s
+        if by_model and overlap is None:
+            seconds["draft"] += r.drafted * (prediction.draft_step_s or 0.0)
+        seconds["read"] += 0.0 if live is None else live.chunk_s * -(-r.read // live.chunk)
+    whole = sum(seconds.values())
+    return {term: spent / whole for term, spent in seconds.items()} if whole > 0 else {}
+
+
+def predicted_transfer_s(plan: Plan, overlapped: bool) -> float:
+    """Seconds of a round in which values move: copies, or the message after a miss where the drafter goes on."""
+    prediction, overlap = plan.prediction, plan.overlap
+    if not overlapped:
+        return prediction.transfer_s
+    if overlap is None or prediction.acceptance_rate is None:
+        return 0.0
+    return float((1 - prediction.acceptance_rate**overlap.gamma) * overlap.hand_over_s)
 
 
 def expected_rounds(most: int, alpha: float, gamma: int) -> list[float]:

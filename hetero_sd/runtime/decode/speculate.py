@@ -118,7 +118,9 @@ def verify(
 ) -> tuple[int, int]:
     """Return how many drafts that follow ``tokens`` the target accepts, and its own token after them: one pass."""
     fed = [tokens[-1], *draft.tokens]  # the target has not seen the last token yet
+    copied_s = target.copied_s
     rows = target.submit(fed, len(tokens) - 1, wanted(sampling, logprobs)).result()
+    watch.transfer_s += target.copied_s - copied_s
     watch.book("verify")
     if sampling.greedy:
         accepted, extra = accept_greedy(rows[CHOICE], draft.tokens)

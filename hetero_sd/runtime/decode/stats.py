@@ -10,7 +10,12 @@ from statistics import NormalDist, median
 from typing import Any
 
 from costmodel.schema.plan import Plan
-from hetero_sd.runtime.decode.predicted_run import predicted_first_token_s, predicted_speed
+from hetero_sd.runtime.decode.predicted_run import (
+    predicted_first_token_s,
+    predicted_speed,
+    predicted_time_shares,
+    predicted_transfer_s,
+)
 from hetero_sd.runtime.decode.stopping import class_edges, confidence_class
 from hetero_sd.runtime.decode.trace import Round, Trace, first_rounds_s
 
@@ -23,7 +28,8 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
 
     Seconds throughout. ``tokens_per_s`` counts the tokens after the first one over the time they took. A term of
     ``median_s`` is the median over rounds: ``draft_step`` of the mean step of a round, ``verify_step`` by the
-    number of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round;
+    number of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round,
+    ``transfer`` of a round where values move between processors, its mean, which is in the terms before;
     where the drafter goes on while the target verifies, ``wait`` of a round and ``hand_over`` of a message, else
     ``first_rounds``: what those of a text took longer than later ones. ``kept_tokens`` of the prompts were in the
     target's cache already. ``acceptance_by_position`` has for the first, second, ... drafted token of a round how
@@ -64,6 +70,7 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
             "verify_step": {str(n): _median([r.verify_s for r in rounds if r.drafted + 1 == n]) for n in widths},
             "sampling": _median([r.sampling_s for r in rounds]),
             "dispatch": _median([r.dispatch_s for r in rounds]),
+            "transfer": _transfer_s(rounds),
             "wait": _median([r.wait_s for r in rounds]) if overlapped else None,
             "first_rounds": None if overlapped else _median(_first_rounds(traces)),
             "hand_over": _median([s for trace in traces for s in trace.hand_overs_s]),
@@ -72,6 +79,11 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
         "stopping": _stopping(drafted),
         "switches": [{"generation": i, **asdict(s)} for i, trace in enumerate(traces) for s in trace.switches],
     }
+
+
+def _transfer_s(rounds: Sequence[Round]) -> float | None:
+    moved = sum(r.transfer_s for r in rounds)
+    return moved / len(rounds) if moved else None
 
 
 def _first_rounds(traces: Sequence[Trace]) -> list[float]:
@@ -176,6 +188,8 @@ def comparison(
     rows.append(_row("sampling", "ms", terms["sampling"], predicted.sampling_s if predicted else None))
     loop = None if predicted is None else predicted.dispatch_s + (predicted.turn_s if measured["drafted"] else 0.0)
     rows.append(_row("dispatch", "ms", terms["dispatch"], loop))
+    moved = None if plan is None else predicted_transfer_s(plan, terms["wait"] is not None)
+    rows.append(_row("transfer in a round", "us", terms["transfer"], moved))
     start = 0.0 if predicted is None else predicted.turn_start_s if measured["drafted"] else predicted.start_s
     # below a nanosecond it is the cycle that stands for what no calibration has measured
     rows.append(_row("first rounds, more", "us", terms["first_rounds"], round(start, 9)))
@@ -201,9 +215,18 @@ def _beside(plan: Plan) -> Plan:
 
 
 def stats_json(traces: Sequence[Trace], plan: Plan | None, gamma: int | None = None) -> dict[str, Any]:
-    """Return the summary with the comparison under ``predicted_vs_measured``; `gamma` where it was fixed."""
+    """Return the summary with the comparison under ``predicted_vs_measured``; `gamma` where it was fixed.
+
+    ``predicted_time_shares`` are what the plan's steps make of ``time_shares``.
+    """
     measured = summarise(traces)
-    return {**measured, "predicted_vs_measured": comparison(measured, plan, traces, gamma)}
+    beside = plan if plan is None or measured["median_s"]["wait"] is None else _beside(plan)
+    shares = {} if beside is None else predicted_time_shares(beside, traces)
+    return {
+        **measured,
+        "predicted_time_shares": shares,
+        "predicted_vs_measured": comparison(measured, plan, traces, gamma),
+    }
 
 
 def _row(term: str, unit: str, measured: float | None, predicted: float | None) -> dict[str, Any]:

@@ -22,8 +22,13 @@ def stats_table(stats: Mapping[str, Any]) -> str:
         f"{stats['prompt_tokens']} prompt tokens{kept}, {stats['new_tokens']} new tokens, {stats['rounds']} rounds, "
         f"{stats['drafted']} drafted, {stats['accepted']} accepted"
     )
-    if used := ", ".join(f"{name} {_percent(share)} %" for name, share in stats["time_shares"].items() if share):
-        lines.append(f"of the time: {used}")
+    predicted = stats["predicted_time_shares"]
+    if used := ", ".join(
+        f"{name} {_percent(share)} %" + (f" ({_percent(predicted[name])} %)" if name in predicted else "")
+        for name, share in stats["time_shares"].items()
+        if share
+    ):
+        lines.append(f"of the time{' (predicted)' if predicted else ''}: {used}")
     if len(stats["gammas"]) > 1:
         used = ", ".join(f"{gamma} in {rounds}" for gamma, rounds in stats["gammas"].items())
         lines.append(f"tokens drafted in a round: {used} rounds")

@@ -21,7 +21,8 @@ class Round:
     ``draft_prefill_s``. ``source`` says what the drafts were made from (drafters/__init__.py), "" where there are none.
     ``wait_s`` is what the target waited for drafts that are made beside it; there ``draft_s`` is 0.
     ``confidences`` are those of the drafted tokens, where they were asked for, which took ``confidence_s``; ``stopped``
-    says that they ended the draft.
+    says that they ended the draft. ``transfer_s`` is what moving values between processors took of the terms above:
+    copies in the models' steps, and messages that the target waited for.
     """
 
     drafted: int
@@ -37,6 +38,7 @@ class Round:
     confidence_s: float = 0.0
     confidences: tuple[float, ...] = ()
     stopped: bool = False
+    transfer_s: float = 0.0
 
     @property
     def total_s(self) -> float:
@@ -133,11 +135,12 @@ class Trace:
 
 
 class Stopwatch:
-    """Books every interval under a name, so that the parts sum to the whole."""
+    """Books every interval under a name, so that the parts sum to the whole; ``transfer_s`` is counted beside them."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter, spans: list[Span] | None = None) -> None:
         """Start now, with nothing booked; ``clock`` gives seconds. Bookings are appended to ``spans``, too."""
         self.booked: dict[str, float] = {}
+        self.transfer_s = 0.0
         self._spans = spans
         self._clock, self._last = clock, clock()
 
@@ -155,4 +158,4 @@ class Stopwatch:
         self.book("dispatch")
         names = ("draft", "verify", "sampling", "dispatch", "catch_up", "wait", "confidence")
         terms: dict[str, Any] = {f"{name}_s": self.booked.get(name, 0.0) for name in names}
-        return Round(drafted, accepted, **terms, read=read, source=source)
+        return Round(drafted, accepted, **terms, read=read, source=source, transfer_s=self.transfer_s)

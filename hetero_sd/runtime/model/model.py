@@ -113,6 +113,11 @@ class CompiledModel(Model):
         return {"threads": self.threads, "pool": pool, "why_tvms": self.why_tvms_pool, "worker_share": share}
 
     @property
+    def copied_s(self) -> float:
+        """See :class:`hetero_sd.runtime.model.protocol.Model`."""
+        return self._chain.copied_s
+
+    @property
     def cache(self) -> SlotCache | None:
         """The rows of its slots, where it has several."""
         return self._chain.pages

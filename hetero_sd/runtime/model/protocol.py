@@ -53,6 +53,11 @@ class Model(Protocol):
     context: int
     name: str
 
+    @property
+    def copied_s(self) -> float:
+        """Seconds that copies between processors took in all steps so far."""
+        return 0.0
+
     def submit(self, ids: Sequence[int], pos: int, outputs: Sequence[str] = (CHOICE,), last: bool = False) -> Pending:
         """Start a step that writes KV rows ``pos .. pos+n-1``, without waiting for it where its processor allows that.
 

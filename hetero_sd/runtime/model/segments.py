@@ -7,6 +7,7 @@ the processor that has it uses it again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Chain:
         self.devices = {p: _open(bundle, facts, backend(p)) for p in dict.fromkeys(s.processor for s in segments)}
         self.accelerators = tuple(p for p in self.devices if p != HOST)
         self.segments = segments
+        self.copied_s = 0.0  # of copies between processors so far, without waiting for the kernels before them
         self._keep_mapped = weights
         machines = {s.processor: self._load(bundle, facts, s.processor) for s in segments}
         for segment in segments:
@@ -149,7 +151,13 @@ class Chain:
 
     def host(self, tensor: Any) -> npt.NDArray[Any]:
         """A result as a numpy array: without a copy on the CPU, after waiting for the kernels elsewhere."""
-        array: npt.NDArray[Any] = np.from_dlpack(tensor) if self.is_on_cpu(tensor) else tensor.numpy()
+        if self.is_on_cpu(tensor):
+            seen: npt.NDArray[Any] = np.from_dlpack(tensor)
+            return seen
+        tensor.device.sync()
+        begin = time.perf_counter()
+        array: npt.NDArray[Any] = tensor.numpy()
+        self.copied_s += time.perf_counter() - begin
         return array
 
     def is_on_cpu(self, tensor: Any) -> bool:
@@ -164,7 +172,9 @@ class Chain:
     def _to_device(self, name: str, entry: str, tensor: Any, processor: str) -> Any:
         """The host's value on another processor, in the memory that is kept for it."""
         key, device = (name, entry, processor), self.devices[processor]
+        begin = time.perf_counter()
         self._kept[key] = backend(processor).to_device(tensor, device, self._kept.get(key))
+        self.copied_s += time.perf_counter() - begin
         return self._kept[key]
 
     def _load(self, bundle: Bundle, facts: ModelFacts, processor: str) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,6 +79,22 @@ def test_a_split_model_is_priced_by_its_segments() -> None:
     assert plan.prediction.verify_step_s[1] == pytest.approx(by_hand, rel=1e-5)
     whole, _ = planned(gamma=0, place="gpu", draft=False)
     assert whole.prediction.verify_step_s[1] != pytest.approx(by_hand, rel=1e-2)
+
+
+def test_copies_between_processors_are_told_apart() -> None:
+    """Of a split target's step of four tokens, where memory is not unified."""
+    unified = load_board("rk3588")
+    assert unified.gpu is not None
+    apart = replace(unified, gpu=replace(unified.gpu, unified_memory=False))
+    shapes = {role: count_work(TinyDecoder(layers=n).decoder(), role) for role, n in (("target", 2), ("draft", 1))}
+    asked = Overrides(gamma=3, place="target=gpu:1-head,draft=cpu")
+    (plan, _), (mapped, _) = (make_plan(board, shapes, 64, asked) for board in (apart, unified))
+    cluster = apart.cluster(plan.cluster)
+    cores, gpu = CpuSlice(((cluster, plan.threads),)), GpuSlice(apart.gpu, cluster)  # type: ignore[arg-type]
+    values = 4 * shapes["target"].hidden
+    assert plan.prediction.transfer_s == pytest.approx(Roofline(apart).border(cores, gpu, values).transfer_s, rel=1e-3)
+    assert plan.prediction.transfer_s > 0
+    assert mapped.prediction.transfer_s == 0
 
 
 def test_what_turns_add_is_in_the_plan() -> None:

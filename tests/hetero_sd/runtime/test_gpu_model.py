@@ -268,6 +268,15 @@ def test_caches_of_codes_on_either_processor(opencl: Any, tmp_path: Path, releas
     assert np.array_equal(np.concatenate(alone), on_gpu)
 
 
+def test_copies_are_timed(model: Any) -> None:
+    """What a step gives is copied; rows of the caches alone are not."""
+    begin = model.copied_s
+    model.submit([5, 3], 0, ()).result()
+    filled = model.copied_s
+    model.forward([9], 2)
+    assert begin <= filled < model.copied_s
+
+
 def test_rows_that_were_read_go_on_bit_for_bit(model: Any) -> None:
     """What --save-state takes and --load-state puts back."""
     ids = [5, 3, 9, 200, 17, 8]

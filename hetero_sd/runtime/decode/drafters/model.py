@@ -77,7 +77,7 @@ class ModelDrafter(Drafter):
         """
         drafted: list[int] = []
         q: list[Distribution] = []
-        pending = list(tokens[self._length :])
+        pending, copied_s = list(tokens[self._length :]), self._model.copied_s
         try:
             while len(drafted) < gamma and not self.lost:
                 token, confidence = self._draw(pending, q, watch, rng, go_on is not None)
@@ -92,6 +92,7 @@ class ModelDrafter(Drafter):
                     break
         except _FAILURES as error:
             self._lose(error)
+        watch.transfer_s += self._model.copied_s - copied_s
         watch.book("draft")
         return Draft(drafted, q)
 

@@ -76,7 +76,7 @@ def speculate_overlapped(
 
             watch = Stopwatch(trace.clock, trace.spans)
             most = min(gamma, end - 1 - len(tokens))
-            _receive(thread, arrived, tokens, min(least, most), trace)
+            watch.transfer_s += _receive(thread, arrived, tokens, min(least, most), trace)
             watch.book("wait")
             draft = Draft(arrived.tokens[:most], arrived.q[:most])
             drafted = draft.tokens
@@ -100,19 +100,24 @@ def speculate_overlapped(
         yield from take_turns(target, drafter, tokens, new_tokens, request, turns, trace, rng)
 
 
-def _receive(thread: DraftThread, arrived: _Arrived, tokens: Sequence[int], least: int, trace: Trace) -> None:
+def _receive(thread: DraftThread, arrived: _Arrived, tokens: Sequence[int], least: int, trace: Trace) -> float:
     """Take all messages there are, and wait until there are ``least`` drafts or no more will come.
+
+    Returns:
+        seconds that messages which were waited for were on their way.
 
     Raises:
         BaseException: what the drafter's thread ended the text with.
     """
+    transfer_s = 0.0
     while True:
         message, waited = thread.receive(len(arrived.tokens) < least and not arrived.silent)
         if message is None:
-            return
+            return transfer_s
         if waited and isinstance(message, Drafts):
             now = trace.clock()
             trace.hand_overs_s.append(now - message.sent_s)
+            transfer_s += now - message.sent_s
             if trace.spans is not None:
                 trace.spans.append(Span("target", TRANSFER, message.sent_s, now))
         arrived.take(message, tokens)

@@ -305,6 +305,8 @@ def test_times_and_hand_overs_are_measured(pair) -> None:
     assert len(trace.draft_steps_s) >= stats["accepted"]
     assert trace.hand_overs_s
     assert min(trace.hand_overs_s) > 0
+    assert 0 < sum(r.transfer_s for r in trace.rounds) <= sum(trace.hand_overs_s)
+    assert all(r.transfer_s <= r.wait_s for r in trace.rounds)
     text = stats_table(stats)
     assert "wait for drafts (ms)" in text
     assert "hand-over (us)" in text

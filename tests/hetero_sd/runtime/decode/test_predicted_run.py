@@ -6,10 +6,17 @@ from dataclasses import replace
 import pytest
 from bundles import LIVE, some_plan, some_prediction
 
+from costmodel.schema.plan import PlannedOverlap
 from costmodel.speculative import expected_tokens
-from hetero_sd.runtime.decode.predicted_run import expected_rounds, predicted_first_token_s, predicted_speed
+from hetero_sd.runtime.decode.predicted_run import (
+    expected_rounds,
+    predicted_first_token_s,
+    predicted_speed,
+    predicted_time_shares,
+    predicted_transfer_s,
+)
 from hetero_sd.runtime.decode.stats import stats_json
-from hetero_sd.runtime.decode.trace import Trace
+from hetero_sd.runtime.decode.trace import Round, Trace
 
 PREDICTION = some_prediction(
     acceptance_rate=0.8, tokens_per_s=99.0, draft_step_s=0.01, verify_step_s={1: 0.1, 4: 0.12}, dispatch_s=0.001,
@@ -65,3 +72,30 @@ def test_later_chunks_of_a_prompt_take_longer() -> None:
     """0.2 s at the start and 0.3 s after 32 tokens; a prompt of 68 tokens ends with a step of 4."""
     assert PREDICTION.first_token_s(68, 32) == pytest.approx(0.2 + 0.3 + 0.12)
     assert replace(PREDICTION, prompt_start_s=None).first_token_s(68, 32) == pytest.approx(0.3 + 0.3 + 0.12)
+
+
+def drafted(count: int, wait_s: float = 0.0, read: int = 0, source: str = "model") -> Round:
+    return Round(count, 0, 9.0, 9.0, 9.0, 9.0, read=read, source=source if count else "", wait_s=wait_s)
+
+
+def test_shares_of_the_time_by_the_plans_steps() -> None:
+    """Of the rounds that were run, whatever they took: three drafts, none, three of n-grams after reading 40 tokens."""
+    own = replace(PLAN, prediction=replace(PREDICTION, turn_s=0.002))
+    rounds = [drafted(3), drafted(0), drafted(3, read=40, source="ngram-2")]
+    got = predicted_time_shares(own, [replace(text(5), rounds=rounds)])
+    read = 2 * LIVE.chunk_s
+    seconds = {"draft": 0.03, "verify": 0.34, "wait": 0.0, "sampling": 0.0, "dispatch": 0.007, "read": read}
+    assert got == pytest.approx({term: spent / (0.377 + read) for term, spent in seconds.items()})
+    assert predicted_time_shares(own, [replace(text(5), rounds=[drafted(2)])]) == {}  # three tokens are not priced
+    assert predicted_time_shares(own, [text(5)]) == {}
+
+
+def test_beside_the_target_the_drafter_takes_no_time() -> None:
+    overlap = PlannedOverlap(3, 3, (0,), (1,), "cpu", 1.0, 1.0, 0.05, 4e-5, 2.5, 9.0)
+    own = replace(PLAN, overlap=overlap)
+    got = predicted_time_shares(own, [replace(text(5), rounds=[drafted(3, wait_s=0.1)])])
+    seconds = {"draft": 0.0, "verify": 0.12, "wait": 0.05, "sampling": 0.0, "dispatch": 0.001, "read": 0.0}
+    assert got == pytest.approx({term: spent / 0.171 for term, spent in seconds.items()})
+    assert predicted_transfer_s(own, overlapped=True) == pytest.approx((1 - 0.8**3) * 4e-5)
+    assert predicted_transfer_s(own, overlapped=False) == 0.0
+    assert predicted_transfer_s(PLAN, overlapped=True) == 0.0

@@ -65,6 +65,17 @@ def test_overlapped_rounds_by_hand():
     assert [line.split()[-3] for line in lines if line.startswith(("wait", "hand-over"))] == ["50", "30"]
 
 
+def test_transfers_are_the_mean_of_a_round() -> None:
+    """Beside what the plan's steps copy; no row where nothing was moved."""
+    rounds = [replace(r, transfer_s=moved) for r, moved in zip(a_trace().rounds, (3e-4, 0.0, 0.0), strict=True)]
+    plan = some_plan(prediction=some_prediction(transfer_s=2e-4))
+    got = stats_json([replace(a_trace(), rounds=rounds)], plan)
+    (row,) = (r for r in got["predicted_vs_measured"] if r["term"] == "transfer in a round")
+    assert (row["measured"], row["predicted"]) == pytest.approx((100.0, 200.0))
+    assert got["decode_s"] == summarise([a_trace()])["decode_s"]  # it is in the terms already
+    assert "transfer" not in stats_table(stats_json([a_trace()], some_plan()))
+
+
 def test_several_generations_are_added():
     got = summarise([a_trace(), a_trace()])
     assert (got["prompt_tokens"], got["new_tokens"], got["rounds"]) == (10, 18, 6)
@@ -76,7 +87,7 @@ def test_nothing_measured_is_none():
     got = stats_json([Trace(prompt_tokens=1, token_ids=[3], finish_reason="eos", prefill_s=0.1)], None)
     assert got["tokens_per_s"] is None
     assert got["acceptance_rate"] is None
-    names = ("draft_step", "sampling", "dispatch", "wait", "first_rounds", "hand_over")
+    names = ("draft_step", "sampling", "dispatch", "wait", "first_rounds", "hand_over", "transfer")
     assert got["median_s"] == {**dict.fromkeys(names), "verify_step": {}}
     assert "1 prompt tokens, 1 new tokens" in stats_table(got)
     json.dumps(got, allow_nan=False)
@@ -180,6 +191,8 @@ def test_table_for_people():
 def test_shares_of_the_time_are_whole_percent_or_two_digits(share: float, shown: str) -> None:
     stats = {**stats_json([a_trace()], some_plan()), "time_shares": {"verify": share, "draft": 0.0}}
     assert f"of the time: verify {shown}\n" in stats_table(stats)
+    beside = stats_table({**stats, "predicted_time_shares": {"verify": 0.25}})
+    assert f"of the time (predicted): verify {shown} (25 %)\n" in beside
 
 
 def test_stopwatch_books_every_interval_once():

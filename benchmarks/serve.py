@@ -1,7 +1,7 @@
 """Several requests together, in slots, against the same requests one after the other, on one bundle.
 
     python benchmarks/serve.py [--requests 8] [--format int8] [--kv float16] [--threads 2] [--repeats 3]
-                               [--model FILE.onnx] [--json]
+                               [--model FILE.onnx] [--llama-cpp] [--json]
 
 The engines of `run.py --serve` without HTTP: random prompts, greedy, 64 tokens each. In turn, in one process: one after
 the other, together, and together while one more prompt of 192 tokens is read beside them. The texts of all three are
@@ -9,12 +9,14 @@ compared. Then as many requests that begin with the same 512 tokens, with their 
 tokens of the prompts are read. Quote ratios of one run: the machine is shared and absolute times drift. Where others
 compute, too, a step that is longer than a time slice waits for them in its middle; CPU time with one thread then says
 more than the clock. Below it stands what the cost model's rounds (costmodel/batch_throughput.py) make of the CPU times
-of single calls.
+of single calls. With --llama-cpp the same requests go to llama.cpp, too, in the same rounds (serve_peer.py), on a GGUF
+file of the same weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -27,6 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gguf_llama import write_gguf
+from serve_peer import LlamaCppSlots
+from serve_table import medians_of, prefix_lines, ratios_of, together_lines
 
 from targets.kv_format import DEFAULT_KV, KV_FORMATS
 
@@ -119,8 +124,8 @@ def gaps_ms(times: Sequence[Sequence[float]]) -> list[float]:
     return [1e3 * (b - a) for text in times for a, b in pairwise(text)]
 
 
-def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, float]]:
-    """One after the other, together, and together beside a long prompt; in turn."""
+def rounds(session: Session, requests: int, repeats: int, peer: LlamaCppSlots | None = None) -> list[dict[str, float]]:
+    """One after the other, together, and together beside a long prompt, and the peer's; in turn."""
     from costmodel.batch_throughput import Requests, throughput
     from hetero_sd.runtime.model.model import CompiledModel
     from hetero_sd.runtime.serve.batch_engine import BatchEngine
@@ -141,6 +146,7 @@ def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, floa
         beside = measure(BatchEngine(session, session.slots, requests, 600.0, drafts=True), [*prompts[1:], longer])
         if together.texts != alone.texts or beside.texts[:-1] != alone.texts[1:]:
             raise SystemExit("the texts differ")
+        theirs = None if peer is None else peer.answer(prompts, NEW)
         if not repeat:
             continue  # the first one writes into new memory
         found.append(
@@ -159,6 +165,11 @@ def rounds(session: Session, requests: int, repeats: int) -> list[dict[str, floa
                 "calls_share": engine_counts(batch).calls_s / engine_counts(batch).busy_s,
             }
         )
+        if theirs is not None:
+            found[-1] |= {
+                "llama_cpp_tokens_per_s": requests * NEW / theirs.wall_s,
+                "llama_cpp_cpu_ms": 1e3 * theirs.cpu_s / (requests * NEW),
+            }
     return found
 
 
@@ -270,8 +281,13 @@ def main() -> None:
     parser.add_argument("--format", choices=("float32", "int8", "int4"), default="int8", help="of those weights")
     parser.add_argument("--kv", choices=KV_FORMATS, default=DEFAULT_KV, help="of the KV caches (default float32)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--llama-cpp", action="store_true", help="beside llama.cpp, by its Python bindings")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.llama_cpp and (options.model is not None or options.kv not in ("float32", "float16")):
+        parser.error("--llama-cpp takes the weights that are made here, and a KV cache of floats")
+    if options.llama_cpp and importlib.util.find_spec("llama_cpp") is None:
+        parser.error("llama.cpp's bindings are not installed; pip install llama-cpp-python")
     os.environ["TVM_NUM_THREADS"] = str(options.threads)
     from passes.synthetic import LLAMA_100M, write_llama
     from targets.boards import load_board
@@ -282,45 +298,26 @@ def main() -> None:
             model = Path(scratch) / "llama100m.onnx"
             write_llama(model, LLAMA_100M, options.format)
         session = session_of(model, Path(scratch) / "bundle", options.requests, options.kv)
-        measured = rounds(session, options.requests, options.repeats)
+        peer = None
+        if options.llama_cpp:
+            gguf = Path(scratch) / "llama100m.gguf"
+            write_gguf(model, LLAMA_100M, gguf)
+            peer = LlamaCppSlots(gguf, options.requests, CONTEXT, options.kv, options.threads)
+        measured = rounds(session, options.requests, options.repeats, peer)
         prefixes = shared_prefix(session, options.requests, options.repeats)
     core = load_board("host", measure=False).clusters[0].core.name
-    median = {name: statistics.median(r[name] for r in measured) for name in measured[0]}
-    ratios = {
-        "speed": statistics.median(r["together_tokens_per_s"] / r["alone_tokens_per_s"] for r in measured),
-        "cpu": statistics.median(r["alone_cpu_ms"] / r["together_cpu_ms"] for r in measured),
-        "gap": statistics.median(r["together_gap_ms"] / r["alone_gap_ms"] for r in measured),
-        "counted_out": statistics.median(r["counted_out_alone_cpu_ms"] / r["counted_out_cpu_ms"] for r in measured),
-    }
     if options.json:
-        found = {"core": core, "rounds": measured, "median": median, "ratios": ratios, "shared_prefix": prefixes}
+        found = {"core": core, "rounds": measured, "shared_prefix": prefixes}
+        found |= {"median": medians_of(measured), "ratios": ratios_of(measured)}
         print(json.dumps(found, indent=1))
         return
     weights = options.format if options.model is None else options.model.name
     said = f"{core}, {options.threads} threads, {weights}, KV {options.kv}"
     print(f"{said}: {options.requests} requests of {PROMPT} + {NEW} tokens, {options.repeats} rounds in turn, medians")
-    print(f"{'':34}{'one by one':>12}{'together':>12}{'ratio':>8}")
-    speeds = median["alone_tokens_per_s"], median["together_tokens_per_s"]
-    print(f"{'tokens/s, prompts included':34}{speeds[0]:>12.1f}{speeds[1]:>12.1f}{ratios['speed']:>8.2f}")
-    cpu = median["alone_cpu_ms"], median["together_cpu_ms"]
-    print(f"{'CPU ms a token':34}{cpu[0]:>12.2f}{cpu[1]:>12.2f}{ratios['cpu']:>8.2f}")
-    cpu = median["counted_out_alone_cpu_ms"], median["counted_out_cpu_ms"]
-    print(f"{'  counted out from its calls':34}{cpu[0]:>12.2f}{cpu[1]:>12.2f}{ratios['counted_out']:>8.2f}")
-    gaps = median["alone_gap_ms"], median["together_gap_ms"]
-    print(f"{'ms between tokens, median':34}{gaps[0]:>12.2f}{gaps[1]:>12.2f}{ratios['gap']:>8.2f}")
-    print(f"{'the longest':34}{'':>12}{median['together_longest_gap_ms']:>12.2f}")
-    print(f"{f'beside a prompt of {LONG_PROMPT} tokens':34}{'':>12}{median['beside_a_prompt_longest_gap_ms']:>12.2f}")
-    shared = {name: statistics.median(r[name] for r in prefixes) for name in prefixes[0]}
+    print(*together_lines(measured, LONG_PROMPT), sep="\n")
     print(f"{options.requests} prompts of {SHARED} tokens in common and {OWN} of their own, {NEW} tokens written")
-    print(f"{'':34}{'apart':>12}{'in common':>12}{'ratio':>8}")
-    for name, apart, common in (
-        ("prompt tokens read", "prompt_tokens_read_apart", "prompt_tokens_read"),
-        ("seconds", "apart_s", "in_common_s"),
-        ("CPU seconds", "apart_cpu_s", "in_common_cpu_s"),
-    ):
-        ratio = statistics.median(r[apart] / r[common] for r in prefixes)
-        print(f"{name:34}{shared[apart]:>12.2f}{shared[common]:>12.2f}{ratio:>8.2f}")
-    print(f"{'of the beginnings not read':34}{'':>12}{100 * shared['prefix_saved']:>11.1f}%")
+    print(*prefix_lines(prefixes), sep="\n")
+    median = medians_of(measured)
     shares = 100 * median["scheduling_share"], 100 * median["calls_share"]
     print(f"of the time together, scheduling takes {shares[0]:.2f} %, the target's calls {shares[1]:.1f} %")
 

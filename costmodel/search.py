@@ -66,7 +66,7 @@ class Search(Prices):
         baseline = fastest(single or fitting)
         found: list[Variant] = []
         for slices in groups:
-            if not q.gamma:
+            if not (q.gamma and q.drafts):
                 found += self._target_only(slices, q.target_place)
             found += self._speculative(slices)
         speeds = (v.tokens_per_s for v in found if v.memory.total_bytes <= self.free_bytes)

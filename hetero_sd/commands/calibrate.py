@@ -9,7 +9,7 @@ from pathlib import Path
 from costmodel.fit import Fit
 from hetero_sd.calibrate import Calibrated, CalibrateRequest, calibrate, residuals, to_toml
 from hetero_sd.commands.parser import Subparsers, add_draft, add_variant, fetch_models, subcommand
-from targets.boards import board_names
+from targets.boards import board_names, load_board
 from targets.errors import UserError
 from targets.files import check_writable, write_text
 
@@ -60,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out}: a board file's name ends in .toml")
     if options.on is None and options.board is None:
         raise UserError("--board NAME|PATH.toml is missing: where the fit starts")
+    if options.board is not None:
+        load_board(options.board, measure=False)  # before anything is fetched
     fetch_models(options, "target", "draft", quiet=options.json)
     if options.on is None and (not options.measured or options.measured[0].is_dir()):
         return _run_here(options)

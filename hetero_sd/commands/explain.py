@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hetero_sd.commands.parser import Subparsers, add_variant, fetch_models, subcommand
 from hetero_sd.runtime.manifest import MANIFEST
-from targets.boards import board_names
+from targets.boards import board_names, load_board
 from targets.errors import UserError
 
 EXAMPLE = """\
@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     if (options.model / MANIFEST).is_file():
         inspect = f"`hetero-sd inspect {options.model}` says how it is stored"
         raise UserError(f"{options.model} is a bundle: give the .onnx file that it was compiled from; {inspect}")
+    load_board(options.board, measure=False)  # before anything is fetched
     fetch_models(options, "model", quiet=options.json)
     request = ExplainRequest(
         model=options.model,

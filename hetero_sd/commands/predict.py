@@ -19,6 +19,7 @@ from hetero_sd.predict.request import (
     DEFAULT_NGRAM_MATCH,
     PredictRequest,
     check,
+    refuse_without_models,
 )
 from hetero_sd.predict.weight_formats import FORMAT_NAMES
 from targets.boards import board_names
@@ -123,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
     for path in (options.trace, options.report):
         if path is not None:
             check_writable(path)
-    check(request_of(options))  # before anything is fetched
+    refuse_without_models(check(request_of(options)))  # before anything is fetched
     fetch_models(options, "target", "draft", quiet=options.json)
     prediction = answer(request_of(options))
     if options.trace is not None:

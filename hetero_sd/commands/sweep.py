@@ -10,7 +10,7 @@ from hetero_sd.commands.parser import Subparsers, add_variant, subcommand
 from hetero_sd.early_exit import SCHEME, EarlyExit
 from hetero_sd.predict.request import DEFAULT_ALPHA, DEFAULT_CONTEXT, LARGEST_CONTEXT
 from hetero_sd.sweep import SweepRequest, sweep, to_csv
-from targets.boards import board_names
+from targets.boards import board_names, load_board
 from targets.errors import UserError
 from targets.files import check_writable, write_text
 from targets.kv_format import DEFAULT_KV, KV_FORMATS
@@ -62,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
             check_writable(path)
     request, console = request_of(options), Console(stderr=True)
     console.quiet = options.quiet or not console.is_terminal  # elsewhere the bar leaves an empty line
+    for name in request.boards:
+        load_board(name, measure=False)  # before anything is fetched
     models = files_of([m for pair in request.pairs for m in pair], options.variant, Progress(quiet=options.quiet))
     request = replace(request, pairs=tuple(zip(models[::2], models[1::2], strict=True)))
     rows = sweep(request, lambda points: track(points, "  predict", console=console, transient=True))

@@ -9,7 +9,7 @@ from costmodel.batch_cores import BatchDraft, batch_cores, batch_on
 from costmodel.batch_text import Drafting
 from costmodel.batch_throughput import Requests, Throughput
 from costmodel.processor import GpuSlice
-from costmodel.question import Decision, Question, Variant, rank
+from costmodel.question import NGRAM, Decision, Question, Variant, rank
 from costmodel.schema.plan import SEQUENTIAL
 from costmodel.search import Search
 from costmodel.speculative import Acceptance, acceptance_rate, break_even_alpha
@@ -54,6 +54,7 @@ class Prediction:
         potential: what would be faster than the best and cannot be run yet, or was measured by nobody, fastest first.
         potential_intervals: of each of those.
         decided_by: the search that chose without a GPU that waits for a measurement, where there is one.
+        from_text: the fastest way that drafts from the text, where that was asked for, and its interval.
         alphas: the bounds of the acceptance.
         time: of a whole answer; this and what follows only where a request was answered.
         together: what several requests at a time get, where they were asked for.
@@ -72,6 +73,7 @@ class Prediction:
     potential: tuple[Variant, ...] = ()
     potential_intervals: tuple[Interval, ...] = ()
     decided_by: Search | None = None
+    from_text: tuple[Variant, Interval] | None = None
     alphas: tuple[Acceptance, Acceptance] | None = None
     time: AnswerTime | None = None
     together: Throughput | None = None
@@ -162,8 +164,10 @@ def predict(question: Question, measured: AlphaFile | None = None, alpha_given: 
         decision, potential = beside(decision, search.decide())
     everything, best = Search(question), decision.best
     free = question.cores is None and question.target_place is None and question.draft_place is None
-    if not question.one_process and free:
-        more = (v for v in everything.decide().leading if not compilable(v) and v.tokens_per_s > best.tokens_per_s)
+    others: list[Variant] = []
+    if not question.one_process and question.cores is None and (free or question.ngram_alpha is not None):
+        others = [v for v in everything.decide().leading if not compilable(v) and (free or v.mode == NGRAM)]
+        more = (v for v in others if v.tokens_per_s > best.tokens_per_s)
         potential += tuple(replace(v, reason=why_not_yet(v, best)) for v in more)
     potential = tuple(sorted(potential, key=rank))
     intervals, beyond = tuple(map(interval_of, decision.leading)), Intervals(everything, alphas)
@@ -172,6 +176,7 @@ def predict(question: Question, measured: AlphaFile | None = None, alpha_given: 
         potential=potential,
         potential_intervals=tuple(map(beyond, potential)),
         decided_by=by if waits else None,
+        from_text=next(((v, beyond(v)) for v in others if v.mode == NGRAM), None),
         alphas=alphas,
     )
     other = prediction.speculative

@@ -13,9 +13,17 @@ from costmodel.schema.model import MOST_SLOTS
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.compile.place import place_models
 from hetero_sd.early_exit import EarlyExit
-from hetero_sd.predict.inputs import AlphaFile, check_formats, load_specs, with_activations
+from hetero_sd.predict.inputs import (
+    AlphaFile,
+    check_formats,
+    load_specs,
+    read_alpha_file,
+    read_factors,
+    with_activations,
+)
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.like import like
+from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
 from targets.kv_format import DEFAULT_KV, kv_format
@@ -129,7 +137,8 @@ def check(request: PredictRequest) -> PredictRequest:
         raise UserError("--board is missing")
     if request.alpha is not None and request.alpha_file is not None:
         raise UserError("--alpha and --alpha-file contradict each other: leave one out")
-    given = {"--gamma": request.gamma or None, "--alpha": request.alpha, "--alpha-file": request.alpha_file}
+    gamma = None if request.ngram_alpha is not None else request.gamma or None  # text drafts without a model
+    given = {"--gamma": gamma, "--alpha": request.alpha, "--alpha-file": request.alpha_file}
     for option, value in given.items():
         if value is not None and request.draft is None and request.like is None:
             raise UserError(f"{option} {value}: there is no draft model; give --draft, or leave {option} out")
@@ -157,6 +166,24 @@ def _check_shared_prefix(shared: int, requests: int, prompt_tokens: int) -> None
 
 def _is_config(model: Path | EarlyExit | None) -> bool:
     return isinstance(model, Path) and model.suffix == ".json"
+
+
+def refuse_without_models(request: PredictRequest) -> None:
+    """Refuse what can be refused of a checked request before its models are there.
+
+    Raises:
+        UserError: there is no such board, or it has no such place or threads; or a file cannot be read.
+    """
+    assert request.board is not None
+    board = load_board(request.board, measure=False)
+    if request.place is not None:
+        has_draft = request.draft is not None or request.like is not None
+        place_models(request.place, board, has_draft, isinstance(request.draft, EarlyExit))
+    if request.threads is not None:
+        cores_of(board, request.threads)
+    if request.alpha_file is not None:
+        read_alpha_file(request.alpha_file, request.sampled)
+    read_factors(request.factors, board)
 
 
 def question_of(request: PredictRequest, board: Board, factors: Factors, measured: AlphaFile | None) -> Question:

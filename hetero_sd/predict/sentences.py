@@ -67,6 +67,10 @@ def notes(p: Prediction) -> list[str]:
         found.append(
             f"acceptance {p.alpha_source}; {speculative.mode} speculation with gamma {speculative.gamma} {pays}"
         )
+    if p.from_text is not None:
+        drafting, sure = p.from_text
+        gain = f"{drafting.tokens_per_s / best.tokens_per_s:.2f} x the chosen one"
+        found.append(f"drafts from the text (run.py --drafter ngram): {way(drafting)}, {speed(drafting, sure)}, {gain}")
     if best.draft is not None:
         found.append(
             f"a round drafts {best.gamma} and verifies {best.gamma + 1} tokens; it yields {outcome_text(p, best)}"
@@ -193,7 +197,7 @@ def way(v: Variant) -> str:
     """How a variant runs, in one line."""
     target = f"{v.target.name} on {where_text(v.target_placement, v.target)}"
     if v.draft is None or v.draft_placement is None:
-        return f"{target} alone"
+        return f"gamma {v.gamma}, verify with {target}" if v.gamma else f"{target} alone"
     drafter = f"{v.draft.name} on {where_text(v.draft_placement, v.draft)}"
     return f"{v.mode} with gamma {v.gamma}, draft with {drafter}, verify with {target}"
 

@@ -27,6 +27,9 @@ def answer_prompts(session: Session, given: list[Prompt] | None, options: RunReq
 
     def show(prompt: Prompt, answer: Answer) -> None:
         _show(prompt, answer, options)
+        if answer.stop_reason == "context":
+            end = f"the answer ends there, after {len(answer.token_ids)} tokens; compile --context N makes it longer"
+            note(f"the context of {session.context} tokens is full: {end}")
         if kept:
             answers.append(answer)
         if options.stats and given is None:

@@ -86,8 +86,6 @@ class Interactive:
             self._show(line, answer)
         finally:
             conversation.keep(answer)
-        if answer.stop_reason == "context":
-            _note(f"note: the context of {self._session.context} tokens is full: the answer ends there")
         if answer.stop_reason == "length" and self._asking:
             _note(f"note: the answer ends after {len(answer.token_ids)} tokens; --max-new-tokens N allows more")
 

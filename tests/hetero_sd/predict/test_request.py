@@ -21,6 +21,7 @@ from hetero_sd.predict.answer_time import answer_time, prompt_s
 from hetero_sd.predict.known_models import CONFIGS, known_model
 from hetero_sd.predict.predict import Prediction, answer
 from hetero_sd.predict.request import PredictRequest
+from hetero_sd.predict.sentences import notes
 from hetero_sd.predict.text import predict_json, predict_text
 from targets.boards import load_board
 from targets.errors import UserError
@@ -158,6 +159,53 @@ def test_a_draft_length_needs_a_drafter(models: dict[str, Path], capsys: pytest.
     assert "a model is missing" in capsys.readouterr().err
     assert main(["predict", str(models["Qwen2.5-0.5B"])]) == 2
     assert "--board is missing" in capsys.readouterr().err
+
+
+def test_a_draft_length_without_a_drafter_is_one_of_drafts_from_the_text(models: dict[str, Path]) -> None:
+    """The target alone leads; drafts from the text, of the length that was given, stand beside it, faster or slower."""
+    target = models["Qwen2.5-0.5B"]
+
+    def alone(**more: Any) -> Prediction:
+        return answer(PredictRequest(target, "rpi5", **more))
+
+    for gamma in (2, 16):
+        p = alone(gamma=gamma, ngram_alpha=0.9, ngram_match=1.0)
+        assert p.decision.best.mode == "target-only"
+        assert p.from_text is not None
+        drafting, sure = p.from_text
+        assert (drafting.mode, drafting.gamma) == ("n-gram", gamma)
+        assert sure.low < drafting.tokens_per_s < sure.high
+        (said,) = [note for note in notes(p) if note.startswith("drafts from the text")]
+        gain = drafting.tokens_per_s / p.decision.best.tokens_per_s
+        assert f"gamma {gamma}, verify with " in said
+        assert f"{gain:.2f} x the chosen one" in said
+    none = alone(gamma=16, ngram_alpha=0.0, ngram_match=1.0)
+    assert none.from_text is not None
+    assert none.from_text[0].tokens_per_s < none.decision.best.tokens_per_s
+    assert none.from_text[0] not in none.potential
+    assert alone().from_text is None
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--board", "nope"], "nope"),
+        (["--board", "rpi5", "--place", "gpu"], "--place gpu"),
+        (["--board", "rpi5", "--threads", "9"], "--threads 9"),
+        (["--board", "rpi5", "--factors", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_fetched(
+    more: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_of_the_hub: list[object] = []
+    monkeypatch.setattr("hetero_sd.compile.hub.files_of", lambda given, *more: asked_of_the_hub.append(given) or given)
+    assert main(["predict", "hf:maker/model", *more]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert (asked_of_the_hub, err.count("\n")) == ([], 1)
+    assert main(["predict", "hf:maker/model", "--board", "rpi5"]) == 2  # the control: there is no such file
+    assert len(asked_of_the_hub) == 1
 
 
 # -- how long it takes ---------------------------------------------------------------------------------------------

@@ -317,6 +317,16 @@ def test_end_of_text_ids_of_the_manifest_come_first(folder, load, capsys):
     assert capsys.readouterr().out == " w\n"
 
 
+def test_an_answer_that_the_context_ends_says_so(folder, load, capsys):
+    """Of 40 tokens the prompt has one, and the last token needs no row; an answer that ends before says nothing."""
+    write_bundle(folder, tokenizer=TokenizerFacts((269,), 270))  # no step gives this end of the text
+    assert main(folder, ["--prompt", "hello", "--max-new-tokens", "4000"], load) == 0
+    said = "run.py: note: the context of 40 tokens is full: the answer ends there, after 40 tokens; compile --context N"
+    assert capsys.readouterr().err == f"{said} makes it longer\n"
+    assert main(folder, ["--prompt", "hello", "--max-new-tokens", "40"], load) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_bundle_without_tokenizer_answers_token_ids(folder, load, capsys, tmp_path):
     shutil.rmtree(folder / "tokenizer")
     write_bundle(folder, tokenizer=TokenizerFacts((load.script[-1],), 270))

@@ -116,8 +116,8 @@ def cycles_of(program: str, name: str, loop: Loop) -> float:
 def modelled(kernel: Kernel) -> tuple[float, float]:
     """Cycles in the cost model: of the same step of a panel, and of making the codes of a step of one row."""
     from costmodel.cpu_cycles import kernel_cycles
-    from costmodel.decoder import Operator
     from costmodel.format import INT8, Format
+    from costmodel.operators import Operator
     from costmodel.place import FFN, Part
     from costmodel.work import Op
 

@@ -1,6 +1,7 @@
 """What work costs: pure arithmetic over the facts of `targets`; without tvm and onnx, so it runs on the device too.
 
 format.py       how a matrix of weights is stored
+operators.py    one kernel of a decoder: its kind, its sizes, the format of its weights
 decoder.py      what a decoder is made of: a list of operators
 standard_decoder.py  that list from the switches of a config.json
 work.py         the list -> the operators of one step: flops and bytes

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.decoder import NONLINEARITIES, NORMS, TABLES
 from costmodel.format import F32, INT8, Format
+from costmodel.operators import NONLINEARITIES, NORMS, TABLES
 from costmodel.work import Op, visible_keys
 from targets.cpu.dot import DOTS, STEP, dot_of
 from targets.cpu.linear_tile import LINE_BYTES, linear_tile

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from costmodel.decoder import DecoderSpec, Operator
+from costmodel.decoder import DecoderSpec
+from costmodel.operators import Operator
 from costmodel.place import ATTENTION, FFN, Part
 from costmodel.placement import Placement, Segment
 from targets.errors import UserError

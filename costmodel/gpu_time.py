@@ -8,10 +8,10 @@ columns it is one work-group.
 
 from __future__ import annotations
 
-from costmodel.decoder import NORMS
 from costmodel.estimate import Estimate
 from costmodel.factors import Factors
 from costmodel.format import INT8
+from costmodel.operators import NORMS
 from costmodel.work import Op, visible_keys
 from targets.cpu.dot import STEP
 from targets.device import Gpu

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from costmodel.decoder import DecoderSpec, Operator
+from costmodel.decoder import DecoderSpec
 from costmodel.format import Format
+from costmodel.operators import Operator
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
 from targets.errors import UserError
 from targets.kv_format import DEFAULT_KV

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from costmodel.decoder import TABLES, DecoderSpec, Operator
+from costmodel.decoder import DecoderSpec
 from costmodel.format import F32
+from costmodel.operators import TABLES, Operator
 from targets.errors import UserError
 from targets.kv_format import KV_FORMATS, KvFormat
 

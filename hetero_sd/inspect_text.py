@@ -6,8 +6,9 @@ import dataclasses
 import json
 from typing import Any
 
-from costmodel.decoder import NONLINEARITIES, NORMS, DecoderSpec, Operator
+from costmodel.decoder import DecoderSpec
 from costmodel.format import Format
+from costmodel.operators import NONLINEARITIES, NORMS, Operator
 from costmodel.place import ATTENTION, FFN, HEAD, Part
 from hetero_sd.inspect import Inspection
 from passes.onnx import DecoderFacts

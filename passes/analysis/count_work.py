@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from costmodel.decoder import DecoderSpec, Operator
+from costmodel.decoder import DecoderSpec
 from costmodel.format import Format
+from costmodel.operators import Operator
 from costmodel.place import HEAD, Part
 from passes.analysis.operator_names import OperatorNames, labelled_part
 from passes.onnx import Decoder

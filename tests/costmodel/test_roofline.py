@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.cpu_cycles import Cycles, issue_of, kernel_cycles
-from costmodel.decoder import DecoderSpec, Operator
+from costmodel.decoder import DecoderSpec
 from costmodel.estimate import Estimate
 from costmodel.factors import Factors
 from costmodel.format import INT8, Format
 from costmodel.gpu_time import loads_in_a_row
+from costmodel.operators import Operator
 from costmodel.place import EMBEDDING, FFN, HEAD, Part
 from costmodel.processor import CpuSlice, GpuSlice, all_cores, processors
 from costmodel.roofline import Roofline, resident_share

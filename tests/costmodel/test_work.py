@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from costmodel.decoder import DecoderSpec, Operator
+from costmodel.decoder import DecoderSpec
 from costmodel.format import Format
+from costmodel.operators import Operator
 from costmodel.place import Part
 from costmodel.work import Op, step_ops, step_units, totals
 from targets.errors import UserError

@@ -10,8 +10,9 @@ import onnx.parser
 import pytest
 from tvm import relax
 
-from costmodel.decoder import NORMS, TABLES, DecoderSpec, Operator
+from costmodel.decoder import DecoderSpec
 from costmodel.format import INT8, Format
+from costmodel.operators import NORMS, TABLES, Operator
 from costmodel.place import ATTENTION, FFN, HEAD, Part
 from costmodel.work import step_ops, totals
 from passes.analysis.count_traffic import count_traffic

@@ -60,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out}: a board file's name ends in .toml")
     if options.on is None and options.board is None:
         raise UserError("--board NAME|PATH.toml is missing: where the fit starts")
+    for path in _outputs(options):
+        check_writable(path)
     if options.board is not None:
         load_board(options.board, measure=False)  # before anything is fetched
     fetch_models(options, "target", "draft", quiet=options.json)
@@ -70,18 +72,22 @@ def run(options: argparse.Namespace) -> int:
     if options.target is None or options.out is None:
         what = "files of run.py --calibrate need" if options.on is None else "--on needs"
         raise UserError(f"{what} --target TARGET and --out BOARD.toml")
-    factors_file = options.out.with_suffix(".factors.json")
-    for path in (options.out, factors_file):
-        check_writable(path)
     result = _fitted(options)
     factors = result.factors_json()
-    write_text(options.out, to_toml(result.board))
-    write_text(factors_file, json.dumps(factors, indent=1) + "\n")
+    for path, text in zip(
+        _outputs(options), (to_toml(result.board), json.dumps(factors, indent=1) + "\n"), strict=True
+    ):
+        write_text(path, text)
     if options.json:
         print(json.dumps({**factors, "residuals": residuals(result.fit)}, indent=1))
     else:
         print(calibrate_text(result.fit, options.out))
     return 0
+
+
+def _outputs(options: argparse.Namespace) -> tuple[Path, ...]:
+    """The board's file and that of its factors."""
+    return () if options.out is None else (options.out, options.out.with_suffix(".factors.json"))
 
 
 def _fitted(options: argparse.Namespace) -> Calibrated:

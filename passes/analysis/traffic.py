@@ -40,7 +40,8 @@ class Kernel:
         tasks: iterations of its parallel loop; 1 runs on one thread. 0 on a GPU.
         moved_bytes: loads and stores of all launches.
         vector_lanes, vector_bits: values that are moved at once where the most different bytes are, and bits of one.
-        register_tile: shape of the largest array that a work-item, or a CPU thread, keeps in registers.
+        register_tile: shape of the largest array that a work-item, or a CPU thread, has to itself: of sums in
+            registers, or of those of all row tiles that take turns.
     """
 
     name: str = ""

@@ -51,11 +51,12 @@ def test_the_cpu_keeps_rows_and_panels_in_registers() -> None:
     from targets.cpu.kernels.linear import linear
     from targets.cpu.kernels.linear_nbits import linear_nbits
 
-    # 8 rows are two tiles of 4: each reads the weights; each of the 32 panels reads all rows
+    # 8 rows are two tiles of 4, which take turns: each reads the weights, the sums of both are kept; each of the 32
+    # panels reads all rows
     counted = count_traffic(linear(CPU, 8, 64, 512, "float16"))
     t, (kernel,) = by_name(counted), counted.kernels
     assert (t["w"].read_bytes, t["x"].read_bytes) == (2 * 64 * 512 * 2, 32 * 8 * 64 * 4)
-    assert (kernel.tasks, kernel.work_items, kernel.register_tile) == (32, 0, (4, 16))
+    assert (kernel.tasks, kernel.work_items, kernel.register_tile) == (32, 0, (8, 16))
     # a scale is read once for its block of 32 weights, not with each of them
     t = by_name(count_traffic(linear_nbits(CPU, 1, 64, 32, 8, 32, "float16", False)))
     assert (t["q"].read_bytes, t["scale"].read_bytes) == (64 * 32, 2 * 32 * 2)

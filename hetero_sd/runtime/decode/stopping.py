@@ -9,7 +9,8 @@ so far are accepted as often as drafts of such a confidence were (:class:`Calibr
 
 Telling the confidence takes time, and it may mean nothing. So every round that it limits is compared with a round of
 the best fixed length from the same text: of the two, what was drafted is known, and most of what would have been
-accepted. Where nothing was gained, or confidences take a noticeable share of a round, drafts have a fixed length for a
+accepted. At first, and after each rest, drafts keep the fixed length, and only what a limit would have drafted is
+compared. Where nothing was gained, or confidences take a noticeable share of a round, drafts have a fixed length for a
 while, each time for longer.
 """
 
@@ -26,7 +27,7 @@ _EDGES = (0.0, *BORDERS, 1.0)
 _PRIOR_WEIGHT = 2.0  # judged tokens that the confidence itself counts for
 _CLASS_KEEPS = 1 - 1 / 256  # of a class's memory, with every token that is judged in it
 _KEEPS = 1 - 1 / 128  # of what was gained, with every round
-_LEARN = 24  # first rounds, which only fill the table
+_LEARN = 24  # rounds before drafts are limited, which fill the table
 _TRY, _REST, _LONGEST_REST = 32, 64, 1024  # rounds with a limit before it is judged; rounds without one
 _MOST_TELLING, _PRICED = 0.02, 4  # share of a round that confidences may take; rounds after which that is known
 _LEAST_GAIN = 1.005  # in speed, for which drafts are limited
@@ -96,17 +97,30 @@ class DraftLimit:
             acceptance: of a confidence.
             prices: of the round.
             token_s: what a token takes otherwise.
-            learns: the draft has the fixed length, and the table is filled.
+            learns: the draft has the fixed length whatever is said; the table is filled.
         """
         self.prices, self.learns, self._token_s = prices, learns, token_s
         self.confidences: list[float] = []
         self._acceptance, self._all_accepted = acceptance, 1.0
+        self._stopped_at: int | None = None
+        self._aim = 0  # tokens that the next ones are drafted for
+
+    @property
+    def length(self) -> int:
+        """Tokens that it drafts by what it was told, also where it learns: to go on is to reach its aim."""
+        return self._aim if self._stopped_at is None else self._stopped_at
 
     def __call__(self, confidence: float) -> bool:
         """Whether to draft another token after one of that confidence."""
         self.confidences.append(confidence)
-        if self.learns:
-            return True
+        if self._stopped_at is None:
+            self._aim = self._longer(confidence)
+            if not self._aim:
+                self._stopped_at = len(self.confidences)
+        return self.learns or self._stopped_at is None
+
+    def _longer(self, confidence: float) -> int:
+        """The first longer draft that is worth its time; 0: none."""
         self._all_accepted *= self._acceptance(confidence)
         prices, drafted = self.prices, len(self.confidences)
         product, tokens = self._all_accepted, 0.0
@@ -115,8 +129,8 @@ class DraftLimit:
             tokens += product
             takes_s = prices.rounds_s[longer] - prices.rounds_s[drafted] + (longer - drafted) * prices.confidence_s
             if tokens * self._token_s > takes_s:
-                return True
-        return False
+                return longer
+        return 0
 
 
 class Stopping:
@@ -136,7 +150,7 @@ class Stopping:
             self._left -= 1
             if self._left > 0:
                 return None
-            self._on, self._left, self._priced = True, _TRY, _PRICED
+            self._on, self._left, self._priced, self._learn = True, _TRY, _PRICED, _LEARN
             self._limited, self._fixed = _Speed(), _Speed()
         priced = prices()
         _, token_s = priced.best_fixed()
@@ -153,25 +167,34 @@ class Stopping:
         if self._priced <= 0 and telling_s > _MOST_TELLING * prices.rounds_s[drafted]:
             self._rest_now()
             return
+        length = limit.length if limit.learns else drafted
+        limited_s = prices.rounds_s[length] + length * prices.confidence_s
+        self._limited.add(_tokens(prices, length, drafted, accepted), limited_s)
+        fixed, _ = prices.best_fixed()
+        self._fixed.add(_tokens(prices, fixed, drafted, accepted), prices.rounds_s[fixed])
         if limit.learns:
             self._learn -= 1
-            return
-        self._limited.add(accepted + 1.0, prices.rounds_s[drafted] + telling_s)
-        length, _ = prices.best_fixed()
-        tokens = min(accepted, length) + 1.0
-        if accepted == drafted < length:
-            tokens += expected_tokens(prices.following, length - drafted) - 1.0
-        self._fixed.add(tokens, prices.rounds_s[length])
-        self._left -= 1
-        if self._left > 0:
-            return
-        if self._fixed.token_s > _LEAST_GAIN * self._limited.token_s:
-            self._left, self._rest = _TRY, _REST
         else:
+            self._left -= 1
+        if self._learn > 0 or (self._left > 0 and not limit.learns):
+            return
+        if self._fixed.token_s <= _LEAST_GAIN * self._limited.token_s:
             self._rest_now()
+        elif limit.learns:
+            self._limited, self._fixed = _Speed(), _Speed()
+        else:
+            self._left, self._rest = _TRY, _REST
 
     def _rest_now(self) -> None:
         self._on, self._left, self._rest = False, self._rest, min(2 * self._rest, _LONGEST_REST)
+
+
+def _tokens(prices: Prices, length: int, drafted: int, accepted: int) -> float:
+    """What a round with a draft of another length had given: exact, but where all was accepted and it is longer."""
+    tokens = min(accepted, length) + 1.0
+    if accepted == drafted < length:
+        tokens += expected_tokens(prices.following, length - drafted) - 1.0
+    return tokens
 
 
 class _Speed:

@@ -87,15 +87,37 @@ def drafted(made: DraftLimit, confidence: float, most: int = 4) -> int:
     return next((n for n in range(1, most + 1) if not made(confidence)), most)
 
 
-def test_it_learns_then_tries_and_rests_where_nothing_is_gained() -> None:
-    """Confidences that never stop a draft only cost their time; each rest is twice as long."""
+def test_it_learns_and_rests_where_nothing_would_be_gained() -> None:
+    """Confidences that never stop a draft only cost their time: none is limited, and each rest is twice as long."""
     stopping, prices, said = Stopping(), replace(LINEAR, confidence_s=0.005), ""
     for _ in range(600):
         made = stopping.limit(lambda: prices)
         said += "." if made is None else "l" if made.learns else "x"
         if made is not None:
             stopping.observe(made, drafted(made, 1.0))
-    assert said.startswith("l" * 24 + "x" * 32 + "." * 63 + "x" * 32 + "." * 127 + "x" * 32 + "." * 255 + "x")
+    assert said.startswith("l" * 24 + "." * 63 + "l" * 24 + "." * 127 + "l" * 24 + "." * 255 + "l")
+
+
+def test_it_learns_then_tries_where_something_would_be_gained_and_rests_where_it_is_not() -> None:
+    """While it learns, misses are foreseen; then the same confidences are accepted as others are."""
+    stopping, said = Stopping(), ""
+    for i in range(300):
+        made = stopping.limit(lambda: LINEAR)
+        said += "." if made is None else "l" if made.learns else "x"
+        if made is not None:
+            low = bool(i % 2)
+            length = drafted(made, 0.1 if low else 0.99)
+            stopping.observe(made, 0 if low and i < 24 else length)
+    assert said.startswith("l" * 24 + "x" * 32 + ".")
+
+
+def test_what_a_limit_would_have_drafted_is_known_where_it_learns() -> None:
+    made = DraftLimit(lambda confidence: confidence, LINEAR, 0.5, learns=True)
+    assert [made(c) for c in (0.9, 0.5, 0.99, 0.99)] == [True] * 4
+    assert made.length == 2
+    goes_on = DraftLimit(lambda confidence: confidence, LINEAR, 0.5, learns=True)
+    goes_on(0.9)
+    assert goes_on.length == 2  # the next token is worth its time
 
 
 def test_confidences_that_take_more_than_their_share_of_a_round_are_not_told() -> None:

@@ -46,6 +46,8 @@ def main() -> int:
         attack, full = KINDS[kind]
         begin = time.monotonic()
         figures = attack(options.count or full, options.first, options.jobs)
+        if not figures.counts.total():
+            figures.failures.append("nothing was attacked: --first is past the last")
         print(f"{figures.text()}; {time.monotonic() - begin:.0f} s", flush=True)
         failed |= bool(figures.failures)
     return int(failed)

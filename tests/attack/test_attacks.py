@@ -57,6 +57,12 @@ def test_a_template_that_ends_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(templates.attack(1, 0, 1).failures) == 1
 
 
+def test_an_attack_of_nothing_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["figures.py", "templates", "--first", str(templates.FULL)])
+    assert figures.main() == 1
+    assert "nothing was attacked" in capsys.readouterr().out
+
+
 def test_readers() -> None:
     need(readers.atheris_is_there(), readers.NO_ATHERIS)
     held(readers.attack(readers.FULL, 0, 1))

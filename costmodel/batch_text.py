@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from costmodel.batch_drafts import MOST_DRAFTED, NOTHING, Offer
+from costmodel.batch_drafts import MOST_DRAFTED
+from costmodel.draft_rows import NOTHING, Offer
 from costmodel.schema.batch import BatchPrediction
 
 

@@ -11,8 +11,9 @@ from itertools import pairwise
 
 from costmodel.batch import BOUND_STEPS, LEAST_SHARED, Unread, admits, plan_reading
 from costmodel.batch_calls import CallTimes
-from costmodel.batch_drafts import ChosenDrafts, RoundSoFar, choose_drafts, share_rows
+from costmodel.batch_drafts import ChosenDrafts, choose_drafts
 from costmodel.batch_text import BatchText, Drafting, ModelDrafting
+from costmodel.draft_rows import RoundSoFar, share_rows
 from costmodel.prompt_chunks import next_pieces
 from costmodel.schema.batch import BatchPrediction
 from costmodel.speculative import expected_tokens

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodel.batch_drafts import NOTHING, Offer, RoundSoFar, choose_drafts, drafts_may_pay, share_rows
+from costmodel.batch_drafts import choose_drafts, drafts_may_pay
+from costmodel.draft_rows import NOTHING, Offer, RoundSoFar, share_rows
 from costmodel.speculative import RoundCosts, expected_tokens, sequential_round
 
 

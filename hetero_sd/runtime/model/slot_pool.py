@@ -35,6 +35,11 @@ class Slot:
         """How many of the first ``ids`` it holds."""
         return common(self.tokens, ids)
 
+    def exchange(self, other: Slot) -> None:
+        """Let each go on in the rows of the other one, which hold the same tokens."""
+        self.number, other.number = other.number, self.number
+        self.model, other.model = other.model, self.model
+
 
 class SlotPool:
     """The slots of a model."""
@@ -50,6 +55,7 @@ class SlotPool:
         self._free = [*self.every]
         self._blocks = None if slots.cache is None else CacheBlocks(slots.cache, kept_rows)
         self._count = 0
+        self._branches = dict[Slot, Slot]()  # the last branch of each
         self.shared_rows = 0  # that were taken over from other slots so far
 
     @property
@@ -77,9 +83,37 @@ class SlotPool:
         rows = min(found.held(ids), len(ids) - 1)
         if self._blocks is not None and rows < len(found.tokens):
             self._blocks.touch(ids, self._count)
-            self._blocks.cut(found.number, found.tokens, rows, found.used)
-        del found.tokens[rows:]
-        found.used = self._count
+        self._cut(found, rows)
+        return found
+
+    def _cut(self, slot: Slot, rows: int) -> None:
+        """Let a slot that was just taken go on after so many rows."""
+        if self._blocks is not None and rows < len(slot.tokens):
+            self._blocks.cut(slot.number, slot.tokens, rows, slot.used)
+        del slot.tokens[rows:]
+        slot.used = self._count
+
+    @property
+    def free_for_branches(self) -> int:
+        """How many are free and can have the rows of others."""
+        return len(self._free) if self._blocks is not None else 0
+
+    def branch(self, slot: Slot) -> Slot:
+        """A free slot that has all rows of another one from here on; `free_for_branches` says that there is one.
+
+        It is the last branch of that slot, which lacks few of them, or else the one that loses least.
+        """
+        assert self._blocks is not None
+        last = self._branches.get(slot)
+        found = last if last in self._free else min(self._free, key=lambda free: (len(free.tokens), free.used))
+        self._free.remove(found)
+        self._branches[slot] = found
+        self._count += 1
+        own, rows = found.held(slot.tokens), len(slot.tokens)
+        self._cut(found, own)
+        if own < rows:
+            self._blocks.share(slot.number, found.number, own, rows)
+            found.tokens += slot.tokens[own:]
         return found
 
     def _of_own(self, slot: Slot, ids: Sequence[int], elsewhere: int) -> int:
@@ -122,6 +156,9 @@ class SlotPool:
 
 def common(tokens: Sequence[int], ids: Sequence[int]) -> int:
     """How many tokens two texts begin with in common."""
+    same = min(len(tokens), len(ids))
+    if tokens[:same] == ids[:same]:
+        return same
     same = 0
     for token, other in zip(tokens, ids, strict=False):
         if token != other:

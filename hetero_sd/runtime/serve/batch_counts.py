@@ -17,11 +17,13 @@ class BatchCounts:
         busy_s: of all rounds.
         calls_s: of it, the target's calls.
         drafting_s: of it, the draft model's calls.
+        branching_s: of it, giving slots the rows of texts for branches of drafts.
         scheduling_s: of it, deciding what each round does.
         predicted_s: of all rounds, by the plan; 0 where it predicts none.
         bound_s: that a text waits at most between two of its tokens.
         gaps, late_gaps: between tokens of a text, and those of them that were longer than the bound.
         longest_gap_s: between two of them.
+        branches, branches_won: of drafts that were verified, and those of them that the text went on with.
     """
 
     rounds: int = 0
@@ -33,12 +35,15 @@ class BatchCounts:
     busy_s: float = 0.0
     calls_s: float = 0.0
     drafting_s: float = 0.0
+    branching_s: float = 0.0
     scheduling_s: float = 0.0
     predicted_s: float = 0.0
     bound_s: float = 0.0
     gaps: int = 0
     late_gaps: int = 0
     longest_gap_s: float = 0.0
+    branches: int = 0
+    branches_won: int = 0
 
     def gap(self, seconds: float) -> None:
         """Count the time between two tokens of a text."""

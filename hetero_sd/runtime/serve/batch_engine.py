@@ -18,6 +18,7 @@ from hetero_sd.runtime.model.shared_rows import SharedRows
 from hetero_sd.runtime.model.slot_pool import SlotPool
 from hetero_sd.runtime.serve.at_work import Asked, AtWork
 from hetero_sd.runtime.serve.batch_round import BatchRound
+from hetero_sd.runtime.serve.branches import Branches
 from hetero_sd.runtime.serve.counts import Snapshot, TokenCounts
 from hetero_sd.runtime.serve.engine import ChoiceEnded, Ended, Event, GenerationRequest, Started, TextPiece
 from hetero_sd.runtime.serve.jobs import ENDS, EngineJob, Jobs, encode, failure_of, took_too_long
@@ -65,7 +66,8 @@ class BatchEngine:
         if isinstance(session.models.target, KeptPrefix):
             self._pool.every[0].tokens = session.models.target.hand_over()
         by_model = None if drafter is None else self._drafter(drafter)
-        self._drafts = RoundDrafts(self._scheduler, drafts, by_model)
+        branches = Branches(self._pool, self._scheduler.counts, clock)
+        self._drafts = RoundDrafts(self._scheduler, branches, drafts, by_model)
         self._jobs = Jobs(most_waiting, slots.slots)
         self._work: list[AtWork] = []  # in order of arrival
         self._more: Asked | None = None  # the request some choices of which have no slot yet

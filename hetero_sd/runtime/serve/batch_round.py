@@ -14,6 +14,7 @@ from costmodel.batch import Unread
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, Row
 from hetero_sd.runtime.model.slot_pool import SlotPool
 from hetero_sd.runtime.serve.at_work import Asked, AtWork
+from hetero_sd.runtime.serve.branches import NO_DRAFT
 from hetero_sd.runtime.serve.engine import Failed
 from hetero_sd.runtime.serve.jobs import failure_of
 from hetero_sd.runtime.serve.round_drafts import RoundDrafts
@@ -59,10 +60,17 @@ class BatchRound:
         self._scheduler.counts.riding_tokens += sum(riding.values())
         batch = [work for work in self._work if not work.text.reading or id(work) in riding]
         if batch:
-            running_now = [work for work in batch if not work.text.reading]
-            drafts = self._drafts.of_round([(w.text, w.sources) for w in running_now], sum(riding.values()))
-            drafted = {id(work): drafts.get(i, ()) for i, work in enumerate(running_now)}
-            self._feed(batch, [w.text.rows(riding.get(id(w), 1), drafted.get(id(w), ())) for w in batch])
+            try:
+                self._feed(batch, self._rows(batch, riding))
+            finally:
+                self._drafts.end_round()
+
+    def _rows(self, batch: Sequence[AtWork], riding: Mapping[int, int]) -> list[list[Row]]:
+        """Those of each text: tokens of a prompt, or the last token and what is drafted."""
+        running = [work for work in batch if not work.text.reading]
+        drafts = self._drafts.of_round([(w.text, w.sources) for w in running], sum(riding.values()))
+        drafted = {id(work): drafts[i] for i, work in enumerate(running) if i in drafts}
+        return [work.text.rows(riding.get(id(work), 1), drafted.get(id(work), NO_DRAFT)) for work in batch]
 
     def _may_read(self, work: AtWork) -> bool:
         """Take over what others hold of a prompt; whether more is to be read now, and not to be had by waiting."""

@@ -50,8 +50,8 @@ def metrics_text(snapshot: Snapshot) -> str:
 
 def _batch(batch: BatchCounts) -> list[str]:
     """The rounds of an engine that answers several at a time."""
-    host_s = batch.busy_s - batch.calls_s - batch.drafting_s - batch.scheduling_s
-    seconds = {"calls": batch.calls_s, "drafting": batch.drafting_s}
+    host_s = batch.busy_s - batch.calls_s - batch.drafting_s - batch.branching_s - batch.scheduling_s
+    seconds = {"calls": batch.calls_s, "drafting": batch.drafting_s, "branching": batch.branching_s}
     seconds |= {"scheduling": batch.scheduling_s, "rest": host_s}
     tokens_of_prompts = {'how="alone"': batch.read_tokens, 'how="beside_texts"': batch.riding_tokens}
     speeds = {'source="measured"': _over(batch.tokens, batch.busy_s), 'source="predicted"': None}
@@ -63,6 +63,8 @@ def _batch(batch: BatchCounts) -> list[str]:
         _counter("batch_row_places", "Rows that the calls for them had room for.", {"": batch.computed_rows}),
         _counter("batch_prompt_tokens", "Tokens of prompts, by how they were read.", tokens_of_prompts),
         _counter("batch_seconds", "Time of the rounds.", {f'part="{name}"': value for name, value in seconds.items()}),
+        _counter("batch_branches", "Branches of drafts that were verified.", {"": batch.branches}),
+        _counter("batch_branches_won", "Those that the text went on with.", {"": batch.branches_won}),
         _counter("batch_gaps", "Times between two tokens of a text.", {"": batch.gaps}),
         _counter("batch_late_gaps", "Those that were longer than the bound.", {"": batch.late_gaps}),
         _gauge("batch_bound_seconds", "That a text waits at most for its next token.", {"": batch.bound_s}),

@@ -6,16 +6,22 @@ the target accepts of them is held from then on, and the next rows are written o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
 
-from costmodel.batch_drafts import MOST_DRAFTED, NOTHING, Offer
+import numpy as np
+import numpy.typing as npt
+
+from costmodel.batch_drafts import MOST_DRAFTED
+from costmodel.draft_rows import NOTHING, Offer
 from costmodel.schema.batch import BatchPrediction
 from hetero_sd.runtime.decode.drafters import MODEL
-from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
-from hetero_sd.runtime.model.protocol import CHOICE, NotFiniteError, Row, Slots
+from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Row, Slots
 from hetero_sd.runtime.model.slot_pool import Slot, SlotPool
 from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.batch_times import BatchTimes, calls_of
+from hetero_sd.runtime.serve.branches import Acceptances
 
 
 class ModelDrafts:
@@ -24,9 +30,10 @@ class ModelDrafts:
     Attributes:
         slot: that the drafter has for it.
         drafted: after the text, not judged yet.
+        branch: the second best token at the first of them, where it was asked for.
     """
 
-    def __init__(self, slot: Slot, in_targets_rows: bool, expected: LiveAcceptance, known: int, context: int) -> None:
+    def __init__(self, slot: Slot, in_targets_rows: bool, expected: Acceptances, known: int, context: int) -> None:
         """Begin a text.
 
         Args:
@@ -37,6 +44,7 @@ class ModelDrafts:
             context: rows of the slot.
         """
         self.slot, self.drafted = slot, list[int]()
+        self.branch: Sequence[int] = ()
         self._in_targets_rows, self._seen, self._known, self._context = in_targets_rows, expected, known, context
 
     @property
@@ -49,17 +57,19 @@ class ModelDrafts:
         """Rows of the text that its slot holds."""
         return len(self.slot.tokens)
 
-    def offer(self, tokens: Sequence[int], most: int) -> Offer:
+    def offer(self, tokens: Sequence[int], most: int, branches: bool = False) -> Offer:
         """See :meth:`hetero_sd.runtime.serve.text_drafts.Drafts.offer`."""
         most = min(most, MOST_DRAFTED, self._context - len(tokens))
-        return Offer(self._seen.mean, most, len(tokens) - self.held) if most > 0 else NOTHING
+        if most <= 0:
+            return NOTHING
+        return Offer(self._seen.alpha, most, len(tokens) - self.held, self._seen.beta, int(branches))
 
-    def learn(self, accepted: int, tokens: int) -> None:
+    def learn(self, tokens: Sequence[int], at: int) -> None:
         """See :meth:`hetero_sd.runtime.serve.text_drafts.Drafts.learn`."""
         if self.drafted:
-            self._seen.observe(accepted, len(self.drafted), tokens)
+            accepted = self._seen.learn(self.drafted, self.branch, tokens, at)
             self.keep(self.drafted[: min(accepted, len(self.drafted) - 1)])  # the last one was not fed
-        self.drafted = []
+        self.drafted, self.branch = [], ()
 
     def known(self, tokens: Sequence[int]) -> list[int]:
         """The tokens as the drafter is fed them."""
@@ -101,7 +111,7 @@ class BatchDrafter:
     def begin(self, targets: Slot, ids: Sequence[int]) -> ModelDrafts:
         """Take a slot for a text that begins with these ids and has that slot of the target."""
         known, context = self._slots.vocab, self._slots.context
-        seen = LiveAcceptance(*self._expected, len(ids))
+        seen = Acceptances(*self._expected, len(ids))
         if self._pool is None:
             return ModelDrafts(targets, True, seen, known, context)
         ids = [token if token < known else 0 for token in ids]
@@ -122,8 +132,10 @@ class BatchDrafter:
         self._count(took, self.times.observe_read(len(tokens), drafts.held, took))
         drafts.keep(tokens)
 
-    def draft(self, asked: Sequence[tuple[ModelDrafts, Sequence[int], int]]) -> None:
+    def draft(self, asked: Sequence[tuple[ModelDrafts, Sequence[int], int]], branches: bool = False) -> None:
         """Draft for texts: (its drafts, its tokens, how many), in one step for a draft of each.
+
+        With `branches` the second best token at the first draft is told, too.
 
         Raises:
             NotFiniteError: a logit is NaN or infinite.
@@ -139,30 +151,40 @@ class BatchDrafter:
                 for i in going
                 for at, token in enumerate(feeds[i])
             ]
-            choices, done = self._rows(rows), 0
-            for i in going:
+            ends = [*accumulate(len(feeds[i]) for i in going)]
+            choices, seconds = self._rows(rows, ends if branches and step == 0 else ())
+            for i, end in zip(going, ends, strict=True):
                 drafts, tokens, _ = asked[i]
-                done += len(feeds[i])
-                token = choices[done - 1]
+                token = choices[end - 1]
                 drafts.drafted.append(token)
                 feeds[i] = [token]
                 if step == 0:
                     drafts.keep(tokens[drafts.held :])
+                    drafts.branch = [seconds[end]] if branches else ()
 
-    def _rows(self, rows: Sequence[Row]) -> list[int]:
-        """The choice of each row."""
-        found, done = list[int](), 0
+    def _rows(self, rows: Sequence[Row], ends: Sequence[int]) -> tuple[list[int], Mapping[int, int]]:
+        """The choice of each row, and the second best token of those before some `ends`."""
+        found, seconds, done = list[int](), dict[int, int](), 0
         for part in self.times.parts(len(rows)):
             fed = rows[done : done + part]
             begin = self._clock()
-            made = self._slots.rows(fed)[CHOICE].tolist()
+            outputs = self._slots.rows(fed)
+            made, logits = outputs[CHOICE].tolist(), outputs[LOGITS]
             took = self._clock() - begin
             self._count(took, self.times.observe_rows(part, sum(row.pos for row in fed) / part, took))
+            seconds |= {end: _second(logits[end - done - 1]) for end in ends if done < end <= done + part}
             found, done = found + made, done + part
         if min(found) < 0:
             raise NotFiniteError(self._slots.name)
-        return found
+        return found, seconds
 
     def _count(self, took: float, predicted: float) -> None:
         self._counts.drafting_s += took
         self._counts.predicted_s += predicted if self._predicts else 0.0
+
+
+def _second(logits: npt.NDArray[Any]) -> int:
+    """The token that would be chosen without the one that is."""
+    others = logits.copy()
+    others[others.argmax()] = -np.inf
+    return int(others.argmax())

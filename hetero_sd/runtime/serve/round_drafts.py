@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from costmodel.batch_drafts import NOTHING, ChosenDrafts
+from costmodel.batch_drafts import ChosenDrafts
+from costmodel.draft_rows import NOTHING
 from hetero_sd.runtime.decode.drafters.ngram_pool import NgramPool
 from hetero_sd.runtime.internal_error import report
 from hetero_sd.runtime.load import note
 from hetero_sd.runtime.model.protocol import NotFiniteError
 from hetero_sd.runtime.model.slot_pool import Slot
+from hetero_sd.runtime.serve.branches import NO_DRAFT, Branches, Drafted
 from hetero_sd.runtime.serve.model_drafts import BatchDrafter, ModelDrafts
 from hetero_sd.runtime.serve.running_text import RunningText
 from hetero_sd.runtime.serve.scheduler import Scheduler
@@ -33,51 +35,78 @@ class Sources:
 class RoundDrafts:
     """Drafts of all texts."""
 
-    def __init__(self, scheduler: Scheduler, from_texts: bool, drafter: BatchDrafter | None) -> None:
+    def __init__(
+        self, scheduler: Scheduler, branches: Branches, from_texts: bool, drafter: BatchDrafter | None
+    ) -> None:
         """Begin without texts.
 
         Args:
             scheduler: decides how much is drafted.
+            branches: of a round.
             from_texts: what a slot has read and written is drafted from.
             drafter: a draft model, or None.
         """
-        self._scheduler, self._from_texts, self._drafter = scheduler, from_texts, drafter
-        self._pools = dict[int, NgramPool]()  # by slot
+        self._scheduler, self._branches = scheduler, branches
+        self._from_texts, self._drafter = from_texts, drafter
+        self._pools = dict[Slot, NgramPool]()
 
     def begin(self, slot: Slot, ids: Sequence[int]) -> Sources:
         """Of a text that begins with these ids in a slot of the target."""
-        pool = self._pools.setdefault(slot.number, NgramPool(POOL_TOKENS)) if self._from_texts else None
+        pool = self._pools.setdefault(slot, NgramPool(POOL_TOKENS)) if self._from_texts else None
         return Sources(
             None if pool is None else TextDrafts(pool),
             None if self._drafter is None else self._drafter.begin(slot, ids),
         )
+
+    def end_round(self) -> None:
+        """What was drafted is verified."""
+        self._branches.end()
 
     def end(self, sources: Sources) -> None:
         """A text ends."""
         if self._drafter is not None and sources.modelled is not None:
             self._drafter.end(sources.modelled)
 
-    def of_round(self, running: Sequence[tuple[RunningText, Sources]], riding: int) -> Mapping[int, Sequence[int]]:
+    def of_round(self, running: Sequence[tuple[RunningText, Sources]], riding: int) -> Mapping[int, Drafted]:
         """What is verified of texts beside so many rows of prompts, by the place of the text."""
         rows, drafter = len(running) + riding, self._drafter
         if not running or not self._scheduler.may_draft(rows, len(running), self._from_texts, drafter):
             return {}
-        found = [NOTHING if s.found is None else s.found.offer(text.tokens, text.room) for text, s in running]
+        may_branch = self._branches.free_slots > 0
+        found = [
+            NOTHING if s.found is None else s.found.offer(text.tokens, text.room, may_branch) for text, s in running
+        ]
         modelled = [NOTHING] * len(running)
         if drafter is not None:
-            modelled = [NOTHING if s.modelled is None else s.modelled.offer(t.tokens, t.room) for t, s in running]
+            modelled = [
+                NOTHING if s.modelled is None else s.modelled.offer(t.tokens, t.room, may_branch) for t, s in running
+            ]
         if not any(offer.most for offer in (*found, *modelled)):
             return {}
-        chosen = self._scheduler.drafted(found, modelled, sum(text.left for text, _ in running), rows, drafter)
+        left = sum(text.left for text, _ in running)
+        chosen = self._scheduler.drafted(found, modelled, left, rows, drafter, self._branches)
         for i, gamma in enumerate(chosen.gammas):
             if (drafts := running[i][1].found) is not None and not chosen.modelled[i]:
                 drafts.take(gamma)
         if drafter is not None:
-            self._with_model(drafter, running, chosen)
-        return {i: [token for drafts in s.every for token in drafts.drafted] for i, (_, s) in enumerate(running)}
+            self._with_model(drafter, running, chosen, may_branch)
+        branches = chosen.branches or [0] * len(running)
+        return {i: self._drafted(*of_text, branches[i]) for i, of_text in enumerate(running)}
+
+    def _drafted(self, text: RunningText, sources: Sources, in_branch: int) -> Drafted:
+        """What was drafted of a text, and a branch of so many tokens."""
+        for drafts in sources.every:
+            if drafts.drafted:
+                branch = drafts.branch[:in_branch]
+                return Drafted(drafts.drafted, self._branches.begin(text.slot, branch) if branch else None)
+        return NO_DRAFT
 
     def _with_model(
-        self, drafter: BatchDrafter, running: Sequence[tuple[RunningText, Sources]], chosen: ChosenDrafts
+        self,
+        drafter: BatchDrafter,
+        running: Sequence[tuple[RunningText, Sources]],
+        chosen: ChosenDrafts,
+        branches: bool,
     ) -> None:
         """Let the draft model read and draft; where it fails the batch goes on without it."""
         try:
@@ -91,7 +120,7 @@ class RoundDrafts:
                 if by_model and gamma and (drafts := sources.modelled) is not None
             ]
             if asked:
-                drafter.draft(asked)
+                drafter.draft(asked, branches)
         except Exception as error:
             if isinstance(error, NotFiniteError):
                 note(f"{error}; it is left out")

@@ -20,6 +20,7 @@ from hetero_sd.runtime.decode.sampling import Rng, probabilities
 from hetero_sd.runtime.decode.trace import Stopwatch, Trace
 from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Row
 from hetero_sd.runtime.model.slot_pool import Slot
+from hetero_sd.runtime.serve.branches import NO_DRAFT, Branch, Drafted
 from hetero_sd.runtime.serve.engine import GenerationRequest
 from hetero_sd.runtime.serve.jobs import shown_tokens
 from hetero_sd.runtime.serve.text_drafts import Drafts
@@ -32,6 +33,7 @@ class RunningText:
     """A choice of a request; implements the Generation protocol.
 
     Attributes:
+        slot: that it runs in.
         trace: the record; a round is the time since the token before, whatever else was computed in it.
         facts: of the run; nothing was predicted for it.
         told_s: when its last token was known, by the engine's clock; None before the first.
@@ -66,7 +68,7 @@ class RunningText:
             options["seed"] = seed + choice
         self._request: Request = request_of(options, session.request)[0]
         sampling = self._request.sampling
-        self._slot, self._context = slot, session.context
+        self.slot, self._context = slot, session.context
         self._prompt, self._tokens = len(ids), list(ids)
         self.trace = Trace(prompt_tokens=len(ids), kept_tokens=len(slot.tokens), logprobs=logprobs_of(options))
         self.shown = shown_tokens(session, self.trace) if asked.show_tokens else None
@@ -76,7 +78,8 @@ class RunningText:
         decode = session.text.decode if session.text is not None else None
         self._pieces = Pieces(decode, options.get("stop", session.stops), self.trace)
         self._watch = Stopwatch(self.trace.clock)
-        self._fed: list[int] = []  # tokens of the rows that are computed
+        self._fed: list[int] = []  # tokens of the rows that are computed, without those of a branch
+        self._branch: Branch | None = None
         self._drafts = drafts
 
     @property
@@ -97,7 +100,7 @@ class RunningText:
     @property
     def past(self) -> int:
         """Rows that its slot holds."""
-        return len(self._slot.tokens)
+        return len(self.slot.tokens)
 
     def read(self, most: int) -> list[int]:
         """Feed as many tokens of the prompt; the token that follows it, or nothing where more are left.
@@ -105,7 +108,7 @@ class RunningText:
         Raises:
             NotFiniteError: a logit is NaN or infinite.
         """
-        slot, done = self._slot, self.past
+        slot, done = self.slot, self.past
         chunk = self._tokens[done : min(done + most, self._prompt)]
         ends = done + len(chunk) == self._prompt
         outputs = wanted(self._request.sampling, self.trace.logprobs) if ends else ()
@@ -131,11 +134,15 @@ class RunningText:
         """Tokens that could be drafted: the target adds one of its own; none before the first token."""
         return self.left - 1 if self.trace.token_ids else 0
 
-    def rows(self, riding: int = 1, drafted: Sequence[int] = ()) -> list[Row]:
+    def rows(self, riding: int = 1, drafted: Drafted = NO_DRAFT) -> list[Row]:
         """What is fed: so many tokens of the prompt, or the last token and what was drafted after it."""
-        fed = self._tokens[self.past : self.past + riding] if self.reading else [self._tokens[-1], *drafted]
-        self._fed = fed
-        return [Row(self._slot.number, self.past + i, token) for i, token in enumerate(fed)]
+        fed = self._tokens[self.past : self.past + riding] if self.reading else [self._tokens[-1], *drafted.tokens]
+        self._fed, self._branch = fed, drafted.branch
+        rows = [Row(self.slot.number, self.past + i, token) for i, token in enumerate(fed)]
+        if (branch := drafted.branch) is None:
+            return rows
+        in_branch = [self._tokens[-1], *branch.tokens]
+        return rows + [Row(branch.slot.number, self.past + i, token) for i, token in enumerate(in_branch)]
 
     def choose(self, choices: Sequence[int], logits: Sequence[npt.NDArray[Any]], model: str) -> list[int]:
         """The tokens that follow, by the rows that were fed: the drafts that are accepted, and the one after them.
@@ -143,15 +150,30 @@ class RunningText:
         Raises:
             NotFiniteError: a logit of a row that counts is NaN or infinite.
         """
+        rows, branch = len(self._fed), self._branch
+        found = self._accepted(self._fed, choices[:rows], logits, model)
+        if branch is None:
+            return found
+        branch.slot.tokens.append(self._fed[0])
+        branch.won = found == [branch.tokens[0]]
+        if branch.won:
+            self.slot.exchange(branch.slot)
+            found += self._accepted(branch.tokens, choices[rows + 1 :], logits[rows + 1 :], model)
+        return found
+
+    def _accepted(
+        self, fed: Sequence[int], choices: Sequence[int], logits: Sequence[npt.NDArray[Any]], model: str
+    ) -> list[int]:
+        """The tokens that follow rows, as far as each row is of the token that followed the one before."""
         found: list[int] = []
-        for i, (token, choice) in enumerate(zip(self._fed, choices, strict=True)):
+        for i, (token, choice) in enumerate(zip(fed, choices, strict=True)):
             if choice < 0:
                 raise NotFiniteError(model, f" after {self.past + 1} tokens")
-            self._slot.tokens.append(token)
+            self.slot.tokens.append(token)
             if self.past < self._prompt:
                 continue
             found.append(self._follow(choice, logits[i]))
-            if i + 1 < len(self._fed) and self._fed[i + 1] != found[-1]:
+            if i + 1 < len(fed) and fed[i + 1] != found[-1]:
                 break
         return found
 
@@ -159,9 +181,11 @@ class RunningText:
         """Go on with tokens of a round; what they complete, and at the end what was held back."""
         trace, first = self.trace, not self.trace.token_ids
         drafted, found = max(0, len(self._fed) - 1), list[Piece | None]()
+        if self._branch is not None and self._branch.won:
+            drafted += len(self._branch.tokens)
         source = next((drafts.source for drafts in self._drafts if drafts.source), "")
         for drafts in self._drafts:
-            drafts.learn(len(tokens) - 1, len(self._tokens) + len(tokens))
+            drafts.learn(tokens, len(self._tokens) + len(tokens))
         for token in tokens:
             record_token(token, self._request, self._context, trace)
             self._tokens.append(token)

@@ -9,17 +9,16 @@ from costmodel.batch import BOUND_STEPS, Reading, Unread, admits, plan_reading
 from costmodel.batch_drafts import (
     MOST_DRAFTED,
     ChosenDrafts,
-    Offer,
-    RoundSoFar,
     choose_drafts,
     drafts_may_pay,
-    share_rows,
 )
+from costmodel.draft_rows import Offer, RoundSoFar, share_rows
 from costmodel.schema.batch import BatchPrediction
 from hetero_sd.runtime.decode.seen import Seen
 from hetero_sd.runtime.model.protocol import Outputs, Row, Slots
 from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.batch_times import BatchTimes, calls_of
+from hetero_sd.runtime.serve.branches import Branches
 from hetero_sd.runtime.serve.model_drafts import BatchDrafter
 
 _SETTLED_ROUNDS = 32  # after which it is asked anew whether drafts could pay
@@ -70,7 +69,7 @@ class Scheduler:
         """Account for the time of a round."""
         counts, begin = self.counts, self._clock()
         self._calls_before_s, calls = counts.calls_s, counts.rows + counts.read_tokens
-        drafting_before_s = counts.drafting_s
+        drafts_before_s = counts.drafting_s + counts.branching_s
         try:
             yield
         finally:
@@ -79,8 +78,8 @@ class Scheduler:
             if counts.rows + counts.read_tokens > calls:
                 counts.rounds += 1
                 counts.predicted_s += self._round_s
-                drafting_s = counts.drafting_s - drafting_before_s
-                self._other.append(took - drafting_s - (counts.calls_s - self._calls_before_s))
+                drafts_s = counts.drafting_s + counts.branching_s - drafts_before_s
+                self._other.append(took - drafts_s - (counts.calls_s - self._calls_before_s))
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
@@ -125,7 +124,13 @@ class Scheduler:
         return pays
 
     def drafted(
-        self, found: Sequence[Offer], modelled: Sequence[Offer], left: int, rows: int, drafter: BatchDrafter | None
+        self,
+        found: Sequence[Offer],
+        modelled: Sequence[Offer],
+        left: int,
+        rows: int,
+        drafter: BatchDrafter | None,
+        branches: Branches,
     ) -> ChosenDrafts:
         """Drafts of each running text that are verified in this round.
 
@@ -135,13 +140,16 @@ class Scheduler:
             left: tokens that the texts are still to get.
             rows: of the round without drafts.
             drafter: the draft model, if there is one.
+            branches: of the round, which has none yet.
         """
         with self._deciding():
             read_s = self.counts.calls_s - self._calls_before_s
-            so_far = RoundSoFar(rows, len(found), self._other_s, self.bound_s - read_s)
+            left_s, free_slots = self.bound_s - read_s, branches.free_slots
+            so_far = RoundSoFar(rows, len(found), self._other_s, left_s, free_slots, branches.takes_s)
             if drafter is not None and self._pays(rows, len(found), drafter):
                 return choose_drafts(found, modelled, left, so_far, self._times, drafter.times)
-            return ChosenDrafts(share_rows(found, so_far, self._times).gammas, [False] * len(found))
+            shared = share_rows(found, so_far, self._times)
+            return ChosenDrafts(shared.gammas, [False] * len(found), branches=shared.branches)
 
     def read(self, feed: Callable[[int], list[int]], tokens: int, past: int) -> list[int]:
         """Feed a piece of a prompt with so many tokens before it; the token that follows, if any."""

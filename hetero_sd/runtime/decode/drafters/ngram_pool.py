@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SHORTEST, _LONGEST = 2, 16  # tokens of a match
 _CANDIDATES = 16  # most recent places that are looked at
@@ -16,10 +16,15 @@ _MULTIPLIER = 0x9E3779B1  # 2^32 over the golden ratio
 
 @dataclass(frozen=True)
 class Match:
-    """What followed: `length` tokens at the end of the text stood before, and `tokens` came after them."""
+    """What followed: `length` tokens at the end of the text stood before, and `tokens` came after them.
+
+    Attributes:
+        places: lengths and ends of all matches that were found.
+    """
 
     length: int
     tokens: list[int]
+    places: Sequence[tuple[int, int]] = field(default=(), compare=False, repr=False)
 
 
 class NgramPool:
@@ -57,11 +62,29 @@ class NgramPool:
         Among several places with the longest match, each token is the one that most of them have, the most recent where
         they are equal; the draft ends where fewer than half of the places agree.
         """
-        places, length = self._places()
+        places = self._places()
         if not places:
             return None
+        length = max(length for length, _ in places)
+        drafted = self._following(places, length, most)
+        return Match(length, drafted, places) if drafted else None
+
+    def otherwise(self, match: Match, most: int) -> list[int]:
+        """What may follow instead of a match that was just found: the same of the places that begin with another token.
+
+        The longest match counts among these, too; it may be shorter.
+        """
+        others = [
+            (length, place)
+            for length, place in match.places
+            if self._after(place, 0, ()) not in (match.tokens[0], _BORDER)
+        ]
+        return self._following(others, max(length for length, _ in others), most) if others else []
+
+    def _following(self, places: Sequence[tuple[int, int]], length: int, most: int) -> list[int]:
+        """At most so many tokens after the matches that have this length."""
         drafted: list[int] = []
-        alive, voters = places, 0
+        alive, voters = [place for of_length, place in places if of_length == length], 0
         while len(drafted) < min(most, _FACTOR * length):
             following = [(self._after(place, len(drafted), drafted), place) for place in alive]
             counts = Counter(token for token, _ in following if token != _BORDER)
@@ -73,17 +96,16 @@ class NgramPool:
                 break
             drafted.append(token)
             alive = [place for found, place in following if found == token]
-        return Match(length, drafted) if drafted else None
+        return drafted
 
-    def _places(self) -> tuple[list[int], int]:
-        """Where the longest match ends, the most recent first, and its length."""
+    def _places(self) -> list[tuple[int, int]]:
+        """The length of each match and where it ends, the most recent first."""
         tokens, mask, end = self._tokens, self._mask, self._end
         if end < SHORTEST + 1:
-            return [], 0
+            return []
         oldest = max(0, end - mask)
         place = self._previous[(end - 1) & mask]  # the chain begins with the text's own end
-        places: list[int] = []
-        best = SHORTEST
+        places: list[tuple[int, int]] = []
         for _ in range(_CANDIDATES):
             if place < oldest + SHORTEST:
                 break
@@ -95,12 +117,10 @@ class NgramPool:
                 and token != _BORDER
             ):
                 length += 1
-            if length > best:
-                places, best = [place], length
-            elif length == best:
-                places.append(place)
+            if length >= SHORTEST:
+                places.append((length, place))
             place = self._previous[place & mask]
-        return places, best
+        return places
 
     def _after(self, place: int, count: int, drafted: Sequence[int]) -> int:
         """The token ``count`` + 1 after a place; beyond the end of the text stand the drafted ones."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import random
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -68,7 +70,12 @@ class Rows:
         self.cache.arrays[0][slot.number, 0, len(slot.tokens) : len(slot.tokens) + 3] = -1
 
     def check(self, pool: SlotPool) -> None:
-        """Every slot has the rows of its text."""
+        """Every slot has the rows of its text, and every block is where its references say."""
+        assert pool._blocks is not None
+        held = Counter(block for blocks in pool._blocks._mapped for block in blocks)
+        held.update(block for text in pool._blocks._kept for block in text.blocks)
+        assert held == pool._blocks._references
+        assert not pool._blocks._spare & held.keys()
         for slot in pool.every:
             found = self.cache.arrays[0][slot.number, 0, : len(slot.tokens), 0]
             assert found.tolist() == [state(slot.tokens[: i + 1]) for i in range(len(slot.tokens))], slot.number
@@ -84,12 +91,30 @@ texts = st.lists(st.integers(0, 1), min_size=1, max_size=30)
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("take"), st.integers(0, 3), texts, st.integers(0, 9)),
+        st.tuples(st.just("branch"), st.integers(0, 9), st.booleans(), st.integers(0, 9)),
         st.tuples(st.just("end"), st.integers(0, 9)),
     ),
     min_size=1,
     max_size=25,
 )
 BEGINNINGS = [[0] * 13, [1, 0] * 10, [0] * 13 + [1] * 9, [1]]
+
+
+def branch(pool: SlotPool, model: Rows, slot: Slot, wins: bool, tokens: int) -> None:
+    """A round of a text that has a branch: the last token in both slots, others after it in each."""
+    if len(slot.tokens) + 1 + tokens > CONTEXT:
+        return
+    other = pool.branch(slot)
+    assert other.tokens == slot.tokens
+    assert other.number != slot.number
+    before = len(slot.tokens) + 1
+    for which, token in ((slot, 7), (other, 8)):
+        model.feed(which, [9, *[token] * tokens])
+    if wins:
+        slot.exchange(other)
+        slot.tokens, other.tokens = other.tokens, slot.tokens
+    del other.tokens[before:]
+    pool.give_back(other)
 
 
 def run(steps: Sequence[Any], model: Rows, kept_rows: int) -> SlotPool:
@@ -105,6 +130,9 @@ def run(steps: Sequence[Any], model: Rows, kept_rows: int) -> SlotPool:
             model.feed(slot, ids[len(slot.tokens) :])
             model.feed(slot, list(range(2, 2 + step[2]))[: CONTEXT - len(slot.tokens)])
             at_work.append((slot, ids))
+        elif kind == "branch" and at_work and pool.free_for_branches:
+            slot = at_work[step[0] % len(at_work)][0]
+            branch(pool, model, slot, step[1], step[2])
         elif kind == "end" and at_work:
             pool.give_back(at_work.pop(step[0] % len(at_work))[0])
         model.check(pool)
@@ -125,6 +153,52 @@ def test_without_copies_before_writes_rows_would_be_wrong(monkeypatch: pytest.Mo
     monkeypatch.setattr(CacheBlocks, "_make_own", lambda *arguments: None)
     with pytest.raises(AssertionError):
         run(steps, Rows(2), 0)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_thousands_of_branches_leave_all_slots_and_blocks(mapped: bool) -> None:
+    """Two texts at a time that branch in every round, win and lose; others come when they are full."""
+    rng, model = random.Random(3), Rows(4, mapped)
+    pool = SlotPool(model, kept_rows=8)  # type: ignore[arg-type]
+    at_work, numbers = [pool.take([0]), pool.take([1])], set[tuple[int, int]]()
+    for number in range(3000):
+        for i, slot in enumerate(at_work):
+            if len(slot.tokens) + 6 > CONTEXT:
+                pool.give_back(slot)
+                ids = [rng.randrange(2)] * rng.randrange(1, 20)
+                at_work[i] = slot = pool.take(ids)
+                pool.share(slot, ids)
+                model.feed(slot, ids[len(slot.tokens) :])
+            branch(pool, model, slot, rng.random() < 0.3, rng.randrange(1, 4))
+            numbers.add((i, slot.number))
+        assert pool.free == 2
+        if number % 100 == 0:
+            model.check(pool)
+    assert len(numbers) == 2 * 4  # each text was in every slot
+    for slot in at_work:
+        pool.give_back(slot)
+    assert {slot.number for slot in pool.every} == {0, 1, 2, 3}
+    assert pool.free == 4
+
+
+@pytest.mark.parametrize("source", [None, 2])
+def test_a_branch_without_the_rows_of_its_text_is_found(monkeypatch: pytest.MonkeyPatch, source: int | None) -> None:
+    """The negative control: no rows, or those of another slot."""
+    model, share = Rows(3), CacheBlocks.share
+    pool = SlotPool(model)  # type: ignore[arg-type]
+    slot = pool.take([1, 2, 3])
+    model.feed(slot, range(1, 10))
+    branch(pool, model, slot, True, 2)
+    model.check(pool)
+
+    def wrong(self: CacheBlocks, right: int, *rows: int) -> None:
+        if source is not None:
+            share(self, source, *rows)
+
+    monkeypatch.setattr(CacheBlocks, "share", wrong)
+    branch(pool, model, slot, True, 2)
+    with pytest.raises(AssertionError):
+        model.check(pool)
 
 
 def test_a_beginning_that_eight_have_is_read_once() -> None:

@@ -30,15 +30,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.batch import BOUND_STEPS
-from costmodel.batch_drafts import Offer
 from costmodel.batch_throughput import Requests, throughput
+from costmodel.draft_rows import Offer
 from costmodel.schema.batch import BatchPrediction
 from hetero_sd.runtime.decode.drafters.ngram_pool import Match
-from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
 from hetero_sd.runtime.load import load_folder
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import CHOICE, Model, Outputs, Pending, Row, Slots
 from hetero_sd.runtime.serve.batch_engine import BatchEngine
+from hetero_sd.runtime.serve.branches import Acceptances
 from hetero_sd.runtime.serve.engine import (
     ENDING,
     FAULT,
@@ -549,9 +549,9 @@ class Guesses(TextDrafts):
 
     rng = np.random.default_rng(0)
 
-    def offer(self, tokens: Sequence[int], most: int) -> Offer:
+    def offer(self, tokens: Sequence[int], most: int, branches: bool = False) -> Offer:
         self._match = Match(2, self.rng.choice([*range(64, 70), tokens[-1]], max(0, min(most, 5))).tolist())
-        self._seen.setdefault("ngram-2", LiveAcceptance(0.5, 2.0))
+        self._seen.setdefault("ngram-2", Acceptances(0.5, 2.0))
         return Offer(0.9, len(self._match.tokens))
 
 

@@ -100,13 +100,15 @@ def test_numbers_are_those_of_the_answers(letters: Callable[..., Session]) -> No
 def test_the_rounds_of_several_at_a_time() -> None:
     counts = BatchCounts(
         rounds=10, rows=60, computed_rows=80, read_tokens=64, riding_tokens=5, tokens=50, busy_s=4.0, calls_s=3.5,
-        scheduling_s=0.1, predicted_s=5.0, bound_s=0.3, gaps=40, late_gaps=1, longest_gap_s=0.35,
+        scheduling_s=0.1, predicted_s=5.0, bound_s=0.3, gaps=40, late_gaps=1, longest_gap_s=0.35, branching_s=0.2,
+        branches=7, branches_won=2,
     )  # fmt: skip
     zero = Snapshot({}, TokenCounts(), 0.0, 0, 0, 4, 64, 0, None)
     found = read(metrics_text(replace(zero, batch=counts)))
     assert (found["batch_tokens_per_second", "measured"], found["batch_tokens_per_second", "predicted"]) == (12.5, 10.0)
-    parts = [found["batch_seconds_total", part] for part in ("calls", "scheduling", "rest")]
-    assert parts == pytest.approx([3.5, 0.1, 0.4])
+    parts = [found["batch_seconds_total", part] for part in ("calls", "scheduling", "branching", "rest")]
+    assert parts == pytest.approx([3.5, 0.1, 0.2, 0.2])
+    assert (found["batch_branches_total", ""], found["batch_branches_won_total", ""]) == (7, 2)
     assert (found["batch_rows_total", ""], found["batch_row_places_total", ""]) == (60, 80)
     assert found["batch_prompt_tokens_total", "beside_texts"] == 5
     assert (found["batch_gaps_total", ""], found["batch_late_gaps_total", ""]) == (40, 1)

@@ -77,6 +77,34 @@ def test_earlier_texts_are_searched_and_no_match_crosses_a_border() -> None:
     assert pool_of([1, 2, 3], [4], [1, 2, 3]).search(16) is None
 
 
+def otherwise(text: Sequence[int], most: int = 16) -> list[int]:
+    pool = pool_of(text)
+    match = pool.search(most)
+    assert match is not None
+    return pool.otherwise(match, most)
+
+
+def test_places_that_disagree_have_a_continuation_of_their_own() -> None:
+    assert otherwise([1, 2, 3, 0, 5, 1, 2, 4, 6, 1, 2]) == [3, 0, 5, 1]  # the older of two
+    assert otherwise([1, 2, 3, 0, 5, 1, 2, 4, 6, 1, 2], most=1) == [3]
+    assert otherwise([1, 2, 3, 0, 1, 2, 3, 5, 1, 2, 4, 6, 1, 2]) == [4, 6, 1, 2]
+    assert otherwise([7, 1, 2, 3, 9, 1, 2, 4, 7, 1, 2]) == [4, 7, 1, 2]  # of a shorter match
+    assert otherwise([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2]) == []  # nothing else was seen
+    assert otherwise([1, 2, 3, 0, 1, 2, 3, 5, 1, 2]) == []  # all agree
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.lists(st.integers(0, 3), min_size=3, max_size=30))
+def test_what_follows_otherwise_stood_after_a_match(text: list[int]) -> None:
+    pool = pool_of(text)
+    match = pool.search(16)
+    other = [] if match is None else pool.otherwise(match, 16)
+    if match is not None and other:
+        assert other[0] != match.tokens[0]
+        tail = text[-2:]
+        assert any([*tail, other[0]] == text[i : i + 3] for i in range(len(text) - 2))
+
+
 def test_what_left_the_ring_is_forgotten() -> None:
     filler = list(range(100, 100 + 60))
     assert pool_of([1, 2, 3, *filler, 1, 2], size=128).search(1) == Match(2, [3])

@@ -2,7 +2,8 @@
 
 Known at the start is what the plan predicts and what was timed before the first prompt (start_times.py). Every round
 then gives times (live_times.py) and judged tokens (live_acceptance.py), and every few rounds the draft length with the
-most expected tokens a second is taken (costmodel/speculative.py), 0 among them, for each source of drafts.
+most expected tokens a second is taken (live_decision.py, costmodel/speculative.py), 0 among them, for each source of
+drafts; less often where a step is so short that deciding counts (pace.py).
 
 * Trying costs. A bank holds the time that may be lost against the target alone (loss_bank.py), more where the plan's
   acceptance was measured and promises much. A round begins only where the bank can pay for it with all its drafts
@@ -27,21 +28,17 @@ from hetero_sd.runtime.decode.answer_length import AnswerLength
 from hetero_sd.runtime.decode.draft_lengths import DraftLengths
 from hetero_sd.runtime.decode.drafters import MODEL, Offer
 from hetero_sd.runtime.decode.live_acceptance import LiveAcceptance
-from hetero_sd.runtime.decode.live_source import PERIOD, Source
+from hetero_sd.runtime.decode.live_decision import PLAIN_PERIOD, TRIES, Decision
+from hetero_sd.runtime.decode.live_source import Source
 from hetero_sd.runtime.decode.live_times import LiveTimes
 from hetero_sd.runtime.decode.loss_bank import LossBank, promised_steps
+from hetero_sd.runtime.decode.pace import Pace
 from hetero_sd.runtime.decode.policy import PLAIN, Choice
 from hetero_sd.runtime.decode.reading import SHORT_READING, next_piece
 from hetero_sd.runtime.decode.trace import Round, Switch
 from hetero_sd.runtime.decode.worth import Worth
 
-_RICH_STEPS, _KNOWN = 4.0, 24.0  # banked, to explore draft lengths; judged tokens that tell an acceptance
 _OTHER_PRIOR, _OTHER_WEIGHT = 0.5, 4.0  # of a source that the plan does not know
-_TRIES = 2  # plain steps that must be seen first
-_PLAIN_PERIOD = 8  # rounds after which a decision not to draft is looked at again; to draft, PERIOD
-_LONGEST_PERIOD, _LONGEST_PLAIN_PERIOD = 16, 32  # every time it is confirmed, twice as many, at most
-_REFRESH_TOKENS, _FIRST_REFRESH = 256, 8  # tokens after which a plain step is timed again, at most; at first
-_LONGEST_REST = 64  # rounds until a source is looked at again that cannot be paid for
 _FIRST_READING, _FIRST_READING_STEPS = 0.25, 4.0  # of the time to the first token, that reading may add; plain steps
 
 
@@ -67,8 +64,9 @@ class LiveGamma:
             stops: the model's drafts end before the draft length, or go on after it, by their confidence.
             only_model: no other source will be offered.
         """
-        self.times = LiveTimes(predicted, narrow)
-        self._lengths = DraftLengths(self.times, gammas)
+        self._times = LiveTimes(predicted, narrow)
+        self._plain = list[Round]()  # rounds that nothing was learnt from yet
+        self._lengths = DraftLengths(self._times, gammas)
         start = max(g for g in self._lengths.all if g <= start)
         self._sources = {MODEL: Source(MODEL, LiveAcceptance(predicted.alpha, predicted.alpha_tokens), start, stops)}
         self._only_model = only_model
@@ -76,11 +74,23 @@ class LiveGamma:
         model = self._sources[MODEL]
         gain = self._lengths.gain(model, model.acceptance.cautious)
         self._bank = LossBank(promised_steps(gain, predicted.alpha_tokens))
-        self._since_plain = 0
-        self._retime = 0  # plain steps that are to be timed now
+        self._pace = Pace()
+        self._new_text = False  # the bank does not know of it yet
         self._switches = list[Switch]()  # not reported yet
         self._answer = AnswerLength()
-        self._worth = Worth(self.times, self._lengths, self._bank, self._answer)
+        self._worth = Worth(self._times, self._lengths, self._bank, self._answer)
+        self._decision = Decision(self._times, self._lengths, self._bank, self._worth, self._pace)
+
+    @property
+    def times(self) -> LiveTimes:
+        """Of steps and rounds, all those that were observed among them."""
+        self._learn()
+        return self._times
+
+    @property
+    def may_decide(self) -> bool:
+        """Whether the last decision was long enough ago that another one costs little."""
+        return self._pace.due
 
     @property
     def alpha(self) -> float:
@@ -102,6 +112,7 @@ class LiveGamma:
         It says what is accepted, and what was lost or gained; the times of its steps are others.
         """
         tokens = finished.accepted + 1
+        self._open_text()
         self._answer.add(tokens)
         self._text += tokens
         self._bank.note_beside(tokens, seconds, self.times.sure_plain_s())
@@ -114,25 +125,28 @@ class LiveGamma:
         return self._bank.free_s
 
     def begin(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        """A new text."""
+        """A new text: nothing is reckoned for it before something is to be decided."""
+        self._learn()
         self._answer.begin(max_new_tokens)
-        self._bank.begin(self.times.sure_plain_s(), self.times.round_s)
-        for source in self._sources.values():
-            source.left = 0 if source.gamma else min(source.left, _PLAIN_PERIOD)
+        self._new_text = True
+        for source in self._sources.values() if self._pace.due else ():
+            source.left = 0 if source.gamma else min(source.left, PLAIN_PERIOD)
 
     def read_first(self, offers: Sequence[Offer], prefill_s: float) -> int:
         """All of the prompt, where reading it takes little time and pays, or is to be tried."""
-        offer = next((offer for offer in offers if offer.source == MODEL), None)
-        if offer is None or self.times.seen(1) < _TRIES:
+        offer, source = next((offer for offer in offers if offer.source == MODEL), None), self._sources[MODEL]
+        if offer is None or not (source.gamma or self._pace.due) or self.times.seen(1) < TRIES:
             return 0
-        source, price = self._sources[MODEL], self.times.read_s(offer.unread)
+        price = self.times.read_s(offer.unread)
         if price > max(_FIRST_READING * prefill_s, _FIRST_READING_STEPS * self.times.plain_s()):
             return 0
+        self._open_text()
         self._worth.first = True
-        self._switches += self._decide(source, offer)
+        if self._pace.due or not self._worth.reading(source, offer.unread):
+            self._switches += self._decide(source, offer, in_round=False)
         self._worth.first = False
         if not source.gamma:
-            source.left = min(source.left, _PLAIN_PERIOD)
+            source.left = min(source.left, max(PLAIN_PERIOD, self._pace.least))
             return 0
         self._bank.note_reading(price)
         return offer.unread
@@ -147,9 +161,10 @@ class LiveGamma:
 
     def choose(self, offers: Sequence[Offer]) -> Choice:
         """What the next round does: it drafts from the source that is expected to be fastest, or from none."""
-        timed = self.times.seen(1) >= _TRIES and not self.times.plain_is_doubtful
-        if not offers or self._retime or self._since_plain >= self._refresh_tokens() or not timed:
+        seen = self.times.seen(1)
+        if not offers or self._pace.needs_plain(seen) or seen < TRIES or self.times.plain_is_doubtful:
             return PLAIN
+        self._open_text()
         switches, self._switches = self._switches, []
         best: tuple[Source, Offer] | None = None
         for offer in offers:
@@ -160,7 +175,7 @@ class LiveGamma:
                 source.left -= 1
             elif best is None or source.tokens_per_s > best[0].tokens_per_s:
                 best = source, offer
-        if best is None or self._retime:
+        if best is None or self._pace.retime:
             return Choice(switches=tuple(switches))
         source, offer = best
         reads = offer.unread and self.times.read_s(offer.unread) > SHORT_READING * self.times.plain_s()
@@ -171,7 +186,7 @@ class LiveGamma:
             goes_on = self._lengths.goes_on(source, source.gamma, self._bank.free_s)
         if not goes_on:
             switches += self._decide(source, offer)
-        if not source.gamma or self._retime:
+        if not source.gamma or self._pace.retime:
             return Choice(switches=tuple(switches))
         if reads:
             return Choice(source.name, 0, read, skip, tuple(switches))
@@ -180,20 +195,21 @@ class LiveGamma:
         return Choice(source.name, gamma, offer.unread, switches=tuple(switches), limit=source.limit)
 
     def observe(self, finished: Round) -> None:
-        """Learn from a round: a few additions, because steps can be as short as a millisecond."""
+        """Learn from a round: a few additions, because steps can be as short as a tenth of a millisecond."""
         tokens = finished.accepted + 1
-        self._answer.add(tokens)
-        self._text += tokens
-        self.times.observe(finished, self._text)
+        self._pace.passed(tokens, finished.dispatch_s, finished.drafted > 0)
+        if not finished.drafted:
+            self._plain.append(finished)
         if finished.read:
             self._bank.note_reading(self.times.read_s(finished.read))
         if not finished.drafted:
-            self._bank.note_plain()
-            self._since_plain, self._retime = 0, max(0, self._retime - 1)
             return
+        self._learn()
+        self._answer.add(tokens)
+        self._text += tokens
+        self._times.observe(finished, self._text)
         source = self._source(finished.source)
         self._bank.note_drafted(source.name, finished.drafted, tokens)
-        self._since_plain += tokens
         if source.end_round(finished, self._text):
             source.left = 0
 
@@ -206,45 +222,28 @@ class LiveGamma:
             self._sources[name] = Source(name, LiveAcceptance(_OTHER_PRIOR, _OTHER_WEIGHT, self._text))
         return self._sources[name]
 
+    def _learn(self) -> None:
+        """Learn from the rounds without drafts since the last time: none of them asks for it by itself."""
+        if not self._plain:
+            return
+        rounds, self._plain = self._plain, []
+        self._text += len(rounds)
+        self._answer.add(len(rounds))
+        self._bank.note_plain(len(rounds))
+        self._times.observe_plain(rounds, self._text)
+
+    def _open_text(self) -> None:
+        if self._new_text:
+            self._new_text = False
+            self._bank.begin(self.times.sure_plain_s(), self.times.round_s)
+
     def _settle(self) -> None:
-        self._bank.settle(self.times.sure_plain_s(), self.times.round_s)
+        self._learn()
+        self._open_text()
+        self._bank.settle(self._times.sure_plain_s(), self._times.round_s)
 
-    def _decide(self, source: Source, offer: Offer) -> list[Switch]:
+    def _decide(self, source: Source, offer: Offer, in_round: bool = True) -> list[Switch]:
         """Set the draft length of a source; the switch, where it is another one."""
-        self.times.settle(self._text)
+        self._times.settle(self._text)
         self._settle()
-        plain_s = self.times.plain_s()
-        rich = self._bank.held_s >= _RICH_STEPS * plain_s  # there is time to find out
-        hopeful = rich and not source.limited  # a limit would not draft so far
-        speeds = self._lengths.speeds(source, hopeful)
-        before, payable = source.gamma, self._lengths.payable(source, speeds, self._bank.free_s)
-        wanted, best = (self._lengths.best(speeds, before, among) for among in (self._lengths.all, payable))
-        why = "drafting pays" if not before else "another length is faster" if best else "drafting loses"
-        if wanted and not best and before:
-            why = "drafting lost what may be lost"
-        if before and not best and self._since_plain:
-            self._retime, source.left = _TRIES, 0  # is it the machine that is slower? Plain steps will say
-            return []
-        may_pay = not before or self._lengths.gain(source, source.acceptance.hopeful) > 1.0
-        if not best and may_pay and (not wanted or source.acceptance.weight < _KNOWN):  # else it saves for what pays
-            best = self._worth.length_to_try(source, 0 if wanted else offer.unread, speeds, payable)
-            why = "tried again" if best else why
-        if best and wanted and not self._worth.reading(source, offer.unread):
-            best, why = 0, "the rest of the answer does not repay reading"
-        least, most = (PERIOD, _LONGEST_PERIOD) if best or wanted else (_PLAIN_PERIOD, _LONGEST_PLAIN_PERIOD)
-        source.period = min(2 * source.period, most) if best == before else least
-        source.gamma, source.left, source.tokens_per_s = best, source.period, speeds[best]
-        if best and best == before:
-            self._bank.confirm()
-        elif before and not best and not wanted:
-            self._bank.fail()
-        if len(payable) == 1 and self._lengths.drafting:
-            until_s = self._bank.time_until_s(source.risks_s[self._lengths.drafting[0]])
-            source.left = max(source.left, min(_LONGEST_REST, int(until_s / plain_s)))
-        if best and not self.times.known(source.name, best):
-            source.left = 1
-        return [] if best == before else [source.switch(before, why, self.times, speeds, self._bank.held_s)]
-
-    def _refresh_tokens(self) -> int:
-        """Tokens after which a plain step is timed again: a few, until it was seen more than a few times."""
-        return min(_REFRESH_TOKENS, _FIRST_REFRESH << min(8, self.times.seen(1)))
+        return self._decision(source, offer, in_round)

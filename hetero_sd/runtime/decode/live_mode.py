@@ -16,6 +16,7 @@ from collections import deque
 from costmodel.contention import Load
 from costmodel.early_verification import early_round
 from costmodel.schema.plan import OVERLAPPED, PlannedOverlap
+from costmodel.speculative import expected_tokens
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.trace import Round, Switch
@@ -24,6 +25,7 @@ _WINDOW, _LEAST_ROUNDS = 32, 8  # rounds whose speed is believed; those that mus
 _START_MARGIN, _LEAVE_MARGIN = 1.02, 0.995  # what overlapping must gain to begin; what it may lose before it ends
 _PAUSE = 4.0  # times the median: a longer round is a pause of the system, and counts as that much
 _MOST_TEXTS = 32  # after which overlapping is tried again, at most
+_SAME = 0.02  # that what the formula is given may be off, before it is reckoned again
 _NO_LIMIT = 1e18  # of the DRAM: what both do to each other is in the slowdowns already
 
 
@@ -36,6 +38,8 @@ class LiveMode:
         self._seen: deque[tuple[int, float]] = deque(maxlen=_WINDOW)  # tokens and seconds of overlapped rounds
         self._texts_left, self._texts_next = 0, 1  # texts before the next try; and after the next failure
         self._rounds = 0  # of this text
+        self._overlaps = True  # as far as is known: the last text began so
+        self._reckoned: tuple[tuple[float, ...], float] | None = None  # what the formula was given last, and gave
 
     def begin(self, prompt_tokens: int, max_new_tokens: int) -> bool:
         """Whether a new text begins with overlapped rounds; then the turns know of it, too."""
@@ -45,10 +49,12 @@ class LiveMode:
             if self._texts_left:
                 return False
             self._seen.clear()  # measured long ago
-        overlapped = self.overlapped_tokens_per_s() > _START_MARGIN * self.turns_tokens_per_s()
-        if overlapped:
+        if not self._overlaps and not self.turns.may_decide:
+            return False  # little has passed since that was found
+        self._overlaps = self.overlapped_tokens_per_s() > _START_MARGIN * self.turns_tokens_per_s()
+        if self._overlaps:
             self.turns.begin(prompt_tokens, max_new_tokens)
-        return overlapped
+        return self._overlaps
 
     def turns_tokens_per_s(self) -> float:
         """What taking turns is expected to reach, with the best draft length or none."""
@@ -58,13 +64,24 @@ class LiveMode:
         """What overlapped rounds reach: as measured, else by the formula."""
         if len(self._seen) >= _LEAST_ROUNDS:
             return sum(tokens for tokens, _ in self._seen) / sum(self._times())
+        return self._formula()
+
+    def _formula(self) -> float:
+        """By the cost model; the last result, where all that it is made from is the same within a fiftieth."""
         times, overlap = self.turns.times, self._overlap
-        return early_round(
+        steps, draft_s, other_s = times.steps_s(), times.draft_s(MODEL), times.other_s()
+        given = (expected_tokens(self.turns.alpha, overlap.gamma), draft_s, other_s, *steps.values())
+        last = self._reckoned
+        if last is not None and all(abs(a - b) <= _SAME * b for a, b in zip(given, last[0], strict=True)):
+            return last[1]
+        found = early_round(
             *(self.turns.alpha, overlap.gamma, overlap.least),
-            Load(times.draft_s(MODEL) * overlap.draft_slowdown, 0.0, 0.0),
-            lambda n: Load(times.step_s(times.width(n - 1)) * overlap.target_slowdown, 0.0, 0.0),
-            *(times.other_s(), _NO_LIMIT, overlap.hand_over_s),
+            Load(draft_s * overlap.draft_slowdown, 0.0, 0.0),
+            lambda n: Load(steps[times.width(n - 1)] * overlap.target_slowdown, 0.0, 0.0),
+            *(other_s, _NO_LIMIT, overlap.hand_over_s),
         ).tokens_per_s
+        self._reckoned = given, found
+        return found
 
     def observe(self, finished: Round) -> Switch | None:
         """Learn from an overlapped round; the switch to taking turns, where it is time for that."""

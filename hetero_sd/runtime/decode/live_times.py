@@ -61,21 +61,35 @@ class LiveTimes:
     def observe(self, finished: Round, at: int) -> None:
         """Learn from a round that ended after ``at`` tokens of text: a few additions."""
         drafted = finished.drafted
+        if not drafted:
+            self.observe_plain([finished], at)
+            return
         if drafted < self.widths[-1]:
             width = self._widths[drafted + 1]
             self._verify[width].append(finished.verify_s)
             self._verified_at[width] = at
             self._fresh.add(width)
             self._steps = None
-        other = finished.dispatch_s + finished.sampling_s
-        if drafted:
-            self._draft[finished.source].append(finished.draft_s / drafted)
-            self._drafted_at[finished.source] = at
-            self._other_drafted.append(other)
-            if finished.confidences:
-                self._confidence.append(finished.confidence_s / drafted)
-        else:
-            self._other.append(other + finished.draft_s)  # a search that found nothing
+        self._draft[finished.source].append(finished.draft_s / drafted)
+        self._drafted_at[finished.source] = at
+        self._other_drafted.append(finished.dispatch_s + finished.sampling_s)
+        if finished.confidences:
+            self._confidence.append(finished.confidence_s / drafted)
+        self._observe_reading(finished)
+
+    def observe_plain(self, rounds: Sequence[Round], at: int) -> None:
+        """Learn from rounds without drafts, the last of which ended after ``at`` tokens of text."""
+        width = self._widths[1]
+        self._verify[width].extend([finished.verify_s for finished in rounds])
+        self._verified_at[width] = at
+        self._fresh.add(width)
+        self._steps = None  # a search that found nothing is in draft_s
+        self._other.extend([finished.dispatch_s + finished.sampling_s + finished.draft_s for finished in rounds])
+        for finished in rounds:
+            if finished.read:
+                self._observe_reading(finished)
+
+    def _observe_reading(self, finished: Round) -> None:
         if finished.read > self._narrow:
             self._chunk.append(finished.catch_up_s / self._chunks(finished.read))
 

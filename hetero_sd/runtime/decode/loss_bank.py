@@ -79,9 +79,9 @@ class LossBank:
         """Reading that takes so long is expected to be repaid by the rest of the text, and may be a debt until then."""
         self._credit_s = seconds
 
-    def note_plain(self) -> None:
-        """A plain step was made."""
-        self._plain_rounds += 1
+    def note_plain(self, rounds: int) -> None:
+        """So many plain steps were made."""
+        self._plain_rounds += rounds
 
     def note_drafted(self, source: str, gamma: int, tokens: int) -> None:
         """A round drafted and gave some tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
 
@@ -17,40 +17,49 @@ _USUALLY, _NOISE = 8.0, 0.05  # times with which a stretch is half believed; rel
 
 
 class Seen:
-    """The last observations of a time, also in ascending order.
+    """The last observations of a time.
 
     Other work on the machine makes a time longer and nothing makes it shorter: a low quantile hardly moves with it.
+    They are put in order where they are asked for, because many are added for each decision.
     """
 
-    __slots__ = ("_sorted", "_stretch", "times")
+    __slots__ = ("_ascending", "_stretch", "times")
 
     def __init__(self, times: Iterable[float] = ()) -> None:
         """Start with some."""
         self.times = deque(times, maxlen=WINDOW)
-        self._sorted = sorted(self.times)
+        self._ascending: list[float] | None = None  # None: one was added since
         self._stretch: float | None = None
 
     def append(self, seconds: float) -> None:
         """Add one, and forget the oldest."""
-        if len(self.times) == WINDOW:
-            del self._sorted[bisect_left(self._sorted, self.times[0])]
         self.times.append(seconds)
-        insort(self._sorted, seconds)
-        self._stretch = None
+        self._ascending = self._stretch = None
+
+    def extend(self, times: Iterable[float]) -> None:
+        """Add some in turn."""
+        self.times.extend(times)
+        self._ascending = self._stretch = None
 
     def __len__(self) -> int:
         """How many are remembered."""
         return len(self.times)
 
     @property
+    def _sorted(self) -> list[float]:
+        if self._ascending is None:
+            self._ascending = sorted(self.times)
+        return self._ascending
+
+    @property
     def low(self) -> float:
         """Seconds: the tenth part of them took less; of up to ten, the least."""
-        return self._sorted[(len(self._sorted) - 1) // 10]
+        return self._sorted[(len(self.times) - 1) // 10]
 
     @property
     def median(self) -> float:
         """Seconds: half of them took less; of an even number the lower of the two in the middle."""
-        return self._sorted[(len(self._sorted) - 1) // 2]
+        return self._sorted[(len(self.times) - 1) // 2]
 
     @property
     def spread(self) -> float:
@@ -61,7 +70,7 @@ class Seen:
     def stretch(self) -> float:
         """What it usually takes over `low`: the mean, of four and more without the longest tenth."""
         if self._stretch is None:
-            count = len(self._sorted)
+            count = len(self.times)
             usual = self._sorted[: count - max(1, count // _LEFT_OUT)] if count > 3 else self._sorted
             self._stretch = sum(usual) / len(usual) / self.low
         return self._stretch

@@ -13,6 +13,7 @@ import pytest
 
 from costmodel.schema.plan import PlannedOverlap
 from costmodel.schema.prediction import LivePrediction
+from hetero_sd.runtime.decode import live_mode as live_mode_file
 from hetero_sd.runtime.decode.drafters import MODEL, Offer
 from hetero_sd.runtime.decode.generate import Request, generate
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
@@ -124,6 +125,23 @@ def test_it_leaves_with_its_numbers_and_comes_back_less_and_less_often() -> None
     assert {(s.source, s.before, s.after) for s in switches} == {("overlapped", GAMMA, 0)}
     assert all(s.round_s == pytest.approx(0.4) and s.plain_s == pytest.approx(STEP_S, rel=0.01) for s in switches)
     assert play(MACHINES["overlapping is best"], live_mode(MACHINES["overlapping is best"]))[1] == []
+
+
+def test_the_formula_is_reckoned_again_where_something_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for each text: it takes as long as some steps of a small model. The negative control lets nothing be same."""
+    machine, reckoned, formula = MACHINES["taking turns is best"], list[float](), live_mode_file.early_round
+
+    def counted(*given):
+        reckoned.append(given[0])
+        return formula(*given)
+
+    monkeypatch.setattr(live_mode_file, "early_round", counted)
+    play(machine, live_mode(machine))
+    few = len(reckoned)
+    assert 1 <= few <= 20
+    monkeypatch.setattr(live_mode_file, "_SAME", -1.0)
+    play(machine, live_mode(machine))
+    assert len(reckoned) - few >= 60
 
 
 @pytest.mark.parametrize("leaves_after", [1, 2, 7])

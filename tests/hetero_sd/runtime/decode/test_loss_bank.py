@@ -33,7 +33,7 @@ def after_the_advance() -> LossBank:
     bank = LossBank()
     settled(bank)
     for _ in range(int(ADVANCE_STEPS)):
-        bank.note_plain()
+        bank.note_plain(1)
     return bank
 
 
@@ -45,7 +45,7 @@ def test_the_share_of_the_first_steps_is_there_in_advance() -> None:
     bank = after_the_advance()
     assert settled(bank) == pytest.approx(begin)
     for _ in range(100):
-        bank.note_plain()
+        bank.note_plain(1)
     assert settled(bank) == pytest.approx(begin + LOSS_SHARE * 100 * PLAIN_S)
     assert settled(bank) == pytest.approx(begin + LOSS_SHARE * 100 * PLAIN_S)  # paid for once
 
@@ -94,11 +94,11 @@ def test_what_was_lost_is_reckoned_again_when_plain_steps_turn_out_slower() -> N
     bank.reserve(0.030)
     bank.note_drafted("model", 3, 1)
     assert settled(bank) == pytest.approx(begin - 0.015)
-    bank.note_plain()
+    bank.note_plain(1)
     bank.settle(0.020, round_s)
     assert bank.held_s == pytest.approx(begin - 0.005)
     for _ in range(200):
-        bank.note_plain()
+        bank.note_plain(1)
     bank.settle(0.020, round_s)
     closed = bank.held_s
     bank.settle(0.025, round_s)
@@ -124,11 +124,11 @@ def test_tries_that_fail_make_the_share_smaller_until_one_gains() -> None:
     before = settled(bank)
     for _ in range(50):
         bank.fail()
-    bank.note_plain()
+    bank.note_plain(1)
     least = settled(bank) - before
     assert least == pytest.approx(LOSS_SHARE / 2 * PLAIN_S)
     bank.confirm()
-    bank.note_plain()
+    bank.note_plain(1)
     assert settled(bank) - before - least == pytest.approx(LOSS_SHARE * PLAIN_S)
 
 

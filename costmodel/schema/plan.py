@@ -134,7 +134,7 @@ class PlannedVariant(Record):
         against_same: speed over the target alone under the same placement of it.
         against_best: speed over the fastest target alone on a single processor.
         memory_bytes: what it keeps in memory.
-        compilable: whether `compile` can build it.
+        compilable: whether `compile` can plan it; drafts from the text ("n-gram") are asked for where a bundle runs.
         reason: why it was chosen, or why not.
     """
 

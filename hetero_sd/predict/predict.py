@@ -19,7 +19,7 @@ from costmodel.unmeasured_gpu import beside, deciding, gpu_waits, uses_gpu
 from hetero_sd.predict.answer_time import AnswerTime, answer_time, chunk_widths, reading_place
 from hetero_sd.predict.assumed import assumptions, compile_command
 from hetero_sd.predict.changes import MOST, Change, what_a_gpu_must_reach, what_would_change
-from hetero_sd.predict.compilable import bundle_question, compilable, why_not_yet
+from hetero_sd.predict.compilable import bundle_question, compilable, why_not_planned
 from hetero_sd.predict.inputs import AlphaFile, read_alpha_file, read_factors
 from hetero_sd.predict.like import baseline_note, like
 from hetero_sd.predict.request import PredictRequest, check, question_of
@@ -51,7 +51,8 @@ class Prediction:
         intervals: of each leading variant.
         alpha_source: where the acceptance comes from.
         pays_from: the smallest acceptance from which the best speculative variant gains on the baseline, or None.
-        potential: what would be faster than the best and cannot be run yet, or was measured by nobody, fastest first.
+        potential: what would be faster than the best and is not planned, fastest first: it cannot be run yet, was
+            measured by nobody, or the texts decide.
         potential_intervals: of each of those.
         decided_by: the search that chose without a GPU that waits for a measurement, where there is one.
         from_text: the fastest way that drafts from the text, where that was asked for, and its interval.
@@ -168,7 +169,7 @@ def predict(question: Question, measured: AlphaFile | None = None, alpha_given: 
     if not question.one_process and question.cores is None and (free or question.ngram_alpha is not None):
         others = [v for v in everything.decide().leading if not compilable(v) and (free or v.mode == NGRAM)]
         more = (v for v in others if v.tokens_per_s > best.tokens_per_s)
-        potential += tuple(replace(v, reason=why_not_yet(v, best)) for v in more)
+        potential += tuple(replace(v, reason=why_not_planned(v, best)) for v in more)
     potential = tuple(sorted(potential, key=rank))
     intervals, beyond = tuple(map(interval_of, decision.leading)), Intervals(everything, alphas)
     prediction = Prediction(

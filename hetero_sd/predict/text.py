@@ -19,7 +19,7 @@ from hetero_sd.predict.variants import planned_variant
 _WIDTH = 118
 MOST_ROWS = 8
 MOST_POTENTIAL = 3
-POTENTIAL = "potential: predicted to be faster, but not measured by anybody or not in this version"
+POTENTIAL = "potential: predicted to be faster, but measured by nobody, up to the texts, or not in this version"
 CURVE = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
 
 

@@ -244,10 +244,13 @@ def test_what_can_run_comes_first_and_the_rest_is_potential(
     speeds = [v["tokens_per_s"] for v in data["potential"]]
     assert speeds == sorted(speeds, reverse=True)
     assert min(speeds) > best
-    assert data["potential"][0]["reason"].startswith(f"{speeds[0] / best:.2f} x the chosen one; not in this version: ")
+    for v in data["potential"]:  # what cannot be run at all: the golden file of rk3588
+        assert len({s["processor"] for s in v["target"]["placement"]} - {"gpu"}) <= 1
+        how = "`run.py --drafter ngram` drafts from the text, how often it repeats decides"
+        assert v["reason"] == f"{v['tokens_per_s'] / best:.2f} x the chosen one; {how}"
     text = predicted(capsys, arguments)
     assert text.index("target-only") < text.index(
-        "potential: predicted to be faster, but not measured by anybody or not in this version"
+        "potential: predicted to be faster, but measured by nobody, up to the texts, or not in this version"
     )
     none = json.loads(predicted(capsys, [*pair, "--board", "rpi5", "--alpha", "0.1", "--json"]))
     assert none["potential"] == []  # nothing gains at such an acceptance

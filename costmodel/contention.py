@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from costmodel.cpu_reads import reached_gb_per_s
 from costmodel.factors import Factors
-from costmodel.roofline import Roofline
 from targets.device import Board, Cluster
 
 _MOST_FURTHER = 100.0  # times what the demands alone would slow; beyond it both are slowed alike
@@ -47,11 +47,10 @@ def together_bytes_per_s(board: Board, factors: Factors, shared: Cluster | None 
     What a cluster reads alone is the most that the board states, or that kernels reach with some number of threads: a
     copy reads less than they do. Two groups of cores of one cluster, `shared`, get what all its cores read together.
     """
-    roofline = Roofline(board, factors)
     if shared is not None:
-        return 1e9 * roofline.reached_gb_per_s(shared, shared.count)
+        return 1e9 * reached_gb_per_s(factors, shared, shared.count)
     alone = [max(c.bandwidth_all_threads_gb_per_s, *c.bandwidth_by_threads_gb_per_s, 0.0) for c in board.clusters]
-    alone += [roofline.reached_gb_per_s(c, threads) for c in board.clusters for threads in range(1, c.count + 1)]
+    alone += [reached_gb_per_s(factors, c, threads) for c in board.clusters for threads in range(1, c.count + 1)]
     if board.gpu is not None:
         alone.append(board.gpu.bandwidth_gb_per_s)
     return 1e9 * max(*alone, factors.dram_together * board.dram.peak_bandwidth_gb_per_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from costmodel.cpu_reads import first_walk_s
 from costmodel.estimate import Estimate
 from costmodel.factors import Factors
 from costmodel.processor import CpuSlice, GpuSlice, Processor
@@ -132,7 +133,7 @@ class GenericRoofline(Roofline):
         own = super().op(op, processor, resident)
         cluster, threads = processor.parts[0]
         hz = cluster.frequency_ghz * 1e9
-        memory = self._memory_s(op, cluster, threads, 1.0, False, resident)
+        memory = first_walk_s(self.factors, op, cluster, threads, 1.0, resident)
         if op.kind == "linear" and op.operator.format.quantised:
             rate = KERNELS[self.kernels or kernels_of(cluster.core)].operations_per_cycle(cluster.core)
         elif op.kind in ("linear", "attention"):

@@ -12,62 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from costmodel.cpu_cycles import Cycles, kernel_cycles
+from costmodel.cpu_reads import first_walk_s, later_walk_s, resident_share
 from costmodel.decoder import DecoderSpec
 from costmodel.estimate import Estimate, total
 from costmodel.factors import Factors
-from costmodel.format import Format
 from costmodel.gpu_time import gpu_time
 from costmodel.processor import CpuSlice, GpuSlice, Processor, cache_bytes
 from costmodel.work import Op, step_units
-from targets.device import Board, Cluster, Core
+from targets.device import Board, Core
 
 _PAGE_BYTES = 4096
-# bytes read a second over bytes copied, each byte of a copy counted once, as tinymembench does: 1.15 to 1.45 of one A76
-# on nine boards with RK3588, whose DRAM is wide; 2.5 on a Pi 5, whose DRAM one thread fills (ThomasKaiser/sbc-bench)
-_READ_OVER_COPY = 1.34
-_ASSUMED = Factors()
-_FLOAT32 = Format()
-_NEWTON_STEPS = 8
-_NEAR_BYTES_PER_CYCLE = {"x86-64": 32.0, "aarch64": 16.0}  # one core from its own level-2 cache
-
-
-def _shares(factors: Factors, threads: int, stored: Format) -> tuple[float, float]:
-    """Share of a read bandwidth that kernels reach with so many threads: as fitted, and as assumed."""
-    name = "bandwidth_one_thread" if threads == 1 else "bandwidth"
-    return getattr(factors, name) * factors.share("bandwidth", stored), getattr(_ASSUMED, name)
-
-
-def _weights(op: Op) -> Format:
-    """The format of a matrix multiplication's weights; others read floats."""
-    return op.operator.format if op.kind == "linear" else _FLOAT32
-
-
-def _kernels_share(rate: str, share: float, assumed: float) -> float:
-    """What kernels reach of a bandwidth that is a rate of reads, of copies or of a decoder.
-
-    Each number is discounted once: in a decoder's rate the losses of kernels are in it, so that only what a calibration
-    says beyond the assumed share changes it.
-    """
-    return {"read": share, "copy": _READ_OVER_COPY * share, "decoder": share / assumed}[rate]
-
-
-def resident_share(working_set_bytes: float, cache_bytes: float) -> float:
-    """Share of a step's bytes that the caches still hold from the step before.
-
-    Everything where it fits. Of a cyclic walk over more, a share h is found again with
-    h = exp(-(1 - h) size / capacity): a line stays where none of the misses until it is needed again takes its place,
-    and each takes any place (a reconstruction: replacement policies differ, and that of the least recently used would
-    leave nothing). That is 0.42 of 1.5 times the capacity, 0.20 of twice, 0.02 of four times.
-    """
-    if working_set_bytes <= 0 or working_set_bytes <= cache_bytes:
-        return 1.0
-    if cache_bytes <= 0:
-        return 0.0
-    ratio, found = working_set_bytes / cache_bytes, 0.0
-    for _ in range(_NEWTON_STEPS):  # from below, towards the smaller root
-        kept = math.exp(-(1.0 - found) * ratio)
-        found += (kept - found) / (1.0 - ratio * kept)
-    return found
 
 
 @dataclass(frozen=True)
@@ -191,7 +145,7 @@ class Roofline:
             walks = found.walks if op.kind == "linear" else 1
             walk_s = share * found.cycles / hz / walks
             compute = max(compute, walk_s)
-            later = max(later, (walks - 1) * max(walk_s, self._again_s(cluster, found.threads, found.part_bytes, op)))
+            later = max(later, (walks - 1) * max(walk_s, later_walk_s(f, op, cluster, found.threads, found.part_bytes)))
             mixed = len(processor.parts) > 1 and found.threads > 1
             portion = threads / processor.threads if mixed else 1.0
             on_cluster = min(threads, found.threads)
@@ -199,7 +153,9 @@ class Roofline:
             if op.kind == "linear" and found.streams is not None:
                 pages = op.stream_bytes * portion / _PAGE_BYTES / on_cluster / found.streams
             waits = pages * 1e-9 * f.page_ns * (1 - resident)
-            memory = max(memory, self._memory_s(op, cluster, on_cluster, portion, mixed, resident) + waits)
+            limit = f.dram_together * self.board.dram.peak_bandwidth_gb_per_s * 1e9 if mixed else math.inf
+            first = first_walk_s(f, op, cluster, on_cluster, portion, resident, limit)
+            memory = max(memory, first + waits)
             if found.threads > 1:
                 launch = max(launch, cluster.launch_overhead_s * f.launch)
         main = processor.parts[0][0]
@@ -220,51 +176,6 @@ class Roofline:
         if key not in self.counted:
             self.counted[key] = op, core, kernel_cycles(op, core, threads)
         return self.counted[key][2]
-
-    def reached_gb_per_s(self, cluster: Cluster, threads: int, stored: Format = _FLOAT32) -> float:
-        """DRAM reads of the kernels: the board's number for so many threads, or threads add up to their limit.
-
-        `stored` is the format of the weights that are read.
-        """
-        f = self.factors
-        if cluster.bandwidth_by_threads_gb_per_s:
-            share = _kernels_share(cluster.bandwidth_by_threads_rate, *_shares(f, threads, stored))
-            return share * cluster.bandwidth_by_threads_gb_per_s[threads - 1]
-        share = _kernels_share(cluster.bandwidth_one_thread_rate, *_shares(f, 1, stored))
-        one = share * cluster.bandwidth_one_thread_gb_per_s
-        every = _kernels_share(cluster.bandwidth_all_threads_rate, *_shares(f, 2, stored))
-        return min(threads * one, every * cluster.bandwidth_all_threads_gb_per_s)
-
-    def _memory_s(self, op: Op, cluster: Cluster, used: int, portion: float, mixed: bool, resident: float) -> float:
-        """First walk over weights and KV rows from DRAM or, the resident share, from cache; activations from cache.
-
-        `used` threads of the cluster move `portion` of the bytes; several clusters also share what DRAM gives.
-        """
-        f = self.factors
-        stream = op.stream_bytes
-        rate = 1e9 * self.reached_gb_per_s(cluster, used, _weights(op))
-        cached = max(rate, self._from_cache(cluster, _weights(op)) * used)
-        near = (resident * stream + op.activation_bytes) * portion / cached
-        far = (1 - resident) * stream
-        limit = f.dram_together * self.board.dram.peak_bandwidth_gb_per_s * 1e9
-        return near + max(far * portion / rate, far / limit if mixed else 0.0)
-
-    def _from_cache(self, cluster: Cluster, stored: Format) -> float:
-        """Bytes a second that one core reads from a last-level cache."""
-        f = self.factors
-        return f.share("bandwidth", stored) * f.cache_bytes_per_cycle * cluster.frequency_ghz * 1e9
-
-    def _again_s(self, cluster: Cluster, used: int, part_bytes: float, op: Op) -> float:
-        """Reading all parts of a kernel once more, each from the nearest cache that holds it."""
-        if part_bytes <= 0.75 * cluster.core.l1d_bytes:  # activations and the stack are there too
-            return 0.0
-        f, hz = self.factors, cluster.frequency_ghz * 1e9
-        if part_bytes <= cluster.l2_bytes:
-            return op.stream_bytes / (f.near_cache * _NEAR_BYTES_PER_CYCLE[cluster.core.isa] * hz * used)
-        dram = 1e9 * self.reached_gb_per_s(cluster, used, _weights(op))
-        if part_bytes * used <= cluster.l3_bytes:
-            return op.stream_bytes / max(self._from_cache(cluster, _weights(op)) * used, dram)
-        return op.stream_bytes / dram
 
 
 def prompt_units(spec: DecoderSpec, tokens: int, past: int, chunk: int) -> list[list[tuple[Op, ...]]]:

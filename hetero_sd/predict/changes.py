@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from costmodel.cpu_reads import reached_gb_per_s
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
@@ -125,7 +126,7 @@ def _inputs(search: Search, candidates: Sequence[Variant]) -> list[_Input]:
     cpu = next((p for p in used if isinstance(p, CpuSlice)), None)
     if cpu is not None:
         cluster, threads = cpu.parts[0]
-        reached = search.roofline.reached_gb_per_s(cluster, threads)
+        reached = reached_gb_per_s(f, cluster, threads)
         error = max(errors.get(name, 0.0) for name in ("bandwidth", "bandwidth_one_thread"))
         factors = ("bandwidth", "bandwidth_one_thread")
         found.append(_Input(f"DRAM bandwidth that kernels reach on {cpu.name}", "GB/s", reached, factors, error))

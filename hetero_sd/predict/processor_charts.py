@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from costmodel.cpu_reads import reached_gb_per_s
 from costmodel.decoder import DecoderSpec
 from costmodel.placement import Placement
 from costmodel.processor import CpuSlice, GpuSlice, Processor
@@ -72,7 +73,7 @@ def _limits(p: Prediction, processor: Processor) -> tuple[float, float]:
         return f.gpu_compute * processor.gpu.fp32_gflops, f.gpu_bandwidth * processor.gpu.bandwidth_gb_per_s
     assert isinstance(processor, CpuSlice)
     cluster, threads = processor.parts[0]
-    return cluster.fp32_gflops * threads / cluster.count, p.search.roofline.reached_gb_per_s(cluster, threads)
+    return cluster.fp32_gflops * threads / cluster.count, reached_gb_per_s(f, cluster, threads)
 
 
 def _processor(placement: Placement) -> Processor:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel.contention import Load, side_by_side, slowdowns, together_bytes_per_s
+from costmodel.cpu_reads import reached_gb_per_s
 from costmodel.factors import Factors
-from costmodel.roofline import Roofline
 
 times = st.floats(0.01, 10)
 loads = st.builds(lambda t, m, rate: Load(t, m * t, rate * t), times, st.floats(0, 1), st.floats(0, 3e10))
@@ -87,7 +87,7 @@ def test_the_limit_is_not_below_what_a_cluster_reads_alone(rk3588: Any, rate: st
     a76 = replace(rk3588.clusters[0], bandwidth_all_threads_gb_per_s=24.0, bandwidth_all_threads_rate=rate)
     dram = replace(rk3588.dram, peak_bandwidth_gb_per_s=30.0)
     board, factors = replace(rk3588, clusters=(a76,), gpu=None, dram=dram), Factors(dram_together=0.8)
-    alone = max(Roofline(board, factors).reached_gb_per_s(a76, threads) for threads in range(1, 5))
+    alone = max(reached_gb_per_s(factors, a76, threads) for threads in range(1, 5))
     assert alone == pytest.approx({"copy": 1.34 * 0.93 * 24, "read": 0.93 * 24}[rate])
     limit = together_bytes_per_s(board, factors)
     assert limit == pytest.approx(max(1e9 * alone, 0.8 * 30e9))

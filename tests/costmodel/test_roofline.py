@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -10,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.cpu_cycles import Cycles, issue_of, kernel_cycles
+from costmodel.cpu_reads import reached_gb_per_s
 from costmodel.decoder import DecoderSpec
 from costmodel.estimate import Estimate
 from costmodel.factors import Factors
@@ -18,7 +18,7 @@ from costmodel.gpu_time import loads_in_a_row
 from costmodel.operators import Operator
 from costmodel.place import EMBEDDING, FFN, HEAD, Part
 from costmodel.processor import CpuSlice, GpuSlice, all_cores, processors
-from costmodel.roofline import Roofline, resident_share
+from costmodel.roofline import Roofline
 from costmodel.work import Op, Traffic, step_ops, step_units
 from targets.boards import load_board
 from targets.cpu import core
@@ -164,17 +164,6 @@ def test_small_models_stay_in_the_cache(make_decoder: Any, rk3588: Any) -> None:
     assert Roofline(rk3588).step(small, four, 1, 16).total_s < Roofline(uncached).step(small, away, 1, 16).total_s
 
 
-def test_resident_share() -> None:
-    """What is found again leaves just the misses that replace the rest: h = exp(-(1 - h) size / capacity)."""
-    shares = [resident_share(size, 100.0) for size in (50, 100, 150, 200, 400, 1e6)]
-    assert shares == pytest.approx([1.0, 1.0, 0.4172, 0.2032, 0.0198, 0.0], abs=5e-5)
-    for size in (101.0, 130.0, 170.0, 250.0, 1000.0):
-        found = resident_share(size, 100.0)
-        assert found == pytest.approx(math.exp(-(1 - found) * size / 100.0), abs=1e-5)
-        assert found < 100.0 / size  # no more than the cache holds
-    assert resident_share(1.0, 0.0) == 0.0
-
-
 def test_mixing_big_and_little_is_slower_where_arithmetic_decides(published: Any, rk3588: Any) -> None:
     mixed = all_cores(rk3588)
     assert mixed is not None
@@ -199,17 +188,8 @@ def test_bandwidth_falls_with_threads_where_the_board_says_so() -> None:
     times = [Roofline(board, IDEAL).op(gate(1), CpuSlice(((a76, t),))).memory_s for t in (1, 2, 3, 4)]
     assert [gate_bytes / t / 1e9 for t in times] == pytest.approx([13.7, 12.7, 11.6, 10.5], rel=2e-3)
     ends = replace(a76, bandwidth_by_threads_gb_per_s=(), bandwidth_all_threads_gb_per_s=13.7)
-    rates = [Roofline(board, IDEAL).reached_gb_per_s(ends, t) for t in (1, 4)]
+    rates = [reached_gb_per_s(IDEAL, ends, t) for t in (1, 4)]
     assert rates == [13.7, 13.7]  # the negative control: two numbers cannot say it
-
-
-@pytest.mark.parametrize(("rate", "share"), [("read", 0.93), ("copy", 1.34 * 0.93), ("decoder", 1.0)])
-def test_each_bandwidth_is_discounted_once(imx95: Any, rate: str, share: float) -> None:
-    (a55,) = imx95.clusters
-    stated = replace(a55, bandwidth_by_threads_gb_per_s=(6.0,) * 6, bandwidth_by_threads_rate=rate)
-    assert Roofline(imx95).reached_gb_per_s(stated, 4) == pytest.approx(share * 6.0)
-    worse = Roofline(imx95, Factors(bandwidth=0.93 / 2))  # what a calibration finds halves all of them
-    assert worse.reached_gb_per_s(stated, 4) == pytest.approx(share * 3.0)
 
 
 def test_later_walks_find_their_part_in_a_cache(rk3588: Any) -> None:

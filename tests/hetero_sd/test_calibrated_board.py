@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from bundles import some_measured
 
+from costmodel.cpu_reads import reached_gb_per_s
 from costmodel.factors import Factors
-from costmodel.roofline import Roofline
 from costmodel.schema.measured import Measured, MeasuredBandwidth, MeasuredTurns
 from hetero_sd.calibrated_board import measured_factors, with_bandwidth, with_gpu, with_region_cost
 from targets.boards import load_board
@@ -49,7 +49,7 @@ def test_a_bandwidth_that_falls_with_threads_is_kept(rates: dict[int, float]) ->
     assert a76.bandwidth_by_threads_gb_per_s == pytest.approx(given, abs=0.11)  # three threads: on the line
     assert a76.bandwidth_by_threads_gb_per_s[3] == 10.5
     for threads in range(1, 5):
-        reached = [Roofline(b).reached_gb_per_s(b.cluster("a76"), threads) for b in (before, board)]
+        reached = [reached_gb_per_s(Factors(), b.cluster("a76"), threads) for b in (before, board)]
         assert reached[1] == pytest.approx(reached[0], rel=0.01)
     origin = board.provenance["clusters.a76.bandwidth_by_threads_gb_per_s"]
     assert origin.kind == "measured"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from costmodel.cpu_reads import reached_gb_per_s
 from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.phase_threads import prompt_placement
@@ -20,7 +21,7 @@ from costmodel.placement import Placement
 from costmodel.processor import CpuSlice, GpuSlice
 from costmodel.processor_pairs import with_enqueuing_core
 from costmodel.question import Question, Variant, factors_of
-from costmodel.roofline import Roofline, dram_bytes
+from costmodel.roofline import dram_bytes
 from costmodel.schema.plan import OVERLAPPED
 from costmodel.search import Search
 from costmodel.speculative import expected_tokens
@@ -78,9 +79,9 @@ def test_point_1_one_discount_once() -> None:
     """A decoder's rate is reached as it is; published decoders with Q8_0 and four threads are met within 2 %."""
     rk3588 = load_board("rk3588")
     assert rk3588.clusters[0].bandwidth_all_threads_rate == "decoder"
-    assert Roofline(rk3588).reached_gb_per_s(rk3588.clusters[0], 4) == pytest.approx(14.5)
+    assert reached_gb_per_s(Factors(), rk3588.clusters[0], 4) == pytest.approx(14.5)
     reads = replace(rk3588.clusters[0], bandwidth_all_threads_rate="read")
-    assert Roofline(rk3588).reached_gb_per_s(reads, 4) == pytest.approx(0.93 * 14.5)  # the control: kernels lose 7 %
+    assert reached_gb_per_s(Factors(), reads, 4) == pytest.approx(0.93 * 14.5)  # the control: kernels lose 7 %
     rows = check_boards(["rpi5"], "ours")
     ratios = {r.published.model: r.decode_ratio for r in rows if r.published.engine == "llama.cpp, 2024"}
     for name in ("Qwen2.5-7B", "Phi-3-mini", "SmolLM2-1.7B"):
@@ -117,15 +118,15 @@ def test_point_4_what_rk3588_reads() -> None:
     A decoder with one thread gets what its kernels reach of a read, a little more than the decoders with four.
     """
     board = load_board("rk3588")
-    (a76, *_), line = board.clusters, Roofline(board)
+    (a76, *_), factors = board.clusters, Factors()
     copies = replace(a76, bandwidth_one_thread_gb_per_s=12.4, bandwidth_one_thread_rate="copy")
-    kernels = line.factors.bandwidth_one_thread
+    kernels = factors.bandwidth_one_thread
     for cluster, within in ((copies, 0.003), (a76, 0.02)):
         alone = replace(cluster, bandwidth_all_threads_gb_per_s=100.0)
-        assert line.reached_gb_per_s(alone, 1) / kernels == pytest.approx(16.6, rel=within)
+        assert reached_gb_per_s(factors, alone, 1) / kernels == pytest.approx(16.6, rel=within)
     assert (a76.bandwidth_one_thread_gb_per_s, a76.bandwidth_all_threads_gb_per_s) == (16.8, 14.5)
     for threads in (1, 2, 4):  # one thread saturates the DRAM (point 3): 0.9 x 16.8 is above what all reach
-        assert line.reached_gb_per_s(a76, threads) == pytest.approx(14.5)
+        assert reached_gb_per_s(factors, a76, threads) == pytest.approx(14.5)
 
 
 def test_point_5_bytes_by_format() -> None:

@@ -14,7 +14,8 @@ from typing import IO, Any
 from hetero_sd.on_board import board_side
 from hetero_sd.on_board.ssh import Board, shown
 from hetero_sd.progress import Progress
-from hetero_sd.runtime.manifest import MANIFEST, Bundle, hash_file
+from hetero_sd.runtime.file_hashes import hash_file
+from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.trust import SIGNATURE
 from targets.errors import UserError
 

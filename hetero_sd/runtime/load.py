@@ -27,8 +27,9 @@ from hetero_sd.runtime.decode.live_mode import LiveMode
 from hetero_sd.runtime.decode.overlapped.overlapping import overlapping
 from hetero_sd.runtime.decode.overlapped.target_side import Overlap
 from hetero_sd.runtime.decode.start_times import time_steps
+from hetero_sd.runtime.file_hashes import hash_file
 from hetero_sd.runtime.internal_error import step
-from hetero_sd.runtime.manifest import MANIFEST, Bundle, hash_file
+from hetero_sd.runtime.manifest import MANIFEST, Bundle
 from hetero_sd.runtime.model.kept_prefix import kept_prefixes
 from hetero_sd.runtime.model.protocol import Models, NotFiniteError
 from hetero_sd.runtime.model.shared_rows import with_shared_rows

@@ -8,28 +8,24 @@ out. A library is loaded through the descriptor that was hashed, and of weights 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
-import random
 import re
 from collections.abc import Iterator, Mapping
-from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from costmodel.schema.manifest import BLOCK_BYTES, BlockHashes, FileFacts, Manifest, TokenizerFacts, refused_version
+from costmodel.schema.manifest import BlockHashes, FileFacts, Manifest, TokenizerFacts, refused_version
 from costmodel.schema.model import ModelFacts
 from costmodel.schema.plan import Plan
 from costmodel.schema.record import SchemaError
+from hetero_sd.runtime.file_hashes import block_hashes, check_blocks, hash_file, sha256_of
 from hetero_sd.runtime.trust import SIGNATURE
 from targets.errors import UserError
 from targets.files import TooLargeError, read_json, write_text
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 << 20
-_CHUNK_BYTES = 1 << 20
-_SAMPLED_BLOCKS = 16
 _DESCRIPTORS = "/proc/self/fd"
 _openings = itertools.count()
 _COMPLETE = ("lib", "weights", "tokenizer")  # folders in which every file is listed
@@ -132,7 +128,7 @@ class Bundle:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         with file:
-            if _sha256(file, path) != self.manifest.files[name].sha256:
+            if sha256_of(file, path) != self.manifest.files[name].sha256:
                 raise _changed(path)
             number = str(file.fileno())
             unlike = "".join("/." if digit == "1" else "/" for digit in f"{next(_openings):b}")
@@ -237,58 +233,6 @@ def write_manifest(
     path = folder / MANIFEST
     write_text(path, manifest.to_text())
     return path
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hex digits, reading a chunk at a time."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            return _sha256(file, path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def block_hashes(path: Path) -> tuple[str, ...]:
-    """Return what `BlockHashes` holds of a file."""
-    with path.open("rb") as file:
-        return tuple(_block(block) for block in iter(lambda: file.read(BLOCK_BYTES), b""))
-
-
-def check_blocks(path: Path, hashes: tuple[str, ...], most: int = _SAMPLED_BLOCKS) -> None:
-    """Compare blocks of a file with their hashes: all where there are no more than `most`, else as many by lot.
-
-    Raises:
-        UserError: one differs, or the file cannot be read.
-    """
-    every = range(len(hashes))
-    chosen = every if len(every) <= most else sorted(random.SystemRandom().sample(every, most))
-    try:
-        with path.open("rb", buffering=0) as file:
-            for index in chosen:
-                block = os.pread(file.fileno(), BLOCK_BYTES, index * BLOCK_BYTES)
-                if _block(block) != hashes[index]:
-                    raise UserError(
-                        f"{path}: bytes {index * BLOCK_BYTES} to {index * BLOCK_BYTES + len(block)} are not those that "
-                        f"were written (its storage may be failing): copy or build the bundle again"
-                    )
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _block(block: bytes) -> str:
-    return hashlib.blake2b(block, digest_size=16).hexdigest()
-
-
-def _sha256(file: FileIO, path: Path) -> str:
-    """The SHA-256 of an open file, a chunk at a time."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
-    try:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    return digest.hexdigest()
 
 
 def _changed(path: Path) -> UserError:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hetero_sd.runtime.manifest import hash_file
+from hetero_sd.runtime.file_hashes import hash_file
 from tests.attack.figure import Figures
 from tests.attack.workers import CompileWorker, Question, compile_arguments
 

@@ -15,7 +15,8 @@ from hetero_sd import calibrate_host
 from hetero_sd.cli import main
 from hetero_sd.commands.verify import verify_text
 from hetero_sd.predict.inputs import load_specs
-from hetero_sd.runtime.manifest import Bundle, hash_file
+from hetero_sd.runtime.file_hashes import hash_file
+from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.model import load_models
 from hetero_sd.verify import VerifyRequest, VerifyResult, verify_bundle
 from targets.boards import load_board

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from bundles import some_model, some_plan, some_prediction
 
 from costmodel.schema.manifest import TokenizerFacts
 from hetero_sd.runtime import manifest as manifest_module
-from hetero_sd.runtime.manifest import Bundle, block_hashes, check_blocks, hash_file, write_manifest
+from hetero_sd.runtime.file_hashes import hash_file
+from hetero_sd.runtime.manifest import Bundle, write_manifest
 from hetero_sd.runtime.manifest_checks import check_models
 from targets.errors import UserError
 
@@ -68,13 +68,6 @@ def test_same_folder_same_bytes(folder):
     sha256 = hashlib.sha256(b"code").hexdigest()
     assert json.loads(first)["files"]["lib/target.so"] == {"bytes": 4, "sha256": sha256}
     assert b'\n "files": {\n  "lib/target.so": {\n   "bytes": 4,\n   "sha256": "' in first
-
-
-def test_hash_is_read_in_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest_module, "_CHUNK_BYTES", 7)
-    data = bytes(range(256)) * 3
-    (tmp_path / "f").write_bytes(data)
-    assert hash_file(tmp_path / "f") == hashlib.sha256(data).hexdigest()
 
 
 def test_changed_contents_are_refused_before_the_path_is_given(folder):
@@ -135,34 +128,6 @@ def test_no_unlisted_file_passes_a_check_of_all(folder, name):
     (folder / name).write_text("")
     with pytest.raises(UserError, match=rf"{name} is not listed in manifest\.json: remove it"):
         Bundle(folder).verify_all()
-
-
-def test_a_sample_of_the_blocks_of_weights_is_compared(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest_module, "BLOCK_BYTES", 10)
-    path = tmp_path / "weights"
-    path.write_bytes(bytes(range(95)))
-    hashes = block_hashes(path)
-    assert len(hashes) == len(set(hashes)) == 10
-    chosen = []
-
-    class Lot(random.SystemRandom):
-        def sample(self, population, k):
-            return chosen[-1]
-
-    monkeypatch.setattr(manifest_module.random, "SystemRandom", Lot)
-    for damaged in range(95):
-        data = bytearray(range(95))
-        data[damaged] ^= 1
-        path.write_bytes(data)
-        for block in range(10):
-            chosen.append([block])
-            if block == damaged // 10:
-                with pytest.raises(UserError, match=rf"bytes {10 * block} to {min(10 * block + 10, 95)} are not those"):
-                    check_blocks(path, hashes, 1)
-            else:
-                check_blocks(path, hashes, 1)
-        with pytest.raises(UserError, match="are not those that were written"):
-            check_blocks(path, hashes, 10)
 
 
 def test_weights_without_hashes_of_blocks_are_refused(folder):

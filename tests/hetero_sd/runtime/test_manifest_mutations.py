@@ -20,7 +20,7 @@ from json_places import JsonPath, at, places
 
 from hetero_sd.cli import main
 from hetero_sd.compile import compile as compile_module
-from hetero_sd.runtime.manifest import hash_file
+from hetero_sd.runtime.file_hashes import hash_file
 from tests.support.host_with_gpu import host_with_gpu
 
 ROOT = Path(__file__).resolve().parents[3]

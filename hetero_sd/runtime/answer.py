@@ -87,8 +87,8 @@ class Pieces:
         return self._piece(text) if text or self.stopped or not self._has_text else None
 
     def flush(self) -> Piece | None:
-        """What was held back, after the last token."""
-        text = self._scan(self._detokeniser.flush())
+        """What was held back, after the last token; nothing of a character that the end of the answer cut in two."""
+        text = self._scan(self._detokeniser.flush(self._trace.cut))
         text += self._scanner.flush()
         return self._piece(text) if text or self._since else None
 

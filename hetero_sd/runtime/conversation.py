@@ -11,7 +11,6 @@ from hetero_sd.runtime.answer_options import Options
 from hetero_sd.runtime.session import Session
 from hetero_sd.runtime.text.chat_template import ASSISTANT, SYSTEM, USER, Chat
 from hetero_sd.runtime.text.prompts import Prompt, prompt_of_text
-from hetero_sd.runtime.text.stream import REPLACEMENT
 from targets.errors import UserError
 from targets.files import write_text
 
@@ -57,13 +56,9 @@ class Conversation:
         return answer
 
     def keep(self, answer: Answer) -> None:
-        """Add what was generated of the answer, so that the next turn can refer to it.
-
-        A character that the end of the answer cut in two is left out.
-        """
+        """Add what was generated of the answer, so that the next turn can refer to it."""
         answer.close()
-        said = answer.text if answer.stop_reason == "eos" else answer.text.rstrip(REPLACEMENT)
-        self.messages.append({"role": ASSISTANT, "content": said})
+        self.messages.append({"role": ASSISTANT, "content": answer.text})
 
     def reset(self) -> None:
         """Forget all turns."""

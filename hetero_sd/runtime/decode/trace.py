@@ -129,6 +129,11 @@ class Trace:
         return [] if self.logprobs is None else self.logprobs.of[: len(self.token_ids)]
 
     @property
+    def cut(self) -> bool:
+        """Whether a limit ended the text, which would have gone on."""
+        return self.finish_reason in ("length", "context")
+
+    @property
     def decode_s(self) -> float:
         """Seconds from the first generated token to the last."""
         return self.draft_prefill_s + sum(r.total_s for r in self.rounds)

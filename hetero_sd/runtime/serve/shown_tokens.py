@@ -70,7 +70,7 @@ class ShownTokens:
         self._made = self._told = self._told_bytes = self._text_bytes = 0
 
     def of(self, piece: Piece) -> tuple[ShownToken, ...]:
-        """Those that a piece's text needs; one whose text is held back comes later, or never where a stop text came."""
+        """Those that a piece's text needs; one whose text is held back comes later, or never where it is not shown."""
         self._made += len(piece.token_ids)
         self._text_bytes += len(piece.text.encode())
         found: list[ShownToken] = []

@@ -34,9 +34,14 @@ class Detokeniser:
             return ""
         return self._release(text)
 
-    def flush(self) -> str:
-        """Return what is left at the end; an unfinished character shows as U+FFFD."""
-        return self._release(self._decode(self._context + self._pending))
+    def flush(self, cut: bool = False) -> str:
+        """Return what is left at the end.
+
+        Of a text that is ``cut``, and would have gone on, an unfinished character is left out; else it is what the
+        model wrote, and shows as U+FFFD.
+        """
+        rest = self._release(self._decode(self._context + self._pending))
+        return rest.rstrip(REPLACEMENT) if cut else rest
 
     def _release(self, text: str) -> str:
         piece = text[len(self._context_text) :]

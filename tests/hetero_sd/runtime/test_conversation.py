@@ -94,17 +94,6 @@ def test_an_answer_that_was_not_generated_to_its_end_is_kept_as_far_as_it_came(l
     assert conversation.messages[-1] == {"role": "assistant", "content": piece.text}
 
 
-@pytest.mark.parametrize(("reason", "kept"), [("length", "ab"), (None, "ab"), ("eos", "ab\ufffd\ufffd")])
-def test_half_a_character_is_no_part_of_the_conversation(letters: Any, reason: str | None, kept: str) -> None:
-    """An answer that max_new_tokens or a person ends may end within an emoji; what the model ended is as it is."""
-    conversation = Conversation(letters())
-    answer = conversation.ask("hi")
-    answer.read()
-    answer.text, answer.trace.finish_reason = "ab\ufffd\ufffd", reason
-    conversation.keep(answer)
-    assert conversation.messages[-1]["content"] == kept
-
-
 def test_a_saved_conversation_can_be_gone_on_with(letters: Any, tmp_path: Any) -> None:
     conversation = Conversation(letters(system="s"))
     answer = turn(conversation, "hällo")

@@ -13,7 +13,7 @@ from hetero_sd.runtime.decode.trace import Trace
 from hetero_sd.runtime.serve.shown_tokens import ShownToken, ShownTokens, TokenTexts
 
 
-def shown(tokenizer: Any, ids: list[int], stops: tuple[str, ...] = ()) -> Any:
+def shown(tokenizer: Any, ids: list[int], stops: tuple[str, ...] = (), reason: str = "eos") -> Any:
     """The text and the tokens of an answer's pieces."""
     logprobs, trace = Logprobs(1), Trace()
     pieces = Pieces(tokenizer.decode, stops, trace)
@@ -26,6 +26,7 @@ def shown(tokenizer: Any, ids: list[int], stops: tuple[str, ...] = ()) -> Any:
             text, found = text + piece.text, [*found, *tokens.of(piece)]
         if pieces.stopped:
             return text, found
+    trace.finish_reason = reason
     if (rest := pieces.flush()) is not None:
         text, found = text + rest.text, [*found, *tokens.of(rest)]
     return text, found
@@ -53,6 +54,15 @@ def test_tokens_of_a_stop_text_and_the_end_of_text_are_not_told(tokenizers_by_ki
     text, found = shown(tokenizer, ids, stops=("hhx", "o world!"))  # held back, and then not
     assert "".join(token.text for token in found) == text == "hhhello world"
     assert len(found) == len(ids)
+
+
+def test_tokens_of_half_a_character_are_not_told(tokenizers_by_kind: Any) -> None:
+    tokenizer = tokenizers_by_kind["byte level"]
+    ids = tokenizer.encode("a😀", add_special_tokens=False).ids
+    text, found = shown(tokenizer, ids[:-1], reason="length")
+    assert (text, [token.text for token in found]) == ("a", ["a"])
+    text, found = shown(tokenizer, ids, reason="length")
+    assert b"".join(token.data for token in found).decode() == text == "a😀"
 
 
 def test_a_name_that_says_nothing_of_bytes(tokenizers_by_kind: Any) -> None:

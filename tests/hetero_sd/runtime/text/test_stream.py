@@ -16,9 +16,9 @@ def decoder(tokenizer):
     return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
-def pieces(decode, ids):
+def pieces(decode, ids, cut=False):
     detokeniser = Detokeniser(decode)
-    return [detokeniser.feed(i) for i in ids], detokeniser.flush()
+    return [detokeniser.feed(i) for i in ids], detokeniser.flush(cut)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,6 +52,23 @@ def test_an_unfinished_character_at_the_end_shows_as_replacement(tokenizers_by_k
     ids = tokenizer.encode("a😀", add_special_tokens=False).ids[:-1]
     got, rest = pieces(decoder(tokenizer), ids)
     assert (got, rest) == (["a", "", "", ""], REPLACEMENT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_an_unfinished_character_of_a_text_that_is_cut_is_left_out(tokenizers_by_kind, kind, missing):
+    tokenizer = tokenizers_by_kind[kind]
+    ids = tokenizer.encode("a😀", add_special_tokens=False).ids
+    got, rest = pieces(decoder(tokenizer), ids[:-missing], cut=True)
+    assert "".join(got) + rest == "a"
+    got, rest = pieces(decoder(tokenizer), ids, cut=True)
+    assert "".join(got) + rest == "a😀"
+
+
+def test_whole_characters_before_an_unfinished_one_are_shown():
+    texts = {(1,): "b" + REPLACEMENT, (2,): "c"}  # the token ends within a character
+    assert pieces(lambda ids: texts.get(tuple(ids), ""), [1], cut=True) == ([""], "b")
+    assert pieces(lambda ids: texts.get(tuple(ids), ""), [2], cut=True) == (["c"], "")
 
 
 def test_special_tokens_give_no_text_and_cost_no_context(tokenizers_by_kind):

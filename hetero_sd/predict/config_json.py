@@ -12,12 +12,13 @@ from typing import Any
 from costmodel.decoder import DecoderSpec
 from costmodel.standard_decoder import Blocks, standard_decoder
 from hetero_sd.compile.hub_name import CONFIG, folder_name
-from hetero_sd.predict.families import FAMILIES, KEYS, SLIDING, Family, kv_heads, more_switches
+from hetero_sd.predict.families import FAMILIES, KEYS, SLIDING, Family, kv_heads, more_switches, usual_keys
 from hetero_sd.predict.weight_formats import StoredAs, stored_as
 from targets.errors import UserError
 from targets.files import read_object
 from targets.kv_format import DEFAULT_KV, kv_format
 
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _MOST = {"layers": 1024, "width": 1 << 20, "vocab": 1 << 24}
 
 
@@ -43,16 +44,23 @@ def specs_from_table(
 ) -> tuple[DecoderSpec, ...]:
     """The same for what a config.json holds; `path` is where it was found."""
     if "text_config" in config and config.get("model_type") not in FAMILIES:
-        config = config["text_config"]
+        config = _of_text(config)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UserError(f"{path}: there is no model_type, so this is not a Hugging Face config.json")
     family = config["model_type"]
+    if any(_whole(config, path, key, 0) for key in _EXPERTS):
+        raise UserError(f"{path}: a mixture of experts is not supported")
     if family not in FAMILIES:
         raise UserError(f"{path}: model_type {family!r} is not known; known: {', '.join(FAMILIES)}")
-    if _whole(config, path, "num_local_experts", 0) or _whole(config, path, "num_experts", 0):
-        raise UserError(f"{path}: a mixture of experts is not supported")
-    name = _name(config, path)
+    name, config = _name(config, path), {**FAMILIES[family].defaults, **usual_keys(config)}
     return tuple(_shape(config, path, name, stored_as(f, head), kv_format(kv).name) for f in formats)
+
+
+def _of_text(config: dict[str, Any]) -> Any:
+    """What a model that reads pictures, too, states of its decoder: all but whether its embedding is its head."""
+    found = config["text_config"]
+    tied = "tie_word_embeddings"
+    return {tied: config[tied], **found} if isinstance(found, dict) and tied in config else found
 
 
 def _name(config: dict[str, Any], path: Path) -> str:

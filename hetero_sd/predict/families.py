@@ -13,8 +13,8 @@ from costmodel.standard_decoder import BOTH, ONE_NORM, POST, TWO_NORMS
 
 KEYS = {  # a size -> where a config.json may state it
     "hidden": ("hidden_size", "n_embd", "d_model", "n_embed"),
-    "heads": ("num_attention_heads", "n_head", "n_heads"),
-    "layers": ("num_hidden_layers", "n_layer", "n_layers"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "positions": ("max_position_embeddings", "n_positions"),
 }
 SLIDING = "sliding"
@@ -28,6 +28,7 @@ class Family:
         blocks: switches of `costmodel.standard_decoder.Blocks`.
         stated: switches that the config.json states: (key, what holds where it is missing).
         refused: what a config.json may state that this form has not: (key, the value that it has).
+        defaults: sizes that a config.json leaves out where they are the family's own.
         tied: whether embedding and head are one matrix where nothing is said.
         head_dim: where nothing is said; 0 is the width by the heads.
         ffn, ffn_times: the key of the feed-forward part's width, and its multiple of the width where it is missing: 0
@@ -41,6 +42,7 @@ class Family:
     blocks: Mapping[str, Any] = field(default_factory=dict)
     stated: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     refused: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     tied: bool = False
     head_dim: int = 0
     ffn: str = "intermediate_size"
@@ -62,15 +64,31 @@ _GEMMA = {"nonlinearity": "gelu", "embedding_scaled": True}
 _PLAIN_FFN = {"layer_norms": True, "gated": False, "nonlinearity": "gelu"}
 _COHERE = {"layer_norms": True, "parallel": ONE_NORM, "logits_scaled": True}
 _COHERE_BIASES = {"qkv_bias": ("attention_bias", False), "out_bias": ("attention_bias", False)}
+_GPT_J = {**_PLAIN_FFN, "parallel": ONE_NORM, "ffn_bias": True, "head_bias": True}
+_GLM = {"packed_ffn": True}
+_GLM_BIASES = {"qkv_bias": ("attention_bias", True)}
+_SOFTCAPS = {"softcap": ("attn_logit_softcapping", True), "head_softcap": ("final_logit_softcapping", True)}
 
 
-def _llama(blocks: Mapping[str, Any] | None = None, **more: Any) -> Family:
-    return Family(blocks or {}, _LLAMA_BIASES, **more)
+def _llama(
+    blocks: Mapping[str, Any] | None = None, stated: Mapping[str, tuple[str, bool]] | None = None, **more: Any
+) -> Family:
+    return Family(blocks or {}, {**_LLAMA_BIASES, **(stated or {})}, **more)
 
 
 FAMILIES = {
     "llama": _llama(),
     "smollm": _llama(),
+    "helium": _llama(head_dim=128),
+    "ministral": _llama(window="always"),
+    "arcee": _llama({"gated": False, "nonlinearity": "squared_relu"}),
+    "seed_oss": _llama(stated={"qkv_bias": ("attention_bias", True), "out_bias": ("attention_out_bias", False)}),
+    "ernie4_5": Family(stated=_biases("use_bias", False), tied=True),
+    "hunyuan_v1_dense": _llama({"qk_norm": "head"}),
+    "nanochat": _llama(
+        {"qk_norm": "head", "gated": False, "nonlinearity": "squared_relu", "embedding_norm": True},
+        stated={"head_softcap": ("final_logit_softcapping", True)},
+    ),
     "smollm3": _llama(turned="no_rope_layers", tied=True),
     "mistral": _llama(window="always"),
     "qwen2": _llama({"qkv_bias": True}),
@@ -78,14 +96,24 @@ FAMILIES = {
     "olmo": Family({"layer_norms": True}, {**_LLAMA_BIASES, "qkv_clipped": ("clip_qkv", False)}),
     "apertus": _llama({"qk_norm": "head", "gated": False, "nonlinearity": "xielu"}),
     "olmo2": _llama({"qk_norm": "row", "norms": POST}),
+    "olmo3": _llama({"qk_norm": "row", "norms": POST}, window="3 of 4"),
     "granite": _llama({"embedding_scaled": True, "residual_scaled": True, "logits_scaled": True}),
     "gemma": _llama(_GEMMA, tied=True, head_dim=256),
     "gemma2": _llama(
         {**_GEMMA, "norms": BOTH, "softcap": True, "head_softcap": True}, tied=True, head_dim=256, window="every second"
     ),
-    "gemma3_text": _llama({**_GEMMA, "norms": BOTH, "qk_norm": "head"}, tied=True, head_dim=256, window="5 of 6"),
+    "gemma3_text": _llama(
+        {**_GEMMA, "norms": BOTH, "qk_norm": "head"},
+        defaults={"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208},
+        tied=True,
+        head_dim=256,
+        window="5 of 6",
+    ),
+    "vaultgemma": Family(_GEMMA, _LLAMA_BIASES | _SOFTCAPS, tied=True, head_dim=256, window="every second"),
     "phi3": _llama({"packed_qkv": True, "packed_ffn": True}, window="always"),
-    "glm4": Family({"norms": BOTH, "packed_ffn": True}, {"qkv_bias": ("attention_bias", True)}),
+    "glm": Family(_GLM, _GLM_BIASES, head_dim=128),
+    "glm4": Family({**_GLM, "norms": BOTH}, _GLM_BIASES, head_dim=128),
+    "exaone": Family(),
     "exaone4": Family({"qk_norm": "head", "norms": POST}, window="3 of 4", turned=SLIDING),
     "internlm3": Family(
         stated={"qkv_bias": ("qkv_bias", False), "out_bias": ("bias", False), "ffn_bias": ("bias", False)}
@@ -105,8 +133,10 @@ FAMILIES = {
     "nemotron": Family({**_PLAIN_FFN, "nonlinearity": "squared_relu"}, _LLAMA_BIASES),
     "phi": Family({**_PLAIN_FFN, **_ALL_BIASES, "parallel": ONE_NORM, "head_bias": True}),
     "persimmon": Family({**_PLAIN_FFN, **_ALL_BIASES, "nonlinearity": "squared_relu", "packed_qkv": True}),
-    "gptj": Family(
-        {**_PLAIN_FFN, "parallel": ONE_NORM, "ffn_bias": True, "head_bias": True}, ffn="n_inner", ffn_times=4
+    "gptj": Family(_GPT_J, ffn="n_inner", ffn_times=4),
+    "codegen": Family({**_GPT_J, "packed_qkv": True}, ffn="n_inner", ffn_times=4),
+    "gpt_neo": Family(
+        {**_PLAIN_FFN, "out_bias": True, "ffn_bias": True}, tied=True, ffn_times=4, learned_positions=True
     ),
     "gpt_neox": Family(
         {**_PLAIN_FFN, "ffn_bias": True, "packed_qkv": True, "parallel": TWO_NORMS},
@@ -151,6 +181,18 @@ FAMILIES = {
         ffn_times=4,
     ),
 }
+
+
+def usual_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config.json with the windows of GPT-Neo under the keys of other families."""
+    if config["model_type"] != "gpt_neo":
+        return config
+    match config.get("attention_types"):
+        case [[[*kinds], _], *_] if kinds:
+            pattern = "".join("G" if kind == "global" else "L" for kind in kinds)
+        case _:
+            pattern = "GL"
+    return {**config, "sliding_window": config.get("window_size", 256), "sliding_window_pattern": pattern}
 
 
 def more_switches(family: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -281,6 +281,23 @@ CELLS: dict[str, dict[str, Any]] = {  # a cell of the coverage table for each fa
     "persimmon-dynamo-fp32": {"model_type": "persimmon", "num_key_value_heads": None},
     "cohere-heads-dynamo-fp32": {"model_type": "cohere", "use_qk_norm": True},
     "smollm3-dynamo-fp32": {"model_type": "smollm3", "num_hidden_layers": 2, "no_rope_layers": [1, 0]},
+    "gemma-dynamo-fp32": {"model_type": "gemma"},
+    "vaultgemma-dynamo-fp32": {"model_type": "vaultgemma", **GEMMA},
+    "exaone-dynamo-fp32": {"model_type": "exaone", "num_layers": 1, "num_hidden_layers": None},
+    "glm-dynamo-fp32": {"model_type": "glm"},
+    "olmo3-dynamo-fp32": {"model_type": "olmo3", **GEMMA},
+    "gpt-neo-dynamo-fp32": {
+        "model_type": "gpt_neo", "num_hidden_layers": 2, "num_key_value_heads": None, "window_size": 4,
+        "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 128,
+    },
+    "codegen-dynamo-fp32": {"model_type": "codegen", "n_inner": 48, "num_key_value_heads": None},
+    "ministral-dynamo-fp32": {"model_type": "ministral", **GEMMA},
+    "arcee-dynamo-fp32": {"model_type": "arcee"},
+    "seed-oss-dynamo-fp32": {"model_type": "seed_oss"},
+    "helium-dynamo-fp32": {"model_type": "helium"},
+    "ernie4-5-dynamo-fp32": {"model_type": "ernie4_5"},
+    "hunyuan-dynamo-fp32": {"model_type": "hunyuan_v1_dense", "tie_word_embeddings": True},
+    "nanochat-dynamo-fp32": {"model_type": "nanochat"},
 }  # fmt: skip
 
 

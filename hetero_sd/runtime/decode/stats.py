@@ -20,6 +20,7 @@ from hetero_sd.runtime.decode.stopping import class_edges, confidence_class
 from hetero_sd.runtime.decode.trace import Round, Trace, first_rounds_s
 
 _Z_95 = NormalDist().inv_cdf(0.975)  # two-sided 95 % quantile of the normal distribution
+HAND_OVER_S = 5e-5  # that a hand-over may take: half of the shortest steps that there are
 _TERMS = ("draft", "verify", "wait", "sampling", "confidence", "dispatch")  # of a round
 
 
@@ -38,7 +39,8 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
     the drafted and accepted tokens by what they were made from. ``switches`` are those of trace.Switch,
     ``generation`` counting the traces from 0. ``stopping`` is of the rounds whose drafts may have ended by the
     drafter's confidence: ``calibration`` has, for the confidences ``[from, below]`` of a class, how many drafted
-    tokens were judged and accepted. None where there are no such rounds.
+    tokens were judged and accepted. None where there are no such rounds. ``hand_overs`` counts them, and those
+    that took no more than ``HAND_OVER_S``; None where there are none.
     """
     rounds = [r for trace in traces for r in trace.rounds]
     drafted = [r for r in rounds if r.drafted]
@@ -47,7 +49,7 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
     alpha, interval = acceptance_rate(rounds)
     widths = sorted({r.drafted + 1 for r in rounds})
     beside = [s for trace in traces for s in trace.draft_steps_s]
-    overlapped = any(r.wait_s for r in rounds)
+    overlapped, handed = any(r.wait_s for r in rounds), [s for trace in traces for s in trace.hand_overs_s]
     return {
         "prompt_tokens": sum(trace.prompt_tokens for trace in traces),
         "kept_tokens": sum(trace.kept_tokens for trace in traces),
@@ -73,8 +75,9 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
             "transfer": _transfer_s(rounds),
             "wait": _median([r.wait_s for r in rounds]) if overlapped else None,
             "first_rounds": None if overlapped else _median(_first_rounds(traces)),
-            "hand_over": _median([s for trace in traces for s in trace.hand_overs_s]),
+            "hand_over": _median(handed),
         },
+        "hand_overs": {"count": len(handed), "short": sum(s <= HAND_OVER_S for s in handed)} if handed else None,
         "time_shares": _time_shares(traces),
         "stopping": _stopping(drafted),
         "switches": [{"generation": i, **asdict(s)} for i, trace in enumerate(traces) for s in trace.switches],

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hetero_sd.runtime.decode.stats import HAND_OVER_S
+
 _MOST_SWITCHES = 12  # that --stats prints
 
 
@@ -29,6 +31,11 @@ def stats_table(stats: Mapping[str, Any]) -> str:
         if share
     ):
         lines.append(f"of the time{' (predicted)' if predicted else ''}: {used}")
+    if (hand_overs := stats["hand_overs"]) is not None:
+        lines.append(
+            f"hand-overs between the threads: {hand_overs['short']} of {hand_overs['count']} within "
+            f"{1e6 * HAND_OVER_S:.0f} us, what they may take"
+        )
     if len(stats["gammas"]) > 1:
         used = ", ".join(f"{gamma} in {rounds}" for gamma, rounds in stats["gammas"].items())
         lines.append(f"tokens drafted in a round: {used} rounds")

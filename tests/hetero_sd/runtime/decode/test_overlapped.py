@@ -9,9 +9,12 @@ import itertools
 import math
 import random
 import statistics
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from queue import Empty
 
 import numpy as np
 import pytest
@@ -310,6 +313,52 @@ def test_times_and_hand_overs_are_measured(pair) -> None:
     text = stats_table(stats)
     assert "wait for drafts (ms)" in text
     assert "hand-over (us)" in text
+
+
+def calls_of_a_text(pair) -> tuple[Counter[str], int, int]:
+    """What both threads call of C on the way of messages, by name; rounds, and steps of the drafter."""
+    called, files = Counter[str](), ("draft_thread.py", "draft_side.py", "target_side.py", "test_overlapped.py")
+
+    def note(frame, event, function) -> None:
+        if event == "c_call" and frame.f_code.co_filename.endswith(files):
+            called[function.__name__] += 1
+
+    target, draft = pair(3, 0.5)
+    trace, thread, threads_before, before = Trace(), DraftThread(), threading.getprofile(), sys.getprofile()
+    drafter, overlap = ModelDrafter(draft, target.vocab, Sampling()), Overlap(thread, 3, 3)
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        with thread:
+            list(speculate_overlapped(target, drafter, [1, 2], Request(40), overlap, trace))
+    finally:
+        sys.setprofile(before)
+        threading.setprofile(threads_before)
+    return called, len(trace.rounds), len(draft.fed)
+
+
+WAITING = {"sleep", "acquire", "release", "wait", "select", "poll"}
+
+
+def test_a_hand_over_is_one_put_and_one_get(pair, monkeypatch) -> None:
+    """No sleep, no lock, and no look that is repeated: counted, whatever the threads do when."""
+    called, rounds, steps = calls_of_a_text(pair)
+    assert not WAITING & called.keys()
+    assert called["put"] > rounds
+    assert called["get"] + called["get_nowait"] <= 2 * called["put"] + rounds + 2
+    assert called["empty"] <= 2 * called["put"] + steps + 2
+
+    def polls(thread, wait):
+        while True:
+            try:
+                return thread._outbox.get_nowait(), False
+            except Empty:
+                if not wait:
+                    return None, False
+                time.sleep(0)
+
+    monkeypatch.setattr(DraftThread, "receive", polls)  # the negative control
+    assert sum((calls_of_a_text(pair)[0] for _ in range(3)), Counter())["sleep"] > 0
 
 
 def test_a_session_drafts_beside_the_target_and_ends_its_thread(pair) -> None:

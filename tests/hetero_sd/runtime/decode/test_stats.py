@@ -62,7 +62,9 @@ def test_overlapped_rounds_by_hand():
     assert got["median_s"]["hand_over"] == 3e-5
     assert [row["measured"] for row in got["predicted_vs_measured"][-2:]] == pytest.approx([50.0, 30.0])
     lines = stats_table(got).splitlines()
-    assert [line.split()[-3] for line in lines if line.startswith(("wait", "hand-over"))] == ["50", "30"]
+    assert [line.split()[-3] for line in lines if line.startswith(("wait", "hand-over ("))] == ["50", "30"]
+    assert "hand-overs between the threads: 2 of 3 within 50 us, what they may take" in lines
+    assert not any("hand-overs" in line for line in stats_table(stats_json([a_trace()], None)).splitlines())
 
 
 def test_transfers_are_the_mean_of_a_round() -> None:

@@ -15,8 +15,9 @@ With --keep, models, bundles, each turn's records and each case's result stay in
 goes on after the last whole turn, each start with one turn more to warm up. --texts and --gammas take fewer texts of
 each case and other draft lengths.
 
-The text is checked to be the same for all ways of a case. "off" is the prediction over what was measured, "auto" what
-the run decides, which "best" compares with the fastest fixed way.
+The text is checked to be the same for all ways of a case. "off" is the prediction over what was measured; simulated are
+overlapped rounds, event by event, with the durations of that run's own steps. "auto" is what the run decides, which
+"best" compares with the fastest fixed way.
 """
 
 from __future__ import annotations
@@ -122,12 +123,15 @@ def rows(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     for way, records in found.items():
         words = way.replace(",", "").split()
         suffix = ", in turn" if way.endswith("in turn") else ""
-        guesses = [r["predicted"] / r["speed"] for r in records if r["predicted"] is not None]
+        guesses, events = (
+            [r[name] / r["speed"] for r in records if r[name] is not None] for name in ("predicted", "simulated")
+        )
         table.append(
             {
                 "way": way,
                 "speed": statistics.median(r["speed"] for r in records),
                 "predicted": statistics.median(guesses) if guesses else None,
+                "simulated": statistics.median(events) if events else None,
                 "over alone": ratio(way, "alone"),
                 "over sequential": ratio(way, f"sequential {words[1]}{suffix}") if words[0] == "overlapped" else None,
                 "over best": ratio(way, best) if way not in fixed else None,
@@ -145,13 +149,13 @@ def as_text(result: dict[str, Any]) -> str:
     more = "" if beside is None else f", overlapped {beside:.0f}"
     lines = [
         f"\n{result['case']}; plan: {plan['mode']}, {plan['gamma']} drafts, {plan['tokens_per_s']:.0f} tokens/s{more}",
-        "| way | tokens/s | predicted, off | over alone | over sequential | over best | accepted |",
-        "|---|---|---|---|---|---|---|",
+        "| way | tokens/s | predicted, off | simulated, off | over alone | over sequential | over best | accepted |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["ways"]:
-        off = row["predicted"]
         cells = [f"{row['way']}{' (best)' if row['best'] else ''}", f"{row['speed']:.0f}"]
-        cells.append("" if off is None else f"{off * row['speed']:.0f}, {100 * (off - 1):+.0f} %")
+        for off in (row["predicted"], row["simulated"]):
+            cells.append("" if off is None else f"{off * row['speed']:.0f}, {100 * (off - 1):+.0f} %")
         names = ("over alone", "over sequential", "over best", "accepted")
         cells += ["" if row[name] is None else f"{row[name]:.2f}" for name in names]
         lines.append(f"| {' | '.join(cells)} |")

@@ -6,7 +6,8 @@ apart: each model on CPUs of its own, the target alone, sequential and overlappe
 together: all CPUs for each model in turn. text: without a draft model, from n-grams. A repeat is a JSON object on one
 line: name of the way -> what it measured. Predicted are the means of the formulas (costmodel/speculative.py,
 costmodel/early_verification.py) with the steps' times and the acceptance that the sequential rounds of the same repeat
-measured, without contention.
+measured, without contention. Simulated is the same text event by event (costmodel/overlapped_events.py), with the
+means of what the steps of that very run took and with the drafter's own guesses.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +46,42 @@ def predicted(gamma: int, least: int | None, stats: dict[str, Any], plain_s: flo
         *(alpha, gamma, least, draft, lambda n: Load(step_s(n), 0.0, 0.0), median["dispatch"], 1e18, 5e-5)
     )
     return found.tokens_per_s
+
+
+def simulated(traces: Sequence[Any], guessed: Sequence[list[bool]], gamma: int, least: int, new: int) -> float:
+    """Tokens a second that the event simulation makes of overlapped texts, recorded with spans.
+
+    Args:
+        traces: of the texts.
+        guessed: for each of them, which of its tokens the drafter guesses.
+        gamma: drafts that are verified at a time, at most.
+        least: drafts that the target waits for.
+        new: tokens that were asked for.
+    """
+    from costmodel.overlapped_events import Durations, simulate_text
+
+    rounds = [finished for trace in traces for finished in trace.rounds]
+    steps = {
+        drafted: statistics.fmean(r.verify_s for r in rounds if r.drafted == drafted)
+        for drafted in {r.drafted for r in rounds}
+    }
+    handed = [seconds for trace in traces for seconds in trace.hand_overs_s]
+    draft_s = statistics.fmean(seconds for trace in traces for seconds in trace.draft_steps_s)
+    other_s = statistics.fmean(r.dispatch_s + r.sampling_s for r in rounds)
+    seconds, tokens = 0.0, 0
+    for trace, right in zip(traces, guessed, strict=True):
+        read = [span for span in trace.spans if span.term == "catch_up"]
+        durations = Durations(
+            draft_s,
+            lambda drafted: steps[min(steps, key=lambda n: (abs(n - drafted), n))],
+            other_s,
+            statistics.fmean(handed) if handed else 0.0,
+            trace.prefill_s,
+            sum(span.end_s - span.begin_s for span in read),
+        )
+        seconds += simulate_text(right, gamma, least, durations, new).seconds
+        tokens += len(right) - 1
+    return tokens / seconds
 
 
 class Worker:
@@ -75,6 +113,7 @@ class Worker:
         self.prompts = [text.encode_prompt(json.loads(line)) for line in lines]
         self.request = Request(options.new, text.eos_ids)
         self.models = with_shared_rows(self.loaded, self.loaded)
+        self._guesses: list[list[bool]] = []
         self.apart: Callable[[], None] = lambda: None  # moves the models to CPUs of their own
         self.ways: dict[str, Callable[[], Any]] = {ALONE: lambda: self.way(None)}
         if options.how == "text":
@@ -137,19 +176,32 @@ class Worker:
         found: dict[str, Any] = {}
         for name, make in self.ways.items():
             self.apart()
-            way, traces = make(), [Trace() for _ in self.prompts]
+            spans = name.startswith("overlapped")
+            way, traces = make(), [Trace(spans=[] if spans else None) for _ in self.prompts]
             texts = [list(way.stream(ids, trace)) for ids, trace in zip(self.prompts, traces, strict=True)]
-            found[name] = {"texts": texts, "stats": summarise(traces)}
+            found[name] = {"texts": texts, "stats": summarise(traces), "traces": traces if spans else None}
         alone = found[ALONE]["stats"]
         for name, one in found.items():
             stats = one["stats"]
-            one |= {"speed": stats["tokens_per_s"], "accepted": stats["acceptance_rate"], "predicted": None}
+            one |= {"speed": stats["tokens_per_s"], "accepted": stats["acceptance_rate"]}
+            one |= {"predicted": None, "simulated": None}
             if name[-1].isdigit():
                 words = name.replace(",", "").split()
                 gamma, least = int(words[1]), int(words[-1]) if len(words) > 2 else None
                 turns, plain_s = found[f"sequential {gamma}"]["stats"], alone["median_s"]["verify_step"]["1"]
                 one["predicted"] = predicted(gamma, least, turns, plain_s)
-        return {name: {k: v for k, v in one.items() if k != "stats"} for name, one in found.items()}
+                if least is not None:
+                    guessed = self._guessed(one["texts"])
+                    one["simulated"] = simulated(one["traces"], guessed, gamma, least, self.request.max_new_tokens)
+        return {name: {k: v for k, v in one.items() if k not in ("stats", "traces")} for name, one in found.items()}
+
+    def _guessed(self, texts: list[list[int]]) -> list[list[bool]]:
+        """Which tokens of the texts the drafter guesses from what stands before them; asked once."""
+        if not self._guesses:
+            for prompt, text in zip(self.prompts, texts, strict=True):
+                best = self.loaded.draft.argmax([*prompt, *text[:-1]], 0)[len(prompt) - 1 :]
+                self._guesses.append([int(guess) == token for guess, token in zip(best, text, strict=True)])
+        return self._guesses
 
 
 def main() -> int:

@@ -57,6 +57,7 @@ CROSS_CUTTING = {
     "hetero_sd/runtime/test_gpu_slots.py": "model.py and the batch engine on an OpenCL device",
     "hetero_sd/runtime/decode/drafters/test_protocol.py": "the Drafter protocol, by a drafter of its own",
     "hetero_sd/runtime/decode/test_every_mode.py": "ends of texts and of rounds in every mode, on compiled bundles",
+    "hetero_sd/runtime/decode/test_overlapped_events.py": "costmodel/overlapped_events.py beside the threads' own code",
     "hetero_sd/runtime/decode/test_overlapped_gpu.py": "a compiled pair on two processors, in every mode",
     "hetero_sd/runtime/test_speculative_law.py": "speculate.py with sampling.py: the law of the output",
 }

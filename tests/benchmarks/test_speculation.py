@@ -21,7 +21,7 @@ for turn, _ in enumerate(sys.stdin):
         sys.exit(3)
     with open({asked!r}, "a") as log:
         log.write(".")
-    record = {{"texts": {texts}, "speed": 10.0 + turn, "predicted": None, "accepted": None}}
+    record = {{"texts": {texts}, "speed": 10.0 + turn, "predicted": None, "simulated": None, "accepted": None}}
     print(json.dumps({{"alone": record, "sequential 2": {{**record, "speed": 20.0}}}}), flush=True)
 """
 PLAN = {"mode": "sequential", "gamma": 2, "tokens_per_s": 15.0, "overlapped_tokens_per_s": None}

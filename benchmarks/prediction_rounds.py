@@ -54,6 +54,11 @@ class MeasuredPair:
         self.turns_s = {name: min(t[name] for t in turns) for name in ("draft_s", "verify_s")} if turns else {}
         self.alpha = [p / max(1, s) for p, s in zip(seen.passed, seen.seen, strict=True)]
 
+    @property
+    def verify_turn_s(self) -> float:
+        """What the target's step takes longer in rounds, of a pair that calibration sees."""
+        return self.turns_s["verify_s"]
+
     def round_s(self, gamma: int) -> float:
         """Median over the turns of the mean round."""
         return median([mean(t["total_s"]) for t in self.turns[gamma]])

@@ -12,12 +12,15 @@ from typing import Any
 from prediction_cases import CASES, PAIRS, SEQUENTIAL
 from prediction_rounds import LEAST, MeasuredPair, pair_rows
 
+from costmodel.factors import Factors
 from costmodel.fit import Fit, Point, fit
+from costmodel.processor import CpuSlice, cache_bytes
 from costmodel.roofline import dram_bytes
 from costmodel.schema.measured import MeasuredStep
 from costmodel.schema.record import SchemaError
+from costmodel.turns import kept_bytes
 from costmodel.work import step_units
-from hetero_sd.runtime.calibrate.measure import Step
+from hetero_sd.runtime.calibrate.measure import LEAST_REPEATS, Step
 from targets.device import Board
 from targets.read_board import read_board
 
@@ -81,6 +84,8 @@ def read_steps(path: Path) -> list[tuple[str, MeasuredStep, list[Any]]]:
 def read_points(folder: Path, shapes: dict[str, Any]) -> list[Point]:
     """Every step that was measured, its samples of all processes together.
 
+    What the fit sees is stable with as many samples as a calibration asks for, what is judged with LEAST.
+
     Raises:
         OldFileError: another version wrote a file.
     """
@@ -90,7 +95,8 @@ def read_points(folder: Path, shapes: dict[str, Any]) -> list[Point]:
             samples.setdefault((processor, step), []).extend(found)
     points = []
     for (processor, step), found in samples.items():
-        p = Step(step, int, [tuple(s) for s in found]).point(LEAST)
+        least = LEAST_REPEATS if CASES[step.model].fitted else LEAST
+        p = Step(step, int, [tuple(s) for s in found]).point(least)
         cluster, threads = ("gpu", 1) if processor == "gpu" else ("cpu", int(processor))
         facts = (p.n, p.past, p.seconds, p.bandwidth_gb_per_s, p.stable, p.chunk)
         points.append(Point(shapes[p.model], cluster, threads, *facts))
@@ -106,9 +112,24 @@ def with_measured(board: Board, points: Sequence[Point]) -> Board:
     return replace(board, clusters=(cluster,))
 
 
-def fit_all(board: Board, points: Sequence[Point]) -> Fit:
+def fit_all(board: Board, points: Sequence[Point], start: Factors) -> Fit:
     """Fit on calibration's models, which have other widths than those that are judged."""
-    return fit(board, points, lambda p: not CASES[p.spec.name].fitted)
+    return fit(board, points, lambda p: not CASES[p.spec.name].fitted, start)
+
+
+def kept_share(board: Board, points: Sequence[Point], pairs: Sequence[MeasuredPair], shapes: dict[str, Any]) -> float:
+    """`cache_kept`, by what the target's step loses in rounds of calibration's largest pair, beyond the smallest one's.
+
+    A cache gives what the fastest of calibration's steps with one thread read, memory what was read beside them.
+    """
+    one = [p for p in points if p.cluster == "cpu" and p.threads == 1 and not p.chunk and CASES[p.spec.name].fitted]
+    cache = max(dram_bytes(step_units(p.spec, p.n, p.past)) / p.seconds for p in one)
+    caches = cache_bytes(CpuSlice(((board.clusters[0], 1),)))
+    turns = {dram_bytes(step_units(shapes[p.pair.target], 1, 0)): p.verify_turn_s for p in pairs if p.turns_s}
+    if not turns or max(turns) <= caches:
+        return Factors().cache_kept
+    lost, memory = turns[max(turns)] - turns[min(turns)], 1e9 * median([p.bandwidth_gb_per_s for p in one])
+    return max(Factors().cache_kept, min(1.0, kept_bytes(lost, memory, cache) / caches))
 
 
 def flat_s(point: Point) -> float:
@@ -148,13 +169,13 @@ def evaluate(folder: Path, board: Board, shapes: dict[str, Any]) -> dict[str, An
     """Everything that the table shows, from what lies in the folder."""
     points = read_points(folder, shapes)
     board = with_measured(with_pocl(board), points)
-    fitted = fit_all(board, points)
     pairs = {}
     for pair in PAIRS:
         if paths := sorted(folder.glob(f"rounds-{pair.name}-*.json")):
             pairs[pair.name] = MeasuredPair(pair, paths)
-    factors = fitted.factors
     calibration = [p for p in pairs.values() if p.pair.fitted]
+    fitted = fit_all(board, points, Factors(cache_kept=kept_share(board, points, calibration, shapes)))
+    factors = fitted.factors
     if calibration:
         hz = board.clusters[0].frequency_ghz * 1e9
         factors = replace(factors, round_cycles=max(1.0, median([p.dispatch_s() for p in calibration]) * hz))

@@ -18,23 +18,25 @@ _NEWTON_STEPS = 8
 _NEAR_BYTES_PER_CYCLE = {"x86-64": 32.0, "aarch64": 16.0}  # one core from its own level-2 cache
 
 
-def resident_share(working_set_bytes: float, cache_bytes: float) -> float:
+def resident_share(working_set_bytes: float, cache_bytes: float, kept_bytes: float = 0.0) -> float:
     """Share of a step's bytes that the caches still hold from the step before.
 
     Everything where it fits. Of a cyclic walk over more, a share h is found again with
     h = exp(-(1 - h) size / capacity): a line stays where none of the misses until it is needed again takes its place,
     and each takes any place (a reconstruction: replacement policies differ, and that of the least recently used would
     leave nothing). That is 0.42 of 1.5 times the capacity, 0.20 of twice, 0.02 of four times.
+    Caches that insert most new lines as the next to go, where that finds more again, keep the same lines of such a walk
+    (Qureshi et al. 2007, Adaptive insertion policies for high performance caching): `kept_bytes`, if that is more.
     """
-    if working_set_bytes <= 0 or working_set_bytes <= cache_bytes:
+    if working_set_bytes <= max(0.0, cache_bytes, kept_bytes):
         return 1.0
     if cache_bytes <= 0:
         return 0.0
     ratio, found = working_set_bytes / cache_bytes, 0.0
     for _ in range(_NEWTON_STEPS):  # from below, towards the smaller root
-        kept = math.exp(-(1.0 - found) * ratio)
-        found += (kept - found) / (1.0 - ratio * kept)
-    return found
+        left = math.exp(-(1.0 - found) * ratio)
+        found += (left - found) / (1.0 - ratio * left)
+    return max(found, kept_bytes / working_set_bytes)
 
 
 def reached_gb_per_s(factors: Factors, cluster: Cluster, threads: int, stored: Format = _FLOAT32) -> float:

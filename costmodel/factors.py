@@ -71,6 +71,9 @@ class Factors:
         near_cache: rate from a core's own level-2 cache, over 32 bytes a cycle on x86-64 (above 25 measured on Zen 3)
             and 16 on Arm (128 bits, assumed).
         cache_share: share of the caches' size that a cyclic walk finds again (victim caches and neighbours take some).
+        cache_kept: share of the caches' size in which they keep the same lines of a model that is larger, from step to
+            step, as long as nothing else runs between (what rounds lose of it is measured with the turns: 0.4 on Zen 5;
+            nobody measured it on Arm cores, so none is assumed).
         cache_refill: share of what a last-level cache will hold that one walk brings in (0.4 measured on Zen 3, whose
             cache takes 10 to 30 walks to hold a model after another one went through).
         page_ns: hardware prefetchers stop at the end of a 4 KiB page; each page of a stream waits this long for its
@@ -117,6 +120,7 @@ class Factors:
     cache_bytes_per_cycle: float = 8.0
     near_cache: float = 1.0
     cache_share: float = 1.0
+    cache_kept: float = 1e-6
     cache_refill: float = 0.4
     page_ns: float = 1.0
     gpu_bandwidth: float = 0.6

@@ -69,11 +69,14 @@ class Roofline:
         self, size: float, processor: Processor, beside_bytes: float = 0.0, in_a_row: int | None = None
     ) -> float:
         """Share of a step's bytes in the caches: what is left when others ran, and more with each step in a row."""
-        capacity = self.factors.cache_share * cache_bytes(processor)
-        left, end = (resident_share(size + other, capacity) for other in (beside_bytes, 0.0))
+        f, caches = self.factors, cache_bytes(processor)
+        end = resident_share(size, f.cache_share * caches, f.cache_kept * caches)
+        if not beside_bytes:
+            return end
+        left = resident_share(size + beside_bytes, f.cache_share * caches)
         if in_a_row is None:
             return left
-        return left + (end - left) * (1.0 - (1.0 - min(1.0, self.factors.cache_refill)) ** in_a_row)
+        return left + (end - left) * (1.0 - (1.0 - min(1.0, f.cache_refill)) ** in_a_row)
 
     def step(
         self,

@@ -17,6 +17,16 @@ class Turns:
     start_s: float
 
 
+def kept_bytes(lost_s: float, memory_bytes_per_s: float, cache_bytes_per_s: float) -> float:
+    """Bytes of a model that caches keep from step to step, by what its steps lose where another model runs between.
+
+    They come from memory then, where they came from a cache: lost = kept / memory - kept / cache.
+    """
+    if cache_bytes_per_s <= memory_bytes_per_s:
+        return 0.0
+    return max(0.0, lost_s) / (1 / memory_bytes_per_s - 1 / cache_bytes_per_s)
+
+
 def turns_of(roofline: Roofline) -> Turns:
     """On the first cluster of the board, where the loop runs."""
     f, hz = roofline.factors, roofline.board.clusters[0].frequency_ghz * 1e9

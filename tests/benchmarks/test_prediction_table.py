@@ -145,3 +145,31 @@ def test_a_stopped_process_goes_on_where_its_file_ends(benchmark: Any, tmp_path:
     assert prediction_worker._before(path)["passes"] == 12
     assert prediction_worker._before(write(tmp_path, [OLD["flat"]])) == {}  # measured again
     assert prediction_worker._before(tmp_path / "steps-2-0.json") == {}
+
+
+def test_rounds_of_calibration_say_what_caches_keep(benchmark: Any) -> None:
+    """The larger target loses 100 us more than the smaller one, whose loss is of the turns alone."""
+    from prediction_cases import Pair
+
+    from costmodel.fit import Point
+    from costmodel.processor import cache_bytes
+    from costmodel.roofline import dram_bytes
+    from costmodel.work import step_units
+
+    _, table = benchmark
+    board = load_board("host", measure=False, calibrated=False)
+    caches = cache_bytes(CpuSlice(((board.clusters[0], 1),)))
+    layers = 2 + int(caches / 2e6)  # of 3.4 MB each: more than the caches hold
+    shapes = {name: standard_decoder(name, Blocks(256, 4, 2, 64, 768, 2000), [0] * n, tied=True)
+              for name, n in (("c1", 1), ("c3", 1), ("c20d", 1), ("c20", layers))}  # fmt: skip
+    size = dram_bytes(step_units(shapes["c1"], 2, 16))
+    points = [Point(shapes["c1"], "cpu", 1, 2, 16, size / 80e9, 40.0)]
+
+    def pair(draft: str, target: str, verify_s: float) -> Any:
+        found = table.MeasuredPair.__new__(table.MeasuredPair)
+        found.pair, found.turns_s = Pair(draft, target, "1", "1", fitted=True), {"verify_s": verify_s}
+        return found
+
+    both = [pair("c1", "c3", 10e-6), pair("c20d", "c20", 110e-6)]
+    assert table.kept_share(board, points, both, shapes) == pytest.approx(100e-6 * 80e9 / caches, rel=0.01)
+    assert table.kept_share(board, points, both[:1], shapes) == Factors().cache_kept  # it fits the caches

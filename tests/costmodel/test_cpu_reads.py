@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,35 @@ def test_resident_share() -> None:
         assert found == pytest.approx(math.exp(-(1 - found) * size / 100.0), abs=1e-5)
         assert found < 100.0 / size  # no more than the cache holds
     assert resident_share(1.0, 0.0) == 0.0
+
+
+def walked_again(lines: int, places: int, steps: int, insert: float) -> float:
+    """Share of a cyclic walk that a cache finds in its later steps.
+
+    A new line takes the place of the one that was used longest ago with the probability `insert`, else it passes by.
+    """
+    lot, held, found = random.Random(3), dict[int, None](), 0  # in the order in which they go
+    for step in range(steps):
+        for line in range(lines):
+            if line in held:
+                found += step >= steps // 2
+                del held[line]
+            elif len(held) == places and lot.random() >= insert:
+                continue
+            elif len(held) == places:
+                del held[next(iter(held))]
+            held[line] = None
+    return found / (lines * (steps - steps // 2))
+
+
+def test_caches_that_insert_rarely_keep_a_part_of_any_walk() -> None:
+    """Simulated: they find capacity / size again, where replacing what was used longest ago finds nothing."""
+    for lines in (150, 300, 600):
+        assert walked_again(lines, 100, 20, 1 / 1024) == pytest.approx(resident_share(lines, 1.0, 100.0), rel=0.15)
+        assert walked_again(lines, 100, 20, 1.0) == 0.0  # the control
+    assert resident_share(120.0, 100.0, 30.0) == resident_share(120.0, 100.0)  # replacement at random leaves more
+    assert resident_share(600.0, 100.0, 30.0) == pytest.approx(30 / 600)
+    assert resident_share(20.0, 0.0, 30.0) == 1.0
 
 
 @pytest.mark.parametrize(("rate", "share"), [("read", 0.93), ("copy", 1.34 * 0.93), ("decoder", 1.0)])

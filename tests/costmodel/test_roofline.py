@@ -228,6 +228,18 @@ def test_the_other_model_of_a_pair_takes_cache(make_decoder: Any, rk3588: Any) -
     assert beside > 1.05 * alone
 
 
+def test_what_caches_keep_of_a_large_model_is_gone_after_another_one(rk3588: Any) -> None:
+    one = CpuSlice(((rk3588.clusters[0], 1),))
+    roofline = Roofline(rk3588, Factors(cache_kept=0.4))
+    caches = rk3588.clusters[0].l2_bytes + rk3588.clusters[0].l3_bytes
+    size = 20.0 * caches
+    assert roofline.resident(size, one) == pytest.approx(0.4 / 20)
+    assert roofline.resident(size, one, beside_bytes=caches) < 1e-6
+    again = [roofline.resident(size, one, beside_bytes=caches, in_a_row=i) for i in range(3)]
+    assert again == sorted(again)  # each step in a row finds more
+    assert Roofline(rk3588).resident(size, one) < 1e-3  # the control: nobody measured it there
+
+
 def test_a_prompt_is_its_chunks(published: Any, rk3588: Any) -> None:
     shape, one = published["SmolLM2-135M"](), CpuSlice(((rk3588.clusters[0], 1),))
     roofline = Roofline(rk3588)
@@ -267,8 +279,10 @@ def test_gpu_counts_slots_of_its_row_tiles(rk3588: Any) -> None:
     gpu = GpuSlice(rk3588.gpu, rk3588.clusters[0])
     roofline = Roofline(rk3588, replace(IDEAL, gpu_bandwidth=1.0, gpu_compute=1.0, gpu_item_steps=1e-9))
     weights = 2048 * 8192
-    many = roofline.op(gate(16, Format("float16")), gpu)
-    assert many.memory_s == pytest.approx((2 * 2 * weights + 4 * 16 * (2048 + 8192)) / 24.9e9)  # two tiles of 8 rows
+    many, eight = (roofline.op(gate(n, Format("float16")), gpu) for n in (16, 8))
+    # two tiles of 8 rows: the second one finds the weights in the GPU's cache
+    assert many.memory_s == pytest.approx((2 * weights + 4 * 16 * (2048 + 8192)) / 24.9e9)
+    assert many.compute_s == pytest.approx(2 * eight.compute_s)
     one = roofline.op(gate(1, Format("float16")), gpu)
     assert one.memory_s == pytest.approx((2 * weights + 4 * (2048 + 8192)) / 24.9e9)
     five = roofline.op(gate(5, Format("int4", 32, "float16")), gpu)
@@ -286,7 +300,7 @@ def test_a_work_item_waits_for_its_loads(rk3588: Any, make_decoder: Any) -> None
     spec = make_decoder("one", 576, 1, 9, 3, 64, 1536, 100)
     (attention,) = [op for op in step_ops(spec, 1, 999) if op.kind == "attention"]
     assert loads_in_a_row(attention, rk3588.gpu) == 1000 / 4
-    many = gate(16, Format("float16"))
+    many = gate(8, Format("float16"))
     without = Roofline(rk3588, replace(IDEAL, gpu_load_ns=1e-3)).op(many, gpu)
     assert roofline.op(many, gpu) == without
     assert without.memory_s > loads_in_a_row(many, rk3588.gpu) * 300e-9

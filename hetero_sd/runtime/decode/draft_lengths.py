@@ -67,10 +67,12 @@ class DraftLengths:
     def payable(self, source: Source, speeds: Mapping[int, float], free_s: float) -> list[int]:
         """Those of which some rounds may be lost; of the shortest, and of the shortest that pays, one round.
 
-        What a round of each risks is set in the source.
+        What rounds take and risk is set in the source.
         """
         source.risks_s = self._times.risks_s(source.name, self.all)
+        source.rounds_s = [self._times.round_s(source.name, gamma) for gamma in range(self.all[-1] + 1)]
         source.pays = source.judged >= _KNOWN and self.gain(source, source.acceptance.cautious) > _SURE_GAIN
+        source.lent_s = SURE_STEPS * self._times.plain_s() if source.pays else 0.0
         if source.pays:
             return [g for g in self.all if self.goes_on(source, g, free_s)]
         paying = [g for g in self.drafting if speeds[g] > _START_MARGIN * speeds[0]]
@@ -88,4 +90,4 @@ class DraftLengths:
 
     def _payable_s(self, source: Source, free_s: float) -> float:
         """What may be lost; where drafting surely pays, some steps are lent."""
-        return max(0.0, free_s + (SURE_STEPS * self._times.plain_s() if source.pays else 0.0))
+        return max(0.0, free_s + source.lent_s)

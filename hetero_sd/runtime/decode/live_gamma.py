@@ -75,7 +75,7 @@ class LiveGamma:
         gain = self._lengths.gain(model, model.acceptance.cautious)
         self._bank = LossBank(promised_steps(gain, predicted.alpha_tokens))
         self._pace = Pace()
-        self._new_text = False  # the bank does not know of it yet
+        self._new_text, self._reads_first = False, 0  # unknown to the bank; tokens of a prompt that are read
         self._switches = list[Switch]()  # not reported yet
         self._answer = AnswerLength()
         self._worth = Worth(self._times, self._lengths, self._bank, self._answer)
@@ -99,8 +99,8 @@ class LiveGamma:
 
     def likely_gamma(self) -> int:
         """The draft length of the model's drafts that is likely to be used first."""
-        started = self._sources[MODEL].gamma
-        return started or max(self._lengths.drafting, key=lambda g: self.tokens_per_s(MODEL, g), default=0)
+        lengths = self._lengths.drafting
+        return self._sources[MODEL].gamma or max(lengths, key=lambda g: self.tokens_per_s(MODEL, g), default=0)
 
     def best_tokens_per_s(self) -> float:
         """The expected speed of the best draft length of the model's drafts, 0 among them."""
@@ -138,13 +138,16 @@ class LiveGamma:
         if offer is None or not (source.gamma or self._pace.due) or self.times.seen(1) < TRIES:
             return 0
         price = self.times.read_s(offer.unread)
+        if not self._pace.due and offer.unread <= self._reads_first:
+            self._bank.note_reading(price)
+            return offer.unread
         if price > max(_FIRST_READING * prefill_s, _FIRST_READING_STEPS * self.times.plain_s()):
             return 0
         self._open_text()
         self._worth.first = True
-        if self._pace.due or not self._worth.reading(source, offer.unread):
-            self._switches += self._decide(source, offer, in_round=False)
+        self._switches += self._decide(source, offer, in_round=False)
         self._worth.first = False
+        self._reads_first = offer.unread if source.gamma else 0
         if not source.gamma:
             source.left = min(source.left, max(PLAIN_PERIOD, self._pace.least))
             return 0
@@ -204,10 +207,9 @@ class LiveGamma:
             self._bank.note_reading(self.times.read_s(finished.read))
         if not finished.drafted:
             return
-        self._learn()
         self._answer.add(tokens)
         self._text += tokens
-        self._times.observe(finished, self._text)
+        self.times.observe(finished, self._text)
         source = self._source(finished.source)
         self._bank.note_drafted(source.name, finished.drafted, tokens)
         if source.end_round(finished, self._text):
@@ -224,13 +226,12 @@ class LiveGamma:
 
     def _learn(self) -> None:
         """Learn from the rounds without drafts since the last time: none of them asks for it by itself."""
-        if not self._plain:
-            return
-        rounds, self._plain = self._plain, []
-        self._text += len(rounds)
-        self._answer.add(len(rounds))
-        self._bank.note_plain(len(rounds))
-        self._times.observe_plain(rounds, self._text)
+        if rounds := self._plain:
+            self._plain = []
+            self._text += len(rounds)
+            self._answer.add(len(rounds))
+            self._bank.note_plain(len(rounds))
+            self._times.observe_plain(rounds, self._text)
 
     def _open_text(self) -> None:
         if self._new_text:

@@ -24,6 +24,8 @@ class Source:
         left, period: rounds until the next decision, and how many there were after the last one.
         tokens_per_s: expected with that draft length, at the last decision.
         risks_s: draft length -> what a round loses at most, at the last decision.
+        rounds_s: seconds of rounds with 0, 1, 2, ... drafts, at the last decision.
+        lent_s: what a round may lose beside what the bank holds, at the last decision.
         judged: drafted tokens that the target has judged in this run.
         pays: it surely pays, by what the run has shown, at the last decision.
         limit: of the present round; None where it has the draft length.
@@ -36,6 +38,8 @@ class Source:
         self.left, self.period = 0, PERIOD
         self.tokens_per_s = 0.0
         self.risks_s: dict[int, float] = {}
+        self.rounds_s: list[float] = []
+        self.lent_s = 0.0
         self.judged, self.pays = 0, False
         self.limit: DraftLimit | None = None
         self._stopping = Stopping() if stops else None
@@ -46,16 +50,15 @@ class Source:
         return self.limit is not None and not self.limit.learns
 
     def begin_round(self, offer: Offer, times: LiveTimes, longest: Callable[[], int]) -> int:
-        """Begin a round that drafts; tokens to draft, up to ``longest`` where the limit decides."""
+        """Begin a round that drafts; tokens to draft, up to ``longest`` where the limit decides.
+
+        A round asks for no more times than it must: it may last a tenth of a millisecond.
+        """
         self.left -= 1
         limited, self.limit = self.limited, None
         if self._stopping is not None and offer.confident:
             self.limit = self._stopping.limit(
-                lambda: Prices(
-                    self.acceptance.mean,
-                    [times.round_s(self.name, gamma) for gamma in range(longest() + 1)],
-                    times.confidence_s(),
-                )
+                lambda: Prices(self.acceptance.mean, self.rounds_s[: longest() + 1], times.confidence_s())
             )
         if self.limited:
             return longest()

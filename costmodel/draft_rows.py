@@ -22,6 +22,8 @@ from dataclasses import dataclass
 
 from costmodel.batch import StepTimes
 
+_LEAST_GAIN = 1.03  # believed of branches: rows of two slots read a little more than as many of one, and beliefs differ
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -55,7 +57,7 @@ class RoundSoFar:
         other_s: what every round takes beside its calls.
         bound_s: that these, the drafts and the call of the rows must not exceed because of drafts.
         free_slots: for branches.
-        branch_s: that giving one of them the rows of a text takes.
+        branch_s: that giving one of them the rows of each text takes; needed where there are any.
     """
 
     rows: int
@@ -63,7 +65,7 @@ class RoundSoFar:
     other_s: float
     bound_s: float
     free_slots: int = 0
-    branch_s: float = 0.0
+    branch_s: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def share_rows(
     found = _by_worth(offers, so_far, times, drafter, 0)
     if so_far.free_slots and any(offer.most_in_branch for offer in offers):
         with_branches = _by_worth(offers, so_far, times, drafter, so_far.free_slots)
-        return with_branches if with_branches.tokens_per_s > found.tokens_per_s else found
+        return with_branches if with_branches.tokens_per_s > _LEAST_GAIN * found.tokens_per_s else found
     return found
 
 
@@ -116,7 +118,7 @@ def _by_worth(
         if begins:
             if not free_slots:
                 continue
-            free_slots, branches_s = free_slots - 1, branches_s + so_far.branch_s
+            free_slots, branches_s = free_slots - 1, branches_s + so_far.branch_s[i]
         elif not in_branch and drafter is not None and offer.unread:
             step = gammas[i]
             if step == len(steps):

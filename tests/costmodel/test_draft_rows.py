@@ -36,12 +36,12 @@ def speed(
 ) -> float:
     tokens = sum(tokens_of(*of_text) for of_text in zip(offers, gammas, branches, strict=True))
     rows = so_far.rows + sum(gammas) + sum(1 + m for m in branches if m)
-    copies_s = so_far.branch_s * sum(m > 0 for m in branches)
+    copies_s = sum(s for s, m in zip(so_far.branch_s, branches, strict=True) if m)
     return tokens / (so_far.other_s + copies_s + times.rows_s(rows))
 
 
 def share(offer: Offer, texts: int = 1, times: CallTimes = CHEAP, free: int = 4, branch_s: float = 0.0) -> SharedRows:
-    return share_rows([offer] * texts, RoundSoFar(texts, texts, 0.1, 1e9, free, branch_s), times)
+    return share_rows([offer] * texts, RoundSoFar(texts, texts, 0.1, 1e9, free, [branch_s] * texts), times)
 
 
 def test_a_branch_takes_rows_of_drafts_that_are_worth_less() -> None:
@@ -60,7 +60,7 @@ def test_a_branch_takes_rows_of_drafts_that_are_worth_less() -> None:
 
 def test_where_drafts_are_accepted_a_branch_is_worth_less_than_the_next_of_them() -> None:
     assert share(Offer(0.9, 7, beta=0.9, most_in_branch=7)).branches == [0]
-    assert share(Offer(0.9, 5, beta=0.9, most_in_branch=7)).branches == [1]  # rows to spare, and nothing else for them
+    assert share(Offer(0.7, 5, beta=0.9, most_in_branch=7)).branches == [1]  # rows to spare, and nothing else for them
     assert share(Offer(0.5, 7, beta=0.0, most_in_branch=7)).branches == [0]
 
 
@@ -82,7 +82,7 @@ def test_without_a_slot_or_where_giving_it_rows_takes_longer_there_is_no_branch(
 def test_a_branch_does_not_break_the_bound() -> None:
     offer = Offer(0.5, 1, beta=0.9, most_in_branch=7)
     for bound_s, branch in ((2.6, 5), (2.35, 1)):
-        found = share_rows([offer], RoundSoFar(1, 1, 0.1, bound_s, 1), CHEAP)
+        found = share_rows([offer], RoundSoFar(1, 1, 0.1, bound_s, 1, [0.0]), CHEAP)
         assert (found.gammas, found.branches) == ([1], [branch])
 
 
@@ -100,7 +100,7 @@ stairs = st.lists(st.floats(0.05, 3.0), min_size=4, max_size=4).map(lambda steps
 def test_branches_are_never_believed_to_slow_the_batch_down(
     some: list[Offer], other_s: float, branch_s: float, free: int, times: CallTimes
 ) -> None:
-    so_far = RoundSoFar(len(some), len(some), other_s, 1e9, free, branch_s)
+    so_far = RoundSoFar(len(some), len(some), other_s, 1e9, free, [branch_s * (i + 1) for i in range(len(some))])
     found = share_rows(some, so_far, times)
     assert found.tokens_per_s == pytest.approx(speed(some, found.gammas, found.branches, so_far, times))
     assert sum(m > 0 for m in found.branches) <= free
@@ -112,9 +112,12 @@ def test_branches_are_never_believed_to_slow_the_batch_down(
 
 @given(offer=offers, times=stairs, branch_s=st.floats(0.0, 0.2))
 def test_of_one_text_no_other_way_is_much_faster(offer: Offer, times: CallTimes, branch_s: float) -> None:
-    """Drafts are taken by worth for a row; a branch takes two at once, so that a row may stay empty."""
-    so_far = RoundSoFar(1, 1, 0.1, 1e9, 1, branch_s)
+    """Drafts are taken by worth for a row; a branch takes two at once, so that a row may stay empty.
+
+    And what gains less than 3 % is left.
+    """
+    so_far = RoundSoFar(1, 1, 0.1, 1e9, 1, [branch_s])
     found = share_rows([offer], so_far, times)
     ways = itertools.product(range(offer.most + 1), range(offer.most_in_branch + 1))
     best = max(speed([offer], [gamma], [m if gamma else 0], so_far, times) for gamma, m in ways)
-    assert 0.95 * best <= found.tokens_per_s <= best * (1 + 1e-9)
+    assert 0.92 * best <= found.tokens_per_s <= best * (1 + 1e-9)

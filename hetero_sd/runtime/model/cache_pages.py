@@ -99,6 +99,11 @@ class CachePages(SlotCache):
         for (array, part), found in zip(self._parts(begin, begin + 1), rows, strict=True):
             array[slot][:, part.start : part.start + found.shape[1]] = found
 
+    def copy(self, source: int, slot: int, begin: int, end: int) -> None:
+        """See :meth:`hetero_sd.runtime.model.protocol.SlotCache.copy`."""
+        for array, part in self._parts(begin, end):
+            array[slot, :, part] = array[source, :, part]
+
     def _parts(self, begin: int, end: int) -> list[tuple[npt.NDArray[Any], slice]]:
         """Of each cache the part that has some rows, and perhaps rows beyond them."""
         rows = [self.context // array.shape[2] for array in self.arrays]

@@ -146,6 +146,10 @@ class SlotCache(Protocol):
     def write(self, slot: int, begin: int, rows: Sequence[npt.NDArray[Any]]) -> None:
         """Put rows that `read` returned with the same ``begin`` into a slot."""
 
+    def copy(self, source: int, slot: int, begin: int, end: int) -> None:
+        """Put a slot's rows into another one."""
+        self.write(slot, begin, self.read(source, begin, end))
+
 
 class Slots(Protocol):
     """A decoder whose KV cache has slots, each of ``context`` rows, for sequences that go on side by side.

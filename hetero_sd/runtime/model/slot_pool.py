@@ -98,6 +98,11 @@ class SlotPool:
         """How many are free and can have the rows of others."""
         return len(self._free) if self._blocks is not None else 0
 
+    def follows(self, slot: Slot) -> bool:
+        """Whether the last branch of a slot is free and holds a beginning of its text."""
+        last = self._branches.get(slot)
+        return last in self._free and last.tokens == slot.tokens[: len(last.tokens)]
+
     def branch(self, slot: Slot) -> Slot:
         """A free slot that has all rows of another one from here on; `free_for_branches` says that there is one.
 
@@ -112,7 +117,7 @@ class SlotPool:
         own, rows = found.held(slot.tokens), len(slot.tokens)
         self._cut(found, own)
         if own < rows:
-            self._blocks.share(slot.number, found.number, own, rows)
+            self._blocks.follow(slot.number, found.number, own, rows)
             found.tokens += slot.tokens[own:]
         return found
 

@@ -21,7 +21,7 @@ from hetero_sd.runtime.model.protocol import CHOICE, LOGITS, NotFiniteError, Row
 from hetero_sd.runtime.model.slot_pool import Slot, SlotPool
 from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.batch_times import BatchTimes, calls_of
-from hetero_sd.runtime.serve.branches import Acceptances
+from hetero_sd.runtime.serve.branches import Acceptances, SecondChoice
 
 
 class ModelDrafts:
@@ -107,11 +107,12 @@ class BatchDrafter:
         self.times, self._predicts = BatchTimes(calls), calls is predicted
         self._slots, self._expected, self._counts, self._clock = slots, expected, counts, clock
         self._pool = None if in_targets_rows else SlotPool(slots)
+        self._second = SecondChoice()
 
     def begin(self, targets: Slot, ids: Sequence[int]) -> ModelDrafts:
         """Take a slot for a text that begins with these ids and has that slot of the target."""
         known, context = self._slots.vocab, self._slots.context
-        seen = Acceptances(*self._expected, len(ids))
+        seen = Acceptances(*self._expected, len(ids), self._second)
         if self._pool is None:
             return ModelDrafts(targets, True, seen, known, context)
         ids = [token if token < known else 0 for token in ids]

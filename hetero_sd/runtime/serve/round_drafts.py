@@ -12,7 +12,7 @@ from hetero_sd.runtime.internal_error import report
 from hetero_sd.runtime.load import note
 from hetero_sd.runtime.model.protocol import NotFiniteError
 from hetero_sd.runtime.model.slot_pool import Slot
-from hetero_sd.runtime.serve.branches import NO_DRAFT, Branches, Drafted
+from hetero_sd.runtime.serve.branches import NO_DRAFT, Branches, Drafted, SecondChoice
 from hetero_sd.runtime.serve.model_drafts import BatchDrafter, ModelDrafts
 from hetero_sd.runtime.serve.running_text import RunningText
 from hetero_sd.runtime.serve.scheduler import Scheduler
@@ -48,13 +48,13 @@ class RoundDrafts:
         """
         self._scheduler, self._branches = scheduler, branches
         self._from_texts, self._drafter = from_texts, drafter
-        self._pools = dict[Slot, NgramPool]()
+        self._pools, self._second = dict[Slot, NgramPool](), dict[str, SecondChoice]()
 
     def begin(self, slot: Slot, ids: Sequence[int]) -> Sources:
         """Of a text that begins with these ids in a slot of the target."""
         pool = self._pools.setdefault(slot, NgramPool(POOL_TOKENS)) if self._from_texts else None
         return Sources(
-            None if pool is None else TextDrafts(pool),
+            None if pool is None else TextDrafts(pool, self._second),
             None if self._drafter is None else self._drafter.begin(slot, ids),
         )
 
@@ -72,7 +72,8 @@ class RoundDrafts:
         rows, drafter = len(running) + riding, self._drafter
         if not running or not self._scheduler.may_draft(rows, len(running), self._from_texts, drafter):
             return {}
-        may_branch = self._branches.free_slots > 0
+        free_slots = self._branches.free_slots
+        may_branch = free_slots > 0
         found = [
             NOTHING if s.found is None else s.found.offer(text.tokens, text.room, may_branch) for text, s in running
         ]
@@ -84,7 +85,8 @@ class RoundDrafts:
         if not any(offer.most for offer in (*found, *modelled)):
             return {}
         left = sum(text.left for text, _ in running)
-        chosen = self._scheduler.drafted(found, modelled, left, rows, drafter, self._branches)
+        branch_s = [self._branches.takes_s(text.slot, text.left) for text, _ in running] if may_branch else ()
+        chosen = self._scheduler.drafted(found, modelled, left, rows, drafter, free_slots, branch_s)
         for i, gamma in enumerate(chosen.gammas):
             if (drafts := running[i][1].found) is not None and not chosen.modelled[i]:
                 drafts.take(gamma)

@@ -18,10 +18,10 @@ from hetero_sd.runtime.decode.seen import Seen
 from hetero_sd.runtime.model.protocol import Outputs, Row, Slots
 from hetero_sd.runtime.serve.batch_counts import BatchCounts
 from hetero_sd.runtime.serve.batch_times import BatchTimes, calls_of
-from hetero_sd.runtime.serve.branches import Branches
 from hetero_sd.runtime.serve.model_drafts import BatchDrafter
 
 _SETTLED_ROUNDS = 32  # after which it is asked anew whether drafts could pay
+_BRANCHES_EACH = 4  # rounds, in one of which it is asked whether branches pay where they did not
 
 
 class Scheduler:
@@ -53,6 +53,7 @@ class Scheduler:
         self._other, self._calls_before_s = Seen(), 0.0
         # rows, texts, whether a model drafts -> in which round it was asked, and the answer
         self._may_pay: dict[tuple[int, int, bool], tuple[int, bool]] = {}
+        self._without_branches = 0  # rounds since the last one that had any
 
     @property
     def bound_s(self) -> float:
@@ -130,7 +131,8 @@ class Scheduler:
         left: int,
         rows: int,
         drafter: BatchDrafter | None,
-        branches: Branches,
+        free_slots: int,
+        branch_s: Sequence[float],
     ) -> ChosenDrafts:
         """Drafts of each running text that are verified in this round.
 
@@ -140,16 +142,20 @@ class Scheduler:
             left: tokens that the texts are still to get.
             rows: of the round without drafts.
             drafter: the draft model, if there is one.
-            branches: of the round, which has none yet.
+            free_slots: for branches.
+            branch_s: that one of each text takes; see RoundSoFar.
         """
         with self._deciding():
             read_s = self.counts.calls_s - self._calls_before_s
-            left_s, free_slots = self.bound_s - read_s, branches.free_slots
-            so_far = RoundSoFar(rows, len(found), self._other_s, left_s, free_slots, branches.takes_s)
+            free_slots = free_slots if self._without_branches % _BRANCHES_EACH == 0 else 0
+            so_far = RoundSoFar(rows, len(found), self._other_s, self.bound_s - read_s, free_slots, branch_s)
             if drafter is not None and self._pays(rows, len(found), drafter):
-                return choose_drafts(found, modelled, left, so_far, self._times, drafter.times)
-            shared = share_rows(found, so_far, self._times)
-            return ChosenDrafts(shared.gammas, [False] * len(found), branches=shared.branches)
+                chosen = choose_drafts(found, modelled, left, so_far, self._times, drafter.times)
+            else:
+                shared = share_rows(found, so_far, self._times)
+                chosen = ChosenDrafts(shared.gammas, [False] * len(found), branches=shared.branches)
+            self._without_branches = 0 if any(chosen.branches) else self._without_branches + 1
+            return chosen
 
     def read(self, feed: Callable[[int], list[int]], tokens: int, past: int) -> list[int]:
         """Feed a piece of a prompt with so many tokens before it; the token that follows, if any."""

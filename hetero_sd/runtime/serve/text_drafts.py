@@ -9,7 +9,7 @@ from costmodel.batch_drafts import MOST_DRAFTED
 from costmodel.draft_rows import NOTHING, Offer
 from hetero_sd.runtime.decode.drafters.ngram import source
 from hetero_sd.runtime.decode.drafters.ngram_pool import Match, NgramPool
-from hetero_sd.runtime.serve.branches import Acceptances
+from hetero_sd.runtime.serve.branches import Acceptances, SecondChoice
 
 POOL_TOKENS = 1 << 14  # that a slot remembers
 EXPECTED, WEIGHT = 0.5, 2.0  # acceptance of a source that was not seen, and judged tokens that it counts for
@@ -40,9 +40,9 @@ class Drafts(Protocol):
 class TextDrafts:
     """What followed the last tokens of the text where they stood before; implements the Drafts protocol."""
 
-    def __init__(self, pool: NgramPool) -> None:
-        """Begin a text; the pool is that of its slot."""
-        self._pool, self._added = pool, 0
+    def __init__(self, pool: NgramPool, second: dict[str, SecondChoice]) -> None:
+        """Begin a text; the pool is that of its slot, second choices are those of all texts, by source."""
+        self._pool, self._second, self._added = pool, second, 0
         self._match: Match | None = None
         self.drafted: list[int] = []
         self.branch: Sequence[int] = ()
@@ -65,8 +65,14 @@ class TextDrafts:
             return NOTHING
         if branches:
             self.branch = self._pool.otherwise(self._match, min(most, MOST_DRAFTED))
-        seen = self._seen.setdefault(source(self._match.length), Acceptances(EXPECTED, WEIGHT, len(tokens)))
+        seen = self._acceptances(source(self._match.length), len(tokens))
         return Offer(seen.alpha, len(self._match.tokens), beta=seen.beta, most_in_branch=len(self.branch))
+
+    def _acceptances(self, name: str, at: int) -> Acceptances:
+        if name not in self._seen:
+            second = self._second.setdefault(name, SecondChoice())
+            self._seen[name] = Acceptances(EXPECTED, WEIGHT, at, second)
+        return self._seen[name]
 
     def take(self, gamma: int) -> None:
         """Have so many of what was offered verified."""

@@ -60,10 +60,14 @@ def test_mapped_blocks_are_the_same_memory() -> None:
     assert rows_of(pages, 0)[40:48] == [0] * 8  # nobody wrote it
 
 
-def test_rows_are_copied_from_slot_to_slot() -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_rows_are_copied_from_slot_to_slot(at_once: bool) -> None:
     pages = filled()
     own = [rows_of(pages, slot) for slot in range(SLOTS)]
-    pages.write(2, 11, pages.read(0, 11, 21))
+    if at_once:
+        pages.copy(0, 2, 11, 21)
+    else:
+        pages.write(2, 11, pages.read(0, 11, 21))
     found = rows_of_values(pages, 2)
     assert found == [*own[2][:11], *own[0][11:21], *own[2][21:]]
     assert rows_of_keys(pages, 2) == [*own[2][:8], *own[0][8:24], *own[2][24:]]  # in whole tiles of keys

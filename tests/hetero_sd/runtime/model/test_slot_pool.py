@@ -184,7 +184,7 @@ def test_thousands_of_branches_leave_all_slots_and_blocks(mapped: bool) -> None:
 @pytest.mark.parametrize("source", [None, 2])
 def test_a_branch_without_the_rows_of_its_text_is_found(monkeypatch: pytest.MonkeyPatch, source: int | None) -> None:
     """The negative control: no rows, or those of another slot."""
-    model, share = Rows(3), CacheBlocks.share
+    model, follow = Rows(3), CacheBlocks.follow
     pool = SlotPool(model)  # type: ignore[arg-type]
     slot = pool.take([1, 2, 3])
     model.feed(slot, range(1, 10))
@@ -193,9 +193,9 @@ def test_a_branch_without_the_rows_of_its_text_is_found(monkeypatch: pytest.Monk
 
     def wrong(self: CacheBlocks, right: int, *rows: int) -> None:
         if source is not None:
-            share(self, source, *rows)
+            follow(self, source, *rows)
 
-    monkeypatch.setattr(CacheBlocks, "share", wrong)
+    monkeypatch.setattr(CacheBlocks, "follow", wrong)
     branch(pool, model, slot, True, 2)
     with pytest.raises(AssertionError):
         model.check(pool)

@@ -38,7 +38,6 @@ from hetero_sd.runtime.load import load_folder
 from hetero_sd.runtime.model.kept_prefix import KeptPrefix
 from hetero_sd.runtime.model.protocol import CHOICE, Model, Outputs, Pending, Row, Slots
 from hetero_sd.runtime.serve.batch_engine import BatchEngine
-from hetero_sd.runtime.serve.branches import Acceptances
 from hetero_sd.runtime.serve.engine import (
     ENDING,
     FAULT,
@@ -551,7 +550,7 @@ class Guesses(TextDrafts):
 
     def offer(self, tokens: Sequence[int], most: int, branches: bool = False) -> Offer:
         self._match = Match(2, self.rng.choice([*range(64, 70), tokens[-1]], max(0, min(most, 5))).tolist())
-        self._seen.setdefault("ngram-2", Acceptances(0.5, 2.0))
+        self._acceptances("ngram-2", 0)
         return Offer(0.9, len(self._match.tokens))
 
 

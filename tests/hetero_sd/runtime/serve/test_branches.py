@@ -21,7 +21,7 @@ from hetero_sd.runtime.model.cache_blocks import CacheBlocks
 from hetero_sd.runtime.model.protocol import Row
 from hetero_sd.runtime.serve.batch_engine import BatchEngine
 from hetero_sd.runtime.serve.batch_times import BatchTimes
-from hetero_sd.runtime.serve.branches import Acceptances
+from hetero_sd.runtime.serve.branches import Acceptances, SecondChoice
 from hetero_sd.runtime.serve.engine import GenerationRequest
 from hetero_sd.runtime.serve.running_text import RunningText
 from hetero_sd.runtime.serve.text_drafts import TextDrafts
@@ -44,7 +44,7 @@ class Told(TextDrafts):
         draft, branch = begins[int(self.rng.random() < 0.6)]
         rest = [int(t if self.rng.random() < 0.7 else self.rng.choice(wrong)) for t in right[1:]]
         self._match, self.branch = Match(2, [int(draft), *rest][:most]), [int(branch), *rest][: most * branches]
-        self._seen.setdefault("ngram-2", Acceptances(0.5, 2.0))
+        self._acceptances("ngram-2", 0)
         return Offer(0.2, len(self._match.tokens), beta=0.95, most_in_branch=len(self.branch))
 
 
@@ -66,7 +66,7 @@ def run_mixed(letters: Letters, slots: int) -> tuple[BatchEngine, list[Client]]:
     return engine, run_all(engine, *(GenerationRequest(prompt, options) for prompt, options in MIXED))
 
 
-@pytest.mark.parametrize("slots", [3, 6, 12])
+@pytest.mark.parametrize("slots", [4, 6, 12])
 def test_texts_are_those_of_single_runs_at_every_load(
     letters: Letters, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +76,7 @@ def test_texts_are_those_of_single_runs_at_every_load(
     assert [client.text() for client in clients] == [answer.read() for answer in answers]
     counts, tokens = counts_of(engine), engine.snapshot().tokens
     assert 0.3 * counts.branches < counts.branches_won < counts.branches
-    assert counts.branches > 10
+    assert counts.branches > 5
     assert tokens.accepted <= tokens.drafted
     assert engine._pool.free == slots
     assert sorted(slot.number for slot in engine._pool.every) == list(range(slots))
@@ -149,28 +149,36 @@ def test_requests_that_join_and_leave_at_any_time(
     assert sorted(slot.number for slot in engine._pool.every) == list(range(slots))
 
 
-def test_the_second_choice_of_a_draft_model_is_a_branch(letters: Letters) -> None:
-    """One that is often wrong and then often right with its second choice; no step more is made for it."""
-    asked: list[Any] = [{"max_new_tokens": 100}, {"max_new_tokens": 100, "temperature": 0.8, "seed": 3}]
+def test_the_second_choice_of_a_draft_model_is_a_branch(letters: Letters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where more is believed of it than it deserves: it wins now and then."""
+    monkeypatch.setattr(SecondChoice, "beta", 1.0)
+    asked: list[Any] = [{"max_new_tokens": 100, "temperature": heat, "seed": 3} for heat in (0.0, 1.2)]
     expected = [letters(chats=False).generate("hello", **options).read() for options in asked]
-    engine = engine_of(letters, 4, between_tokens_s=40.0, calls=CALLS, draft_noise=1.0, rows_to_share=True)
+    engine = engine_of(letters, 4, between_tokens_s=40.0, calls=CALLS, draft_noise=1.4, rows_to_share=True)
     clients = run_all(engine, *(GenerationRequest("hello", options) for options in asked))
     assert [client.text() for client in clients] == expected
     counts = counts_of(engine)
-    assert 0 < counts.branches_won < counts.branches
+    assert 5 < counts.branches_won < counts.branches
 
 
 def test_how_often_a_branch_is_right_is_learnt_where_the_draft_is_wrong() -> None:
-    seen = Acceptances(0.5, 2.0)
+    second = SecondChoice()
+    seen, other = (Acceptances(0.5, 2.0, 0, second) for _ in range(2))
     alpha, beta = seen.alpha, seen.beta
+    assert beta < 0.1  # of nothing seen little is believed
     assert seen.learn([1, 2], [3], [1, 2, 5], 10) == 2
-    assert (seen.alpha > alpha, seen.beta) == (True, beta)  # nothing is said of the branch
+    assert seen.alpha > alpha
+    assert seen.beta < beta  # nothing is said of the branch, and the drafts leave less to it
     assert seen.learn([1, 2], [3], [3, 4], 12) == 0
     assert seen.beta > beta
-    for at in range(13, 40):
-        seen.learn([1, 2], [3], [4], at)
-    assert seen.beta < 0.15
-    assert seen.learn([1], [], [4], 41) == 0
+    assert 0 < seen.beta < second.beta  # drafts may be accepted more often than it seems
+    for at in range(13, 213):
+        seen.learn([1, 2], [3], [3 if at % 5 < 2 else 4], at)
+    assert 0.3 < second.beta < 0.4  # a standard deviation below two fifths
+    assert seen.beta > other.beta > 0.1  # it is known of all texts, the drafts of each
+    before = second.beta
+    assert seen.learn([1], [], [4], 213) == 0
+    assert second.beta == before
 
 
 @pytest.fixture
@@ -202,7 +210,7 @@ def test_a_compiled_target(
         alike = replace(alike, chunks=calls.chunks)
         session.plan = replace(session.plan, prediction=replace(session.plan.prediction, slot_calls=alike))
         if planted:
-            monkeypatch.setattr(CacheBlocks, "share", lambda *arguments: None)
+            monkeypatch.setattr(CacheBlocks, "follow", lambda *arguments: None)
         engine = BatchEngine(session, session.slots, 16, 60.0, drafts=True)
         clients = run_all(engine, *(GenerationRequest(ids, options) for ids, options in asked))
         found = [client.text() for client in clients]

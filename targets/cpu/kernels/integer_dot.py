@@ -52,33 +52,35 @@ class Activations:
     """Codes of a tile's rows in one step.
 
     Attributes:
-        x: [1, n, width], as quantise_rows writes them.
-        n, width: rows, and codes of one.
+        x: as quantise_rows writes them, [1, n, k]; places of several rows are counted from the first of them.
+        n: rows.
         rows: which rows.
         step: which step.
         starts: for each row what its sums begin with, int32.
         by_step: x is filled step by step, see IntegerDot.
+        ask: (part, parts) asks for such a part of the weights that are read later; on x86-64 all parts are to be asked
+            for in order, between the products.
     """
 
     x: Any
     n: int
-    width: int
     rows: list[Any]
     step: Any
     starts: list[Any]
     by_step: bool
+    ask: Callable[[int, int], None]
 
     def part(self, row: Any, first: int, length: int) -> Any:
         """Codes of a row from the step's code `first` on."""
         place = (self.step * self.n + row) * STEP + first
         if self.by_step:
-            return self.x[0, T.floordiv(place, self.width), T.ramp(T.floormod(place, self.width), 1, length)]
+            return self.x[0, 0, T.ramp(place, 1, length)]
         return self.x[0, row, T.ramp(self.step * STEP + first, 1, length)]
 
     def pair(self, row: Any, first: int) -> Any:
         """Eight codes of a row, which is even, and eight of the next."""
         place = 2 * (self.step * STEP + first)
-        return self.x[0, row + T.floordiv(place, self.width), T.ramp(T.floormod(place, self.width), 1, 16)]
+        return self.x[0, row, T.ramp(place, 1, 16)]
 
 
 # (vectors side by side, rows) -> int32 sums[vector][row]

@@ -11,6 +11,7 @@ Weights are packed as linear_nbits.py says.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from targets.cpu.kernels.vnni_dot import VNNI_DOTS
 from targets.cpu.tile import CpuTile
 
 _AHEAD = 8  # steps of weights that are asked for before they are read; Zen 3: 10 -> 13 GB/s at one row
+_LEAD = 2  # steps that a chunk asks for beyond the next one: its first tiles need the last lines of all steps at once
 _CHUNK, _CHUNK_WEIGHTS = 16, 16 * 1024  # the most steps, and the most weights
 _LINE = 16  # words of a cache line
 _SUMS: dict[str, Sums] = {**NEON_DOTS, "pmadd": pmadd, **VNNI_DOTS}
@@ -73,24 +75,17 @@ def quantise_rows(tile: CpuTile, n: int, width: int, dtype: str) -> Any:
                 if pairs:
                     for i in T.unroll(STEP // 8):
                         for v in T.vectorized(8):
-                            codes[
-                                0,
-                                vm // 2 * 2 + (2 * vg * STEP + 16 * i) // width,
-                                (2 * vg * STEP + 16 * i) % width + vm % 2 * 8 + v,
-                            ] = T.cast(code[8 * i + v], dtype)
+                            codes[0, vm // 2 * 2, 2 * vg * STEP + 16 * i + vm % 2 * 8 + v] = T.cast(
+                                code[8 * i + v], dtype
+                            )
                 else:
                     for v in T.vectorized(STEP):
-                        codes[
-                            0,
-                            (vg * n + vm) * STEP // width if by_step else vm,
-                            ((vg * n + vm) * STEP % width if by_step else vg * STEP) + v,
-                        ] = T.cast(code[v], dtype)
-                at_row = T.meta_var((vg * n + vm) // steps if by_step else vm)
-                at_step = T.meta_var((vg * n + vm) % steps if by_step else vg)
-                scale[0, at_row, at_step] = top[0] * T.float32(1 / 127)
-                total[0, at_row, at_step] = _intrinsic(
-                    "llvm.vector.reduce.add", code[T.ramp(0, 1, STEP)], dtype="int32"
-                )
+                        codes[0, 0 if by_step else vm, (vg * n + vm if by_step else vg) * STEP + v] = T.cast(
+                            code[v], dtype
+                        )
+                at = T.meta_var((0, 0, vg * n + vm) if by_step else (0, vm, vg))
+                scale[at] = top[0] * T.float32(1 / 127)
+                total[at] = _intrinsic("llvm.vector.reduce.add", code[T.ramp(0, 1, STEP)], dtype="int32")
 
     return quantise_rows
 
@@ -139,6 +134,7 @@ def linear_int(
     row_tiles, groups = -(-n // rows), vectors // side
     chunks = 1 if row_tiles * groups == 1 else -(-steps // min(_CHUNK, _CHUNK_WEIGHTS // (STEP * panel)))
     chunk = -(-steps // chunks)
+    ahead = _AHEAD if chunks == 1 else chunk + _LEAD
     zero_shape = (blocks, k_blocks, panel) if zeros else (1, 1, 1)
     lines = panel // _LINE  # of one row of q
     asked = -(-of_step * lines // (groups * row_tiles))  # lines that one tile asks for
@@ -146,8 +142,7 @@ def linear_int(
     prefetch = T.llvm_lookup_intrinsic_id("llvm.prefetch")
 
     def of_step_and_row(values: Any, s: Any, row: Any) -> Any:
-        place = s * n + row
-        return values[0, T.floordiv(place, steps), T.floormod(place, steps)] if by_step else values[0, row, s]
+        return values[0, 0, s * n + row] if by_step else values[0, row, s]
 
     def scales(scale: Any, zero: Any, g: Any, s: Any, column: Any) -> tuple[Any, Any]:
         """Of a vector's columns: what sums are multiplied with, and with zero points what totals are."""
@@ -158,13 +153,15 @@ def linear_int(
         middle = T.broadcast(T.float32(1 << (bits - 1)), lanes)
         return factor, T.bind(factor * (middle - T.cast(zero[at], f"float32x{lanes}")))
 
-    def ask(q: Any, g: Any, word: Any, first: Any) -> None:
-        """Ask for lines of one step from `first` on, in the order of columns: a tile's own, a chunk before it."""
-        for place in (first + i for i in range(asked)):
-            row, line = (T.floormod(place, of_step), T.floordiv(place, of_step)) if lines > 1 else (place, 0)
-            T.evaluate(
-                T.call_llvm_intrin(prefetch, T.address_of(q[g, word + row, line * _LINE]), 0, 3, 1, dtype="void")
-            )
+    def lines_of(q: Any, g: Any, first: Any) -> Callable[[int, int], None]:
+        """Asks for lines of a panel from `first` on; they may be those of the next panel, which follows it."""
+
+        def ask(part: int, parts: int) -> None:
+            for i in range(asked * part // parts, asked * (part + 1) // parts):
+                line = T.address_of(q[g, 0, (first + i) * _LINE])
+                T.evaluate(T.call_llvm_intrin(prefetch, line, 0, 3, 1, dtype="void"))
+
+        return ask
 
     def ask_scales(values: Any, dtype: str, g: Any, row: Any, column: Any) -> None:
         """Ask for the scales or the zero points of a tile's columns: they are a stream of their own."""
@@ -172,10 +169,19 @@ def linear_int(
             place = T.address_of(values[g, row, column + first])
             T.evaluate(T.call_llvm_intrin(prefetch, place, 0, 3, 1, dtype="void"))
 
-    def step(acc: Any, r: Any, j: Any, s: Any, g: Any, given: tuple[Any, ...]) -> None:
-        """Add step s to tile (r, j) of acc, whose rows are rows of the activations; ask for weights that come later."""
+    def step(acc: Any, r: Any, j: Any, c: Any, i: Any, g: Any, given: tuple[Any, ...]) -> None:
+        """Add step i of chunk c to tile (r, j) of acc, whose rows are rows of the activations; ask for later weights.
+
+        On x86-64 these are asked for in the order in which they lie in memory, whatever the order of tiles, and between
+        the products: requests at once wait for each other and hold up the loads behind them. On Arm, where that takes
+        registers that the sums need, each tile begins with asking for its lines of a later step.
+        """
         x, x_scale, total, q, scale, zero = given
-        ask(q, g, (s + _AHEAD) * of_step, (j * row_tiles + r) * asked)
+        s, own = c * chunk + i, T.min(chunk, steps - c * chunk)
+        before = (j * own + i) * row_tiles + r if by_step else (j * row_tiles + r) * own + i  # tiles of the chunk
+        if tile.lanes == 4:
+            lines_of(q, g, (s + _AHEAD) * of_step * lines + (j * row_tiles + r) * asked)(0, 1)
+        ask = lines_of(q, g, (c * chunk + ahead) * of_step * lines + before * asked)
         kept, column = r * rows, j * side * lanes
         for values, dtype in ((scale, scale_dtype), (zero, zero_dtype))[: 1 + zeros]:
             ask_scales(values, dtype, g, (s + _AHEAD) * STEP // block, column)
@@ -185,7 +191,7 @@ def linear_int(
         places = [column + j * lanes for j in range(side)]
         weights = [Weights(q, g, s * of_step, place, bits) for place in places]
         starts = [T.bind(value * T.int32(-offset)) if offset else T.int32(0) for value in totals]
-        sums = _SUMS[integer.instruction](weights, Activations(x, n, k, at, s, starts, by_step))
+        sums = _SUMS[integer.instruction](weights, Activations(x, n, at, s, starts, by_step, ask))
         shifts = (
             [T.bind(T.cast(value, "float32") * x) for value, x in zip(totals, of_row, strict=True)] if zeros else []
         )
@@ -222,11 +228,11 @@ def linear_int(
                         if by_step:
                             for s in T.serial(T.min(chunk, steps - c * chunk)):
                                 for r in T.serial(row_tiles):
-                                    step(acc, r, j, c * chunk + s, vg, (x, x_scale, total, q, scale, zero))
+                                    step(acc, r, j, c, s, vg, (x, x_scale, total, q, scale, zero))
                         else:
                             for r in T.serial(row_tiles):
                                 for s in T.serial(T.min(chunk, steps - c * chunk)):
-                                    step(acc, r, j, c * chunk + s, vg, (x, x_scale, total, q, scale, zero))
+                                    step(acc, r, j, c, s, vg, (x, x_scale, total, q, scale, zero))
                 for r in T.serial(row_tiles):
                     for m in T.serial(rows):
                         for j in T.unroll(vectors):

@@ -8,6 +8,7 @@ A word's operands are unpacked once and multiplied with all rows before the next
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm.script import tirx as T
@@ -19,13 +20,20 @@ _LANES = 8  # columns of a vector
 
 def pmadd(vectors: list[Weights], given: Activations) -> list[list[Any]]:
     """The sums of each vector and row."""
-    return [_eight(weights, given) if weights.bits == 8 else _unsigned(weights, given) for weights in vectors]
+    words = vectors[0].bits
+    of_vector = _eight if words == 8 else _unsigned
+
+    def ask_of(j: int) -> Callable[[int], None]:
+        return lambda i: given.ask(j * words + i, len(vectors) * words)
+
+    return [of_vector(weights, given, ask_of(j)) for j, weights in enumerate(vectors)]
 
 
-def _unsigned(weights: Weights, given: Activations) -> list[Any]:
+def _unsigned(weights: Weights, given: Activations, ask: Callable[[int], None]) -> list[Any]:
     totals: list[Any] = [None] * len(given.rows)
     vectors = 8 // weights.bits  # of a word
     for i in range(weights.bits):
+        ask(i)
         for part, codes in enumerate(weights.codes(i, _LANES)):
             unsigned = T.bind(T.reinterpret(codes, dtype="uint8x32"))
             for m, row in enumerate(given.rows):
@@ -39,9 +47,10 @@ def _unsigned(weights: Weights, given: Activations) -> list[Any]:
     ]
 
 
-def _eight(weights: Weights, given: Activations) -> list[Any]:
+def _eight(weights: Weights, given: Activations, ask: Callable[[int], None]) -> list[Any]:
     halves: list[list[Any]] = [[None] * len(given.rows) for _ in range(2)]
     for i in range(8):
+        ask(i)
         operands = [T.bind(T.cast(weights.codes(i, 4, first)[0], "int16x16")) for first in (0, 4)]
         for m, row in enumerate(given.rows):
             four = T.reinterpret(given.part(row, 4 * i, 4), dtype="int64")

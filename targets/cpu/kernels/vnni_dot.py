@@ -23,6 +23,7 @@ def _vnni(lanes: int) -> Sums:
         totals = [[T.bind(T.broadcast(start, lanes)) for start in given.starts] for _ in vectors]
         place = 0
         for i in range(vectors[0].bits):
+            given.ask(i, vectors[0].bits)
             operands = [_unsigned(weights, i, lanes) for weights in vectors]
             for half in range(len(operands[0])):
                 for m, row in enumerate(given.rows):
@@ -31,7 +32,7 @@ def _vnni(lanes: int) -> Sums:
                     for total, operand in zip(totals, operands, strict=True):
                         intrinsic = T.llvm_lookup_intrinsic_id(name)
                         total[m] = T.bind(
-                            T.call_llvm_pure_intrin(intrinsic, total[m], operand[half], x, dtype=f"int32x{lanes}")
+                            T.call_llvm_intrin(intrinsic, total[m], operand[half], x, dtype=f"int32x{lanes}")
                         )
                 place += 1
         return totals

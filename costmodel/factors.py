@@ -28,7 +28,7 @@ def overhead_range(core: Core) -> tuple[float, float]:
 
 _KINDS = ("float16", "int8", "int4")
 # factor -> kind of weights -> the factor that multiplies it for them
-OF_FORMATS = {factor: {kind: f"{factor}_{kind}" for kind in _KINDS} for factor in ("bandwidth", "compute")}
+OF_FORMATS = {factor: {kind: f"{factor}_{kind}" for kind in _KINDS} for factor in ("bandwidth", "compute", "overlap")}
 
 
 def weights_kind(stored: Format) -> str | None:
@@ -49,6 +49,8 @@ class Factors:
             cache, are multiplied by for weights of 16, 8, and 4 or fewer bits: kernels of one format keep more loads
             under way than those of another (0.8 for float16, 0.9 for int4 measured on Zen 5).
         compute_float16, compute_int8, compute_int4: the same of `compute`.
+        overlap_float16, overlap_int8, overlap_int4: the same of `overlap`, together at most 1: kernels that ask for
+            lines ahead wait for memory while they compute (2.1 for int8 fitted on Zen 5: all of it is hidden).
         attention: the same for attention.
         serial: the same for kernels on one thread.
         overlap: share of the shorter of arithmetic and memory time that the longer one hides.
@@ -103,6 +105,9 @@ class Factors:
     compute_float16: float = 1.0
     compute_int8: float = 1.0
     compute_int4: float = 1.0
+    overlap_float16: float = 1.0
+    overlap_int8: float = 1.0
+    overlap_int4: float = 1.0
     attention: float = 1.0
     serial: float = 1.0
     overlap: float = 0.9
@@ -134,7 +139,7 @@ class Factors:
     dram_together: float = 0.8
 
     def share(self, factor: str, stored: Format) -> float:
-        """What "bandwidth" or "compute" is multiplied by for weights of a format; 1 for those of 32 bits."""
+        """What "bandwidth", "compute" or "overlap" is multiplied by for weights of a format; 1 for those of 32 bits."""
         kind = weights_kind(stored)
         return 1.0 if kind is None else float(getattr(self, OF_FORMATS[factor][kind]))
 

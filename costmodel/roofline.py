@@ -163,10 +163,15 @@ class Roofline:
                 launch = max(launch, cluster.launch_overhead_s * f.launch)
         main = processor.parts[0][0]
         dispatch = f.dispatch_cycles / (main.frequency_ghz * 1e9)
-        exposed = (1 - f.overlap) * min(compute, memory)
+        exposed = (1 - self._hidden(op)) * min(compute, memory)
         if compute >= memory:
             return Estimate(compute + later, exposed, launch, dispatch)
         return Estimate(exposed + later, memory, launch, dispatch)
+
+    def _hidden(self, op: Op) -> float:
+        """Share of the shorter of a kernel's arithmetic and memory time that the longer one hides."""
+        share = self.factors.share("overlap", op.operator.format) if op.kind == "linear" else 1.0
+        return min(1.0, self.factors.overlap * share)
 
     def _arithmetic_share(self, op: Op) -> float:
         """Time of a kernel's arithmetic over its cycle count."""

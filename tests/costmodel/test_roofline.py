@@ -228,6 +228,21 @@ def test_the_other_model_of_a_pair_takes_cache(make_decoder: Any, rk3588: Any) -
     assert beside > 1.05 * alone
 
 
+def test_each_format_hides_its_share(rk3588: Any) -> None:
+    one = CpuSlice(((rk3588.clusters[0], 1),))
+
+    def total_s(stored: Format, **factors: float) -> float:
+        return Roofline(rk3588, replace(IDEAL, overlap=0.5, **factors)).op(gate(4, stored), one).total_s
+
+    for stored in (Format("float16"), Format("int8", 32), Format("int4", 32)):
+        name = f"overlap_{stored.dtype}"
+        none, half, every, more = (total_s(stored, **{name: share}) for share in (1e-9, 1.0, 2.0, 3.0))
+        assert every < half < none
+        assert half == pytest.approx((none + every) / 2)
+        assert more == every  # no more than all of it
+        assert total_s(Format(), **{name: 2.0}) == total_s(Format())  # the control: another format
+
+
 def test_what_caches_keep_of_a_large_model_is_gone_after_another_one(rk3588: Any) -> None:
     one = CpuSlice(((rk3588.clusters[0], 1),))
     roofline = Roofline(rk3588, Factors(cache_kept=0.4))

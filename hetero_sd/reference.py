@@ -8,18 +8,16 @@ int8 activations it computes what they mean, in floats (passes/onnx/rewrite/roun
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime
 
 from costmodel.format import FLOAT, INT8
 from hetero_sd.early_exit import EarlyExit
+from hetero_sd.reference_session import make_session
 from hetero_sd.stored_kv import as_stored
 from passes.analysis.count_work import count_work
 from passes.onnx import canonicalise
@@ -55,8 +53,6 @@ _AS_FLOATS = (
     find_head_dim,
     exact_quantised,
 )
-_IN_MEMORY = "in memory"
-_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass
@@ -91,6 +87,7 @@ class ReferenceModel:
         recipe: Recipe | None = None,
         scales: dict[Any, Any] | None = None,
         kv: str = DEFAULT_KV,
+        lean: bool = False,
     ) -> None:
         """Load the file.
 
@@ -102,6 +99,7 @@ class ReferenceModel:
             scales: those that were searched for the file before, which is added to; None knows of none.
             kv: the type to which keys and values are rounded when a token is in the cache; its own step has them as
                 they are.
+            lean: weights are in memory once; onnxruntime keeps a copy of most of them else, which is faster.
 
         Raises:
             UserError: not a readable decoder export, onnxruntime cannot run it on a CPU, or it has no cache to round.
@@ -125,7 +123,17 @@ class ReferenceModel:
         self._names = [v.name for v in imp.graph.outputs]
         self._kv = kv
         self._one_at_a_time = False
-        self._session = make_session(imp.model, path, threads)
+        self._session = make_session(imp.model, path, threads, lean)
+
+    def rows(self, token_ids: Sequence[int], at_once: int) -> Iterator[np.ndarray]:
+        """Logits of a text, of so many tokens at a time.
+
+        Raises:
+            UserError: as `forward`.
+        """
+        past = Cache()
+        for start in range(0, len(token_ids), at_once):
+            yield self.forward(token_ids[start : start + at_once], past)
 
     def forward(self, token_ids: Sequence[int], past: Cache | None = None) -> np.ndarray:
         """Logits float32 [n, vocab] of n tokens, each seeing those before it and `past`, which they are added to.
@@ -189,7 +197,7 @@ class ReferenceModel:
             for name, dtype in self._dtypes.items()
         }
         try:
-            return dict(zip(self._names, self._session.run(None, feed), strict=True))
+            return dict(zip(self._names, self._session.run(None, {**feed, **self._session.fed}), strict=True))
         except Exception as error:  # onnxruntime has a dozen exception classes without a common base
             raise UserError(f"{self.path}: onnxruntime cannot run it: {' '.join(str(error).split())[:300]}") from error
 
@@ -211,57 +219,3 @@ class EarlyExitReference(ReferenceModel):
         self._names = [v.name for v in decoder.model.graph.outputs]
         self._kv, self._one_at_a_time = DEFAULT_KV, False
         self._session = make_session(decoder.model, path)
-
-
-def make_session(model: Any, path: Path, threads: int = 0) -> Any:
-    """An unoptimised CPU session of an `onnx_ir` model, which was read from `path`; weights are read from their files.
-
-    Raises:
-        UserError: onnxruntime refuses the model, for instance an operator it has on GPUs only.
-    """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    held = _held(model)
-    proto = ir.to_proto(model)
-    options.add_external_initializers(list(held), list(held.values()))
-    options.add_session_config_entry(_EXTERNAL_FOLDER, str(_below_one_folder(model, proto) or path.parent))
-    try:
-        content = proto.SerializeToString()
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise UserError(f"{path}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}") from error
-    session.held = held  # it reads them where they are
-    return session
-
-
-def _held(model: Any) -> dict[str, Any]:
-    """Matrices that are computed here, by name, which onnxruntime reads in memory: a message holds 2 GiB at most."""
-    held = {}
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if isinstance(tensor, ir.LazyTensor) and len(tensor.shape) == 2:
-            numbers = np.ascontiguousarray(tensor.numpy())
-            held[name] = onnxruntime.OrtValue.ortvalue_from_numpy(numbers)
-            value.const_value = ir.ExternalTensor(
-                _IN_MEMORY, 0, numbers.nbytes, tensor.dtype, shape=tensor.shape, name=name
-            )
-    return held
-
-
-def _below_one_folder(model: Any, proto: Any) -> Path | None:
-    """Name the external files from one folder, which onnxruntime asks for; a hub's cache has them in another one."""
-    files = {
-        name: Path(value.const_value.path)
-        for name, value in model.graph.initializers.items()
-        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.location != _IN_MEMORY
-    }
-    if not files:
-        return None
-    folder = Path(os.path.commonpath([file.parent for file in files.values()]))
-    for tensor in proto.graph.initializer:
-        for entry in tensor.external_data if tensor.name in files else ():
-            if entry.key == "location":
-                entry.value = str(files[tensor.name].relative_to(folder))
-    return folder

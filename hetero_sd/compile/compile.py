@@ -97,12 +97,12 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
         vocab = {role: spec.vocab for role, spec in specs.items()}
         check_pair(request.target, vocab["target"], sources["draft"], vocab["draft"], tokenizer)
     plan, prediction = make_plan(board, specs, context, overrides)
-    cost = None
-    if texts is not None:
-        multiplied = {role: spec.activations for role, spec in specs.items()}
-        cost = measure_cost(sources, quantisation, multiplied, texts.within(context), progress)
 
     with new_bundle(request.out) as folder:
+        cost = None
+        if texts is not None:
+            multiplied = {role: spec.activations for role, spec in specs.items()}
+            cost = measure_cost(sources, quantisation, multiplied, texts.within(context), folder, progress)
         opencl_runtime = None
         if any(backend(p).carries_runtime for placed in plan.places.values() for p in placed.place.processors):
             with progress.step(f"OpenCL runtime for {board.isa}"):

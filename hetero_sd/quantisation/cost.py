@@ -5,12 +5,14 @@ the float distribution, sum p ln(p / q) in nats; the perplexity of the texts' ow
 would choose the same next token. Of a pair: how probable it is that the target accepts the drafter's token after the
 same text, greedily (both choose the same token) and sampled at temperature 1 (sum min(p, q)). Texts are as given; a
 pair's acceptance on its own answers is what `hetero-sd acceptance` measures.
+
+One model is in memory at a time: what is kept of each are its rows, in a file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,16 @@ import numpy.typing as npt
 
 from hetero_sd.progress import Progress
 from hetero_sd.quantisation.recipes import Quantisation
+from hetero_sd.quantisation.stored_rows import Rows, RowsFile, StoredRows
 from hetero_sd.runtime.text.prompts import read_prompts
 from hetero_sd.runtime.text.tokenizer import Text
 from targets.errors import UserError
 
-Rows = npt.NDArray[np.float32]
-
 TEXTS = Path(__file__).with_name("texts.txt")
 _MOST_TOKENS = 512  # of our own texts, all together, so that it takes seconds
-_ROWS_AT_ONCE = 64
+_TOKENS_AT_ONCE = 64  # of a run, so that the logits of a large vocabulary take less memory than its embedding
+_ROWS_AT_ONCE = 16  # of which float64 numbers are in memory
+SomeRows = Rows | StoredRows
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def measure_cost(
     quantisation: Quantisation,
     activations: Mapping[str, str],
     texts: Texts,
+    folder: Path,
     progress: Progress,
 ) -> QuantisationCost:
     """Run every model, and every quantised one, over the texts.
@@ -122,6 +126,7 @@ def measure_cost(
         quantisation: of those models that are quantised.
         activations: FLOAT or INT8 by role.
         texts: that they run over.
+        folder: with room for the rows, which lie in a file without a name.
         progress: shows a step for each run.
 
     Raises:
@@ -129,15 +134,15 @@ def measure_cost(
     """
     from hetero_sd.reference import ReferenceModel
 
-    encoded = texts.encoded
+    encoded, kept = texts.encoded, RowsFile(folder)
 
-    def rows(what: str, *given: Any, **more: Any) -> list[Rows]:
+    def rows(what: str, path: Path, **more: Any) -> list[StoredRows]:
         with progress.step(f"{what}: run by onnxruntime on {sum(map(len, encoded))} tokens"):
-            model = ReferenceModel(*given, **more)
-            return [log_softmax(model.forward(ids)) for ids in encoded]
+            model = ReferenceModel(path, lean=True, **more)
+            return [kept.add(map(log_softmax, model.rows(ids, _TOKENS_AT_ONCE))) for ids in encoded]
 
     models: dict[str, ModelCost] = {}
-    exact, ours = dict[str, list[Rows]](), dict[str, list[Rows]]()
+    exact, ours = dict[str, list[StoredRows]](), dict[str, list[StoredRows]]()
     for role, path in sources.items():
         exact[role] = ours[role] = rows(f"{role}, float", path)
         if role in quantisation.recipes:
@@ -160,7 +165,7 @@ def log_softmax(logits: npt.NDArray[Any]) -> Rows:
 
 
 def model_cost(
-    recipe: str, activations: str, encoded: Sequence[list[int]], exact: Sequence[Rows], ours: Sequence[Rows]
+    recipe: str, activations: str, encoded: Sequence[list[int]], exact: Sequence[SomeRows], ours: Sequence[SomeRows]
 ) -> ModelCost:
     """The float rows (log-probabilities of each text's next tokens) beside the quantised ones."""
     kl = sum(float((np.exp(p.astype(np.float64)) * (p.astype(np.float64) - q)).sum()) for p, q in _pairs(exact, ours))
@@ -171,7 +176,7 @@ def model_cost(
     )
 
 
-def pair_cost(exact: Mapping[str, Sequence[Rows]], ours: Mapping[str, Sequence[Rows]]) -> PairCost:
+def pair_cost(exact: Mapping[str, Sequence[SomeRows]], ours: Mapping[str, Sequence[SomeRows]]) -> PairCost:
     """Acceptance by the rows of "target" and "draft"; tokens that only one of them has are never accepted."""
     found = []
     for rows in (ours, exact):
@@ -185,16 +190,26 @@ def pair_cost(exact: Mapping[str, Sequence[Rows]], ours: Mapping[str, Sequence[R
     return PairCost(found[0][0], found[1][0], found[0][1], found[1][1])
 
 
-def _pairs(first: Sequence[Rows], second: Sequence[Rows]) -> Any:
+def _pairs(first: Sequence[SomeRows], second: Sequence[SomeRows]) -> Iterator[tuple[Rows, Rows]]:
     """The same few rows of both, so that little memory is taken."""
     for a, b in zip(first, second, strict=True):
-        for start in range(0, len(a), _ROWS_AT_ONCE):
-            yield a[start : start + _ROWS_AT_ONCE], b[start : start + _ROWS_AT_ONCE]
+        yield from zip(_few(a), _few(b), strict=True)
 
 
-def _perplexity(encoded: Sequence[list[int]], rows: Sequence[Rows]) -> float | None:
-    judged = [r[np.arange(len(ids) - 1), ids[1:]] for ids, r in zip(encoded, rows, strict=True) if len(ids) > 1]
-    if not judged:
+def _few(rows: SomeRows) -> Iterator[Rows]:
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        yield rows[start : start + _ROWS_AT_ONCE]
+
+
+def _perplexity(encoded: Sequence[list[int]], rows: Sequence[SomeRows]) -> float | None:
+    judged = []
+    for ids, text in zip(encoded, rows, strict=True):
+        following = ids[1:]
+        for few in _few(text):
+            known = few[: len(following)]
+            judged.append(known[np.arange(len(known)), following[: len(known)]])
+            following = following[len(known) :]
+    if not sum(map(len, judged)):
         return None
     mean = -float(np.concatenate(judged).astype(np.float64).mean())
     return math.exp(mean) if mean < 700 else math.inf

@@ -28,4 +28,4 @@ def cost_text(cost: QuantisationCost) -> list[str]:
 
 
 def _number(x: float | None) -> str:
-    return "-" if x is None else f"{x:,.2f}" if x < 1e6 else f"{x:.2g}"
+    return "-" if x is None else f"{x:,.2f}" if x < 1e5 else f"{x:.2g}"

@@ -41,13 +41,13 @@ class Compiled:
     progress: str
 
 
-def compiled(folder: Path, shape: LlamaShape, dtype: str, file_bytes: int | None) -> Compiled:
+def compiled(folder: Path, shape: LlamaShape, dtype: str, file_bytes: int | None, *options: str) -> Compiled:
     free = shutil.disk_usage(folder).free
     need(free >= 9 << 30, "less than 9 GiB of disk free", "the model and its bundle need 6 GB: free some")
     model = folder / "model.onnx"
     write_llama(model, shape, dtype, file_bytes=file_bytes)
     source_bytes = sum(p.stat().st_size for p in folder.iterdir())
-    argv = ["compile", model, "--tokenizer", TOKENIZER, "--board", "host", "--out", folder / "bundle"]
+    argv = ["compile", model, "--tokenizer", TOKENIZER, "--board", "host", "--out", folder / "bundle", *options]
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, *map(str, argv)], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -77,6 +77,16 @@ def test_peak_memory_of_a_3b_model_of_int4_in_many_files(tmp_path: Path) -> None
     assert 0.99 * found.source_bytes < found.packed_bytes < 1.01 * found.source_bytes
     for step in ("target: import model.onnx", "target: compile for", "hash the files"):
         assert re.search(rf"{re.escape(step)}.* \d+\.\d s", found.progress), found.progress
+
+
+@pytest.mark.deep
+def test_peak_memory_of_quantising_a_large_vocabulary(tmp_path: Path) -> None:
+    """The float model and the quantised one run one after the other, and their rows of logits are in a file."""
+    shape = LlamaShape(layers=4, hidden=1024, heads=16, kv_heads=4, ffn=2816, vocab=131072)
+    found = compiled(tmp_path, shape, "float32", None, "--quantise", "int4")
+    assert found.source_bytes > 1.2e9
+    assert found.peak_bytes < 2.0 * found.source_bytes
+    assert found.packed_bytes < 0.3 * found.source_bytes
 
 
 def as_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from hetero_sd import reference
+from hetero_sd.quantisation.recipes import Quantisation
 from hetero_sd.reference import Cache, ReferenceModel
 from targets.errors import UserError
 
@@ -114,3 +115,17 @@ def test_operator_nobody_has(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "model.onnx")
     with pytest.raises(UserError, match="Unheard"):
         ReferenceModel(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["llama-dynamo-fp32", "qwen2-dynamo-fp32", "qwen3-genai-fp32"])
+@pytest.mark.parametrize("quantise", [None, "int8"])
+def test_a_lean_model_has_the_same_logits(name: str, quantise: str | None) -> None:
+    """Heads that are a transposed embedding, and weights that are computed here: neither is copied."""
+    path = EXPORTS / name / "model.onnx"
+    recipe = Quantisation.of(quantise, None, None, ["target"]).recipes.get("target")
+    expected = ReferenceModel(path, threads=1, recipe=recipe).forward(IDS)
+    lean = ReferenceModel(path, threads=1, recipe=recipe, lean=True)
+    found = np.concatenate(list(lean.rows(IDS, 2)))
+    assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(found[:-1] - expected[1:]).max() > 0.1  # the negative control
+    assert bool(lean._session.fed) == (quantise is not None)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from hetero_sd import reference
 from hetero_sd.progress import Progress
 from hetero_sd.quantisation.cost import (
     Texts,
@@ -18,6 +21,7 @@ from hetero_sd.quantisation.cost import (
     pair_cost,
 )
 from hetero_sd.quantisation.recipes import Quantisation
+from hetero_sd.quantisation.stored_rows import RowsFile
 from targets.errors import UserError
 
 EXPORTS = Path(__file__).parents[2] / "data" / "exports"
@@ -67,12 +71,27 @@ def test_a_pair_by_hand() -> None:
     )
 
 
-def test_more_bits_cost_less() -> None:
+def test_more_bits_cost_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one model is in memory at a time: no other one is there when the next is loaded."""
+    there, most = weakref.WeakSet[Any](), []
+
+    class Watched(reference.ReferenceModel):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            there.add(self)
+            super().__init__(*given, **more)
+            there.add(self._session)
+            most.append(len(there))
+
+    monkeypatch.setattr(reference, "ReferenceModel", Watched)
+
     def cost(quantise: str):
         quantisation = Quantisation.of(quantise, None, None, SOURCES)
-        return measure_cost(SOURCES, quantisation, dict.fromkeys(SOURCES, "float"), TEXTS, Progress(quiet=True))
+        activations = dict.fromkeys(SOURCES, "float")
+        return measure_cost(SOURCES, quantisation, activations, TEXTS, tmp_path, Progress(quiet=True))
 
     four, eight = cost("int4"), cost("int8")
+    assert most == [2] * 8  # a model and its session
+    assert list(tmp_path.iterdir()) == []  # the rows' file has no name
     assert four.tokens == 8
     for role in SOURCES:
         assert 0 < 20 * eight.models[role].kl_nats < four.models[role].kl_nats
@@ -83,13 +102,32 @@ def test_more_bits_cost_less() -> None:
     assert abs(eight.pair.sampled - eight.pair.float_sampled) < 0.02
 
 
-def test_only_the_drafter_is_quantised() -> None:
+def test_only_the_drafter_is_quantised(tmp_path: Path) -> None:
     quantisation = Quantisation.of(None, None, "int8", SOURCES)
-    cost = measure_cost(SOURCES, quantisation, {"target": "float", "draft": "int8"}, TEXTS, Progress(quiet=True))
+    activations = {"target": "float", "draft": "int8"}
+    cost = measure_cost(SOURCES, quantisation, activations, TEXTS, tmp_path, Progress(quiet=True))
     assert list(cost.models) == ["draft"]
     assert cost.models["draft"].activations == "int8"
     assert list(quantisation.scales) == ["draft"]
     assert len(quantisation.scales["draft"]) == 9  # the scales that the compiler takes, too
+
+
+def test_rows_in_a_file_are_as_rows_in_memory(tmp_path: Path) -> None:
+    """40 rows: three parts of those that are compared at once."""
+    drawn = np.random.default_rng(0)
+    exact, ours = ([log_softmax(drawn.standard_normal((40, 7))) for _ in range(2)] for _ in range(2))
+    encoded = [drawn.integers(0, 7, 40).tolist() for _ in range(2)]
+    file = RowsFile(tmp_path)
+    stored = [[file.add([text[:11], text[11:]]) for text in rows] for rows in (exact, ours)]
+    assert all(np.array_equal(kept[:], text) for kept, text in zip(stored[0], exact, strict=True))
+    assert np.array_equal(stored[1][0][5:9], ours[0][5:9])
+    assert model_cost("r", "float", encoded, *stored) == model_cost("r", "float", encoded, exact, ours)
+    whole = (
+        -np.concatenate([r[np.arange(39), ids[1:]] for r, ids in zip(ours, encoded, strict=True)])
+        .astype(np.float64)
+        .mean()
+    )
+    assert model_cost("r", "float", encoded, exact, ours).perplexity == pytest.approx(math.exp(whole), rel=1e-12)
 
 
 def test_texts(tmp_path: Path) -> None:

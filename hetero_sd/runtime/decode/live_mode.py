@@ -6,53 +6,60 @@ formula with the run's own times and acceptance. A text begins in the faster mod
 be slower, or that lost what may be lost against the target alone, goes on by taking turns. What was left is tried
 again after 1, 2, 4, ... texts, where the formula still promises it.
 
+Overlapped rounds wait for no draft, for all, or for as many as the plan says. Which is faster is measured, too: a way
+that the formula does not take for much slower than the fastest known one gets a text; if it is hardly slower, another
+one after 1, 2, 4, ... texts.
+
 The same observations lead to the same decisions, and no decision changes greedy text.
 """
 
 from __future__ import annotations
 
-from collections import deque
-
-from costmodel.contention import Load
-from costmodel.early_verification import early_round
 from costmodel.schema.plan import OVERLAPPED, PlannedOverlap
-from costmodel.speculative import expected_tokens
-from hetero_sd.runtime.decode.drafters import MODEL
+from hetero_sd.runtime.decode.live_beside import LEAST_ROUNDS, Beside, Rest
 from hetero_sd.runtime.decode.live_gamma import LiveGamma
 from hetero_sd.runtime.decode.trace import Round, Switch
 
-_WINDOW, _LEAST_ROUNDS = 32, 8  # rounds whose speed is believed; those that must be seen before a decision
 _START_MARGIN, _LEAVE_MARGIN = 1.02, 0.995  # what overlapping must gain to begin; what it may lose before it ends
-_PAUSE = 4.0  # times the median: a longer round is a pause of the system, and counts as that much
-_MOST_TEXTS = 32  # after which overlapping is tried again, at most
-_SAME = 0.02  # that what the formula is given may be off, before it is reckoned again
-_NO_LIMIT = 1e18  # of the DRAM: what both do to each other is in the slowdowns already
+_PROMISING = 0.8  # of the fastest known way, that the formula says of another one that gets a text
+_AGAIN = 0.95  # likewise of one that was measured long ago, by how far the formula was off then
 
 
 class LiveMode:
-    """Decides between overlapped rounds and the turns of a `LiveGamma`; see the module."""
+    """Decides between overlapped rounds and the turns of a `LiveGamma`; see the module.
+
+    Attributes:
+        least: drafts that the target waits for, in the overlapped text that began last.
+    """
 
     def __init__(self, turns: LiveGamma, overlap: PlannedOverlap) -> None:
         """Start from what the plan says of overlapped rounds."""
-        self.turns, self._overlap = turns, overlap
-        self._seen: deque[tuple[int, float]] = deque(maxlen=_WINDOW)  # tokens and seconds of overlapped rounds
-        self._texts_left, self._texts_next = 0, 1  # texts before the next try; and after the next failure
+        self.turns, self.least, self._gamma = turns, overlap.least, overlap.gamma
+        self._ways = [Beside(turns, overlap, least) for least in {overlap.least: 0, 0: 0, overlap.gamma: 0}]
+        self._way = self._ways[0]
+        self._rests = Rest()  # after taking turns was faster
         self._rounds = 0  # of this text
         self._overlaps = True  # as far as is known: the last text began so
-        self._reckoned: tuple[tuple[float, ...], float] | None = None  # what the formula was given last, and gave
 
-    def begin(self, prompt_tokens: int, max_new_tokens: int) -> bool:
-        """Whether a new text begins with overlapped rounds; then the turns know of it, too."""
+    def begin(self, prompt_tokens: int, max_new_tokens: int, waits_for_all: bool = False) -> bool:
+        """Whether a new text begins with overlapped rounds; then the turns know of it, too.
+
+        ``waits_for_all``: no other way is possible, because the text is sampled.
+        """
         self._rounds = 0
-        if self._texts_left:
-            self._texts_left -= 1
-            if self._texts_left:
-                return False
-            self._seen.clear()  # measured long ago
-        if not self._overlaps and not self.turns.may_decide:
-            return False  # little has passed since that was found
-        self._overlaps = self.overlapped_tokens_per_s() > _START_MARGIN * self.turns_tokens_per_s()
+        for way in self._ways:
+            if way.rests.text_begins():
+                way.forget()
+        if self._rests.text_begins():
+            for way in self._ways:
+                way.forget()
+        ways = [way for way in self._ways if way.rests.over and (way.least == self._gamma or not waits_for_all)]
+        if not self._rests.over or not ways or (not self._overlaps and not self.turns.may_decide):
+            return False  # or little has passed since that was found
+        self._way = self._fastest(ways)
+        self._overlaps = self._way.tokens_per_s > _START_MARGIN * self.turns_tokens_per_s()
         if self._overlaps:
+            self.least = self._way.least
             self.turns.begin(prompt_tokens, max_new_tokens)
         return self._overlaps
 
@@ -60,60 +67,44 @@ class LiveMode:
         """What taking turns is expected to reach, with the best draft length or none."""
         return self.turns.best_tokens_per_s()
 
-    def overlapped_tokens_per_s(self) -> float:
-        """What overlapped rounds reach: as measured, else by the formula."""
-        if len(self._seen) >= _LEAST_ROUNDS:
-            return sum(tokens for tokens, _ in self._seen) / sum(self._times())
-        return self._formula()
-
-    def _formula(self) -> float:
-        """By the cost model; the last result, where all that it is made from is the same within a fiftieth."""
-        times, overlap = self.turns.times, self._overlap
-        steps, draft_s, other_s = times.steps_s(), times.draft_s(MODEL), times.other_s()
-        given = (expected_tokens(self.turns.alpha, overlap.gamma), draft_s, other_s, *steps.values())
-        last = self._reckoned
-        if last is not None and all(abs(a - b) <= _SAME * b for a, b in zip(given, last[0], strict=True)):
-            return last[1]
-        found = early_round(
-            *(self.turns.alpha, overlap.gamma, overlap.least),
-            Load(draft_s * overlap.draft_slowdown, 0.0, 0.0),
-            lambda n: Load(steps[times.width(n - 1)] * overlap.target_slowdown, 0.0, 0.0),
-            *(other_s, _NO_LIMIT, overlap.hand_over_s),
-        ).tokens_per_s
-        self._reckoned = given, found
-        return found
-
     def observe(self, finished: Round) -> Switch | None:
         """Learn from an overlapped round; the switch to taking turns, where it is time for that."""
-        tokens, plain_s = finished.accepted + 1, self.turns.times.plain_s()
-        self._seen.append((tokens, finished.total_s))
-        took = min(finished.total_s, _PAUSE * self._times()[len(self._seen) // 2])
+        way, plain_s = self._way, self.turns.times.plain_s()
+        took = way.observe(finished)
         self.turns.observe_beside(finished, took if self._rounds else took - finished.wait_s)  # it read the prompt
         self._rounds += 1
         may_lose_s = self.turns.may_lose_s()
-        affordable = may_lose_s >= self._times()[len(self._seen) // 2] - plain_s
-        if affordable and self._rounds < _LEAST_ROUNDS:
+        affordable = may_lose_s >= way.median_s - plain_s
+        if affordable and self._rounds < LEAST_ROUNDS:
             return None
-        beside, turns = self.overlapped_tokens_per_s(), self.turns_tokens_per_s()
+        beside, turns = way.tokens_per_s, self.turns_tokens_per_s()
         if affordable and beside >= _LEAVE_MARGIN * turns:
-            self._texts_next = 1
+            self._rests.pays()
             return None
-        self._texts_left, self._texts_next = self._texts_next, min(2 * self._texts_next, _MOST_TEXTS)
+        others = [other.tokens_per_s for other in self._ways if other.known and other is not way]
+        (way.rests if max(others, default=0.0) > turns else self._rests).fails()
         why = "overlapping lost what may be lost" if not affordable else "taking turns is faster"
         return Switch(
             source=OVERLAPPED,
-            before=self._overlap.gamma,
+            before=self._gamma,
             after=0,
             why=why,
             acceptance=self.turns.alpha,
             plain_s=plain_s,
-            round_s=sum(self._times()) / len(self._seen),
+            round_s=way.mean_s,
             speedup=beside * plain_s,
             bank_s=may_lose_s,
         )
 
-    def _times(self) -> list[float]:
-        """The rounds' times in ascending order, a pause of the system counting as a few rounds."""
-        times = sorted(seconds for _, seconds in self._seen)
-        most = _PAUSE * times[len(times) // 2]
-        return [min(seconds, most) for seconds in times]
+    def _fastest(self, ways: list[Beside]) -> Beside:
+        """The fastest way, or one that is to be measured; one that is slower rests."""
+        best = max(ways, key=lambda way: way.likely_tokens_per_s)
+        for way in ways:
+            to_be_measured = best.known or (best.off is not None and way.off is None)
+            promising = (_PROMISING if way.off is None else _AGAIN) * best.likely_tokens_per_s
+            if to_be_measured and way is not best and not way.known and way.likely_tokens_per_s > promising:
+                return way
+        for way in ways if best.known else ():
+            if way.known and way is not best:
+                way.rests.fails()
+        return best

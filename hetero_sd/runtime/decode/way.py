@@ -81,6 +81,7 @@ class Way:
         if self.overlap is None:
             return False
         live = self.overlap.live
-        begins = live is None or live.begin(prompt_tokens, self.request.max_new_tokens)
+        request = self.request
+        begins = live is None or live.begin(prompt_tokens, request.max_new_tokens, not request.sampling.greedy)
         (self.overlap.sides.apart if begins else self.overlap.sides.together)()
         return begins

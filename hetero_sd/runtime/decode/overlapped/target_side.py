@@ -25,7 +25,7 @@ class Overlap:
         thread: the drafter's, running.
         gamma: drafts that are verified at a time, at most; at least 1.
         least: drafts that the target waits for; sampling waits for all.
-        live: decides whether a text begins like this, and ends it where taking turns is faster; None: every text.
+        live: decides that and whether a text begins so, and ends it where taking turns is faster; None: all begin so.
         sides: where the models compute, which change with the mode.
     """
 
@@ -51,7 +51,8 @@ def speculate_overlapped(
     """
     sampling, thread, gamma = request.sampling, overlap.thread, overlap.gamma
     rng = rng or Rng(sampling.seed)
-    least = overlap.least if sampling.greedy else gamma
+    planned = overlap.least if overlap.live is None else overlap.live.least
+    least = planned if sampling.greedy else gamma
     tokens, end = list(prompt), min(len(prompt) + request.max_new_tokens, target.context + 1)
     text = thread.begin(
         drafter,

@@ -18,6 +18,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from targets.cpu.dot import DOTS, STEP, dot_of
+from targets.cpu.kernels.ask import ask
 from targets.cpu.kernels.integer_dot import Activations, Sums, Weights
 from targets.cpu.kernels.neon_dot import NEON_DOTS
 from targets.cpu.kernels.pmadd_dot import pmadd
@@ -139,7 +140,6 @@ def linear_int(
     lines = panel // _LINE  # of one row of q
     asked = -(-of_step * lines // (groups * row_tiles))  # lines that one tile asks for
     ragged = columns % panel != 0
-    prefetch = T.llvm_lookup_intrinsic_id("llvm.prefetch")
 
     def of_step_and_row(values: Any, s: Any, row: Any) -> Any:
         return values[0, 0, s * n + row] if by_step else values[0, row, s]
@@ -156,18 +156,16 @@ def linear_int(
     def lines_of(q: Any, g: Any, first: Any) -> Callable[[int, int], None]:
         """Asks for lines of a panel from `first` on; they may be those of the next panel, which follows it."""
 
-        def ask(part: int, parts: int) -> None:
+        def ask_part(part: int, parts: int) -> None:
             for i in range(asked * part // parts, asked * (part + 1) // parts):
-                line = T.address_of(q[g, 0, (first + i) * _LINE])
-                T.evaluate(T.call_llvm_intrin(prefetch, line, 0, 3, 1, dtype="void"))
+                ask(q[g, 0, (first + i) * _LINE])
 
-        return ask
+        return ask_part
 
     def ask_scales(values: Any, dtype: str, g: Any, row: Any, column: Any) -> None:
         """Ask for the scales or the zero points of a tile's columns: they are a stream of their own."""
         for first in range(0, side * lanes, 64 // np.dtype(dtype).itemsize):
-            place = T.address_of(values[g, row, column + first])
-            T.evaluate(T.call_llvm_intrin(prefetch, place, 0, 3, 1, dtype="void"))
+            ask(values[g, row, column + first])
 
     def step(acc: Any, r: Any, j: Any, c: Any, i: Any, g: Any, given: tuple[Any, ...]) -> None:
         """Add step i of chunk c to tile (r, j) of acc, whose rows are rows of the activations; ask for later weights.
@@ -181,7 +179,7 @@ def linear_int(
         before = (j * own + i) * row_tiles + r if by_step else (j * row_tiles + r) * own + i  # tiles of the chunk
         if tile.lanes == 4:
             lines_of(q, g, (s + _AHEAD) * of_step * lines + (j * row_tiles + r) * asked)(0, 1)
-        ask = lines_of(q, g, (c * chunk + ahead) * of_step * lines + before * asked)
+        ask_part = lines_of(q, g, (c * chunk + ahead) * of_step * lines + before * asked)
         kept, column = r * rows, j * side * lanes
         for values, dtype in ((scale, scale_dtype), (zero, zero_dtype))[: 1 + zeros]:
             ask_scales(values, dtype, g, (s + _AHEAD) * STEP // block, column)
@@ -191,7 +189,7 @@ def linear_int(
         places = [column + j * lanes for j in range(side)]
         weights = [Weights(q, g, s * of_step, place, bits) for place in places]
         starts = [T.bind(value * T.int32(-offset)) if offset else T.int32(0) for value in totals]
-        sums = _SUMS[integer.instruction](weights, Activations(x, n, at, s, starts, by_step, ask))
+        sums = _SUMS[integer.instruction](weights, Activations(x, n, at, s, starts, by_step, ask_part))
         shifts = (
             [T.bind(T.cast(value, "float32") * x) for value, x in zip(totals, of_row, strict=True)] if zeros else []
         )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tvm.script import tirx as T
 
+from targets.cpu.kernels.ask import ask
 from targets.cpu.linear_tile import LINE_BYTES, LinearTile
 from targets.cpu.tile import SERIAL_WEIGHTS, CpuTile
 
@@ -27,14 +28,12 @@ def linear_in_turns(tile: CpuTile, walk: LinearTile, n: int, k: int, columns: in
     shared = -(-asked * panel // line // row_tiles)  # lines that one row tile asks for
     ragged = columns % panel != 0
     loop = T.serial if columns * k < SERIAL_WEIGHTS else T.parallel
-    prefetch = T.llvm_lookup_intrinsic_id("llvm.prefetch")
 
-    def ask(w: Any, p: Any, row: Any, r: Any) -> None:
+    def ask_share(w: Any, p: Any, row: Any, r: Any) -> None:
         """Ask for row tile r's share of the lines of panel p from `row` on, or of the next panel, which follows it."""
         for i in range(shared):
             at = (r * shared + i) * line
-            place = T.address_of(w[p, row + at // panel, at % panel])
-            T.evaluate(T.call_llvm_intrin(prefetch, place, 0, 3, 1, dtype="void"))
+            ask(w[p, row + at // panel, at % panel])
 
     @T.prim_func(s_tir=True)
     def linear_in_turns(
@@ -58,7 +57,7 @@ def linear_in_turns(tile: CpuTile, walk: LinearTile, n: int, k: int, columns: in
                                 acc[m, T.ramp(j * lanes, 1, lanes)] = kept[r * rows + m, T.ramp(j * lanes, 1, lanes)]
                         for b in T.serial(T.min(in_part, k // asked - c * in_part)):
                             for p in T.unroll(side):
-                                ask(w, vg * side + p, (c * in_part + b) * asked + ahead, r)
+                                ask_share(w, vg * side + p, (c * in_part + b) * asked + ahead, r)
                             for ko in T.serial(asked // unroll):
                                 for ki in T.unroll(unroll):
                                     for p in T.unroll(side):

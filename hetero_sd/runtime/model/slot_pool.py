@@ -77,7 +77,7 @@ class SlotPool:
         are had by `share`.
         """
         elsewhere = self._most_held(ids)[0]
-        found = max(self._free, key=lambda slot: (self._of_own(slot, ids, elsewhere), -len(slot.tokens), -slot.used))
+        found = max(self._free, key=lambda slot: (self._of_own(slot, ids, elsewhere), -self._alone(slot), -slot.used))
         self._free.remove(found)
         self._count += 1
         rows = min(found.held(ids), len(ids) - 1)
@@ -110,7 +110,7 @@ class SlotPool:
         """
         assert self._blocks is not None
         last = self._branches.get(slot)
-        found = last if last in self._free else min(self._free, key=lambda free: (len(free.tokens), free.used))
+        found = last if last in self._free else min(self._free, key=lambda free: (self._alone(free), free.used))
         self._free.remove(found)
         self._branches[slot] = found
         self._count += 1
@@ -125,6 +125,11 @@ class SlotPool:
         """Rows that only this slot saves; a little more than others hold is not worth the text that it holds."""
         held = slot.held(ids)
         return held if held >= elsewhere or self._blocks is None else 0
+
+    def _alone(self, slot: Slot) -> int:
+        """Rows of a text that is lost with a slot; those of a branch, which others have too, are not."""
+        tokens, others = slot.tokens, (other for other in self.every if other is not slot)
+        return 0 if any(other.tokens[: len(tokens)] == tokens for other in others) else len(tokens)
 
     def share(self, slot: Slot, ids: Sequence[int]) -> int:
         """Take over rows of the beginning of ``ids`` that others hold, less the last of them; how many there were."""

@@ -201,6 +201,22 @@ def test_a_branch_without_the_rows_of_its_text_is_found(monkeypatch: pytest.Monk
         model.check(pool)
 
 
+def test_a_branch_costs_no_text_more_than_the_next_request_would() -> None:
+    """All slots hold a text; the branch of one takes the shortest, and the request after it that of the branch."""
+    model = Rows(4)
+    pool = SlotPool(model)  # type: ignore[arg-type]
+    for number, length in enumerate((9, 5, 12, 7)):
+        model.feed(pool.every[number], [number] * length)
+    slot = pool.take([0] * 10)
+    branch(pool, model, slot, False, 2)
+    branch(pool, model, slot, True, 2)
+    texts = {tuple(other.tokens[:5]) for other in pool.every}
+    assert texts == {(number,) * 5 for number in (0, 2, 3)}
+    assert pool.take([8, 8]).tokens == []
+    assert {tuple(other.tokens[:5]) for other in pool.every if other.tokens} == texts
+    model.check(pool)
+
+
 def test_a_beginning_that_eight_have_is_read_once() -> None:
     model = Rows(8)
     pool = SlotPool(model)  # type: ignore[arg-type]

@@ -14,7 +14,9 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from passes.onnx.operator_rules import FLOATS, NAMES, RULES, SWITCHES, TEXTS, Must, Range, Rule
+from passes.onnx.onnxruntime_rules import FLOATS, TEXTS
+from passes.onnx.operator_rule import Must, Range, Rule
+from passes.onnx.operator_rules import NAMES, RULES, SWITCHES
 from passes.onnx.pass_context import describe
 from passes.onnx.rewrite.local_functions import DOMAIN
 from targets.errors import UserError

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from passes.onnx.operator_rules import LARGEST, SMALLEST
+from passes.onnx.operator_rule import LARGEST, SMALLEST
 from passes.onnx.pass_context import (
     Declined,
     Importing,

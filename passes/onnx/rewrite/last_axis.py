@@ -11,7 +11,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from passes.onnx.operator_rules import LAST_AXIS, RULES
+from passes.onnx.operator_rule import LAST_AXIS
+from passes.onnx.operator_rules import RULES
 from passes.onnx.pass_context import Importing, PassLog, attribute, describe
 from passes.onnx.shapes import known_shapes, points
 from targets.errors import UserError

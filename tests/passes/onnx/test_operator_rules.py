@@ -18,7 +18,9 @@ from unpack_families import one_of_its_kind, unpack_families
 from hetero_sd.verify import logit_bound
 from passes.onnx import canonicalise, shapes
 from passes.onnx.load.check_nodes import check_nodes
-from passes.onnx.operator_rules import FLOATS, LIFTED, NO_EFFECT, RULES, RUN, TEXTS, Must, Range
+from passes.onnx.onnxruntime_rules import FLOATS, TEXTS
+from passes.onnx.operator_rule import LIFTED, NO_EFFECT, RUN, Must, Range
+from passes.onnx.operator_rules import RULES
 from passes.onnx.pass_context import Importing
 from passes.onnx.prove.check_vocabulary import refusals
 from passes.onnx.prove.vocabulary import CHECKS

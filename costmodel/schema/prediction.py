@@ -67,6 +67,7 @@ class PlanPrediction(Record):
         draft_slot_calls: the same of the drafter beside it.
         start_s: what the first steps of a text take longer than later ones, all together: after a prompt was read.
         turn_start_s: the same of rounds that draft.
+        confidence_s: telling the confidence of a drafted token, where drafts may end by it.
         context: tokens in the caches.
         live: what live decisions start from; None without a drafter.
     """
@@ -91,6 +92,7 @@ class PlanPrediction(Record):
     prompt_result_s: NotNegative = 0.0
     start_s: NotNegative = 0.0
     turn_start_s: NotNegative = 0.0
+    confidence_s: NotNegative = 0.0
     long_chunks_s: dict[Size, tuple[NotNegative, NotNegative]] = field(default_factory=dict)
 
     def first_token_s(self, prompt_tokens: int, chunk: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from costmodel.batch_calls import predicted_calls
+from costmodel.confidence import confidence_s
 from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.placement import Placement
@@ -109,6 +110,7 @@ def plan_prediction(
         draft_slot_calls=calls.get("draft"),
         start_s=roofline.text_start_s(),
         turn_start_s=turns.start_s if drafts else 0.0,
+        confidence_s=confidence_s(roofline, specs["draft"].vocab) if drafts else 0.0,
         context=question.context,
         live=live,
         prompt_start_s=empty.prompt_chunk_s(reading["target"], chunk, fills=True),

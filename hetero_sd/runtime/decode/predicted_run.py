@@ -39,13 +39,14 @@ def predicted_time_shares(plan: Plan, traces: Sequence[Trace]) -> dict[str, floa
     prediction, live = plan.prediction, plan.prediction.live
     rounds = [r for trace in traces for r in trace.rounds]
     overlap = plan.overlap if any(r.wait_s for r in rounds) else None
-    seconds = dict.fromkeys(("draft", "verify", "wait", "sampling", "dispatch", "read"), 0.0)
+    seconds = dict.fromkeys(("draft", "verify", "wait", "sampling", "confidence", "dispatch", "read"), 0.0)
     for r in rounds:
         verify_s, by_model = prediction.verify_step_s.get(r.drafted + 1), r.source == MODEL
         if verify_s is None or (by_model and prediction.draft_step_s is None) or (r.read and live is None):
             return {}
         seconds["verify"] += verify_s
         seconds["sampling"] += prediction.sampling_s
+        seconds["confidence"] += len(r.confidences) * prediction.confidence_s
         seconds["dispatch"] += prediction.dispatch_s + (prediction.turn_s if r.drafted else 0.0)
         seconds["wait"] += 0.0 if overlap is None else overlap.wait_s
         if by_model and overlap is None:

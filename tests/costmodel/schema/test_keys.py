@@ -63,9 +63,9 @@ DOCUMENTS = {
     "hetero_sd/predict/text.py": ("what `predict --json` prints", "board context verdict"),
     "hetero_sd/runtime/decode/stats.py": (
         "what a run measured",
-        "acceptance_rate hand_over tokens_per_round tokens_per_s",
+        "acceptance_rate confidence_s hand_over tokens_per_round tokens_per_s",
     ),
-    "hetero_sd/runtime/decode/stats_text.py": ("what a run measured", "after before round_s"),
+    "hetero_sd/runtime/decode/stats_text.py": ("what a run measured", "after before confidence_s round_s"),
     "hetero_sd/quantisation/cost.py": ("arguments of ReferenceModel", "activations"),
     "hetero_sd/quantisation/recipes.py": ("a file of formats", "matrices"),
     "hetero_sd/runtime/answer.py": ("what a run measured", "mode"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from costmodel.confidence import confidence_s
 from costmodel.model_costs import ModelCosts
 from costmodel.processor import CpuSlice, GpuSlice
 from costmodel.roofline import Roofline
@@ -44,6 +45,8 @@ def test_steps_are_those_of_the_roofline() -> None:
     assert predicted.verify_step_s[4] == predicted.verify_step_s[3] == pytest.approx(four, rel=1e-5)
     assert predicted.verify_step_s[2] < four
     assert predicted.acceptance_rate == 0.8
+    assert predicted.confidence_s == pytest.approx(confidence_s(Roofline(board), shapes["draft"].vocab), rel=1e-5)
+    assert planned(gamma=0, draft=False)[0].prediction.confidence_s == 0.0
 
 
 def test_a_prompt_is_read_with_more_threads_than_a_token_is_decoded_with() -> None:

@@ -84,17 +84,28 @@ def test_shares_of_the_time_by_the_plans_steps() -> None:
     rounds = [drafted(3), drafted(0), drafted(3, read=40, source="ngram-2")]
     got = predicted_time_shares(own, [replace(text(5), rounds=rounds)])
     read = 2 * LIVE.chunk_s
-    seconds = {"draft": 0.03, "verify": 0.34, "wait": 0.0, "sampling": 0.0, "dispatch": 0.007, "read": read}
+    seconds = {"draft": 0.03, "verify": 0.34, "wait": 0.0, "sampling": 0.0, "confidence": 0.0, "dispatch": 0.007}
+    seconds["read"] = read
     assert got == pytest.approx({term: spent / (0.377 + read) for term, spent in seconds.items()})
     assert predicted_time_shares(own, [replace(text(5), rounds=[drafted(2)])]) == {}  # three tokens are not priced
     assert predicted_time_shares(own, [text(5)]) == {}
+
+
+def test_confidences_that_were_told_are_among_the_shares() -> None:
+    """Two rounds of three drafts, one of which asked for confidences; the control is a plan without a price."""
+    own = replace(PLAN, prediction=replace(PREDICTION, confidence_s=0.002))
+    asked = replace(drafted(3), confidences=(0.9, 0.8, 0.7))
+    got = predicted_time_shares(own, [replace(text(5), rounds=[drafted(3), asked])])
+    assert got["confidence"] == pytest.approx(0.006 / (2 * (0.03 + 0.12 + 0.001) + 0.006))
+    assert predicted_time_shares(PLAN, [replace(text(5), rounds=[asked])])["confidence"] == 0.0
 
 
 def test_beside_the_target_the_drafter_takes_no_time() -> None:
     overlap = PlannedOverlap(3, 3, (0,), (1,), "cpu", 1.0, 1.0, 0.05, 4e-5, 2.5, 9.0)
     own = replace(PLAN, overlap=overlap)
     got = predicted_time_shares(own, [replace(text(5), rounds=[drafted(3, wait_s=0.1)])])
-    seconds = {"draft": 0.0, "verify": 0.12, "wait": 0.05, "sampling": 0.0, "dispatch": 0.001, "read": 0.0}
+    seconds = {"draft": 0.0, "verify": 0.12, "wait": 0.05, "sampling": 0.0, "confidence": 0.0, "dispatch": 0.001}
+    seconds["read"] = 0.0
     assert got == pytest.approx({term: spent / 0.171 for term, spent in seconds.items()})
     assert predicted_transfer_s(own, overlapped=True) == pytest.approx((1 - 0.8**3) * 4e-5)
     assert predicted_transfer_s(own, overlapped=False) == 0.0

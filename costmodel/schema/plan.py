@@ -28,7 +28,8 @@ class PlannedOverlap(Record):
         least: drafts that the target waits for; 0 starts at once and judges the first draft while it is being made.
         target_cpus, draft_cpus: CPUs of each: its kernels compute there, or are enqueued from there.
         draft_cluster: the CPU cluster of the latter, for which the drafter's kernels are compiled.
-        target_slowdown, draft_slowdown: how many times as long a step takes while the other one reads DRAM, too.
+        target_slowdown, draft_slowdown: how many times as long a step takes as in turn: the other one reads DRAM, too,
+            and there may be fewer threads.
         wait_s: what the target waits for drafts in a round, the mean.
         hand_over_s: from a miss until the drafter knows of it.
         tokens_per_round: expected.

@@ -10,7 +10,10 @@ import pytest
 
 from costmodel.decoder import DecoderSpec
 from costmodel.format import Format
+from costmodel.model_costs import ModelCosts
+from costmodel.processor import CpuSlice
 from costmodel.question import Question, factors_of
+from costmodel.roofline import Roofline
 from costmodel.search import Search
 from costmodel.standard_decoder import Blocks, standard_decoder
 from costmodel.ties import TIE_SHARE
@@ -199,6 +202,24 @@ def test_one_cluster_and_one_thread_count_for_both_that_take_turns() -> None:
             cores = {s.processor for m in models if m for s in m.placement} - {"gpu"}
             assert len(cores) <= (1 if variant.mode != "overlapped" else 2)
         assert prediction.decision.best.reason
+
+
+def test_where_the_target_has_all_cores_in_turn_one_of_them_enqueues_the_drafters_kernels_meanwhile() -> None:
+    """The run may choose it; the target's steps are slower with a core less, which its slowdown says."""
+    board, where = load_board("rk3566"), "target=cpu,draft=gpu"
+    plan, _ = make_plan(board, PAIR, 256, Overrides(place=where, alpha=0.8))
+    overlap = plan.overlap
+    assert (plan.mode, plan.threads) == ("target-only", 4)
+    assert overlap is not None
+    assert (overlap.target_cpus, overlap.draft_cpus) == ((0, 1, 2), (3,))
+    costs = ModelCosts(Roofline(board), PAIR["target"], plan.context // 2)
+    three, four = (
+        costs.step_s(costs.whole(CpuSlice(((board.clusters[0], threads),))), overlap.gamma + 1) for threads in (3, 4)
+    )
+    assert overlap.target_slowdown == pytest.approx(three / four, rel=0.02)
+    assert overlap.target_slowdown > 1.2
+    one_core = replace(board, clusters=(replace(board.clusters[0], count=1, cpu_ids=(0,)),))
+    assert make_plan(one_core, PAIR, 256, Overrides(place=where, alpha=0.8))[0].overlap is None
 
 
 def test_overlapped_where_target_and_drafter_have_processors_of_their_own() -> None:

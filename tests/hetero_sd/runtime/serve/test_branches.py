@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from costmodel.draft_rows import Offer
 from costmodel.schema.batch import BatchPrediction
+from hetero_sd.cli import main
 from hetero_sd.runtime.decode.drafters.ngram_pool import Match
 from hetero_sd.runtime.load import load_folder
 from hetero_sd.runtime.model.cache_blocks import CacheBlocks
@@ -25,6 +26,8 @@ from hetero_sd.runtime.serve.branches import Acceptances, SecondChoice
 from hetero_sd.runtime.serve.engine import GenerationRequest
 from hetero_sd.runtime.serve.running_text import RunningText
 from hetero_sd.runtime.serve.text_drafts import TextDrafts
+
+EXPORTS = Path(__file__).resolve().parents[3] / "data" / "exports"
 
 
 class Told(TextDrafts):
@@ -216,3 +219,36 @@ def test_a_compiled_target(
         found = [client.text() for client in clients]
     assert (found == expected) != planted
     assert counts_of(engine).branches_won > (0 if planted else 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draft", ["drafter", "early-exit:1"])
+def test_second_choices_of_compiled_drafters(
+    draft: str, tmp_path: Path, asked: list[tuple[list[int], Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First layers draft in the target's rows, which a text exchanges for those of its branch."""
+    monkeypatch.setattr(SecondChoice, "beta", 1.0)
+    asked = asked[::2]  # so few that rows are to spare
+    target, out = EXPORTS / "llama-dynamo-fp32", tmp_path / "bundle"
+    given = EXPORTS / "llama-drafter-dynamo-fp32" / "model.onnx" if draft == "drafter" else draft
+    options = ["--tokenizer", target, "--board", "host", "--context", "64", "--slots", "6", "--out", out]
+    assert main([*map(str, ["compile", target / "model.onnx", "--draft", given, *options])]) == 0
+    with load_folder(out, {"mode": "off"}) as session:
+        expected = [session.answer(list(ids), **options).read() for ids, options in asked]
+        assert session.slots is not None
+        assert session.plan is not None
+        planned = session.plan.prediction
+        for name, seconds in (("slot_calls", 1.0), ("draft_slot_calls", 0.01)):
+            calls = getattr(planned, name)
+            alike = BatchPrediction(
+                {n: (seconds, 0.0) for n in calls.row_calls},
+                {n: (seconds, 0.0) for n in calls.read_calls},
+                chunks=calls.chunks,
+            )
+            planned = replace(planned, **{name: alike})
+        session.plan = replace(session.plan, prediction=planned)
+        engine = BatchEngine(session, session.slots, 16, 60.0, drafter=session.draft_slots)
+        clients = run_all(engine, *(GenerationRequest(ids, options) for ids, options in asked))
+        assert [client.text() for client in clients] == expected
+    counts = counts_of(engine)
+    assert 0 < counts.branches_won < counts.branches

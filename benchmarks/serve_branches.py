@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
-from serve import NEW, PROMPT, engine_counts, forget, measure, session_of
+from serve_requests import NEW, PROMPT, engine_counts, forget, measure, session_of
 
 if TYPE_CHECKING:
     from hetero_sd.runtime.serve.batch_engine import BatchEngine

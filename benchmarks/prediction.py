@@ -137,6 +137,7 @@ def main() -> int:
             print(f"prediction.py: error: {error}", file=sys.stderr)
             return 2
         result = {"machine": machine_facts(), **result}
+        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "prediction.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         (options.out / "prediction.md").write_text(text(result), "utf-8")
         print(text(result))

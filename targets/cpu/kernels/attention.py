@@ -76,8 +76,8 @@ def attention_cached(
             tops = T.sblock_alloc_buffer((kv_heads * most * row_tiles * queries,), "float32", scope="global")
             totals = T.sblock_alloc_buffer((kv_heads * most * row_tiles * queries, lanes), "float32", scope="global")
             outs = T.sblock_alloc_buffer((kv_heads * most * row_tiles * queries, head_dim), "float32", scope="global")
-            lowest = T.meta_var(first_chunk(pos))
-            chunks = T.meta_var((pos + n - 1) // CHUNK + 1 - lowest)
+            lowest = T.bind(first_chunk(pos))
+            chunks = T.bind((pos + n - 1) // CHUNK + 1 - lowest)
             for p in T.parallel(kv_heads * groups * chunks):
                 with T.sblock("chunk"):
                     vp = T.axis.spatial(kv_heads * groups * most, p)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,26 @@ def test_zero_points(loops: Any, core: Core) -> None:
     for n in (1, 4, 8):
         for loop in multiplying_loops(loops, loops.Kernel(core, 4, n, zeros=True)):
             assert loop.stack <= 0.07 * len(loop.instructions), n  # addresses
+
+
+def asked_at_once(loop: Any) -> int:
+    """The most cache lines that are asked for without a product between them."""
+    names = [line.split()[0] for line in loop.instructions if line.startswith(("prefetcht0", "vpdpbusd"))]
+    return max(len(list(run)) for name, run in itertools.groupby(names) if name == "prefetcht0")
+
+
+def test_lines_are_asked_for_between_products(loops: Any) -> None:
+    """As code for this machine is scheduled; the negative control is LLVM's model of Zen 4, which asks at once."""
+    general = dataclasses.replace(
+        x86("x86-64-v4", 512), llvm_features=("-prefer-256-bit", "+avx512vnni", "+gfni", "+avx512vbmi")
+    )
+    for n in (2, 4, 8):
+        kernel, other = loops.Kernel(general, 8, n), loops.Kernel(WIDE[1], 8, n)
+        (loop,), (control,) = multiplying_loops(loops, kernel), multiplying_loops(loops, other)
+        asked = loop.count("prefetcht0")
+        assert asked_at_once(loop) <= asked // 2, n
+        assert control.count("prefetcht0") == asked
+        assert asked_at_once(control) >= asked - 1, n
 
 
 def test_a_tile_that_is_too_large_shows(loops: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,8 @@ class _Walk:
                 bits = tir.bits(param.ty.dtype)
                 self.touched[tir.key(param)] = Touched(tuple(int(d) for d in shape), bits)
         self.extents: dict[int, int] = {}
-        self.control = tir.control_variables(func.body)
+        self.bound = tir.bound_integers(func.body)
+        self.control = tir.control_variables(func.body, self.bound)
         self.stored = tir.stored(func.body)
         self.open: Kernel | None = None
 
@@ -149,7 +150,7 @@ class _Walk:
                 lanes[var] = np.broadcast_to(self.value(value, scope), scope.weight.shape).astype(np.int64)
             else:
                 self.extents[var] = int(iter_var.dom.extent)
-            bound |= tir.variables(value)
+            bound |= tir.variables(value, self.bound)
         # Loops that the block's variables stand for end here; loops of the host around a kernel go on.
         weight = scope.weight * int(np.prod([e for v, e, _ in scope.loops if e and v in bound], dtype=np.int64))
         rest = tuple(loop for loop in scope.loops if loop[0] not in bound)
@@ -194,7 +195,7 @@ class _Walk:
         touched = self.touched.get(tir.key(buffer))
         if touched is None:
             return  # local to the kernel
-        used = set().union(*(tir.variables(i) for i in indices))
+        used = set().union(*(tir.variables(i, self.bound) for i in indices))
         held = self._held(used, scope, tir.key(buffer) in self.stored) if kind == "load" else set()
         times = int(np.prod([e for v, e, _ in scope.loops if e and v not in held], dtype=np.int64))
         vector = next((v for v, _, loop in reversed(scope.loops) if loop == _VECTORIZED and v in used), None)
@@ -228,7 +229,7 @@ class _Walk:
 
     def _positions(self, index: Any, scope: Scope) -> Ints | int:
         """The different values of an index; where it depends on data, how many there may be."""
-        used = tir.variables(index)
+        used = tir.variables(index, self.bound)
         free = [v for v in used if v not in scope.lanes and v not in self.scalars]
         lanes = collapsed(Scope({v: scope.lanes[v] for v in used if v in scope.lanes}, scope.weight, ())).lanes
         rows = len(next(iter(lanes.values()))) if lanes else 1
@@ -242,7 +243,7 @@ class _Walk:
         return np.unique(self._evaluate(index, values))
 
     def _stride(self, index: Any, var: int) -> int:
-        at = {v: np.int64(0) for v in tir.variables(index)}
+        at = {v: np.int64(0) for v in tir.variables(index, self.bound)}
         if tir.has_load(index):
             return 0
         return int(self._evaluate(index, {**at, var: np.int64(1)}) - self._evaluate(index, at))
@@ -255,6 +256,8 @@ class _Walk:
         kind = type(node).__name__
         if kind == "Var":
             key = tir.key(node)
+            if key in self.bound:
+                return self._evaluate(self.bound[key], values)
             return self.scalars[key] if key in self.scalars else values[key]
         if kind == "IntImm":
             return np.int64(int(node))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 _BINARY = ("Add", "Sub", "Mul", "FloorDiv", "LT", "LE", "GT", "GE", "EQ", "NE", "FloorMod", "Min", "Max", "And", "Or")
@@ -46,11 +47,11 @@ def is_prefetch(node: Any) -> bool:
     return type(node).__name__ == "Call" and str(getattr(node.op, "name", "")) == "tirx.call_llvm_intrin"
 
 
-def variables(node: Any) -> set[int]:
-    """Keys of the variables in an expression."""
+def variables(node: Any, bound: Mapping[int, Any]) -> set[int]:
+    """Keys of the variables in an expression; for one that is bound, those of its value."""
     if type(node).__name__ == "Var":
-        return {key(node)}
-    return set().union(*(variables(child) for child in children(node)))
+        return variables(bound[key(node)], bound) if key(node) in bound else {key(node)}
+    return set().union(*(variables(child, bound) for child in children(node)))
 
 
 def has_load(node: Any) -> bool:
@@ -58,58 +59,58 @@ def has_load(node: Any) -> bool:
     return type(node).__name__ == "TensorLoad" or any(has_load(child) for child in children(node))
 
 
+def parts(node: Any) -> list[Any]:
+    """Statements directly inside one."""
+    kind = type(node).__name__
+    if kind == "SeqStmt":
+        return list(node.seq)
+    if kind == "For":
+        return [node.body]
+    if kind == "SBlockRealize":
+        return [node.block.body]
+    if kind == "IfThenElse":
+        return [node.then_case] + ([node.else_case] if node.else_case is not None else [])
+    return []
+
+
+def bound_integers(body: Any) -> dict[int, Any]:
+    """Values of the integers that a statement names before their uses and that read no buffer, by variable."""
+    if type(body).__name__ == "Bind":
+        whole = str(body.value.ty.dtype).startswith("int") and not has_load(body.value)
+        return {key(body.var): body.value} if whole else {}
+    return {var: value for part in parts(body) for var, value in bound_integers(part).items()}
+
+
 def loops(node: Any) -> list[Any]:
     """Every loop of a statement, an outer one before its inner ones."""
-    kind = type(node).__name__
-    if kind == "For":
-        return [node, *loops(node.body)]
-    if kind == "SeqStmt":
-        return [loop for part in node.seq for loop in loops(part)]
-    if kind == "SBlockRealize":
-        return loops(node.block.body)
-    if kind == "IfThenElse":
-        return loops(node.then_case) + (loops(node.else_case) if node.else_case is not None else [])
-    return []
+    inner = [loop for part in parts(node) for loop in loops(part)]
+    return [node, *inner] if type(node).__name__ == "For" else inner
 
 
 def stored(body: Any) -> set[int]:
     """Buffers that are stored to."""
-    kind = type(body).__name__
-    if kind == "BufferStore":
+    if type(body).__name__ == "BufferStore":
         return {key(body.buffer)}
-    inner = {
-        "SeqStmt": lambda: list(body.seq),
-        "For": lambda: [body.body],
-        "SBlockRealize": lambda: [body.block.body],
-        "IfThenElse": lambda: [body.then_case] + ([body.else_case] if body.else_case is not None else []),
-    }.get(kind, list)()
-    return set().union(*(stored(part) for part in inner))
+    return set().union(*(stored(part) for part in parts(body)))
 
 
-def control_variables(body: Any) -> set[int]:
+def control_variables(body: Any, bound: Mapping[int, Any]) -> set[int]:
     """Variables that decide how often something runs: those of extents, guards and conditions, and what binds them."""
     control: set[int] = set()
     bindings: dict[int, set[int]] = {}
 
     def visit(node: Any) -> None:
         kind = type(node).__name__
-        if kind == "SeqStmt":
-            for part in node.seq:
-                visit(part)
-        elif kind == "For":
-            control.update(variables(node.extent))
-            visit(node.body)
-        elif kind == "IfThenElse":
-            if not has_load(node.condition):
-                control.update(variables(node.condition))
-            visit(node.then_case)
-            if node.else_case is not None:
-                visit(node.else_case)
+        if kind == "For":
+            control.update(variables(node.extent, bound))
+        elif kind == "IfThenElse" and not has_load(node.condition):
+            control.update(variables(node.condition, bound))
         elif kind == "SBlockRealize":
-            control.update(variables(node.predicate))
+            control.update(variables(node.predicate, bound))
             for iter_var, value in zip(node.block.iter_vars, node.iter_values, strict=True):
-                bindings[key(iter_var.var)] = variables(value)
-            visit(node.block.body)
+                bindings[key(iter_var.var)] = variables(value, bound)
+        for part in parts(node):
+            visit(part)
 
     visit(body)
     while True:

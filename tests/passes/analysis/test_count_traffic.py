@@ -75,6 +75,10 @@ def test_attention_reads_what_each_row_sees() -> None:
     assert t["keys"] == Traffic("keys", 24 * row, 3 * row, 24 * row, 3 * row)
     windowed = attention_cached(CPU, 1, heads, kv_heads, dim, 64, 0.2, 5, 0.0)
     assert by_name(count_traffic(windowed, scalar=past))["values"].read_bytes == 5 * row
+    # a cache that is long enough for parts of 384 keys, whose first and number are bound to names
+    for window, seen in ((0, 701), (5, 5)):
+        parts = attention_cached(CPU, 1, heads, kv_heads, dim, 1024, 0.2, window, 0.0)
+        assert by_name(count_traffic(parts, scalar=700))["values"].read_bytes == seen * row
     later = by_name(count_traffic(attention_cached(CPU, 3, heads, kv_heads, dim, 64, 0.2, 0, 0.0), scalar=past + 1))
     # the negative control: one more key in the cache is one more row
     assert later["values"].read_bytes == (22 + 2 * (1 + 2)) * row

@@ -15,7 +15,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.model_costs import ModelCosts
 from costmodel.phase_threads import prompt_placement
 from costmodel.placement import Placement
-from costmodel.processor import CpuSlice, processors
+from costmodel.processor import CpuSlice, GpuSlice, processors
 from costmodel.prompt_chunks import CHUNK
 from costmodel.question import Question
 from costmodel.roofline import Roofline
@@ -28,11 +28,12 @@ _GAIN = 1.02  # that more cores must bring
 
 @dataclass(frozen=True)
 class BatchDraft:
-    """A draft model beside the target, and the acceptance of its drafts."""
+    """A draft model beside the target, the acceptance of its drafts, and how often its second choices are right."""
 
     spec: DecoderSpec
     placement: Placement
     alpha: float
+    beta: float = 0.0
 
 
 def batch_on(
@@ -44,8 +45,9 @@ def batch_on(
     draft: BatchDraft | None = None,
     chunks: Sequence[int] = (CHUNK,),
     reading: Placement | None = None,
+    slots: int | None = None,
 ) -> Throughput:
-    """What requests get that come together, a slot for each.
+    """What requests get that come together.
 
     Args:
         question: has the board.
@@ -56,16 +58,21 @@ def batch_on(
         draft: a model that drafts beside it.
         chunks: tokens that prompts are read in, ascending.
         reading: where it reads them; None takes as many threads as are the fastest for it.
+        slots: texts that the target holds; None: one for each request.
     """
     roofline = Roofline(question.board, question.factors)
     rows = asked.prompt_tokens + asked.new_tokens
     reading = reading or prompt_placement(ModelCosts(roofline, target, 0), placement, CHUNK)
-    calls = predicted_calls(roofline, target, placement, asked.count, WIDTHS, chunks, rows, reading)
+    slots = asked.count if slots is None else slots
+    calls = predicted_calls(roofline, target, placement, slots, WIDTHS, chunks, rows, reading)
     model = None
     if draft is not None:
-        sizes = asked.count, DRAFT_WIDTHS, chunks, rows
-        model = ModelDrafting(draft.alpha, predicted_calls(roofline, draft.spec, draft.placement, *sizes))
-    return throughput(asked, asked.count, calls, drafting=drafting, model=model)
+        sizes = slots, DRAFT_WIDTHS, chunks, rows
+        priced = predicted_calls(roofline, draft.spec, draft.placement, *sizes)
+        model = ModelDrafting(draft.alpha, priced, beta=draft.beta)
+    shares_rows = not any(isinstance(s.processor, GpuSlice) for s in placement.segments)
+    branch_s = roofline.branch_s(target) if shares_rows else None
+    return throughput(asked, slots, calls, drafting=drafting, model=model, branch_s=branch_s)
 
 
 def batch_cores(question: Question) -> CpuSlice:

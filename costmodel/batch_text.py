@@ -12,20 +12,29 @@ from costmodel.schema.batch import BatchPrediction
 
 @dataclass(frozen=True)
 class Drafting:
-    """Drafts of every text: their acceptance, the share of rounds in which there are any, and how many at most."""
+    """Drafts of every text from what it has.
+
+    Attributes:
+        alpha: acceptance of a drafted token.
+        match: share of rounds in which there are any.
+        most: of them, and of tokens in a branch.
+        beta: how often a branch begins right where the first draft is wrong; 0 without branches.
+    """
 
     alpha: float
     match: float = 1.0
     most: int = MOST_DRAFTED
+    beta: float = 0.0
 
 
 @dataclass(frozen=True)
 class ModelDrafting:
-    """Drafts of a model: their acceptance, its calls, and how many of a text at most."""
+    """Drafts of a model: their acceptance, its calls, how many of a text at most, and beta of its second choices."""
 
     alpha: float
     calls: BatchPrediction
     most: int = MOST_DRAFTED
+    beta: float = 0.0
 
 
 class BatchText:
@@ -65,18 +74,20 @@ class BatchText:
             self.told_s.append(now_s)
             self.left -= made
 
-    def offer(self, drafting: Drafting | None) -> Offer:
-        """What it could draft in this round."""
+    def offer(self, drafting: Drafting | None, branches: bool = False) -> Offer:
+        """What it could draft in this round, in a branch, too, where there can be one."""
         if drafting is None or not self.told_s:
             return NOTHING
         self._credit += drafting.match
         if self._credit < 1.0:
             return NOTHING
         self._credit -= 1.0
-        return Offer(drafting.alpha, min(drafting.most, max(0, math.ceil(self.left) - 1)))
+        most = min(drafting.most, max(0, math.ceil(self.left) - 1))
+        return Offer(drafting.alpha, most, 0, drafting.beta, most if branches and drafting.beta else 0)
 
-    def model_offer(self, model: ModelDrafting) -> Offer:
-        """What a model could draft in this round."""
+    def model_offer(self, model: ModelDrafting, branches: bool = False) -> Offer:
+        """What a model could draft in this round; a branch of it has one token."""
         most = min(model.most, max(0, math.ceil(self.left) - 1))
         unread = max(1, round(self.past + 1 - self.held))
-        return Offer(model.alpha, most, unread) if self.told_s and most else NOTHING
+        in_branch = int(branches and model.beta > 0)
+        return Offer(model.alpha, most, unread, model.beta, in_branch) if self.told_s and most else NOTHING

@@ -13,7 +13,7 @@ from costmodel.batch import BOUND_STEPS, LEAST_SHARED, Unread, admits, plan_read
 from costmodel.batch_calls import CallTimes
 from costmodel.batch_drafts import ChosenDrafts, choose_drafts
 from costmodel.batch_text import BatchText, Drafting, ModelDrafting
-from costmodel.draft_rows import RoundSoFar, share_rows
+from costmodel.draft_rows import NOTHING, BranchRounds, RoundSoFar, expected_of_branch, share_rows
 from costmodel.prompt_chunks import next_pieces
 from costmodel.schema.batch import BatchPrediction
 from costmodel.speculative import expected_tokens
@@ -59,6 +59,7 @@ class Throughput:
         prompt_share: of the time, that which reading takes in calls of its own.
         drafted_per_round: tokens drafted in a round, of all texts.
         bound_s: that a text was to wait at most for its next token.
+        branches_per_round: branches of drafts in a round, of all texts.
     """
 
     seconds: float
@@ -72,6 +73,7 @@ class Throughput:
     prompt_share: float
     drafted_per_round: float
     bound_s: float
+    branches_per_round: float = 0.0
 
 
 def throughput(
@@ -81,6 +83,7 @@ def throughput(
     bound_s: float | None = None,
     drafting: Drafting | None = None,
     model: ModelDrafting | None = None,
+    branch_s: float | None = None,
 ) -> Throughput:
     """Count the rounds of requests that come together.
 
@@ -91,13 +94,15 @@ def throughput(
         bound_s: that a text waits at most for its next token; None is BOUND_STEPS steps of one text alone.
         drafting: drafts from the texts themselves.
         model: drafts of a model.
+        branch_s: that giving a free slot the rows of a text for a branch takes; None: no slot can have them.
     """
     times, drafter = CallTimes(calls), None if model is None else CallTimes(model.calls)
     bound = BOUND_STEPS * times.rows_s(1) if bound_s is None else bound_s
     texts = [BatchText(asked.prompt_tokens, asked.new_tokens, i / asked.count) for i in range(asked.count)]
     waiting, at_work = texts[::-1], list[BatchText]()
     now = reading_s = 0.0
-    rows = computed = rounds = drafted = 0
+    rows = computed = rounds = drafted = branched = 0
+    branch_rounds = BranchRounds()
     while waiting or at_work:
         while waiting and len(at_work) < slots and admits(len(at_work), bound, times):
             at_work.append(waiting.pop())
@@ -116,27 +121,38 @@ def throughput(
         running = [text for text in at_work if not text.reading and text.left > 0]
         riding = [(prompts[i], tokens) for i, tokens in planned.riding if prompts[i] not in running]
         count = len(running) + sum(tokens for _, tokens in riding)
-        so_far = RoundSoFar(count, len(running), calls.round_s, bound - (now - begin - calls.round_s))
-        found = [text.offer(drafting) for text in running]
+        free = 0 if branch_s is None else slots - len(at_work)
+        found = [text.offer(drafting, free > 0) for text in running]
+        modelled = [NOTHING if model is None else text.model_offer(model, free > 0) for text in running]
+        drafts = any(offer.most for offer in (*found, *modelled))
+        free = branch_rounds.free_slots(free) if drafts else 0
+        used_s = now - begin - calls.round_s
+        so_far = RoundSoFar(count, len(running), calls.round_s, bound - used_s, free, [branch_s or 0.0] * len(running))
         if model is None or drafter is None:
-            chosen = ChosenDrafts(share_rows(found, so_far, times).gammas, [False] * len(found))
+            shared = share_rows(found, so_far, times)
+            chosen = ChosenDrafts(shared.gammas, [False] * len(found), branches=shared.branches)
         else:
-            modelled, left = [text.model_offer(model) for text in running], math.ceil(sum(t.left for t in running))
+            left = math.ceil(sum(t.left for t in running))
             chosen = choose_drafts(found, modelled, left, so_far, times, drafter)
             for i, tokens in chosen.pieces:
                 now, running[i].held = now + drafter.read_s(tokens, 0), running[i].held + tokens
             now += chosen.drafting_s
-        gammas = chosen.gammas
-        count += sum(gammas)
-        rounds, drafted = rounds + 1, drafted + sum(gammas)
-        fed = [*((text, 1 + gamma) for text, gamma in zip(running, gammas, strict=True)), *riding]
+        gammas, branches = chosen.gammas, chosen.branches or [0] * len(running)
+        if drafts:
+            branch_rounds.note(branches)
+        of_texts = [1 + gamma + (tokens and 1 + tokens) for gamma, tokens in zip(gammas, branches, strict=True)]
+        begun = sum(tokens > 0 for tokens in branches)
+        count, now = count + sum(of_texts) - len(running), now + begun * (branch_s or 0.0)
+        rounds, drafted, branched = rounds + 1, drafted + sum(gammas), branched + begun
+        fed = [*zip(running, of_texts, strict=True), *riding]
         times.past = sum(text.past * tokens for text, tokens in fed) / count if count else 0.0
         now, rows = now + times.rows_s(count), rows + count
         computed += sum(calls.row_width(part) for part in times.parts(count))
-        for text, gamma, offer, by_model in zip(running, gammas, found, chosen.modelled, strict=True):
-            if model is not None and by_model and gamma:
-                text.held = text.past + expected_tokens(model.alpha, gamma - 1)  # the last draft is not fed
-            text.feed(1, now, expected_tokens(model.alpha if model is not None and by_model else offer.alpha, gamma))
+        for i, text in enumerate(running):
+            offer = modelled[i] if chosen.modelled[i] else found[i]
+            if chosen.modelled[i] and gammas[i]:
+                text.held = text.past + expected_tokens(offer.alpha, gammas[i] - 1)  # the last draft is not fed
+            text.feed(1, now, expected_tokens(offer.alpha, gammas[i]) + expected_of_branch(offer, branches[i]))
         for text, tokens in riding:
             text.feed(tokens, now)
         at_work = [text for text in at_work if text.left > 0]
@@ -155,6 +171,7 @@ def throughput(
         reading_s / now,
         drafted / rounds,
         bound,
+        branched / rounds,
     )
 
 

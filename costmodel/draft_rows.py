@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from costmodel.batch import StepTimes
 
+_BRANCHES_EACH = 4  # rounds with drafts, in one of which it is asked whether branches pay where they did not
 _LEAST_GAIN = 1.03  # believed of branches: rows of two slots read a little more than as many of one, and beliefs differ
 
 
@@ -45,6 +46,28 @@ class Offer:
 
 
 NOTHING = Offer(0.0, 0)
+
+
+class BranchRounds:
+    """The rounds in which it is asked whether branches pay: it takes as long as sharing the rows without them."""
+
+    def __init__(self) -> None:
+        """None had branches."""
+        self._without = 0
+
+    def free_slots(self, free: int) -> int:
+        """So many slots that are free, or 0 where it is not asked."""
+        return free if self._without % _BRANCHES_EACH == 0 else 0
+
+    def note(self, branches: Sequence[int]) -> None:
+        """A round's tokens in each text's branch."""
+        self._without = 0 if any(branches) else self._without + 1
+
+
+def expected_of_branch(offer: Offer, tokens: int) -> float:
+    """Tokens of a text that come by a branch of so many: w + w alpha + ... (above)."""
+    right = (1 - offer.alpha) * offer.beta
+    return right * sum(offer.alpha**m for m in range(tokens))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from hetero_sd.predict.request import (
     check,
     refuse_without_models,
 )
+from hetero_sd.predict.slots_asked import DEFAULT_BRANCH
 from hetero_sd.predict.weight_formats import FORMAT_NAMES
 from targets.boards import board_names
 from targets.errors import UserError
@@ -94,6 +95,14 @@ def add_parser(subparsers: Subparsers) -> None:
         type=int,
         default=1,
         help="answered at a time, with `compile --slots N`; they draft where --ngram-alpha is given (default 1)",
+    )
+    p.add_argument("--slots", metavar="N", type=int, help="with --requests: of the bundle, if more (default as many)")
+    p.add_argument(
+        "--branch",
+        metavar="P",
+        type=float,
+        help="with --slots: how often the second choice is right where the first draft is wrong, which is verified in "
+        f"a free slot where that pays (default {DEFAULT_BRANCH})",
     )
     p.add_argument(
         "--shared-prefix",
@@ -177,5 +186,7 @@ def request_of(options: argparse.Namespace) -> PredictRequest:
         sampled=options.sampled,
         factors=options.factors,
         requests=options.requests,
+        slots=options.slots,
+        branch=options.branch,
         shared_prefix=options.shared_prefix,
     )

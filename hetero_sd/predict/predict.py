@@ -23,6 +23,7 @@ from hetero_sd.predict.compilable import bundle_question, compilable, why_not_pl
 from hetero_sd.predict.inputs import AlphaFile, read_alpha_file, read_factors
 from hetero_sd.predict.like import baseline_note, like
 from hetero_sd.predict.request import PredictRequest, check, question_of
+from hetero_sd.predict.slots_asked import DEFAULT_BRANCH
 from targets.boards import load_board
 
 
@@ -59,6 +60,7 @@ class Prediction:
         alphas: the bounds of the acceptance.
         time: of a whole answer; this and what follows only where a request was answered.
         together: what several requests at a time get, where they were asked for.
+        requests: so many.
         sharing: what a beginning that their prompts have in common saves, where there is one.
         changes: the inputs with the most leverage, and the value of each at which the verdict flips.
         assumed: what the request left open, and what was taken.
@@ -78,6 +80,7 @@ class Prediction:
     alphas: tuple[Acceptance, Acceptance] | None = None
     time: AnswerTime | None = None
     together: Throughput | None = None
+    requests: int = 1
     sharing: Sharing | None = None
     changes: tuple[Change, ...] = ()
     assumed: tuple[str, ...] = ()
@@ -129,6 +132,7 @@ def answer(request: PredictRequest) -> Prediction:
         prediction,
         time=answer_time(prediction.search, best, prompt, new, threads_given=request.threads is not None),
         together=together,
+        requests=request.requests,
         sharing=sharing,
         changes=_changes(prediction),
         assumed=tuple(assumptions(request, prediction.search, best)),
@@ -204,19 +208,22 @@ def _changes(p: Prediction) -> tuple[Change, ...]:
 
 def _together(p: Prediction, asked: Requests, request: PredictRequest) -> tuple[Throughput | None, Sharing | None]:
     """What requests that come together get of the target and the drafter that a bundle has; None of a single one."""
-    if asked.count == 1:
+    if asked.count == 1 and request.slots is None:
         return None, None
     best, question, draft = p.decision.best, p.question, None
-    drafting = None if request.ngram_alpha is None else Drafting(request.ngram_alpha, request.ngram_match)
+    alpha, beta = request.ngram_alpha, DEFAULT_BRANCH if request.branch is None else request.branch
+    drafting = None if alpha is None else Drafting(alpha, request.ngram_match, beta=beta)
     beside = best if best.draft is not None else p.speculative
     if beside is not None and beside.draft is not None and beside.draft_placement is not None:
-        alpha = acceptance_rate(question.alpha, beside.gamma)
-        draft = BatchDraft(beside.draft, beside.draft_placement, alpha)
+        accepted = acceptance_rate(question.alpha, beside.gamma)
+        draft = BatchDraft(beside.draft, beside.draft_placement, accepted, beta)
     reading = reading_place(p.search, best.target, best.target_placement, request.threads is not None)
     chunks = chunk_widths(p.search, best.target, reading)
 
+    how = drafting, draft, chunks, reading, question.slots
+
     def of(requests: Requests) -> Throughput:
-        return batch_on(question, best.target, best.target_placement, requests, drafting, draft, chunks, reading)
+        return batch_on(question, best.target, best.target_placement, requests, *how)
 
     apart = replace(asked, shared_tokens=0)
     if not asked.shared_tokens:

@@ -9,7 +9,6 @@ from costmodel.decoder import DecoderSpec
 from costmodel.factors import Factors
 from costmodel.processor import CpuSlice
 from costmodel.question import Question
-from costmodel.schema.model import MOST_SLOTS
 from costmodel.speculative import MOST_GAMMA
 from hetero_sd.compile.place import place_models
 from hetero_sd.early_exit import EarlyExit
@@ -23,6 +22,7 @@ from hetero_sd.predict.inputs import (
 )
 from hetero_sd.predict.known_models import known_model
 from hetero_sd.predict.like import like
+from hetero_sd.predict.slots_asked import check_branch, check_shared_prefix, check_slots
 from targets.boards import load_board
 from targets.device import Board
 from targets.errors import UserError
@@ -61,6 +61,8 @@ class PredictRequest:
         sampled: tokens are sampled, not the best ones.
         factors: factors of a calibration, in place of the board's.
         requests: that are answered at a time, by a target with as many slots.
+        slots: texts that the target holds, more than `requests` where some are free; None: as many.
+        branch: how often a branch begins right where the first draft is wrong, with `requests`.
         shared_prefix: tokens that the prompts of all requests begin with in common.
     """
 
@@ -85,6 +87,8 @@ class PredictRequest:
     sampled: bool = False
     factors: Path | None = None
     requests: int = 1
+    slots: int | None = None
+    branch: float | None = None
     shared_prefix: int | None = None
 
     @property
@@ -147,21 +151,14 @@ def check(request: PredictRequest) -> PredictRequest:
         raise UserError("--weights: an ONNX file says how its weights are stored; leave it out")
     if request.gamma is not None and not 0 <= request.gamma <= MOST_GAMMA:
         raise UserError(f"--gamma {request.gamma}: it must lie between 0 and {MOST_GAMMA}")
-    if not 1 <= request.requests <= MOST_SLOTS:
-        raise UserError(f"--requests {request.requests}: must be 1 to {MOST_SLOTS} at a time")
-    if request.shared_prefix is not None:
-        _check_shared_prefix(request.shared_prefix, request.requests, request.lengths[0])
+    drafts = request.ngram_alpha is not None or request.draft is not None or request.like is not None
+    check_slots(request.requests, request.slots)
+    check_branch(request.branch, drafts and request.slots is not None)
+    check_shared_prefix(request.shared_prefix, request.requests, request.lengths[0])
     request = replace(request, weights=DEFAULT_WEIGHTS if request.weights is None else request.weights)
     check_formats(request.formats, request.head)
     kv_format(request.kv)
     return request
-
-
-def _check_shared_prefix(shared: int, requests: int, prompt_tokens: int) -> None:
-    if requests == 1:
-        raise UserError("--shared-prefix is what several prompts begin with: give --requests, too")
-    if not 1 <= shared <= prompt_tokens:
-        raise UserError(f"--shared-prefix {shared}: must be 1 to {prompt_tokens}, the tokens of a prompt")
 
 
 def _is_config(model: Path | EarlyExit | None) -> bool:
@@ -209,7 +206,7 @@ def question_of(request: PredictRequest, board: Board, factors: Factors, measure
         sampled=request.sampled,
         cores=None if request.threads is None else cores_of(board, request.threads),
         gamma=request.gamma or None,
-        slots=request.requests,
+        slots=request.requests if request.slots is None else request.slots,
         target_place=placed.get("target"),
         draft_place=None if request.gamma == 0 else placed.get("draft"),
     )

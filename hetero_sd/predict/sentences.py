@@ -53,7 +53,7 @@ def notes(p: Prediction) -> list[str]:
         found.append(gpu_note(p.question))
     found += _waiting_note(p)
     if p.together is not None:
-        found.append(together_note(p.together, p.question.slots))
+        found.append(together_note(p.together, p.requests))
     if p.together is not None and p.sharing is not None:
         found.append(sharing_note(p.together, p.sharing))
     base = p.decision.baseline
@@ -100,9 +100,11 @@ def time_note(p: Prediction) -> list[str]:
 def together_note(t: Throughput, requests: int) -> str:
     """What several requests get that come together."""
     drafts = f"{t.drafted_per_round:.2g} drafts a round" if t.drafted_per_round else "without drafts"
+    if t.branches_per_round:
+        drafts += f" and {t.branches_per_round:.2g} branches"
     gaps = f"{plain(1e3 * t.gap_s, 2)} ms between the tokens of a text, at most {plain(1e3 * t.longest_gap_s, 2)}"
     return (
-        f"{requests} requests together, {drafts}: {rate(t.tokens_per_s)} tokens/s, prompts included, "
+        f"{plural(requests, 'request')} together, {drafts}: {rate(t.tokens_per_s)} tokens/s, prompts included, "
         f"{t.tokens_per_s / t.alone_tokens_per_s:.2f} x one after the other; {gaps}; the first token after "
         f"{wait(t.first_token_s)} on average; {100 * t.rows_filled:.0f} % of the rows are filled, prompts alone take "
         f"{100 * t.prompt_share:.0f} % of the time"

@@ -102,7 +102,7 @@ def predict_json(p: Prediction) -> str:
         "notes": notes(p),
         "command": p.command,
         "answer": None if p.time is None else dict(p.time.to_json()),
-        "together": None if p.together is None else {"requests": q.slots, **asdict(p.together)},
+        "together": None if p.together is None else {"requests": p.requests, **asdict(p.together)},
         "sharing": None if p.sharing is None else asdict(p.sharing),
         "assumed": list(p.assumed),
         "changes": [asdict(c) | {"errors": c.errors if c.flips_at is not None else None} for c in p.changes],

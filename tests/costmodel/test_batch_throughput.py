@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from costmodel.batch_text import Drafting, ModelDrafting
-from costmodel.batch_throughput import Requests, throughput
+from costmodel.batch_throughput import Requests, Throughput, throughput
 from costmodel.schema.batch import BatchPrediction
 from costmodel.speculative import RoundCosts, sequential_round
 
@@ -121,3 +121,50 @@ def test_a_draft_model_gains_less_as_rows_fill() -> None:
         gains.append(found.tokens_per_s / plain.tokens_per_s)
     assert gains == sorted(gains, reverse=True)
     assert (gains[0] > 1.3, gains[-1]) == (True, pytest.approx(1.0, abs=0.05))
+
+
+def test_a_text_alone_branches_in_a_free_slot() -> None:
+    """By hand (test_draft_rows.py): four drafts of 0.5 and a branch of two tokens that begins right in 0.4 of the rest.
+
+    A round of eight rows takes 2.5 + 0.1 and gives 1 + 0.9375 + 0.2 + 0.1 tokens; without branches three drafts are
+    best, in 2.2 + 0.1, and give 1.875.
+    """
+    flat = BatchPrediction({1: (2.0, 0.0), 2: (2.1, 0.0), 4: (2.2, 0.0), 8: (2.5, 0.0)}, {8: (3.0, 0.0)}, 0.1)
+    branching = Drafting(0.5, beta=0.4)
+
+    def of(slots: int, branch_s: float | None, drafting: Drafting = branching) -> Throughput:
+        return throughput(Requests(1, 8, 4000), slots, flat, 100.0, drafting, branch_s=branch_s)
+
+    found = of(2, 0.0)
+    assert found.gap_s == pytest.approx(2.6 / 2.2375, rel=0.002)
+    assert (found.drafted_per_round, found.branches_per_round) == (
+        pytest.approx(4, rel=0.01),
+        pytest.approx(1, rel=0.01),
+    )
+    assert of(2, 0.05).gap_s == pytest.approx(2.65 / 2.2375, rel=0.002)
+    without = of(2, 0.0, Drafting(0.5))
+    assert without.gap_s == pytest.approx(2.3 / 1.875, rel=0.002)
+    assert without.branches_per_round == 0
+    # negative controls: no slot is free, none can have the rows of another, they take too long to be had
+    assert [of(1, 0.0), of(2, None), of(2, 1.0)] == [without] * 3
+
+
+def test_branches_are_in_slots_that_no_text_has() -> None:
+    flat = BatchPrediction({1: (2.0, 0.0), 2: (2.1, 0.0), 4: (2.2, 0.0), 8: (2.5, 0.0)}, {8: (3.0, 0.0)}, 0.1)
+    both = [throughput(Requests(2, 8, 400), n, flat, 100.0, Drafting(0.4, beta=0.5), branch_s=0.0) for n in (2, 4)]
+    assert both[0].branches_per_round < 0.05
+    assert both[1].branches_per_round > 0.5
+
+
+def test_a_branch_of_a_draft_model_is_its_second_choice() -> None:
+    """By hand: steps of 0.1, rounds of 0.1, calls that take 2.0, 2.1, 2.2 and 2.5.
+
+    With a = 0.3, b = 0.5: one draft and the branch are four rows, 1 + 0.3 + 0.35 tokens in 2.4; one draft alone 1.3 in
+    2.3, two 1.39 in 2.5, and the branch beside two drafts 1.74 in 2.8.
+    """
+    flat = BatchPrediction({1: (2.0, 0.0), 2: (2.1, 0.0), 4: (2.2, 0.0), 8: (2.5, 0.0)}, {8: (3.0, 0.0)}, 0.1)
+    steps = BatchPrediction({1: (0.1, 0.0), 2: (0.1, 0.0), 4: (0.1, 0.0), 8: (0.1, 0.0)}, {8: (0.1, 0.0)})
+    second, first = (ModelDrafting(0.3, steps, beta=beta) for beta in (0.5, 0.0))
+    found, plain = (throughput(Requests(1, 8, 3000), 2, flat, 100.0, model=m, branch_s=0.0) for m in (second, first))
+    assert found.gap_s == pytest.approx(2.4 / 1.65, rel=0.002)
+    assert plain.gap_s == pytest.approx(2.3 / 1.3, rel=0.002)

@@ -12,7 +12,7 @@ from costmodel.batch_drafts import (
     choose_drafts,
     drafts_may_pay,
 )
-from costmodel.draft_rows import Offer, RoundSoFar, share_rows
+from costmodel.draft_rows import BranchRounds, Offer, RoundSoFar, share_rows
 from costmodel.schema.batch import BatchPrediction
 from hetero_sd.runtime.decode.seen import Seen
 from hetero_sd.runtime.model.protocol import Outputs, Row, Slots
@@ -21,7 +21,6 @@ from hetero_sd.runtime.serve.batch_times import BatchTimes, calls_of
 from hetero_sd.runtime.serve.model_drafts import BatchDrafter
 
 _SETTLED_ROUNDS = 32  # after which it is asked anew whether drafts could pay
-_BRANCHES_EACH = 4  # rounds, in one of which it is asked whether branches pay where they did not
 
 
 class Scheduler:
@@ -53,7 +52,7 @@ class Scheduler:
         self._other, self._calls_before_s = Seen(), 0.0
         # rows, texts, whether a model drafts -> in which round it was asked, and the answer
         self._may_pay: dict[tuple[int, int, bool], tuple[int, bool]] = {}
-        self._without_branches = 0  # rounds since the last one that had any
+        self._branch_rounds = BranchRounds()
 
     @property
     def bound_s(self) -> float:
@@ -147,14 +146,14 @@ class Scheduler:
         """
         with self._deciding():
             read_s = self.counts.calls_s - self._calls_before_s
-            free_slots = free_slots if self._without_branches % _BRANCHES_EACH == 0 else 0
+            free_slots = self._branch_rounds.free_slots(free_slots)
             so_far = RoundSoFar(rows, len(found), self._other_s, self.bound_s - read_s, free_slots, branch_s)
             if drafter is not None and self._pays(rows, len(found), drafter):
                 chosen = choose_drafts(found, modelled, left, so_far, self._times, drafter.times)
             else:
                 shared = share_rows(found, so_far, self._times)
                 chosen = ChosenDrafts(shared.gammas, [False] * len(found), branches=shared.branches)
-            self._without_branches = 0 if any(chosen.branches) else self._without_branches + 1
+            self._branch_rounds.note(chosen.branches)
             return chosen
 
     def read(self, feed: Callable[[int], list[int]], tokens: int, past: int) -> list[int]:

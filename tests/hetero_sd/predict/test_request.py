@@ -340,6 +340,26 @@ def test_several_requests_together(models: dict[str, Path]) -> None:
     assert drafting.drafted_per_round > 0
 
 
+def test_a_free_slot_has_branches_of_drafts_that_are_weak(models: dict[str, Path]) -> None:
+    """What the server's formula makes of them: test_batch_throughput.py."""
+    given: dict[str, Any] = {"prompt_tokens": 64, "new_tokens": 64, "weights": ("int8",), "ngram_alpha": 0.3}
+    given |= {"ngram_match": 1.0}
+
+    def of_text(**more: Any) -> Prediction:
+        return answer(PredictRequest(models["Qwen2.5-1.5B"], "rpi5", **given, **more))
+
+    found = of_text(slots=4, branch=0.9)
+    assert found.together is not None
+    assert found.together.branches_per_round > 0
+    assert "1 request together" in predict_text(found)
+    assert "branches" in predict_text(found)
+    controls = [{"slots": 4}, {"slots": 4, "branch": 0.0}, {"slots": 2, "requests": 2, "branch": 0.9}]
+    for more in controls:  # seldom right; never right; no free slot
+        nothing = of_text(**more).together
+        assert nothing is not None
+        assert nothing.branches_per_round == 0
+
+
 def test_a_beginning_in_common_is_read_once(models: dict[str, Path]) -> None:
     """Eight prompts of 80 tokens, 64 in common: seven of them are not read."""
     lengths: dict[str, Any] = {"prompt_tokens": 80, "new_tokens": 16, "weights": ("int8",), "requests": 8}
@@ -379,6 +399,9 @@ def test_a_beginning_in_common_is_read_once(models: dict[str, Path]) -> None:
             "--shared-prefix 0: must be 1 to 64, the tokens of a prompt",
         ),
         ({"requests": 0}, "--requests 0: must be 1 to 64 at a time"),
+        ({"requests": 3, "slots": 2}, "--slots 2: must be 3, the requests, to 64"),
+        ({"branch": 0.5}, "--branch is of drafts in a free slot: give --slots, and --ngram-alpha or --draft"),
+        ({"slots": 4, "branch": 1.5, "ngram_alpha": 0.5}, "--branch 1.5: must be 0 to 1"),
         ({"requests": 65}, "--requests 65: must be 1 to 64 at a time"),
     ],
 )

@@ -22,13 +22,14 @@ _NORMS = {"input_norm": "attn_norm", "post_norm": "ffn_norm"}
 _Array = npt.NDArray[Any]
 
 
-def write_gguf(model: Path, shape: LlamaShape, path: Path) -> None:
+def write_gguf(model: Path, shape: LlamaShape, path: Path, vocabulary: bool = False) -> None:
     """Write the GGUF file.
 
     Args:
         model: what `write_llama` wrote.
         shape: its sizes.
         path: the file to write.
+        vocabulary: the text of a token is its number, which llama.cpp's server needs; else there is none.
     """
     import gguf
 
@@ -43,7 +44,12 @@ def write_gguf(model: Path, shape: LlamaShape, path: Path) -> None:
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(shape.vocab)
-    writer.add_tokenizer_model("none")
+    writer.add_tokenizer_model("llama" if vocabulary else "none")
+    if vocabulary:
+        kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
+        writer.add_token_list([f"\u2581{i}" for i in range(shape.vocab)])
+        writer.add_token_scores([0.0] * shape.vocab)
+        writer.add_token_types([*kinds, *[gguf.TokenType.NORMAL] * (shape.vocab - len(kinds))])
     for name, values, kind in _tensors(model, shape):
         writer.add_tensor(name, values, raw_dtype=None if kind == "" else gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()

@@ -1,7 +1,7 @@
 """Several requests together, in slots, against the same requests one after the other, on one bundle.
 
     python benchmarks/serve.py [--requests 8] [--format int8] [--kv float16] [--threads 2] [--repeats 3]
-                               [--model FILE.onnx] [--llama-cpp] [--json]
+                               [--model FILE.onnx] [--llama-cpp] [--llama-server PATH] [--json]
 
 The engines of `run.py --serve` without HTTP: random prompts, greedy, 64 tokens each. In turn, in one process: one after
 the other, together, and together while one more prompt of 192 tokens is read beside them. The texts of all three are
@@ -10,7 +10,8 @@ tokens of the prompts are read. Quote ratios of one run: the machine is shared a
 compute, too, a step that is longer than a time slice waits for them in its middle; CPU time with one thread then says
 more than the clock. Below it stands what the cost model's rounds (costmodel/batch_throughput.py) make of the CPU times
 of single calls. With --llama-cpp the same requests go to llama.cpp, too, in the same rounds (serve_peer.py), on a GGUF
-file of the same weights.
+file of the same weights. With --llama-server they go over HTTP to our server and to llama.cpp's, in turn
+(serve_http.py): of both tokens/s, and the time between the tokens of a text as a client sees it.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf_llama import write_gguf
+from serve_http import llama_server, over_http, own_server
 from serve_peer import LlamaCppSlots
 from serve_requests import CONTEXT, NEW, PROMPT, engine_counts, forget, measure, session_of
-from serve_table import medians_of, prefix_lines, ratios_of, together_lines
+from serve_table import http_lines, medians_of, prefix_lines, ratios_of, together_lines
 
 from targets.kv_format import DEFAULT_KV, KV_FORMATS
 
@@ -195,10 +197,14 @@ def main() -> None:
     parser.add_argument("--kv", choices=KV_FORMATS, default=DEFAULT_KV, help="of the KV caches (default float32)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--llama-cpp", action="store_true", help="beside llama.cpp, by its Python bindings")
+    parser.add_argument("--llama-server", type=Path, metavar="PATH", help="beside that server of llama.cpp, by HTTP")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if options.llama_cpp and (options.model is not None or options.kv not in ("float32", "float16")):
-        parser.error("--llama-cpp takes the weights that are made here, and a KV cache of floats")
+    peers = options.llama_cpp or options.llama_server is not None
+    if peers and (options.model is not None or options.kv not in ("float32", "float16")):
+        parser.error("llama.cpp takes the weights that are made here, and a KV cache of floats")
+    if options.llama_server is not None and not os.access(options.llama_server, os.X_OK):
+        parser.error(f"--llama-server {options.llama_server}: there is no such program")
     if options.llama_cpp and importlib.util.find_spec("llama_cpp") is None:
         parser.error("llama.cpp's bindings are not installed; pip install llama-cpp-python")
     os.environ["TVM_NUM_THREADS"] = str(options.threads)
@@ -211,16 +217,20 @@ def main() -> None:
             model = Path(scratch) / "llama100m.onnx"
             write_llama(model, LLAMA_100M, options.format)
         session = session_of(model, Path(scratch) / "bundle", options.requests, options.kv)
-        peer = None
+        peer, gguf = None, Path(scratch) / "llama100m.gguf"
+        if peers:
+            write_gguf(model, LLAMA_100M, gguf, vocabulary=True)
         if options.llama_cpp:
-            gguf = Path(scratch) / "llama100m.gguf"
-            write_gguf(model, LLAMA_100M, gguf)
             peer = LlamaCppSlots(gguf, options.requests, CONTEXT, options.kv, options.threads)
         measured = rounds(session, options.requests, options.repeats, peer)
-        prefixes = shared_prefix(session, options.requests, options.repeats)
+        prefixes, http = shared_prefix(session, options.requests, options.repeats), []
+        if options.llama_server is not None:
+            sizes = options.requests, CONTEXT, options.kv, options.threads
+            with own_server(Path(scratch) / "bundle") as ours, llama_server(options.llama_server, gguf, *sizes) as its:
+                http = over_http(ours, its, LLAMA_100M.vocab, options.requests, options.repeats)
     core = load_board("host", measure=False).clusters[0].core.name
     if options.json:
-        found = {"core": core, "rounds": measured, "shared_prefix": prefixes}
+        found = {"core": core, "rounds": measured, "shared_prefix": prefixes, "http": http}
         found |= {"median": medians_of(measured), "ratios": ratios_of(measured)}
         print(json.dumps(found, indent=1))
         return
@@ -229,7 +239,7 @@ def main() -> None:
     print(f"{said}: {options.requests} requests of {PROMPT} + {NEW} tokens, {options.repeats} rounds in turn, medians")
     print(*together_lines(measured, LONG_PROMPT), sep="\n")
     print(f"{options.requests} prompts of {SHARED} tokens in common and {OWN} of their own, {NEW} tokens written")
-    print(*prefix_lines(prefixes), sep="\n")
+    print(*prefix_lines(prefixes), *http_lines(http), sep="\n")
     median = medians_of(measured)
     shares = 100 * median["scheduling_share"], 100 * median["calls_share"]
     print(f"of the time together, scheduling takes {shares[0]:.2f} %, the target's calls {shares[1]:.1f} %")

@@ -23,11 +23,7 @@ def session_of(model: Path, folder: Path, slots: int, kv: str = DEFAULT_KV) -> S
     from costmodel.format import FLOAT, INT8
     from costmodel.place import Place, ReasonedPlace
     from hetero_sd.compile.build import ModelRequest, Sizes, build_model
-    from hetero_sd.runtime.manifest import Bundle, write_manifest
-    from hetero_sd.runtime.model.kept_prefix import kept_prefixes
-    from hetero_sd.runtime.model.model import CompiledModel
-    from hetero_sd.runtime.model.protocol import Models
-    from hetero_sd.runtime.session import Session
+    from hetero_sd.runtime.manifest import write_manifest
     from passes.onnx import canonicalise
     from targets.boards import load_board
 
@@ -37,6 +33,17 @@ def session_of(model: Path, folder: Path, slots: int, kv: str = DEFAULT_KV) -> S
     place = ReasonedPlace(Place("cpu"))
     built = build_model(ModelRequest("target", decoder, core, place, sizes, activations=activations, kv=kv), folder)
     write_manifest(folder, {"target": built.facts})
+    return load_session(folder)
+
+
+def load_session(folder: Path) -> Session:
+    """The bundle that `session_of` made."""
+    from hetero_sd.runtime.manifest import Bundle
+    from hetero_sd.runtime.model.kept_prefix import kept_prefixes
+    from hetero_sd.runtime.model.model import CompiledModel
+    from hetero_sd.runtime.model.protocol import Models
+    from hetero_sd.runtime.session import Session
+
     target = CompiledModel("target", Bundle(folder), huge_pages=True)
     text: Any = Numbers()
     return Session(kept_prefixes(Models(target)), text, slots=target)

@@ -50,6 +50,21 @@ def together_lines(rounds: Sequence[Round], long_prompt: int) -> Iterator[str]:
         yield line("CPU ms a token", "{}_cpu_ms", 2, "cpu_beside_llama_cpp", "llama_cpp")
 
 
+def http_lines(rounds: Sequence[Round]) -> Iterator[str]:
+    """The same requests together over HTTP, to llama.cpp's server and ours; nothing of no rounds."""
+    if not rounds:
+        return
+    median = medians_of(rounds)
+    yield f"{'by HTTP':34}{'llama.cpp':>12}{'ours':>12}{'ratio':>8}"
+    for name, number, over, under in (
+        ("tokens/s, prompts included", "tokens_per_s", "ours", "llama_server"),
+        ("ms between tokens, median", "gap_ms", "llama_server", "ours"),
+    ):
+        ratio = statistics.median(r[f"{over}_{number}"] / r[f"{under}_{number}"] for r in rounds)
+        theirs, ours = median[f"llama_server_{number}"], median[f"ours_{number}"]
+        yield f"{name:34}{theirs:>12.2f}{ours:>12.2f}{ratio:>8.2f}"
+
+
 def prefix_lines(rounds: Sequence[Round]) -> Iterator[str]:
     """Prompts with a beginning in common, with its rows in common and without."""
     median = medians_of(rounds)

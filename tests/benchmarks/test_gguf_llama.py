@@ -47,6 +47,24 @@ def test_weights_are_the_same(dtype: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(tensors) == 3 + 9 * SHAPE.layers
 
 
+def test_its_vocabulary_has_the_numbers_of_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the server, which writes texts; without one there are no tokens in the file."""
+    need(importlib.util.find_spec("gguf"), "no package gguf", "pip install '.[chat]'")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gguf
+    from gguf_llama import write_gguf
+
+    model, path = tmp_path / "model.onnx", tmp_path / "model.gguf"
+    write_llama(model, SHAPE, "int8")
+    found = {}
+    for vocabulary in (True, False):
+        write_gguf(model, SHAPE, path, vocabulary)
+        fields = gguf.GGUFReader(path).fields
+        tokens = fields.get("tokenizer.ggml.tokens")
+        found[vocabulary] = fields["tokenizer.ggml.model"].contents(), tokens and tokens.contents()
+    assert found == {True: ("llama", [f"\u2581{i}" for i in range(SHAPE.vocab)]), False: ("none", None)}
+
+
 def expected(stored: dict[str, np.ndarray], name: str) -> np.ndarray:
     """A matrix [outputs, inputs] as GGUF can store it: with scales of float16."""
     if f"{name}.weight" in stored:

@@ -17,7 +17,7 @@ PEER = {"llama_cpp_tokens_per_s": 20.0, "llama_cpp_cpu_ms": 5.0}
 
 def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from serve_table import prefix_lines, ratios_of, together_lines
+    from serve_table import http_lines, prefix_lines, ratios_of, together_lines
 
     first = ALONE | TOGETHER
     slower = first | {"alone_tokens_per_s": 5.0, "together_tokens_per_s": 10.0}
@@ -36,3 +36,7 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"in_common_s": 2.0, "apart_cpu_s": 3.0, "in_common_cpu_s": 1.0}
     *_, seconds, cpu, saved = prefix_lines([read | times])
     assert (seconds.split()[-1], cpu.split()[-1], saved.split()[-1]) == ("2.00", "3.00", "90.0%")
+    by_http = {"ours_tokens_per_s": 30.0, "llama_server_tokens_per_s": 20.0}
+    by_http |= {"ours_gap_ms": 4.0, "llama_server_gap_ms": 10.0}
+    lines = [line.split()[-3:] for line in http_lines([by_http, by_http, by_http | {"ours_tokens_per_s": 80.0}])]
+    assert lines[1:] == [["20.00", "30.00", "1.50"], ["10.00", "4.00", "2.50"]]

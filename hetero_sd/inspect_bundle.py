@@ -30,6 +30,8 @@ class BundledModel:
         slots: requests that it holds at a time.
         widths: tokens of its steps.
         prompt_chunks: tokens of a prompt that are read at a time.
+        entries: its calls of a step: the name of each up to the number of tokens.
+        libraries: path in the bundle of the library that has them, by processor.
     """
 
     layers: int
@@ -44,6 +46,8 @@ class BundledModel:
     slots: int
     widths: tuple[int, ...]
     prompt_chunks: tuple[int, ...]
+    entries: tuple[str, ...]
+    libraries: dict[str, str]
 
     @staticmethod
     def of(facts: ModelFacts) -> BundledModel:
@@ -52,6 +56,7 @@ class BundledModel:
         return BundledModel(
             *(facts.layers, facts.vocab, facts.context, facts.weight_dtype, facts.activations, facts.place.text),
             *(fallback, facts.caches.dtype, facts.cache_bytes, facts.slots, facts.widths, facts.prefill_widths),
+            *(tuple(f"{segment.prefix}step_" for segment in facts.chain), dict(facts.libraries)),
         )
 
 
@@ -125,6 +130,7 @@ def bundle_text(found: InspectedBundle) -> str:
             *_row("  KV cache", f"{m.kv}, {m.cache_bytes:,} bytes, context {m.context} tokens"),
             *_row("  slots", "1, one request at a time" if m.slots == 1 else f"{m.slots} requests at a time"),
             *_row("  steps", f"of {widths} tokens; prompts are read {chunks} at a time"),
+            *_row("  calls", f"{', '.join(f'{entry}<n>' for entry in m.entries)} of {', '.join(m.libraries.values())}"),
         ]
     return "\n".join(lines)
 

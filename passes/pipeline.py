@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -24,72 +23,22 @@ import tvm
 
 from costmodel.format import FLOAT, INT8
 from costmodel.place import Place
+from passes.lower.lowered import ExitLayers, IrDump, LoweredDecoder, LoweredSegment
 from passes.lower.operators import Lower
 from passes.lower.pack import PackedWeight, PackWeights
 from passes.onnx import Decoder
-from passes.place.partition import Segment, partition, weights_of
+from passes.place.partition import WHOLE, Segment, partition, weights_of
 from passes.place.place_ops import PlacedOp, place_ops
 from passes.relax.cache_in_place import CacheInPlace
 from passes.relax.decoder_interface import DecoderInterface
 from passes.relax.fuse_add_norm import FuseAddNorm
 from passes.relax.fuse_gated_ffn import FuseGatedFfn
 from passes.relax.half_as_bits import HalfAsBits
-from passes.relax.make_entries import MakeEntries
+from passes.relax.make_entries import MakeEntries, exit_name
 from passes.relax.quantise_activations import QuantiseActivations
 from passes.relax.translate import onnx_to_relax
 from targets.backend import HOST, Kernels, Tile, backend
 from targets.kv_format import DEFAULT_KV
-
-
-@dataclass(frozen=True)
-class LoweredSegment:
-    """A segment with the names of its weights in call order, as `LoweredDecoder.packed` has them."""
-
-    segment: Segment
-    params: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class LoweredDecoder:
-    """What the build needs.
-
-    Attributes:
-        modules: by processor, entry points and PrimFuncs, ready for `relax.build`.
-        chain: the segments in order.
-        fallback: the whole model on the CPU where the chain needs another processor and it was asked for; else empty.
-        packed: every weight as it is stored, once.
-        weights: source tensors by the name of their packed form (lazy).
-        placed: the operators with their processors and reasons.
-        origins: the ONNX node of each of them but the last, which the canonical model has no node for.
-    """
-
-    modules: dict[str, Any]
-    chain: tuple[LoweredSegment, ...]
-    fallback: tuple[LoweredSegment, ...]
-    packed: list[PackedWeight]
-    weights: dict[str, Any]
-    placed: list[PlacedOp]
-    origins: tuple[Any, ...]
-
-    @property
-    def mod(self) -> Any:
-        """The module of a model on one processor."""
-        (only,) = self.modules.values()
-        return only
-
-
-@dataclass(frozen=True)
-class IrDump:
-    """Writes the module after each phase to a folder, for reading; None writes nothing."""
-
-    folder: Path | None = None
-
-    def __call__(self, phase: str, mod: Any) -> Any:
-        """Dump `mod` as `<phase>.py` and hand it on."""
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / f"{phase}.py").write_text(mod.script(show_meta=False))
-        return mod
 
 
 def lower_decoder(
@@ -108,6 +57,7 @@ def lower_decoder(
     slots: int = 1,
     rows: Sequence[int] = (),
     long_prefill: int | None = None,
+    exit_: ExitLayers | None = None,
 ) -> LoweredDecoder:
     """Run phases 0b to 5.
 
@@ -127,49 +77,102 @@ def lower_decoder(
         slots: sequences that the caches hold.
         rows: widths of the entry points whose rows are of several sequences.
         long_prefill: tokens of a second prompt chunk, or None.
+        exit_: first layers that get entry points of their own beside the decoder's.
 
     Raises:
         UserError: an operator is unknown or has no kernel, or the placement names layers that are not there.
     """
     dump = dump or IrDump()
-    imported = onnx_to_relax(decoder)
+    packed = dict[str, PackedWeight]()
+    prefills = (prefill,) if long_prefill is None else (prefill, long_prefill)
+    sizes = _Sizes(tiles, context, prefills, fallback, kv, slots, tuple(rows))
+    made = [_in_entries(ExitLayers(decoder, place, steps, why, dump), sizes, packed)]
+    if exit_ is not None:
+        made.append(_in_entries(exit_, sizes, packed, exit_name(exit_.decoder.facts.layers)))
+    modules = {}
+    for processor in made[0].entries:
+        kind, tile = backend(processor), tiles[processor]
+        of_all = [entries for model in made for entries in [model.entries.get(processor)] if entries is not None]
+        mod = tvm.IRModule({var: func for entries in of_all for var, func in entries.functions.items()})
+        integers = [QuantiseActivations(kind, tile)] if activations == INT8 else []
+        modules[processor] = dump(
+            f"5-lower-{processor}", _run(mod, *integers, Lower(kind, tile, kernels.get(processor)))
+        )
+    whole, *short = (model.lowered(modules, packed) for model in made)
+    return replace(whole, exit=short[0]) if short else whole
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a decoder and its first layers are both compiled for; see `lower_decoder`."""
+
+    tiles: Mapping[str, Tile]
+    context: int
+    prefills: tuple[int, ...]
+    fallback: bool
+    kv: str
+    slots: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _InEntries:
+    """A decoder after phase 4: entry points by processor, the weights of each segment by processor and name."""
+
+    entries: dict[str, Any]
+    params: dict[tuple[str, str], tuple[str, ...]]
+    segments: tuple[Segment, ...]
+    back: tuple[Segment, ...]
+    sources: dict[str, Any]
+    placed: list[PlacedOp]
+    origins: tuple[Any, ...]
+
+    def lowered(self, modules: Mapping[str, Any], packed: Mapping[str, PackedWeight]) -> LoweredDecoder:
+        """With the modules of its processors, and those of the packed weights that it reads."""
+
+        def chain(segments: Sequence[Segment]) -> tuple[LoweredSegment, ...]:
+            return tuple(LoweredSegment(s, self.params[s.processor, s.name]) for s in segments)
+
+        own = {processor: modules[processor] for processor in self.entries}
+        stored = [weight for name, weight in packed.items() if name in self.sources]
+        return LoweredDecoder(
+            *(own, chain(self.segments), chain(self.back), stored, self.sources, self.placed, self.origins)
+        )
+
+
+def _in_entries(
+    layers: ExitLayers, sizes: _Sizes, packed: dict[str, PackedWeight], name: str | None = None
+) -> _InEntries:
+    """Phases 0b to 4 of a decoder, or of first layers under a name; weights that are not in `packed` are added."""
+    dump, tiles, context = layers.dump or IrDump(), sizes.tiles, sizes.context
+    imported = onnx_to_relax(layers.decoder)
     main = _run(dump("0-import", imported.mod), DecoderInterface())["main"]
-    placed = place_ops(main, imported.origins, place, decoder.facts.layers, why)
-    parts = partition(main, [op.processor for op in placed])
+    placed = place_ops(main, imported.origins, layers.place, layers.decoder.facts.layers, layers.why)
+    names = ("s", WHOLE) if name is None else (f"{name}_s", name)
+    parts = partition(main, [op.processor for op in placed], *names)
     functions = {processor: dict(made) for processor, made in parts.functions.items()}
-    whole = partition(main, [HOST] * len(placed)) if fallback and {*functions} != {HOST} else None
+    whole = partition(main, [HOST] * len(placed), *names) if sizes.fallback and {*functions} != {HOST} else None
     if whole is not None:
         functions.setdefault(HOST, {}).update(whole.functions[HOST])
-
-    prefills = (prefill,) if long_prefill is None else (prefill, long_prefill)
     fills = [_last_with_layers(made.segments) for made in (parts, whole) if made is not None]
 
-    modules, packed, params = {}, dict[str, PackedWeight](), dict[tuple[str, str], tuple[str, ...]]()
-    sources = dict[str, Any]()
+    entries, params, sources = dict[str, Any](), dict[tuple[str, str], tuple[str, ...]](), dict[str, Any]()
     for processor, made in sorted(functions.items()):
         kind, tile = backend(processor), tiles[processor]
         mod = dump(f"1-partition-{processor}", tvm.IRModule(made))
         mod = dump(f"2-fuse-{processor}", _run(mod, FuseGatedFfn(), FuseAddNorm()))
         pack = PackWeights(tile)
         half = [HalfAsBits()] if kind.half_as_bits else []
-        mod = dump(f"3-layout-{processor}", _run(mod, CacheInPlace(tile, context, kv), pack, *half))
+        mod = dump(f"3-layout-{processor}", _run(mod, CacheInPlace(tile, context, sizes.kv), pack, *half))
         stored = _store(pack.packed, packed, processor)
         sources |= {new: imported.weights[old] for old, new in stored.items()}
         for var, func in mod.functions.items():
             params[processor, str(var.name_hint)] = tuple(stored[p.name] for p in weights_of(func))
-        entries = MakeEntries(steps, prefills, slots, rows, fills, told_slot=slots > 1 and not kind.slot_views)
-        mod = dump(f"4-entries-{processor}", _run(mod, entries))
-        integers = [QuantiseActivations(kind, tile)] if activations == INT8 else []
-        modules[processor] = dump(
-            f"5-lower-{processor}", _run(mod, *integers, Lower(kind, tile, kernels.get(processor)))
-        )
-
-    def lowered(segments: Sequence[Segment]) -> tuple[LoweredSegment, ...]:
-        return tuple(LoweredSegment(s, params[s.processor, s.name]) for s in segments)
-
-    back = lowered(whole.segments) if whole is not None else ()
-    stored_once = list(packed.values())
-    return LoweredDecoder(modules, lowered(parts.segments), back, stored_once, sources, placed, imported.origins)
+        told = sizes.slots > 1 and not kind.slot_views
+        cut = MakeEntries(layers.steps, sizes.prefills, sizes.slots, sizes.rows, fills, told_slot=told)
+        entries[processor] = dump(f"4-entries-{processor}", _run(mod, cut))
+    back = whole.segments if whole is not None else ()
+    return _InEntries(entries, params, parts.segments, back, sources, placed, imported.origins)
 
 
 def _last_with_layers(segments: Sequence[Segment]) -> str:

@@ -124,6 +124,9 @@ class Manifest(Record):
         if self.plan is not None and self.models and set(self.plan.places) != set(self.models):
             raise SchemaError(f"plan.places has {', '.join(self.plan.places)}, models {', '.join(self.models)}")
         target = self.models.get("target")
+        for role, model in self.models.items():
+            if model.early_exit and (target is None or not _leaves(model, target)):
+                raise SchemaError(f"models.{role} is an early exit, and not of models.target: files or sizes differ")
         if self.tokenizer is not None and target is not None and self.tokenizer.vocab > target.vocab:
             raise SchemaError(f"tokenizer.vocab is {self.tokenizer.vocab}, not a whole number from 1 to {target.vocab}")
 
@@ -145,6 +148,13 @@ def refused_version(value: Any) -> str | None:
         f"has format_version {str(version)[:20]}, this version of hetero-sd reads {FORMAT_VERSION}: "
         "build the bundle again with this version of hetero-sd"
     )
+
+
+def _leaves(exit_: ModelFacts, target: ModelFacts) -> bool:
+    """Whether first layers are in a target's libraries and read its weights."""
+    within = exit_.libraries.items() <= target.libraries.items() and exit_.weights == target.weights
+    sizes = [(m.vocab, m.context, m.slots, m.early_exit) for m in (exit_, target)]
+    return within and sizes[0][:3] == sizes[1][:3] and not sizes[1][3] and exit_.layers < target.layers
 
 
 def _check_model(plan: Plan, model: ModelFacts) -> None:

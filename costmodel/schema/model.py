@@ -14,6 +14,7 @@ from targets.kv_format import KV_FORMATS
 
 MOST_LAYERS = 4096
 MOST_SLOTS = 64
+EXIT = "exit_"
 Role = Annotated[str, OneOf(("target", "draft"))]
 Size = Annotated[int, Within(1, 1 << 31)]
 Sizes = Annotated[tuple[Size, ...], Entries(1, 64)]
@@ -120,7 +121,7 @@ class ModelFacts(Record):
 
     Attributes:
         role: "target" or "draft".
-        libraries: path of the library in the bundle, by processor.
+        libraries: path of the library in the bundle, by processor; of first layers the target's.
         weights: path of the weights.
         layers: decoder layers.
         vocab: token ids 0 to vocab - 1.
@@ -138,6 +139,8 @@ class ModelFacts(Record):
         quantised: how its weights were quantised; None: they are the export's own.
         row_widths: entry points rows_<n>, whose rows are of several sequences; empty where the caches hold one.
         long_prefill_width: of a second pair of entry points like those of prefill_width, or None.
+        early_exit: it is the target's first layers and its head: its entry points are exit_<layers>_step_<n> and so on,
+            in the target's libraries, and its weights are the target's.
     """
 
     unknown_keys_refused: ClassVar[bool] = True
@@ -160,6 +163,7 @@ class ModelFacts(Record):
     quantised: QuantisedFacts | None = None
     row_widths: RowWidths = ()
     long_prefill_width: Size | None = None
+    early_exit: bool = False
 
     def __post_init__(self) -> None:
         """Hold the fields against each other.
@@ -181,6 +185,16 @@ class ModelFacts(Record):
             raise SchemaError(f"caches of {self.slots} slots do not fit row_widths {list(self.row_widths)}")
         if self.long_prefill_width is not None and not self.prefill_width < self.long_prefill_width <= self.context:
             raise SchemaError(f"long_prefill_width is {self.long_prefill_width}")
+        for segment in (*self.chain, *self.fallback):
+            if self.early_exit != segment.prefix.startswith(EXIT) or not segment.prefix.startswith(self.entries):
+                raise SchemaError(
+                    f"a segment has entry points {segment.prefix[:40]}step_<n>, not {self.entries}step_<n>"
+                )
+
+    @property
+    def entries(self) -> str:
+        """What the names of its entry points begin with, before that of a segment: "" or "exit_<layers>_"."""
+        return f"{EXIT}{self.layers}_" if self.early_exit else ""
 
     @property
     def prefill_widths(self) -> tuple[int, ...]:

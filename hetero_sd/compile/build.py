@@ -14,18 +14,18 @@ from costmodel.batch_calls import row_widths
 from costmodel.format import FLOAT
 from costmodel.place import ReasonedPlace
 from costmodel.schema.manifest import TokenizerFacts
-from costmodel.schema.model import CacheFacts, ModelFacts, QuantisedFacts, SegmentFacts
+from costmodel.schema.model import ModelFacts, QuantisedFacts
 from hetero_sd.compile.bundle import copy_thread_pool
+from hetero_sd.compile.model_facts import model_facts, with_facts
 from hetero_sd.runtime.model.library_facts import ENTRY, facts_json
 from hetero_sd.runtime.model.weights import Tensor, write_weights
 from passes.lower.check_finite import check_finite
+from passes.lower.lowered import ExitLayers, IrDump, LoweredDecoder
 from passes.lower.pack import PackedWeight
 from passes.onnx import Decoder
-from passes.pipeline import IrDump, LoweredDecoder, LoweredSegment, lower_decoder
+from passes.pipeline import lower_decoder
 from passes.place.place_ops import PlacedOp
 from passes.place.write_subgraphs import write_subgraphs
-from passes.relax.cache_in_place import key_shape, value_shape
-from passes.relax.make_entries import step_name
 from targets.backend import HOST, Progress, backend
 from targets.device import Core, Gpu
 from targets.kv_format import DEFAULT_KV
@@ -37,10 +37,11 @@ class BuiltModel:
 
     Attributes:
         facts: what the manifest says of it.
-        library_bytes: size of the library.
+        library_bytes: size of the library; 0 where it is another model's.
         weights_bytes: size of the packed weights; 0 where another model's are read.
         source_bytes: size of the weights in the ONNX file; likewise.
         placed: every operator with its processor and reason.
+        exit: the first layers that were compiled with it, or None.
     """
 
     facts: ModelFacts
@@ -48,6 +49,7 @@ class BuiltModel:
     weights_bytes: int
     source_bytes: int
     placed: tuple[PlacedOp, ...]
+    exit: BuiltModel | None = None
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ class ModelRequest:
         activations: FLOAT or INT8, for block-quantised matrix multiplications.
         kv: the type in which keys and values are stored.
         quantised: how the weights were quantised; None: they are the export's own.
-        weights_of: the model whose weights it reads: its own name, or one that was built before and has all of them.
         tokenizer: the manifest's `tokenizer`, which the libraries keep beside the other facts (library_facts.py).
+        exit: its first layers, which get entry points of their own in its libraries and read its weights; of their
+            request what decides over libraries and weights is not read.
     """
 
     name: str
@@ -110,12 +113,7 @@ class ModelRequest:
     kv: str = DEFAULT_KV
     quantised: QuantisedFacts | None = None
     tokenizer: TokenizerFacts | None = None
-    weights_of: str = ""
-
-    @property
-    def owns_weights(self) -> bool:
-        """Whether its weights are written with it."""
-        return self.weights_of in ("", self.name)
+    exit: ModelRequest | None = None
 
 
 def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda *_: None) -> BuiltModel:
@@ -131,90 +129,47 @@ def build_model(request: ModelRequest, bundle: Path, progress: Progress = lambda
             weight is not finite.
     """
     name, decoder, core, sizes = request.name, request.decoder, request.core, request.sizes
-    place = request.place.place
+    place, short = request.place.place, request.exit
     tiles = {p: backend(p).tile(core, request.gpu) for p in dict.fromkeys((HOST, *place.processors))}
     dump = request.dump
     kernels = {p: backend(p).kernels(core, bodies=dump is not None) for p in tiles}
     lowered = lower_decoder(
         *(decoder, tiles, place, sizes.context, sizes.steps, sizes.prefill),
         *(IrDump(dump), request.place.reason, request.fallback, request.activations, request.kv, kernels),
-        *(sizes.slots, sizes.rows, sizes.long_prefill),
+        *(sizes.slots, sizes.rows, sizes.long_prefill, None if short is None else _exit_layers(short)),
     )
-    if request.subgraphs is not None:
-        write_subgraphs(decoder, lowered.origins, lowered.placed, request.subgraphs)
+    models = [(request, lowered), *([] if short is None or lowered.exit is None else [(short, lowered.exit)])]
+    for asked, made in models:
+        if asked.subgraphs is not None:
+            write_subgraphs(asked.decoder, made.origins, made.placed, asked.subgraphs)
     copy_thread_pool(bundle, core.isa)
-    weights = bundle / "weights" / f"{request.weights_of or name}.safetensors"
+    weights = bundle / "weights" / f"{name}.safetensors"
     weights.parent.mkdir(exist_ok=True)
-    if request.owns_weights:  # before the kernels, which take long: a weight may be refused
-        write_weights(weights, _tensors(name, lowered, progress), {"model": name})
+    # before the kernels, which take long: a weight may be refused
+    write_weights(weights, _tensors(name, lowered, progress), {"model": name})
     libraries = {processor: bundle / "lib" / f"{name}_{processor}.so" for processor in lowered.modules}
-
-    carried = request.runtime if any(backend(processor).carries_runtime for processor in libraries) else None
-    facts = decoder.facts
-    described = ModelFacts(
-        role=name,
-        libraries={processor: path.relative_to(bundle).as_posix() for processor, path in libraries.items()},
-        weights=weights.relative_to(bundle).as_posix(),
-        layers=facts.layers,
-        vocab=facts.vocab,
-        context=sizes.context,
-        widest_sum=max(facts.hidden, facts.ffn),
-        widths=tuple(sorted(sizes.steps)),
-        prefill_width=sizes.prefill,
-        weight_dtype=facts.weight_dtype,
-        place=place,
-        chain=tuple(_segment(s) for s in lowered.chain),
-        fallback=tuple(_segment(s) for s in lowered.fallback),
-        caches=CacheFacts(
-            dtype=request.kv,
-            key_shape={
-                p: (sizes.slots, *key_shape(tiles[p], facts.kv_heads, facts.head_dim, sizes.context, request.kv)[1:])
-                for p in lowered.modules
-            },
-            value_shape=(sizes.slots, *value_shape(facts.kv_heads, facts.head_dim, sizes.context)[1:]),
-        ),
-        activations=request.activations,
-        quantised=request.quantised,
-        row_widths=sizes.rows,
-        long_prefill_width=sizes.long_prefill,
-        opencl_runtime=carried.relative_to(bundle).as_posix() if carried is not None else None,
-    )
-    kept = facts_json(described, [(p.name, p.dtype, p.shape) for p in lowered.packed], request.tokenizer)
+    described = [model_facts(asked, made, bundle, weights, libraries, tiles, asked is short) for asked, made in models]
+    tensors = [(p.name, p.dtype, p.shape) for p in lowered.packed]
     for processor, library in libraries.items():
-        module = _with_facts(lowered.modules[processor], kept)
+        module = lowered.modules[processor]
+        for facts in described:
+            if processor in facts.libraries:
+                module = with_facts(module, facts.entries + ENTRY, facts_json(facts, tensors, request.tokenizer))
         backend(processor).build(module, core, library, kernels[processor], progress)
     source = sum(int(lowered.weights[p.name].nbytes) for p in lowered.packed)
-    source = source if request.quantised is None else decoder.stored_bytes
     return BuiltModel(
-        described,
+        described[0],
         library_bytes=sum(path.stat().st_size for path in libraries.values()),
-        weights_bytes=weights.stat().st_size if request.owns_weights else 0,
-        source_bytes=source if request.owns_weights else 0,
+        weights_bytes=weights.stat().st_size,
+        source_bytes=source if request.quantised is None else decoder.stored_bytes,
         placed=tuple(lowered.placed),
+        exit=None if lowered.exit is None else BuiltModel(described[1], 0, 0, 0, tuple(lowered.exit.placed)),
     )
 
 
-def _segment(lowered: LoweredSegment) -> SegmentFacts:
-    """A segment as the runtime reads it."""
-    segment = lowered.segment
-    return SegmentFacts(
-        processor=segment.processor,
-        prefix=step_name(1, segment.name).removesuffix(step_name(1)),
-        inputs=tuple(segment.inputs),
-        outputs=tuple(segment.outputs),
-        layers=tuple(segment.layers),
-        chooses=segment.chooses,
-        params=tuple(lowered.params),
-    )
-
-
-def _with_facts(mod: Any, text: str) -> Any:
-    """The module with a function that returns `text`, which the runtime compares with the manifest."""
-    import tvm
-    from tvm import relax
-
-    returns = relax.Function([], tvm.ir.StringImm(text), ret_ty=relax.AnyType()).with_attr("global_symbol", ENTRY)
-    return tvm.IRModule({**dict(mod.functions.items()), tvm.ir.GlobalVar(ENTRY): returns}, attrs=mod.attrs)
+def _exit_layers(request: ModelRequest) -> ExitLayers:
+    place = request.place
+    return ExitLayers(request.decoder, place.place, request.sizes.steps, place.reason, IrDump(request.dump))
 
 
 def _tensors(role: str, lowered: LoweredDecoder, progress: Progress) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,17 +109,24 @@ def compile_bundle(request: CompileRequest, progress: Progress) -> CompileResult
                 opencl_runtime = copy_opencl_runtime(folder / "python", board.isa)
 
         # 3. each model: lower, build, pack
-        models = {}
-        for role in sorted(plan.places, reverse=True):  # an early exit reads what was written for the target
-            owner = "target" if specs[role].whole is not None else role
-            models[role] = _build(
-                *(role, decoders.pop(role), plan, board, folder, opencl_runtime, request, progress),
+        models: dict[str, BuiltModel] = {}
+        exits = [role for role, spec in specs.items() if spec.whole is not None]
+        asked = {
+            role: _model_request(
+                *(role, decoders.pop(role), plan, board, opencl_runtime, request),
                 tokenizer=tokenizer,
                 activations=specs[role].activations,
                 recipe=quantisation.recipes.get(owner),
                 source=sources[owner],
-                owner=owner,
             )
+            for role in sorted(plan.places, reverse=True)
+            for owner in ["target" if role in exits else role]
+        }
+        for role, model in asked.items():
+            if role in exits:  # which is compiled with the target
+                continue
+            leaves = asked["draft"] if exits and role == "target" else None
+            models |= _build(model, leaves, plan, board, folder, progress)
         _check_memory(board, models)
 
         # 4. what the device needs besides
@@ -168,32 +175,26 @@ def _chunks(asked: int | None) -> tuple[int, ...]:
     return () if asked is None else (asked,) if asked <= CHUNK else (CHUNK, asked)
 
 
-def _build(
+def _model_request(
     role: str,
     decoder: Decoder,
     plan: Plan,
     board: Board,
-    folder: Path,
     opencl_runtime: Path | None,
     request: CompileRequest,
-    progress: Progress,
     tokenizer: TokenizerFiles,
     activations: str,
     recipe: Recipe | None,
     source: Path,
-    owner: str,
-) -> BuiltModel:
-    """Compile one model of the pair; `owner` is the one whose weights it reads."""
-    steps = plan.widths[role]
-    core, place = board.cluster(plan.compiled_for(role)).core, plan.places[role]
-    where = place_text(place.place, board.gpu.model if board.gpu else "", core.name)
-    model = ModelRequest(
+) -> ModelRequest:
+    """One model of the pair, to be compiled."""
+    return ModelRequest(
         role,
         decoder,
-        core,
-        place,
+        board.cluster(plan.compiled_for(role)).core,
+        plan.places[role],
         Sizes(
-            *(plan.context, steps, plan.prefill_width, plan.slots),
+            *(plan.context, plan.widths[role], plan.prefill_width, plan.slots),
             long_prefill=plan.long_prefill_width,
         ),
         gpu=board.gpu,
@@ -205,10 +206,21 @@ def _build(
         subgraphs=request.subgraphs and request.subgraphs / role,
         tokenizer=tokenizer.facts,
         quantised=None if recipe is None else facts_of(recipe, source),
-        weights_of=owner,
     )
-    with progress.step(f"{role}: compile for {where}, widths {', '.join(map(str, steps))}") as advance:
-        return build_model(model, folder, advance)
+
+
+def _build(
+    model: ModelRequest, early_exit: ModelRequest | None, plan: Plan, board: Board, folder: Path, progress: Progress
+) -> dict[str, BuiltModel]:
+    """Compile one model of the pair, with first layers of it that draft."""
+    where = place_text(model.place.place, board.gpu.model if board.gpu else "", model.core.name)
+    widths = ", ".join(map(str, plan.widths[model.name]))
+    if early_exit is not None:
+        layers, own = early_exit.decoder.facts.layers, ", ".join(map(str, plan.widths[early_exit.name]))
+        widths += f"; of its first {layers} layer{'s' if layers > 1 else ''} {own}"
+    with progress.step(f"{model.name}: compile for {where}, widths {widths}") as advance:
+        built = build_model(replace(model, exit=early_exit), folder, advance)
+    return {model.name: built} if built.exit is None else {model.name: built, built.exit.facts.role: built.exit}
 
 
 def _check_memory(board: Board, models: dict[str, BuiltModel]) -> None:

@@ -53,13 +53,14 @@ class Partition:
     functions: dict[str, dict[str, Any]]
 
 
-def partition(func: Any, processors: Sequence[str], prefix: str = "s") -> Partition:
+def partition(func: Any, processors: Sequence[str], prefix: str = "s", whole: str = WHOLE) -> Partition:
     """Cut `main` (after DecoderInterface).
 
     Args:
         func: the straight-line decoder.
         processors: one per binding, in order.
         prefix: of the segments' names.
+        whole: the name where there is one segment.
     """
     groups = _groups(func, processors)
     names = _Names(func)
@@ -70,7 +71,7 @@ def partition(func: Any, processors: Sequence[str], prefix: str = "s") -> Partit
         needed |= {v for b in groups[i][1] for v in _reads(b.value)}
     segments, functions = list[Segment](), dict[str, dict[str, Any]]()
     for i, (processor, group) in enumerate(groups):
-        name = WHOLE if len(groups) == 1 else f"{prefix}{i}"
+        name = whole if len(groups) == 1 else f"{prefix}{i}"
         segment, built = _segment(func, names, name, processor, group, read_later[i])
         segments.append(segment)
         functions.setdefault(processor, {})[name] = built

@@ -12,6 +12,9 @@ all slots and a parameter `slot` before `pos`.
 The entries of a segment s0 are s0_step_<n> and so on; `row` is a parameter of the segment with the head only, and only
 the last segment with layers has a fill_<n>: those before it are run by prefill_<n> in either case. Widths are bound, so
 all storage is planned ahead; symbolic widths would allocate at every call.
+
+First layers that are in the library of their whole decoder, to draft for it, have entries of their own there:
+exit_<k>_step_<n> and so on, after k layers (`exit_name`).
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ from passes.relax import dialect as D
 from passes.relax.prompt_entries import fill, one_row
 from passes.relax.rebuild import bindings
 from passes.relax.rows_of_sequences import in_a_slot, rows_of_sequences
+
+
+def exit_name(layers: int) -> str:
+    """Name of the segment that leaves the decoder after so many layers."""
+    return f"exit_{layers}"
 
 
 def step_name(n: int, segment: str = WHOLE) -> str:

@@ -14,6 +14,7 @@ from costmodel.placement import Placement, Segment
 from costmodel.question import Question
 from costmodel.schema.plan import OVERLAPPED, SEQUENTIAL, TARGET_ONLY
 from costmodel.search import Search
+from costmodel.work import step_ops
 from targets.errors import UserError
 
 LAYERS = 3
@@ -44,6 +45,29 @@ def test_a_step_takes_what_its_layers_and_the_head_take(published: Any, rk3588: 
         assert priced.draft_s == pytest.approx(2 * by_hand)
         # the head has as many weights as 8 layers, which have norms and attention beside them
         assert search.costs(whole).step_s(here, 1) / by_hand == pytest.approx((30 + 8) / (LAYERS + 8), rel=0.12)
+
+
+@pytest.mark.parametrize("layers", [1, 3, 29])
+def test_what_an_exits_step_counts_and_takes_by_hand(published: Any, rk3588: Any, layers: int) -> None:
+    """Its layers' matrices, the head and attention; float16 weights and float32 keys and values come from DRAM.
+
+    29 of 30 layers pay for nobody, and are priced as right as one.
+    """
+    short, past = first_layers(published["SmolLM2-135M"](), layers), 256
+    hidden, kv, ffn, vocab = 576, 3 * 64, 1536, 49152
+    matrices = layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * ffn) + hidden * vocab
+    ops = step_ops(short, 1, past)
+    assert sum(op.flops for op in ops if op.kind == "linear") == 2 * matrices
+    assert sum(op.flops for op in ops if op.kind == "attention") == layers * 2 * 2 * hidden * (past + 1)
+    streamed = 2 * matrices + F32 * layers * 2 * kv * (past + 1)
+    assert sum(op.stream_bytes for op in ops) == pytest.approx(streamed, rel=2e-3)
+    search = Search(Question(rk3588, (short,)))
+    four = next(s for s in search.costs(short).slices if s.name == "a76 x4")
+    step = search.roofline.step(short, four, 1, past)
+    rate = 1e9 * rk3588.clusters[0].bandwidth_all_threads_gb_per_s
+    assert step.memory_s == pytest.approx(streamed / rate, rel=5e-3)
+    whole = streamed + 2 * (hidden * hidden + 3 * hidden * ffn)  # the negative control: not as much as one more layer
+    assert step.memory_s != pytest.approx(whole / rate, rel=5e-3)
 
 
 def test_its_weights_are_in_memory_once(published: Any, rk3588: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import hetero_sd
 import hetero_sd.compile.compile as compile_module
 from costmodel.format import FLOAT
+from costmodel.schema.manifest import Manifest
+from costmodel.schema.record import SchemaError
 from hetero_sd.acceptance import AcceptanceRequest, measure_acceptance
 from hetero_sd.cli import main
 from hetero_sd.early_exit import EarlyExit
@@ -20,6 +23,7 @@ from hetero_sd.predict.inputs import pair_specs
 from hetero_sd.reference import EarlyExitReference
 from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.model import CompiledModel, load_models
+from hetero_sd.runtime.model.segments import load_module
 from hetero_sd.runtime.model.shared_rows import SharedRows
 from passes.analysis.count_work import count_work
 from passes.onnx import canonicalise
@@ -123,6 +127,83 @@ def test_weights_are_stored_and_mapped_once(bundle: Path) -> None:
     loaded = load_models(opened)
     assert loaded.draft is not None
     assert loaded.draft.weights is loaded.target.weights  # type: ignore[attr-defined]
+
+
+def test_it_has_entry_points_of_its_own_in_the_targets_library(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = Bundle(bundle)
+    target, draft = opened.models["target"], opened.models["draft"]
+    assert draft.early_exit
+    assert not target.early_exit
+    assert draft.libraries == target.libraries == {"cpu": "lib/target_cpu.so"}
+    libraries = [name for name in opened.manifest.files if name.startswith("lib/")]
+    assert sorted(libraries) == ["lib/target_cpu.so", "lib/thread_pool.so"]
+    loaded = load_models(opened)
+    assert isinstance(loaded.draft, CompiledModel)
+    (segment,) = loaded.draft._chain._segments
+    machine = load_machine(bundle / "lib" / "target_cpu.so")
+    for n in draft.widths:
+        assert segment.facts.prefix + f"step_{n}" == f"exit_1_step_{n}"
+        assert machine[f"exit_1_step_{n}"] is not None
+    for absent in ("exit_2_step_1", "exit_1_step_9"):
+        with pytest.raises(Exception, match=absent):
+            machine[absent]
+    assert main(["inspect", str(bundle)]) == 0
+    shown = [line.split(None, 1) for line in capsys.readouterr().out.splitlines()]
+    assert [text for name, text in shown if name == "calls"] == [
+        "step_<n> of lib/target_cpu.so",
+        "exit_1_step_<n> of lib/target_cpu.so",
+    ]
+
+
+def load_machine(library: Path) -> Any:
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    return VirtualMachine(load_module(str(library)), tvm.cpu())
+
+
+def test_a_manifest_that_calls_another_model_an_early_exit_is_refused(bundle: Path) -> None:
+    def changed(**facts: Any) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((bundle / "manifest.json").read_text("utf-8"))
+        found["models"]["draft"] |= facts
+        return found
+
+    Manifest.from_json(changed())
+    for facts, message in (
+        ({"early_exit": False}, "a segment has entry points exit_1_step_<n>, not step_<n>"),
+        ({"libraries": {"cpu": "lib/thread_pool.so"}}, "an early exit, and not of models.target"),
+        ({"weights": "lib/thread_pool.so"}, "an early exit, and not of models.target"),
+    ):
+        with pytest.raises(SchemaError, match=message):
+            Manifest.from_json(changed(**facts))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_each_launches_its_regions_in_its_own_threads(bundle: Path) -> None:
+    """Though one library has both: what one runs, the other's pool does not count."""
+    loaded = load_models(Bundle(bundle))
+    target, draft = loaded.target, loaded.draft
+    assert isinstance(target, CompiledModel)
+    assert isinstance(draft, CompiledModel)
+    for model in (target, draft):
+        model.stay_on(sorted(os.sched_getaffinity(0))[:2], 2)
+        if model.pool is None:
+            pytest.skip(f"no pool of ours: {model.why_tvms_pool}")
+
+    def regions() -> list[int]:
+        return [model.pool.counts()["regions"] for model in (target, draft) if model.pool is not None]
+
+    before = regions()
+    target.forward([5, 6], 0)
+    between = regions()
+    draft.forward([5, 6], 0)
+    after = regions()
+    assert between[0] > before[0]
+    assert between[1] == before[1]
+    assert after[0] == between[0]
+    assert after[1] > between[1]
 
 
 def test_the_library_computes_the_first_layer(bundle: Path) -> None:

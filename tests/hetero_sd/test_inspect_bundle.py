@@ -54,6 +54,7 @@ def test_as_text(bundle: Callable[..., str], capsys: pytest.CaptureFixture[str])
         "    KV cache    float32, 8,192 bytes, context 64 tokens",
         "    slots       1, one request at a time",
         "    steps       of 1, 4 tokens; prompts are read 32 at a time",
+        "    calls       step_<n> of lib/target.so, lib/target_gpu.so",
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from passes.pipeline import IrDump, LoweredDecoder
+from passes.lower.lowered import IrDump, LoweredDecoder
 from passes.relax.translate import onnx_to_relax
 from passes.testing import TinyDecoder, run_onnx
 from targets.boards import load_board

@@ -7,8 +7,9 @@ from types import MappingProxyType
 
 from costmodel.format import FLOAT
 from costmodel.place import Place
+from passes.lower.lowered import IrDump, LoweredDecoder
 from passes.onnx import Decoder
-from passes.pipeline import IrDump, LoweredDecoder, lower_decoder
+from passes.pipeline import lower_decoder
 from targets.backend import HOST, Kernels, Tile
 
 

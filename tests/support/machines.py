@@ -9,7 +9,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from passes.pipeline import LoweredDecoder
+from passes.lower.lowered import LoweredDecoder
 from targets.backend import HOST, Kernels, backend
 from targets.device import Core
 

@@ -2,7 +2,8 @@
 
 The kernels assume these numbers and do not check them again, and whoever edits the manifest does not recompile. The
 library has a function ``facts`` that returns them as JSON; they are compared with the manifest, and with the header
-of the weights, before a kernel runs.
+of the weights, before a kernel runs. First layers in the libraries of their target have facts of their own there, by a
+function ``exit_<k>_facts``.
 """
 
 from __future__ import annotations

@@ -73,6 +73,7 @@ class CompiledModel(Model):
         self.int8_activations, self.kv = facts.activations == INT8, facts.caches.dtype
         self.quantised = facts.quantised
         self.slots = facts.slots
+        self._shares_libraries = any(model.early_exit for model in bundle.models.values())
         self.row_widths = (1, *facts.row_widths)
         self.read_widths = tuple(sorted({*facts.widths, *facts.prefill_widths}))
         self._row_steps = RowSteps(facts.row_widths) if facts.row_widths else None
@@ -226,8 +227,10 @@ class CompiledModel(Model):
         self._fed[0] = list(ids)
 
     def _before_call(self, prompt: bool) -> None:
-        """Give the kernels that follow their threads: chunks of a prompt have others than steps."""
+        """Give the kernels that follow their threads: its own, and for chunks of a prompt others than for steps."""
         threads = self.prompt_threads if prompt else self.threads
+        if self.pool is not None and self._shares_libraries:
+            self.pool.use()
         if self.pool is not None and self.prompt_threads != self.threads and self.pool.threads != threads:
             self.pool.set(threads)
 
@@ -280,7 +283,7 @@ class CompiledModel(Model):
             cpus = usable_cpus() if self._cpus is None else self._cpus
             most = max(self.threads, self.prompt_threads)
             self.pool = self.pool or pool_of(self._bundle, cpus, self.threads, most)
-            self.pool.attach(self._bundle.path(self._facts.libraries[HOST]))
+            self.pool.attach(self._bundle.path(self._facts.libraries[HOST]), self._shares_libraries)
         except PoolError as error:
             self.pool, self.why_tvms_pool = None, str(error)
 

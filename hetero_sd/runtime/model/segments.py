@@ -298,7 +298,7 @@ def _checked(bundle: Bundle, facts: ModelFacts, processor: str, machine: Any) ->
     """The types of the weights that a loaded library expects, after its facts were compared with the manifest."""
     library = facts.libraries[processor]
     try:
-        text = str(machine[library_facts.ENTRY]())
+        text = str(machine[facts.entries + library_facts.ENTRY]())
     except Exception:
         raise UserError(f"{library} does not say what it was compiled for: build the bundle again") from None
     return check_library(library, text, facts, bundle.tokenizer)

@@ -18,7 +18,7 @@ from hetero_sd.runtime.manifest import Bundle
 from targets.errors import UserError
 
 LIBRARY = "lib/thread_pool.so"  # in a bundle
-_ABI = 1
+_ABI = 2
 _LAUNCH, _ALLOCATE, _FREE = "__TVMBackendParallelLaunch", "__TVMBackendAllocWorkspace", "__TVMBackendFreeWorkspace"
 _BARRIER = "__TVMBackendParallelBarrier"
 _tvms_own: dict[int, dict[str, int | None]] = {}  # by library handle: what lay there before
@@ -82,8 +82,10 @@ class ThreadPool:
         self._attached: list[ctypes.CDLL] = []
         self._finalizer = weakref.finalize(self, _close, self._library, self._lane, self._attached)
 
-    def attach(self, library: Path) -> None:
+    def attach(self, library: Path, shared: bool = False) -> None:
         """Put the pool under a library that TVM has loaded; the last pool attached to a library serves it.
+
+        A `shared` library serves several models: each of its regions goes to the pool that its thread used last.
 
         Raises:
             PoolError: it is not loaded, has no parallel regions of TVM's kind, or uses TVM's barrier.
@@ -95,7 +97,7 @@ class ThreadPool:
         if _pointer(loaded, _BARRIER) is not None:
             raise PoolError(f"{library} uses TVM's barrier, which tasks that are claimed one by one cannot serve")
         ours = {
-            _LAUNCH: self._library.hsd_pool_launch(self._lane),
+            _LAUNCH: self._library.hsd_pool_launch_of_thread() if shared else self._library.hsd_pool_launch(self._lane),
             _ALLOCATE: ctypes.cast(self._library.hsd_alloc_workspace, ctypes.c_void_p).value,
             _FREE: ctypes.cast(self._library.hsd_free_workspace, ctypes.c_void_p).value,
         }
@@ -105,6 +107,10 @@ class ThreadPool:
         for name, place in places.items():
             place.value = ours[name]
         self._attached.append(loaded)
+
+    def use(self) -> None:
+        """Let regions that this thread launches from shared libraries go to this pool."""
+        self._library.hsd_pool_use(self._lane)
 
     def set(self, threads: int, tasks_per_thread: int = 0) -> None:
         """Choose the threads of the regions that follow, and how many tasks each has on average; starts no thread.
@@ -170,7 +176,7 @@ def _load(path: Path | str) -> Any:
         raise PoolError(f"{path} cannot be loaded: {error}") from None
     if version != _ABI:
         raise PoolError(f"{path} has version {version}, this runtime needs {_ABI}")
-    library.hsd_pool_launch.restype = ctypes.c_void_p
+    library.hsd_pool_launch.restype = library.hsd_pool_launch_of_thread.restype = ctypes.c_void_p
     library.hsd_pool_region_cost.restype = ctypes.c_double
     library.hsd_pool_region_cost.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_double]
     library.hsd_pool_spin.argtypes = [ctypes.c_int64]

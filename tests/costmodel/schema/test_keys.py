@@ -100,7 +100,7 @@ DOCUMENTS = {
     ),
     "benchmarks/prediction_text.py": ("its results", "bandwidth_gb_per_s gamma mode round_s"),
     "benchmarks/prediction_worker.py": ("its results", "bandwidth_gb_per_s gamma turns"),
-    "benchmarks/simulated_pair.py": ("fields of its Case", "turn_s"),
+    "benchmarks/simulated_pair.py": ("fields of its Case", "early_exit turn_s"),
     "benchmarks/speculation.py": ("its results", "gamma mode plan tokens_per_s"),
     "benchmarks/speculation_cases.py": ("fields of CompileRequest", "context target_widths"),
     "benchmarks/speculation_worker.py": (

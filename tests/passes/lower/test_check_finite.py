@@ -9,7 +9,7 @@ import pytest
 
 from hetero_sd.compile.build import _tensors
 from passes.lower.check_finite import _CHUNK, check_attributes, check_finite
-from passes.pipeline import LoweredDecoder
+from passes.lower.lowered import LoweredDecoder
 from passes.testing import TinyDecoder
 from targets.cpu.tile import CpuTile
 from targets.errors import UserError

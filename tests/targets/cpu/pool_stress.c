@@ -164,6 +164,10 @@ int main(int count, char** arguments) {
     lanes[i] = hsd_pool_open(NULL, 0, THREADS, THREADS);
     CHECK(lanes[i] == i, "open: %d", lanes[i]);
   }
+  CHECK(hsd_pool_use(63) < 0, "use of no lane");
+  run_region(hsd_pool_launch_of_thread(), &seed, 0); /* on this thread */
+  CHECK(hsd_pool_use(lanes[0]) == 0, "use");
+  run_region(hsd_pool_launch_of_thread(), &seed, 0);
   CHECK(hsd_pool_open(NULL, 0, 0, 1) < 0 && hsd_pool_open(NULL, 0, 3, 2) < 0, "wrong numbers of threads");
   CHECK(hsd_pool_set(lanes[0], THREADS + 1, 0) < 0 && hsd_pool_set(63, 1, 1) < 0, "set out of range");
   if (forks) fork_and_launch(seed);

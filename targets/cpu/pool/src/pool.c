@@ -24,6 +24,12 @@ ALL(DEFINE)
 static const hsd_launch launches[] = {ALL(NAME)};
 _Static_assert(sizeof launches / sizeof launches[0] == HSD_MOST_LANES, "one launch function for each lane");
 
+static hsd_lane none; /* closed for ever */
+static _Thread_local hsd_lane* of_thread = &none;
+static int launch_of_thread(hsd_task task, void* data, int num_task) {
+  return hsd_region(of_thread, task, data, num_task);
+}
+
 /* A child has none of the workers, and nobody in it launches: as if they had never been started. */
 static void child_after_fork(void) {
   for (int i = 0; i < HSD_MOST_CREWS; i++) {
@@ -111,6 +117,14 @@ int32_t hsd_pool_open(const int32_t* cpus, int32_t n_cpus, int32_t threads, int3
 }
 
 hsd_launch hsd_pool_launch(int32_t lane) { return open_lane(lane) == NULL ? NULL : launches[lane]; }
+
+hsd_launch hsd_pool_launch_of_thread(void) { return launch_of_thread; }
+
+int32_t hsd_pool_use(int32_t lane) {
+  hsd_lane* used = open_lane(lane);
+  of_thread = used == NULL ? &none : used;
+  return used == NULL ? -EBADF : 0;
+}
 
 int32_t hsd_pool_set(int32_t lane, int32_t threads, int32_t tasks_per_thread) {
   hsd_lane* set = open_lane(lane);

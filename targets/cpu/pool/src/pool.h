@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define HSD_API __attribute__((visibility("default")))
-#define HSD_ABI 1          /* the number that the loader expects of hsd_pool_abi */
+#define HSD_ABI 2          /* the number that the loader expects of hsd_pool_abi */
 #define HSD_MOST_LANES 64  /* each is a launch function of its own: TVM passes none of ours a context */
 #define HSD_MOST_CREWS 16
 #define HSD_MOST_THREADS 64 /* of a region, the launching thread included; one bit each in a word */
@@ -56,6 +56,10 @@ HSD_API void hsd_pool_errors(const hsd_errors* functions);
 HSD_API int32_t hsd_pool_open(const int32_t* cpus, int32_t n_cpus, int32_t threads, int32_t capacity);
 /* The function to put under the library's __TVMBackendParallelLaunch; NULL for no lane. */
 HSD_API hsd_launch hsd_pool_launch(int32_t lane);
+/* The function to put under a library that serves several lanes, and the lane that regions of the calling thread go to
+ * there, until it says otherwise; without one they run on that thread. 0, or minus an errno for no lane. */
+HSD_API hsd_launch hsd_pool_launch_of_thread(void);
+HSD_API int32_t hsd_pool_use(int32_t lane);
 /* Threads of the next regions, at most the capacity; tasks a thread, or 0: as many as serve best, see region.c.
  * Never starts a thread. */
 HSD_API int32_t hsd_pool_set(int32_t lane, int32_t threads, int32_t tasks_per_thread);

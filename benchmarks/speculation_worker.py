@@ -67,7 +67,7 @@ def simulated(traces: Sequence[Any], guessed: Sequence[list[bool]], gamma: int, 
     }
     handed = [seconds for trace in traces for seconds in trace.hand_overs_s]
     draft_s = statistics.fmean(seconds for trace in traces for seconds in trace.draft_steps_s)
-    other_s = statistics.fmean(r.dispatch_s + r.sampling_s for r in rounds)
+    other_s = statistics.fmean(r.loop_s + r.sampling_s for r in rounds)
     seconds, tokens = 0.0, 0
     for trace, right in zip(traces, guessed, strict=True):
         read = [span for span in trace.spans if span.term == "catch_up"]

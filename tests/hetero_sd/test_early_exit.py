@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from hetero_sd.runtime.manifest import Bundle
 from hetero_sd.runtime.model.model import CompiledModel, load_models
 from hetero_sd.runtime.model.segments import load_module
 from hetero_sd.runtime.model.shared_rows import SharedRows
+from hetero_sd.runtime.model.thread_pool import LIBRARY, ThreadPool
 from passes.analysis.count_work import count_work
 from passes.onnx import canonicalise
 from passes.onnx.testing import write_word_tokenizer
@@ -180,20 +180,21 @@ def test_a_manifest_that_calls_another_model_an_early_exit_is_refused(bundle: Pa
             Manifest.from_json(changed(**facts))
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 def test_each_launches_its_regions_in_its_own_threads(bundle: Path) -> None:
     """Though one library has both: what one runs, the other's pool does not count."""
     loaded = load_models(Bundle(bundle))
     target, draft = loaded.target, loaded.draft
     assert isinstance(target, CompiledModel)
     assert isinstance(draft, CompiledModel)
-    for model in (target, draft):
-        model.stay_on(sorted(os.sched_getaffinity(0))[:2], 2)
-        if model.pool is None:
-            pytest.skip(f"no pool of ours: {model.why_tvms_pool}")
+    pools = [ThreadPool(bundle / LIBRARY, [], 2) for _ in range(2)]  # of two threads, however many CPUs there are
+    for model, pool in zip((target, draft), pools, strict=True):
+        if model.pool is not None:
+            model.pool.close()
+        model.pool, model.threads, model.prompt_threads = pool, 2, 2
+        pool.attach(bundle / "lib" / "target_cpu.so", shared=True)
 
     def regions() -> list[int]:
-        return [model.pool.counts()["regions"] for model in (target, draft) if model.pool is not None]
+        return [pool.counts()["regions"] for pool in pools]
 
     before = regions()
     target.forward([5, 6], 0)

@@ -14,6 +14,7 @@ _NAMES = {
     "catch_up": "read text",
     "confidence": "tell confidence",
     "dispatch": "accept, loop",
+    "deciding": "decide",
     "draft": "draft",
     "prefill": "accept, loop",
     "sampling": "sample",

@@ -200,7 +200,7 @@ class LiveGamma:
     def observe(self, finished: Round) -> None:
         """Learn from a round: a few additions, because steps can be as short as a tenth of a millisecond."""
         tokens = finished.accepted + 1
-        self._pace.passed(tokens, finished.dispatch_s, finished.drafted > 0)
+        self._pace.passed(tokens, finished.loop_s, finished.drafted > 0)
         if not finished.drafted:
             self._plain.append(finished)
         if finished.read:

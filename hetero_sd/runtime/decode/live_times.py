@@ -72,7 +72,7 @@ class LiveTimes:
             self._steps = None
         self._draft[finished.source].append(finished.draft_s / drafted)
         self._drafted_at[finished.source] = at
-        self._other_drafted.append(finished.dispatch_s + finished.sampling_s)
+        self._other_drafted.append(finished.loop_s + finished.sampling_s)
         if finished.confidences:
             self._confidence.append(finished.confidence_s / drafted)
         self._observe_reading(finished)
@@ -84,7 +84,7 @@ class LiveTimes:
         self._verified_at[width] = at
         self._fresh.add(width)
         self._steps = None  # a search that found nothing is in draft_s
-        self._other.extend([finished.dispatch_s + finished.sampling_s + finished.draft_s for finished in rounds])
+        self._other.extend([finished.loop_s + finished.sampling_s + finished.draft_s for finished in rounds])
         for finished in rounds:
             if finished.read:
                 self._observe_reading(finished)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 from costmodel.schema.plan import Plan
 from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.trace import Trace
+
+_FIRST_ROUNDS = 8  # that predict the loop of later ones
+_A_CYCLE_S = 1e-9  # below it is the cycle that stands for what no calibration has measured
+BY_PLAN, BY_RUN = "plan", f"the first {_FIRST_ROUNDS} rounds"
 
 
 def predicted_speed(plan: Plan, traces: Sequence[Trace], gamma: int) -> float | None:
@@ -54,6 +59,21 @@ def predicted_time_shares(plan: Plan, traces: Sequence[Trace]) -> dict[str, floa
         seconds["read"] += 0.0 if live is None else live.chunk_s * -(-r.read // live.chunk)
     whole = sum(seconds.values())
     return {term: spent / whole for term, spent in seconds.items()} if whole > 0 else {}
+
+
+def predicted_loop_s(plan: Plan, traces: Sequence[Trace]) -> tuple[float | None, str]:
+    """Seconds of a round's loop without what the policy decides, and what says so: the plan, or the run itself.
+
+    A plan whose board was calibrated without a drafter knows the loop of the target alone; then the loop of rounds that
+    draft is predicted from the first ones of the run, of which there must be twice as many; else it is None.
+    """
+    prediction, rounds = plan.prediction, [r for trace in traces for r in trace.rounds]
+    if not any(r.drafted for r in rounds):
+        return prediction.dispatch_s, BY_PLAN
+    if prediction.turn_s > _A_CYCLE_S and all(r.source == MODEL for r in rounds if r.drafted):
+        return prediction.dispatch_s + prediction.turn_s, BY_PLAN
+    first = [r.dispatch_s for r in rounds[:_FIRST_ROUNDS]]
+    return (median(first) if len(rounds) >= 2 * _FIRST_ROUNDS else None), BY_RUN
 
 
 def predicted_transfer_s(plan: Plan, overlapped: bool) -> float:

@@ -72,6 +72,7 @@ def take_turns(
         offers = drafter.offers(tokens, watch)
         choice = policy.choose(offers)
         trace.switches += [replace(switch, tokens=len(trace.token_ids)) for switch in choice.switches]
+        watch.book("deciding")
         most = next((offer.most for offer in offers if offer.source == choice.source), 0)
         gamma = min(
             choice.gamma,

@@ -11,7 +11,9 @@ from typing import Any
 
 from costmodel.schema.plan import Plan
 from hetero_sd.runtime.decode.predicted_run import (
+    BY_PLAN,
     predicted_first_token_s,
+    predicted_loop_s,
     predicted_speed,
     predicted_time_shares,
     predicted_transfer_s,
@@ -21,7 +23,7 @@ from hetero_sd.runtime.decode.trace import Round, Trace, first_rounds_s
 
 _Z_95 = NormalDist().inv_cdf(0.975)  # two-sided 95 % quantile of the normal distribution
 HAND_OVER_S = 5e-5  # that a hand-over may take: half of the shortest steps that there are
-_TERMS = ("draft", "verify", "wait", "sampling", "confidence", "dispatch")  # of a round
+_TERMS = ("draft", "verify", "wait", "sampling", "confidence", "deciding", "dispatch")  # of a round
 
 
 def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
@@ -29,8 +31,8 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
 
     Seconds throughout. ``tokens_per_s`` counts the tokens after the first one over the time they took. A term of
     ``median_s`` is the median over rounds: ``draft_step`` of the mean step of a round, ``verify_step`` by the
-    number of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round,
-    ``transfer`` of a round where values move between processors, its mean, which is in the terms before;
+    number of tokens verified in one pass (1 is a plain decoding step), ``sampling`` and ``dispatch`` of a round;
+    means of a round are ``deciding``, and ``transfer`` where values move between processors, which is in other terms;
     where the drafter goes on while the target verifies, ``wait`` of a round and ``hand_over`` of a message, else
     ``first_rounds``: what those of a text took longer than later ones. ``kept_tokens`` of the prompts were in the
     target's cache already. ``acceptance_by_position`` has for the first, second, ... drafted token of a round how
@@ -72,7 +74,8 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
             "verify_step": {str(n): _median([r.verify_s for r in rounds if r.drafted + 1 == n]) for n in widths},
             "sampling": _median([r.sampling_s for r in rounds]),
             "dispatch": _median([r.dispatch_s for r in rounds]),
-            "transfer": _transfer_s(rounds),
+            "deciding": _mean([r.deciding_s for r in rounds]),
+            "transfer": _mean([r.transfer_s for r in rounds]),
             "wait": _median([r.wait_s for r in rounds]) if overlapped else None,
             "first_rounds": None if overlapped else _median(_first_rounds(traces)),
             "hand_over": _median(handed),
@@ -84,9 +87,8 @@ def summarise(traces: Sequence[Trace]) -> dict[str, Any]:
     }
 
 
-def _transfer_s(rounds: Sequence[Round]) -> float | None:
-    moved = sum(r.transfer_s for r in rounds)
-    return moved / len(rounds) if moved else None
+def _mean(seconds: Sequence[float]) -> float | None:
+    return sum(seconds) / len(seconds) if any(seconds) else None
 
 
 def _first_rounds(traces: Sequence[Trace]) -> list[float]:
@@ -165,10 +167,10 @@ def wilson(passed: int, seen: int) -> tuple[float, float]:
 def comparison(
     measured: Mapping[str, Any], plan: Plan | None, traces: Sequence[Trace] = (), gamma: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return rows {term, unit, measured, predicted, deviation}; deviation is measured / predicted - 1.
+    """Return rows {term, unit, measured, predicted, deviation, predicted_by}; deviation is measured / predicted - 1.
 
-    Predictions are those of the plan, for the lengths of those generations; what it does not predict is None. The speed
-    is that of texts as long as these with `gamma` in every round, where that was fixed; else the plan's.
+    Predictions are of the plan, for the lengths of those generations, or of what `predicted_by` names; what nothing
+    predicts is None. The speed is that of texts as long as these with `gamma` in every round, where that was fixed.
     """
     if plan is not None and measured["median_s"]["wait"] is not None:
         plan = _beside(plan)
@@ -189,8 +191,8 @@ def comparison(
     for width, seconds in terms["verify_step"].items():
         rows.append(_row(f"target step, n={width}", "ms", seconds, verify.get(int(width))))
     rows.append(_row("sampling", "ms", terms["sampling"], predicted.sampling_s if predicted else None))
-    loop = None if predicted is None else predicted.dispatch_s + (predicted.turn_s if measured["drafted"] else 0.0)
-    rows.append(_row("dispatch", "ms", terms["dispatch"], loop))
+    loop, by = (None, BY_PLAN) if plan is None else predicted_loop_s(plan, traces)
+    rows += [_row("dispatch", "us", terms["dispatch"], loop, by), _row("deciding", "us", terms["deciding"], None)]
     moved = None if plan is None else predicted_transfer_s(plan, terms["wait"] is not None)
     rows.append(_row("transfer in a round", "us", terms["transfer"], moved))
     start = 0.0 if predicted is None else predicted.turn_start_s if measured["drafted"] else predicted.start_s
@@ -232,15 +234,15 @@ def stats_json(traces: Sequence[Trace], plan: Plan | None, gamma: int | None = N
     }
 
 
-def _row(term: str, unit: str, measured: float | None, predicted: float | None) -> dict[str, Any]:
-    """Return one row; rows in ms and us are given in seconds."""
-    scale = {"ms": 1e3, "us": 1e6}.get(unit, 1.0)
+def _row(term: str, unit: str, measured: float | None, predicted: float | None, by: str = BY_PLAN) -> dict[str, Any]:
+    scale = {"ms": 1e3, "us": 1e6}.get(unit, 1.0)  # of what is given in seconds
     return {
         "term": term,
         "unit": unit,
         "measured": None if measured is None else measured * scale,
         "predicted": predicted * scale if predicted else None,
         "deviation": measured / predicted - 1 if predicted and measured is not None else None,
+        "predicted_by": by,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hetero_sd.runtime.decode.predicted_run import BY_PLAN
 from hetero_sd.runtime.decode.stats import HAND_OVER_S
 
 _MOST_SWITCHES = 12  # that --stats prints
@@ -18,7 +19,8 @@ def stats_table(stats: Mapping[str, Any]) -> str:
             continue
         deviation = "-" if row["deviation"] is None else f"{100 * row['deviation']:+.1f} %"
         label = f"{row['term']} ({row['unit']})" if row["unit"] else row["term"]
-        lines.append(f"{label:24}{_number(row['measured']):>12}{_number(row['predicted']):>12}{deviation:>12}")
+        by = "" if row["predicted"] is None or row["predicted_by"] == BY_PLAN else f"  by {row['predicted_by']}"
+        lines.append(f"{label:24}{_number(row['measured']):>12}{_number(row['predicted']):>12}{deviation:>12}{by}")
     kept = f" ({stats['kept_tokens']} of them read before)" if stats["kept_tokens"] else ""
     lines.append(
         f"{stats['prompt_tokens']} prompt tokens{kept}, {stats['new_tokens']} new tokens, {stats['rounds']} rounds, "

@@ -16,9 +16,10 @@ class Round:
     """One pass of the target and the drafting before it; drafted 0 is a plain decoding step.
 
     ``accepted`` counts what verification accepted, also where an end-of-text id or a limit then cut the round short.
-    ``dispatch_s`` is the rest of the round: the loop itself and the hand-over between the models. ``catch_up_s`` came
-    before it: the drafter read ``read`` tokens of text that it had not seen; the trace counts it in
-    ``draft_prefill_s``. ``source`` says what the drafts were made from (drafters/__init__.py), "" where there are none.
+    ``deciding_s`` is what the policy took to decide how much is drafted, from what. ``dispatch_s`` is the rest of the
+    round: the loop itself and the hand-over between the models. ``catch_up_s`` came before it: the drafter read
+    ``read`` tokens of text that it had not seen; the trace counts it in ``draft_prefill_s``. ``source`` says what the
+    drafts were made from (drafters/__init__.py), "" where there are none.
     ``wait_s`` is what the target waited for drafts that are made beside it; there ``draft_s`` is 0.
     ``confidences`` are those of the drafted tokens, where they were asked for, which took ``confidence_s``; ``stopped``
     says that they ended the draft. ``transfer_s`` is what moving values between processors took of the terms above:
@@ -39,11 +40,17 @@ class Round:
     confidences: tuple[float, ...] = ()
     stopped: bool = False
     transfer_s: float = 0.0
+    deciding_s: float = 0.0
+
+    @property
+    def loop_s(self) -> float:
+        """What is neither a step nor sampling."""
+        return self.dispatch_s + self.deciding_s
 
     @property
     def total_s(self) -> float:
         """Wall time of the round in seconds."""
-        return self.draft_s + self.confidence_s + self.wait_s + self.verify_s + self.sampling_s + self.dispatch_s
+        return self.draft_s + self.confidence_s + self.wait_s + self.verify_s + self.sampling_s + self.loop_s
 
 
 COLD_ROUNDS = 4  # at the start of a text, at most: a prompt went through the caches before them
@@ -161,6 +168,6 @@ class Stopwatch:
     def round(self, drafted: int, accepted: int, read: int = 0, source: str = "") -> Round:
         """Return the round these bookings describe; time after the last booking counts as dispatch."""
         self.book("dispatch")
-        names = ("draft", "verify", "sampling", "dispatch", "catch_up", "wait", "confidence")
+        names = ("draft", "verify", "sampling", "dispatch", "catch_up", "wait", "confidence", "deciding")
         terms: dict[str, Any] = {f"{name}_s": self.booked.get(name, 0.0) for name in names}
         return Round(drafted, accepted, **terms, read=read, source=source, transfer_s=self.transfer_s)

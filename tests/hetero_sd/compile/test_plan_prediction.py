@@ -12,6 +12,7 @@ from costmodel.roofline import Roofline
 from costmodel.schema.plan import Plan
 from costmodel.speculative import acceptance_rate
 from hetero_sd.compile.plan import Overrides, make_plan
+from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.predicted_run import expected_rounds
 from hetero_sd.runtime.decode.stats import comparison, summarise
 from hetero_sd.runtime.decode.trace import Round, Trace
@@ -121,7 +122,7 @@ def test_what_turns_add_is_in_the_plan() -> None:
     assert (more.start_s, more.turn_start_s) == pytest.approx((50e-6, 100e-6), rel=1e-3)
     assert max(few.start_s, few.turn_start_s) < 1e-8
     assert more.dispatch_s == few.dispatch_s == pytest.approx(1e-6)
-    trace = Trace(token_ids=[1, 2, 3], rounds=[Round(3, 1, 0.03, 0.02, 0.0, 0.001)])
+    trace = Trace(token_ids=[1, 2, 3], rounds=[Round(3, 1, 0.03, 0.02, 0.0, 0.001, source=MODEL)])
     alone = Trace(token_ids=[1, 2, 3], rounds=[Round(0, 0, 0.0, 0.02, 0.0, 0.001)])
     for ran, gamma, round_s in (
         (trace, 3, 3 * more.draft_step_s + more.verify_step_s[4] + 11e-6),
@@ -129,7 +130,7 @@ def test_what_turns_add_is_in_the_plan() -> None:
     ):
         start_s = 100e-6 if gamma else 50e-6
         rows = {row["term"]: row["predicted"] for row in comparison(summarise([ran]), plans[1], [ran], gamma)}
-        assert rows["dispatch"] == pytest.approx(11e-3 if gamma else 1e-3, rel=1e-3)
+        assert rows["dispatch"] == pytest.approx(11.0 if gamma else 1.0, rel=1e-3)
         rounds = expected_rounds(2, more.acceptance_rate or 0.0, gamma)[2]
         assert rows["speed"] == pytest.approx(2 / (rounds * round_s + start_s), rel=1e-4)
 

@@ -8,14 +8,19 @@ from bundles import LIVE, some_plan, some_prediction
 
 from costmodel.schema.plan import PlannedOverlap
 from costmodel.speculative import expected_tokens
+from hetero_sd.runtime.decode.drafters import MODEL
 from hetero_sd.runtime.decode.predicted_run import (
+    BY_PLAN,
+    BY_RUN,
     expected_rounds,
     predicted_first_token_s,
+    predicted_loop_s,
     predicted_speed,
     predicted_time_shares,
     predicted_transfer_s,
 )
 from hetero_sd.runtime.decode.stats import stats_json
+from hetero_sd.runtime.decode.stats_text import stats_table
 from hetero_sd.runtime.decode.trace import Round, Trace
 
 PREDICTION = some_prediction(
@@ -110,3 +115,25 @@ def test_beside_the_target_the_drafter_takes_no_time() -> None:
     assert predicted_transfer_s(own, overlapped=True) == pytest.approx((1 - 0.8**3) * 4e-5)
     assert predicted_transfer_s(own, overlapped=False) == 0.0
     assert predicted_transfer_s(PLAN, overlapped=True) == 0.0
+
+
+def test_the_loop_is_predicted_by_what_knows_it() -> None:
+    """A plan calibrated without a drafter knows the loop of the target alone, not that of rounds that draft."""
+    alone = [Round(0, 0, 0.0, 0.1, 0.0, 2e-6)] * 20
+    drafting = [Round(2, 1, 0.02, 0.12, 0.0, s, source=MODEL) for s in (*[1e-4] * 8, *[5e-4] * 12)]
+    ngram = [replace(r, source="ngram-3") for r in drafting]
+    turns = replace(PLAN, prediction=replace(PLAN.prediction, dispatch_s=1e-6, turn_s=3e-6))
+    without = replace(PLAN, prediction=replace(PLAN.prediction, dispatch_s=1e-6, turn_s=2e-10))
+    for plan, rounds, expected in (
+        (turns, alone, (1e-6, BY_PLAN)),
+        (without, alone, (1e-6, BY_PLAN)),
+        (turns, drafting, (4e-6, BY_PLAN)),
+        (turns, ngram, (1e-4, BY_RUN)),
+        (without, drafting, (1e-4, BY_RUN)),
+        (without, drafting[:15], (None, BY_RUN)),
+    ):
+        assert predicted_loop_s(plan, [Trace(rounds=list(rounds))]) == expected
+    table = stats_table(stats_json([Trace(prompt_tokens=1, token_ids=[1] * 40, rounds=drafting)], without))
+    (line,) = [line for line in table.splitlines() if line.startswith("dispatch (us)")]
+    assert line.split(None, 4) == ["dispatch", "(us)", "500", "100", "+400.0 %  by the first 8 rounds"]
+    assert "by the first" not in stats_table(stats_json([Trace(prompt_tokens=1, rounds=drafting)], turns))

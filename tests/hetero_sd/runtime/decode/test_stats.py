@@ -89,7 +89,7 @@ def test_nothing_measured_is_none():
     got = stats_json([Trace(prompt_tokens=1, token_ids=[3], finish_reason="eos", prefill_s=0.1)], None)
     assert got["tokens_per_s"] is None
     assert got["acceptance_rate"] is None
-    names = ("draft_step", "sampling", "dispatch", "wait", "first_rounds", "hand_over", "transfer")
+    names = ("draft_step", "sampling", "dispatch", "deciding", "wait", "first_rounds", "hand_over", "transfer")
     assert got["median_s"] == {**dict.fromkeys(names), "verify_step": {}}
     assert "1 prompt tokens, 1 new tokens" in stats_table(got)
     json.dumps(got, allow_nan=False)
@@ -181,7 +181,7 @@ def test_table_for_people():
         "target step, n=1 (ms)            200           -           -\n"
         "target step, n=5 (ms)            400         500     -20.0 %\n"
         "sampling (ms)                     20           -           -\n"
-        "dispatch (ms)                     10           -           -\n"
+        "dispatch (us)                  10000           -           -\n"
         "5 prompt tokens, 9 new tokens, 3 rounds, 8 drafted, 5 accepted\n"
         "of the time: draft 14 %, verify 72 %, sampling 4.3 %, dispatch 2.2 %, read 7.2 %\n"
         "tokens drafted in a round: 0 in 1, 4 in 2 rounds\n"

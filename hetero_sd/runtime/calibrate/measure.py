@@ -14,7 +14,10 @@ LEAST_REPEATS = 5
 _UNSTABLE = 0.15  # bandwidth before and after a step may differ by this share
 _ERROR = 0.05  # the standard error of a median may be this share of it
 _SHORTEST_S = 6e-3  # shorter steps are repeated back to back up to this time
-_WARM_S = 25e-3  # and run this long before: a last-level cache of 32 MB held models of 10 to 25 MB after 10 to 30 runs
+_WARM_S = 25e-3  # and run this long before: a last-level cache of 32 MB held models of 10 to 28 MB after 10 to 30 runs
+_LONGEST_WARM_S = 80e-3  # or longer, while they become faster
+_FASTER = 0.97  # runs that take this share of those before them are not warm yet
+_BLOCK = 8  # runs, or half of all, that are compared with as many before them
 _MOST_BACK_TO_BACK = 24
 
 
@@ -70,16 +73,30 @@ def _alike(samples: Sequence[tuple[float, float, float]]) -> list[tuple[float, f
 
 def back_to_back_s(run: Callable[[], object], clock: Callable[[], float]) -> float:
     """Seconds of one run after others, which bring code and weights into the caches; short ones as a mean."""
-    start = clock()
-    run()
-    first = clock() - start
-    for _ in range(min(_MOST_BACK_TO_BACK, round(_WARM_S / max(first, 1e-9)))):
-        run()
-    times = max(1, min(_MOST_BACK_TO_BACK, round(_SHORTEST_S / max(first, 1e-9))))
+    took = _warm_runs_s(run, clock)
+    times = max(1, min(_MOST_BACK_TO_BACK, round(_SHORTEST_S / max(median(took[-_BLOCK:]), 1e-9))))
     start = clock()
     for _ in range(times):
         run()
     return (clock() - start) / times
+
+
+def _warm_runs_s(run: Callable[[], object], clock: Callable[[], float]) -> list[float]:
+    """Run until runs do not become faster: how fast a cache takes in what it can hold, the first run does not say."""
+    took, start = list[float](), clock()
+    while True:
+        before = clock()
+        run()
+        took.append((end := clock()) - before)
+        warm = end - start + took[-1] > _WARM_S and not _faster(took)
+        if warm or end - start + took[-1] > _LONGEST_WARM_S:
+            return took
+
+
+def _faster(took: Sequence[float]) -> bool:
+    """Whether the last runs took less time than those before them."""
+    block = min(_BLOCK, len(took) // 2)
+    return block > 1 and median(took[-block:]) < _FASTER * median(took[-2 * block : -block])
 
 
 def take_turns(steps: Sequence[Step], read: Callable[[], float], more: Callable[[int], bool]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,32 @@ def test_too_short_for_a_single_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def stepped(samples: list[tuple[float, float, float]]) -> measure.Step:
     return measure.Step(MeasuredStep("target", "cpu", 1, 0, 0), int, samples)
+
+
+def filling(clock: Clock, runs: int, cold_s: float, warm_s: float) -> Callable[[], None]:
+    """A step whose data a cache takes in piece by piece: from cold to warm in so many runs."""
+    done = iter(range(10**6))
+
+    def run() -> None:
+        clock.now_s += max(warm_s, cold_s - (cold_s - warm_s) * next(done) / runs)
+
+    return run
+
+
+def test_a_step_is_timed_once_its_cache_took_in_what_it_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """28 MB in a cache of 32 MB: 2 ms at first, 0.4 ms after 40 runs, which a count from the first run misses."""
+    clock = Clock()
+    assert measure.back_to_back_s(filling(clock, 40, 2e-3, 4e-4), clock) == pytest.approx(4e-4)
+    # the negative control: after 25 ms, whatever later runs take, it is far from warm
+    monkeypatch.setattr(measure, "_LONGEST_WARM_S", 25e-3)
+    clock = Clock()
+    assert measure.back_to_back_s(filling(clock, 40, 2e-3, 4e-4), clock) > 2 * 4e-4
+
+
+def test_a_step_that_stays_as_slow_is_not_run_for_longer() -> None:
+    clock = Clock()
+    assert measure.back_to_back_s(filling(clock, 1, 2e-3, 2e-3), clock) == pytest.approx(2e-3)
+    assert clock.now_s < 45e-3
 
 
 def test_samples_with_unsteady_bandwidth_are_left_out() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.format import F32, INT8, Format
-from costmodel.operators import NONLINEARITIES, NORMS, TABLES
+from costmodel.operators import NONLINEARITIES, NORMS, STATISTICS, TABLES
 from costmodel.work import Op, visible_keys
 from targets.cpu.dot import DOTS, STEP, dot_of
 from targets.cpu.linear_tile import LINE_BYTES, linear_tile
@@ -34,7 +34,8 @@ _SCALES = 2.0  # vector instructions for the scales of a step
 _ZERO_ROW = 1.0  # for a row where there are zero points
 _VECTOR_CYCLES = {  # of one vector of a row
     **dict.fromkeys(("add", "bias", "scale", "clip", "relu", "squared_relu"), 1.5),
-    **dict.fromkeys(("rope", "take"), 9.0),
+    **dict.fromkeys(("scale_columns", "altup_correct", "altup_add"), 1.5),
+    **dict.fromkeys(("rope", "take", "join_columns"), 9.0),
 }
 
 
@@ -206,7 +207,9 @@ def _serial(op: Op, tile: CpuTile, issue: Issue) -> float:
     vectors = columns / tile.vector(columns)
     if op.kind in TABLES:
         each = columns * (8.0 if op.operator.format.quantised else 2.0)
-    elif op.kind in NORMS:
+    elif op.kind == "altup_predict":
+        each = vectors * 1.5 * (1 + op.operator.groups)
+    elif op.kind in NORMS or op.kind in STATISTICS:
         each = vectors * 18.0 + 60
     elif op.kind in _VECTOR_CYCLES:
         each = vectors * _VECTOR_CYCLES[op.kind]

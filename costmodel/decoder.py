@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from costmodel.format import F32, FLOAT, INT8
-from costmodel.operators import NONLINEARITIES, NORMS, Operator
+from costmodel.operators import NONLINEARITIES, NORMS, STATISTICS, STREAMS, Operator
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
 from targets.cpu.dot import takes_codes
 from targets.errors import UserError
@@ -23,8 +23,11 @@ _NEW_ROWS = (
     "scale",
     "clip",
     "take",
+    *("join_columns", "scale_columns"),
     *NORMS,
     *NONLINEARITIES,
+    *STATISTICS,
+    *STREAMS,
 )  # what linears after them read is another's
 
 
@@ -80,8 +83,23 @@ class DecoderSpec:
 
     @property
     def hidden(self) -> int:
-        """Width of the residual stream."""
+        """Width of the residual stream, of one where there are several."""
+        if self._predict is not None:
+            return self._predict.columns // self._predict.groups
         return self.part(Part(EMBEDDING))[-1].columns
+
+    @property
+    def border(self) -> int:
+        """Values of a row that cross from a layer to the next: all streams, and what later layers read of a token."""
+        if self._predict is None:
+            return self.hidden
+        tables = (op for op in self.part(Part(EMBEDDING)) if op.kind == "embedding_by_layer")
+        return self._predict.columns + sum(op.columns for op in tables)
+
+    @cached_property
+    def _predict(self) -> Operator | None:
+        """What makes the streams that a layer reads; None where there is one."""
+        return next((op for op in self.operators if op.kind == "altup_predict"), None)
 
     @property
     def vocab(self) -> int:
@@ -91,7 +109,8 @@ class DecoderSpec:
     @cached_property
     def ffn(self) -> int:
         """Values that the last matrix multiplication of the widest feed-forward part reads."""
-        return max(self.linears(Part(FFN, i))[-1].k for i in range(self.layers))
+        named = [op.k for i in range(self.layers) for op in self.linears(Part(FFN, i)) if op.name == "down"]
+        return max(named or (self.linears(Part(FFN, i))[-1].k for i in range(self.layers)))
 
     def linears(self, part: Part) -> tuple[Operator, ...]:
         """The matrix multiplications of a part."""
@@ -142,7 +161,7 @@ class DecoderSpec:
         """The same decoder, which makes int8 codes of what it multiplies with block-quantised weights."""
         made, last = list[Operator](), None
         for op in map(_with_codes, self.operators):
-            if op.kind in _NEW_ROWS and op.groups == 1:
+            if op.kind in _NEW_ROWS and (op.groups == 1 or op.kind in STREAMS):
                 last = None
             elif op.activations == INT8:
                 op = replace(op, makes_codes=(op.part, op.k) != last)

@@ -108,7 +108,7 @@ def _border(
     costs: ModelCosts, a: str, b: str, slices: Sequence[Processor], steps: Sequence[tuple[float, int]]
 ) -> float:
     first = {p.family: p for p in reversed(slices)}
-    return sum(times * costs.roofline.border(first[a], first[b], n * costs.spec.hidden).total_s for times, n in steps)
+    return sum(times * costs.roofline.border(first[a], first[b], n * costs.spec.border).total_s for times, n in steps)
 
 
 def _cut_s(

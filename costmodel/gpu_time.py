@@ -20,7 +20,11 @@ from targets.device import Gpu
 from targets.opencl.dot import CODES_OF_A_VALUE, DOT, PLAIN
 from targets.opencl.tile import gpu_tile
 
-_KERNELS = {**dict.fromkeys(NORMS, 2), "attention": 3}  # of one operator (targets/opencl/kernels); others have one
+_KERNELS = {
+    **dict.fromkeys((*NORMS, "match_magnitude"), 2),
+    "attention": 3,
+    "gaussian_top_k": 3,
+}  # of one operator (targets/opencl/kernels); others have one
 
 
 def gpu_time(op: Op, gpu: Gpu, factors: Factors) -> Estimate:

@@ -56,7 +56,7 @@ def model_memory(
 ) -> Memory:
     """What one model needs with `context` rows of KV cache in each slot; `rows` tokens are computed at once.
 
-    `weights` are the bytes that the CPU and the GPU read (Placement.weight_bytes). Activations: the residual stream,
+    `weights` are the bytes that the CPU and the GPU read (Placement.weight_bytes). Activations: the residual streams,
     q, k, v and the gated product of one layer, and the logits.
     """
     return Memory(*weights, slots * spec.kv_bytes(context), rows_bytes(spec, rows) + F32 * rows * spec.vocab, 0)
@@ -65,7 +65,7 @@ def model_memory(
 def rows_bytes(spec: DecoderSpec, rows: int) -> int:
     """What a step of so many tokens computes with, less its logits."""
     heads = max(2 * op.head_dim * (op.heads + op.kv_heads) for op in spec.attentions)
-    return F32 * rows * (4 * spec.hidden + heads + 3 * spec.ffn)
+    return F32 * rows * (4 * spec.border + heads + 3 * spec.ffn)
 
 
 def available_bytes(board: Board) -> int:

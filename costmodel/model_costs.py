@@ -66,7 +66,7 @@ class ModelCosts:
             if before is None or before.name != segment.processor.name:
                 estimate = estimate + self.roofline.step_overhead(segment.processor)
             if before is not None:
-                estimate = estimate + self.roofline.border(before, segment.processor, n * self.spec.hidden)
+                estimate = estimate + self.roofline.border(before, segment.processor, n * self.spec.border)
             cut = rows if rows == 0 or segment is placement.segments[-1] else None
             for unit in self.segment_units(segment, n, cut):
                 estimate = estimate + unit

@@ -8,12 +8,17 @@ from costmodel.format import F32, FLOAT, Format
 from costmodel.place import Part
 from targets.errors import UserError
 
-TABLES = ("embedding", "positions")  # read one row a token
+TABLES = ("embedding", "embedding_by_layer", "positions")  # read one row a token
 NONLINEARITIES = ("silu_mul", "gelu_mul", "gelu", "relu", "squared_relu", "xielu", "tanh")
 NORMS = ("rms_norm", "add_rms_norm", "layer_norm")
+STREAMS = ("altup_predict", "altup_correct", "altup_add")  # on several residual streams in a row
+STATISTICS = ("match_magnitude", "gaussian_top_k")  # move a row by its own mean, or by its square's
 KINDS = (
     *TABLES,
     *("linear", "bias", "add", "scale", "clip", "take", "rope", "attention", "argmax"),
+    *("join_columns", "scale_columns"),
+    *STREAMS,
+    *STATISTICS,
     *NORMS,
     *NONLINEARITIES,
 )
@@ -30,7 +35,7 @@ class Operator:
         columns: values of a row that it writes; of an argmax, that it reads.
         k: values of a row that a linear reads; rows of a table.
         format: of the matrix of a linear or a table; without meaning for others.
-        groups: equal parts of a row that a norm treats alone: heads.
+        groups: equal parts of a row that a norm treats alone: heads; the streams of one of STREAMS.
         own: each of them has a scale (and shift) of its own.
         heads, kv_heads, head_dim: of an attention.
         window: keys that an attention sees, 0 for all.
@@ -75,7 +80,7 @@ class Operator:
     @property
     def small_values(self) -> int:
         """Float32 weights beside a matrix: a norm's scale (and shift), a bias."""
-        each = {"rms_norm": 1, "add_rms_norm": 1, "layer_norm": 2, "bias": 1}.get(self.kind, 0)
+        each = {"rms_norm": 1, "add_rms_norm": 1, "layer_norm": 2, "bias": 1, "scale_columns": 1}.get(self.kind, 0)
         return each * self.columns // (1 if self.own else self.groups)
 
     @property

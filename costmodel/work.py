@@ -13,7 +13,7 @@ from functools import cached_property
 
 from costmodel.decoder import DecoderSpec
 from costmodel.format import F32
-from costmodel.operators import TABLES, Operator
+from costmodel.operators import STREAMS, TABLES, Operator
 from targets.errors import UserError
 from targets.kv_format import KV_FORMATS, KvFormat
 
@@ -25,6 +25,10 @@ _ROWWISE = {
     "bias": (1, 1, 1.0),
     "scale": (1, 1, 1.0),
     "take": (1, 1, 0.0),
+    "join_columns": (1, 1, 0.0),
+    "scale_columns": (1, 1, 1.0),
+    "match_magnitude": (2, 1, 5.0),
+    "gaussian_top_k": (1, 1, 6.0),
     "rms_norm": (1, 1, 4.0),
     "add_rms_norm": (2, 2, 5.0),
     "layer_norm": (1, 1, 7.0),
@@ -187,6 +191,8 @@ def _count(op: Operator, spec: DecoderSpec, n: int, past: int, batch: int, rows:
     if op.kind == "argmax":
         choice = Traffic("activations", "int64", 0, 8 * rows)
         return Op(op, rows, 1.0 * rows * op.columns, (_activations(rows * op.columns, 0), choice))
+    if op.kind in STREAMS:
+        return _streams(op, rows)
     read, written, flops = _ROWWISE[op.kind]
     traffic: tuple[Traffic, ...] = (_activations(read * rows * op.columns, written * rows * op.columns),)
     if op.small_values:
@@ -196,6 +202,14 @@ def _count(op: Operator, spec: DecoderSpec, n: int, past: int, batch: int, rows:
 
 def _activations(read: float, written: float) -> Traffic:
     return Traffic("activations", "float32", F32 * read, F32 * written)
+
+
+def _streams(op: Operator, rows: int) -> Op:
+    """A step of AltUp: a multiply-add for each pair of streams, or one with what a layer moved, or an addition."""
+    part, factors = op.columns // op.groups, {"altup_predict": op.groups**2, "altup_correct": op.groups}
+    beside = factors.get(op.kind, 0) + (0 if op.kind == "altup_predict" else part)
+    flops = {"altup_predict": 2.0 * op.groups, "altup_correct": 3.0, "altup_add": 1.0}[op.kind] * op.columns
+    return Op(op, rows, rows * flops, (_activations(rows * (op.columns + beside), rows * op.columns),))
 
 
 def _attention(op: Operator, n: int, past: int, batch: int, stored: KvFormat) -> Op:

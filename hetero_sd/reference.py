@@ -32,6 +32,7 @@ from passes.onnx.rewrite.find_head_dim import find_head_dim
 from passes.onnx.rewrite.float_activations import float_activations
 from passes.onnx.rewrite.normalise_io_names import normalise_io_names
 from passes.onnx.rewrite.plain_inputs import plain_inputs
+from passes.onnx.rewrite.plain_token_ids import plain_token_ids
 from passes.onnx.rewrite.round_activations import round_activations
 from passes.onnx.rewrite.unfuse_linear import unfuse_linear
 from passes.onnx.rewrite.unstack_caches import unstack_caches
@@ -47,6 +48,7 @@ _AS_FLOATS = (
     normalise_io_names,
     unfuse_linear,
     upcast_to_float32,
+    plain_token_ids,
     fake_quantise,
     drop_fake_quantisation,
     float_activations,

@@ -69,7 +69,7 @@ def _step(
     for segment in placement.segments:
         estimate = p.search.roofline.step_overhead(segment.processor)
         if before is not None:
-            estimate = estimate + p.search.roofline.border(before, segment.processor, n * spec.hidden)
+            estimate = estimate + p.search.roofline.border(before, segment.processor, n * spec.border)
         for unit in costs.units(segment.processor, n)[segment.start : segment.end]:
             estimate = estimate + unit
         spans.append((_lane(segment.processor), name, clock, estimate.total_s, estimate.explain()))

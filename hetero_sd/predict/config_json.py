@@ -13,6 +13,7 @@ from costmodel.decoder import DecoderSpec
 from costmodel.standard_decoder import Blocks, standard_decoder
 from hetero_sd.compile.hub_name import CONFIG, folder_name
 from hetero_sd.predict.families import FAMILIES, KEYS, SLIDING, Family, kv_heads, more_switches, usual_keys
+from hetero_sd.predict.stream_config import STREAMS_FAMILY, stream_spec
 from hetero_sd.predict.weight_formats import StoredAs, stored_as
 from targets.errors import UserError
 from targets.files import read_object
@@ -50,8 +51,11 @@ def specs_from_table(
     family = config["model_type"]
     if any(_whole(config, path, key, 0) for key in _EXPERTS):
         raise UserError(f"{path}: a mixture of experts is not supported")
+    if family == STREAMS_FAMILY:
+        made = _name(config, path)
+        return tuple(stream_spec(config, path, made, stored_as(f, head), kv_format(kv).name, _whole) for f in formats)
     if family not in FAMILIES:
-        raise UserError(f"{path}: model_type {family!r} is not known; known: {', '.join(FAMILIES)}")
+        raise UserError(f"{path}: model_type {family!r} is not known; known: {', '.join((*FAMILIES, STREAMS_FAMILY))}")
     name, config = _name(config, path), {**FAMILIES[family].defaults, **usual_keys(config)}
     return tuple(_shape(config, path, name, stored_as(f, head), kv_format(kv).name) for f in formats)
 

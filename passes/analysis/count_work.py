@@ -21,6 +21,7 @@ from costmodel.operators import Operator
 from costmodel.place import HEAD, Part
 from passes.analysis.operator_names import OperatorNames, labelled_part
 from passes.onnx import Decoder
+from passes.onnx.facts import of_layers
 from passes.onnx.label_parts import computed_nodes, row_inputs
 from passes.onnx.pass_context import attribute, describe
 from passes.onnx.prove.gate import gate_of, is_gate_alone, sigmoid_of_silu
@@ -84,7 +85,9 @@ def _table(c: _Counter, node: Any) -> Iterator[Operator]:
     else:
         stored = Format(_dtype(initializer_of(node.inputs[0])))
     rows, columns = table_size(node)
-    kind = "embedding" if node.inputs[1].name == "input_ids" else "positions"
+    kind = (
+        "positions" if node.inputs[1].name != "input_ids" else "embedding_by_layer" if of_layers(node) else "embedding"
+    )
     yield c.operator(node, kind, columns, k=rows, format=stored)
 
 
@@ -106,7 +109,9 @@ def _add(c: _Counter, node: Any) -> Iterator[Operator]:
 def _mul(c: _Counter, node: Any) -> Iterator[Operator]:
     rows = row_inputs(node)
     if len(rows) == 1:
-        yield c.operator(node, "scale", c.row(node))
+        factor = next(value for value in node.inputs if value is not rows[0])
+        kind = "scale" if initializer_of(factor).const_value.size == 1 else "scale_columns"
+        yield c.operator(node, kind, c.row(node))
         return
     gate = gate_of(node)
     yield c.operator(node, "gelu_mul" if gate is not None and gate.op_type == "Gelu" else "silu_mul", c.row(node))
@@ -178,7 +183,22 @@ def _attention(c: _Counter, node: Any) -> Iterator[Operator]:
 def _split(c: _Counter, node: Any) -> Iterator[Operator]:
     for value, size in zip(node.outputs, node.inputs[1].const_value.numpy(), strict=True):
         c.width[value] = int(size)
-        yield Operator("take", c.names.taken(value), labelled_part(node), int(size))
+        if value.uses():
+            yield Operator("take", c.names.taken(value), labelled_part(node), int(size))
+
+
+def _concat(c: _Counter, node: Any) -> Iterator[Operator]:
+    yield c.operator(node, "join_columns", sum(c.width[value] for value in node.inputs))
+
+
+def _streams(c: _Counter, node: Any) -> Iterator[Operator]:
+    kind = {"AltUpPredict": "altup_predict", "AltUpCorrect": "altup_correct", "AltUpAdd": "altup_add"}[node.op_type]
+    yield c.operator(node, kind, c.width[node.inputs[0]], groups=attribute(node, "streams"))
+
+
+def _statistics(c: _Counter, node: Any) -> Iterator[Operator]:
+    kind = "match_magnitude" if node.op_type == "MatchMagnitude" else "gaussian_top_k"
+    yield c.operator(node, kind, c.width[node.inputs[0]])
 
 
 _COUNT: dict[str, Callable[[_Counter, Any], Iterator[Operator]]] = {
@@ -196,6 +216,9 @@ _COUNT: dict[str, Callable[[_Counter, Any], Iterator[Operator]]] = {
     "Tanh": _tanh,
     "Clip": _clip,
     "XIELU": _xielu,
+    "Concat": _concat,
+    **dict.fromkeys(("AltUpPredict", "AltUpCorrect", "AltUpAdd"), _streams),
+    **dict.fromkeys(("MatchMagnitude", "GaussianTopK"), _statistics),
     "RMSNormalization": _rms_norm,
     "LayerNormalization": _layer_norm,
     "Reshape": _reshape,

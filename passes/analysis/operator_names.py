@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from costmodel.place import ATTENTION, EMBEDDING, HEAD, Part
+from passes.analysis.stream_names import stream_name
 from passes.onnx.label_parts import part_of, row_inputs
 from passes.onnx.pass_context import describe
 from passes.onnx.weight_sizes import LINEAR
@@ -17,6 +18,7 @@ class OperatorNames:
 
     def __init__(self, nodes: list[Any]) -> None:
         self._last: dict[Part, Any] = {}  # the last matrix multiplication of each part
+        self._streams = any(node.op_type == "AltUpPredict" for node in nodes)
         self._attended: dict[Any, bool] = {}  # node -> its layer's attention stands before it
         attended = False
         for node in nodes:
@@ -28,6 +30,8 @@ class OperatorNames:
     def __call__(self, node: Any, kind: str) -> str:
         """The name of a node's operator."""
         part = labelled_part(node).kind
+        if self._streams and (name := stream_name(node, kind, _operand(node.outputs[0]))):
+            return name
         if kind == "linear":
             return self._linear(node, part)
         if kind == "bias":
@@ -77,6 +81,8 @@ class OperatorNames:
     def taken(self, value: Any) -> str:
         """The name of the kernel that takes one output of a Split."""
         node = value.producer()
+        if self._streams:
+            return stream_name(node, "take", "")
         if labelled_part(node).kind == ATTENTION:
             return f"take_{_operand(value)}"
         gate = any(user.op_type in ("Sigmoid", "Gelu") for user, _ in value.uses())

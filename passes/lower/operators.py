@@ -153,6 +153,16 @@ def _take_columns(call: Any, stored: Stored) -> Sizes:
     return {**_n_width(call, stored), "start": int(call.attrs["start"]), "part": int(call.attrs["width"])}
 
 
+def _join_columns(call: Any, stored: Stored) -> Sizes:
+    return {**_n_width(call, stored), "other": sizes(call.args[1])[2]}
+
+
+def _of_streams(more: str = "") -> Callable[[Any, Stored], Sizes]:
+    """Sizes of a kernel on streams, with one more whole number of the operator's."""
+    names = ("streams", more) if more else ("streams",)
+    return lambda call, stored: {**_n_width(call, stored), **{name: int(call.attrs[name]) for name in names}}
+
+
 def _with(*constants: str) -> Callable[[Any, Stored], Sizes]:
     """Sizes of an elementwise kernel with constants of the export."""
     return lambda call, stored: {**_n_width(call, stored), **{name: float(call.attrs[name]) for name in constants}}
@@ -187,6 +197,13 @@ OPERATORS = {
     "hsd.argmax": Operator("argmax", _argmax, "argmax_{n}"),
     "hsd.take_row": Operator("take_row", _n_width, "take_row_{n}"),
     "hsd.take_columns": Operator("take_columns", _take_columns, "take_columns_{n}"),
+    "hsd.join_columns": Operator("join_columns", _join_columns, "join_columns_{n}_{width}"),
+    "hsd.scale_columns": Operator("scale_columns", _n_width, "scale_columns_{n}_{width}"),
+    "hsd.altup_predict": Operator("altup_predict", _of_streams(), "altup_predict_{n}"),
+    "hsd.altup_correct": Operator("altup_correct", _of_streams("active"), "altup_correct_{n}"),
+    "hsd.altup_add": Operator("altup_add", _of_streams("first"), "altup_add_{n}"),
+    "hsd.match_magnitude": Operator("match_magnitude", _with("least"), "match_magnitude_{n}"),
+    "hsd.gaussian_top_k": Operator("gaussian_top_k", _with("deviations"), "gaussian_top_k_{n}_{width}"),
     "relax.add": Operator("add", _n_width, "add_{n}_{width}"),
 }
 _ADD_BIAS = Operator("add_bias", _n_width, "add_{n}_{width}")

@@ -31,8 +31,10 @@ from passes.onnx.rewrite.float_activations import float_activations
 from passes.onnx.rewrite.float_positions import float_positions
 from passes.onnx.rewrite.fold_constants import fold_constants
 from passes.onnx.rewrite.fuse_activations import fuse_activations
+from passes.onnx.rewrite.fuse_altup import fuse_altup
 from passes.onnx.rewrite.fuse_attention import fuse_attention
 from passes.onnx.rewrite.fuse_layer_norm import fuse_layer_norm
+from passes.onnx.rewrite.fuse_magnitudes import fuse_magnitudes
 from passes.onnx.rewrite.fuse_rms_norm import fuse_rms_norm
 from passes.onnx.rewrite.fuse_xielu import fuse_xielu
 from passes.onnx.rewrite.join_head_norms import join_head_norms
@@ -44,8 +46,10 @@ from passes.onnx.rewrite.norm_by_head import norm_by_head
 from passes.onnx.rewrite.normalise_io_names import normalise_io_names
 from passes.onnx.rewrite.pick_branch import pick_branch
 from passes.onnx.rewrite.plain_inputs import plain_inputs
+from passes.onnx.rewrite.plain_token_ids import plain_token_ids
 from passes.onnx.rewrite.quantise_weights import quantise_weights
 from passes.onnx.rewrite.resolve_shapes import resolve_shapes
+from passes.onnx.rewrite.rows_by_layer import rows_by_layer
 from passes.onnx.rewrite.split_packed import split_packed
 from passes.onnx.rewrite.tie_equal_head import tie_equal_head
 from passes.onnx.rewrite.unflatten_rows import unflatten_rows
@@ -53,6 +57,7 @@ from passes.onnx.rewrite.unfuse_linear import unfuse_linear
 from passes.onnx.rewrite.unfuse_onnxruntime import unfuse_onnxruntime
 from passes.onnx.rewrite.ungroup_packed import ungroup_packed
 from passes.onnx.rewrite.unpadded_table import unpadded_table
+from passes.onnx.rewrite.unshare_caches import unshare_caches
 from passes.onnx.rewrite.unstack_caches import unstack_caches
 from passes.onnx.rewrite.upcast_to_float32 import upcast_to_float32
 from passes.onnx.rewrite.widen_bfloat16 import widen_bfloat16
@@ -79,6 +84,7 @@ PIPELINE: list[Pass] = [
     pick_branch,
     unfuse_linear,
     upcast_to_float32,
+    plain_token_ids,
     quantise_weights,
     widen_bfloat16,
     drop_fake_quantisation,
@@ -104,8 +110,12 @@ PIPELINE: list[Pass] = [
     tie_equal_head,
     fuse_activations,
     fuse_xielu,
+    rows_by_layer,
+    fuse_magnitudes,
+    fuse_altup,
     add_cache,
     learned_positions,
+    unshare_caches,
     fuse_attention,
     lower_group_query,
     exact_quantised,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from costmodel.place import HEAD
+from costmodel.place import EMBEDDING, HEAD, Part
 from passes.onnx.label_parts import part_of
 from passes.onnx.pass_context import Importing, attribute
 from passes.onnx.prove.weight_expression import initializer_of
@@ -35,23 +35,25 @@ class DecoderFacts:
     """Sizes and formats of one decoder.
 
     Attributes:
-        layers, heads, kv_heads, head_dim, hidden, ffn, vocab: sizes; ffn is the width of the feed-forward part.
+        layers, heads, kv_heads, head_dim, hidden, ffn, vocab: sizes; ffn is the width of the
+            (widest) feed-forward part.
         context: positions the rope tables cover.
         rope: None if no layer rotates.
         tied: embedding and head read the same initialiser.
         weight_dtype: "float32", "float16", "bfloat16", "int4", "int8", "nf4" or "fp4": of the largest share of the
             bytes of matrices.
         family: hint for people: "llama", "qwen2" (biased q, k, v), "qwen3" (q/k norm), "mistral" (a window), "phi3"
-            (packed projections), "gemma2" (scaled embedding, soft caps), "gemma3" (q/k norm), "gemma" (neither), "gpt2"
-            (layer norms), "gpt-neox" (layer norms and rotated positions), "opt" and "nemotron" (the same two with a
-            ReLU), "bloom" and "mpt" (layer norms and ALiBi, the first with a norm of the embedding),
-            "granite" (scaled residuals), "olmo2" (norms of what a block computed).
+            (packed projections), "gemma2" (scaled embedding, soft caps), "gemma3" (q/k norm), "gemma3n" (streams),
+            "gemma" (neither), "gpt2" (layer norms), "gpt-neox" (layer norms and rotated positions), "opt" and
+            "nemotron" (the same two with a ReLU), "bloom" and "mpt" (layer norms and ALiBi, the first with a norm of
+            the embedding), "granite" (scaled residuals), "olmo2" (norms of what a block computed).
         window: the largest sliding window of any layer in tokens, 0: none.
         batch: fixed batch size, or None if it is free.
         padding: what attention_mask may hide: "left and right", "right" or "none" (the mask reads none).
         int8_activations: every block-quantised matrix multiplication of the file allows int8 activations, as
             MatMulNBits at accuracy_level 4 does, or an export that rounds its activations to 8 bits itself.
         alibi: scores fall with the distance of a key, by another slope in each head.
+        copies: (layer, another one whose keys and values it reads): its cache holds the same.
         many_tokens_after_past: whether the export itself can take several tokens after a past; the canonical one can.
     """
 
@@ -73,6 +75,7 @@ class DecoderFacts:
     many_tokens_after_past: bool = True
     int8_activations: bool = False
     alibi: bool = False
+    copies: tuple[tuple[int, int], ...] = ()
 
 
 def decoder_facts(imp: Importing) -> DecoderFacts:
@@ -94,8 +97,10 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
     _agree("width", {width, head_width}, "embedding and head")
     after = [user for n in attentions for user, _ in n.outputs[0].uses() if user.op_type in LINEAR]
     hidden = _agree("hidden size", {linear_size(user)[1] for user in after} or {width}, "the layers")
-    gates = [n for n in nodes if n.op_type in ("Mul", "Gelu", "Relu", "SquaredRelu", "XIELU")]
+    gates = [n for n in nodes if n.op_type in ("Mul", "Gelu", "Relu", "SquaredRelu", "XIELU") and not by_layer(n)]
     ffn = {linear_size(user)[0] for n in gates for user, _ in n.outputs[0].uses() if user.op_type in LINEAR}
+    if any(n.op_type == "AltUpPredict" for n in nodes):  # a model cut out of a larger one has layers of several widths
+        ffn = {max(ffn, default=0)}
     return DecoderFacts(
         layers=layers,
         heads=heads,
@@ -115,6 +120,7 @@ def decoder_facts(imp: Importing) -> DecoderFacts:
         many_tokens_after_past=not imp.facts.single_token_decode,
         int8_activations=imp.facts.int8_activations,
         alibi=any(n.op_type == "Alibi" for n in nodes),
+        copies=tuple(sorted(imp.facts.copies.items())),
     )
 
 
@@ -133,9 +139,21 @@ def embedding_of(graph: Any) -> Any:
         UserError: there is none, or there are several.
     """
     found = [n for n in graph if n.op_type in ("Gather", "GatherBlockQuantized") and n.inputs[1].name == "input_ids"]
+    found = [n for n in found if not of_layers(n)]
     if len(found) != 1:
         raise UserError(f"input_ids choose rows of {len(found)} tables; a decoder has one embedding")
     return found[0]
+
+
+def of_layers(table: Any) -> bool:
+    """Whether the rows of a table are columns for each layer: they are split before a matrix is multiplied by them."""
+    todo = list(table.outputs)
+    while todo:
+        users = [user for user, _ in todo.pop().uses()]
+        if any(user.op_type == "Split" for user in users):
+            return True
+        todo += [user.outputs[0] for user in users if user.op_type in ("Add", "Mul")]
+    return False
 
 
 def _producer_of_logits(imp: Importing) -> Any:
@@ -156,6 +174,13 @@ def _producer_of_logits(imp: Importing) -> Any:
             "another for the head; export it again"
         )
     return node
+
+
+def by_layer(gate: Any) -> bool:
+    """Whether what a gate multiplies are a token's own numbers for this layer, taken from what no layer computed."""
+    makers = [v.producer() for v in gate.inputs if v.producer() is not None and v.producer().op_type == "Split"]
+    sources = [m.inputs[0].producer() for m in makers]
+    return any(source is not None and part_of(source) == Part(EMBEDDING) for source in sources)
 
 
 def _weight(node: Any) -> Any:
@@ -202,6 +227,8 @@ def _family(nodes: list[Any], embedding: Any) -> str:
             return "bloom" if first == {"LayerNormalization"} else "mpt"
         return "gpt-neox" if rotated else "gpt2"
     if any(n.op_type == "Gelu" for n in nodes) and any(embedding.outputs[0] in n.inputs for n in nodes if _scales(n)):
+        if any(n.op_type == "AltUpPredict" for n in nodes):
+            return "gemma3n"
         capped = any(attribute(n, "softcap", 0.0) for n in nodes if n.op_type == "Attention")
         return "gemma2" if capped else "gemma3" if by_head else "gemma"
     if any(_scales(n) and any(u.op_type == "Add" for u, _ in n.outputs[0].uses()) for n in nodes):

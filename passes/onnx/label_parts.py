@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from costmodel.place import ATTENTION, EMBEDDING, FFN, HEAD, Part
+from passes.onnx.parts_of_streams import parts_of_streams
 from passes.onnx.pass_context import Importing, PassLog
 from passes.onnx.prove.weight_expression import is_weight
 from passes.onnx.rewrite.local_functions import DOMAIN
@@ -37,6 +38,12 @@ ROW_INPUTS: dict[tuple[str, str], tuple[int, ...]] = {
     ("", "Tanh"): (0,),
     ("", "Clip"): (0,),
     (DOMAIN, "XIELU"): (0,),
+    ("", "Concat"): (0, 1),
+    (DOMAIN, "AltUpPredict"): (0, 1),
+    (DOMAIN, "AltUpCorrect"): (0, 1, 2),
+    (DOMAIN, "AltUpAdd"): (0, 1),
+    (DOMAIN, "MatchMagnitude"): (0, 1),
+    (DOMAIN, "GaussianTopK"): (0,),
     ("", "LayerNormalization"): (0,),
     ("", "RMSNormalization"): (0,),
     ("", "Reshape"): (0,),
@@ -63,8 +70,8 @@ def label(graph: Any) -> int:
     """
     nodes = computed_nodes(graph)
     flow = _Flow(nodes)
-    for node in nodes:
-        part = flow.part(node)
+    parts = flow.parts(nodes)
+    for node, part in parts.items():
         node.metadata_props[PART] = part.kind
         if part.kind in (ATTENTION, FFN):
             node.metadata_props[LAYER] = str(part.layer)
@@ -103,7 +110,7 @@ class _Flow:
         self.layers = len(self.index)
         if sorted(self.index.values()) != list(range(self.layers)):
             raise UserError(f"the caches of the attentions belong to layers {sorted(self.index.values())}")
-        users: dict[Any, list[Any]] = {node: [] for node in nodes}
+        users = self.users = {node: list[Any]() for node in nodes}
         self.before: dict[Any, int] = {}  # the last attention that a node depends on, itself included; -1: none
         self.joined: dict[Any, bool] = {}  # the residual stream was added after that attention
         for node in nodes:
@@ -137,6 +144,12 @@ class _Flow:
 
     def _follows_last(self, node: Any) -> bool:
         return self.before[node] == self.layers - 1 and self.joined[node] and node not in self.starts
+
+    def parts(self, nodes: list[Any]) -> dict[Any, Part]:
+        """The part of every node."""
+        if any(node.op_type == "AltUpPredict" for node in nodes):
+            return parts_of_streams(nodes, self.users, self.part, self.before)
+        return {node: self.part(node) for node in nodes}
 
     def part(self, node: Any) -> Part:
         """The part of a node."""

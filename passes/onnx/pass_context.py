@@ -48,6 +48,7 @@ class ImportFacts:
 
     Attributes:
         layers: key inputs of the cache; 0: none yet.
+        copies: layers whose cache is a copy of another layer's, whose keys and values they read.
         batch: fixed batch size, or None if it is free.
         kv_heads: key/value heads of the cache; 0: there is no cache yet.
         head_dim: elements of a head; 0: the file leaves it symbolic and no pass has found it yet. While a pass looks
@@ -67,6 +68,7 @@ class ImportFacts:
     """
 
     layers: int = 0
+    copies: dict[int, int] = field(default_factory=dict)
     batch: int | None = None
     kv_heads: int = 0
     head_dim: int = 0
@@ -121,7 +123,7 @@ Pass = Callable[[Importing], PassLog]
 
 
 # the passes that may change which inputs and outputs the graph has
-_NAMING = ("unstack_caches", "plain_inputs", "cache_axes", "normalise_io_names", "add_cache")
+_NAMING = ("unstack_caches", "plain_inputs", "cache_axes", "normalise_io_names", "add_cache", "unshare_caches")
 
 
 def run_pass(run: Pass, imp: Importing) -> PassLog:

@@ -113,6 +113,7 @@ SHAPE_RULES = {
     "Gelu": ((0,), _same),
     "SquaredRelu": ((0,), _same),
     "XIELU": ((0,), _same),
+    **dict.fromkeys(("AltUpPredict", "AltUpCorrect", "AltUpAdd", "MatchMagnitude", "GaussianTopK"), ((0,), _same)),
     "MatMulNBits": ((0,), _matmul_nbits),
     "MatMulBnb4": ((0,), _matmul_nbits),
     "FusedMatMul": ((0, 1), _fused_matmul),

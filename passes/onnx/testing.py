@@ -100,6 +100,10 @@ def case(
         for i in range(facts.layers)
         for kind in ("key", "value")
     }
+    for layer, source in facts.copies:
+        caches |= {
+            f"past_key_values.{layer}.{kind}": caches[f"past_key_values.{source}.{kind}"] for kind in ("key", "value")
+        }
     return {
         "input_ids": rng.integers(0, facts.vocab, (batch, new)),
         "attention_mask": mask,

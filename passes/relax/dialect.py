@@ -21,6 +21,10 @@ semantics for tests. Tensors are [1, n, width]; head h of a row occupies columns
     hsd.attention_in_slot(q, k, v, keys, values, slot, pos)     as attention_cached, in one slot
     hsd.take_row(x, row)                                        row `row` of x, as [1, 1, width]
     hsd.take_columns(x) {start, width}                          columns start .. start + width of x
+    hsd.join_columns(x, y)                                      x and y beside one another
+    hsd.scale_columns(x, w)                                     hsd.match_magnitude(x, r) {least}
+    hsd.altup_predict(x, c) {streams}                           hsd.gaussian_top_k(x) {deviations}
+    hsd.altup_correct(x, a, c) {streams, active}                hsd.altup_add(x, a) {streams, first}
 
 Weight layouts: "KN" and "NK" as in the ONNX file, "panels" packed for a processor (targets/cpu/kernels).
 """
@@ -35,6 +39,7 @@ import tvm_ffi
 from tvm import relax
 
 from passes.relax import reference_bodies as bodies
+from passes.relax import stream_bodies as streams
 from passes.relax.expressions import op_name, shape_of, tensor
 from passes.relax.reference_bodies import attention_slopes, gelu_constants
 from targets.errors import UserError
@@ -132,4 +137,15 @@ take_columns = _operator(
     lambda a, x: tensor([*shape_of(x)[:-1], int(a["width"])]),
     lambda bb, a, x: bb.emit(R.strided_slice(x, [2], [int(a["start"])], [int(a["start"]) + int(a["width"])])),
 )
+join_columns = _operator(
+    "hsd.join_columns",
+    lambda a, x, y: tensor([*shape_of(x)[:-1], int(shape_of(x)[-1]) + int(shape_of(y)[-1])]),
+    lambda bb, a, x, y: bb.emit(R.concat([x, y], 2)),
+)
+scale_columns = _operator("hsd.scale_columns", _same, lambda bb, a, x, w: bb.emit(R.multiply(x, w)))
+altup_predict = _operator("hsd.altup_predict", _same, streams.altup_predict_body)
+altup_correct = _operator("hsd.altup_correct", _same, streams.altup_correct_body)
+altup_add = _operator("hsd.altup_add", _same, streams.altup_add_body)
+match_magnitude = _operator("hsd.match_magnitude", _same, streams.match_magnitude_body)
+gaussian_top_k = _operator("hsd.gaussian_top_k", _same, streams.gaussian_top_k_body)
 take_row = _operator("hsd.take_row", lambda a, x, row: tensor([1, 1, shape_of(x)[-1]]), bodies.take_row_body)

@@ -126,7 +126,9 @@ def _add(e: Emitter, node: Any) -> Value:
 
 def _multiply(e: Emitter, node: Any) -> Value:
     for value, other in (node.inputs, node.inputs[::-1]):
-        if is_weight(other):  # a factor: the vocabulary has only one-element ones
+        if is_weight(other) and len(initializer_of(other).const_value.shape) == 1 and other.const_value.size > 1:
+            return Value(e.emit(D.scale_columns(e.expr(value), e.weight(other)[0])))
+        if is_weight(other):
             factor = float(other.const_value.numpy().reshape(-1)[0])
             return Value(e.emit(D.scale(e.expr(value), factor=factor)))
     return Value(e.emit(relax.op.multiply(*(e.expr(i) for i in node.inputs))))
@@ -209,11 +211,26 @@ def _attention(e: Emitter, node: Any) -> tuple[Value, ...]:
     return tuple(Value(e.emit(relax.TupleGetItem(both, i))) for i in range(3))
 
 
-def _split(e: Emitter, node: Any) -> tuple[Value, ...]:
+def _join(e: Emitter, node: Any) -> Value:
+    return Value(e.emit(D.join_columns(*(e.expr(i) for i in node.inputs))))
+
+
+def _of_rows(operator: Callable[..., Any], *attributes: str) -> Callable[[Emitter, Any], Value]:
+    """What reads rows alone and has the same attributes in both forms."""
+
+    def emitted(e: Emitter, node: Any) -> Value:
+        given = {name: _attr(node, name) for name in attributes}
+        return Value(e.emit(operator(*(e.expr(i) for i in node.inputs), **given)))
+
+    return emitted
+
+
+def _split(e: Emitter, node: Any) -> tuple[Value | None, ...]:
     sizes = [int(s) for s in node.inputs[1].const_value.numpy()]
-    x, out, start = e.expr(node.inputs[0]), [], 0
-    for size in sizes:
-        out.append(Value(e.emit(D.take_columns(x, start=start, width=size))))
+    x, out, start = e.expr(node.inputs[0]), list[Value | None](), 0
+    for value, size in zip(node.outputs, sizes, strict=True):
+        read = value.uses() or value.is_graph_output()
+        out.append(Value(e.emit(D.take_columns(x, start=start, width=size))) if read else None)
         start += size
     return tuple(out)
 
@@ -234,6 +251,12 @@ _EMIT: dict[tuple[str, str], Callable[[Emitter, Any], Any]] = {
     ("", "Tanh"): _tanh,
     ("", "Clip"): _clip,
     (DOMAIN, "XIELU"): _xielu,
+    ("", "Concat"): _join,
+    (DOMAIN, "AltUpPredict"): _of_rows(D.altup_predict, "streams"),
+    (DOMAIN, "AltUpCorrect"): _of_rows(D.altup_correct, "streams", "active"),
+    (DOMAIN, "AltUpAdd"): _of_rows(D.altup_add, "streams", "first"),
+    (DOMAIN, "MatchMagnitude"): _of_rows(D.match_magnitude, "least"),
+    (DOMAIN, "GaussianTopK"): _of_rows(D.gaussian_top_k, "deviations"),
     ("", "LayerNormalization"): _layer_norm,
     ("", "RMSNormalization"): _rms_norm,
     ("", "Reshape"): _reshape,
@@ -268,7 +291,7 @@ def onnx_to_relax(decoder: Decoder) -> RelaxDecoder:
                     raise UserError(f"{describe(node)}: the operator is not in the decoder vocabulary of COVERAGE.md")
                 made = emit(e, node)
                 made = made if isinstance(made, tuple) else (made,)
-                e.values.update((o.name, v) for o, v in zip(node.outputs, made, strict=False))
+                e.values.update((o.name, v) for o, v in zip(node.outputs, made, strict=False) if v is not None)
             result = bb.emit_output(relax.Tuple([e.values[o.name].expr for o in graph.outputs]))
         bb.emit_func_output(result, [ids, *caches, *e.params.values()])
     return RelaxDecoder(bb.get(), facts, e.weights, tuple(e.origins))

@@ -180,6 +180,34 @@ class Makers:
         """(x[1, n, width], y[1, n, part])."""
 
     @staticmethod
+    def join_columns(tile: Any, n: int, width: int, other: int) -> Any:
+        """(a[1, n, width], b[1, n, other], y[1, n, width + other])."""
+
+    @staticmethod
+    def scale_columns(tile: Any, n: int, width: int) -> Any:
+        """(a[1, n, width], b[width], y)."""
+
+    @staticmethod
+    def altup_predict(tile: Any, n: int, width: int, streams: int) -> Any:
+        """(x[1, n, width], c[1, n, streams^2], y); passes/onnx/rewrite/altup_functions.py has what it computes."""
+
+    @staticmethod
+    def altup_correct(tile: Any, n: int, width: int, streams: int, active: int) -> Any:
+        """(x[1, n, width], a[1, n, width / streams], c[1, n, streams], y)."""
+
+    @staticmethod
+    def altup_add(tile: Any, n: int, width: int, streams: int, first: int) -> Any:
+        """(x[1, n, width], a[1, n, width / streams], y)."""
+
+    @staticmethod
+    def match_magnitude(tile: Any, n: int, width: int, least: float) -> Any:
+        """(x[1, n, width], r[1, n, width], y): y = x sqrt(mean(r^2)) / sqrt(max(mean(x^2), least))."""
+
+    @staticmethod
+    def gaussian_top_k(tile: Any, n: int, width: int, deviations: float) -> Any:
+        """(x[1, n, width], y): y = max(x - mean - deviations * standard deviation, 0)."""
+
+    @staticmethod
     def rope_rows(
         tile: Any, n: int, heads: int, head_dim: int, rotary_dim: int, context: int, interleaved: bool = False
     ) -> Any:

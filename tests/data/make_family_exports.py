@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -130,6 +131,16 @@ FAMILIES = {
         tie_word_embeddings=True, vocab_size_per_layer_input=64, hidden_size_per_layer_input=8, laurel_rank=4,
         num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"], sliding_window=4,
         activation_sparsity_pattern=[0.0, 0.0], intermediate_size=[32, 32], **TWO)),
+    # three streams of which the second is active, sparse gates, layers that read another layer's keys and values
+    "gemma3n-shared": ("Gemma3nTextConfig", dict(
+        tie_word_embeddings=True, vocab_size_per_layer_input=56, hidden_size_per_layer_input=8, laurel_rank=4,
+        num_hidden_layers=4, num_kv_shared_layers=2, sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"] * 2, altup_num_inputs=3, altup_active_idx=1,
+        activation_sparsity_pattern=[0.95, 0.8, 0.0, 0.0], intermediate_size=[32, 32, 48, 48],
+        rope_parameters={
+            "sliding_attention": dict(rope_type="default", rope_theta=10000.0),
+            "full_attention": dict(rope_type="default", rope_theta=100000.0),
+        })),
     "exaone": ("ExaoneConfig", dict(tie_word_embeddings=False, num_layers=1)),
     "glm": ("GlmConfig", dict(tie_word_embeddings=False, attention_bias=True)),
     "olmo3": ("Olmo3Config", dict(
@@ -206,7 +217,7 @@ JOBS: dict[str, tuple[str, str, dict]] = {
         "internlm3", "glm4", "opt", "falcon", "falcon-grouped", "nemotron",
         "opt-350m", "hunyuan", "nanochat",
         "stablelm-heads", "phi-heads", "persimmon", "cohere-heads", "olmo-clipped", "apertus",
-        "gemma", "gemma3n", "exaone", "glm", "olmo3", "codegen", "ministral", "arcee",
+        "gemma", "gemma3n", "gemma3n-shared", "exaone", "glm", "olmo3", "codegen", "ministral", "arcee",
         "seed-oss", "helium", "ernie4-5")},
     "gpt-neo-dynamo-fp32": ("gpt-neo", "dynamo", dict(**EAGER)),
     "vaultgemma-dynamo-fp32": ("vaultgemma", "dynamo", dict(**EAGER)),
@@ -399,7 +410,7 @@ def export_torch(model: transformers.PreTrainedModel, path: Path, dynamo: bool, 
     model = model.to(dtype)
     names = _INPUTS[options.get("inputs", "all")]
     b, s, p = 2, 3, 5 if cache else 0
-    layers = config.num_hidden_layers
+    layers = config.num_hidden_layers - getattr(config, "num_kv_shared_layers", 0)  # those read the others' caches
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     values = {
@@ -423,6 +434,8 @@ def export_torch(model: transformers.PreTrainedModel, path: Path, dynamo: bool, 
     start = options.get("start", False)
     if start:
         outputs += [f"present.{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
+    if config.model_type == "gemma3n_text":
+        transformers.models.gemma3n.modeling_gemma3n.Gemma3nTextMLP._gaussian_topk = sparse_gate
     module = (FlatCache(model, names) if cache else Start(model) if start else Plain(model)).eval()
     if dynamo:
         shapes = (tuple(axes),) if cache else tuple(axes)
@@ -442,6 +455,13 @@ def export_torch(model: transformers.PreTrainedModel, path: Path, dynamo: bool, 
     proto = onnx.load(path)
     strip(proto)
     onnx.save(proto, path)
+
+
+def sparse_gate(mlp: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Gemma 3n's gates with their factor as a number: the exporters have no inverse error function."""
+    factor = statistics.NormalDist().inv_cdf(mlp.activation_sparsity)
+    cut = x.mean(dim=-1, keepdim=True) + x.std(dim=-1, keepdim=True, unbiased=False) * factor
+    return torch.nn.functional.relu(x - cut)
 
 
 def strip(proto: onnx.ModelProto) -> None:

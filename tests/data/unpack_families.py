@@ -18,7 +18,7 @@ OTHERS = (
     *("internlm3", "glm4", "opt", "opt-350m", "falcon", "falcon-grouped", "nemotron"),
     *("bloom", "mpt", "falcon-alibi", "hunyuan", "nanochat"),
     *("stablelm-heads", "phi-heads", "persimmon", "cohere-heads", "olmo-clipped", "apertus"),
-    *("gemma", "gemma3n", "exaone", "glm", "olmo3", "gpt-neo", "codegen", "vaultgemma", "ministral", "arcee"),
+    *("gemma", "gemma3n", "gemma3n-shared", "exaone", "glm", "olmo3", "gpt-neo", "codegen", "vaultgemma", "ministral", "arcee"),
     *("seed-oss", "helium", "ernie4-5"),
 )
 EXPORTERS = ("dynamo", "legacy17", "optimum")

@@ -49,8 +49,9 @@ _KINDS = [  # operators that tell what kind of model it is, or who wrote it
 ]
 
 _WEIGHTS = {  # part of a weight's name -> what model it tells
-    ".altup.": "AltUp's streams beside one another, as Gemma 3n has, are not supported: use a dense Gemma 3",
-    ".embed_tokens_per_layer.": "embeddings for each layer, as Gemma 3n has, are not supported: use a dense Gemma 3",
+    ".altup.": "it belongs to a Gemma 3n, and is written in a way that is not known: export it with dynamo=True",
+    ".embed_tokens_per_layer.": "it belongs to a Gemma 3n, and is written in a way that is not known: export it with "
+    "dynamo=True",
 }
 
 

@@ -142,6 +142,12 @@ def _split(node: Any) -> str:
     return ""
 
 
+def _concat(node: Any) -> str:
+    if attribute(node, "axis") != -1 or len(node.inputs) != 2:
+        return "only two computed rows can stand beside one another"
+    return ""
+
+
 def _reshape(node: Any) -> str:
     if is_weight(node.outputs[0]):
         return ""
@@ -166,8 +172,10 @@ def _add(node: Any) -> str:
 
 def _mul(node: Any) -> str:
     weights = [v for v in node.inputs if is_weight(v)]
+    if len(weights) == 1 and weights[0].producer() is None and len(weights[0].const_value.shape) == 1:
+        return ""
     if any(v.producer() is not None or v.const_value.size != 1 for v in weights) or len(weights) > 1:
-        return "a computed value is multiplied by a weight vector, which is not supported outside a norm"
+        return "a computed value is multiplied by a weight matrix number by number, which has no kernel"
     if weights or gate_of(node) is not None:
         return ""
     if sigmoid_of_silu(node) is None:
@@ -220,6 +228,10 @@ CHECKS = {
     (DOMAIN, "Gelu"): _accept,
     (DOMAIN, "SquaredRelu"): _accept,
     (DOMAIN, "XIELU"): _accept,
+    ("", "Concat"): _concat,
+    **{(DOMAIN, name): _accept for name in ("AltUpPredict", "AltUpCorrect", "AltUpAdd")},
+    (DOMAIN, "MatchMagnitude"): _accept,
+    (DOMAIN, "GaussianTopK"): _accept,
     (DOMAIN, "CausalMask"): _accept,
     (DOMAIN, "Alibi"): _accept,
     (DOMAIN, "Positions"): _accept,

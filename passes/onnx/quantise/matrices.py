@@ -175,12 +175,11 @@ def _heads(imp: Importing) -> Iterator[Any]:
 
 def _without_copies(found: list[Matrix]) -> list[Matrix]:
     """Heads that have the embedding's numbers are read from it, so that both have one format and are stored once."""
-    table = next((m for m in found if m.roles == {EMBEDDING} and m.axis == 1), None)
-    if table is None:
-        return found
-    for head in [m for m in found if m.roles == {HEAD}]:
+    tables = [m for m in found if m.roles == {EMBEDDING} and m.axis == 1]
+    pairs = [(table, head) for head in found if head.roles == {HEAD} for table in tables]
+    for table, head in pairs:
         turned = same_numbers(table.weight.const_value, head.weight.const_value)
-        if turned is None or head.axis != (0 if turned else 1):
+        if turned is None or head.axis != (0 if turned else 1) or head not in found:
             continue
         table.uses += [Use(use.node, True) for use in head.uses]
         table.roles.add(HEAD)

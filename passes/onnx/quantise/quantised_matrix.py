@@ -78,6 +78,8 @@ class QuantisedMatrix:
 def quantised_matrices(imp: Importing) -> list[QuantisedMatrix]:
     """The matrices that the recipe of an import gives a format; none without a recipe.
 
+    Those whose sums are shorter than any block stay as they are, unless a pattern names them.
+
     Raises:
         UserError: there is no float matrix, a pattern of the recipe matches none, or a block does not divide K.
     """
@@ -88,9 +90,12 @@ def quantised_matrices(imp: Importing) -> list[QuantisedMatrix]:
         raise UserError("there are no float weights to quantise: leave --quantise out")
     seen, chosen = set[int | None](), []
     for matrix in found:
-        seen.add(imp.recipe.pattern_of(matrix.names))
+        stated = imp.recipe.pattern_of(matrix.names)
+        seen.add(stated)
         kept = imp.recipe.format_of(matrix.roles, matrix.names)
         if kept is None:
+            continue
+        if stated is None and matrix.k < min(BLOCKS):  # such as the factors of AltUp's few streams
             continue
         if matrix.k % kept.block:
             raise UserError(_not_divided(matrix, kept))

@@ -27,7 +27,7 @@ _UNPADDED = "unpadded"
 HIDDEN = float(np.finfo(np.float32).min)
 
 
-class _Body:
+class Body:
     """Builds a function body a node at a time."""
 
     def __init__(self, inputs: list[str]) -> None:
@@ -35,15 +35,18 @@ class _Body:
         self.nodes: list[Any] = []
 
     def __call__(self, op_type: str, *inputs: Any, **attributes: Any) -> Any:
+        """Append a node; its first output."""
         node = ir.node(op_type, list(inputs), attributes)
         node.outputs[0].name = f"{op_type}_{len(self.nodes)}"
         self.nodes.append(node)
         return node.outputs[0]
 
     def constant(self, numbers: Any) -> Any:
+        """Whole numbers."""
         return self("Constant", value=ir.tensor(np.asarray(numbers, np.int64)))
 
     def number(self, value: float) -> Any:
+        """A float32 number."""
         return self("Constant", value=ir.tensor(np.float32(value)))
 
     def given(self, name: str) -> Any:
@@ -57,10 +60,12 @@ class _Body:
         return self("Shape", value, start=axis, end=axis + 1)
 
     def arange(self, first: Any, end: Any) -> Any:
+        """Whole numbers from one one-element vector up to another."""
         zero = self.constant([0])
         return self("Range", self("Squeeze", first, zero), self("Squeeze", end, zero), self.constant(1))
 
     def function(self, name: str, output: Any, attributes: list[Any], overload: str = "") -> Any:
+        """The function of the nodes so far."""
         output.name = "result"
         graph = ir.Graph(self.inputs, [output], nodes=self.nodes, opset_imports={"": OPSET}, name=name)
         return ir.Function(DOMAIN, name, overload, graph=graph, attributes=attributes)
@@ -68,7 +73,7 @@ class _Body:
 
 def causal_mask_function(padding: bool) -> Any:
     """CausalMask: causal, and within the window if it is not 0, and not padding if `padding`."""
-    body = _Body(["attention_mask", "input_ids", "past_key"])
+    body = Body(["attention_mask", "input_ids", "past_key"])
     attention_mask, input_ids, past_key = body.inputs
     past, new = body.dimension(past_key, 2), body.dimension(input_ids, 1)
     total = body("Add", past, new)
@@ -96,7 +101,7 @@ def alibi_function() -> Any:
 
     Positions are counted from the last key, which a softmax does not see.
     """
-    body = _Body(["mask"])
+    body = Body(["mask"])
     total = body.dimension(body.inputs[0], 3)
     last = body("Sub", total, body.constant([1]))
     behind = body("Cast", body("Sub", body.arange(body.constant([0]), total), last), to=int(ir.DataType.FLOAT))
@@ -109,7 +114,7 @@ def alibi_function() -> Any:
 
 def positions_function(padding: bool) -> Any:
     """Positions: past, past + 1, ..., or, if `padding`, the number of real tokens before each (never negative)."""
-    body = _Body(["attention_mask", "input_ids", "past_key"])
+    body = Body(["attention_mask", "input_ids", "past_key"])
     attention_mask, input_ids, past_key = body.inputs
     past, new = body.dimension(past_key, 2), body.dimension(input_ids, 1)
     total = body("Add", past, new)
@@ -125,7 +130,7 @@ def positions_function(padding: bool) -> Any:
 
 def gelu_function() -> Any:
     """Gelu with the constants of an export that has rounded them; ONNX's own operator has exact ones only."""
-    body = _Body(["x"])
+    body = Body(["x"])
     (x,) = body.inputs
     cube = body("Mul", body("Mul", x, x), x)
     inner = body("Mul", body("Add", x, body("Mul", cube, body.given("cubic"))), body.given("slope"))
@@ -136,14 +141,14 @@ def gelu_function() -> Any:
 
 def squared_relu_function() -> Any:
     """SquaredRelu: the activation of Nemotron, which ONNX has no operator for."""
-    body = _Body(["x"])
+    body = Body(["x"])
     positive = body("Relu", body.inputs[0])
     return body.function("SquaredRelu", body("Mul", positive, positive), [])
 
 
 def xielu_function() -> Any:
     """XIELU: the activation of Apertus, which ONNX has no operator for."""
-    body = _Body(["x"])
+    body = Body(["x"])
     (x,) = body.inputs
     over, under = body("Max", x, body.number(0.0)), body("Min", x, body.number(0.0))
     grown = body("Sub", body("Sub", body("Exp", under), body.number(1.0)), under)

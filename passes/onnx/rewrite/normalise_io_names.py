@@ -24,7 +24,7 @@ _KINDS = [  # what an input's name tells of the model
     ("ssm", " (recurrent and hybrid models are not supported)"),
     ("state", " (recurrent and hybrid models are not supported)"),
     ("pixel", " (images are not supported)"),
-    ("per_layer", " (Gemma 3n's inputs for each layer are not supported)"),
+    ("per_layer", " (a Gemma 3n in one piece with its embeddings is supported)"),
     ("embeds", " (models split from their embedding are not supported)"),
 ]
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)

@@ -74,8 +74,9 @@ def as_rows(before: Any, value: Any, rank: int) -> Any:
     """[B, S, H, D] -> [B, S, H * D]; a value of rank 3 is that already."""
     if rank == 3:
         return value
-    graph = before.graph
-    name = f"{value.name}.rows"
+    graph, name = before.graph, f"{value.name}.rows"
+    if made := next((user.outputs[0] for user, _ in value.uses() if user.outputs[0].name == name), None):
+        return made  # of keys that several layers read
     shape = add_initializer(graph, f"{name}.shape", np.array([0, 0, -1], np.int64))
     return emit(before, "Reshape", [value, shape], {"allowzero": 0}, outputs=[name]).outputs[0]
 
@@ -128,6 +129,9 @@ def rotate(imp: Importing, before: Any, x: Any, heads: int, rope: Rope) -> Any:
         "rotary_embedding_dim": rope.rotary_dim,
     }
     name = f"{x.name}.rotated"
+    for user, _ in x.uses():  # keys that several layers read
+        if user.op_type == "RotaryEmbedding" and user.inputs[1] is cos and user.outputs[0].name == name:
+            return user.outputs[0]
     node = emit(before, "RotaryEmbedding", [x, cos, sin, positions], attributes, name=name, outputs=[name])
     node.meta[WRITTEN] = True
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)

@@ -38,6 +38,27 @@ def add_bias(tile: CpuTile, n: int, width: int) -> Any:
     return add_bias
 
 
+@functools.cache
+def scale_columns(tile: CpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (a[1, n, width], b[width], y): y = a * b in every row."""
+    lanes = tile.vector(width)
+
+    @T.prim_func(s_tir=True)
+    def scale_columns(
+        a: T.Buffer((1, n, width), "float32"),
+        b: T.Buffer((width,), "float32"),
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for m, i in T.grid(n, width // lanes):
+            with T.sblock("vector"):
+                vm, vi = T.axis.remap("SS", [m, i])
+                for v in T.vectorized(lanes):
+                    y[0, vm, vi * lanes + v] = a[0, vm, vi * lanes + v] * b[vi * lanes + v]
+
+    return scale_columns
+
+
 def silu_mul(tile: CpuTile, n: int, width: int) -> Any:
     """The PrimFunc (gate, up, y): y = gate * sigmoid(gate) * up, all of [1, n, width]."""
     return _binary(tile, n, width, "silu_mul")

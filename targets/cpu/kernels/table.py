@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from targets.cpu.kernels.altup import altup_add, altup_correct, altup_predict
 from targets.cpu.kernels.argmax import argmax
 from targets.cpu.kernels.attention import attention_cached
 from targets.cpu.kernels.attention_rows import attention_rows
@@ -15,6 +16,7 @@ from targets.cpu.kernels.elementwise import (
     gelu_mul,
     relu,
     scale,
+    scale_columns,
     silu_mul,
     squared_relu,
     tanh,
@@ -26,7 +28,14 @@ from targets.cpu.kernels.linear_int import linear_int, quantise_rows
 from targets.cpu.kernels.linear_nbits import linear_nbits
 from targets.cpu.kernels.norm import add_rms_norm, layer_norm, rms_norm
 from targets.cpu.kernels.rope import rope, rope_rows
-from targets.cpu.kernels.take import learned_positions, learned_positions_rows, take_columns, take_row
+from targets.cpu.kernels.row_statistics import gaussian_top_k, match_magnitude
+from targets.cpu.kernels.take import (
+    join_columns,
+    learned_positions,
+    learned_positions_rows,
+    take_columns,
+    take_row,
+)
 
 MAKERS: dict[str, Any] = {
     maker.__name__: maker
@@ -35,6 +44,7 @@ MAKERS: dict[str, Any] = {
         *(rms_norm, add_rms_norm, layer_norm),
         *(add, add_bias, silu_mul, gelu_mul, gelu, relu, squared_relu, xielu, clip, tanh, scale),
         *(rope, learned_positions, attention_cached, argmax, take_row, take_columns),
+        *(altup_predict, altup_correct, altup_add, match_magnitude, gaussian_top_k, join_columns, scale_columns),
         *(rope_rows, learned_positions_rows, attention_rows),
     )
 }

@@ -81,3 +81,27 @@ def learned_positions_rows(tile: CpuTile, n: int, rows: int, width: int, dtype: 
                 y[0, vm, vi] = T.Cast("float32", w[pos[vm], vi])
 
     return learned_positions_rows
+
+
+@functools.cache
+def join_columns(tile: CpuTile, n: int, width: int, other: int) -> Any:
+    """The PrimFunc (a[1, n, width], b[1, n, other], y[1, n, width + other]): y = a and b beside one another."""
+
+    @T.prim_func(s_tir=True)
+    def join_columns(
+        a: T.Buffer((1, n, width), "float32"),
+        b: T.Buffer((1, n, other), "float32"),
+        y: T.Buffer((1, n, width + other), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for m in T.serial(n):
+            for i in T.serial(width):
+                with T.sblock("first"):
+                    vm, vi = T.axis.remap("SS", [m, i])
+                    y[0, vm, vi] = a[0, vm, vi]
+            for i in T.serial(other):
+                with T.sblock("second"):
+                    vm, vi = T.axis.remap("SS", [m, i])
+                    y[0, vm, width + vi] = b[0, vm, vi]
+
+    return join_columns

@@ -120,6 +120,33 @@ def add_bias(tile: GpuTile, n: int, width: int) -> Any:
 
 
 @functools.cache
+def scale_columns(tile: GpuTile, n: int, width: int) -> Any:
+    """The PrimFunc (a[1, n, width], b[width], y): y = a * b in every row."""
+    size, lanes = tile.group, tile.vector(width)
+    items = n * width // lanes
+    groups = -(-items // size)
+
+    @T.prim_func(s_tir=True)
+    def scale_columns(
+        a: T.Buffer((1, n, width), "float32"),
+        b: T.Buffer((width,), "float32"),
+        y: T.Buffer((1, n, width), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for g in T.thread_binding(groups, thread="blockIdx.x"):
+            for t in T.thread_binding(size, thread="threadIdx.x"):
+                with T.sblock("vector"):
+                    vi = T.axis.spatial(items, g * size + t)
+                    T.where(g * size + t < items)
+                    for v in T.vectorized(lanes):
+                        y[0, vi * lanes // width, vi * lanes % width + v] = (
+                            a[0, vi * lanes // width, vi * lanes % width + v] * b[vi * lanes % width + v]
+                        )
+
+    return scale_columns
+
+
+@functools.cache
 def _unary(tile: GpuTile, n: int, width: int, kind: str, *constants: float) -> Any:
     size, lanes = tile.group, tile.vector(width)
     items = n * width // lanes

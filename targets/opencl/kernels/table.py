@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from targets.opencl.kernels.altup import altup_add, altup_correct, altup_predict
 from targets.opencl.kernels.argmax import argmax
 from targets.opencl.kernels.attention import attention_cached, attention_in_slot, attention_rows
 from targets.opencl.kernels.elementwise import (
@@ -14,6 +15,7 @@ from targets.opencl.kernels.elementwise import (
     gelu_mul,
     relu,
     scale,
+    scale_columns,
     silu_mul,
     squared_relu,
     tanh,
@@ -25,7 +27,14 @@ from targets.opencl.kernels.linear_int import linear_int, quantise_rows
 from targets.opencl.kernels.linear_nbits import linear_nbits
 from targets.opencl.kernels.norm import add_rms_norm, layer_norm, rms_norm
 from targets.opencl.kernels.rope import rope, rope_rows
-from targets.opencl.kernels.take import learned_positions, learned_positions_rows, take_columns, take_row
+from targets.opencl.kernels.row_statistics import gaussian_top_k, match_magnitude
+from targets.opencl.kernels.take import (
+    join_columns,
+    learned_positions,
+    learned_positions_rows,
+    take_columns,
+    take_row,
+)
 
 MAKERS: dict[str, Any] = {
     maker.__name__: maker
@@ -34,6 +43,7 @@ MAKERS: dict[str, Any] = {
         *(rms_norm, add_rms_norm, layer_norm),
         *(add, add_bias, silu_mul, gelu_mul, gelu, relu, squared_relu, xielu, clip, tanh, scale),
         *(rope, learned_positions, attention_cached, argmax, take_row, take_columns),
+        *(altup_predict, altup_correct, altup_add, match_magnitude, gaussian_top_k, join_columns, scale_columns),
         *(rope_rows, learned_positions_rows, attention_rows, attention_in_slot),
     )
 }

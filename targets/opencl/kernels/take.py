@@ -89,3 +89,30 @@ def _learned_positions(tile: GpuTile, n: int, rows: int, width: int, dtype: str,
                         y[0, vi // width, vi % width] = w[position(pos, vi // width), vi % width]
 
     return learned_positions
+
+
+@functools.cache
+def join_columns(tile: GpuTile, n: int, width: int, other: int) -> Any:
+    """The PrimFunc (a[1, n, width], b[1, n, other], y[1, n, width + other]): y = a and b beside one another."""
+    size, whole = tile.group, width + other
+    groups = -(-(n * whole) // size)
+
+    @T.prim_func(s_tir=True)
+    def join_columns(
+        a: T.Buffer((1, n, width), "float32"),
+        b: T.Buffer((1, n, other), "float32"),
+        y: T.Buffer((1, n, whole), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        for g in T.thread_binding(groups, thread="blockIdx.x"):
+            for t in T.thread_binding(size, thread="threadIdx.x"):
+                with T.sblock("value"):
+                    vi = T.axis.spatial(n * whole, g * size + t)
+                    T.where(g * size + t < n * whole)
+                    y[0, vi // whole, vi % whole] = T.if_then_else(
+                        vi % whole < width,
+                        a[0, vi // whole, vi % whole],
+                        b[0, vi // whole, vi % whole - width],
+                    )
+
+    return join_columns

@@ -234,6 +234,7 @@ TINY = {
 }  # fmt: skip
 LLAMA_SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim")
 GEMMA = {"num_hidden_layers": 2, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+GEMMA_3N = {"hidden_size_per_layer_input": 8, "laurel_rank": 4}
 CELLS: dict[str, dict[str, Any]] = {  # a cell of the coverage table for each family that has a config.json
     "llama-dynamo23-fp32": {"model_type": "llama"},
     "llama3-dynamo-fp32": {"model_type": "llama", "tie_word_embeddings": True},
@@ -298,6 +299,12 @@ CELLS: dict[str, dict[str, Any]] = {  # a cell of the coverage table for each fa
     "ernie4-5-dynamo-fp32": {"model_type": "ernie4_5"},
     "hunyuan-dynamo-fp32": {"model_type": "hunyuan_v1_dense", "tie_word_embeddings": True},
     "nanochat-dynamo-fp32": {"model_type": "nanochat"},
+    "gemma3n-dynamo-fp32": {"model_type": "gemma3n_text", "num_kv_shared_layers": 0, **GEMMA, **GEMMA_3N},
+    "gemma3n-shared-dynamo-fp32": {
+        "model_type": "gemma3n_text", **GEMMA_3N, "sliding_window": 4, "num_hidden_layers": 4,
+        "layer_types": GEMMA["layer_types"] * 2, "num_kv_shared_layers": 2, "intermediate_size": [32, 32, 48, 48],
+        "activation_sparsity_pattern": [0.95, 0.8, 0.0, 0.0], "altup_num_inputs": 3, "altup_active_idx": 1,
+    },
 }  # fmt: skip
 
 

@@ -48,6 +48,20 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
         },
         3_880_263_168,
     ),
+    # without the keys and values of layers that read another's, which files have and no export computes
+    "gemma-3n-E4B, its text": (
+        {"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text", "num_hidden_layers": 35}}, 6_870_000_000
+    ),
+    "gemma-3n-E2B, its text": (
+        {
+            "model_type": "gemma3n",
+            "text_config": {
+                "model_type": "gemma3n_text", "num_hidden_layers": 30, "intermediate_size": 8192,
+                "num_kv_shared_layers": 10,
+            },
+        },
+        4_460_000_000,
+    ),
     "vaultgemma-1b": (
         sizes("vaultgemma", 1152, 6912, 4, 4, 26, 256000, head_dim=256, sliding_window=512), 1_040_000_000
     ),
@@ -204,7 +218,7 @@ def test_whether_a_multimodal_models_embedding_is_its_head_is_stated_beside_its_
         ({"model_type": "deepseek_v3", "n_routed_experts": 256}, "a mixture of experts"),
         ({"model_type": "ernie4_5_moe", "moe_num_experts": 64}, "a mixture of experts"),
         ({"model_type": "mamba"}, "model_type 'mamba' is not known"),
-        ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "'gemma3n_text' is not known"),
+        ({"model_type": "rwkv", "text_config": {"model_type": "rwkv_text"}}, "'rwkv_text' is not known"),
     ],
 )
 def test_what_is_no_dense_decoder_is_refused_by_name(tmp_path: Path, more: dict[str, Any], message: str) -> None:

@@ -301,7 +301,7 @@ def test_accuracy_level_is_zero_after() -> None:
     ("body", "reason"),
     [
         ("y = Elu(x)", r"ai.onnx.Elu \(node 'Elu of y'\): the operator is not part"),
-        ("y = Mul(x, v)", "multiplied by a weight vector"),
+        ("y = Mul(x, v2)", "multiplied by a weight matrix"),
         ("y = Add(x, c)", "only a bias vector"),
         ("y = Add(x, c1)", "only a bias vector"),  # whose kernel reads a number for each column
         ("y = MatMul(x, x)", "matrix multiplications of a computed value with a weight"),
@@ -319,7 +319,8 @@ def test_accuracy_level_is_zero_after() -> None:
     ],
 )
 def test_what_is_outside_the_vocabulary_is_named(body: str, reason: str) -> None:
-    numbers = "float c = {2}, float[1] c1 = {2}, float[8] v = {1,1,1,1,1,1,1,1}"
+    ones = "{1,1,1,1,1,1,1,1}"
+    numbers = f"float c = {{2}}, float[1] c1 = {{2}}, float[8] v = {ones}, float[1,8] v2 = {ones}"
     constants = f"{numbers}, int64[4] r = {{0,0,2,4}}, int64[3] r3 = {{0,0,8}}"
     imp = importing(f"g ({IDS}) => (float[b,s,8] y) <{TABLE}, {constants}> {{ x = Gather(e, input_ids) {body} }}")
     with pytest.raises(UserError, match=reason):

@@ -122,6 +122,16 @@ CASES: dict[str, Case] = {
     "argmax.argmax": Case(
         (N, 600), lambda: [normal(1, N, 600)], (1, N), (((N, 3), "float32"), ((N, 3), "int32")), dtype="int64"),
     "take.take_row": Case((N, WIDTH), lambda: [x(), 3], (1, 1, WIDTH)),
+    "take.join_columns": Case((N, WIDTH, 40), lambda: [x(), normal(1, N, 40)], (1, N, WIDTH + 40)),
+    "elementwise.scale_columns": Case((N, WIDTH), lambda: [x(), normal(WIDTH)], ROW),
+    "altup.altup_predict": Case((N, WIDTH, 3), lambda: [x(), normal(1, N, 9)], ROW, within=1e-6),
+    "altup.altup_correct": Case(
+        (N, WIDTH, 3, 1), lambda: [x(), normal(1, N, 32), normal(1, N, 3)], ROW, within=1e-6),
+    "altup.altup_add": Case((N, WIDTH, 3, 1), lambda: [x(), normal(1, N, 32)], ROW),
+    "row_statistics.match_magnitude": Case(
+        (N, WIDTH, 1e-5), lambda: [x(), x(1)], ROW, (((2, N, 2), "float32"),), within=1e-6),
+    "row_statistics.gaussian_top_k": Case(
+        (N, WIDTH, 0.8), lambda: [x()], ROW, (((N, 2), "float32"), ((N, 2), "float32")), within=1e-6),
     "take.take_columns": Case((N, WIDTH, 8, 16), lambda: [x()], (1, N, 16)),
     **{f"take.learned_positions {d}": Case(
         (N, 40, WIDTH, d), lambda d=d: [normal(40, WIDTH).astype(d), ids(40), 7], ROW, dtype=d)

@@ -103,13 +103,12 @@ def error(capsys, *arguments, folder, load):
 def without_times(value, key=""):
     """Replace what the clock decides by "TIME"."""
     if isinstance(value, dict):
-        timed = value.get("unit") in ("ms", "tokens/s") or key == "time_shares"
+        timed = value.get("unit") in ("ms", "us", "tokens/s") or key == "time_shares"
         return {k: "TIME" if timed and isinstance(v, float) else without_times(v, k) for k, v in value.items()}
     if isinstance(value, list):
         return [without_times(v, key) for v in value]
-    timed = (
-        key.startswith("verify_step") or key.endswith("_s") or key in ("draft_step", "sampling", "dispatch", "1", "4")
-    )
+    terms = ("draft_step", "sampling", "deciding", "dispatch", "1", "4")
+    timed = key.startswith("verify_step") or key.endswith("_s") or key in terms
     return "TIME" if timed and isinstance(value, float) else value
 
 

@@ -200,5 +200,6 @@ def test_times_of_a_round_are_parts_of_the_whole(pair):
     for r in trace.rounds:
         assert min(r.verify_s, r.sampling_s, r.dispatch_s) >= 0.0
         assert (r.draft_s > 0) == (r.drafted > 0)
-        assert r.total_s == r.draft_s + r.verify_s + r.sampling_s + r.dispatch_s
+        assert r.total_s == r.draft_s + r.verify_s + r.sampling_s + r.loop_s
+        assert r.loop_s == r.dispatch_s + r.deciding_s > r.dispatch_s
     assert trace.decode_s >= sum(r.total_s for r in trace.rounds)

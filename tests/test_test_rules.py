@@ -55,6 +55,7 @@ CROSS_CUTTING = {
     "hetero_sd/runtime/test_numpy_backend.py": "a backend from compiling to decoding",
     "hetero_sd/runtime/test_gpu_model.py": "model.py on an OpenCL device",
     "hetero_sd/runtime/test_gpu_slots.py": "model.py and the batch engine on an OpenCL device",
+    "hetero_sd/runtime/test_gpu_streams.py": "streams side by side on an OpenCL device",
     "hetero_sd/runtime/decode/drafters/test_protocol.py": "the Drafter protocol, by a drafter of its own",
     "hetero_sd/runtime/decode/test_every_mode.py": "ends of texts and of rounds in every mode, on compiled bundles",
     "hetero_sd/runtime/decode/test_overlapped_events.py": "costmodel/overlapped_events.py beside the threads' own code",

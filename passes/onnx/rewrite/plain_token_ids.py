@@ -66,10 +66,14 @@ def _rewrite(imp: Importing, node: Any, ids: Any, vocab: int) -> None:
     if not rows:
         raise Declined("its table is stored in another form")
     given = np.arange(vocab, dtype=np.int64)[None]
-    chosen = Piece(imp, [], node.inputs[1]).run(Point(1, vocab, 0), input_ids=given)
+    piece, at = Piece(imp, [], node.inputs[1]), Point(1, vocab, 0)
+    chosen = piece.run(at, input_ids=given)
     if chosen.shape != given.shape or chosen.min() < 0 or chosen.max() >= rows:
         raise Declined(f"ids from 0 to {vocab - 1} choose something else than a row of the {rows}")
     order = chosen[0].astype(np.int64)
+    turned = piece.run(at, input_ids=given[:, ::-1])
+    if not np.array_equal(turned, chosen[:, ::-1]):
+        raise Declined("what an id chooses depends on the ids beside it")
     if not np.array_equal(order[: min(rows, vocab)], np.arange(min(rows, vocab))) or vocab > rows + _MOST_MORE:
         raise Declined("ids choose rows in another order")
     if vocab > rows:

@@ -47,6 +47,30 @@ def wrong_least(proto: Any) -> None:
         other_number(proto, node, 1, -1.0)
 
 
+def bounded_above(proto: Any) -> None:
+    """A bound that no usual number reaches."""
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(1e4), "most"))
+    for node in [n for n in proto.graph.node if n.op_type == "Clip"]:
+        node.input.append("most")
+
+
+def by_the_token_before(proto: Any) -> None:
+    """The row of a token of the layers' table is that of another one where the token before it is a later one."""
+    table = next(n for n in proto.graph.node if n.op_type == "Gather" and maker(proto, n.input[1]).op_type == "Where")
+    ids, nodes = table.input[1], []
+    constants = {"zero": 0, "one": [1], "minus_one": [-1], "none": [0], "pads": [0, 1, 0, 0]}
+    for name, number in constants.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(number, np.int64), f"of_{name}"))
+    nodes.append(onnx.helper.make_node("Pad", [ids, "of_pads"], ["of_padded"]))
+    nodes.append(onnx.helper.make_node("Slice", ["of_padded", "of_none", "of_minus_one", "of_one"], ["of_before"]))
+    nodes.append(onnx.helper.make_node("Greater", ["of_before", ids], ["of_later"]))
+    nodes.append(onnx.helper.make_node("Where", ["of_later", "of_zero", ids], ["of_chosen"]))
+    place = list(proto.graph.node).index(table)
+    for node in reversed(nodes):
+        proto.graph.node.insert(place, node)
+    table.input[1] = "of_chosen"
+
+
 def test_what_it_becomes() -> None:
     decoder = canonicalise(EXPORT, 32)
     kinds = [node.op_type for node in decoder.model.graph]
@@ -70,11 +94,20 @@ def test_tokens_without_a_row_of_their_own_have_that_of_the_first() -> None:
     assert not np.array_equal(longer[55], longer[0])
 
 
-@pytest.mark.parametrize("change", [wrong_correction, wrong_least])
+@pytest.mark.parametrize("change", [wrong_correction, wrong_least, bounded_above])
 def test_other_numbers_are_refused(change: Any, tmp_path: Path) -> None:
     proto = onnx.load(EXPORT)
     change(proto)
     onnx.save(proto, tmp_path / "model.onnx")
     with pytest.raises(UserError, match=r"Gemma 3n, and is written in a way that is not known") as error:
+        canonicalise(tmp_path / "model.onnx", 32)
+    assert "\n" not in str(error.value)
+
+
+def test_rows_that_depend_on_the_token_before_are_refused(tmp_path: Path) -> None:
+    proto = onnx.load(EXPORT)
+    by_the_token_before(proto)
+    onnx.save(proto, tmp_path / "model.onnx")
+    with pytest.raises(UserError) as error:
         canonicalise(tmp_path / "model.onnx", 32)
     assert "\n" not in str(error.value)

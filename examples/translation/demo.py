@@ -69,7 +69,7 @@ def speed_at_medians(stats: dict[str, Any]) -> float:
     median_s, seconds = stats["median_s"], stats["median_s"]["first_rounds"] or 0.0
     for gamma, rounds in stats["gammas"].items():
         steps = int(gamma) * (median_s["draft_step"] or 0.0) + median_s["verify_step"][str(int(gamma) + 1)]
-        around_s = median_s["sampling"] + median_s["deciding"] + median_s["dispatch"]
+        around_s = median_s["sampling"] + (median_s["deciding"] or 0.0) + median_s["dispatch"]
         seconds += rounds * (steps + around_s)
     return float((stats["new_tokens"] - 1) / seconds)
 

@@ -24,6 +24,7 @@ CROSS_CUTTING = {
     "targets/cpu/test_linear_int.py": "kernels/linear_int.py on this machine",
     "targets/opencl/test_against_cpu.py": "kernels of two processors",
     "targets/opencl/test_rows_of_sequences.py": "kernels of rows with a slot and a position each",
+    "targets/opencl/test_streams.py": "the OpenCL kernels of several files",
     "targets/opencl/test_linear_int.py": "kernels/linear_int.py and integer_dot.py on a device",
     "targets/opencl/test_native_half.py": "kernels and tile: half arithmetic, compiled only",
     "targets/opencl/test_opencl_building.py": "runtime/building.py",

@@ -589,10 +589,10 @@ def test_oclgrind_finds_nothing_in_any_kernel(runtime_library: Path, factories: 
     need_program("oclgrind")
     log, used = tmp_path / "log", tmp_path / "used"
     checks = ("--data-races", "--uninitialized", "--build-options", "-cl-opt-disable", "--log", str(log))
-    more = ("test_linear_int.py", "test_rows_of_sequences.py")
+    more = ("test_linear_int.py", "test_rows_of_sequences.py", "test_streams.py")
     files = (__file__, *(str(Path(__file__).with_name(name)) for name in more))
     pytest_ = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", *files)
-    which = "rows_of_sequences or SMALL or take or activations or layer_norm or test_embedding"
+    which = "streams or rows_of_sequences or SMALL or take or activations or layer_norm or test_embedding"
     environment = {**os.environ, "HSD_OPENCL_RUNTIME": str(runtime_library), "HSD_TEST_KERNELS_USED": str(used)}
     done = subprocess.run(
         ["oclgrind", *checks, *pytest_, "-k", which], env=environment, capture_output=True, text=True, timeout=900
